@@ -1,0 +1,95 @@
+"""The errors of ulna.
+
+    UlnaError
+    ├── UsageError (also a ValueError)   what a user can cause: exit code 2, one clear sentence
+    │   └── DataError                    problems in files, all of them at once
+    ├── PartialFailure                   some cases failed, the others are written: exit code 3
+    └── Interrupted                      stopped by a signal after a checkpoint was written: 130 or 143
+
+Anything else that reaches a user is a defect of ulna (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class UlnaError(Exception):
+    """Root of every error that ulna raises on purpose."""
+
+
+class UsageError(UlnaError, ValueError):
+    """The input or the usage is wrong; the message says what came, what was expected and what to do."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with one file: where, what and what to do about it."""
+
+    file: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}; {self.remedy}" if self.remedy else f"{self.file}: {self.what}"
+
+
+class DataError(UsageError):
+    """Everything that is wrong with a data set, all at once.
+
+    Args:
+        problems: one entry for every fault found.
+        root: the data set the problems belong to, named first in the message.
+    """
+
+    def __init__(self, problems: Sequence[Problem], root: object = None) -> None:
+        self.problems = tuple(problems)
+        self.root = root
+        lines = [str(problem) for problem in self.problems]
+        if len(lines) == 1:
+            message = lines[0]
+        else:
+            message = f"{root or 'data'}: {len(lines)} problems\n" + "\n".join(f"  {line}" for line in lines)
+        super().__init__(message)
+
+
+class PartialFailure(UlnaError):
+    """Some cases failed; the rest is written.
+
+    Args:
+        failed: case id -> reason.
+        done: how many cases were written.
+    """
+
+    def __init__(self, failed: dict[str, str], done: int) -> None:
+        self.failed, self.done = dict(failed), done
+        lines = "\n".join(f"  {case}: {reason}" for case, reason in self.failed.items())
+        super().__init__(f"{len(self.failed)} of {len(self.failed) + done} cases failed, the others are written\n{lines}")
+
+
+class Interrupted(UlnaError):
+    """Stopped by a signal; a checkpoint is on disk.
+
+    Args:
+        signal: the signal's number (2 for Ctrl-C, 15 for SIGTERM).
+        resume: the command that goes on from the checkpoint.
+    """
+
+    def __init__(self, signal: int, resume: str) -> None:
+        self.signal, self.resume = signal, resume
+        super().__init__(f"stopped by signal {signal}; a checkpoint is written, go on with: {resume}")
+
+
+def unknown(what: str, name: object, valid: Iterable[object]) -> UsageError:
+    """The error for a name that does not exist: nearest match first, then all valid names.
+
+    Example:
+        >>> print(unknown("skip block", "concatt", ["concat", "additive"]))
+        no skip block named 'concatt'; did you mean 'concat'?
+          valid: additive, concat
+    """
+    names = sorted(str(v) for v in valid)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UsageError(f"no {what} named {str(name)!r}{hint}\n  valid: {', '.join(names) or 'none'}")

@@ -1,0 +1,267 @@
+"""Losses on logits: one criterion, and its weighted mean over the supervised heads.
+
+Legend: N images, K logit maps, *S spatial axes. Targets are class indices (N, *S); with one map they are 0 and 1; with
+`multilabel` they are (N, K, *S) with 0 and 1. p is a probability, g the target. Sums run in float32 whatever the network
+computes in. Source of the formulas and their edge cases: specs, losses and metrics, section 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ulna.errors import UsageError, unknown
+from ulna.networks.heads import Outputs, probabilities
+
+REDUCTIONS = ("image", "batch")
+
+
+class _Overlap(nn.Module):
+    """What the losses on overlaps share: probabilities against one-hot targets, summed per image or over the batch."""
+
+    def __init__(
+        self, *, smooth: float = 1.0, reduction: str = "image", background: bool = False, multilabel: bool = False
+    ) -> None:
+        super().__init__()
+        if smooth <= 0:
+            raise UsageError(f"smooth is {smooth}; it must be above 0, or an empty mask gives 0/0")
+        if reduction not in REDUCTIONS:
+            raise unknown("reduction", reduction, REDUCTIONS)
+        self.smooth, self.reduction, self.background, self.multilabel = smooth, reduction, background, multilabel
+
+    def pairs(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """p and g as (N, maps, voxels); softmax outputs lose their background unless `background`."""
+        p = probabilities(logits, multilabel=self.multilabel)
+        exclusive = logits.shape[1] > 1 and not self.multilabel
+        g = one_hot(target, logits.shape[1]) if exclusive else as_maps(target, logits)
+        first = 1 if exclusive and not self.background else 0
+        return p[:, first:].flatten(2), g[:, first:].to(p.dtype).flatten(2)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over voxels: (N, maps, voxels) -> (N, maps), or (maps,) pooled over the batch."""
+        return x.sum(dim=2) if self.reduction == "image" else x.sum(dim=(0, 2))
+
+
+class SoftDice(_Overlap):
+    """1 - (2 sum pg + s) / (sum p + sum g + s); with `squared` p and g are squared in the denominator.
+
+    Source: Laird 2019 ("Dice" and "Dice squared"); s = 1 in the UNet++ authors' code.
+
+    Args:
+        smooth: s, above 0. Small values make the loss of an empty image a step.
+        reduction: "image" (per image and class, then the mean) or "batch" (pooled over the batch, per class).
+        background: whether map 0 of a softmax counts.
+        squared: square the terms of the denominator.
+
+    Shape:
+        (N, K, *S), (N, *S) -> ()
+
+    Example:
+        >>> round(SoftDice()(torch.full((1, 1, 2, 2), 20.0), torch.ones(1, 2, 2)).item(), 4)
+        0.0
+    """
+
+    def __init__(
+        self,
+        *,
+        smooth: float = 1.0,
+        reduction: str = "image",
+        background: bool = False,
+        squared: bool = False,
+        multilabel: bool = False,
+    ) -> None:
+        super().__init__(smooth=smooth, reduction=reduction, background=background, multilabel=multilabel)
+        self.squared = squared
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        p, g = self.pairs(logits, target)
+        below = self.sum(p * p) + self.sum(g * g) if self.squared else self.sum(p) + self.sum(g)
+        return 1 - ((2 * self.sum(p * g) + self.smooth) / (below + self.smooth)).mean()
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy over all voxels: of a sigmoid for one map or with `multilabel` (BCE), else of a softmax.
+
+    Shape:
+        (N, K, *S), (N, *S) -> ()
+    """
+
+    def __init__(self, *, multilabel: bool = False) -> None:
+        super().__init__()
+        self.multilabel = multilabel
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits = logits.float()
+        if self.multilabel or logits.shape[1] == 1:
+            return F.binary_cross_entropy_with_logits(logits, as_maps(target, logits).to(logits.dtype))
+        return F.cross_entropy(logits, target.long())
+
+
+class DiceCrossEntropy(nn.Module):
+    """`dice` * soft Dice + `cross_entropy` * cross-entropy.
+
+    Source: SDU-Net and Implicit U-Net (the sum). Reading: weights 1 and 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        dice: float = 1.0,
+        cross_entropy: float = 1.0,
+        smooth: float = 1.0,
+        reduction: str = "image",
+        multilabel: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weights = (dice, cross_entropy)
+        self.dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
+        self.cross_entropy = CrossEntropy(multilabel=multilabel)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.weights[0] * self.dice(logits, target) + self.weights[1] * self.cross_entropy(logits, target)
+
+
+class UNetPlusPlusLoss(DiceCrossEntropy):
+    """Half the binary cross-entropy plus soft Dice.
+
+    Source: UNet++ Eq. 2. Reading: as printed it has only the positive half of the cross-entropy and no sums in the
+    ratio; taken as in the authors' code, Dice per image and not pooled (specs, UNet++ 4).
+    """
+
+    def __init__(self, *, smooth: float = 1.0, reduction: str = "image", multilabel: bool = False) -> None:
+        super().__init__(cross_entropy=0.5, smooth=smooth, reduction=reduction, multilabel=multilabel)
+
+
+class FocalTversky(_Overlap):
+    """(1 - TI)^exponent with TI = (TP + s) / (TP + alpha FN + beta FP + s).
+
+    Source: Laird 2019; alpha, beta, s and the exponent of the focal Tversky authors' code. alpha weighs what is missed.
+
+    Shape:
+        (N, K, *S), (N, *S) -> ()
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.7,
+        beta: float = 0.3,
+        exponent: float = 0.75,
+        smooth: float = 1.0,
+        reduction: str = "image",
+        background: bool = False,
+        multilabel: bool = False,
+    ) -> None:
+        super().__init__(smooth=smooth, reduction=reduction, background=background, multilabel=multilabel)
+        self.alpha, self.beta, self.exponent = alpha, beta, exponent
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        p, g = self.pairs(logits, target)
+        hit, missed, wrong = self.sum(p * g), self.sum((1 - p) * g), self.sum(p * (1 - g))
+        index = (hit + self.smooth) / (hit + self.alpha * missed + self.beta * wrong + self.smooth)
+        # below 1 the power has an infinite slope at 0, which a perfect prediction reaches
+        return (1 - index).clamp_min(1e-7).pow(self.exponent).mean()
+
+
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "dice": SoftDice,
+    "dice_squared": lambda **options: SoftDice(squared=True, **options),
+    "cross_entropy": CrossEntropy,
+    "dice_ce": DiceCrossEntropy,
+    "unetpp": UNetPlusPlusLoss,
+    "focal_tversky": FocalTversky,
+}
+
+
+def make_loss(
+    kind: str, *, options: Mapping[str, Any] | None = None, heads: str | Mapping[str, float] = "equal", multilabel: bool
+) -> HeadsLoss:
+    """The loss of a recipe.
+
+    Raises:
+        UsageError: for an unknown loss, option or weighting.
+    """
+    if kind not in LOSSES:
+        raise unknown("loss", kind, LOSSES)
+    valid = [p for p in inspect.signature(SoftDice if kind == "dice_squared" else LOSSES[kind]).parameters]
+    for option in options or {}:
+        if option not in valid or option == "multilabel":
+            raise unknown(f"option of loss {kind!r}", option, (name for name in valid if name != "multilabel"))
+    return HeadsLoss(LOSSES[kind](**(options or {}), multilabel=multilabel), heads)
+
+
+class HeadsLoss(nn.Module):
+    """Weighted mean of one criterion over the supervised heads.
+
+    Source: UNet++ Eq. 2 and omega-Net Eq. 8; "halving" is nnU-Net's deep supervision: the weight halves from each head
+    to the next coarser one, the coarsest gets none, then all are normalised to sum 1.
+
+    Args:
+        criterion: (logits, target) -> ().
+        weights: "equal", "halving", or head name -> weight.
+    """
+
+    def __init__(self, criterion: nn.Module, weights: str | Mapping[str, float] = "equal") -> None:
+        super().__init__()
+        if isinstance(weights, str) and weights not in ("equal", "halving"):
+            raise unknown("weighting of heads", weights, ("equal", "halving"))
+        self.criterion = criterion
+        self.weights = weights
+
+    def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and the criterion at every head with a weight."""
+        weights = self.weights_for(outputs)
+        parts = {
+            name: self.criterion(logits, target_for(logits, target))
+            for name, logits in outputs.heads.items()
+            if weights[name] > 0
+        }
+        return torch.stack([weights[name] * loss for name, loss in parts.items()]).sum(), parts
+
+    def weights_for(self, outputs: Outputs) -> dict[str, float]:
+        """Head name -> weight; the weights sum to 1.
+
+        Raises:
+            UsageError: if a weight names a head that the network has not.
+        """
+        names = list(outputs.heads)
+        if isinstance(self.weights, Mapping):
+            for name in self.weights:
+                if name not in names:
+                    raise UsageError(f"loss.heads: {unknown('head', name, names)}")
+            raw = {name: float(self.weights.get(name, 0.0)) for name in names}
+        elif self.weights == "halving" and len(names) > 1:
+            fine_to_coarse = sorted(names, key=lambda name: -outputs.heads[name][0, 0].numel())
+            raw = {name: 0.5**rank for rank, name in enumerate(fine_to_coarse)}
+            raw[fine_to_coarse[-1]] = 0.0
+        else:
+            raw = dict.fromkeys(names, 1.0)
+        total = sum(raw.values())
+        if total <= 0 or min(raw.values()) < 0:
+            raise UsageError(f"loss.heads: weights {raw} must be 0 or more, and not all 0")
+        return {name: weight / total for name, weight in raw.items()}
+
+
+def target_for(logits: Tensor, target: Tensor) -> Tensor:
+    """The target on the grid of a coarser head, by nearest neighbour: (N, *S) or (N, K, *S) -> the size of `logits`."""
+    size = logits.shape[2:]
+    if target.shape[-len(size) :] == size:
+        return target
+    maps = target if target.ndim == logits.ndim else target[:, None]
+    resized = F.interpolate(maps.float(), size=size, mode="nearest-exact").to(target.dtype)
+    return resized if target.ndim == logits.ndim else resized[:, 0]
+
+
+def one_hot(target: Tensor, classes: int) -> Tensor:
+    """(N, *S) class indices -> (N, K, *S) with 0 and 1."""
+    return F.one_hot(target.long(), classes).movedim(-1, 1)
+
+
+def as_maps(target: Tensor, logits: Tensor) -> Tensor:
+    """Binary targets with the axes of `logits`: (N, *S) -> (N, 1, *S); (N, K, *S) stays."""
+    return target if target.ndim == logits.ndim else target[:, None]

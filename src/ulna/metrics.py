@@ -1,0 +1,397 @@
+"""Scores of label maps: Dice, IoU, PPV, sensitivity and surface distances, with every undefined case decided.
+
+| prediction / reference | Dice, IoU     | PPV | sensitivity | HD, HD95, ASSD      | NSD |
+|------------------------|---------------|-----|-------------|---------------------|-----|
+| both empty             | `empty_score` | NaN | NaN         | 0                   | 1   |
+| structure missed       | 0             | 0   | 0           | the image's diagonal | 0   |
+| structure invented     | 0             | 0   | NaN         | the image's diagonal | 0   |
+
+Means leave NaN out, and NaN stands only where there is nothing to find: a missed structure has the worst value of every
+measure, so it never improves a mean. The diagonal, sqrt(sum((n * spacing)^2)) of the whole image, is longer than any
+distance between two of its voxels.
+
+Masks are boolean arrays (*S) with 2 or 3 axes; label maps hold 0 for background and 1..K for the structures.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
+
+from ulna.errors import UsageError, unknown
+
+OVERLAP = ("dice", "iou", "ppv", "sensitivity")
+SURFACE = ("hd95", "assd", "nsd")
+MEASURES = OVERLAP + SURFACE
+
+Mask = NDArray[np.bool_]
+Score = dict[str, float]  # a measure's name -> its value, and the counts tp, fp, fn
+
+
+class Counts(NamedTuple):
+    """Pixels or voxels found, invented and missed."""
+
+    tp: int
+    fp: int
+    fn: int
+
+
+class SurfaceDistances(NamedTuple):
+    """Distances between two surfaces, in the unit of the spacing.
+
+    `from_prediction` holds, for every surface voxel of the prediction, how far it is to the nearest surface voxel of the
+    reference; `from_reference` the other way. They are infinite where the other mask is empty. `diagonal` is that of the
+    whole image.
+    """
+
+    from_prediction: NDArray[np.float64]
+    from_reference: NDArray[np.float64]
+    diagonal: float
+
+
+def _check_masks(prediction: NDArray[Any], reference: NDArray[Any]) -> None:
+    if prediction.shape != reference.shape:
+        raise UsageError(
+            f"prediction {prediction.shape} and reference {reference.shape} differ in shape; "
+            f"bring both to one grid before they are scored"
+        )
+    for name, mask in (("prediction", prediction), ("reference", reference)):
+        # a uint8 mask would count wrongly under `~`, and logits would be all True after a cast
+        if mask.dtype != np.bool_:
+            raise UsageError(f"{name}: masks are boolean, not {mask.dtype}; compare with a label value first")
+
+
+def count(prediction: Mask, reference: Mask) -> Counts:
+    """True positives, false positives and false negatives of one pair of masks.
+
+    Raises:
+        UsageError: if the shapes differ or a mask is not boolean.
+
+    Example:
+        >>> count(np.array([[True, True, False]]), np.array([[True, False, True]]))
+        Counts(tp=1, fp=1, fn=1)
+    """
+    _check_masks(prediction, reference)
+    tp = np.count_nonzero(prediction & reference)
+    return Counts(int(tp), int(np.count_nonzero(prediction) - tp), int(np.count_nonzero(reference) - tp))
+
+
+def pool(counts: Iterable[Counts]) -> Counts:
+    """The sum of several counts: one confusion matrix over all of them."""
+    pooled = Counts(0, 0, 0)
+    for each in counts:
+        pooled = Counts(pooled.tp + each.tp, pooled.fp + each.fp, pooled.fn + each.fn)
+    return pooled
+
+
+def dice(counts: Counts, empty_score: float = 1.0) -> float:
+    """2TP / (2TP + FP + FN); `empty_score` where both masks are empty."""
+    tp, fp, fn = counts
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else empty_score
+
+
+def iou(counts: Counts, empty_score: float = 1.0) -> float:
+    """TP / (TP + FP + FN), also called Jaccard; `empty_score` where both masks are empty."""
+    tp, fp, fn = counts
+    return tp / (tp + fp + fn) if tp + fp + fn else empty_score
+
+
+def ppv(counts: Counts) -> float:
+    """TP / (TP + FP), the precision; NaN where both masks are empty, 0 where only the prediction is."""
+    tp, fp, fn = counts
+    if tp + fp:
+        return tp / (tp + fp)
+    return 0.0 if fn else math.nan  # 0/0 of a missed structure: as NaN it would drop out of the mean and improve it
+
+
+def sensitivity(counts: Counts) -> float:
+    """TP / (TP + FN), the recall; NaN where the reference is empty."""
+    tp, _, fn = counts
+    return tp / (tp + fn) if tp + fn else math.nan
+
+
+def surface_distances(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> SurfaceDistances:
+    """Both directed sets of distances between the surfaces of two masks.
+
+    The surface of a mask is its voxels with a 6-neighbour (2D: 4-neighbour) outside; beyond the image's border is
+    outside. Hence every voxel of an array with an axis of length 1 is surface: drop such an axis first.
+
+    Args:
+        prediction: (*S).
+        reference: (*S).
+        spacing: distance between neighbours along every axis of *S, in mm or another unit.
+
+    Raises:
+        UsageError: if the shapes differ, a mask is not boolean or the spacing does not fit the axes.
+    """
+    _check_masks(prediction, reference)
+    step = np.asarray(spacing, dtype=np.float64)
+    if step.shape != (prediction.ndim,) or not (np.isfinite(step) & (step > 0)).all():
+        raise UsageError(
+            f"spacing {tuple(spacing)} does not fit masks of shape {prediction.shape}; one positive per axis"
+        )
+    diagonal = float(np.linalg.norm(step * prediction.shape))
+    # Exact: outside the box both masks are empty, which is what the erosion assumes beyond the border of any array.
+    box = _bounding_box(prediction | reference)
+    ours, theirs = (_surface_points(mask[box], step) for mask in (prediction, reference))
+    return SurfaceDistances(_nearest(ours, theirs), _nearest(theirs, ours), diagonal)
+
+
+def _bounding_box(mask: Mask) -> tuple[slice, ...]:
+    """The smallest box that holds the mask; of no extent where it is empty."""
+    box = []
+    for axis in range(mask.ndim):
+        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
+    return tuple(box)
+
+
+def _surface_points(mask: Mask, step: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(P, dims): where the surface voxels of a mask lie, in the unit of `step`."""
+    return np.argwhere(mask & ~binary_erosion(mask)) * step
+
+
+def _nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(P,): the distance of each of (P, dims) points to the nearest of the others; infinite if there are none."""
+    if not len(others):
+        return np.full(len(points), np.inf)
+    # A tree over surface voxels instead of a distance transform of the whole box: the same distances, about 8 times
+    # faster on a liver at 512x512x78 and without its 3 index maps. Lattice points need no balancing.
+    tree = KDTree(others, balanced_tree=False, compact_nodes=False)
+    return np.asarray(tree.query(points)[0], dtype=np.float64)
+
+
+def _length(distances: SurfaceDistances, statistic: Callable[[NDArray[np.float64]], Any]) -> float:
+    """A statistic of both directed sets together; 0 if both masks are empty, the diagonal if one is."""
+    both = np.concatenate([distances.from_prediction, distances.from_reference])
+    if not both.size:
+        return 0.0
+    return float(statistic(both)) if np.isfinite(both).all() else distances.diagonal
+
+
+def hausdorff(distances: SurfaceDistances) -> float:
+    """HD: the largest distance of both directed sets."""
+    return _length(distances, np.max)
+
+
+def hd95(distances: SurfaceDistances) -> float:
+    """HD95: the 95th percentile of both directed sets together (some tools take the larger of two percentiles)."""
+    return _length(distances, lambda both: np.percentile(both, 95))
+
+
+def assd(distances: SurfaceDistances) -> float:
+    """ASSD: the mean of both directed sets together."""
+    return _length(distances, np.mean)
+
+
+def nsd(distances: SurfaceDistances, tolerance: float) -> float:
+    """NSD: the share of both surfaces that lies within `tolerance` (unit of the spacing) of the other one.
+
+    Raises:
+        UsageError: if the tolerance is negative or not a number.
+    """
+    if not tolerance >= 0:
+        raise UsageError(f"tolerance {tolerance} is not a length; give one of at least 0, in the unit of the spacing")
+    both = np.concatenate([distances.from_prediction, distances.from_reference])
+    if not both.size:
+        return 1.0
+    # a spacing out of a float32 affine puts neighbours at 1.0000001 mm: still within 1 mm
+    return float(np.mean(np.isfinite(both) & (both <= tolerance * (1 + 1e-6))))
+
+
+def _overlap(counts: Counts, empty_score: float) -> Score:
+    if not 0 <= empty_score <= 1:
+        raise UsageError(f"empty_score {empty_score} is not a score; give a number from 0 to 1")
+    values = (dice(counts, empty_score), iou(counts, empty_score), ppv(counts), sensitivity(counts))
+    return dict(zip(OVERLAP, values, strict=True))
+
+
+def score(
+    prediction: Mask,
+    reference: Mask,
+    *,
+    spacing: Sequence[float],
+    tolerance: float,
+    empty_score: float = 1.0,
+    surface: bool = True,
+) -> Score:
+    """Every measure of one pair of masks, in the order of `MEASURES`, then the counts `tp`, `fp` and `fn`.
+
+    Args:
+        prediction: (*S).
+        reference: (*S).
+        spacing: distance between neighbours along every axis of *S.
+        tolerance: of the NSD, in the unit of the spacing.
+        empty_score: Dice and IoU where both masks are empty.
+        surface: False leaves out HD95, ASSD and NSD.
+
+    Raises:
+        UsageError: if the shapes differ, a mask is not boolean, or a number is out of its range.
+
+    Example:
+        >>> square = np.zeros((8, 8), dtype=bool)
+        >>> square[2:6, 2:6] = True
+        >>> score(square, np.roll(square, 1, axis=0), spacing=(2.0, 1.0), tolerance=1.0)["hd95"]
+        2.0
+    """
+    counts = count(prediction, reference)
+    scores = _overlap(counts, empty_score)
+    if surface:
+        distances = surface_distances(prediction, reference, spacing)
+        scores |= {"hd95": hd95(distances), "assd": assd(distances), "nsd": nsd(distances, tolerance)}
+    return scores | counts._asdict()
+
+
+def score_labels(
+    prediction: NDArray[Any],
+    reference: NDArray[Any],
+    *,
+    classes: int,
+    spacing: Sequence[float],
+    tolerance: float,
+    multilabel: bool = False,
+    empty_score: float = 1.0,
+    surface: bool = True,
+) -> list[Score]:
+    """The scores of every structure of one image, in the order of their values or channels.
+
+    Args:
+        prediction: label map (*S) of integers; (K, *S), not 0 where a structure is, if `multilabel`.
+        reference: the same.
+        classes: K, the structures without the background.
+        spacing: distance between neighbours along every axis of *S.
+        tolerance: of the NSD, in the unit of the spacing.
+        multilabel: the structures may overlap, each has a channel of its own.
+        empty_score: Dice and IoU where both masks are empty.
+        surface: False leaves out HD95, ASSD and NSD.
+
+    Raises:
+        UsageError: if a map is not of integers, holds values other than 0..K or another number of channels than K, or as
+            in `score`.
+    """
+    for name, labels in (("prediction", prediction), ("reference", reference)):
+        if labels.dtype.kind not in "biu":
+            raise UsageError(
+                f"{name}: label maps are of integers, not {labels.dtype}; take the argmax or a threshold first"
+            )
+        if multilabel and labels.shape[:1] != (classes,):
+            raise UsageError(
+                f"{name}: shape {labels.shape} does not start with one channel for each of {classes} classes"
+            )
+        # an unknown value would never be scored, and nobody would know
+        if not multilabel and labels.size and not 0 <= labels.min() <= labels.max() <= classes:
+            raise UsageError(
+                f"{name}: label values {labels.min()} to {labels.max()} do not fit {classes} classes "
+                f"(0 is background, 1..{classes}); remap the others"
+            )
+
+    def mask(labels: NDArray[Any], k: int) -> Mask:
+        return np.asarray(labels[k - 1] != 0 if multilabel else labels == k)
+
+    return [
+        score(
+            mask(prediction, k),
+            mask(reference, k),
+            spacing=spacing,
+            tolerance=tolerance,
+            empty_score=empty_score,
+            surface=surface,
+        )
+        for k in range(1, classes + 1)
+    ]
+
+
+def _pooled(scores: Iterable[Score]) -> Counts:
+    return pool(Counts(int(s["tp"]), int(s["fp"]), int(s["fn"])) for s in scores)
+
+
+def pool_by(scores: Sequence[Score], groups: Sequence[Hashable], empty_score: float = 1.0) -> list[Score]:
+    """One score for each group from its summed counts, in the order of first appearance.
+
+    Slices of one volume become the volume's score; the `per_volume` mean of the papers is
+    `average(pool_by(scores, volumes), "per_image")`. Surface measures cannot be summed and are left out.
+
+    Raises:
+        UsageError: if there is not one group for each score.
+    """
+    if len(scores) != len(groups):
+        raise UsageError(f"{len(scores)} scores and {len(groups)} groups; give one group for each score")
+    members: dict[Hashable, list[Score]] = {}
+    for group, each in zip(groups, scores, strict=True):
+        members.setdefault(group, []).append(each)
+    pooled = [_pooled(each) for each in members.values()]
+    return [_overlap(counts, empty_score) | counts._asdict() for counts in pooled]
+
+
+def average(scores: Sequence[Score], mode: Literal["per_image", "pooled"], empty_score: float = 1.0) -> Score:
+    """One value for each measure over several images.
+
+    `per_image` is the mean of the images' scores, NaN left out (NaN if nothing is left). `pooled` takes Dice, IoU, PPV
+    and sensitivity from one summed confusion matrix; surface measures are absent. Report both IoU and Dice: their
+    relation IoU = Dice / (2 - Dice) holds for an image or a pool, not for a mean.
+
+    Raises:
+        UsageError: if there are no scores, if they hold different measures, or if the mode does not exist.
+    """
+    if not scores:
+        raise UsageError("no scores to average; give at least one")
+    if mode == "pooled":
+        return _overlap(_pooled(scores), empty_score)
+    if mode != "per_image":
+        raise unknown("averaging mode", mode, ["per_image", "pooled"])
+    if len({frozenset(each) for each in scores}) > 1:
+        raise UsageError("the scores hold different measures; compute all of them with or without `surface`")
+    values = {name: np.array([each[name] for each in scores]) for name in MEASURES if name in scores[0]}
+    return {name: _mean(column[~np.isnan(column)]) for name, column in values.items()}
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The confidence interval of the mean over cases, from resampled cases; NaN are left out.
+
+    Bias-corrected and accelerated (BCa), which follows the skew of scores near 1; percentiles where BCa is undefined
+    (two cases, or all resampled means on one side). Equal values give (mean, mean); fewer than two give (NaN, NaN),
+    since one case says nothing about the spread.
+
+    Source: Efron, J. Am. Stat. Assoc. 82 (1987) 171-185; `scipy.stats.bootstrap`.
+
+    Raises:
+        UsageError: if the level does not lie between 0 and 1.
+    """
+    from scipy.stats import bootstrap  # here: it takes as long to import as the rest of ulna's command line
+
+    if not 0 < level < 1:
+        raise UsageError(f"level {level} is not between 0 and 1; give 0.95 for 95 %")
+    cases = np.asarray(values, dtype=np.float64).ravel()
+    cases = cases[~np.isnan(cases)]
+    if cases.size < 2:
+        return math.nan, math.nan
+    if np.ptp(cases) == 0:
+        return float(cases[0]), float(cases[0])
+    for method in ("BCa", "percentile") if cases.size > 2 else ("percentile",):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an undefined BCa warns; its NaN is what decides below
+            interval = bootstrap(
+                (cases,),
+                np.mean,
+                n_resamples=resamples,
+                batch=max(1, 10_000_000 // cases.size),  # or the jackknife of BCa takes cases^2 numbers at once
+                confidence_level=level,
+                method=method,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+        if np.isfinite(interval).all():
+            break
+    return float(interval.low), float(interval.high)

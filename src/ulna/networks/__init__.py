@@ -1,0 +1,1 @@
+"""Networks: wiring, heads, and the composition of both from an architecture."""

@@ -1,0 +1,284 @@
+"""From an architecture to a network: the arithmetic of channels, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ulna.blocks import SLOTS, nd
+from ulna.errors import UsageError, unknown
+from ulna.networks.catalog import NAMED
+from ulna.networks.heads import Dense
+from ulna.networks.network import Network, Stage
+from ulna.networks.wiring import TOPOLOGIES, Node, Wiring
+from ulna.recipe import Architecture, Slot, parse
+
+
+def build(
+    name: str,
+    *,
+    in_channels: int = 1,
+    classes: int = 1,
+    spatial_dims: int = 2,
+    multilabel: bool = False,
+    parameters: int | None = None,
+    generator: torch.Generator | None = None,
+    **changes: Any,
+) -> Network:
+    """Build a network of the family by name.
+
+    Args:
+        name: a name of `models()`, such as "unetpp" or "zhou/unetpp_ds".
+        in_channels: C of the images.
+        classes: logit maps; 1 is binary with a sigmoid, K > 1 a softmax over K maps with background.
+        spatial_dims: 2 or 3.
+        multilabel: every map has a sigmoid of its own.
+        parameters: a budget; every width is scaled by one factor to come as close to it as possible.
+        generator: source of the initial weights; None takes torch's own.
+        changes: fields of `Architecture` to change, such as `conv="residual"` or `deep_supervision=False`.
+
+    Returns:
+        A network: (N, C, *S) -> logits (N, classes, *S), any spatial size.
+
+    Raises:
+        UsageError: for an unknown name, field, block or option (with the nearest valid one), or an impossible request.
+
+    Example:
+        >>> net = build("unetpp", in_channels=3, channels=(4, 8, 16))
+        >>> net(torch.zeros(1, 3, 33, 20)).shape
+        torch.Size([1, 1, 33, 20])
+    """
+    architecture = named(name).replaced(**changes)
+    if "up" in changes and not _upsamples(wire(architecture)):
+        raise UsageError(f"topology {architecture.topology!r} never upsamples; leave up= out")
+    shape = {"in_channels": in_channels, "classes": classes, "spatial_dims": spatial_dims, "multilabel": multilabel}
+    if parameters is not None:
+        architecture = match_width(architecture, parameters, **shape)
+    return from_architecture(architecture, generator=generator, **shape)
+
+
+def named(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        UsageError: for an unknown name, with the nearest.
+    """
+    if name not in NAMED:
+        raise unknown("model", name, NAMED)
+    return NAMED[name].architecture
+
+
+def from_architecture(
+    architecture: Architecture,
+    *,
+    in_channels: int,
+    classes: int,
+    spatial_dims: int,
+    multilabel: bool = False,
+    generator: torch.Generator | None = None,
+) -> Network:
+    """Build the network that an architecture describes; see `build` for arguments and errors."""
+    nd.check_dims(spatial_dims)
+    if in_channels < 1 or classes < 1:
+        raise UsageError(f"in_channels and classes are 1 or more; got {in_channels} and {classes}")
+    channels = widths(architecture, spatial_dims)
+    wiring = wire(architecture)
+    heads = _heads_read(architecture, wiring)
+    wiring = wiring.keep(*heads)._replace(heads=heads)
+    steps = _steps(architecture, len(channels), spatial_dims)
+
+    width: dict[str, int] = {}
+    stages: dict[str, nn.Module] = {}
+    for node in wiring.nodes:
+        want, wide = channels[node.level], width[node.source] if node.source else in_channels
+        resample = _resample(architecture, wiring, node, spatial_dims, wide, want, steps, len(channels))
+        wide = getattr(resample, "out_channels", wide)
+        fuse = None
+        if node.skips:
+            skip_widths = tuple(width[skip] for skip in node.skips)
+            fuse = _block("skip", architecture.skip, node, len(channels), spatial_dims, wide, skip_widths)
+            wide = fuse.out_channels
+        convolve: nn.Module = nn.Identity()
+        if node.convolve:
+            convolve = _block("conv", architecture.conv, node, len(channels), spatial_dims, wide, want)
+            wide = convolve.out_channels
+        stages[node.name] = Stage(resample, fuse, convolve)
+        width[node.name] = wide
+
+    head = Dense(
+        spatial_dims,
+        {name: width[name] for name in wiring.heads},
+        classes,
+        readout=architecture.readout,
+        exclusive=not multilabel,
+    )
+    divisor = tuple(math.prod(step[axis] for step in steps) for axis in range(spatial_dims))
+    network = Network(wiring, stages, head, in_channels, divisor)
+    initialise(network, generator)
+    return network
+
+
+def wire(architecture: Architecture) -> Wiring:
+    """The wiring of an architecture, all heads included."""
+    if architecture.topology not in TOPOLOGIES:
+        raise unknown("topology", architecture.topology, TOPOLOGIES)
+    return TOPOLOGIES[architecture.topology](levels(architecture))
+
+
+def levels(architecture: Architecture) -> int:
+    """Number of resolutions."""
+    stated = {
+        "channels": len(architecture.channels) if architecture.channels is not None else None,
+        "strides": len(architecture.strides) + 1 if architecture.strides is not None else None,
+        "levels": architecture.levels,
+    }
+    given = {name: number for name, number in stated.items() if number is not None}
+    if len(set(given.values())) > 1:
+        parts = ", ".join(f"{name} give {number}" for name, number in given.items())
+        raise UsageError(f"architecture: the number of levels is not clear: {parts}; strides has one entry fewer than levels")
+    return next(iter(given.values()), architecture.max_levels)
+
+
+def widths(architecture: Architecture, spatial_dims: int) -> tuple[int, ...]:
+    """Channels at every level, finest first."""
+    if architecture.channels is not None:
+        return architecture.channels
+    most = architecture.max_channels or (512 if spatial_dims == 2 else 320)
+    return tuple(min(architecture.base_channels * 2**level, most) for level in range(levels(architecture)))
+
+
+def match_width(architecture: Architecture, parameters: int, **shape: Any) -> Architecture:
+    """Scale every width by one factor so that the network has as nearly `parameters` as whole widths allow.
+
+    Source: Laird 2019, Sec. 5.1 compares networks of 8.5 M parameters each.
+
+    Raises:
+        UsageError: if even widths of 1 need more.
+    """
+    base = widths(architecture, shape["spatial_dims"])
+
+    def scaled(factor: float) -> Architecture:
+        return architecture.replaced(channels=tuple(max(1, round(width * factor)) for width in base), levels=None)
+
+    def count(factor: float) -> int:
+        with torch.device("meta"):
+            return count_parameters(from_architecture(scaled(factor), **shape))
+
+    low, high = 1 / (2 * max(base)), 1.0
+    if count(low) > parameters:
+        raise UsageError(f"parameters={parameters:,}: the narrowest such network has {count(low):,}")
+    while count(high) < parameters:
+        high *= 2
+    for _ in range(30):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    return min(scaled(low), scaled(high), key=lambda a: abs(_count_on_meta(a, **shape) - parameters))
+
+
+def _count_on_meta(architecture: Architecture, **shape: Any) -> int:
+    with torch.device("meta"):
+        return count_parameters(from_architecture(architecture, **shape))
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def initialise(network: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw the weights: He normal for convolutions (UNet++ authors' code), biases 0.
+
+    Reading: transposed convolutions, which have no activation behind them, and heads get variance 1 / fan-in.
+    """
+    heads = {id(m) for head in network.modules() if isinstance(head, Dense) for m in head.modules()}
+    for module in network.modules():
+        if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
+            # kernel = stride: one output value reads one pixel of every input channel
+            nn.init.normal_(module.weight, std=module.in_channels**-0.5, generator=generator)
+        elif isinstance(module, nn.Conv2d | nn.Conv3d):
+            gain = "linear" if id(module) in heads else "relu"
+            nn.init.kaiming_normal_(module.weight, nonlinearity=gain, generator=generator)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _heads_read(architecture: Architecture, wiring: Wiring) -> tuple[str, ...]:
+    if architecture.head.kind != "dense":
+        raise unknown("head", architecture.head.kind, ("dense",))
+    if not wiring.heads:
+        raise UsageError(f"topology {architecture.topology!r} has no decoder to read densely; take unet or unetpp")
+    heads = wiring.heads if architecture.deep_supervision else wiring.heads[-1:]
+    if architecture.readout == "mean" and len({wiring.node(name).level for name in heads}) > 1:
+        raise UsageError(
+            f"readout 'mean' averages heads of one size; the heads of {architecture.topology!r} lie at several levels: "
+            "take readout='final', or topology='unetpp'"
+        )
+    return heads
+
+
+def _steps(architecture: Architecture, count: int, spatial_dims: int) -> list[tuple[int, ...]]:
+    strides: Sequence[Any] = architecture.strides if architecture.strides is not None else [2] * (count - 1)
+    return [nd.per_axis(step, spatial_dims) for step in strides]
+
+
+def _resample(
+    architecture: Architecture,
+    wiring: Wiring,
+    node: Node,
+    spatial_dims: int,
+    wide: int,
+    want: int,
+    steps: list[tuple[int, ...]],
+    count: int,
+) -> Any:
+    if node.source is None or wiring.node(node.source).level == node.level:
+        return nn.Identity()
+    below = wiring.node(node.source).level
+    slot, entries = ("down", architecture.down) if below < node.level else ("up", architecture.up)
+    return _block(slot, entries, node, count, spatial_dims, wide, want, steps[min(below, node.level)])
+
+
+def _block(slot: str, entries: Sequence[Slot], node: Node, count: int, *arguments: Any) -> Any:
+    entry = next((e for e in entries if _fits(e, node, count)), None)
+    if entry is None:
+        raise UsageError(f"architecture.{slot}: no entry fits node {node.name}; end the list with one without limits")
+    blocks = SLOTS[slot]
+    if entry.kind not in blocks:
+        raise unknown(f"{slot} block", entry.kind, blocks)
+    block = blocks[entry.kind]
+    options = [p.name for p in inspect.signature(block).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in entry.options:
+        if option not in options:
+            raise unknown(f"option of {slot} block {entry.kind!r}", option, options)
+    try:
+        return block(*arguments, **entry.options)
+    except UsageError as error:
+        raise UsageError(f"architecture.{slot}.{entry.kind}: {error}") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"architecture.{slot}.{entry.kind}: options {entry.options} do not work: {error}") from None
+
+
+def _fits(entry: Slot, node: Node, count: int) -> bool:
+    at = None if entry.levels is None else [level % count for level in entry.levels]
+    return (
+        (at is None or node.level in at)
+        and (entry.paths is None or node.path in entry.paths)
+        and (entry.nodes is None or node.name in entry.nodes)
+    )
+
+
+def _upsamples(wiring: Wiring) -> bool:
+    return any(node.source and wiring.node(node.source).level > node.level for node in wiring.nodes)
+
+
+def validate(architecture: Architecture, **shape: Any) -> Network:
+    """Build on the meta device: every error of `build`, without touching memory."""
+    with torch.device("meta"):
+        return from_architecture(parse(Architecture, architecture.model_dump()), **shape)

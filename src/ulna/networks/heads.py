@@ -1,0 +1,96 @@
+"""What is read off the maps: logits at every supervised node, and the one answer made from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from ulna.blocks import nd
+from ulna.errors import UsageError
+
+
+class Outputs(NamedTuple):
+    """What training needs.
+
+    Args:
+        logits: (N, K, *S), the network's answer.
+        heads: the logits of every supervised head by the name of its node; coarser heads are smaller.
+    """
+
+    logits: Tensor
+    heads: dict[str, Tensor]
+
+
+class Dense(nn.Module):
+    """A 1x1 convolution at every supervised node.
+
+    Source: UNet++ Sec. 3.2 (deep supervision, accurate and fast mode).
+
+    Args:
+        spatial_dims: 2 or 3.
+        widths: node -> channels of its map, in the order of the wiring's heads (the last is the final one).
+        maps: K, number of logit maps.
+        readout: "final" takes the last head; "mean" averages the heads' probabilities (accurate mode).
+        exclusive: K > 1 maps exclude each other (softmax); else each map has its own sigmoid.
+
+    Shape:
+        {node: (N, C, *S)} -> Outputs with (N, K, *S)
+    """
+
+    def __init__(
+        self, spatial_dims: int, widths: dict[str, int], maps: int, *, readout: str = "final", exclusive: bool = True
+    ) -> None:
+        super().__init__()
+        self.convs = nn.ModuleDict(
+            {name: nd.conv(spatial_dims, width, maps, kernel_size=1) for name, width in widths.items()}
+        )
+        self.readout = readout
+        self.exclusive = exclusive and maps > 1
+
+    def forward(self, maps: dict[str, Tensor]) -> Outputs:
+        heads = {name: conv(maps[name]) for name, conv in self.convs.items()}
+        return Outputs(self.answer(list(heads.values())), heads)
+
+    def answer(self, logits: list[Tensor]) -> Tensor:
+        """One map of logits from those of all heads."""
+        if self.readout == "final" or len(logits) == 1:
+            return logits[-1]
+        return mean_logits(logits, exclusive=self.exclusive)
+
+    def only(self, name: str) -> Dense:
+        """The head at one node alone; shares its weights."""
+        if name not in self.convs:
+            raise UsageError(f"no head at {name!r}; this network has heads at {', '.join(self.convs)}")
+        head = Dense.__new__(Dense)
+        nn.Module.__init__(head)
+        head.convs = nn.ModuleDict({name: self.convs[name]})
+        head.readout, head.exclusive = "final", self.exclusive
+        return head
+
+
+def mean_logits(logits: list[Tensor], *, exclusive: bool) -> Tensor:
+    """Logits of the mean of the heads' probabilities, exactly and without overflow.
+
+    Source: UNet++ Sec. 3.2 averages segmentation maps, so probabilities are averaged, not logits.
+
+    Shape:
+        [(N, K, *S), ...] -> (N, K, *S)
+    """
+    z = torch.stack(logits).float()
+    if exclusive:
+        return z.log_softmax(dim=2).logsumexp(dim=0)
+    return logsigmoid(z).logsumexp(dim=0) - logsigmoid(-z).logsumexp(dim=0)
+
+
+def probabilities(logits: Tensor, *, multilabel: bool = False) -> Tensor:
+    """Probabilities in float32: a sigmoid for one map or with `multilabel`, else a softmax over the maps.
+
+    Shape:
+        (N, K, *S) -> (N, K, *S)
+    """
+    if multilabel or logits.shape[1] == 1:
+        return logits.float().sigmoid()
+    return logits.float().softmax(dim=1)

@@ -1,0 +1,95 @@
+"""The catalogue of named networks, counted: parameters, work and slots of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ulna.errors import unknown
+from ulna.networks.build import count_parameters, validate
+from ulna.networks.catalog import NAMED, Entry
+from ulna.networks.network import Network
+from ulna.recipe import Architecture, Slot
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the catalogue."""
+
+    name: str
+    entry: Entry
+
+    @property
+    def paper(self) -> str:
+        """Who published it, and where."""
+        return self.entry.paper
+
+    @property
+    def note(self) -> str:
+        """What this build is."""
+        return self.entry.note
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """Topology, the four slots and the head, in words."""
+        a = self.entry.architecture
+        named = {slot: " / ".join(_words(e) for e in getattr(a, slot)) for slot in ("conv", "skip", "up", "down")}
+        return {"topology": a.topology, **named, "head": a.head.kind, "readout": a.readout}
+
+    def network(self, *, in_channels: int = 1, classes: int = 1, spatial_dims: int = 2) -> Network:
+        """The network without memory behind it (meta device): for counting."""
+        architecture: Architecture = self.entry.architecture
+        return validate(architecture, in_channels=in_channels, classes=classes, spatial_dims=spatial_dims)
+
+    def parameters(self, *, in_channels: int = 1, classes: int = 1, spatial_dims: int = 2) -> int:
+        """Trainable parameters.
+
+        Example:
+            >>> catalogue("zhou/unet")[0].parameters()
+            7759521
+        """
+        return count_parameters(self.network(in_channels=in_channels, classes=classes, spatial_dims=spatial_dims))
+
+    def gmacs(self, size: tuple[int, ...] = (96, 96), *, in_channels: int = 3, classes: int = 1) -> float:
+        """Billions of multiply-accumulates of one forward pass over one image of `size`, convolutions only."""
+        return count_gmacs(self.network(in_channels=in_channels, classes=classes, spatial_dims=len(size)), size)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "name": self.name,
+            "paper": self.paper,
+            "note": self.note,
+            "parameters": self.parameters(),
+            "published_millions": self.entry.published or None,
+            "gmacs_3x96x96": round(self.gmacs(), 3),
+            "slots": self.slots,
+        }
+
+
+def catalogue(name: str | None = None) -> list[Model]:
+    """All named networks, or the one of that name.
+
+    Raises:
+        UsageError: for an unknown name, with the nearest.
+    """
+    if name is not None and name not in NAMED:
+        raise unknown("model", name, NAMED)
+    return [Model(n, entry) for n, entry in NAMED.items() if name in (None, n)]
+
+
+def count_gmacs(network: Network, size: tuple[int, ...]) -> float:
+    """Billions of multiply-accumulates of one forward pass: torch's FLOP counter, two operations each."""
+    device = next(network.parameters()).device
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, network.in_channels, *size, device=device))
+    return counter.get_total_flops() / 2e9
+
+
+def _words(slot: Slot) -> str:
+    limits = [f"{key} {list(v)}" for key in ("levels", "paths", "nodes") if (v := getattr(slot, key)) is not None]
+    options = [f"{key}={value}" for key, value in slot.options.items()]
+    return slot.kind + (f" ({', '.join([*limits, *options])})" if limits or options else "")

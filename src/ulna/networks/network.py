@@ -1,0 +1,114 @@
+"""Network: one loop over the nodes of a wiring."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ulna.errors import UsageError
+from ulna.networks.heads import Dense, Outputs
+from ulna.networks.wiring import Wiring
+
+
+class Stage(nn.Module):
+    """One node: resample its source, fuse the skips, convolve."""
+
+    def __init__(self, resample: nn.Module, skip: nn.Module | None, conv: nn.Module) -> None:
+        super().__init__()
+        self.resample = resample
+        self.skip = skip
+        self.conv = conv
+
+    def forward(self, source: Tensor, skips: list[Tensor]) -> Tensor:
+        x = self.resample(source)
+        return self.conv(x if self.skip is None else self.skip(x, skips))
+
+
+class Network(nn.Module):
+    """A network of the family: a wiring whose nodes are stages, read by a head. Made by `build`.
+
+    Args:
+        wiring: the nodes, in the order of computation.
+        stages: node name -> stage.
+        head: what is read off the maps.
+        in_channels: C.
+        divisor: the product of the strides along every spatial axis; sizes are padded to a multiple of it.
+    """
+
+    def __init__(
+        self, wiring: Wiring, stages: dict[str, nn.Module], head: Dense, in_channels: int, divisor: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.wiring = wiring
+        self.stages = nn.ModuleDict(stages)
+        self.head = head
+        self.in_channels = in_channels
+        self.divisor = divisor
+
+    def features(self, image: Tensor) -> dict[str, Tensor]:
+        """The map of every node: (N, C, *S) -> {node: (N, width, *S / strides)}; S divisible by `divisor`."""
+        maps: dict[str, Tensor] = {}
+        for node in self.wiring.nodes:
+            source = image if node.source is None else maps[node.source]
+            maps[node.name] = self.stages[node.name](source, [maps[name] for name in node.skips])
+        return maps
+
+    def outputs(self, image: Tensor) -> Outputs:
+        """What training needs: the answer and every supervised map. Pads like `forward`, and crops every head.
+
+        Shape:
+            (N, C, *S) -> logits (N, K, *S); a head at a coarser level has ceil(S / its stride)
+        """
+        size = self._checked_size(image)
+        outputs = self.head(self.features(pad_to_multiple(image, self.divisor)))
+        return Outputs(_crop(outputs.logits, size), {n: self._crop_head(n, z, size) for n, z in outputs.heads.items()})
+
+    def forward(self, image: Tensor) -> Tensor:
+        """What users need: (N, C, *S) -> logits (N, K, *S), any spatial size; pads by replication, crops back.
+
+        Raises:
+            UsageError: if the image has another number of axes or channels than the network.
+        """
+        return self.outputs(image).logits
+
+    def prune(self, head: str) -> Network:
+        """The smaller network that ends at one head: shares its weights, and equals that head bit for bit at any size.
+
+        Source: UNet++ Sec. 3.2 (fast mode) and Fig. 3; reachability makes it work for every topology.
+
+        Raises:
+            UsageError: if there is no such head.
+        """
+        kept_head = self.head.only(head)
+        wiring = self.wiring.keep(head)._replace(heads=(head,))
+        stages = {node.name: self.stages[node.name] for node in wiring.nodes}
+        return Network(wiring, stages, kept_head, self.in_channels, self.divisor).train(self.training)
+
+    def _checked_size(self, image: Tensor) -> torch.Size:
+        dims = len(self.divisor)
+        if image.ndim != dims + 2 or image.shape[1] != self.in_channels:
+            axes = "(N, C, H, W)" if dims == 2 else "(N, C, D, H, W)"
+            raise UsageError(
+                f"this {dims}D network reads {axes} with C = {self.in_channels}; got an image of shape {tuple(image.shape)}"
+            )
+        if 0 in image.shape:
+            raise UsageError(f"the image has no pixels: shape {tuple(image.shape)}")
+        return image.shape[2:]
+
+    def _crop_head(self, name: str, logits: Tensor, size: torch.Size) -> Tensor:
+        padded = [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]
+        strides = [p // n for p, n in zip(padded, logits.shape[2:], strict=True)]
+        return _crop(logits, [-(-n // s) for n, s in zip(size, strides, strict=True)])
+
+
+def pad_to_multiple(image: Tensor, divisor: tuple[int, ...]) -> Tensor:
+    """Repeat the last pixel of every axis until its length is a multiple: (N, C, *S) -> (N, C, *S')."""
+    missing = [-n % d for n, d in zip(image.shape[2:], divisor, strict=True)]
+    if not any(missing):
+        return image
+    widths = [width for m in reversed(missing) for width in (0, m)]
+    return nn.functional.pad(image, widths, mode="replicate")
+
+
+def _crop(logits: Tensor, size: torch.Size | list[int]) -> Tensor:
+    return logits[(..., *(slice(n) for n in size))]

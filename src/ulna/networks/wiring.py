@@ -1,0 +1,78 @@
+"""Topologies as plain data: which nodes there are, and what each one reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Node(NamedTuple):
+    """One map of the network. It resamples its source to its level, fuses its skips, and convolves."""
+
+    name: str  # "x0_1", after X^{0,1} in UNet++ Fig. 1
+    level: int  # 0 is full resolution
+    path: str  # "encoder", "decoder" or "nested"
+    source: str | None  # a finer source is pooled, a coarser one upsampled, one of the same level passed on
+    skips: tuple[str, ...] = ()  # nodes of the same level, fused by the skip slot
+    convolve: bool = True  # False: the node only fuses
+
+
+class Wiring(NamedTuple):
+    """Nodes in an order in which they can be computed, and the nodes that can be read by a dense head, best last."""
+
+    nodes: tuple[Node, ...]
+    heads: tuple[str, ...]
+
+    @property
+    def levels(self) -> int:
+        """Number of resolutions."""
+        return 1 + max(node.level for node in self.nodes)
+
+    @property
+    def pyramid(self) -> tuple[str, ...]:
+        """The last node of every level, finest first."""
+        last = {node.level: node.name for node in self.nodes}
+        return tuple(last[level] for level in sorted(last))
+
+    def node(self, name: str) -> Node:
+        """The node of that name."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def keep(self, *names: str) -> Wiring:
+        """The nodes that `names` depend on, and the heads among them."""
+        node = {n.name: n for n in self.nodes}
+        kept: set[str] = set()
+        todo = list(names)
+        while todo:
+            name = todo.pop()
+            kept.add(name)
+            todo += [s for s in (node[name].source, *node[name].skips) if s and s not in kept]
+        return Wiring(tuple(n for n in self.nodes if n.name in kept), tuple(h for h in self.heads if h in kept))
+
+
+def encoder(levels: int) -> Wiring:
+    """A contracting path alone: x[0,0] reads the image, x[i,0] the pooled x[i-1,0]. It has no dense head."""
+    return Wiring(tuple(Node(f"x{i}_0", i, "encoder", f"x{i - 1}_0" if i else None) for i in range(levels)), heads=())
+
+
+def unet(levels: int) -> Wiring:
+    """U-Net, named as the outermost diagonal of UNet++: x[i,j], j = levels-1-i, reads U(x[i+1,j-1]) and skips x[i,0]."""
+    decoder = [
+        Node(f"x{i}_{levels - 1 - i}", i, "decoder", f"x{i + 1}_{levels - 2 - i}", (f"x{i}_0",))
+        for i in reversed(range(levels - 1))
+    ]
+    return Wiring((*encoder(levels).nodes, *decoder), heads=tuple(node.name for node in decoder) or ("x0_0",))
+
+
+def unetpp(levels: int) -> Wiring:
+    """Nested skip pathways (UNet++, Eq. 1): x[i,j] = H([x[i,0..j-1], U(x[i+1,j-1])])."""
+    nested = [
+        Node(f"x{i}_{j}", i, "nested", f"x{i + 1}_{j - 1}", tuple(f"x{i}_{k}" for k in range(j)))
+        for j in range(1, levels)
+        for i in range(levels - j)
+    ]
+    heads = tuple(f"x0_{j}" for j in range(1, levels))
+    return Wiring((*encoder(levels).nodes, *nested), heads or ("x0_0",))
+
+
+TOPOLOGIES: dict[str, Callable[[int], Wiring]] = {"encoder": encoder, "unet": unet, "unetpp": unetpp}

@@ -1,0 +1,60 @@
+"""Progress bars for long work, drawn only when a person is looking.
+
+Rooms call `track` or `bar`; the command line switches drawing off with `quiet`. Bars go to standard error, so that
+standard output stays a table or JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_quiet = False
+_console: Any = None
+
+
+def quiet(on: bool = True) -> None:
+    """Draw no bars from now on (or draw them again)."""
+    global _quiet
+    _quiet = on
+
+
+def console() -> Any:
+    """The one rich console on standard error: bars and log lines share it, so that they do not overwrite each other."""
+    global _console
+    if _console is None or _console.file is not sys.stderr:
+        from rich.console import Console
+
+        _console = Console(file=sys.stderr)
+    return _console
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar of `total` steps; yields `advance(steps=1, note="")`. Nothing is drawn unless standard error is a terminal."""
+    if _quiet or not sys.stderr.isatty():
+        yield lambda steps=1, note="": None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console(), transient=True) as progress:
+        task = progress.add_task(description, total=total, note="")
+        yield lambda steps=1, note="": progress.update(task, advance=steps, note=note)
+
+
+def track(items: Sequence[T], description: str) -> Iterator[T]:
+    """Go through `items` with a bar."""
+    with bar(description, len(items)) as advance:
+        for item in items:
+            yield item
+            advance()

@@ -1,0 +1,362 @@
+"""What people write and what planning fixes: Recipe, Architecture, Slot, Plan, Labels.
+
+A recipe is data: it is written as YAML, changed from the command line by paths (`optimizer.lr=3e-4`), and stored with
+every run. The JSON schema of `Recipe` documents every field. All defaults of ulna stand in this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ulna.errors import UsageError, unknown
+
+
+class Frozen(BaseModel):
+    """Immutable, and strict about names: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def replaced(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated again."""
+        return parse(type(self), {**self.model_dump(), **changes})
+
+
+M = TypeVar("M", bound=Frozen)
+
+
+class Slot(Frozen):
+    """Which block fills a slot, and where: all of `levels`, `paths` and `nodes` that are given must fit a node."""
+
+    kind: str
+    levels: tuple[int, ...] | None = None  # 0 is full resolution, -1 the deepest
+    paths: tuple[str, ...] | None = None  # "encoder", "decoder", "nested", ...
+    nodes: tuple[str, ...] | None = None  # "x0_1", ...
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def _as_slot(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _as_slots(value: Any) -> Any:
+    entries = [value] if isinstance(value, str | Mapping | Slot) else value
+    return tuple(_as_slot(entry) for entry in entries) if isinstance(entries, Sequence) else entries
+
+
+OneSlot = Annotated[Slot, BeforeValidator(_as_slot)]
+Slots = Annotated[tuple[Slot, ...], BeforeValidator(_as_slots)]
+
+
+def _as_strides(value: Any) -> Any:
+    return tuple((step,) if isinstance(step, int) else tuple(step) for step in value) if value is not None else None
+
+
+class Architecture(Frozen):
+    """A network of the family, as data: a topology, four slots and a head (ARCHITECTURE: composition).
+
+    `channels` is one width per level; left out, the widths are `base_channels` doubled at every level up to
+    `max_channels` (left out: 512 in 2D, 320 in 3D, as nnU-Net has it), over `levels` levels (left out: `max_levels`,
+    or fewer where planning finds the images too small). `strides` is the step from each level to the next, one number or one per axis; left out, planning
+    chooses, and without a plan every step is 2.
+    """
+
+    topology: str = "unet"
+    levels: int | None = Field(default=None, ge=1)
+    max_levels: int = Field(default=5, ge=1)
+    base_channels: int = Field(default=32, ge=1)
+    max_channels: int | None = Field(default=None, ge=1)
+    channels: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    strides: Annotated[tuple[tuple[int, ...], ...] | None, BeforeValidator(_as_strides)] = None
+    conv: Slots = (Slot(kind="double_conv"),)
+    skip: Slots = (Slot(kind="concat"),)
+    up: Slots = (Slot(kind="transpose"),)
+    down: Slots = (Slot(kind="max"),)
+    head: OneSlot = Slot(kind="dense")
+    deep_supervision: bool = False
+    readout: Literal["final", "mean"] = "final"
+
+
+class Loss(Frozen):
+    """One criterion for every supervised head, and how the heads are weighted."""
+
+    kind: str = "dice_ce"
+    options: dict[str, Any] = Field(default_factory=dict)
+    heads: Literal["equal", "halving"] | dict[str, float] = "equal"
+
+
+class Optimizer(Frozen):
+    """The optimiser and its numbers."""
+
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.99, ge=0, lt=1)  # sgd only, with Nesterov
+
+
+class Schedule(Frozen):
+    """How the learning rate falls over the training (over the epochs, or over `max_hours` where that ends first)."""
+
+    kind: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup_epochs: int = Field(default=1, ge=0)
+    power: float = Field(default=0.9, gt=0)  # poly only
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Augmentation(Frozen):
+    """Random changes of training samples: the probability of each, and its strength."""
+
+    flip: Probability = 0.5  # per axis
+    quarter_turn: Probability = 0.75  # 2D, or the two axes of equal spacing in 3D
+    affine: Probability = 0.2
+    degrees: float = Field(default=15.0, ge=0, le=180)
+    scale: float = Field(default=0.15, ge=0, lt=1)  # 0.85 to 1.15
+    intensity: Probability = 0.3  # brightness and contrast
+    gamma: Probability = 0.15
+    noise: Probability = 0.1
+    blur: Probability = 0.1
+
+
+class Training(Frozen):
+    """The length, the order and the arithmetic of a training."""
+
+    epochs: int = Field(default=100, ge=1)
+    max_hours: float | None = Field(default=None, gt=0)
+    patience: int = Field(default=30, ge=1)  # epochs without a better validation Dice
+    samples_per_epoch: int | None = Field(default=None, ge=1)  # None: every case once, at least `min_steps` batches
+    min_steps: int = Field(default=20, ge=1)
+    clip_gradients: float | None = Field(default=12.0, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    channels_last: bool = True  # 2D only: in 3D it is slower
+    workers: int | None = Field(default=None, ge=0)
+    checkpoint_every: int = Field(default=1, ge=1)  # epochs
+
+
+class Planning(Frozen):
+    """What a person fixes instead of the planner; None leaves it to the planner."""
+
+    spacing: tuple[float, ...] | None = None
+    patch: tuple[int, ...] | None = None
+    batch: int | None = Field(default=None, ge=1)
+    normalization: Literal["zscore", "ct", "rescale", "none"] | None = None
+    memory_gb: float | None = Field(default=None, gt=0)
+
+
+class Inference(Frozen):
+    """How whole images are predicted."""
+
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    threshold: float = Field(default=0.5, gt=0, lt=1)  # sigmoid outputs only
+    tta: bool = False  # mirror along every axis that training mirrored
+
+
+class Recipe(Frozen):
+    """Everything a person chooses. Stored, fully resolved, as `recipe.yaml` in a run folder."""
+
+    model: str = "unetpp"
+    architecture: Architecture = Architecture()
+    planning: Planning = Planning()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    augmentation: Augmentation = Augmentation()
+    training: Training = Training()
+    inference: Inference = Inference()
+
+
+class Labels(Frozen):
+    """The names of the classes, and whether they exclude each other.
+
+    `names[0]` is the background unless `multilabel`; then every name is a channel of its own.
+    """
+
+    names: tuple[str, ...] = ("background", "foreground")
+    multilabel: bool = False
+
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """The names of the structures, in the order of their values 1..K."""
+        return self.names if self.multilabel else self.names[1:]
+
+    @property
+    def outputs(self) -> int:
+        """Maps of the network: 1 for one structure (sigmoid), K + 1 with background for K (softmax), K if multilabel."""
+        return len(self.names) if self.multilabel or len(self.names) > 2 else 1
+
+
+class Normalization(Frozen):
+    """What is done to the values of one channel before the network sees them.
+
+    zscore: minus the image's own mean, over its own standard deviation. ct: clip to [low, high], then minus `mean`, over
+    `std` (of the training set's foreground). rescale: (value - low) / (high - low). none: as it is.
+    """
+
+    kind: Literal["zscore", "ct", "rescale", "none"]
+    low: float = 0.0
+    high: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+class Plan(Frozen):
+    """What the data fixed, each with its reason. Stored as `plan.yaml`."""
+
+    spatial_dims: Literal[2, 3]
+    in_channels: int
+    channel_names: tuple[str, ...]
+    labels: Labels
+    spacing: tuple[float, ...] | None  # of the grid the network works on, in `unit`; None: every image's own
+    unit: Literal["mm", "px"]
+    normalization: tuple[Normalization, ...]  # one per channel
+    patch: tuple[int, ...]
+    batch: int
+    strides: tuple[tuple[int, ...], ...]
+    whole_image_limit: int  # pixels or voxels up to which an image is predicted in one piece
+    mirror_axes: tuple[int, ...]  # spatial axes along which flips are safe
+    turn_axes: tuple[int, int] | None  # the two spatial axes that quarter turns may exchange
+    reasons: dict[str, str]
+    fingerprint: dict[str, Any]
+
+    @property
+    def levels(self) -> int:
+        """Resolutions of the network."""
+        return len(self.strides) + 1
+
+
+def parse(model: type[M], values: Any, source: str = "") -> M:
+    """Validate `values`; every fault becomes one line that names the field and, for a wrong name, the nearest.
+
+    Raises:
+        UsageError: with all faults.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        lines = [_fault(model, e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        head = f"{source}: " if source else ""
+        raise UsageError(head + "\n".join(lines)) from None
+
+
+def _fault(model: type[Frozen], loc: tuple[Any, ...], kind: str, message: str, value: Any) -> str:
+    path = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        owner = _field_type(model, loc[:-1])
+        valid = owner.model_fields if owner else ()
+        return f"{path}: not a field; {str(unknown('field', loc[-1], valid)).split('; ', 1)[-1]}"
+    return f"{path}: {message[0].lower()}{message[1:]}, got {value!r}"
+
+
+def _field_type(model: type[Frozen], loc: Sequence[Any]) -> type[Frozen] | None:
+    current: Any = model
+    for part in loc:
+        if isinstance(part, int):
+            current = Slot
+        elif isinstance(current, type) and issubclass(current, Frozen) and part in current.model_fields:
+            annotation = current.model_fields[part].annotation
+            current = annotation if isinstance(annotation, type) else Slot
+        else:
+            return None
+    return current if isinstance(current, type) and issubclass(current, Frozen) else None
+
+
+def set_value(recipe: Recipe, assignment: str) -> Recipe:
+    """Change one field by its path: `optimizer.lr=3e-4`, `architecture.conv.double_conv.norm=instance`.
+
+    A kind of block in the path addresses every entry of that kind; its `options` may be left out. The value is YAML.
+
+    Raises:
+        UsageError: for an assignment without "=", an unknown path (with the nearest name), or a value that does not fit.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise UsageError(f"--set {assignment}: expected KEY=VALUE, for example --set optimizer.lr=3e-4")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {assignment}: {text!r} is not a YAML value") from None
+    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    parts = path.strip().split(".")
+    return parse(Recipe, _assign(recipe.model_dump(), parts, value, path, Recipe), source=f"--set {assignment}")
+
+
+def _assign(values: Any, parts: list[str], new: Any, path: str, model: type[Frozen]) -> Any:
+    name, rest = parts[0], parts[1:]
+    if name not in model.model_fields:
+        raise UsageError(f"--set {path}: {unknown('field', name, model.model_fields)}")
+    current = values[name]
+    slots = model is Architecture and name in ("conv", "skip", "up", "down")
+    if not rest:
+        return {**values, name: new}
+    if slots or (model is Architecture and name == "head"):
+        entries = list(current) if slots else [current]
+        kind = rest[0] if rest[0] in {e["kind"] for e in entries} else None
+        keys = rest[1:] if kind else rest
+        if kind is None and (not slots or rest[0] not in Slot.model_fields):
+            raise UsageError(f"--set {path}: {unknown('block in this slot', rest[0], {e['kind'] for e in entries})}")
+        changed = [_assign_slot(e, keys, new, path) if kind in (None, e["kind"]) else e for e in entries]
+        return {**values, name: changed if slots else changed[0]}
+    owner = _field_type(model, [name])
+    if isinstance(current, dict) and owner in (None, Slot):
+        return {**values, name: {**current, ".".join(rest): new}}
+    if owner is None or not isinstance(current, dict):
+        raise UsageError(f"--set {path}: {name} holds one value, there is nothing below it")
+    return {**values, name: _assign(current, rest, new, path, owner)}
+
+
+def _assign_slot(entry: dict[str, Any], keys: list[str], new: Any, path: str) -> dict[str, Any]:
+    if len(keys) == 1 and keys[0] in Slot.model_fields:
+        return {**entry, keys[0]: new}
+    if keys and keys[0] == "options":
+        keys = keys[1:]
+    if len(keys) != 1:
+        raise UsageError(f"--set {path}: expected architecture.SLOT.KIND.OPTION=VALUE")
+    return {**entry, "options": {**entry["options"], keys[0]: new}}
+
+
+def to_yaml(model: Frozen) -> str:
+    """YAML of a recipe or plan: plain values only, in the order of the fields."""
+    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def from_yaml(model: type[M], path: Path) -> M:
+    """Read a recipe or plan.
+
+    Raises:
+        UsageError: if the file is missing, not YAML, or does not fit.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore or rewrite it") from None
+    return parse(model, values if values is not None else {}, source=str(path))
+
+
+class Split(Frozen):
+    """Which cases train, which choose the epoch, which are kept for the end. By case id."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_case_twice(self) -> Self:
+        sets = {"train": set(self.train), "val": set(self.val), "test": set(self.test)}
+        for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+            both = sorted(sets[a] & sets[b])
+            if both:
+                raise ValueError(f"{len(both)} cases stand in {a} and in {b}, for example {both[0]}")
+        return self
