@@ -46,9 +46,8 @@ class Counts(NamedTuple):
 class SurfaceDistances(NamedTuple):
     """Distances between two surfaces, in the unit of the spacing.
 
-    `from_prediction` holds, for every surface voxel of the prediction, how far it is to the nearest surface voxel of the
-    reference; `from_reference` the other way. They are infinite where the other mask is empty. `diagonal` is that of the
-    whole image.
+    `from_prediction` holds for every surface voxel of the prediction how far the reference's surface is,
+    `from_reference` the other way; infinite where the other mask is empty. `diagonal` is that of the whole image.
     """
 
     from_prediction: NDArray[np.float64]
@@ -273,8 +272,7 @@ def score_labels(
         surface: False leaves out HD95, ASSD and NSD.
 
     Raises:
-        UsageError: if a map is not of integers, holds values other than 0..K or another number of channels than K, or as
-            in `score`.
+        UsageError: if a map is not of integers, or its values or channels do not fit K; else as in `score`.
     """
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels.dtype.kind not in "biu":
@@ -370,7 +368,7 @@ def bootstrap_interval(
     Raises:
         UsageError: if the level does not lie between 0 and 1.
     """
-    from scipy.stats import bootstrap  # here: it takes as long to import as the rest of ulna's command line
+    from scipy.stats import bootstrap  # here: it doubles the time this room takes to import
 
     if not 0 < level < 1:
         raise UsageError(f"level {level} is not between 0 and 1; give 0.95 for 95 %")

@@ -134,10 +134,11 @@ class Training(Frozen):
     clip_gradients: float | None = Field(default=12.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    foreground: Probability = 0.33  # share of patches placed on a structure
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
     channels_last: bool = True  # 2D only: in 3D it is slower
-    workers: int | None = Field(default=None, ge=0)
-    checkpoint_every: int = Field(default=1, ge=1)  # epochs
+    workers: int | None = Field(default=None, ge=0)  # None: 0 on a CPU, which computes anyway
+    checkpoint_minutes: float = Field(default=1.0, ge=0)  # at most that much work is lost by a kill
 
 
 class Planning(Frozen):

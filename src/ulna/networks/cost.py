@@ -48,7 +48,7 @@ class Model:
         """Trainable parameters.
 
         Example:
-            >>> catalogue("zhou/unet")[0].parameters()
+            >>> models("zhou/unet")[0].parameters()
             7759521
         """
         return count_parameters(self.network(in_channels=in_channels, classes=classes, spatial_dims=spatial_dims))
@@ -70,7 +70,7 @@ class Model:
         }
 
 
-def catalogue(name: str | None = None) -> list[Model]:
+def models(name: str | None = None, /) -> list[Model]:
     """All named networks, or the one of that name.
 
     Raises:

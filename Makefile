@@ -1,0 +1,51 @@
+# make demo   set up, and run the whole path on synthetic data (report in demo/report.html)
+# make test   set up with the test extras, and run the tests
+# make check  set up with the developers' extras: lint, format, types, import rules
+# make slow   the tests that take minutes
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test slow check format clean
+
+demo: .venv/.core
+	$(BIN)/ulna demo --out demo
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+slow: .venv/.test
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "ulna needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+# torch first: then nothing that follows can ask for another build of it
+.venv/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.test: .venv/.core
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+.venv/.dev: .venv/.test
+	$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,180 @@
+"""The command line: `ulna VERB ...` calls the function of that name. The only file that prints and that knows exit codes.
+
+Exit codes: 0 done; 2 the input or the usage is wrong; 3 some cases failed, the rest is written; 130 and 143 stopped by a
+signal; 1 a defect of ulna.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
+from ulna.verbs import VERBS, find
+
+RESEARCH_USE = "Research use only; not a medical device."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"ulna {version('ulna')}. {RESEARCH_USE}")
+        return 0
+    try:
+        return _call(arguments[0], arguments[1:])
+    except PartialFailure as error:
+        _complain(str(error))
+        return 3
+    except UsageError as error:
+        _complain(str(error))
+        return 2
+    except Interrupted as error:
+        _complain(str(error))
+        return 128 + error.signal
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return 130
+    except BrokenPipeError:  # the reader of a table has gone
+        sys.stderr.close()
+        return 0
+    except Exception:
+        traceback.print_exc()
+        _complain("this is a defect of ulna; please report it with the lines above")
+        return 1
+
+
+def overview() -> str:
+    """What `ulna --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "usage: ulna VERB ...      ulna VERB --help shows a verb's options and an example\n\n"
+        "From a folder of medical images to a trained, evaluated segmenter: the U-Net family in 2D and 3D.\n\n"
+        f"{verbs}\n\n"
+        "every verb: --quiet (no bars, no log), --json (plain values instead of a table)\n"
+        f"{RESEARCH_USE}"
+    )
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    if name not in VERBS:
+        raise unknown("verb", name, VERBS)
+    import tyro
+
+    as_json, arguments = _take(arguments, "--json")
+    quiet, arguments = _take(arguments, "--quiet")
+    _listen(quiet)
+    function = find(VERBS[name].place)
+    call = functools.partial(
+        tyro.cli,
+        for_command_line(function),
+        prog=f"ulna {name}",
+        description=description(function),
+        args=arguments,
+        config=(tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff),
+    )
+    try:
+        result = call()
+    except SystemExit as leaving:  # tyro has printed help (0) or what is wrong (2)
+        return int(leaving.code or 0)
+    if as_json:
+        values = [one.to_json() for one in result] if isinstance(result, list) else result.to_json()
+        print(json.dumps(values, indent=1))
+        ok = True
+    else:
+        from ulna.display import show
+
+        ok = show(name, result)
+    return 0 if ok and getattr(result, "ok", True) else 2
+
+
+def description(function: Callable[..., Any]) -> str:
+    """A verb's docstring up to its arguments, and its example."""
+    text = inspect.getdoc(function) or ""
+    before = text.split("\nArgs:")[0].strip()
+    example = text.split("\nExample:\n")[1].split("\n\n")[0] if "\nExample:\n" in text else ""
+    return before + (f"\n\nExample:\n{example}" if example else "")
+
+
+def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with `X | None` shown as X in the help: None is only "not given"."""
+    import tyro
+
+    hints = typing.get_type_hints(function)
+    signature = inspect.signature(function)
+    parameters = []
+    for parameter in signature.parameters.values():
+        hint = hints[parameter.name]
+        options = typing.get_args(hint)
+        if isinstance(hint, types.UnionType) and types.NoneType in options and parameter.default is None:
+            plain = next(option for option in options if option is not types.NoneType)
+            shown = "TEXT" if plain is str else plain.__name__.upper()
+            hint = Annotated[hint, tyro.conf.arg(metavar=shown, help_behavior_hint="")]
+        elif parameter.name == "set":
+            hint = Annotated[hint, tyro.conf.arg(metavar="KEY=VALUE")]
+        parameters.append(parameter.replace(annotation=hint))
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _take(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
+    return flag in arguments, [a for a in arguments if a != flag]
+
+
+def _listen(quiet: bool) -> None:
+    """Log lines and bars to standard error, or neither."""
+    from ulna import progress
+
+    progress.quiet(quiet)
+    logger = logging.getLogger("ulna")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    if not quiet:
+        logger.addHandler(_ToConsole())
+
+
+class _ToConsole(logging.Handler):
+    """Log lines above the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from ulna import progress
+
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        progress.console().print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _complain(message: str) -> None:
+    from ulna import progress
+
+    console = progress.console()
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

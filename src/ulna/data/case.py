@@ -1,0 +1,37 @@
+"""One case of a data set: its image files, its label map, and the patient it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ulna.data import read
+from ulna.data.source import Source
+from ulna.errors import UsageError
+from ulna.volume import Volume
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image with, where it exists, its label map.
+
+    Args:
+        id: the file name without extension, or the id that an npz file gives.
+        images: one source, or one per channel.
+        label: None where the case has no reference.
+        group: the patient; cases of one group are never split over two sets. None: the case is a group of its own.
+    """
+
+    id: str
+    images: tuple[Source, ...]
+    label: Source | None
+    group: str | None = None
+
+    def read_image(self) -> Volume:
+        """(C, *S); see `ulna.data.read.read_image`."""
+        return read.read_image(self.images)
+
+    def read_labels(self) -> Volume:
+        """The raw label values, (1, *S) or (K, *S); see `ulna.data.read.read_labels`."""
+        if self.label is None:
+            raise UsageError(f"case {self.id}: has no label map")
+        return read.read_labels(self.label)

@@ -1,0 +1,236 @@
+"""Everything that is wrong with a data set, at once: file, fault, remedy.
+
+`inspect` reads every case once and then looks across the cases; training plans from the same surveys.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ulna.data.dataset import Dataset
+from ulna.data.source import all_faults, condensed
+from ulna.data.survey import Survey, survey_all
+from ulna.errors import DataError, Problem
+from ulna.recipe import Labels
+
+_MOST_UNNAMED = 32  # more classes than this are named by a person, or they are numbered objects
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    Args:
+        root: the data set.
+        problems: what must be mended, all of it.
+        notes: what is worth knowing.
+        surveys: one per case, in the order of the data set.
+        labels: the classes, declared or found; None where the label maps do not tell.
+    """
+
+    root: Path
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    surveys: tuple[Survey, ...] = ()
+    labels: Labels | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def raise_if_bad(self) -> None:
+        """Raise one DataError with every problem, if there is any."""
+        if self.problems:
+            raise all_faults(self.problems, self.root)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`."""
+        return {
+            "root": str(self.root),
+            "ok": self.ok,
+            "cases": len(self.surveys),
+            "labels": self.labels.model_dump(mode="json") if self.labels else None,
+            "problems": [problem._asdict() for problem in self.problems],
+            "notes": list(self.notes),
+            "surveys": [one.to_json() for one in self.surveys],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.root}: {len(self.surveys)} cases, {_counted(len(self.problems), 'problem')}"]
+        lines += [f"  {problem}" for problem in condensed(self.problems, self.root)]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+
+
+def check(data: Path | str, /) -> Report:
+    """Read every case of a data set to its last byte and list every problem at once.
+
+    Faults of the folder (names, JSON, splits) and of the files are told together.
+
+    Example:
+        >>> check("no/such/folder").problems[0].what
+        'does not exist'
+    """
+    try:
+        dataset, problems = Dataset.scan(data)
+    except DataError as error:
+        return Report(Path(data), problems=error.problems)
+    found = inspect(dataset)
+    mended = {problem.file for problem in problems}
+    own = [problem for problem in found.problems if not (problem.file in mended and problem in problems)]
+    return Report(found.root, (*problems, *own), found.notes, found.surveys, found.labels)
+
+
+def inspect(dataset: Dataset, workers: int = 0) -> Report:
+    """Read every case once, then compare the cases with each other and with what is declared."""
+    surveys = survey_all(dataset, workers)
+    problems = [problem for one in surveys for problem in one.problems]
+    notes = [*dataset.notes, *_reader_notes(surveys)]
+    labels = _labels(dataset, surveys, problems, notes)
+    _compare_images(dataset, surveys, problems, notes)
+    _compare_names(dataset, problems)
+    _compare_copies(dataset, surveys, problems, notes)
+    return Report(dataset.root, tuple(problems), tuple(notes), tuple(surveys), labels)
+
+
+def _reader_notes(surveys: Sequence[Survey]) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for one in surveys:
+        for note in dict.fromkeys(one.notes):
+            found.setdefault(note, []).append(one.case)
+        if one.two_valued_255:
+            found.setdefault("has label values 0 and 255, read as 0 and 1", []).append(one.case)
+    return [f"{_some(cases)}: {note}" for note, cases in found.items()]
+
+
+def _some(cases: Sequence[str]) -> str:
+    return cases[0] if len(cases) == 1 else f"{len(cases)} cases, for example {cases[0]}"
+
+
+def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> Labels | None:
+    """The declared classes, else those that the label maps hold."""
+    labelled = [one for one in surveys if one.label_values]
+    if not labelled:
+        return dataset.labels
+    total: Counter[int] = Counter()
+    for one in labelled:
+        total.update(one.label_values)
+    empty = [one.case for one in labelled if set(one.label_values) <= {0}]
+    if not set(total) - {0}:
+        what = f"no case of {len(labelled)} has any foreground: every label value is 0"
+        problems.append(Problem(str(dataset.root), what, "export the label maps again, 1..K are the classes"))
+        return dataset.labels
+    if empty:
+        notes.append(f"{_some(empty)}: all background")
+    if dataset.labels is not None:
+        names = dataset.labels.foreground
+        absent = [name for value, name in enumerate(names, start=1) if value not in total]
+        notes += [f"the class {name!r} occurs in no case" for name in absent]
+        return dataset.labels
+    return _found_labels(dataset, labelled, total, problems)
+
+
+def _found_labels(
+    dataset: Dataset, labelled: Sequence[Survey], total: Mapping[int, int], problems: list[Problem]
+) -> Labels | None:
+    """Classes 0..K where exactly these values occur; nothing declares them."""
+    highest = max(total)
+    stretched = [one.case for one in labelled if one.two_valued_255]
+    where = str(dataset.root)
+    missing = [value for value in range(highest + 1) if value not in total]
+    remedy = "name the classes in classes.json, or remap the label maps to 0..K"
+    if highest > 1 and stretched:
+        what = f"{_some(stretched)}: label values 0 and 255, other cases hold values up to {highest}"
+        problems.append(Problem(where, what, remedy))
+    elif missing or highest > _MOST_UNNAMED:
+        rare = next(one.case for one in labelled if highest in one.label_values)
+        shown = ", ".join(str(value) for value in sorted(total)[:12]) + (", ..." if len(total) > 12 else "")
+        odd = f"{_listed(missing)} never" if missing else f"{highest} classes without a name"
+        what = f"the label values found are {shown} ({odd}; {highest} in case {rare})"
+        problems.append(Problem(where, what, remedy))
+    else:
+        names = ("foreground",) if highest == 1 else tuple(f"class {value}" for value in range(1, highest + 1))
+        return Labels(names=("background", *names))
+    return None
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+
+
+def _compare_images(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
+    read = [one for one in surveys if one.size]
+    by_id = {case.id: case for case in dataset.cases}
+    declared = dataset.channel_names
+    usual = len(declared) if declared else _usual([one.channels for one in read])
+    whose = "dataset.json names" if declared else "most cases have"
+    dims = _usual([one.spatial_dims for one in read])
+    for one in read:
+        where = str(by_id[one.case].images[0])
+        if one.channels != usual:
+            what = f"has {one.channels} channels, {whose} {usual}"
+            problems.append(Problem(where, what, "give every case the same channels, or take the case out"))
+        if one.spatial_dims != dims:
+            what = f"is {one.spatial_dims}D, most cases are {dims}D"
+            problems.append(Problem(where, what, "keep 2D and 3D cases in two data sets"))
+    units = Counter(one.unit for one in read)
+    if len(units) > 1:
+        notes.append(f"{units['mm']} cases state a spacing in mm, {units['px']} none")
+
+
+def _usual(values: Sequence[int]) -> int:
+    return Counter(values).most_common(1)[0][0] if values else 0
+
+
+def _compare_names(dataset: Dataset, problems: list[Problem]) -> None:
+    """Ids that differ in case only overwrite each other on some file systems."""
+    seen: dict[str, str] = {}
+    for case in dataset.cases:
+        other = seen.setdefault(case.id.casefold(), case.id)
+        if other != case.id:
+            what = f"has the id {case.id!r}, which differs from {other!r} in upper and lower case only"
+            problems.append(Problem(str(case.images[0]), what, "rename one of them"))
+
+
+def _compare_copies(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
+    """The same image twice: in two sets of a split the figures would be wrong, in one set it is only odd."""
+    copies: dict[str, list[str]] = {}
+    for one in surveys:
+        if one.digest:
+            copies.setdefault(one.digest, []).append(one.case)
+    same = [cases for cases in copies.values() if len(cases) > 1]
+    by_id = {case.id: case for case in dataset.cases}
+    crossing = 0
+    for cases in same:
+        found = _crossing(dataset, cases)
+        if found:
+            crossing += 1
+            what = f"is the same image as {found[1]} of {found[3]}, and stands in {found[2]}"
+            where = str(by_id[found[0]].images[0])
+            problems.append(Problem(where, what, "keep copies of an image in one set, or take one out"))
+    if len(same) > crossing:
+        example = next(cases for cases in same if not _crossing(dataset, cases))
+        hint = "" if dataset.given_splits else "; give them one group in groups.json to keep them in one set"
+        notes.append(
+            f"{len(same) - crossing} images stand more than once, for example {' and '.join(example[:2])}{hint}"
+        )
+
+
+def _crossing(dataset: Dataset, cases: Sequence[str]) -> tuple[str, str, str, str] | None:
+    """Two of the cases that stand in different sets of one given split: (case, other, its set, the other's set)."""
+    for given in dataset.given_splits:
+        sets = {case: name for name, members in given.model_dump().items() for case in members}
+        standing = [case for case in cases if case in sets]
+        for case in standing[1:]:
+            if sets[case] != sets[standing[0]]:
+                return case, standing[0], sets[case], sets[standing[0]]
+    return None

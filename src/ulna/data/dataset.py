@@ -1,0 +1,137 @@
+"""A data set: its cases, its classes, its splits. Opening it reads names and JSON, no pixel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ulna.data.case import Case
+from ulna.data.declared import check_split, read_groups, read_splits
+from ulna.data.layouts import find
+from ulna.data.pairing import Found
+from ulna.data.source import all_faults
+from ulna.data.splitting import choose_split, split_hash
+from ulna.errors import Problem, unknown
+from ulna.recipe import Labels, Split
+
+__all__ = ["Case", "Dataset", "split", "split_hash"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Cases, in the order of their ids.
+
+    Args:
+        root: the folder or the npz file.
+        layout: "pairs", "decathlon", "nnunet", "npz"; for prediction also "images" (a flat folder) and "image".
+        labels: the classes as declared; None where nothing declares them.
+        channel_names: as declared.
+        given_splits: one split, or several folds.
+        notes: what was passed over or assumed.
+    """
+
+    root: Path
+    layout: str
+    cases: tuple[Case, ...]
+    labels: Labels | None = None
+    channel_names: tuple[str, ...] | None = None
+    given_splits: tuple[Split, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_folder(cls, path: Path | str, *, need_labels: bool = True, channels: int | None = None) -> Dataset:
+        """Open a folder, an npz file or, without `need_labels`, any image file.
+
+        Args:
+            need_labels: False for prediction: images need no label map, splits are not read, a flat folder will do.
+            channels: files per case where images `CASE_0000` stand without label maps; left out, the names tell.
+
+        Raises:
+            DataError: with everything that is wrong.
+        """
+        dataset, problems = cls.scan(path, need_labels=need_labels, channels=channels)
+        if problems:
+            raise all_faults(problems, dataset.root)
+        return dataset
+
+    @classmethod
+    def scan(
+        cls, path: Path | str, *, need_labels: bool = True, channels: int | None = None
+    ) -> tuple[Dataset, tuple[Problem, ...]]:
+        """As `from_folder`, but what can be read comes back together with what is wrong.
+
+        Raises:
+            DataError: only if nothing can be read.
+        """
+        found = find(Path(path), need_labels=need_labels, channels=channels)
+        cases = _without_doubles(found)
+        splits: tuple[Split, ...] = ()
+        if need_labels:
+            folder = found.root if found.root.is_dir() else found.root.parent
+            ids = [case.id for case in cases]
+            groups = read_groups(folder, ids, found.problems, found.notes) if found.root.is_dir() else {}
+            cases = [replace(case, group=groups.get(case.id)) for case in cases]
+            splits = _splits(found, cases, groups)
+        notes = tuple(found.notes)
+        dataset = cls(found.root, found.layout, tuple(cases), found.labels, found.channel_names, splits, notes)
+        return dataset, tuple(found.problems)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def labelled(self) -> tuple[Case, ...]:
+        """The cases that have a label map."""
+        return tuple(case for case in self.cases if case.label is not None)
+
+    def case(self, id: str) -> Case:
+        """The case of that id.
+
+        Raises:
+            UsageError: if there is none; names the nearest.
+        """
+        for case in self.cases:
+            if case.id == id:
+                return case
+        raise unknown("case", id, [case.id for case in self.cases])
+
+
+def _without_doubles(found: Found) -> list[Case]:
+    """One case per id; the others are problems."""
+    kept: dict[str, Case] = {}
+    for case in found.cases:
+        if case.id in kept:
+            what = f"has the id {case.id!r}, as {kept[case.id].images[0]} has"
+            found.wrong(case.images[0], what, "give every case an id of its own")
+        kept.setdefault(case.id, case)
+    return list(kept.values())
+
+
+def _splits(found: Found, cases: list[Case], groups: dict[str, str]) -> tuple[Split, ...]:
+    labelled = {case.id: case.label is not None for case in cases}
+    if found.root.is_dir() and (found.root / "splits.json").is_file():
+        return read_splits(found.root, labelled, groups, found.problems, found.notes)
+    if found.sets is None:
+        return ()
+    doubles = any(count > 1 for count in Counter(i for ids in found.sets.values() for i in ids).values())
+    before = len(found.problems)
+    if not doubles:  # told already, file by file
+        check_split(found.sets, "names of the npz files", labelled, groups, found.problems)
+    if doubles or len(found.problems) > before:
+        return ()
+    if not found.sets["val"]:
+        found.notes.append("no val*.npz: 15 % of train are taken to choose the epoch")
+    return (Split(**{name: tuple(ids) for name, ids in found.sets.items()}),)
+
+
+def split(dataset: Dataset, seed: int, fold: int | None = None) -> Split:
+    """The split to train on: what the data set brings, else one made by group and `seed`.
+
+    Without a given split: 70 / 15 / 15 of the cases with 20 groups or more, 80 / 20 / 0 with fewer; with `fold`, one of
+    five folds. A given split without val gives 15 % of its train to val.
+
+    Raises:
+        UsageError: if there are fewer than two labelled cases or groups, or no such fold.
+    """
+    return choose_split(dataset.labelled, dataset.given_splits, seed, fold)

@@ -1,0 +1,122 @@
+"""Data sets with a dataset.json: the Decathlon's lists its cases, nnU-Net's leaves them to the files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ulna.data.case import Case
+from ulna.data.declared import parse_channels
+from ulna.data.pairing import Found, beside, files_in, grouped, pairs
+from ulna.data.source import Source, case_name, suffix_of
+
+
+def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: int | None, declared: bool) -> set[str]:
+    """nnU-Net v2: the files themselves are the list."""
+    found.layout = "nnunet"
+    if not declared:
+        found.notes.append("there is no dataset.json: the classes are named by their values")
+    names = parse_channels(about.get("channel_names", about.get("modality")))
+    pairs(found, "imagesTr", "labelsTr", need_labels, channels or (len(names) if names else None))
+    path, ending = found.root / "dataset.json", about.get("file_ending")
+    counts = {len(case.images) for case in found.cases}
+    if names and counts - {1, len(names)}:
+        what = f"names {len(names)} channels, imagesTr holds {max(counts)} files per case"
+        found.wrong(path, what, "name every channel")
+    promised = about.get("numTraining")
+    if isinstance(promised, int) and promised != len(found.cases):
+        found.wrong(
+            path, f"promises {promised} training cases, imagesTr holds {len(found.cases)}", "correct numTraining"
+        )
+    if isinstance(ending, str) and found.cases and not any(c.images[0].path.name.endswith(ending) for c in found.cases):
+        found.wrong(path, f"says that files end in {ending!r}, none does", "correct file_ending")
+    tests = found.root / "imagesTs"
+    if tests.is_dir():
+        extra = grouped(found, files_in(found, tests), (), channels or (len(names) if names else None))
+        found.cases += [Case(case, tuple(map(Source, paths)), None) for case, paths in extra.items()]
+        found.notes.append(f"imagesTs holds {len(extra)} cases without label maps")
+    return {"imagesTr", "labelsTr", "imagesTs"}
+
+
+def listed(found: Found, about: Mapping[str, Any], need_labels: bool) -> set[str]:
+    """Cases that dataset.json lists: the Decathlon's `training` and `test`, or nnU-Net's `dataset`."""
+    found.layout = "decathlon"
+    path = found.root / "dataset.json"
+    entries = about.get("training", about.get("dataset"))
+    remedy = 'write "training": [{"image": "./imagesTr/CASE.nii.gz", "label": "./labelsTr/CASE.nii.gz"}, ...]'
+    if isinstance(entries, Mapping):
+        entries = [{"id": key, **entry} if isinstance(entry, Mapping) else entry for key, entry in entries.items()]
+    if not isinstance(entries, list):
+        found.wrong(path, "has no list of training cases", remedy)
+        return {"imagesTr", "labelsTr", "imagesTs"}
+    for entry in entries:
+        if not isinstance(entry, Mapping) or not (entry.get("image") or entry.get("images")):
+            found.wrong(path, f"has an entry that names no image: {str(entry)[:80]}", remedy)
+            continue
+        images = _image_paths(found, path, entry.get("image") or entry.get("images"))
+        label = _inside(found, path, entry["label"]) if entry.get("label") else None
+        if label is None and need_labels and not entry.get("label"):
+            found.wrong(path, f"has an entry without label: {str(entry)[:80]}", remedy)
+        if images:
+            name = str(entry.get("id") or case_name(label or images[0]))
+            found.cases.append(Case(name, tuple(map(Source, images)), Source(label) if label else None))
+    promised = about.get("numTraining")
+    if isinstance(promised, int) and promised != len(entries):
+        found.notes.append(f"dataset.json says numTraining {promised} and lists {len(entries)} cases")
+    _listed_tests(found, about, path)
+    folder = found.root / "imagesTr"
+    listed = {source.path.name for case in found.cases for source in case.images}
+    spare = [p.name for p in sorted(folder.iterdir()) if p.is_file() and not beside(p.name)] if folder.is_dir() else []
+    spare = [name for name in spare if name not in listed]
+    if spare:
+        found.notes.append(f"imagesTr holds {len(spare)} files that dataset.json does not list, for example {spare[0]}")
+    return {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels"}
+
+
+def _listed_tests(found: Found, about: Mapping[str, Any], path: Path) -> None:
+    tests = about.get("test") or []
+    if not isinstance(tests, list):
+        found.wrong(path, "`test` is no list", 'write "test": ["./imagesTs/CASE.nii.gz", ...]')
+        return
+    if tests and not (found.root / "imagesTs").is_dir():
+        found.notes.append(f"dataset.json lists {len(tests)} test images, imagesTs/ is not there")
+        return
+    for entry in tests:
+        images = _image_paths(found, path, entry.get("image") if isinstance(entry, Mapping) else entry)
+        if images:
+            found.cases.append(Case(case_name(images[0]), tuple(map(Source, images)), None))
+
+
+def _image_paths(found: Found, path: Path, value: Any) -> list[Path]:
+    """The files of one entry: a name, a list of names (channels), or a name that stands for its `_0000` files."""
+    if isinstance(value, list):
+        paths = [_inside(found, path, one) for one in value]
+        return [one for one in paths if one is not None] if None not in paths else []
+    if isinstance(value, str) and not (found.root / value).exists():
+        stem, suffix = case_name(value), suffix_of(value)
+        folder = (found.root / value).parent
+        first = folder / f"{stem}_0000{suffix}"
+        if first.is_file() and _inside(found, path, str(first.relative_to(found.root))):
+            pattern = re.compile(re.escape(stem) + r"_\d{4}" + re.escape(suffix))
+            return sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name))
+    one = _inside(found, path, value)
+    return [one] if one else []
+
+
+def _inside(found: Found, path: Path, value: Any) -> Path | None:
+    """A file that dataset.json names, which must exist and lie in the data set's folder."""
+    if not isinstance(value, str):
+        found.wrong(path, f"has {value!r} in place of a file name", "write names relative to the folder")
+        return None
+    relative = os.path.normpath(value.replace("\\", "/"))
+    if Path(relative).is_absolute() or relative.split("/")[0] == "..":
+        found.wrong(path, f"names {value}, which lies outside the folder", "write names relative to the folder")
+        return None
+    target = found.root / relative
+    if not target.is_file():
+        found.wrong(path, f"names {value}, which does not exist", "add the file, or take the entry out")
+        return None
+    return target

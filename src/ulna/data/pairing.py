@@ -1,0 +1,121 @@
+"""Images and label maps matched by name: CASE.png with CASE.png, or CASE_0000.png, CASE_0001.png with CASE.png."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ulna.data.case import Case
+from ulna.data.source import IMAGE_SUFFIXES, Source, case_name, suffix_of
+from ulna.errors import Problem
+from ulna.recipe import Labels
+
+_CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+_MOST_CHANNELS = 16  # more `_0000` files of one name are the frames of a film
+_BESIDE = ("readme", "licen", "copying", "changelog", "thumbs.db", "desktop.ini", "__macosx", ".")
+_NOT_YET = (".mha", ".mhd", ".nrrd", ".npy", ".dcm", ".hdr", ".img", ".gif", ".webp")
+
+
+@dataclass
+class Found:
+    """A data set while it is being looked through."""
+
+    root: Path
+    layout: str = ""
+    cases: list[Case] = field(default_factory=list)
+    labels: Labels | None = None
+    channel_names: tuple[str, ...] | None = None
+    sets: dict[str, list[str]] | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def wrong(self, where: object, what: str, remedy: str) -> None:
+        """Keep one problem."""
+        self.problems.append(Problem(str(where), what, remedy))
+
+
+def beside(name: str) -> bool:
+    return name.lower().startswith(_BESIDE)
+
+
+def convert() -> str:
+    return f"convert it to one of {', '.join(IMAGE_SUFFIXES)}"
+
+
+def files_in(found: Found, folder: Path) -> dict[str, Path]:
+    """Image files of a folder by name without extension; two files of one name are a problem."""
+    files: dict[str, Path] = {}
+    spare = 0
+    for path in sorted(folder.iterdir()):
+        suffix = suffix_of(path)
+        if beside(path.name):
+            continue
+        if path.is_dir() or suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
+            spare += 1
+        elif suffix in _NOT_YET:
+            found.wrong(path, f"has the extension {suffix!r}, which is not read", convert())
+        elif case_name(path) in files:
+            found.wrong(path, f"has the name of {files[case_name(path)].name}", "keep one file per case")
+        else:
+            files[case_name(path)] = path
+    if spare:
+        found.notes.append(f"{folder.name}/ holds {spare} files or folders that are no images; they are not read")
+    return files
+
+
+def grouped(
+    found: Found, images: Mapping[str, Path], labels: Iterable[str], channels: int | None
+) -> dict[str, list[Path]]:
+    """Case id -> its files, one per channel.
+
+    A name that a label file has is a case. `CASE_0000` belongs to CASE where a label file is named CASE, or, without
+    any label, where every name ends so and every case has the same channels.
+    """
+    named = set(labels)
+    stems: dict[str, list[int]] = {}
+    plain = []
+    for name in images:
+        match = _CHANNEL.match(name)
+        if match and name not in named:
+            stems.setdefault(match[1], []).append(int(match[2]))
+        else:
+            plain.append(name)
+    if named:
+        split = any(stem in named for stem in stems)
+    else:
+        counts = {len(indices) for indices in stems.values()}
+        regular = all(sorted(indices) == list(range(len(indices))) for indices in stems.values())
+        few = counts == {channels} if channels else max(counts, default=0) <= _MOST_CHANNELS
+        split = not plain and len(counts) == 1 and regular and few
+    if not split:
+        return {name: [path] for name, path in images.items()}
+    cases = {name: [images[name]] for name in plain}
+    most = max(len(indices) for indices in stems.values())
+    for stem, indices in stems.items():
+        missing = sorted(set(range(max(most, max(indices) + 1))) - set(indices))
+        if missing:
+            folder = images[f"{stem}_{indices[0]:04d}"].parent
+            what = f"has no file for channel {', '.join(f'{index:04d}' for index in missing)}"
+            found.wrong(folder / stem, what, "add the file, or take the case out")
+        cases[stem] = [images[f"{stem}_{index:04d}"] for index in sorted(indices)]
+    return cases
+
+
+def pairs(found: Found, images: str, labels: str, need_labels: bool, channels: int | None) -> set[str]:
+    found.layout = found.layout or "pairs"
+    image_folder, label_folder = found.root / images, found.root / labels
+    label_files = files_in(found, label_folder) if label_folder.is_dir() else {}
+    cases = grouped(found, files_in(found, image_folder), label_files, channels)
+    for case, paths in cases.items():
+        label = label_files.get(case)
+        if label is None and need_labels:
+            found.wrong(paths[0], f"has no label map {labels}/{case}.*", "add the label map, or take the image out")
+        found.cases.append(Case(case, tuple(Source(path) for path in paths), Source(label) if label else None))
+    for case in sorted(set(label_files) - set(cases)):
+        if need_labels:
+            found.wrong(
+                label_files[case], f"has no image {images}/{case}.*", "add the image, or take the label map out"
+            )
+    return {images, labels}

@@ -1,0 +1,224 @@
+"""Files to volumes, and label maps back to files: one entry for every format.
+
+Images are (C, *S), raw label maps (1, *S), or (K, *S) where a file holds one map per class. The spatial axes keep the
+order of the file. What a reader changed on the way stands in `Volume.meta["notes"]`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulna.data.read_nifti import read_nifti, write_nifti
+from ulna.data.read_npz import read_npz, write_masks, write_npz
+from ulna.data.read_raster import read_raster, write_png
+from ulna.data.read_tiff import read_tiff, write_tiff
+from ulna.data.source import (
+    ARRAY_SUFFIX,
+    IMAGE_SUFFIXES,
+    NIFTI_SUFFIXES,
+    RASTER_SUFFIXES,
+    TIFF_SUFFIXES,
+    Source,
+    case_name,
+    fault,
+    suffix_of,
+)
+from ulna.recipe import Labels
+from ulna.volume import Volume, label_dtype, same_geometry
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Source",
+    "case_name",
+    "encode_labels",
+    "read_image",
+    "read_labels",
+    "suffix_of",
+    "value_counts",
+    "write_labels",
+    "write_npz_masks",
+    "write_probabilities",
+]
+
+
+def _read(source: Source, *, as_labels: bool) -> Volume:
+    path, suffix = source.path, suffix_of(source.path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise fault(path, what, "check the path")
+    try:
+        if suffix == ARRAY_SUFFIX:
+            return read_npz(source, "masks" if as_labels else "images")
+        if suffix in NIFTI_SUFFIXES:
+            return read_nifti(path)
+        if suffix in TIFF_SUFFIXES:
+            return read_tiff(path, as_labels=as_labels)
+        if suffix in RASTER_SUFFIXES:
+            return read_raster(path, as_labels=as_labels)
+    except OSError as error:
+        raise fault(path, f"cannot be read ({error.strerror or error})", "check the file and its permissions") from None
+    raise fault(
+        path, f"has the extension {suffix!r}, which is not read", f"convert it to one of {', '.join(IMAGE_SUFFIXES)}"
+    )
+
+
+def read_image(sources: Sequence[Source]) -> Volume:
+    """One case: the channels of all its sources, concatenated.
+
+    Shape:
+        (C, *S); integers keep the file's type.
+
+    Raises:
+        DataError: if a file is missing, empty, cut short, damaged or unsupported, or the sources lie on several grids.
+    """
+    volumes = [_read(source, as_labels=False) for source in sources]
+    first = volumes[0]
+    for source, volume in zip(sources[1:], volumes[1:], strict=True):
+        if volume.size != first.size or not same_geometry(volume, first):
+            what = (
+                f"{volume.size} at {_mm(volume)}, but channel {sources[0].path.name} has {first.size} at {_mm(first)}"
+            )
+            raise fault(source, what, "resample the channels of a case to one grid")
+    if len(volumes) == 1:
+        return first
+    notes = tuple(note for volume in volumes for note in volume.meta.get("notes", ()))
+    array = np.concatenate([volume.array for volume in volumes])
+    return replace(first, array=array, meta={**first.meta, "notes": notes})
+
+
+def _mm(volume: Volume) -> str:
+    return " x ".join(f"{s:.4g}" for s in volume.spacing) + f" {volume.unit}"
+
+
+def read_labels(source: Source) -> Volume:
+    """The raw label values as stored, as integers wherever all of them are whole numbers.
+
+    Shape:
+        (1, *S), or (K, *S) where the file holds one map per class.
+
+    Raises:
+        DataError: as `read_image`; also for JPEG, which does not keep values.
+    """
+    volume = _read(source, as_labels=True)
+    array = volume.array
+    if array.shape[0] == 3 and volume.meta["format"] in ("raster", "tiff") and (array == array[:1]).all():
+        array = array[:1]  # grey stored as colour
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
+        low, high = float(array.min()), float(array.max())
+        if low >= 0 and high < 2**32:
+            array = array.astype(label_dtype(int(high)))
+        elif abs(low) < 2**62 and high < 2**62:
+            array = array.astype(np.int64)
+    return volume.with_array(array)
+
+
+def value_counts(array: NDArray[Any]) -> dict[int | float, int]:
+    """Every value with its number of occurrences, in ascending order.
+
+    Example:
+        >>> value_counts(np.array([0, 2, 2], dtype=np.uint8))
+        {0: 1, 2: 2}
+    """
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:  # twenty times faster than sorting
+        counts = np.bincount(array.reshape(-1))
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, numbers = np.unique(array, return_counts=True)
+    return {value.item(): int(number) for value, number in zip(values, numbers, strict=True)}
+
+
+def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
+    """Class indices 0..K of a raw label map; two-valued maps in {0, 255} become {0, 1}.
+
+    Shape:
+        (1, *S) -> (*S), of the smallest unsigned type; multilabel: (K, *S) -> (K, *S) of 0 and 1, and a single map
+        of exclusive values 1..K is spread over the channels.
+
+    Raises:
+        DataError: naming file and values, if they do not fit the classes.
+    """
+    array = volume.array
+    count = len(labels.foreground)
+    if labels.multilabel and array.shape[0] == count:
+        return _checked(volume, array, 1)
+    if array.shape[0] != 1:
+        wanted = f"one map, or {count} maps (one per class)" if labels.multilabel else "one map"
+        raise fault(volume.path, f"holds {array.shape[0]} label maps", f"save {wanted} with values 0..{count}")
+    indices = _checked(volume, array[0], count)
+    if not labels.multilabel:
+        return indices
+    return np.stack([indices == value for value in range(1, count + 1)]).astype(np.uint8)
+
+
+def _checked(volume: Volume, array: NDArray[Any], highest: int) -> NDArray[Any]:
+    values = value_counts(array)
+    if highest == 1 and 255 in values and set(values) <= {0, 255}:
+        return (array == 255).astype(np.uint8)
+    bad = [value for value in values if value not in range(highest + 1)]
+    if bad:
+        listed = ", ".join(f"{value:g}" for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
+        what = f"label values {listed} do not fit {highest + 1} classes (0 is background, 1..{highest})"
+        raise fault(volume.path, what, "name the extra ones in classes.json or remap the file")
+    return array.astype(label_dtype(highest))
+
+
+def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
+    """Write a label map in the input's own format and geometry, whole or not at all.
+
+    NIfTI stays .nii or .nii.gz; PNG, BMP and JPEG become .png; TIFF becomes .tif. One map per class (multilabel) needs
+    a format with channels: NIfTI, or .tif also where the input was PNG. Rows of an npz become an .npz of one row.
+
+    Args:
+        stem: folder and name, without extension.
+        labels: (*S), or (K, *S) for multilabel.
+        like: the volume that was read.
+
+    Returns:
+        The path that was written.
+    """
+    if labels.shape[labels.ndim - like.spatial_dims :] != like.size or labels.ndim - like.spatial_dims not in (0, 1):
+        raise ValueError(f"labels {labels.shape} do not lie on the grid {like.size} of {like.path}")
+    labels = labels.astype(label_dtype(int(labels.max(initial=0))))
+    kind = like.meta.get("format", "nifti" if like.affine is not None else "tiff")
+    if kind == "nifti":
+        suffix = ".nii" if like.meta.get("suffix") == ".nii" else ".nii.gz"
+        return _whole(stem, suffix, lambda path: write_nifti(path, labels, like))
+    if kind == "npz":
+        return _whole(stem, ".npz", lambda path: write_masks(path, labels[None], [stem.name]))
+    if kind == "raster" and labels.ndim == 2:
+        return _whole(stem, ".png", lambda path: write_png(path, labels))
+    return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like))
+
+
+def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Volume) -> Path:
+    """Write (K, *S): NIfTI inputs give a 4D NIfTI, all others an .npz with the key `probabilities`."""
+    values = np.asarray(probabilities, dtype=np.float32)
+    if like.meta.get("format") == "nifti":
+        return _whole(stem, ".nii.gz", lambda path: write_nifti(path, values, like))
+    return _whole(stem, ".npz", lambda path: write_npz(path, probabilities=values))
+
+
+def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str]) -> Path:
+    """Write the predictions for an npz file: `masks` (N, *S) or (N, *S, K), and `ids` (N), whole or not at all."""
+    if len(masks) != len(ids):
+        raise ValueError(f"{len(masks)} masks, {len(ids)} ids")
+    return _whole(path.with_suffix(""), ".npz", lambda file: write_masks(file, masks, ids))
+
+
+def _whole(stem: Path, suffix: str, write: Callable[[Path], None]) -> Path:
+    """Write to a temporary name beside the target, then rename: a reader never sees half a file."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    target = stem.with_name(stem.name + suffix)
+    temporary = stem.with_name(f".{uuid.uuid4().hex}{suffix}")
+    try:
+        write(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,198 @@
+"""NIfTI-1 and NIfTI-2, plain or gzip-compressed, read to the last byte and written with the geometry of the input.
+
+The axes are exactly nibabel's. The fourth axis (or the fifth, where the fourth is 1) holds the channels.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from ulna.data.source import fault, suffix_of
+from ulna.volume import Volume
+
+MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}
+LARGEST_GZIP_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
+_CHUNK = 1 << 22
+
+
+def read_nifti(path: Path) -> Volume:
+    """(C, *S) with the file's affine; integers keep their type, other values and scaled ones are float32.
+
+    A file of shape (x, y, 1) is 2D: *S = (x, y).
+
+    Raises:
+        DataError: if the file is empty, cut short, damaged, or its header cannot be right.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise fault(path, "is empty (0 bytes)", "copy the file again or take the case out")
+    with _stream(path) as stream:
+        header, start = _header(path, stream)
+        shape = tuple(int(n) for n in header.get_data_shape())
+        dtype = header.get_data_dtype()
+        spatial, channels = _axes(path, shape)
+        if dtype.kind not in "iuf":
+            raise fault(path, f"holds values of type {dtype}", "save it with integer or real values")
+        expected = math.prod(shape) * dtype.itemsize
+        offset = max(int(header["vox_offset"]), len(start))
+        _check_promise(path, offset + expected, size, shape)
+        _skip(stream, offset - len(start))
+        raw = _read_up_to(stream, expected)
+        if len(raw) < expected:
+            raise _cut(path, f"the header promises {offset + expected} bytes, the file holds {offset + len(raw)}")
+        while stream.read(_CHUNK):  # to the end, where gzip keeps its checksum
+            pass
+    array = np.frombuffer(raw, dtype=dtype).reshape(shape, order="F")
+    array = _scaled(array.reshape((*spatial, channels), order="F"), header)
+    affine, spacing = _geometry(path, header, len(spatial))
+    meta = {"format": "nifti", "suffix": suffix_of(path), "header": header, "file_size": _file_size(shape)}
+    return Volume(np.ascontiguousarray(np.moveaxis(array, -1, 0)), spacing, "mm", affine, path, meta)
+
+
+@contextmanager
+def _stream(path: Path) -> Iterator[IO[bytes]]:
+    remedy = "copy or download the file again"
+    with path.open("rb") as file:
+        if suffix_of(path) != ".nii.gz":
+            yield file
+            return
+        magic = file.read(2)
+        file.seek(0)
+        if magic != b"\x1f\x8b":
+            raise fault(
+                path, "is not gzip-compressed, though its name ends in .gz", "rename it, or compress it with gzip"
+            )
+        try:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked  # type: ignore[misc]
+        except EOFError:
+            raise _cut(path, "the compressed data end too early") from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise fault(path, f"is damaged ({_said(error)})", remedy) from None
+
+
+def _said(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _cut(path: Path, how: str) -> Exception:
+    return fault(path, f"is cut short: {how}", "copy or download the file again")
+
+
+def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
+    """The header and the bytes it was read from."""
+    start = stream.read(4)
+    if len(start) < 4:
+        raise _cut(path, f"it holds {len(start)} bytes, less than a header")
+    lengths = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
+    kind = Nifti1Header if 348 in lengths else Nifti2Header if 540 in lengths else None
+    if kind is None:
+        raise fault(path, "is not a NIfTI file", "give the file its right extension, or convert it to NIfTI")
+    length = 348 if kind is Nifti1Header else 540
+    start += stream.read(length - 4)
+    if len(start) < length:
+        raise _cut(path, f"it holds {len(start)} bytes of a header of {length}")
+    try:
+        with LoggingOutputSuppressor():  # what nibabel mends in a header is judged below
+            header = kind(start)
+    except Exception as error:  # nibabel raises many types here
+        raise fault(path, f"has a header that cannot be read ({_said(error)})", "convert it to NIfTI again") from None
+    if bytes(header["magic"].tobytes()[:2]) not in (b"n+", b"n\x00"):
+        raise fault(path, "is half of an .hdr/.img pair", "save it as one .nii.gz file")
+    return header, start
+
+
+def _axes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """(*S, C) of a file's shape."""
+    remedy = "save a 2D or 3D image, with the channels along the fourth axis"
+    if not 2 <= len(shape) <= 5 or min(shape) < 1 or (len(shape) == 5 and shape[3] != 1):
+        raise fault(path, f"has the shape {shape}", remedy)
+    spatial = shape[:2] if len(shape) == 2 or shape[2] == 1 else shape[:3]
+    return spatial, math.prod(shape[3:])
+
+
+def _file_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:3]
+
+
+def _check_promise(path: Path, promised: int, size: int, shape: tuple[int, ...]) -> None:
+    """Refuse a header that promises what its file cannot hold, before memory is taken for it."""
+    most = size * LARGEST_GZIP_RATIO if suffix_of(path) == ".nii.gz" else size
+    if promised > most:
+        raise _cut(path, f"the header promises {shape} voxels in {promised} bytes, the file has {size} bytes")
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    _read_up_to(stream, count)
+
+
+def _read_up_to(stream: IO[bytes], count: int) -> bytearray:
+    data = bytearray()
+    while len(data) < count:
+        chunk = stream.read(min(_CHUNK, count - len(data)))
+        if not chunk:
+            break
+        data += chunk
+    return data
+
+
+def _scaled(array: NDArray[Any], header: Any) -> NDArray[Any]:
+    slope, intercept = header.get_slope_inter()
+    identity = slope is None or (slope == 1 and not intercept)
+    if identity and array.dtype.kind in "iu":
+        return array.astype(array.dtype.newbyteorder("="))
+    with np.errstate(over="ignore", invalid="ignore"):
+        if identity:
+            return array.astype(np.float32)
+        return (array.astype(np.float64) * slope + (intercept or 0.0)).astype(np.float32)
+
+
+def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+    remedy = "write the geometry anew, from the original series"
+    try:
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    except (HeaderDataError, ValueError) as error:
+        raise fault(path, f"has an orientation that cannot be read ({_said(error)})", remedy) from None
+    scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    zooms = [float(z) for z in header.get_zooms()[:3]]
+    if not np.isfinite(affine).all() or not all(math.isfinite(z) for z in zooms):
+        raise fault(path, "has an orientation that is not finite", remedy)
+    affine[:3] *= scale
+    spacing = tuple(z * scale for z in zooms[:spatial_dims])
+    if min(spacing) <= 0:
+        raise fault(path, f"has a voxel size of {spacing}", remedy)
+    if abs(np.linalg.det(affine[:3, :3])) < 1e-12 * math.prod(spacing):
+        raise fault(path, "has a singular orientation matrix", remedy)
+    return affine, spacing
+
+
+def write_nifti(path: Path, maps: NDArray[Any], like: Volume) -> None:
+    """Write (*S) or (K, *S) with the header of `like`: orientation, its codes and units."""
+    header = like.meta["header"].copy()
+    header.extensions.clear()  # may hold the patient's name
+    header.set_slope_inter(1, 0)
+    for field in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
+        header[field] = 0
+    header["intent_name"] = header["descrip"] = b""
+    header.set_data_dtype(maps.dtype)
+    spatial = like.meta["file_size"]
+    array = maps.reshape(spatial) if maps.ndim == like.spatial_dims else np.moveaxis(maps, 0, -1)
+    if maps.ndim > like.spatial_dims:  # channels stand on the fourth axis, also for a 2D image
+        array = array.reshape((*spatial, *[1] * (3 - len(spatial)), maps.shape[0]))
+    header["pixdim"][4:] = 1.0
+    header.set_data_shape(array.shape)
+    kind = Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image
+    kind(array, None, header).to_filename(path)

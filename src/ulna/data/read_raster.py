@@ -1,0 +1,127 @@
+"""PNG, JPEG and BMP through Pillow: every byte is checked, nothing is converted without a note.
+
+Pillow's own guard against huge pictures is meant for web servers and far too low for whole slides, and it is a setting
+of the whole process. So the file's plug-in is called directly, and the limit below is ours.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from ulna.data.source import fault
+from ulna.volume import Volume
+
+MOST_PIXELS = 1_000_000_000
+_PNG = b"\x89PNG\r\n\x1a\n"
+_AGAIN = "copy or download the file again"
+_PLUG_IN: dict[str, Callable[[IO[bytes]], Image.Image]] = {
+    "PNG": PngImageFile,
+    "JPEG": JpegImageFile,
+    "BMP": BmpImageFile,
+}
+_SUFFIX = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "BMP": (".bmp",)}
+
+
+def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
+    """(C, H, W) in pixels: grey C = 1, colour C = 3. A palette is expanded for images; labels keep its indices.
+
+    Raises:
+        DataError: if the file is empty, cut short, damaged, too large, or no PNG, JPEG or BMP.
+    """
+    data = path.read_bytes()
+    if not data:
+        raise fault(path, "is empty (0 bytes)", "copy the file again or take the case out")
+    kind = _kind(path, data)
+    notes = [] if path.suffix.lower() in _SUFFIX[kind] else [f"is a {kind} file under another name"]
+    if as_labels and kind == "JPEG":
+        raise fault(path, "is a JPEG, which does not keep label values", "save label maps as PNG")
+    _check_whole(path, data, kind)
+    try:
+        picture = _PLUG_IN[kind](io.BytesIO(data))
+        width, height = picture.size
+        if width * height > MOST_PIXELS:
+            raise fault(path, f"declares {width} x {height} pixels, more than {MOST_PIXELS}", "cut it into tiles")
+        raw_mode = str(picture.tile[0].args) if picture.tile else ""  # type: ignore[attr-defined]
+        picture.load()
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, MemoryError) as error:
+        if isinstance(error, ValueError) and hasattr(error, "problems"):
+            raise
+        said = str(error) or type(error).__name__
+        what = "is cut short" if "truncated" in said.lower() else "is damaged"
+        raise fault(path, f"{what} ({said})", _AGAIN) from None
+    array = plain_values(picture, as_labels, notes)
+    if picture.mode in ("RGB", "RGBA") and "16" in raw_mode:
+        notes.append("has 16 bits per colour, of which the upper 8 are read")
+    meta = {"format": "raster", "suffix": path.suffix.lower(), "notes": tuple(notes)}
+    return Volume(array, (1.0, 1.0), "px", None, path, meta)
+
+
+def _kind(path: Path, data: bytes) -> str:
+    for magic, kind in ((_PNG, "PNG"), (b"\xff\xd8", "JPEG"), (b"BM", "BMP")):
+        if data.startswith(magic[: len(data)]):
+            if len(data) <= len(magic):
+                raise fault(path, f"is cut short: it holds {len(data)} bytes", _AGAIN)
+            return kind
+    raise fault(path, "is not a PNG, JPEG or BMP file", "give the file its right extension, or save it as PNG")
+
+
+def _check_whole(path: Path, data: bytes, kind: str) -> None:
+    """Find a missing end and, in a PNG, a flipped bit; Pillow lets both pass."""
+    if kind == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        raise fault(path, "is cut short: the end of the picture is missing", _AGAIN)
+    if kind != "PNG":
+        return
+    at = len(_PNG)
+    while True:
+        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        end = at + 12 + length
+        if len(data) < end or len(name) < 4:
+            raise fault(path, f"is cut short: {len(data)} bytes, and the picture goes on", _AGAIN)
+        body, checksum = data[at + 4 : end - 4], int.from_bytes(data[end - 4 : end], "big")
+        if zlib.crc32(body) != checksum:
+            raise fault(path, f"is damaged: wrong checksum in its {name.decode('latin-1')} part", _AGAIN)
+        if name == b"IHDR":
+            width, height = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
+            if width * height // 8 > len(data) * 1100:  # deflate packs at most 1032 to 1, a pixel has at least a bit
+                raise fault(path, f"declares {width} x {height} pixels in {len(data)} bytes", _AGAIN)
+        if name == b"IEND":
+            return
+        at = end
+
+
+def plain_values(picture: Image.Image, as_labels: bool, notes: list[str]) -> NDArray[Any]:
+    """(C, H, W) of a loaded picture; what was changed is added to `notes`."""
+    mode = picture.mode
+    if mode == "P" and not as_labels:
+        picture = picture.convert("RGB")
+        notes.append("has a palette, read as colour")
+    elif mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
+        picture = picture.convert("RGB")
+        notes.append(f"is {mode}, read as RGB")
+    array = np.asarray(picture)
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    elif mode == "I" and array.min() >= 0 and array.max() <= 65535:  # older Pillow gives 16-bit grey as int32
+        array = array.astype(np.uint16)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if mode in ("LA", "PA", "La", "RGBA", "RGBa"):
+        array = array[..., :-1]
+        notes.append("has an alpha channel, dropped")
+    array = array[..., None] if array.ndim == 2 else array
+    return np.ascontiguousarray(np.moveaxis(array, -1, 0))
+
+
+def write_png(path: Path, labels: NDArray[Any]) -> None:
+    """Write a label map (H, W) of 8 or 16 bits."""
+    Image.fromarray(np.ascontiguousarray(labels)).save(path, format="PNG")

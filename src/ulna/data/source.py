@@ -1,0 +1,77 @@
+"""Where the pixels of a case lie: a file, or a row of an npz file; and how names of files become ids of cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ulna.errors import DataError, Problem
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+RASTER_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
+TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RASTER_SUFFIXES, *TIFF_SUFFIXES)
+ARRAY_SUFFIX = ".npz"
+_COMPOUND = (".nii.gz", ".ome.tif", ".ome.tiff")
+
+LINES_PER_FAULT = 12
+
+
+class Source(NamedTuple):
+    """One file, or one row of an npz file."""
+
+    path: Path
+    row: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.row is None else f"{self.path}[{self.row}]"
+
+
+def suffix_of(path: Path | str) -> str:
+    """The extension in lower case; two-part extensions count as one.
+
+    Example:
+        >>> suffix_of("scans/A.v2.NII.GZ"), suffix_of("b.png"), suffix_of("README")
+        ('.nii.gz', '.png', '')
+    """
+    name = Path(path).name.lower()
+    return next((suffix for suffix in _COMPOUND if name.endswith(suffix)), Path(name).suffix)
+
+
+def case_name(path: Path | str) -> str:
+    """The file name without its extension.
+
+    Example:
+        >>> case_name("scans/A.v2.nii.gz")
+        'A.v2'
+    """
+    name = Path(path).name
+    return name[: len(name) - len(suffix_of(name))]
+
+
+def fault(where: object, what: str, remedy: str) -> DataError:
+    """The error for one thing that is wrong with one file."""
+    return DataError([Problem(str(where), what, remedy)])
+
+
+def condensed(problems: Iterable[Problem], root: object) -> list[Problem]:
+    """At most 12 problems of each class of fault (those with one remedy), and a line that counts the others."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.remedy, []).append(problem)
+    shown: list[Problem] = []
+    for remedy, members in kinds.items():
+        hidden = len(members) - LINES_PER_FAULT
+        if hidden <= 1:  # a line that says "1 more" takes the room of the line it hides
+            shown += members
+        else:
+            shown += [*members[:LINES_PER_FAULT], Problem(str(root), f"{hidden} more problems of this kind", remedy)]
+    return shown
+
+
+def all_faults(problems: Sequence[Problem], root: object) -> DataError:
+    """One error that holds every problem and prints at most 12 of each class."""
+    error = DataError(condensed(problems, root), root)
+    error.problems = tuple(problems)
+    return error

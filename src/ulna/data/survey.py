@@ -1,0 +1,281 @@
+"""What one reading of one case tells: geometry, values, labels, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulna.data.case import Case
+from ulna.data.dataset import Dataset
+from ulna.data.read import encode_labels, value_counts
+from ulna.errors import DataError, Problem
+from ulna.progress import track
+from ulna.recipe import Labels
+from ulna.volume import Volume, same_geometry
+
+SAMPLES = 10_000  # values per channel that percentiles are taken from
+KEPT = 1_000  # foreground values per channel that are kept, to pool over cases
+MOST_VALUES = 256  # label values that are counted one by one
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The values of one channel; percentiles from at most 10 000 values, evenly spread."""
+
+    mean: float
+    std: float
+    min: float
+    max: float
+    p00_5: float
+    p50: float
+    p99_5: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One case, read once.
+
+    Args:
+        case: its id.
+        size: *S; empty where the image could not be read.
+        spacing: along every spatial axis, in `unit` ("mm" or "px").
+        affine: (4, 4) in rows; None where the file has none.
+        label_values: class index -> pixels or voxels, after {0, 255} became {0, 1}; multilabel: 1..K and, under 0, those
+            of no class. Empty without a label map.
+        two_valued_255: the label map held 0 and 255.
+        image: one entry per channel, over all finite values.
+        foreground: the same over all labelled pixels or voxels; empty where there are none.
+        foreground_values: (C, n), up to 1000 foreground values of every channel, evenly spread.
+        digest: of the bytes of the image (file or row), hexadecimal sha256.
+        problems: what is wrong.
+        notes: what the reader changed or passed over.
+    """
+
+    case: str
+    size: tuple[int, ...] = ()
+    spacing: tuple[float, ...] = ()
+    unit: str = "px"
+    affine: tuple[tuple[float, ...], ...] | None = None
+    channels: int = 0
+    dtype: str = ""
+    label_values: dict[int, int] = field(default_factory=dict)
+    two_valued_255: bool = False
+    image: tuple[Intensity, ...] = ()
+    foreground: tuple[Intensity, ...] = ()
+    foreground_values: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    digest: str = ""
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3; 0 where the image could not be read."""
+        return len(self.size)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the foreground values are left out."""
+        values = asdict(self)
+        del values["foreground_values"]
+        values["problems"] = [problem._asdict() for problem in self.problems]
+        return values
+
+
+def survey(case: Case, labels: Labels | None) -> Survey:
+    """Read a case to its last byte. Bad data never raise; what is wrong stands in `problems`.
+
+    Args:
+        labels: the declared classes; None: any whole numbers from 0 on will do.
+    """
+    problems: list[Problem] = []
+    facts: dict[str, Any] = {}
+    image, reference, classes = _tried(case.read_image, problems), None, None
+    if image is not None:
+        facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
+        facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(case, image)}
+        if image.affine is not None:
+            facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
+        facts["image"] = tuple(_intensities(case, image, problems))
+    if case.label is not None:
+        reference = _tried(case.read_labels, problems)
+    if reference is not None:
+        values, facts["two_valued_255"], classes = _label_values(reference, labels, problems)
+        facts["label_values"] = values
+        facts["notes"] = (*facts.get("notes", ()), *reference.meta.get("notes", ()))
+    if image is not None and reference is not None and _same_grid(case, image, reference, problems):
+        if classes is not None:
+            facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
+    return Survey(case=case.id, problems=tuple(problems), **facts)
+
+
+def survey_all(dataset: Dataset, workers: int = 0) -> list[Survey]:
+    """Read every case once, in the order of the data set; with `workers`, that many at a time."""
+    if workers <= 1:
+        return [survey(case, dataset.labels) for case in track(dataset.cases, "reading")]
+    with ThreadPoolExecutor(workers) as pool:  # unpacking and decoding release the interpreter
+        pending = [pool.submit(survey, case, dataset.labels) for case in dataset.cases]
+        return [future.result() for future in track(pending, "reading")]
+
+
+def _tried(read: Any, problems: list[Problem]) -> Volume | None:
+    try:
+        volume: Volume = read()
+    except DataError as error:
+        problems += error.problems
+        return None
+    return volume
+
+
+def _digest(case: Case, image: Volume) -> str:
+    """Of the files as they are, so that copies are found; of the pixels for a row of an npz."""
+    digest = hashlib.sha256()
+    for source in case.images:
+        if source.row is None:
+            with source.path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        else:
+            digest.update(repr((image.array.shape, image.array.dtype.str)).encode())
+            digest.update(np.ascontiguousarray(image.array))
+    return digest.hexdigest()
+
+
+def _intensities(case: Case, image: Volume, problems: list[Problem]) -> list[Intensity]:
+    where = str(case.images[0])
+    found = []
+    for number, channel in enumerate(image.array):
+        values = channel.reshape(-1)
+        name = f"channel {number}" if image.channels > 1 else "the image"
+        if values.dtype.kind == "f":
+            finite = np.isfinite(values)
+            bad = values.size - int(np.count_nonzero(finite))
+            if bad:
+                what = f"{name} holds {bad} values that are not finite (NaN or infinite), of {values.size}"
+                problems.append(Problem(where, what, "replace them, or take the case out"))
+                values = values[finite]
+        if not values.size:
+            continue
+        found.append(_intensity(values))
+        if found[-1].min == found[-1].max and values.size > 1 and image.channels == 1:
+            what = f"{name} is constant, every value is {found[-1].min:g}"
+            problems.append(Problem(where, what, "export the image again, or take the case out"))
+    if image.channels > 1 and len(found) == image.channels and all(one.min == one.max for one in found):
+        problems.append(Problem(where, "every channel is constant", "export the image again, or take the case out"))
+    return found
+
+
+def _intensity(values: NDArray[Any]) -> Intensity:
+    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    low, middle, high = np.percentile(_spread(values, SAMPLES).astype(np.float64), [0.5, 50, 99.5])
+    extremes = float(values.min()), float(values.max())
+    return Intensity(mean, std, *extremes, float(low), float(middle), float(high))
+
+
+def _spread(values: NDArray[Any], most: int) -> NDArray[Any]:
+    """At most `most` of the values, evenly spread. The step is odd, lest it fall in step with rows of even length."""
+    step = -(-values.size // most)
+    return values[:: step | 1] if step > 1 else values
+
+
+def _label_values(
+    reference: Volume, labels: Labels | None, problems: list[Problem]
+) -> tuple[dict[int, int], bool, NDArray[Any] | None]:
+    """Counts per class index, whether it held {0, 255}, and the class indices themselves (None where they do not fit)."""
+    array = reference.array
+    stretched = array.dtype.kind in "iu" and int(array.max()) == 255 and set(value_counts(array)) <= {0, 255}
+    if labels is not None:
+        stretched = stretched and (labels.multilabel or len(labels.foreground) == 1)
+        classes = _tried_encoding(reference, labels, problems)
+        if classes is None:
+            return {}, False, None
+        if labels.multilabel:
+            counts = {0: int(np.count_nonzero(~classes.any(axis=0)))}
+            counts |= {k + 1: int(np.count_nonzero(one)) for k, one in enumerate(classes)}
+            return {value: count for value, count in counts.items() if count}, stretched, classes
+        return {int(value): count for value, count in value_counts(classes).items()}, stretched, classes
+    where = str(reference.path)
+    if array.shape[0] != 1:
+        what = f"holds {array.shape[0]} label maps"
+        problems.append(Problem(where, what, "save one map, or name the classes in classes.json with mode multilabel"))
+        return {}, False, None
+    if stretched:
+        array = (array == 255).astype(np.uint8)
+    fault = _value_fault(array)
+    if fault:
+        problems.append(Problem(where, *fault))
+        return {}, False, None
+    return {int(value): count for value, count in value_counts(array).items()}, stretched, array[0]
+
+
+def _tried_encoding(reference: Volume, labels: Labels, problems: list[Problem]) -> NDArray[Any] | None:
+    fault = _value_fault(reference.array)
+    if fault:
+        problems.append(Problem(str(reference.path), *fault))
+        return None
+    try:
+        return encode_labels(reference, labels)
+    except DataError as error:
+        problems += error.problems
+        return None
+
+
+def _value_fault(array: NDArray[Any]) -> tuple[str, str] | None:
+    """What no set of classes can fit: values that are not finite, not whole, or negative; or far too many."""
+    if array.dtype.kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(array)))
+        if bad:
+            return f"holds {bad} label values that are not finite", "save the label map with whole numbers"
+        broken = array[array != np.rint(array)]
+        shown = ", ".join(f"{value:.4g}" for value in np.unique(broken)[:4])
+        what = f"holds {broken.size} fractional label values, such as {shown}"
+        return what, "save the label map with whole numbers; resample label maps by nearest neighbour only"
+    if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
+        return (
+            f"holds negative label values, down to {int(array.min())}",
+            "remap them; 0 is background, 1..K the classes",
+        )
+    if array.dtype.kind == "f" or len(value_counts(array)) > MOST_VALUES:
+        return (
+            f"holds more than {MOST_VALUES} label values",
+            "give a label map of classes, not of objects or grey values",
+        )
+    return None
+
+
+def _same_grid(case: Case, image: Volume, reference: Volume, problems: list[Problem]) -> bool:
+    where = str(case.label)
+    if image.size != reference.size:
+        what = f"has the size {reference.size}, its image {image.size}"
+        problems.append(
+            Problem(where, what, "resample the label map to the grid of its image, or pair the right files")
+        )
+        return False
+    if same_geometry(image, reference):
+        return True
+    if np.allclose(image.spacing, reference.spacing, rtol=1e-3) and image.affine is not None:
+        what = "has another orientation or origin (affine) than its image"
+    else:
+        what = f"has the spacing {_numbers(reference.spacing)} {reference.unit}, its image {_numbers(image.spacing)}"
+    problems.append(
+        Problem(where, what, "copy the geometry of the image if the voxels agree, or resample the label map")
+    )
+    return False
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values)
+
+
+def _foreground(image: Volume, classes: NDArray[Any]) -> tuple[tuple[Intensity, ...], NDArray[np.float32] | None]:
+    inside = classes > 0 if classes.ndim == image.spatial_dims else classes.any(axis=0)
+    if not inside.any():
+        return (), None
+    values = [channel[inside] for channel in image.array]
+    if any(not np.isfinite(one).all() for one in values):
+        return (), None
+    kept = np.stack([_spread(one, KEPT) for one in values]).astype(np.float32)
+    return tuple(_intensity(one) for one in values), kept

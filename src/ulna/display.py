@@ -1,0 +1,169 @@
+"""What the verbs print: tables for the terminal, one function a verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+MEASURES = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "ppv": "PPV",
+    "sensitivity": "sensitivity",
+    "hd95": "HD95",
+    "assd": "ASSD",
+    "nsd": "NSD",
+}
+# a class of faults fills at most so many lines; --json has all of them
+MOST_LINES = 12
+
+
+def show(verb: str, result: Any) -> bool:
+    """Print what a verb returned; returns whether it is good news."""
+    console = Console()
+    SHOW[verb](console, result)
+    return bool(getattr(result, "ok", True))
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number > 0)
+    return table
+
+
+def _models(console: Console, models: list[Any]) -> None:
+    if len(models) == 1:
+        model = models[0]
+        console.print(f"[bold]{model.name}[/]  {model.note}\n{model.paper}", highlight=False)
+        table = _table("slot", "block")
+        table.columns[1].justify = "left"
+        table.columns[1].no_wrap = False
+        for slot, block in model.slots.items():
+            table.add_row(slot, block)
+        table.add_row("parameters", f"{model.parameters():,} (1 channel in, 1 map out)")
+        table.add_row("GMACs", f"{model.gmacs():.2f} (3 x 96 x 96)")
+        console.print(table)
+        return
+    table = _table("model", "parameters", "published", "GMACs", "source")
+    table.columns[4].justify = "left"
+    table.columns[4].no_wrap = False
+    for model in models:
+        published = f"{model.entry.published} M" if model.entry.published else ""
+        table.add_row(model.name, f"{model.parameters():,}", published, f"{model.gmacs():.2f}", model.paper)
+    console.print(table)
+    console.print(
+        "parameters: 1 channel in, 1 map out, 2D; GMACs: 3 x 96 x 96. ulna models NAME shows the slots.", style="dim"
+    )
+
+
+def _check(console: Console, report: Any) -> None:
+    kinds: dict[str, list[Any]] = {}
+    for problem in report.problems:
+        kinds.setdefault(problem.remedy, []).append(problem)
+    for remedy, problems in kinds.items():
+        for problem in problems[:MOST_LINES]:
+            console.print(f"[red]{'problem':8}[/] ", end="")
+            console.print(f"{problem.file}: {problem.what}", markup=False, highlight=False, soft_wrap=True)
+        if len(problems) > MOST_LINES:
+            console.print(f"         and {len(problems) - MOST_LINES} more like these (--json lists all)")
+        console.print(f"         -> {remedy}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    for note in report.notes:
+        console.print(f"note     {note}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    cases = len(report.surveys)
+    if report.problems:
+        console.print(f"[bold red]{len(report.problems)} problems[/] in {cases} cases", highlight=False)
+    else:
+        console.print(f"[bold green]no problems[/] in {cases} cases: {', '.join(report.labels.names)}", highlight=False)
+        console.print(f"next: ulna train {_quoted(report.root)}", style="dim", markup=False, highlight=False)
+
+
+def _plan(console: Console, plan: Any) -> None:
+    table = _table("", "choice and reason")
+    table.columns[1].justify = "left"
+    table.columns[1].no_wrap = False
+    table.add_row("images", f"{plan.spatial_dims}D, {plan.in_channels} channels, {plan.fingerprint['cases']} cases")
+    table.add_row("classes", ", ".join(plan.labels.names))
+    for field, reason in plan.reasons.items():
+        table.add_row(field, reason)
+    console.print(table)
+
+
+def _train(console: Console, run: Any) -> None:
+    summary = run.summary
+    part = summary["evaluated_on"]
+    _evaluation_table(console, summary[part], title=f"{summary['model']} on {summary[part]['cases']} {part} cases")
+    console.print(
+        f"best epoch {summary['best_epoch']} of {summary['epochs']}, validation Dice {summary['val_dice']:.4f}; "
+        f"{summary['wall_seconds'] / 60:.1f} min, peak memory {summary['peak_memory_mb'] / 1024:.1f} GB",
+        highlight=False,
+    )
+    console.print(f"run folder: {run.folder}", markup=False, highlight=False)
+    console.print(f"next: ulna predict {_quoted(run.folder)} IMAGES --out masks", style="dim", markup=False, highlight=False)
+
+
+def _predict(console: Console, predictions: Any) -> None:
+    seconds = [row["seconds"] for row in predictions.cases]
+    console.print(
+        f"{len(seconds)} masks in {predictions.folder} ({sum(seconds):.1f} s)", markup=False, highlight=False
+    )
+    next_step = f"next: ulna evaluate {_quoted(predictions.folder)} LABELS"
+    console.print(next_step, style="dim", markup=False, highlight=False)
+
+
+def _evaluate(console: Console, evaluation: Any) -> None:
+    _evaluation_table(console, evaluation.summary, title=f"{evaluation.summary['cases']} cases")
+    missing = evaluation.summary["missing"]
+    if missing:
+        text = f"{len(missing)} references have no prediction and count as missed: {', '.join(missing[:5])}"
+        console.print(text, style="yellow", markup=False, highlight=False)
+
+
+def _evaluation_table(console: Console, summary: Any, title: str) -> None:
+    table = _table("class", *MEASURES.values(), title=title)
+    rows = summary["classes"] if len(summary["classes"]) == 1 else {**summary["classes"], "mean": summary["mean"]}
+    for name, measures in rows.items():
+        table.add_row(name, *(_value(measures[m]) for m in MEASURES))
+    console.print(table)
+    console.print(
+        f"mean over cases [95 % bootstrap interval]; HD95 and ASSD in {summary['unit']}, NSD within "
+        f"{summary['tolerance']:g} {summary['unit']}; a missed structure counts as the worst value",
+        style="dim",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _value(measure: dict[str, float | None]) -> str:
+    if measure["mean"] is None:
+        return "-"
+    digits = 2 if measure["mean"] >= 1.5 else 3
+    text = f"{measure['mean']:.{digits}f}"
+    if measure["low"] is not None and measure["high"] is not None:
+        text += f"\n[{measure['low']:.{digits}f}, {measure['high']:.{digits}f}]".replace("[", "\\[")
+    return text
+
+
+def _demo(console: Console, report: Path) -> None:
+    console.print(f"report: {report}", markup=False, highlight=False)
+
+
+def _quoted(path: Any) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+SHOW: dict[str, Callable[[Console, Any], None]] = {
+    "check": _check,
+    "demo": _demo,
+    "evaluate": _evaluate,
+    "models": _models,
+    "plan": _plan,
+    "predict": _predict,
+    "train": _train,
+}

@@ -1,0 +1,268 @@
+"""Pictures: images as RGB, overlays of prediction and reference, training curves, contact sheets.
+
+Functions return arrays (H, W, 3) uint8 or write one PNG. A file appears whole or not at all.
+
+Axes of a picture: 2D images as they are; slices of a volume with the first voxel axis to the right and the second
+upwards, so that an axial slice in RAS order stands upright.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
+
+from ulna.files import write_whole
+
+RGB = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+RIGHT: Colour = (255, 255, 255)
+FALSE_POSITIVE: Colour = (239, 51, 64)
+FALSE_NEGATIVE: Colour = (38, 128, 255)
+LEGEND: tuple[tuple[str, Colour], ...] = (
+    ("right", RIGHT),
+    ("false positive", FALSE_POSITIVE),
+    ("false negative", FALSE_NEGATIVE),
+)
+# Okabe and Ito's palette for colour-blind readers, the colours that show on dark images first
+CLASS_COLOURS: tuple[Colour, ...] = (
+    (240, 228, 66),
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+
+INK = {False: "#1c2430", True: "#e8ebf0"}  # dark page?
+MUTED = {False: "#677180", True: "#98a2b0"}
+GRID = {False: "#e4e7eb", True: "#2b323c"}
+PAPER = {False: "#ffffff", True: "#171b21"}
+LOSS, DICE, IOU = "#8a6bd1", "#1f8f78", "#d9822b"
+
+
+def to_rgb(image: NDArray[Any]) -> RGB:
+    """A 2D image as RGB, stretched so that 1 % is black and 1 % is white; 8-bit RGB stays as it is.
+
+    One channel is grey, three are a colour, of any other number the first is shown.
+
+    Shape:
+        (C, H, W) -> (H, W, 3)
+    """
+    if image.ndim != 3:
+        raise ValueError(f"image {image.shape} is not (C, H, W)")
+    channels = image if image.shape[0] == 3 else image[:1]
+    if channels.shape[0] == 3 and image.dtype == np.uint8:
+        return np.ascontiguousarray(np.moveaxis(channels, 0, -1))
+    values = channels.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
+    if high <= low and finite.size:  # almost every pixel alike: a few bright ones must still show
+        low, high = finite.min(), finite.max()
+    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
+    grey = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(np.broadcast_to(grey, (3, *grey.shape[1:])), 0, -1))
+
+
+def best_slice(labels: NDArray[Any]) -> tuple[int, int]:
+    """(axis, index) of the slice along the last axis with the most foreground; the middle one where there is none.
+
+    Example:
+        >>> volume = np.zeros((4, 4, 5)); volume[1:3, 1:3, 3] = 1
+        >>> best_slice(volume), best_slice(np.zeros((4, 4, 5)))
+        ((2, 3), (2, 2))
+    """
+    axis = labels.ndim - 1
+    area = np.count_nonzero(labels, axis=tuple(range(axis)))
+    return axis, int(area.argmax()) if area.any() else labels.shape[axis] // 2
+
+
+def flat_image(image: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
+    """One slice of a volume, turned upright; only the first channel, for three of a volume are seldom a colour.
+
+    Shape:
+        (C, *S) with 3 spatial axes -> (1, H, W)
+    """
+    return flat_labels(image[0], axis, index)[None]
+
+
+def flat_labels(labels: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
+    """One slice of a label map, turned upright.
+
+    Shape:
+        (*S) with 3 axes -> (H, W)
+    """
+    return np.rot90(np.take(labels, index, axis=axis))
+
+
+def overlay(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any] | None = None) -> RGB:
+    """Prediction over the darkened image: white where right, red where false positive, blue where false negative.
+
+    A wrong class counts as false positive. Without a reference: the outline of every predicted class in a colour of
+    its own. Of a volume the slice with the most foreground is shown, of the reference where there is one.
+
+    Shape:
+        (C, *S), (*S), (*S) -> (H, W, 3)
+    """
+    if prediction.ndim == 3:
+        shown = best_slice(prediction if reference is None or not reference.any() else reference)
+        image, prediction = flat_image(image, *shown), flat_labels(prediction, *shown)
+        reference = None if reference is None else flat_labels(reference, *shown)
+    picture = to_rgb(image).astype(np.float64)
+    if reference is None:
+        return _outlines(picture, prediction)
+    grey = picture @ (0.299, 0.587, 0.114)
+    canvas = np.repeat(0.5 * grey[..., None], 3, axis=-1)
+    wrong = (prediction != 0) & (prediction != reference)
+    missed = (prediction == 0) & (reference != 0)
+    right = (prediction != 0) & (prediction == reference)
+    _paint(canvas, right, RIGHT, alpha=0.3)
+    _paint(canvas, right & _edge(prediction), RIGHT, alpha=0.75)
+    _paint(canvas, wrong, FALSE_POSITIVE, alpha=0.85)
+    _paint(canvas, missed, FALSE_NEGATIVE, alpha=0.85)
+    return np.rint(canvas).astype(np.uint8)
+
+
+def _outlines(picture: NDArray[np.float64], prediction: NDArray[Any]) -> RGB:
+    canvas = 0.85 * picture
+    edge = _edge(prediction)
+    for label in np.unique(prediction[prediction != 0]):
+        colour = CLASS_COLOURS[(int(label) - 1) % len(CLASS_COLOURS)]
+        _paint(canvas, edge & (prediction == label), colour, alpha=1.0)
+    return np.rint(canvas).astype(np.uint8)
+
+
+def _paint(canvas: NDArray[np.float64], where: NDArray[np.bool_], colour: Colour, alpha: float) -> None:
+    canvas[where] = (1 - alpha) * canvas[where] + alpha * np.array(colour)
+
+
+def _edge(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """The pixels of every class that touch another class; the image's border is no edge."""
+    edge = np.zeros(labels.shape, bool)
+    for label in np.unique(labels[labels != 0]):
+        inside = labels == label
+        edge |= inside & ~binary_erosion(inside, border_value=1)
+    return edge
+
+
+def curves(rows: Sequence[Mapping[str, float]], path: Path, *, dark: bool = False) -> Path:
+    """Draw a training: loss on the left, validation Dice and IoU on the right, the best epoch marked.
+
+    Args:
+        rows: one per epoch, with `epoch`, `train_loss`, `val_dice` and `val_iou`; a missing value leaves a gap.
+        path: the PNG to write.
+        dark: light ink for a dark page.
+    """
+    epoch, loss, dice, iou = (
+        np.array([row.get(name, np.nan) for row in rows], float) for name in ("epoch", "train_loss", "val_dice", "val_iou")
+    )
+    figure = Figure(figsize=(9, 3.5), dpi=200, facecolor=PAPER[dark], layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.04)
+    left, right = figure.subplots(1, 2)
+    style: dict[str, Any] = {"linewidth": 1.8, "solid_capstyle": "round"}
+    if len(rows) < 3:
+        style["marker"] = "o"
+    left.plot(epoch, loss, color=LOSS, **style)
+    right.plot(epoch, dice, color=DICE, label="Dice", **style)
+    right.plot(epoch, iou, color=IOU, label="IoU", **style)
+    for axes, title in ((left, "Training loss"), (right, "Validation Dice and IoU (0 to 1)")):
+        _plain(axes, title, dark)
+    right.set_ylim(0, 1.02)
+    if np.isfinite(loss).any() and np.nanmin(loss) >= 0:
+        left.set_ylim(0, 1.08 * np.nanmax(loss) or 1.0)
+    if np.isfinite(dice).any():
+        best = int(np.nanargmax(dice))
+        for axes in (left, right):
+            axes.axvline(epoch[best], color=MUTED[dark], linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+        label = f"best Dice {dice[best]:.3f}, epoch {epoch[best]:.0f}"
+        right.plot(
+            epoch[best],
+            dice[best],
+            "o",
+            color=DICE,
+            markersize=7,
+            markeredgecolor=PAPER[dark],
+            markeredgewidth=1.5,
+            zorder=4,
+            label=label,
+            linestyle="none",
+        )
+    right.legend(
+        loc="lower right", fontsize=9.5, labelcolor=INK[dark], facecolor=PAPER[dark], edgecolor="none", framealpha=1
+    )
+    return _write(figure, path)
+
+
+def _plain(axes: Any, title: str, dark: bool) -> None:
+    """Title at the left, light grid, no frame but the baseline."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK[dark], pad=9)
+    axes.set_xlabel("Epoch", fontsize=10, color=MUTED[dark])
+    axes.tick_params(colors=MUTED[dark], labelsize=9.5, length=0, pad=5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    axes.set_facecolor(PAPER[dark])
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=GRID[dark], linewidth=0.9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID[dark])
+    axes.margins(x=0.03)
+
+
+def panels(
+    rows: Sequence[tuple[str, Sequence[tuple[str, RGB]]]],
+    path: Path,
+    *,
+    legend: Sequence[tuple[str, Colour]] = LEGEND,
+) -> Path:
+    """Draw a contact sheet: a titled row of captioned pictures for every case, and what the colours mean.
+
+    Args:
+        rows: (title, [(caption, picture (H, W, 3)), ...]), top to bottom.
+        path: the PNG to write.
+        legend: (meaning, colour); empty for none.
+    """
+    columns = max((len(pictures) for _, pictures in rows), default=1)
+    figure = Figure(
+        figsize=(2.3 * columns + 0.2, 2.75 * max(len(rows), 1) + 0.45), dpi=130, facecolor=PAPER[True], layout="constrained"
+    )
+    strips = figure.subfigures(max(len(rows), 1), 1, squeeze=False)[:, 0]
+    for strip, (title, pictures) in zip(strips, rows, strict=False):
+        strip.set_facecolor(PAPER[True])
+        strip.suptitle(title, x=0.012, ha="left", fontsize=10, color=INK[True], parse_math=False)
+        for axes, entry in zip(strip.subplots(1, columns, squeeze=False)[0], [*pictures, *[None] * columns], strict=False):
+            axes.set_axis_off()
+            if entry is not None:
+                axes.imshow(entry[1], interpolation="nearest")
+                axes.set_title(entry[0], fontsize=8.5, color=MUTED[True], pad=4, parse_math=False)
+    if legend:
+        figure.legend(
+            handles=[Patch(facecolor=np.array(colour) / 255, label=meaning) for meaning, colour in legend],
+            loc="outside lower left",
+            ncols=len(legend),
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=INK[True],
+            handlelength=0.9,
+            handleheight=0.9,
+        )
+    return _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    def save(temporary: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts that the font lacks
+            figure.savefig(temporary, format="png", facecolor=figure.get_facecolor())
+
+    write_whole(path, save)
+    return path

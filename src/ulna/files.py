@@ -1,0 +1,100 @@
+"""Whole-or-absent files: what is on disk under a name is complete, whatever happened while it was written.
+
+Tensors are stored as one safetensors file whose header carries plain values as JSON and a checksum; never a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ulna.errors import UsageError
+
+
+class Tensors(NamedTuple):
+    """Named tensors, and everything else as plain values."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place: the old file or the new one, never half.
+
+    Raises:
+        UsageError: if the folder cannot be written to or the disk is full; the old file stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Text, whole or absent."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, content: Tensors) -> None:
+    """One safetensors file, whole or absent, with a checksum inside."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.tensors.items()}
+    state = json.dumps(content.state)
+    data = save(tensors, {"state": state, "checksum": _checksum(tensors, state)})
+    write_whole(path, lambda temporary: temporary.write_bytes(data))
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Read a file of `write_tensors` and check it.
+
+    Raises:
+        UsageError: if it is missing, damaged, or of another kind.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path}: damaged or not a safetensors file ({error}); restore it or train again") from None
+    if "state" not in meta or meta.get("checksum") != _checksum(tensors, meta["state"]):
+        raise UsageError(f"{path}: its checksum does not fit its content; restore it or train again")
+    return Tensors(tensors, json.loads(meta["state"]))
+
+
+def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
+    digest = hashlib.sha256(state.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on disk only when its folder is; not every system lets a folder be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

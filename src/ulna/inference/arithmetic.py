@@ -1,0 +1,37 @@
+"""Which device, and which arithmetic pays on it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+
+def default_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """"bf16" or "fp32"; "auto" takes bf16 where the hardware multiplies it.
+
+    A CPU without bf16 instructions emulates them: a training step of U-Net then took 12 times as long as in fp32.
+    """
+    if wanted != "auto":
+        return wanted
+    return "bf16" if multiplies_bf16(device) else "fp32"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bf16 numbers."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Products in bf16 and the rest in fp32, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -1,0 +1,320 @@
+"""From what the data are to how they are trained on: fingerprint, then plan, every choice with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ulna.data.checking import Report, inspect
+from ulna.data.dataset import Dataset
+from ulna.errors import UsageError
+from ulna.files import write_text
+from ulna.networks.build import levels as levels_of
+from ulna.networks.build import named, validate, widths
+from ulna.networks.catalog import NAMED
+from ulna.recipe import Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
+
+# An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
+WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
+# Voxels of a training batch that 5-level networks of 32 channels carry in about 6 GB.
+BATCH_VOXELS = {2: 16 * 96 * 96 * 4, 3: 2 * 96 * 96 * 96}
+LARGEST_BATCH = {2: 16, 3: 8}
+LARGEST_PATCH = {2: 512 * 512, 3: 96 * 96 * 96}
+# The deepest map keeps at least this many pixels along an axis.
+SMALLEST_MAP = 4
+
+
+class Fingerprint(dict[str, Any]):
+    """What the cases are, in plain values: sizes, spacings, intensities, classes. Stored in the plan."""
+
+
+def fingerprint(report: Report, channel_names: Sequence[str] | None = None) -> Fingerprint:
+    """Sum up the surveys of a data set.
+
+    Args:
+        report: what `inspect` found; its surveys are read, no file is opened again.
+        channel_names: as the data set states them.
+    """
+    surveys = [s for s in report.surveys if s.size]
+    if not surveys:
+        raise UsageError(f"{report.root}: no readable case to plan for")
+    sizes = np.array([s.size for s in surveys])
+    spacings = np.array([s.spacing for s in surveys])
+    first = surveys[0]
+    foreground = {
+        key: [float(np.mean([s.foreground[c][key] for s in surveys if s.foreground])) for c in range(first.channels)]
+        for key in ("mean", "std", "p00_5", "p99_5")
+        if any(s.foreground for s in surveys)
+    }
+    return Fingerprint(
+        cases=len(surveys),
+        spatial_dims=len(first.size),
+        channels=first.channels,
+        channel_names=list(channel_names or [f"channel {c}" for c in range(first.channels)]),
+        dtypes=sorted({s.dtype for s in surveys}),
+        size={"min": sizes.min(0).tolist(), "median": np.median(sizes, 0).tolist(), "max": sizes.max(0).tolist()},
+        spacing={"min": spacings.min(0).tolist(), "median": np.median(spacings, 0).tolist(), "max": spacings.max(0).tolist()},
+        unit=first.unit,
+        foreground_intensity=foreground,
+        lowest=[min(s.intensity[c]["min"] for s in surveys) for c in range(first.channels)],
+        classes=list(report.labels.names),
+    )
+
+
+def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
+    """Choose grid, normalisation, patch, depth and batch for one recipe.
+
+    Source: the rules follow nnU-Net's planner (Isensee 2021): median spacing, pool while a map keeps 4 voxels, CT by
+    global statistics of the foreground; sizes are set for a CPU with a few GB.
+
+    Raises:
+        UsageError: if what the recipe fixes does not fit the data.
+    """
+    dims = data["spatial_dims"]
+    reasons: dict[str, str] = {}
+    spacing, size = _grid(data, recipe, reasons)
+    normalization = _normalization(data, recipe, reasons)
+    space = spacing or tuple(data["spacing"]["median"])
+    patch = _patch(size, space, recipe, dims, reasons)
+    strides = _strides(patch, space, recipe.architecture, dims, reasons)
+    patch = _rounded(patch, strides, recipe, reasons)
+    batch = _batch(patch, data["cases"], recipe, dims, reasons)
+    mirror = tuple(range(dims)) if recipe.augmentation.flip > 0 else ()
+    reasons["mirror_axes"] = (
+        "flips along every axis: no structure is named left or right" if mirror else "no flips: augmentation.flip is 0"
+    )
+    if mirror and any(word in name.lower() for name in labels.names for word in ("left", "right")):
+        mirror = ()
+        reasons["mirror_axes"] = "no flips: a class is named left or right, and a mirrored image would be labelled wrongly"
+    return Plan(
+        spatial_dims=dims,
+        in_channels=data["channels"],
+        channel_names=tuple(data["channel_names"]),
+        labels=labels,
+        spacing=spacing,
+        unit=data["unit"],
+        normalization=normalization,
+        patch=patch,
+        batch=batch,
+        strides=strides,
+        whole_image_limit=max(WHOLE_IMAGE[dims], math.prod(patch)),
+        mirror_axes=mirror,
+        turn_axes=_turn_axes(patch, space, mirror, reasons),
+        reasons=reasons,
+        fingerprint=dict(data),
+    )
+
+
+def resolve(recipe: Recipe, plan: Plan) -> Architecture:
+    """The architecture with what planning fixed: widths and strides of every level, so that it can be built as it is.
+
+    Raises:
+        UsageError: if the network cannot be built for these data.
+    """
+    channels = widths(recipe.architecture, plan.spatial_dims)[: plan.levels]
+    resolved = recipe.architecture.replaced(channels=channels, strides=plan.strides, levels=None)
+    validate(
+        resolved,
+        in_channels=plan.in_channels,
+        classes=plan.labels.outputs,
+        spatial_dims=plan.spatial_dims,
+        multilabel=plan.labels.multilabel,
+    )
+    return resolved
+
+
+def plan(
+    data: Path, /, *, model: str = "unetpp", memory: float | None = None, out: Path | None = None
+) -> Plan:
+    """Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.
+
+    Args:
+        data: a folder of images in any known layout, or an .npz file.
+        model: name of a network, see `ulna models`.
+        memory: GB that a training may take.
+        out: also write the plan to this YAML file.
+
+    Example:
+        ulna plan data/nuclei --model unetpp
+    """
+    recipe = Recipe(model=model, architecture=named(model)).replaced(planning={"memory_gb": memory})
+    dataset = Dataset.from_folder(data)
+    report = inspect(dataset)
+    report.raise_if_bad()
+    made = make_plan(fingerprint(report, dataset.channel_names), recipe, report.labels)
+    if out is not None:
+        write_text(out, to_yaml(made))
+    return made
+
+
+def recommended(model: str) -> Recipe:
+    """The default recipe with a named network and what that network needs to train as meant."""
+    recipe = Recipe(model=model, architecture=named(model))
+    for path, value in NAMED[model].recipe.items():
+        recipe = set_value(recipe, f"{path}={value}")
+    return recipe
+
+
+def _grid(
+    data: Fingerprint, recipe: Recipe, reasons: dict[str, str]
+) -> tuple[tuple[float, ...] | None, tuple[int, ...]]:
+    """The spacing of the network's grid, and the median size of the images on it."""
+    median, unit = data["spacing"]["median"], data["unit"]
+    size = tuple(round(n) for n in data["size"]["median"])
+    wanted = recipe.planning.spacing
+    if wanted is not None:
+        if len(wanted) != data["spatial_dims"] or min(wanted) <= 0:
+            raise UsageError(f"planning.spacing={list(wanted)} does not fit {data['spatial_dims']}D images")
+        reasons["spacing"] = f"{list(wanted)} {unit}: fixed by the recipe"
+        return wanted, tuple(round(n * s / t) for n, s, t in zip(size, median, wanted, strict=True))
+    if unit == "px":
+        reasons["spacing"] = "every image's own grid: the files state no physical size"
+        return None, size
+    if data["spacing"]["min"] == data["spacing"]["max"]:
+        reasons["spacing"] = f"every image's own grid: all have {_numbers(median)} mm"
+        return None, size
+    reasons["spacing"] = (
+        f"{_numbers(median)} mm, the median; the cases reach from {_numbers(data['spacing']['min'])} "
+        f"to {_numbers(data['spacing']['max'])} mm"
+    )
+    return tuple(float(s) for s in median), size
+
+
+def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[Normalization, ...]:
+    kinds = []
+    for channel, name in enumerate(data["channel_names"]):
+        kind = recipe.planning.normalization
+        looks_like_ct = name.strip().lower() in ("ct", "cta", "ct scan")
+        if kind is None:
+            kind = "ct" if looks_like_ct else "zscore"
+        intensity = data["foreground_intensity"]
+        if kind == "ct" and intensity:
+            kinds.append(
+                Normalization(
+                    kind="ct",
+                    low=intensity["p00_5"][channel],
+                    high=intensity["p99_5"][channel],
+                    mean=intensity["mean"][channel],
+                    std=intensity["std"][channel],
+                )
+            )
+        elif kind == "rescale":
+            kinds.append(Normalization(kind="rescale", low=0.0, high=255.0 if data["dtypes"] == ["uint8"] else 1.0))
+        else:
+            kinds.append(Normalization(kind="zscore" if kind == "ct" else kind))
+    named_kinds = sorted({k.kind for k in kinds})
+    if recipe.planning.normalization is not None:
+        why = "fixed by the recipe"
+    elif named_kinds == ["ct"]:
+        why = "CT numbers mean the same in every scan: clipped to the foreground's 0.5 to 99.5 %, then its mean and deviation"
+    else:
+        why = "brightness and contrast differ from image to image, so each channel of each image gets mean 0 and deviation 1"
+    reasons["normalization"] = f"{', '.join(named_kinds)}: {why}"
+    return tuple(kinds)
+
+
+def _patch(
+    size: tuple[int, ...], spacing: tuple[float, ...], recipe: Recipe, dims: int, reasons: dict[str, str]
+) -> tuple[int, ...]:
+    wanted = recipe.planning.patch
+    if wanted is not None:
+        if len(wanted) != dims or min(wanted) < 1:
+            raise UsageError(f"planning.patch={list(wanted)} does not fit {dims}D images; give {dims} sizes from 1 up")
+        reasons["patch"] = f"{_product(wanted)}: fixed by the recipe"
+        return wanted
+    most = LARGEST_PATCH[dims]
+    if recipe.planning.memory_gb is not None:
+        most = int(most * min(1.0, recipe.planning.memory_gb / 6))
+    patch = list(size)
+    while math.prod(patch) > most:
+        # shorten the axis that is longest in space, so that the patch comes close to a cube
+        extent = [n * distance for n, distance in zip(patch, spacing, strict=True)]
+        patch[int(np.argmax(extent))] -= 1
+    whole = "the median image" if tuple(patch) == size else f"of the median image {_product(size)}, at most {most:,} voxels"
+    reasons["patch"] = f"{_product(patch)}: {whole}"
+    return tuple(patch)
+
+
+def _strides(
+    patch: tuple[int, ...],
+    spacing: tuple[float, ...],
+    architecture: Architecture,
+    dims: int,
+    reasons: dict[str, str],
+) -> tuple[tuple[int, ...], ...]:
+    wanted = levels_of(architecture)
+    if architecture.channels is not None or architecture.strides is not None or architecture.levels is not None:
+        reasons["levels"] = f"{wanted}: fixed by the architecture"
+        steps = architecture.strides or ((2,),) * (wanted - 1)
+        return tuple(step * dims if len(step) == 1 else step for step in steps)
+    shape, distance = list(patch), list(spacing)
+    strides: list[tuple[int, ...]] = []
+    while len(strides) < wanted - 1:
+        # an axis waits while it is much coarser than the finest, so that kernels see cubes of tissue
+        fine = min(d for d, n in zip(distance, shape, strict=True) if n >= 2 * SMALLEST_MAP or n == max(shape))
+        step = tuple(
+            2 if -(-n // 2) >= SMALLEST_MAP and d <= 2 * fine else 1 for n, d in zip(shape, distance, strict=True)
+        )
+        if max(step) == 1:
+            break
+        strides.append(step)
+        shape = [-(-n // s) for n, s in zip(shape, step, strict=True)]
+        distance = [d * s for d, s in zip(distance, step, strict=True)]
+    depth = len(strides) + 1
+    why = f"the deepest map of a patch is {_product(shape)}"
+    if depth < wanted:
+        why += f"; one level more of the {wanted} would leave fewer than {SMALLEST_MAP} along an axis"
+    reasons["levels"] = f"{depth}: {why}"
+    return tuple(strides)
+
+
+def _rounded(
+    patch: tuple[int, ...], strides: tuple[tuple[int, ...], ...], recipe: Recipe, reasons: dict[str, str]
+) -> tuple[int, ...]:
+    """The patch with sides that the strides divide: else every training step would pad."""
+    if recipe.planning.patch is not None:
+        return patch
+    divisor = [math.prod(step[axis] for step in strides) for axis in range(len(patch))]
+    rounded = tuple(-(-n // d) * d for n, d in zip(patch, divisor, strict=True))
+    if rounded != patch:
+        reasons["patch"] += f"; rounded up to {_product(rounded)}, multiples of {_product(divisor)}"
+    return rounded
+
+
+def _batch(patch: tuple[int, ...], cases: int, recipe: Recipe, dims: int, reasons: dict[str, str]) -> int:
+    if recipe.planning.batch is not None:
+        reasons["batch"] = f"{recipe.planning.batch}: fixed by the recipe"
+        return recipe.planning.batch
+    room = BATCH_VOXELS[dims]
+    if recipe.planning.memory_gb is not None:
+        room = int(room * recipe.planning.memory_gb / 6)
+    batch = max(1, min(LARGEST_BATCH[dims], room // math.prod(patch), max(2, cases // 4)))
+    reasons["batch"] = (
+        f"{batch}: at most {LARGEST_BATCH[dims]}, {room:,} voxels in a batch, and a quarter of the {cases} cases"
+    )
+    return batch
+
+
+def _turn_axes(
+    patch: tuple[int, ...], spacing: tuple[float, ...], mirror: tuple[int, ...], reasons: dict[str, str]
+) -> tuple[int, int] | None:
+    """Two axes that a quarter turn may exchange: equal in the patch and in space, and free to be mirrored."""
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        free = b < len(patch) and {a, b} <= set(mirror)
+        if free and patch[a] == patch[b] and math.isclose(spacing[a], spacing[b], rel_tol=0.01):
+            reasons["turn_axes"] = f"quarter turns exchange axes {a} and {b}: equal in size and spacing"
+            return (a, b)
+    reasons["turn_axes"] = "no quarter turns: no two axes are equal in size and spacing and free to be mirrored"
+    return None
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " x ".join(f"{v:g}" for v in values)
+
+
+def _product(values: Sequence[int]) -> str:
+    return " x ".join(str(v) for v in values)

@@ -1,0 +1,65 @@
+"""The checkpoints of a training: the last one and the one before, so that a kill at any moment leaves a usable one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ulna.errors import UsageError
+from ulna.files import Tensors, read_tensors, write_tensors
+
+log = logging.getLogger(__name__)
+
+LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
+
+
+def save_checkpoint(folder: Path, checkpoint: Tensors) -> None:
+    """Make `checkpoint` the last one; the one before becomes the previous one and goes only when the next is whole."""
+    last = folder / LAST
+    if last.exists():
+        last.replace(folder / PREVIOUS)
+    write_tensors(last, checkpoint)
+
+
+def load_checkpoint(folder: Path) -> Tensors | None:
+    """The newest whole checkpoint of a folder; None if there is none."""
+    for name in (LAST, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            return read_tensors(folder / name)
+        except UsageError as error:
+            log.warning("skipped a damaged checkpoint: %s", error)
+    return None
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimiser's state as named tensors and plain values."""
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    state = optimizer.state_dict()
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                values.setdefault(str(index), {})[key] = value
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    return tensors, {"values": values, "groups": groups}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    """Put back what `pack_optimizer` took."""
+    state: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in plain["values"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    current = optimizer.state_dict()["param_groups"]
+    groups = [{**mine, **saved} for mine, saved in zip(current, plain["groups"], strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

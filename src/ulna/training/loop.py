@@ -1,0 +1,269 @@
+"""The loop: steps, validation on whole images, early stopping, checkpoints; on Lightning Fabric for device and precision.
+
+What the loop does next depends on its state alone, and every sample draws from its own random stream, so a training that
+goes on from a checkpoint takes the same steps as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ulna.errors import UsageError
+from ulna.files import Tensors, write_tensors
+from ulna.inference.arithmetic import choose_precision
+from ulna.inference.predict import predict_prepared, to_labels
+from ulna.losses import make_loss
+from ulna.metrics import average, score_labels
+from ulna.networks.network import Network
+from ulna.progress import bar
+from ulna.recipe import Plan, Recipe
+from ulna.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from ulna.training.samples import Batches, PreparedCases, Samples
+
+log = logging.getLogger(__name__)
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": lambda p, o: torch.optim.Adam(p, lr=o.lr, weight_decay=o.weight_decay),
+    "adamw": lambda p, o: torch.optim.AdamW(p, lr=o.lr, weight_decay=o.weight_decay),
+    "sgd": lambda p, o: torch.optim.SGD(p, lr=o.lr, momentum=o.momentum, nesterov=True, weight_decay=o.weight_decay),
+}
+
+
+class State:
+    """Where a training stands: plain values, stored with every checkpoint."""
+
+    def __init__(self) -> None:
+        self.epoch = 0  # the epoch under way, from 0
+        self.rows: list[dict[str, float]] = []  # one per finished epoch
+        self.best_dice = -1.0
+        self.best_epoch = -1
+        self.elapsed_s = 0.0
+        self.epoch_s = 0.0  # how long the last epoch took
+
+    def finished(self, recipe: Recipe) -> str:
+        """Why the training is over, or nothing."""
+        training = recipe.training
+        if self.epoch >= training.epochs:
+            return f"all {training.epochs} epochs done"
+        if self.rows and self.epoch - 1 - self.best_epoch >= training.patience:
+            return f"no better validation Dice for {training.patience} epochs"
+        if training.max_hours is not None and self.elapsed_s + self.epoch_s > training.max_hours * 3600:
+            return f"the next epoch would end after the {training.max_hours:g} h allowed"
+        return ""
+
+
+class Loop:
+    """One training: a network, its samples, its validation cases and a folder for what comes out.
+
+    Args:
+        network: trained in place.
+        plan: of the data set.
+        recipe: resolved.
+        train: cases on the plan's grid.
+        val: cases with their references on their own grid.
+        samples: random patches of `train`.
+        folder: the run folder; `weights.safetensors` and `checkpoints/` are written.
+        on_epoch: called after every epoch with the state.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan,
+        recipe: Recipe,
+        *,
+        val: PreparedCases,
+        samples: Samples,
+        folder: Path,
+        on_epoch: Callable[[State], None] = lambda state: None,
+    ) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.precision = choose_precision(recipe.training.precision, torch.device(device))
+        self.fabric = Fabric(
+            accelerator=device, devices=1, precision="bf16-mixed" if self.precision == "bf16" else "32-true"
+        )
+        self.plan, self.recipe, self.folder, self.on_epoch = plan, recipe, folder, on_epoch
+        self.format = torch.channels_last if plan.spatial_dims == 2 and recipe.training.channels_last else None
+        self.network = network.to(self.fabric.device)
+        if self.format is not None:
+            self.network = self.network.to(memory_format=self.format)
+        optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
+        self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
+        self.model.mark_forward_method("outputs")
+        self.loss = make_loss(
+            recipe.loss.kind,
+            options=recipe.loss.options,
+            heads=recipe.loss.heads,
+            multilabel=plan.labels.multilabel,
+        )
+        self.val = val
+        count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
+        self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
+        workers = recipe.training.workers
+        if workers is None:
+            workers = 0 if device == "cpu" else 4
+        self.loader = DataLoader(
+            samples, batch_sampler=self.batches, num_workers=workers, persistent_workers=workers > 0  # type: ignore[arg-type]
+        )
+        self.state = State()
+        self._saved_at = time.perf_counter()
+
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint; False if there is none."""
+        saved = load_checkpoint(self.folder / "checkpoints")
+        if saved is None:
+            return False
+        weights = {n.removeprefix("network."): t for n, t in saved.tensors.items() if n.startswith("network.")}
+        self.network.load_state_dict(weights)
+        unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
+        vars(self.state).update(saved.state["loop"])
+        torch.set_rng_state(saved.tensors["random"])
+        return True
+
+    def run(self) -> State:
+        """Train until the recipe says that it is enough."""
+        while not (why := self.state.finished(self.recipe)):
+            start = time.perf_counter()
+            train_loss = self._train_epoch()
+            scores = self.validate()
+            self._finish_epoch(train_loss, scores, time.perf_counter() - start)
+        self._save()
+        log.info("finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, self.state.best_epoch + 1)
+        return self.state
+
+    def validate(self) -> dict[str, float]:
+        """Dice and IoU on the whole validation images: the mean over cases of the mean over structures."""
+        self.network.eval()
+        per_case: list[dict[str, float]] = []
+        for index in range(len(self.val)):
+            prepared, reference = self.val[index]
+            maps = predict_prepared(
+                self.network,
+                self.plan,
+                prepared,
+                settings=self.recipe.inference.replaced(tta=False),
+                device=self.fabric.device,
+                precision=self.precision,
+            )
+            labels = to_labels(maps, self.plan.labels, self.recipe.inference.threshold)
+            scores = score_labels(
+                labels,
+                reference.numpy(),
+                classes=len(self.plan.labels.foreground),
+                spacing=(1.0,) * self.plan.spatial_dims,
+                tolerance=1.0,
+                multilabel=self.plan.labels.multilabel,
+                surface=False,
+            )
+            per_case.append(average(scores, "per_image"))
+        self.network.train()
+        return {key: float(np.mean([case[key] for case in per_case])) for key in ("dice", "iou")}
+
+    def _train_epoch(self) -> float:
+        self.network.train()
+        self.batches.epoch = self.state.epoch
+        losses: list[float] = []
+        title = f"epoch {self.state.epoch + 1}/{self.recipe.training.epochs}"
+        with bar(title, len(self.batches)) as advance:
+            for step, (images, labels) in enumerate(self.loader):
+                self._set_lr(step / len(self.batches))
+                losses.append(self._step(images, labels, step))
+                advance(note=f"loss {np.mean(losses):.4f}")
+        return float(np.mean(losses))
+
+    def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
+        images, labels = self.fabric.to_device((images, labels))
+        if self.format is not None:
+            images = images.contiguous(memory_format=self.format)
+        every = self.recipe.training.accumulate
+        loss, _ = self.loss(self.model.outputs(images), labels)
+        self.fabric.backward(loss / every)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UsageError(
+                f"the loss became {value} in epoch {self.state.epoch + 1}, step {step + 1}; "
+                f"lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again"
+            )
+        if (step + 1) % every == 0 or step + 1 == len(self.batches):
+            if self.recipe.training.clip_gradients is not None:
+                self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.recipe.training.clip_gradients)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return value
+
+    def _set_lr(self, share_of_epoch: float) -> None:
+        lr = learning_rate(self.recipe, self.state, share_of_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _finish_epoch(self, train_loss: float, scores: dict[str, float], seconds: float) -> None:
+        state = self.state
+        row = {
+            "epoch": state.epoch + 1,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": train_loss,
+            "val_dice": scores["dice"],
+            "val_iou": scores["iou"],
+            "seconds": round(seconds, 2),
+        }
+        state.rows.append(row)
+        state.elapsed_s += seconds
+        state.epoch_s = seconds
+        if scores["dice"] > state.best_dice:
+            state.best_dice, state.best_epoch = scores["dice"], state.epoch
+            facts = {"epoch": state.epoch + 1, "val_dice": scores["dice"]}
+            write_tensors(self.folder / "weights.safetensors", Tensors(dict(self.network.state_dict()), facts))
+        state.epoch += 1
+        log.info(
+            "epoch %d  loss %.4f  val Dice %.4f  IoU %.4f  lr %.1e  %.0f s%s",
+            row["epoch"], train_loss, scores["dice"], scores["iou"], row["lr"], seconds,
+            "  best" if state.best_epoch + 1 == row["epoch"] else "",
+        )  # fmt: skip
+        if time.perf_counter() - self._saved_at >= self.recipe.training.checkpoint_minutes * 60:
+            self._save()
+        self.on_epoch(state)
+
+    def _save(self) -> None:
+        optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
+        values: dict[str, Any] = {"loop": vars(self.state), "optimizer": optimizer_values}
+        save_checkpoint(self.folder / "checkpoints", Tensors(tensors, values))
+        self._saved_at = time.perf_counter()
+
+
+def learning_rate(recipe: Recipe, state: State, share_of_epoch: float) -> float:
+    """The rate at a point of the training: warm up, then fall over the epochs, or over the time where that ends first.
+
+    Args:
+        recipe: its `optimizer.lr`, `schedule` and `training`.
+        state: the epoch under way and the time used before it.
+        share_of_epoch: 0 to 1.
+    """
+    training, schedule = recipe.training, recipe.schedule
+    done, share = state.epoch / training.epochs, 1 / training.epochs
+    if training.max_hours is not None:
+        limit = training.max_hours * 3600
+        if state.elapsed_s / limit > done:
+            done = state.elapsed_s / limit
+        share = max(share, state.epoch_s / limit)
+    progress = min(1.0, done + share * share_of_epoch)
+    factor = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "poly": (1 - progress) ** schedule.power,
+        "constant": 1.0,
+    }[schedule.kind]
+    if state.epoch < schedule.warmup_epochs:
+        factor *= max(1e-2, (state.epoch + share_of_epoch) / schedule.warmup_epochs)
+    return recipe.optimizer.lr * factor

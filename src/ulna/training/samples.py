@@ -1,0 +1,97 @@
+"""The samples of a training: prepared cases, kept in memory where they fit, cut and changed by their own random stream."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from ulna.data.augment import Augment
+from ulna.data.dataset import Case
+from ulna.data.preprocess import Prepared, prepare, prepare_labels
+from ulna.data.read import encode_labels
+from ulna.data.sampling import crop_patch, epoch_order, sample_stream
+from ulna.recipe import Plan
+
+
+class PreparedCases:
+    """Cases as the network sees them; read once, and kept while they fit into a share of the memory.
+
+    Args:
+        cases: labelled cases.
+        plan: how to prepare them.
+        on_grid: references on the plan's grid, as training wants them; else on their own, as validation does.
+        keep_bytes: how much may be kept; None is two fifths of what the machine has free.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], plan: Plan, *, on_grid: bool = True, keep_bytes: int | None = None
+    ) -> None:
+        self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
+        self._kept: dict[int, tuple[Prepared, Tensor]] = {}
+        self._room = _free_memory() * 2 // 5 if keep_bytes is None else keep_bytes
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> tuple[Prepared, Tensor]:
+        """The image on the plan's grid and its reference: (C, *S'), and (*S') or (K, *S') (without `on_grid`: S)."""
+        if index in self._kept:
+            return self._kept[index]
+        case = self.cases[index]
+        volume = case.read_image()
+        prepared = prepare(volume, self.plan)
+        reference = encode_labels(case.read_labels(), self.plan.labels)
+        if self.on_grid:
+            labels = prepare_labels(reference, volume.spacing, self.plan)
+        else:
+            labels = torch.from_numpy(reference)
+        size = prepared.image.nbytes + labels.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = (prepared, labels)
+        return prepared, labels
+
+
+class Samples(TorchDataset):
+    """Random patches; asked for by (epoch, number of the sample, case), so that each draws from its own stream."""
+
+    def __init__(self, cases: PreparedCases, *, augment: Augment | None, foreground: float, seed: int) -> None:
+        self.cases, self.augment, self.foreground, self.seed = cases, augment, foreground, seed
+
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        epoch, number, case = key
+        generator = sample_stream(self.seed, epoch, number)
+        prepared, labels = self.cases[case]
+        image, labels = crop_patch(
+            prepared.image, labels, self.cases.plan.patch, foreground=self.foreground, generator=generator
+        )
+        return (image, labels) if self.augment is None else self.augment(image, labels, generator)
+
+
+class Batches:
+    """The keys of one epoch after another, batch by batch; can start in the middle of an epoch."""
+
+    def __init__(self, cases: int, count: int, batch: int, seed: int) -> None:
+        self.cases, self.batch, self.seed = cases, batch, seed
+        self.steps = max(1, -(-count // batch))
+        self.epoch, self.first_step = 0, 0
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        order = epoch_order(self.cases, self.steps * self.batch, seed=self.seed, epoch=self.epoch)
+        keys = [(self.epoch, number, case) for number, case in enumerate(order)]
+        for step in range(self.first_step, self.steps):
+            yield keys[step * self.batch : (step + 1) * self.batch]
+
+
+def _free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not every system tells
+        return 4 * 2**30

@@ -1,0 +1,45 @@
+"""The verbs of ulna: where each one lives, and what it does in one line. Rooms are imported only when called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class Verb(NamedTuple):
+    """One function of the public interface, on the command line as in Python."""
+
+    place: str  # module:function
+    summary: str  # the first line of its docstring; a test holds the two together
+
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
+        "ulna.demonstration:demo",
+        "Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.",
+    ),
+    "check": Verb("ulna.data.checking:check", "Read every case and list everything that is wrong, all at once."),
+    "plan": Verb(
+        "ulna.planning:plan",
+        "Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.",
+    ),
+    "models": Verb("ulna.networks.cost:models", "All named networks, or the one of that name."),
+    "train": Verb(
+        "ulna.training.train:train",
+        "Train a network on a folder of images and evaluate it on the cases kept aside.",
+    ),
+    "predict": Verb(
+        "ulna.segmenter:predict",
+        "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
+    ),
+    "evaluate": Verb(
+        "ulna.evaluation:evaluate",
+        "Compare predicted masks with references, case by case and class by class.",
+    ),
+}
+
+
+def find(place: str) -> Any:
+    """Import what `module:name` names."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)

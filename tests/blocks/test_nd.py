@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from ulna.blocks import nd
+from ulna.errors import UsageError
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_convolution_keeps_size_and_divides_it_by_its_stride(spatial_dims):
+    x = torch.zeros(1, 2, *(9, 12, 7)[:spatial_dims])
+    assert nd.conv(spatial_dims, 2, 3)(x).shape == (1, 3, *x.shape[2:])
+    assert nd.conv(spatial_dims, 2, 3, stride=2)(x).shape[2:] == tuple(-(-n // 2) for n in x.shape[2:])
+
+
+def test_transposed_convolution_writes_every_pixel_from_one_source():
+    up = nd.transposed_conv(2, 1, 1, stride=(1, 2), bias=False)
+    x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    y = up(x)
+    k = up.weight[0, 0, 0]
+    assert y.shape == (1, 1, 2, 6)
+    torch.testing.assert_close(y[0, 0, :, 0::2], x[0, 0] * k[0])
+    torch.testing.assert_close(y[0, 0, :, 1::2], x[0, 0] * k[1])
+
+
+def test_instance_norm_equals_its_definition_and_is_defined_for_one_voxel():
+    norm = nd.InstanceNorm(3).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        norm.bias.copy_(torch.tensor([0.5, 0.0, -1.0]))
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    mean, var = x.mean((2, 3), keepdim=True), x.var((2, 3), unbiased=False, keepdim=True)
+    expected = (x - mean) / (var + norm.eps).sqrt() * norm.weight.view(1, 3, 1, 1) + norm.bias.view(1, 3, 1, 1)
+    torch.testing.assert_close(norm(x), expected)
+    single = torch.randn(2, 3, 1, 1, dtype=torch.float64)
+    torch.testing.assert_close(norm(single), norm.bias.view(1, 3, 1, 1).expand(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize("wrong", [1, 4, "2"])
+def test_other_dimensions_are_refused(wrong):
+    with pytest.raises(UsageError, match="2 and 3"):
+        nd.conv(wrong, 1, 1)
+
+
+def test_one_number_per_axis():
+    assert nd.per_axis(2, 3) == (2, 2, 2)
+    assert nd.per_axis((1, 2, 2), 3) == (1, 2, 2)
+    with pytest.raises(UsageError, match="per spatial axis"):
+        nd.per_axis((1, 2), 3)
+    with pytest.raises(UsageError, match="from 1 up"):
+        nd.per_axis(0, 2)
+
+
+@pytest.mark.parametrize(("make", "name"), [(lambda n: nd.norm(n, 2, 4), "btach"), (nd.activation, "rleu")])
+def test_unknown_names_list_the_nearest(make, name):
+    with pytest.raises(UsageError, match="did you mean"):
+        make(name)
