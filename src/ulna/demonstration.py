@@ -1,16 +1,16 @@
 """A data set that ulna makes up itself, declared synthetic, and the whole path over it.
 
-The images look a little like those of the 2018 Data Science Bowl - fluorescence, stained tissue, dark on bright - but no
-microscope has seen them: results on them show that the machinery works and say nothing about real images.
+The images look a little like those of the 2018 Data Science Bowl - fluorescence, stained tissue, dark on bright - but
+no microscope has seen them: results on them show that the machinery works and say nothing about real images.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ulna.errors import UsageError
+
+if TYPE_CHECKING:
+    from ulna.study.report import ReportCase
 
 Array = NDArray[np.float64]
 
@@ -40,7 +43,8 @@ with seed {seed}. Nothing here was photographed; see `SYNTHETIC`.
 """
 STAINS = ("fluorescence", "fluorescence", "stained", "fluorescence", "inverted")  # by case, over and over
 SIZES = ((96, 96), (96, 128), (128, 128))
-WRITTEN = ("data", "test", "run", "predictions", "evaluation", "report.html", "SYNTHETIC")  # what a demo leaves behind
+WRITTEN = ("data", "run", "predictions", "evaluation", "report.html", "SYNTHETIC")  # what a demo leaves behind
+SMALL = ("architecture.base_channels=12", "planning.patch=[96, 96]", "planning.batch=4")  # a network for two slow cores
 
 
 def demo(*, out: Path = Path("demo"), quick: bool = False) -> Path:
@@ -56,24 +60,25 @@ def demo(*, out: Path = Path("demo"), quick: bool = False) -> Path:
     Raises:
         UsageError: if `out` exists and is not an earlier demo.
     """
+    _clear(out)
     from ulna.data.checking import check
     from ulna.evaluation import evaluate
-    from ulna.inference.predict import predict
+    from ulna.segmenter import predict
     from ulna.study.report import write_report
     from ulna.training.train import train
 
-    _clear(out)
     data = make_nuclei(out / "data", count=20 if quick else 60)
     check(data).raise_if_bad()
-    run = train(data, model="unetpp", out=out / "run", epochs=3 if quick else 25, max_hours=0.05, seed=0)
-    test = _test_set(data, out / "test")
-    predictions = predict(run, test / "images", out=out / "predictions")
-    evaluation = evaluate(predictions, test / "labels", out=out / "evaluation")
+    epochs = 5 if quick else 25
+    run = train(data, model="unetpp", out=out / "run", epochs=epochs, max_hours=0.04, seed=0, set=SMALL)
+    masks = predict(run.folder, data, out=out / "predictions", split="test")
+    evaluation = evaluate(masks.folder, data, out=out / "evaluation")
+    cases = _report_cases(data, masks.folder, evaluation.rows)
     return write_report(
-        out / "run",
-        out / "predictions",
+        run.folder,
+        masks.folder,
         evaluation,
-        _report_cases(test, out / "predictions"),
+        cases,
         out / "report.html",
         synthetic=True,
         title="Nuclei, made up by ulna",
@@ -97,31 +102,26 @@ def _clear(out: Path) -> None:
     statement.write_text(STATEMENT, encoding="utf-8")
 
 
-def _test_set(data: Path, folder: Path) -> Path:
-    """Copies of the cases that the training never saw, as a data set of their own."""
-    for case in json.loads((data / "splits.json").read_text("utf-8"))["test"]:
-        for part in ("images", "labels"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(data / part / f"{case}.png", folder / part / f"{case}.png")
-    return folder
-
-
-def _report_cases(test: Path, predictions: Path) -> list[Any]:
-    from ulna.metrics import score
+def _report_cases(data: Path, predictions: Path, rows: Sequence[Mapping[str, Any]]) -> list[ReportCase]:
+    """What the report draws: the demo's own files, with the Dice that the evaluation gave them."""
     from ulna.study.report import ReportCase
 
     cases = []
-    for path in sorted((test / "images").glob("*.png")):
-        image = np.moveaxis(np.asarray(Image.open(path)), -1, 0)
-        reference, prediction = (np.asarray(Image.open(folder / path.name)) for folder in (test / "labels", predictions))
-        dice = score(prediction != 0, reference != 0)["dice"]
-        cases.append(ReportCase(path.stem, image, reference, prediction, dice))
+    for row in rows:
+        name = f"{row['case']}.png"
+        image, reference, prediction = (
+            _pixels(folder / name) for folder in (data / "images", data / "labels", predictions)
+        )
+        cases.append(ReportCase(row["case"], np.moveaxis(image, -1, 0), reference, prediction, row["dice"]))
     return cases
 
 
-def make_nuclei(
-    folder: Path, *, count: int = 60, sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0
-) -> Path:
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def make_nuclei(folder: Path, *, count: int = 60, sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> Path:
     """Draw RGB images of nuclei-like blobs with their label maps, in the layout of pairs.
 
     Deformed ellipses of several sizes, some touching, with texture; uneven light, blur, debris that is no nucleus, shot
@@ -176,12 +176,12 @@ def _nuclei(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One image (H, W, 3) and its label map (H, W)."""
     shape = _shapes(size, generator)  # (nuclei, H, W), above 0 inside, in pixels from the boundary
-    label = (shape > 0).any(0)
+    label: NDArray[np.bool_] = np.any(shape > 0, axis=0)
     brightness = generator.uniform(0.5, 1.0, len(shape)) * generator.uniform(0.8, 1.0)
     body = 1 / (1 + np.exp(-shape / generator.uniform(0.5, 1.1)))
     grain = 1 + 0.22 * _noise(size, (1.0, 3.0), generator)
-    signal = (body * brightness[:, None, None]).max(0) * grain
-    signal += _debris(size, generator) + _haze(size, label, generator)
+    signal: Array = (body * brightness[:, None, None]).max(axis=0) * grain
+    signal = signal + _debris(size, generator) + _haze(size, label, generator)
     signal = gaussian_filter(signal, generator.uniform(0.5, 1.0))
     light = 1 + 0.25 * _noise(size, (0.3 * min(size),), generator)
     signal = np.clip(signal * np.clip(light, 0.4, 1.6), 0, None)
@@ -270,7 +270,7 @@ def make_phantom(
 ) -> Path:
     """Draw 3D images of a bent tube in two parts, head and tail, as NIfTI in the Decathlon layout.
 
-    A bias field and noise lie over it. Affines have an offset, a tilt, and an orientation that changes from case to case.
+    A bias field and noise lie over it. Affines have an offset, a tilt, and an orientation that changes by case.
 
     Args:
         folder: a new or empty folder.
@@ -310,7 +310,9 @@ def _tube(
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """Image and label map (*S) of a tube along an arc, thick at the head and thin at the tail; lengths in mm."""
     extent = np.array(size) * spacing
-    grid = np.stack(np.meshgrid(*(step * np.arange(n) for n, step in zip(size, spacing, strict=True)), indexing="ij"), -1)
+    grid = np.stack(
+        np.meshgrid(*(step * np.arange(n) for n, step in zip(size, spacing, strict=True)), indexing="ij"), -1
+    )
     t = np.linspace(0, 1, 48)
     bend = generator.uniform(0.7, 1.15) * np.pi
     phase = generator.uniform(-0.3, 0.3)
@@ -328,9 +330,12 @@ def _tube(
 
 
 def _affine(
-    size: tuple[int, int, int], spacing: tuple[float, float, float], signs: tuple[int, ...], generator: np.random.Generator
+    size: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    signs: tuple[int, ...],
+    generator: np.random.Generator,
 ) -> Array:
-    """Voxel index -> RAS mm: a small tilt about the first axis, the volume's centre some centimetres from the origin."""
+    """Voxel index -> RAS mm: a small tilt about the first axis, the centre some centimetres from the origin."""
     tilt = np.deg2rad(generator.uniform(-12, 12))
     rotation = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
     affine = np.eye(4)

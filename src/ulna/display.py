@@ -124,10 +124,16 @@ def _evaluate(console: Console, evaluation: Any) -> None:
 
 
 def _evaluation_table(console: Console, summary: Any, title: str) -> None:
-    table = _table("class", *MEASURES.values(), title=title)
-    rows = summary["classes"] if len(summary["classes"]) == 1 else {**summary["classes"], "mean": summary["mean"]}
-    for name, measures in rows.items():
-        table.add_row(name, *(_value(measures[m]) for m in MEASURES))
+    """Measures as rows with intervals for a few classes; classes as rows with means alone for many."""
+    classes = summary["classes"] if len(summary["classes"]) == 1 else {**summary["classes"], "mean": summary["mean"]}
+    if len(classes) <= 4:
+        table = _table("", *classes, title=title)
+        for measure, name in MEASURES.items():
+            table.add_row(name, *(_value(of_class[measure]) for of_class in classes.values()))
+    else:
+        table = _table("", *MEASURES.values(), title=title)
+        for name, of_class in classes.items():
+            table.add_row(name, *(_value(of_class[measure], interval=False) for measure in MEASURES))
     console.print(table)
     console.print(
         f"mean over cases [95 % bootstrap interval]; HD95 and ASSD in {summary['unit']}, NSD within "
@@ -138,14 +144,15 @@ def _evaluation_table(console: Console, summary: Any, title: str) -> None:
     )
 
 
-def _value(measure: dict[str, float | None]) -> str:
-    if measure["mean"] is None:
+def _value(measure: dict[str, float | None], *, interval: bool = True) -> str:
+    mean, low, high = measure["mean"], measure["low"], measure["high"]
+    if mean is None:
         return "-"
-    digits = 2 if measure["mean"] >= 1.5 else 3
-    text = f"{measure['mean']:.{digits}f}"
-    if measure["low"] is not None and measure["high"] is not None:
-        text += f"\n[{measure['low']:.{digits}f}, {measure['high']:.{digits}f}]".replace("[", "\\[")
-    return text
+    digits = 3 if mean < 1.5 else 2
+    shown = f"{mean:.{digits}f}"
+    if interval and low is not None and high is not None:
+        shown += f" \\[{low:.{digits}f}, {high:.{digits}f}]"
+    return shown
 
 
 def _demo(console: Console, report: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.dataset import Case, Dataset
-from ulna.data.read import encode_labels
+from ulna.data.masks import Masks, find_masks
+from ulna.data.read import encode_labels, read_labels, value_counts
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import write_text
 from ulna.metrics import MEASURES, average, bootstrap_interval, score_labels
@@ -77,43 +77,41 @@ def evaluate(predictions: Path, labels: Path, /, *, out: Path | None = None) -> 
     Example:
         ulna evaluate masks data/nuclei --out scores
     """
-    references = _masks(Path(labels), references=True)
-    predicted = _masks(Path(predictions), references=False)
-    missing = sorted(set(references) - set(predicted))
-    common = [name for name in references if name in predicted]
-    extra = sorted(set(predicted) - set(references))
-    if not common:
+    references, predicted = find_masks(Path(labels)), find_masks(Path(predictions))
+    about = _about(Path(predictions))
+    asked = about.get("asked") or list(references.sources)
+    wanted = [name for name in references.sources if name in set(asked)]
+    missing = [name for name in wanted if name not in predicted.sources]
+    extra = [name for name in predicted.sources if name not in references.sources]
+    if len(missing) == len(wanted):
         raise UsageError(
-            f"{predictions}: no case has the id of a reference in {labels}; "
-            f"predictions are {_some(predicted)}, references {_some(references)}"
+            f"{predictions}: no mask has the id of a reference in {labels}; "
+            f"masks are {_some(predicted.sources)}, references {_some(references.sources)}"
         )
     if extra:
-        log.info("note: %d predictions have no reference and are left out: %s", len(extra), _some(extra))
-    known = _declared(Path(predictions), Path(labels))
-    names = known or _found(references.values())
-    whole = _is_partial(missing, references, Path(predictions))
-    wanted = list(references) if whole else common
-
+        log.info("note: %d masks have no reference and are left out: %s", len(extra), _some(extra))
+    names = _classes(about, references, predicted)
     problems: list[Problem] = []
 
-    def pairs() -> Iterable[tuple[str, NDArray[Any], NDArray[Any], Volume]]:
+    def pairs() -> Iterator[tuple[str, NDArray[Any], NDArray[Any], Volume]]:
         for name in track(wanted, "evaluating"):
             try:
-                volume = references[name].read_labels()
+                volume = read_labels(references.sources[name])
                 reference = encode_labels(volume, names)
-                if name in predicted:
-                    prediction = encode_labels(predicted[name].read_labels(), names)
-                else:
-                    prediction = np.zeros_like(reference)
-                if prediction.shape != reference.shape:
-                    what = f"prediction of size {prediction.shape}, reference of size {reference.shape}"
-                    raise DataError([Problem(name, what, "predict the images that the references belong to")])
+                prediction = np.zeros_like(reference)
+                if name in predicted.sources:
+                    prediction = encode_labels(read_labels(predicted.sources[name]), names)
             except DataError as error:
                 problems.extend(error.problems)
                 continue
+            if prediction.shape != reference.shape:
+                what = f"has the size {prediction.shape}, its reference {reference.shape}"
+                remedy = "give the masks of the images that the references belong to"
+                problems.append(Problem(str(predicted.sources[name]), what, remedy))
+                continue
             yield name, prediction, reference, volume
 
-    evaluation = evaluate_pairs(pairs(), names, missing=missing if whole else ())
+    evaluation = evaluate_pairs(pairs(), names, missing=missing)
     if problems:
         raise DataError(problems, predictions)
     if out is not None:
@@ -171,32 +169,30 @@ def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | N
     return table
 
 
-def _masks(path: Path, *, references: bool) -> dict[str, Case]:
-    """Case id -> the case whose label (of a data set) or image (of a flat folder of masks) is the mask."""
-    dataset = Dataset.masks(path) if not references else Dataset.references(path)
-    return {case.id: case for case in dataset.cases if case.label is not None}
+def _about(predictions: Path) -> dict[str, Any]:
+    """What `predict` wrote down beside its masks: the classes, and the cases it was asked for."""
+    path = (predictions if predictions.is_dir() else predictions.parent) / "predict.json"
+    if not path.exists():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path}: not readable as JSON ({error}); predict again or remove it") from None
+    return facts if isinstance(facts, dict) else {}
 
 
-def _declared(predictions: Path, labels: Path) -> Labels | None:
-    """The classes as `predict` wrote them down, or as the data set declares them."""
-    facts = (predictions if predictions.is_dir() else predictions.parent) / "predict.json"
-    if facts.exists():
-        return parse(Labels, json.loads(facts.read_text(encoding="utf-8"))["labels"], source=str(facts))
-    return Dataset.references(labels).labels
-
-
-def _is_partial(missing: list[str], references: dict[str, Case], predictions: Path) -> bool:
-    """Whether missing predictions count: always, unless `predict` was asked for one part of the split only."""
-    return True
-
-
-def _found(cases: Iterable[Case]) -> Labels:
-    """Class names for undeclared labels: as many as the highest value says."""
+def _classes(about: dict[str, Any], references: Masks, predicted: Masks) -> Labels:
+    """The classes as `predict` wrote them down, as a data set declares them, or as many as the masks hold."""
+    if "labels" in about:
+        return parse(Labels, about["labels"], source="predict.json")
+    declared = references.labels or predicted.labels
+    if declared is not None:
+        return declared
     highest = 1
-    for case in cases:
-        values = case.read_labels().array
-        if values.max(initial=0) < 255 or np.unique(values).size > 2:
-            highest = max(highest, int(values.max(initial=0)))
+    for source in (*references.sources.values(), *predicted.sources.values()):
+        values = value_counts(read_labels(source).array)
+        if not set(values) <= {0, 255}:
+            highest = max(highest, int(max(values)))
     if highest == 1:
         return Labels()
     return Labels(names=("background", *(f"class {value}" for value in range(1, highest + 1))))

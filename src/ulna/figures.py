@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from scipy.ndimage import binary_erosion
 from ulna.files import write_whole
 
 RGB = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 Colour = tuple[int, int, int]
 
 RIGHT: Colour = (255, 255, 255)
@@ -87,72 +89,93 @@ def best_slice(labels: NDArray[Any]) -> tuple[int, int]:
     return axis, int(area.argmax()) if area.any() else labels.shape[axis] // 2
 
 
-def flat_image(image: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
-    """One slice of a volume, turned upright; only the first channel, for three of a volume are seldom a colour.
+def flat(image: NDArray[Any], *labels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """What can be drawn: 2D arrays as they are; of a volume the same slice of everything, turned upright.
+
+    The slice is the one with the most foreground in the first label map that has any. Of a volume's channels the first
+    is kept, for three of them are seldom a colour.
 
     Shape:
-        (C, *S) with 3 spatial axes -> (1, H, W)
+        (C, *S), (*S) or (K, *S) for overlapping classes, ... -> (C, H, W), (H, W) or (K, H, W), ...
     """
-    return flat_labels(image[0], axis, index)[None]
-
-
-def flat_labels(labels: NDArray[Any], axis: int, index: int) -> NDArray[Any]:
-    """One slice of a label map, turned upright.
-
-    Shape:
-        (*S) with 3 axes -> (H, W)
-    """
-    return np.rot90(np.take(labels, index, axis=axis))
+    if image.ndim == 3:
+        return image, *labels
+    whole: list[NDArray[Any]] = [one if one.ndim == 3 else np.any(one, axis=0) for one in labels]
+    axis, index = best_slice(next((one for one in whole if one.any()), whole[0] if whole else image[0]))
+    cut = [np.take(array, index, axis=axis - 3) for array in (image[:1], *labels)]
+    return tuple(np.rot90(array, axes=(-2, -1)) for array in cut)
 
 
 def overlay(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any] | None = None) -> RGB:
     """Prediction over the darkened image: white where right, red where false positive, blue where false negative.
 
     A wrong class counts as false positive. Without a reference: the outline of every predicted class in a colour of
-    its own. Of a volume the slice with the most foreground is shown, of the reference where there is one.
+    its own. Of a volume one slice is shown, see `flat`; the reference chooses it where there is one.
 
     Shape:
-        (C, *S), (*S), (*S) -> (H, W, 3)
+        (C, *S), (*S), (*S) -> (H, W, 3); label maps of overlapping classes are (K, *S)
     """
-    if prediction.ndim == 3:
-        shown = best_slice(prediction if reference is None or not reference.any() else reference)
-        image, prediction = flat_image(image, *shown), flat_labels(prediction, *shown)
-        reference = None if reference is None else flat_labels(reference, *shown)
-    picture = to_rgb(image).astype(np.float64)
     if reference is None:
-        return _outlines(picture, prediction)
-    grey = picture @ (0.299, 0.587, 0.114)
-    canvas = np.repeat(0.5 * grey[..., None], 3, axis=-1)
-    wrong = (prediction != 0) & (prediction != reference)
-    missed = (prediction == 0) & (reference != 0)
-    right = (prediction != 0) & (prediction == reference)
-    _paint(canvas, right, RIGHT, alpha=0.3)
-    _paint(canvas, right & _edge(prediction), RIGHT, alpha=0.75)
+        image, prediction = flat(image, prediction)
+        return _outlines(to_rgb(image).astype(np.float64), prediction)
+    image, reference, prediction = flat(image, reference, prediction)
+    canvas = np.repeat(0.45 * (to_rgb(image) @ (0.299, 0.587, 0.114))[..., None], 3, axis=-1)
+    right, wrong, missed = _verdict(prediction, reference)
+    _paint(canvas, right, RIGHT, alpha=0.5)
+    for _, layer in _layers(prediction):
+        _paint(canvas, right & _edge(layer), RIGHT, alpha=0.8)
     _paint(canvas, wrong, FALSE_POSITIVE, alpha=0.85)
     _paint(canvas, missed, FALSE_NEGATIVE, alpha=0.85)
     return np.rint(canvas).astype(np.uint8)
 
 
-def _outlines(picture: NDArray[np.float64], prediction: NDArray[Any]) -> RGB:
+def comparison(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any]) -> list[tuple[str, RGB]]:
+    """Image, reference, prediction and errors of one case, each with its caption; of a volume all show the same slice.
+
+    Shape:
+        (C, *S), (*S), (*S) -> four pictures (H, W, 3); label maps of overlapping classes are (K, *S)
+    """
+    image, reference, prediction = flat(image, reference, prediction)
+    return [
+        ("image", to_rgb(image)),
+        ("reference", overlay(image, reference)),
+        ("prediction", overlay(image, prediction)),
+        ("errors", overlay(image, prediction, reference)),
+    ]
+
+
+def _verdict(prediction: NDArray[Any], reference: NDArray[Any]) -> tuple[Mask, Mask, Mask]:
+    """(right, false positive, false negative), each (H, W) and none overlapping another."""
+    if prediction.ndim == 3:
+        predicted, true = prediction != 0, reference != 0
+        wrong, missed, found = (m.any(axis=0) for m in (predicted & ~true, true & ~predicted, predicted & true))
+    else:
+        wrong = (prediction != 0) & (prediction != reference)
+        missed, found = (prediction == 0) & (reference != 0), (prediction != 0) & (prediction == reference)
+    return found & ~wrong & ~missed, wrong, missed & ~wrong
+
+
+def _outlines(picture: NDArray[np.float64], labels: NDArray[Any]) -> RGB:
     canvas = 0.85 * picture
-    edge = _edge(prediction)
-    for label in np.unique(prediction[prediction != 0]):
-        colour = CLASS_COLOURS[(int(label) - 1) % len(CLASS_COLOURS)]
-        _paint(canvas, edge & (prediction == label), colour, alpha=1.0)
+    for number, layer in _layers(labels):
+        _paint(canvas, _edge(layer), CLASS_COLOURS[number % len(CLASS_COLOURS)], alpha=1.0)
     return np.rint(canvas).astype(np.uint8)
+
+
+def _layers(labels: NDArray[Any]) -> list[tuple[int, Mask]]:
+    """(number of the class, from 0; its mask) for every class there is."""
+    if labels.ndim == 3:
+        return [(number, layer != 0) for number, layer in enumerate(labels)]
+    return [(int(value) - 1, labels == value) for value in np.unique(labels[labels != 0])]
+
+
+def _edge(layer: Mask) -> Mask:
+    """The pixels of a mask that touch what is outside; the image's border is no edge."""
+    return layer & ~binary_erosion(layer, border_value=1)
 
 
 def _paint(canvas: NDArray[np.float64], where: NDArray[np.bool_], colour: Colour, alpha: float) -> None:
     canvas[where] = (1 - alpha) * canvas[where] + alpha * np.array(colour)
-
-
-def _edge(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """The pixels of every class that touch another class; the image's border is no edge."""
-    edge = np.zeros(labels.shape, bool)
-    for label in np.unique(labels[labels != 0]):
-        inside = labels == label
-        edge |= inside & ~binary_erosion(inside, border_value=1)
-    return edge
 
 
 def curves(rows: Sequence[Mapping[str, float]], path: Path, *, dark: bool = False) -> Path:
@@ -164,10 +187,11 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path, *, dark: bool = Fals
         dark: light ink for a dark page.
     """
     epoch, loss, dice, iou = (
-        np.array([row.get(name, np.nan) for row in rows], float) for name in ("epoch", "train_loss", "val_dice", "val_iou")
+        np.array([row.get(name, np.nan) for row in rows], float)
+        for name in ("epoch", "train_loss", "val_dice", "val_iou")
     )
-    figure = Figure(figsize=(9, 3.5), dpi=200, facecolor=PAPER[dark], layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.04)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
+    figure = Figure(figsize=(9, 3.5), dpi=200, facecolor=PAPER[dark], layout=layout)
     left, right = figure.subplots(1, 2)
     style: dict[str, Any] = {"linewidth": 1.8, "solid_capstyle": "round"}
     if len(rows) < 3:
@@ -197,9 +221,7 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path, *, dark: bool = Fals
             label=label,
             linestyle="none",
         )
-    right.legend(
-        loc="lower right", fontsize=9.5, labelcolor=INK[dark], facecolor=PAPER[dark], edgecolor="none", framealpha=1
-    )
+    right.legend(loc="best", fontsize=9.5, labelcolor=INK[dark], facecolor=PAPER[dark], edgecolor="none", framealpha=1)
     return _write(figure, path)
 
 
@@ -233,13 +255,18 @@ def panels(
     """
     columns = max((len(pictures) for _, pictures in rows), default=1)
     figure = Figure(
-        figsize=(2.3 * columns + 0.2, 2.75 * max(len(rows), 1) + 0.45), dpi=130, facecolor=PAPER[True], layout="constrained"
+        figsize=(2.3 * columns + 0.2, 2.75 * max(len(rows), 1) + 0.45),
+        dpi=130,
+        facecolor=PAPER[True],
+        layout="constrained",
     )
     strips = figure.subfigures(max(len(rows), 1), 1, squeeze=False)[:, 0]
     for strip, (title, pictures) in zip(strips, rows, strict=False):
         strip.set_facecolor(PAPER[True])
         strip.suptitle(title, x=0.012, ha="left", fontsize=10, color=INK[True], parse_math=False)
-        for axes, entry in zip(strip.subplots(1, columns, squeeze=False)[0], [*pictures, *[None] * columns], strict=False):
+        for axes, entry in zip(
+            strip.subplots(1, columns, squeeze=False)[0], [*pictures, *[None] * columns], strict=False
+        ):
             axes.set_axis_off()
             if entry is not None:
                 axes.imshow(entry[1], interpolation="nearest")

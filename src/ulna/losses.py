@@ -244,7 +244,7 @@ class HeadsLoss(nn.Module):
         total = sum(raw.values())
         if total <= 0 or min(raw.values()) < 0:
             raise UsageError(f"loss.heads: weights {raw} must be 0 or more, and not all 0")
-        return {name: weight / total for name, weight in raw.items()}
+        return {name: raw[name] / total for name in names}
 
 
 def target_for(logits: Tensor, target: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ulna.recipe import Architecture, Labels, Normalization, Plan, Recipe, set_v
 WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
 # Voxels of a training batch that 5-level networks of 32 channels carry in about 6 GB.
 BATCH_VOXELS = {2: 16 * 96 * 96 * 4, 3: 2 * 96 * 96 * 96}
-LARGEST_BATCH = {2: 16, 3: 8}
+LARGEST_BATCH = {2: 8, 3: 4}
 LARGEST_PATCH = {2: 512 * 512, 3: 96 * 96 * 96}
 # The deepest map keeps at least this many pixels along an axis.
 SMALLEST_MAP = 4
@@ -45,11 +45,13 @@ def fingerprint(report: Report, channel_names: Sequence[str] | None = None) -> F
     sizes = np.array([s.size for s in surveys])
     spacings = np.array([s.spacing for s in surveys])
     first = surveys[0]
-    foreground = {
-        key: [float(np.mean([s.foreground[c][key] for s in surveys if s.foreground])) for c in range(first.channels)]
-        for key in ("mean", "std", "p00_5", "p99_5")
-        if any(s.foreground for s in surveys)
-    }
+    labelled = [s.foreground_values for s in surveys if s.foreground_values is not None]
+    foreground = []
+    if labelled:
+        for values in np.concatenate(labelled, axis=1).astype(np.float64):
+            low, high = np.percentile(values, [0.5, 99.5])
+            inside = values.clip(low, high)
+            foreground.append({"low": low, "high": high, "mean": inside.mean(), "std": inside.std()})
     return Fingerprint(
         cases=len(surveys),
         spatial_dims=len(first.size),
@@ -59,9 +61,8 @@ def fingerprint(report: Report, channel_names: Sequence[str] | None = None) -> F
         size={"min": sizes.min(0).tolist(), "median": np.median(sizes, 0).tolist(), "max": sizes.max(0).tolist()},
         spacing={"min": spacings.min(0).tolist(), "median": np.median(spacings, 0).tolist(), "max": spacings.max(0).tolist()},
         unit=first.unit,
-        foreground_intensity=foreground,
-        lowest=[min(s.intensity[c]["min"] for s in surveys) for c in range(first.channels)],
-        classes=list(report.labels.names),
+        foreground=[{name: float(value) for name, value in channel.items()} for channel in foreground],
+        classes=list(report.labels.names) if report.labels else [],
     )
 
 
@@ -145,7 +146,7 @@ def plan(
     dataset = Dataset.from_folder(data)
     report = inspect(dataset)
     report.raise_if_bad()
-    made = make_plan(fingerprint(report, dataset.channel_names), recipe, report.labels)
+    made = make_plan(fingerprint(report, dataset.channel_names), recipe, report.labels or Labels())
     if out is not None:
         write_text(out, to_yaml(made))
     return made
@@ -191,17 +192,8 @@ def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -
         looks_like_ct = name.strip().lower() in ("ct", "cta", "ct scan")
         if kind is None:
             kind = "ct" if looks_like_ct else "zscore"
-        intensity = data["foreground_intensity"]
-        if kind == "ct" and intensity:
-            kinds.append(
-                Normalization(
-                    kind="ct",
-                    low=intensity["p00_5"][channel],
-                    high=intensity["p99_5"][channel],
-                    mean=intensity["mean"][channel],
-                    std=intensity["std"][channel],
-                )
-            )
+        if kind == "ct" and data["foreground"]:
+            kinds.append(Normalization(kind="ct", **data["foreground"][channel]))
         elif kind == "rescale":
             kinds.append(Normalization(kind="rescale", low=0.0, high=255.0 if data["dtypes"] == ["uint8"] else 1.0))
         else:

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ulna.data.dataset import Case, Dataset
+from ulna.data.case import Case
+from ulna.data.dataset import Dataset
 from ulna.data.read import Source, read_image, write_labels, write_npz_masks, write_probabilities
 from ulna.errors import PartialFailure, UsageError
 from ulna.files import read_tensors, write_text
@@ -203,7 +204,7 @@ def predict(
     if tta:
         changed = segmenter.recipe.inference.replaced(tta=True)
         segmenter.recipe = segmenter.recipe.replaced(inference=changed)
-    dataset = Dataset.from_folder(data, need_labels=False)
+    dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
     cases = _chosen(dataset, run, split)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -230,6 +231,7 @@ def predict(
         "run": Path(run).name,
         "labels": segmenter.plan.labels.model_dump(mode="json"),
         "tta": tta,
+        "asked": [case.id for case in cases],
         "cases": rows,
         "failed": failed,
     }

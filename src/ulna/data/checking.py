@@ -85,8 +85,7 @@ def check(data: Path | str, /) -> Report:
     except DataError as error:
         return Report(Path(data), problems=error.problems)
     found = inspect(dataset)
-    mended = {problem.file for problem in problems}
-    own = [problem for problem in found.problems if not (problem.file in mended and problem in problems)]
+    own = [problem for problem in found.problems if problem not in problems]
     return Report(found.root, (*problems, *own), found.notes, found.surveys, found.labels)
 
 

@@ -68,9 +68,8 @@ class Dataset:
         cases = _without_doubles(found)
         splits: tuple[Split, ...] = ()
         if need_labels:
-            folder = found.root if found.root.is_dir() else found.root.parent
             ids = [case.id for case in cases]
-            groups = read_groups(folder, ids, found.problems, found.notes) if found.root.is_dir() else {}
+            groups = read_groups(found.root, ids, found.problems, found.notes) if found.root.is_dir() else {}
             cases = [replace(case, group=groups.get(case.id)) for case in cases]
             splits = _splits(found, cases, groups)
         notes = tuple(found.notes)

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from ulna.data.source import fault, suffix_of
@@ -47,7 +45,7 @@ def read_nifti(path: Path) -> Volume:
         if dtype.kind not in "iuf":
             raise fault(path, f"holds values of type {dtype}", "save it with integer or real values")
         expected = math.prod(shape) * dtype.itemsize
-        offset = max(int(header["vox_offset"]), len(start))
+        offset = max(int(header["vox_offset"]), len(start) + 4)  # four bytes say whether extensions follow
         _check_promise(path, offset + expected, size, shape)
         _skip(stream, offset - len(start))
         raw = _read_up_to(stream, expected)
@@ -106,8 +104,9 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
     if len(start) < length:
         raise _cut(path, f"it holds {len(start)} bytes of a header of {length}")
     try:
-        with LoggingOutputSuppressor():  # what nibabel mends in a header is judged below
-            header = kind(start)
+        header = kind(start, check=False)  # nibabel's check mends in silence and prints; what matters is judged here
+        header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])  # a negative size is an old way to say "mirrored"
+        header.get_data_dtype(), header.get_xyzt_units(), header.get_slope_inter()
     except Exception as error:  # nibabel raises many types here
         raise fault(path, f"has a header that cannot be read ({_said(error)})", "convert it to NIfTI again") from None
     if bytes(header["magic"].tobytes()[:2]) not in (b"n+", b"n\x00"):
@@ -164,7 +163,7 @@ def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.fl
     remedy = "write the geometry anew, from the original series"
     try:
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError) as error:
+    except Exception as error:  # nibabel raises many types here
         raise fault(path, f"has an orientation that cannot be read ({_said(error)})", remedy) from None
     scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
     zooms = [float(z) for z in header.get_zooms()[:3]]
@@ -174,7 +173,8 @@ def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.fl
     spacing = tuple(z * scale for z in zooms[:spatial_dims])
     if min(spacing) <= 0:
         raise fault(path, f"has a voxel size of {spacing}", remedy)
-    if abs(np.linalg.det(affine[:3, :3])) < 1e-12 * math.prod(spacing):
+    lengths = np.linalg.svd(affine[:3, :spatial_dims], compute_uv=False)  # 2D files may leave the third axis empty
+    if lengths.min() < 1e-6 * lengths.max():
         raise fault(path, "has a singular orientation matrix", remedy)
     return affine, spacing
 

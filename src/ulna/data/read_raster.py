@@ -20,6 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from ulna.data.source import fault
+from ulna.errors import DataError
 from ulna.volume import Volume
 
 MOST_PIXELS = 1_000_000_000
@@ -54,9 +55,9 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
             raise fault(path, f"declares {width} x {height} pixels, more than {MOST_PIXELS}", "cut it into tiles")
         raw_mode = str(picture.tile[0].args) if picture.tile else ""  # type: ignore[attr-defined]
         picture.load()
+    except DataError:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, MemoryError) as error:
-        if isinstance(error, ValueError) and hasattr(error, "problems"):
-            raise
         said = str(error) or type(error).__name__
         what = "is cut short" if "truncated" in said.lower() else "is damaged"
         raise fault(path, f"{what} ({said})", _AGAIN) from None

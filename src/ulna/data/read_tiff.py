@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -16,10 +17,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ulna.data.read_raster import MOST_PIXELS, plain_values
 from ulna.data.source import fault, suffix_of
+from ulna.errors import DataError
 from ulna.volume import Volume
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its faults are told as problems, not printed
 
 _AGAIN = "copy or download the file again"
 _MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
+_TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _PRINT_DPI = (72, 96, 100, 150, 200, 300, 600, 1200)
 
 
@@ -33,6 +38,7 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     if size == 0:
         raise fault(path, "is empty (0 bytes)", "copy the file again or take the case out")
     notes: list[str] = []
+    _check_chain(path, size)
     try:
         with tifffile.TiffFile(path) as file:
             if not file.pages:
@@ -45,11 +51,11 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
             array, axes = _expanded(array, axes, series.keyframe, as_labels, notes)
             spacing = _spacing(file, series.keyframe)
             resolution = _resolution(series.keyframe)
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, TypeError, MemoryError) as error:
-        if hasattr(error, "problems"):
-            raise
+            array = _channels_first(path, array, axes, notes)
+    except DataError:
+        raise
+    except Exception as error:  # tifffile raises nearly every type on damaged files
         raise fault(path, f"cannot be read as TIFF ({str(error) or type(error).__name__})", _AGAIN) from None
-    array = _channels_first(path, array, axes, notes)
     if array.dtype.kind not in "iuf":
         raise fault(path, f"holds values of type {array.dtype}", "save it with integer or real values")
     if array.dtype.kind == "f":
@@ -61,19 +67,50 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     return Volume(np.ascontiguousarray(array), spaces, "mm" if known else "px", None, path, meta)
 
 
+def _check_chain(path: Path, size: int) -> None:
+    """Walk the directories of all pages: tifffile stops at a broken link and returns the pages before it."""
+
+    def number(count: int) -> int:
+        data = file.read(count)
+        if len(data) < count:
+            raise fault(path, f"is cut short: it holds {size} bytes, and a page is missing", _AGAIN)
+        return int.from_bytes(data, order)
+
+    with path.open("rb") as file:
+        order: Literal["little", "big"] = "big" if file.read(2) == b"MM" else "little"
+        version = number(2)
+        if version not in (42, 43):
+            raise fault(path, "is not a TIFF file", "give the file its right extension, or save it as TIFF")
+        wide = version == 43
+        file.seek(8 if wide else 4)
+        word, counter = (8, 8) if wide else (4, 2)
+        seen: set[int] = set()
+        while at := number(word):
+            if at in seen:
+                raise fault(path, "is damaged: its pages run in a circle", _AGAIN)
+            seen.add(at)
+            file.seek(at)
+            for _ in range(number(counter)):
+                number(2)
+                kind, count, value = number(2), number(word), number(word)
+                long = count * _TAG_BYTES.get(kind, 0)
+                if long > word and value + long > size:
+                    raise fault(path, f"is cut short: it needs {value + long} bytes and holds {size}", _AGAIN)
+
+
 def _check_whole(path: Path, series: Any, size: int) -> None:
     if math.prod(series.shape) > 4 * MOST_PIXELS:
         raise fault(path, f"declares {series.shape} values, more than {4 * MOST_PIXELS}", "cut it into tiles")
-    stored = 0
-    for page in series.pages:
-        if page is None:
+    if series.dataoffset is not None:  # one run of bytes
+        needed = series.dataoffset + series.nbytes
+    else:
+        pages = [page for page in series.pages if page is not None]
+        ends = [[a + n for a, n in zip(page.dataoffsets, page.databytecounts, strict=False)] for page in pages]
+        needed = max((end for page_ends in ends for end in page_ends), default=0)
+        if len(pages) < len(series.pages):
             raise fault(path, "is cut short: a page is missing", _AGAIN)
-        ends = [at + count for at, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
-        stored += sum(page.databytecounts)
-        if ends and max(ends) > size:
-            raise fault(path, f"is cut short: it needs {max(ends)} bytes and holds {size}", _AGAIN)
-    if series.keyframe.compression == 1 and stored * 8 < math.prod(series.shape) * series.keyframe.bitspersample:
-        raise fault(path, f"is cut short: {stored} bytes for {series.shape} values", _AGAIN)
+    if needed > size:
+        raise fault(path, f"is cut short: it needs {needed} bytes and holds {size}", _AGAIN)
 
 
 def _decoded(path: Path, series: Any) -> NDArray[Any]:

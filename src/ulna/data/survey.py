@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -45,8 +46,8 @@ class Survey:
         size: *S; empty where the image could not be read.
         spacing: along every spatial axis, in `unit` ("mm" or "px").
         affine: (4, 4) in rows; None where the file has none.
-        label_values: class index -> pixels or voxels, after {0, 255} became {0, 1}; multilabel: 1..K and, under 0, those
-            of no class. Empty without a label map.
+        label_values: class index -> pixels or voxels, after {0, 255} became {0, 1}; multilabel: 1..K and, under 0,
+            those of no class. Empty without a label map.
         two_valued_255: the label map held 0 and 255.
         image: one entry per channel, over all finite values.
         foreground: the same over all labelled pixels or voxels; empty where there are none.
@@ -93,21 +94,19 @@ def survey(case: Case, labels: Labels | None) -> Survey:
     """
     problems: list[Problem] = []
     facts: dict[str, Any] = {}
-    image, reference, classes = _tried(case.read_image, problems), None, None
+    image = _tried(case.read_image, case.images[0], problems)
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(case, image)}
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
-    if case.label is not None:
-        reference = _tried(case.read_labels, problems)
+    reference = _tried(case.read_labels, case.label, problems) if case.label is not None else None
     if reference is not None:
         values, facts["two_valued_255"], classes = _label_values(reference, labels, problems)
         facts["label_values"] = values
         facts["notes"] = (*facts.get("notes", ()), *reference.meta.get("notes", ()))
-    if image is not None and reference is not None and _same_grid(case, image, reference, problems):
-        if classes is not None:
+        if image is not None and _same_grid(case, image, reference, problems) and classes is not None:
             facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
     return Survey(case=case.id, problems=tuple(problems), **facts)
 
@@ -121,13 +120,15 @@ def survey_all(dataset: Dataset, workers: int = 0) -> list[Survey]:
         return [future.result() for future in track(pending, "reading")]
 
 
-def _tried(read: Any, problems: list[Problem]) -> Volume | None:
+def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) -> Volume | None:
     try:
-        volume: Volume = read()
+        return read()
     except DataError as error:
         problems += error.problems
-        return None
-    return volume
+    except (OSError, MemoryError, ValueError) as error:
+        what = f"cannot be read ({str(error) or type(error).__name__})"
+        problems.append(Problem(str(source), what, "mend the file, or take the case out"))
+    return None
 
 
 def _digest(case: Case, image: Volume) -> str:
@@ -140,7 +141,7 @@ def _digest(case: Case, image: Volume) -> str:
                     digest.update(chunk)
         else:
             digest.update(repr((image.array.shape, image.array.dtype.str)).encode())
-            digest.update(np.ascontiguousarray(image.array))
+            digest.update(image.array.tobytes())
     return digest.hexdigest()
 
 
@@ -184,7 +185,7 @@ def _spread(values: NDArray[Any], most: int) -> NDArray[Any]:
 def _label_values(
     reference: Volume, labels: Labels | None, problems: list[Problem]
 ) -> tuple[dict[int, int], bool, NDArray[Any] | None]:
-    """Counts per class index, whether it held {0, 255}, and the class indices themselves (None where they do not fit)."""
+    """Counts per class index, whether it held {0, 255}, and the class indices (None where they do not fit)."""
     array = reference.array
     stretched = array.dtype.kind in "iu" and int(array.max()) == 255 and set(value_counts(array)) <= {0, 255}
     if labels is not None:
@@ -230,9 +231,10 @@ def _value_fault(array: NDArray[Any]) -> tuple[str, str] | None:
         if bad:
             return f"holds {bad} label values that are not finite", "save the label map with whole numbers"
         broken = array[array != np.rint(array)]
-        shown = ", ".join(f"{value:.4g}" for value in np.unique(broken)[:4])
-        what = f"holds {broken.size} fractional label values, such as {shown}"
-        return what, "save the label map with whole numbers; resample label maps by nearest neighbour only"
+        if broken.size:
+            shown = ", ".join(f"{value:.4g}" for value in np.unique(broken)[:4])
+            what = f"holds {broken.size} fractional label values, such as {shown}"
+            return what, "save the label map with whole numbers; resample label maps by nearest neighbour only"
     if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
         return (
             f"holds negative label values, down to {int(array.min())}",

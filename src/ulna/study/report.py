@@ -20,6 +20,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import uniform_filter
 
 from ulna import figures
 from ulna.errors import UsageError
@@ -28,7 +29,7 @@ from ulna.files import write_text
 DASH = "–"
 SHOWN = 3  # best cases, and as many worst
 PICTURE = 256  # pixels along the longer side, about
-LARGEST_PNG = 60_000  # bytes; noisy pictures above it become JPEG, so that a page stays below 3 MB
+LARGEST = 60_000  # bytes of a picture, so that a page stays below 3 MB
 MEASURES = {
     "dice": "Dice",
     "iou": "IoU",
@@ -41,7 +42,7 @@ MEASURES = {
 
 
 class ReportCase(NamedTuple):
-    """A case to draw: image (C, *S), reference and prediction (*S), and its mean Dice."""
+    """A case to draw: image (C, *S), reference and prediction (*S) - (K, *S) if classes overlap - and its mean Dice."""
 
     case: str
     image: NDArray[Any]
@@ -107,20 +108,24 @@ def write_report(
         "measures": _headings(scores),
         "table": _table(scores),
         "unit": scores.get("unit", "px"),
-        "tolerance": _plain(scores.get("tolerance")),
+        "tolerance": _brief(scores.get("tolerance")),
         "curves": _curves(run / "metrics.csv"),
         "groups": _groups(cases),
         "classes": _classes(scores),
         "errors": [(meaning, _css(colour)) for meaning, colour in figures.LEGEND],
-        "volumes": any(case.prediction.ndim == 3 for case in cases),
+        "volumes": any(case.image.ndim == 4 for case in cases),
         "reasons": _reasons(plan),
         "facts": _facts(summary, run, predictions),
         "command": summary.get("command"),
-        "recipe": _text(run / "recipe.yaml"),
+        "files": [(name, _text(run / f"{name}.yaml")) for name in ("recipe", "plan")],
         "version": (summary.get("versions") or {}).get("ulna"),
     }
     environment = Environment(
-        loader=PackageLoader("ulna.study", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("ulna.study", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     write_text(out, environment.get_template("report.html").render(page))
     return out
@@ -136,7 +141,7 @@ def _tiles(scores: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[
     return [
         ("Mean Dice", dice.mean, f"95 %: {dice.interval}" if dice.interval else ""),
         ("Mean IoU", iou.mean, iou.interval),
-        ("Cases", str(scores.get("cases", DASH)), f"{missing} more not predicted" if missing else "evaluated"),
+        ("Cases", str(scores.get("cases", DASH)), f"{missing} without prediction" if missing else "evaluated"),
         ("Epochs", str(summary.get("epochs") or DASH), f"best: {best}" if best is not None else ""),
         ("Minutes", _number(minutes, 1), "of training"),
         ("Parameters", _short(summary.get("parameters")), summary.get("model") or ""),
@@ -144,7 +149,7 @@ def _tiles(scores: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[
 
 
 def _headings(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-    unit, tolerance = scores.get("unit", "px"), _plain(scores.get("tolerance"))
+    unit, tolerance = scores.get("unit", "px"), _brief(scores.get("tolerance"))
     remark = {"hd95": unit, "assd": unit, "nsd": f"≤ {tolerance} {unit}"}
     return [(name, remark.get(key, "")) for key, name in MEASURES.items()]
 
@@ -170,6 +175,11 @@ def _number(value: Any, digits: int) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
         return DASH
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def _brief(value: Any) -> str:
+    """A number without idle zeros: 2, 1.5."""
+    return f"{value:g}" if isinstance(value, int | float) else DASH
 
 
 def _short(count: Any) -> str:
@@ -211,37 +221,33 @@ def _groups(cases: Sequence[ReportCase]) -> list[tuple[str, list[Drawn]]]:
 
 
 def _draw(case: ReportCase) -> Drawn:
-    image, reference, prediction = case.image, case.reference, case.prediction
-    if prediction.ndim == 3:
-        axis, index = figures.best_slice(reference if reference.any() else prediction)
-        image = figures.flat_image(image, axis, index)
-        reference, prediction = (figures.flat_labels(labels, axis, index) for labels in (reference, prediction))
-    image, reference, prediction = _resize(image), _resize(reference[None])[0], _resize(prediction[None])[0]
-    pictures = (
-        ("Image", figures.to_rgb(image)),
-        ("Reference", figures.overlay(image, reference)),
-        ("Prediction", figures.overlay(image, prediction)),
-        ("Errors", figures.overlay(image, prediction, reference)),
-    )
+    flat = figures.flat(case.image, case.reference, case.prediction)
+    image, reference, prediction = _resize(flat[0], smooth=True), _resize(flat[1]), _resize(flat[2])
+    pictures = figures.comparison(image, prediction, reference)
     return Drawn(case.case, _number(float(case.dice), 3), [(caption, _embed(picture)) for caption, picture in pictures])
 
 
-def _resize(array: NDArray[Any]) -> NDArray[Any]:
-    """(C, H, W) near `PICTURE` by whole factors, before lines are drawn, so that lines are thin on small images and stay on
-    large ones."""
-    longest = max(array.shape[1:])
-    if longest > 1.5 * PICTURE:
-        step = math.ceil(longest / (1.5 * PICTURE))
-        return array[:, step // 2 :: step, step // 2 :: step]
-    factor = max(1, round(PICTURE / longest))
-    return array.repeat(factor, 1).repeat(factor, 2)
+def _resize(array: NDArray[Any], *, smooth: bool = False) -> NDArray[Any]:
+    """(..., H, W) near `PICTURE` by a whole factor; before lines are drawn, so that they are as thin on any image."""
+    height, width = array.shape[-2:]
+    if max(height, width) > 1.5 * PICTURE:
+        step = math.ceil(max(height, width) / (1.5 * PICTURE))
+        source = uniform_filter(array, step, axes=(-2, -1)) if smooth else array
+        return source[..., step // 2 :: step, step // 2 :: step]
+    factor = max(1, round(PICTURE / max(height, width)))
+    return array.repeat(factor, -2).repeat(factor, -1)
 
 
 def _embed(picture: figures.RGB) -> str:
+    """A data address: PNG where that is small, else the best JPEG that is."""
     data = _encoded(picture, "png", optimize=True)
-    if len(data) <= LARGEST_PNG:
+    if len(data) <= LARGEST:
         return _address(data, "png")
-    return _address(_encoded(picture, "jpeg", quality=85, subsampling=0), "jpeg")
+    for quality in (88, 75, 60, 40):
+        data = _encoded(picture, "jpeg", quality=quality, subsampling=0)
+        if len(data) <= LARGEST:
+            break
+    return _address(data, "jpeg")
 
 
 def _encoded(picture: figures.RGB, kind: str, **options: Any) -> bytes:
@@ -264,36 +270,16 @@ def _css(colour: Iterable[int]) -> str:
     return "#" + "".join(f"{part:02x}" for part in colour)
 
 
-def _reasons(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(choice, value, why)."""
-    reasons = plan.get("reasons") or {}
-    return [(str(name).replace("_", " "), _choice(str(name), plan.get(name)), str(why)) for name, why in reasons.items()]
-
-
-def _choice(name: str, value: Any) -> str:
-    if name.endswith("axes") and isinstance(value, list):
-        return ", ".join(map(str, value)) or DASH
-    return _plain(value)
-
-
-def _plain(value: Any) -> str:
-    """A value of a plan in few characters: 96 × 96, zscore."""
-    if isinstance(value, list) and value:
-        parts = [_plain(part) for part in value]
-        if len(set(parts)) == 1 and (isinstance(value[0], list | dict)):
-            return parts[0] if isinstance(value[0], dict) else f"{parts[0]}, {len(parts)} times"
-        return (", " if isinstance(value[0], list | dict | str) else " × ").join(parts)
-    if isinstance(value, dict):
-        return str(value["kind"]) if "kind" in value else ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return DASH if value is None or value == [] else str(value)
+def _reasons(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(choice, why)."""
+    return [(str(name).replace("_", " "), str(why)) for name, why in (plan.get("reasons") or {}).items()]
 
 
 def _facts(summary: Mapping[str, Any], run: Path, predictions: Path) -> list[tuple[str, str]]:
     versions = summary.get("versions") or {}
     memory = summary.get("peak_memory_mb")
     return [
+        ("Data", str(summary.get("data") or DASH)),
         ("Run", str(run)),
         ("Predictions", str(predictions)),
         ("Validation Dice", _number(summary.get("val_dice"), 3)),

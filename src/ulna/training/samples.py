@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from ulna.data.augment import Augment
-from ulna.data.dataset import Case
+from ulna.data.case import Case
 from ulna.data.preprocess import Prepared, prepare, prepare_labels
 from ulna.data.read import encode_labels
 from ulna.data.sampling import crop_patch, epoch_order, sample_stream

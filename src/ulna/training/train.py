@@ -20,8 +20,10 @@ import torch
 from ulna import figures
 from ulna.data.augment import Augment
 from ulna.data.checking import inspect
-from ulna.data.dataset import Case, Dataset
-from ulna.data.splitting import split as split_cases
+from ulna.data.case import Case
+from ulna.data.dataset import Dataset
+from ulna.data.dataset import split as split_cases
+from ulna.data.read import encode_labels
 from ulna.data.splitting import split_hash
 from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
@@ -29,7 +31,7 @@ from ulna.files import read_tensors, write_text
 from ulna.networks.build import count_parameters, named, validate
 from ulna.planning import fingerprint, make_plan, recommended, resolve
 from ulna.progress import track
-from ulna.recipe import Plan, Recipe, Split, from_yaml, set_value, to_yaml
+from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, set_value, to_yaml
 from ulna.segmenter import Segmenter, network_for
 from ulna.training.loop import Loop, State
 from ulna.training.samples import PreparedCases, Samples
@@ -166,7 +168,7 @@ def _prepare(data: Path, recipe: Recipe, fold: int | None) -> tuple[Dataset, Pla
     report.raise_if_bad()
     for note in (*dataset.notes, *report.notes):
         log.info("note: %s", note)
-    return dataset, make_plan(fingerprint(report, dataset.channel_names), recipe, report.labels), split
+    return dataset, make_plan(fingerprint(report, dataset.channel_names), recipe, report.labels or Labels()), split
 
 
 def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split) -> None:
@@ -271,8 +273,6 @@ Panel = tuple[str, list[tuple[str, Any]]]
 
 def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation, list[Panel], list[Panel]]:
     """Measures over the cases, and the worst and best three of them drawn."""
-    from ulna.data.read import encode_labels
-
     segmenter = Segmenter.load(folder)
 
     def pairs() -> Iterator[tuple[str, Any, Any, Any]]:
@@ -288,7 +288,7 @@ def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation,
         volume = case.read_image()
         mask, reference = segmenter(volume).mask, encode_labels(case.read_labels(), plan.labels)
         title = f"{case.id}  Dice {evaluation.case_dice(case.id):.3f}"
-        panels.append((title, figures.triptych(volume.array, mask, reference)))
+        panels.append((title, figures.comparison(volume.array, mask, reference)))
     return evaluation, panels[: len(panels) // 2], panels[len(panels) // 2 :]
 
 

@@ -1,0 +1,64 @@
+"""Masks by case id: what `predict` wrote, the label maps of a data set, or any folder of masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ulna.data.dataset import Dataset
+from ulna.data.pairing import Found, files_in
+from ulna.data.read_npz import npz_contents
+from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
+from ulna.errors import DataError
+from ulna.recipe import Labels
+
+
+class Masks(NamedTuple):
+    """Case id -> its mask, and the classes where a file names them."""
+
+    sources: dict[str, Source]
+    labels: Labels | None
+
+
+def find_masks(path: Path) -> Masks:
+    """The masks that lie under `path`: a data set with labels, a folder of mask files, or an .npz with `masks`.
+
+    Raises:
+        DataError: if there is none, or two have one id.
+    """
+    if path.is_file() and suffix_of(path) == ARRAY_SUFFIX:
+        return Masks(_rows(path), None)
+    if not path.is_dir():
+        raise fault(path, "is no folder of masks" if path.exists() else "does not exist", "check the path")
+    try:
+        dataset, problems = Dataset.scan(path, need_labels=False)
+    except DataError:
+        return Masks(_files(path), None)
+    if dataset.labelled:
+        if problems:
+            raise DataError(problems, path)
+        sources = {case.id: case.label for case in dataset.labelled if case.label is not None}
+        return Masks(sources, dataset.labels)
+    return Masks(_files(path), None)
+
+
+def _files(folder: Path) -> dict[str, Source]:
+    found = Found(folder)
+    sources = {name: Source(path) for name, path in files_in(found, folder).items()}
+    for path in sorted(folder.glob("*.npz")):
+        if not path.name.endswith("_probabilities.npz"):
+            sources |= _rows(path)
+    for name in [name for name in sources if name.endswith("_probabilities")]:
+        del sources[name]
+    if found.problems:
+        raise DataError(found.problems, folder)
+    if not sources:
+        raise fault(folder, "holds no masks", "give a folder of masks, a data set with labels, or an .npz with `masks`")
+    return sources
+
+
+def _rows(path: Path) -> dict[str, Source]:
+    contents = npz_contents(path)
+    if contents.masks is None:
+        raise fault(path, "holds no `masks`", "save `masks` (N, *S) and `ids`")
+    return {name: Source(path, row) for row, name in enumerate(contents.ids)}

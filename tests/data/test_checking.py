@@ -1,0 +1,251 @@
+"""Checks: every fault class with its words, no false alarm on real data."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from ulna.data.checking import check, inspect
+from ulna.data.dataset import Dataset
+from ulna.data.survey import survey, survey_all
+from ulna.errors import DataError
+from ulna.recipe import Labels
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data folder beside the repository")
+
+
+def pixels(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 200, shape or (8, 9)).astype(np.uint8)
+
+
+def half(value=1, shape=(8, 9)):
+    labels = np.zeros(shape, np.uint8)
+    labels[2:5] = value
+    return labels
+
+
+def save(path, array, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        Image.fromarray(array).save(path)
+    else:
+        nib.Nifti1Image(array, np.diag([1.0, 1, 2, 1]) if affine is None else affine).to_filename(path)
+
+
+def png_set(root, labels, **files):
+    for number, label in enumerate(labels):
+        save(root / "images" / f"c{number}.png", pixels(number))
+        save(root / "labels" / f"c{number}.png", label)
+    for name, content in files.items():
+        (root / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return root
+
+
+def nifti_set(root, image, label, affine=None, count=2):
+    for number in range(count):
+        save(root / "images" / f"c{number}.nii.gz", image + np.asarray(number, image.dtype))
+        save(root / "labels" / f"c{number}.nii.gz", label, affine)
+    return root
+
+
+def whats(report):
+    return [problem.what for problem in report.problems]
+
+
+VOLUME = (6, 7, 8)
+
+
+def test_a_sound_data_set_has_no_problem_and_finds_its_classes(tmp_path):
+    report = check(png_set(tmp_path, [half(), half(2)]))
+    assert report.ok and report.labels == Labels(names=("background", "class 1", "class 2"))
+    report.raise_if_bad()
+    assert json.loads(json.dumps(report.to_json()))["ok"] is True
+    assert check(png_set(tmp_path / "two", [half(), half()])).labels == Labels()
+
+
+def test_survey_counts_and_measures_by_hand(tmp_path):
+    image = np.arange(72, dtype=np.uint8).reshape(8, 9)
+    save(tmp_path / "images" / "a.png", image)
+    save(tmp_path / "labels" / "a.png", half(255))
+    one = survey(Dataset.from_folder(tmp_path).cases[0], None)
+    assert (one.size, one.spacing, one.unit, one.channels, one.dtype) == ((8, 9), (1.0, 1.0), "px", 1, "uint8")
+    assert one.label_values == {0: 45, 1: 27} and one.two_valued_255 and one.problems == ()
+    assert (one.image[0].mean, one.image[0].min, one.image[0].max, one.image[0].p50) == (35.5, 0, 71, 35.5)
+    assert one.image[0].std == pytest.approx(image.std())
+    assert (one.foreground[0].min, one.foreground[0].max) == (18, 44)
+    assert np.array_equal(one.foreground_values[0], np.arange(18, 45))
+
+
+def test_survey_keeps_affine_and_spacing(tmp_path):
+    affine = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, 4], [0, 0, 1, 5], [0, 0, 0, 1]])
+    for folder, array in (("images", pixels(0, *VOLUME)), ("labels", half(1, VOLUME))):
+        save(tmp_path / folder / "a.nii.gz", array, affine)
+    one = survey(Dataset.from_folder(tmp_path).cases[0], None)
+    assert np.allclose(one.affine, affine) and np.allclose(one.spacing, (2, 1.5, 1)) and one.unit == "mm"
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "affine", "text"),
+    [
+        (pixels(0, *VOLUME), half(1, (6, 7, 9)), None, "has the size (6, 7, 9), its image (6, 7, 8)"),
+        (pixels(0, *VOLUME), half(1, VOLUME), np.diag([1.0, 1, 3, 1]), "has the spacing 1 x 1 x 3 mm, its image 1 x 1"),
+        (pixels(0, *VOLUME), half(1, VOLUME), np.diag([-1.0, 1, 2, 1]), "has another orientation or origin (affine)"),
+        (pixels(0, *VOLUME), half(1, VOLUME) * 0.5, None, "fractional label values, such as 0.5"),
+        (pixels(0, *VOLUME), -half(1, VOLUME).astype(np.int16), None, "holds negative label values, down to -1"),
+        (pixels(0, *VOLUME), half(1, (*VOLUME, 2)), None, "holds 2 label maps"),
+        (pixels(0, *VOLUME), half(1, VOLUME) * np.float32(np.nan), None, "label values that are not finite"),
+        (pixels(0, *VOLUME) * np.float32(0) + 3, half(1, VOLUME), None, "the image is constant, every value is "),
+        (pixels(0, *VOLUME), np.arange(336, dtype=np.uint16).reshape(VOLUME), None, "more than 256 label values"),
+    ],
+)  # fmt: skip
+def test_faults_inside_a_case(tmp_path, image, label, affine, text):
+    report = check(nifti_set(tmp_path, image, label, affine))
+    found = [problem for problem in report.problems if text in problem.what]
+    assert len(found) == 2 and all(problem.remedy for problem in found)
+
+
+def test_values_that_are_not_finite_are_counted_and_the_rest_measured(tmp_path):
+    image = pixels(0, *VOLUME).astype(np.float32)
+    image[0, 0, :3], image[1, 1, 1] = np.nan, np.inf
+    report = check(nifti_set(tmp_path, image, half(1, VOLUME), count=1))
+    assert whats(report) == ["the image holds 4 values that are not finite (NaN or infinite), of 336"]
+    assert np.isfinite(report.surveys[0].image[0].mean)
+
+
+def test_label_values_beyond_the_declared_classes(tmp_path):
+    report = check(png_set(tmp_path, [half(1), half(3)], classes=["a", "b"]))
+    (problem,) = report.problems
+    assert problem.file.endswith("c1.png") and "label values 3 do not fit 3 classes" in problem.what
+
+
+def test_damaged_files_and_faults_of_the_folder_are_told_together(tmp_path):
+    root = png_set(tmp_path, [half()] * 5, splits={"train": ["c0"], "val": ["nobody"]})
+    (root / "labels" / "c0.png").unlink()
+    data = (root / "images" / "c1.png").read_bytes()
+    (root / "images" / "c1.png").write_bytes(data[: len(data) // 2])
+    (root / "labels" / "c2.png").write_bytes(b"")
+    save(root / "labels" / "c3.png", half(2, (8, 10)))
+    report = check(root)
+    text = str(report)
+    for part in [
+        "has no label map",
+        "'nobody', which is no case",
+        "is cut short",
+        "is empty (0 bytes)",
+        "has the size",
+    ]:
+        assert part in text
+    assert len(report.surveys) == 5 and not report.ok
+    with pytest.raises(DataError, match=f"{len(report.problems)} problems"):
+        report.raise_if_bad()
+
+
+def test_check_of_nothing_is_a_report(tmp_path):
+    report = check(tmp_path / "nowhere")
+    assert whats(report) == ["does not exist"] and report.surveys == ()
+
+
+def test_two_valued_masks_are_noted(tmp_path):
+    report = check(png_set(tmp_path, [half(255), half(255)]))
+    assert report.ok and report.labels == Labels()
+    assert "2 cases, for example c0: has label values 0 and 255, read as 0 and 1" in report.notes
+    mixed = check(png_set(tmp_path / "mixed", [half(255), half(2), half(1)]))
+    assert "c0: label values 0 and 255, other cases hold values up to 2" in mixed.problems[0].what
+
+
+def test_classes_that_nothing_declares_must_be_plausible(tmp_path):
+    gap = check(png_set(tmp_path / "gap", [half(1), half(3)]))
+    assert whats(gap) == ["the label values found are 0, 1, 3 (2 never; 3 in case c1)"] and gap.labels is None
+    many = np.arange(72, dtype=np.uint8).reshape(8, 9)
+    assert "71 classes without a name" in whats(check(png_set(tmp_path / "many", [many])))[0]
+    shifted = check(png_set(tmp_path / "shifted", [np.maximum(half(2), 1)]))
+    assert "(0 never; 2 in case c0)" in shifted.problems[0].what
+
+
+def test_background_only(tmp_path):
+    report = check(png_set(tmp_path / "some", [half(), half(0)], classes=["liver", "spleen"]))
+    assert report.ok and "c1: all background" in report.notes
+    assert "the class 'spleen' occurs in no case" in report.notes
+    nothing = check(png_set(tmp_path / "none", [half(0), half(0)]))
+    assert whats(nothing) == ["no case of 2 has any foreground: every label value is 0"]
+
+
+def test_channels_and_dimensions_must_agree(tmp_path):
+    root = png_set(tmp_path, [half()] * 3)
+    save(root / "images" / "c1.png", np.repeat(pixels(1)[..., None], 3, axis=-1))
+    save(root / "images" / "v.nii.gz", pixels(1, *VOLUME))
+    save(root / "labels" / "v.nii.gz", half(1, VOLUME))
+    report = check(root)
+    assert whats(report) == ["has 3 channels, most cases have 1", "is 3D, most cases are 2D"]
+    assert "1 cases state a spacing in mm, 3 none" in report.notes
+
+
+def test_declared_channels_must_be_there(tmp_path):
+    png_set(tmp_path, [half()], dataset={"channel_names": ["T1", "T2"]})
+    assert whats(check(tmp_path)) == ["has 1 channels, dataset.json names 2"]
+
+
+def test_copies_in_two_sets_are_a_problem_and_in_one_set_a_note(tmp_path):
+    root = png_set(tmp_path, [half()] * 4, splits={"train": ["c0", "c1"], "val": ["c2", "c3"]})
+    shutil.copy(root / "images" / "c0.png", root / "images" / "c1.png")
+    same = check(root)
+    assert same.ok and "1 images stand more than once, for example c0 and c1" in same.notes
+    shutil.copy(root / "images" / "c0.png", root / "images" / "c3.png")
+    crossing = check(root)
+    assert whats(crossing) == ["is the same image as c0 of train, and stands in val"]
+
+
+def test_ids_that_differ_in_case_only(tmp_path):
+    for name in ("a", "A"):
+        save(tmp_path / "images" / f"{name}.png", pixels(ord(name)))
+        save(tmp_path / "labels" / f"{name}.png", half())
+    if len(list((tmp_path / "images").iterdir())) < 2:
+        pytest.skip("this file system does not tell upper from lower case")
+    assert "differs from 'A' in upper and lower case only" in whats(check(tmp_path))[0]
+
+
+def test_multilabel_classes_are_counted_one_by_one(tmp_path):
+    maps = np.stack([half(1, VOLUME), half(0, VOLUME)], axis=-1)
+    maps[2, ..., 1] = 1
+    root = nifti_set(tmp_path, pixels(0, *VOLUME), maps)
+    (root / "classes.json").write_text(json.dumps({"mode": "multilabel", "labels": ["disc", "cup"]}))
+    report = check(root)
+    assert report.ok and report.surveys[0].label_values == {0: 168, 1: 168, 2: 56}
+
+
+def test_several_readers_at_a_time_find_the_same(tmp_path):
+    dataset = Dataset.from_folder(png_set(tmp_path, [half()] * 6))
+    assert survey_all(dataset, workers=2) == survey_all(dataset)
+
+
+def test_a_long_report_is_shortened_in_print_only(tmp_path):
+    root = png_set(tmp_path, [half(1, (8, 10))] * 30)
+    report = check(root)
+    assert len(report.problems) == 30 and str(report).count("has the size") == 12
+    assert "18 more problems of this kind" in str(report)
+
+
+@needs_shared
+@pytest.mark.parametrize("name", ["nuclei96", "lung_patches", "membrane", "brain_tumour"])
+def test_no_false_alarm_on_real_data(name):
+    report = check(SHARED / name)
+    assert report.problems == () and len(report.labels.names) >= 2
+
+
+@needs_shared
+def test_no_false_alarm_on_ten_hippocampi():
+    dataset = Dataset.from_folder(SHARED / "hippocampus")
+    surveys = [survey(case, dataset.labels) for case in dataset.cases[:10]]
+    assert all(one.problems == () and set(one.label_values) == {0, 1, 2} for one in surveys)
+
+
+@pytest.mark.slow
+@needs_shared
+@pytest.mark.parametrize("name", ["nuclei", "hippocampus", "brain_tumour_4ch", "polyps", "retina"])
+def test_no_false_alarm_on_all_real_data(name):
+    assert inspect(Dataset.from_folder(SHARED / name)).problems == ()

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.plans import make
+from ulna.data.preprocess import normalise, prepare, prepare_labels, restore
+from ulna.errors import UsageError
+from ulna.recipe import Normalization
+from ulna.volume import Volume
+
+NONE = (Normalization(kind="none"),)
+
+
+def volume(size=(6, 8, 5), spacing=(1.0, 1.0, 2.0), channels=1, seed=0):
+    array = np.random.default_rng(seed).normal(100, 20, (channels, *size)).astype(np.float32)
+    return Volume(array, spacing, "mm", np.diag([*spacing, 1.0]))
+
+
+def test_on_the_grid_of_the_plan_nothing_is_resampled():
+    v = volume()
+    prepared = prepare(v, make(spatial_dims=3, spacing=v.spacing, normalization=NONE))
+    assert torch.equal(prepared.image, torch.from_numpy(v.array))
+    assert torch.equal(restore(prepared.image, prepared.size), torch.from_numpy(v.array))
+
+
+def test_resampling_changes_the_size_by_the_spacing_and_comes_back():
+    v = volume((8, 8, 4), (1.0, 1.0, 2.0))
+    smooth = v.with_array(np.broadcast_to(np.linspace(0, 1, 8, dtype=np.float32)[:, None, None], (1, 8, 8, 4)))
+    prepared = prepare(smooth, make(spatial_dims=3, spacing=(1.0, 2.0, 1.0), normalization=NONE))
+    assert prepared.image.shape == (1, 8, 4, 8)
+    back = restore(prepared.image, prepared.size)
+    assert back.shape == (1, 8, 8, 4)
+    torch.testing.assert_close(back, torch.from_numpy(smooth.array.copy()), atol=1e-5, rtol=0)
+
+
+def test_labels_are_resampled_by_nearest_neighbour():
+    labels = np.zeros((4, 4), np.uint8)
+    labels[2:] = 7
+    plan = make(spacing=(0.5, 0.5), unit="mm")
+    bigger = prepare_labels(labels, (1.0, 1.0), plan)
+    assert bigger.shape == (8, 8)
+    assert bigger.unique().tolist() == [0, 7]
+    assert torch.equal(bigger[4:], torch.full((4, 8), 7, dtype=torch.uint8))
+    two = np.stack([labels > 0, labels == 0]).astype(np.uint8)
+    assert prepare_labels(two, (1.0, 1.0), plan).shape == (2, 8, 8)
+
+
+def test_normalisations_are_their_formulas():
+    x = np.array([[0.0, 50.0, 100.0, 1000.0]], np.float32)
+    z = normalise(x, Normalization(kind="zscore"))
+    assert (z.mean(), z.std()) == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=1e-6))
+    ct = normalise(x, Normalization(kind="ct", low=10, high=100, mean=40, std=20))
+    np.testing.assert_allclose(ct, [[-1.5, 0.5, 3.0, 3.0]])
+    np.testing.assert_allclose(normalise(x, Normalization(kind="rescale", low=0, high=100)), x / 100)
+    assert normalise(x, Normalization(kind="none")) is x
+
+
+def test_a_constant_image_becomes_zero_and_not_nan():
+    assert not normalise(np.full((4, 4), 9.0, np.float32), Normalization(kind="zscore")).any()
+
+
+def test_zscore_of_huge_values_does_not_overflow():
+    x = np.random.default_rng(0).uniform(0, 1.7e6, (64, 64)).astype(np.float32) * 1e18
+    assert abs(normalise(x, Normalization(kind="zscore")).mean()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("v", "message"),
+    [(volume(channels=2), "2 channels; this model reads 1"), (Volume(np.zeros((1, 4, 4)), (1.0, 1.0)), "a 2D image")],
+)
+def test_an_image_that_does_not_fit_the_plan_is_refused(v, message):
+    with pytest.raises(UsageError, match=message):
+        prepare(v, make(spatial_dims=3, normalization=NONE))

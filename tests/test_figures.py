@@ -1,0 +1,144 @@
+"""Colours by hand, slices, and pictures that are whole files of the promised size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ulna.errors import UsageError
+from ulna.figures import FALSE_NEGATIVE, FALSE_POSITIVE, RIGHT, best_slice, comparison, curves, overlay, panels, to_rgb
+
+EPOCHS = [
+    {"epoch": e, "lr": 1e-3, "train_loss": 1 / e, "val_dice": d, "val_iou": d / (2 - d), "seconds": 2.0}
+    for e, d in ((1, 0.3), (2, 0.8), (3, 0.7))
+]
+
+
+def nearest(pixel: np.ndarray) -> tuple[int, int, int]:
+    """Which of the three colours of an overlay a pixel is closest to in hue; None of them for a grey below white."""
+    red, _, blue = (int(part) for part in pixel)
+    if red - blue > 60:
+        return FALSE_POSITIVE
+    return FALSE_NEGATIVE if blue - red > 60 else RIGHT
+
+
+def test_overlay_of_a_4x4_example_has_the_three_colours_in_their_places() -> None:
+    image = np.full((1, 4, 4), 7.0)
+    image[0, 3] = 9.0
+    reference = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [2, 2, 0, 0], [0, 0, 0, 0]])
+    prediction = np.array([[1, 0, 1, 0], [1, 1, 0, 0], [2, 1, 0, 0], [0, 0, 0, 0]])
+    picture = overlay(image, prediction, reference)
+    assert picture.shape == (4, 4, 3) and picture.dtype == np.uint8
+    assert nearest(picture[0, 1]) == FALSE_NEGATIVE
+    assert nearest(picture[0, 2]) == FALSE_POSITIVE
+    assert nearest(picture[2, 1]) == FALSE_POSITIVE, "a wrong class is a false positive"
+    for right in ((0, 0), (1, 0), (1, 1), (2, 0)):
+        assert len(set(picture[right])) == 1 and picture[right][0] > 120, "right is white"
+    assert (picture[0, 3] == 0).all() and 0 < picture[3, 0][0] < 130, "the image stays visible, and dark"
+    assert len(set(picture[3, 0])) == 1, "nothing is painted where both are background"
+
+
+def test_overlay_without_reference_outlines_each_class_and_leaves_its_inside() -> None:
+    image = np.zeros((3, 9, 9), np.uint8)
+    prediction = np.zeros((9, 9), int)
+    prediction[1:6, 1:6], prediction[7, 7] = 1, 2
+    picture = overlay(image, prediction)
+    painted = picture.any(-1)
+    assert painted[1, 1] and painted[7, 7] and not painted[3, 3] and not painted[0, 0]
+    assert tuple(picture[1, 1]) != tuple(picture[7, 7])
+    assert painted.sum() == 16 + 1  # the ring of a 5x5 square, and one pixel
+
+
+def test_the_border_of_the_image_is_no_outline() -> None:
+    assert not overlay(np.zeros((1, 5, 5)), np.ones((5, 5), int)).any()
+
+
+def test_best_slice_has_the_largest_area_and_is_the_middle_when_empty() -> None:
+    labels = np.zeros((6, 7, 8), int)
+    labels[2, 2, 1], labels[1:4, 1:4, 6] = 1, 2
+    assert best_slice(labels) == (2, 6)
+    assert best_slice(np.zeros((6, 7, 8))) == (2, 4)
+
+
+def test_overlay_of_a_volume_shows_the_best_slice_of_the_reference_upright() -> None:
+    reference, prediction = np.zeros((2, 5, 4, 6), int)
+    reference[0:3, 0:2, 5] = 1
+    prediction[4, 3, 5] = 1
+    picture = overlay(np.zeros((1, 5, 4, 6)), prediction, reference)
+    assert picture.shape == (4, 5, 3), "the first axis runs to the right"
+    assert nearest(picture[3, 0]) == FALSE_NEGATIVE, "index (0, 0) is at the lower left"
+    assert nearest(picture[0, 4]) == FALSE_POSITIVE
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_to_rgb_takes_any_number_of_channels(channels: int) -> None:
+    image = np.random.default_rng(0).normal(500, 30, (channels, 8, 9))
+    picture = to_rgb(image)
+    assert picture.shape == (8, 9, 3) and picture.min() == 0 and picture.max() == 255
+    assert (picture[..., 0] == picture[..., 1]).all() == (channels != 3)
+
+
+def test_to_rgb_leaves_8_bit_colour_alone_and_survives_odd_values() -> None:
+    colour = np.random.default_rng(0).integers(40, 90, (3, 5, 5), dtype=np.uint8)
+    assert (to_rgb(colour) == np.moveaxis(colour, 0, -1)).all()
+    assert not to_rgb(np.full((1, 3, 3), 4.0)).any()
+    assert to_rgb(np.full((1, 3, 3), np.nan)).shape == (3, 3, 3)
+    odd = np.array([[[0.0, 1.0], [np.inf, np.nan]]])
+    assert to_rgb(odd)[1, 0, 0] == 255 and to_rgb(odd)[1, 1, 0] == 0
+    with pytest.raises(ValueError, match=r"\(C, H, W\)"):
+        to_rgb(np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize("rows", [EPOCHS, EPOCHS[:1], [{"epoch": 1, "train_loss": math.nan}], []])
+def test_curves_are_drawn_for_any_number_of_epochs(rows, tmp_path) -> None:
+    path = curves(rows, tmp_path / "figures" / "curves.png")
+    with Image.open(path) as picture:
+        assert picture.size == (1800, 700)
+    assert list(path.parent.iterdir()) == [path], "no temporary file is left"
+
+
+def test_curves_for_dark_pages_are_dark(tmp_path) -> None:
+    light, dark = (
+        np.asarray(Image.open(curves(EPOCHS, tmp_path / f"{d}.png", dark=d)).convert("L")).mean() for d in (False, True)
+    )
+    assert light > 200 and dark < 60
+
+
+def test_panels_take_any_name_and_rows_of_different_length(tmp_path) -> None:
+    picture = np.zeros((20, 30, 3), np.uint8)
+    rows = [("case_$1$ 核 <b>", [("image", picture), ("errors", picture)]), ("b", [("image", picture)])]
+    with Image.open(panels(rows, tmp_path / "panels.png")) as sheet:
+        assert sheet.width > 500 and sheet.height > 500
+    panels([], tmp_path / "empty.png", legend=())
+
+
+def test_a_comparison_of_a_volume_shows_one_slice_four_times() -> None:
+    image = np.arange(2 * 5 * 4 * 6, dtype=float).reshape(2, 5, 4, 6)
+    reference, prediction = np.zeros((2, 5, 4, 6), int)
+    reference[1:4, 1:3, 2], prediction[:, :, 4] = 1, 1
+    pictures = dict(comparison(image, prediction, reference))
+    assert list(pictures) == ["image", "reference", "prediction", "errors"]
+    assert (pictures["image"] == to_rgb(np.rot90(image[0, :, :, 2])[None])).all()
+    assert (pictures["errors"] == overlay(image, prediction, reference)).all()
+    assert nearest(pictures["errors"][2, 2]) == FALSE_NEGATIVE
+
+
+def test_overlapping_classes_are_compared_class_by_class() -> None:
+    image = np.zeros((1, 4, 4))
+    reference, prediction = np.zeros((2, 2, 4, 4), bool)
+    reference[:, 0, 0] = prediction[:, 0, 0] = True  # both classes right
+    prediction[0, 0, 2] = reference[1, 0, 2] = True  # the wrong one
+    reference[:, 2, 0], prediction[0, 2, 0] = True, True  # one of two
+    picture = overlay(image, prediction, reference)
+    assert picture[0, 0].min() > 100
+    assert nearest(picture[0, 2]) == FALSE_POSITIVE and nearest(picture[2, 0]) == FALSE_NEGATIVE
+    assert overlay(image, prediction).any()
+
+
+def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path) -> None:
+    (tmp_path / "curves.png").mkdir()
+    with pytest.raises(UsageError, match="cannot be written"):
+        curves(EPOCHS, tmp_path / "curves.png")

@@ -1,0 +1,182 @@
+"""Losses against literal transcriptions in numpy, and their edge cases (specs, losses and metrics 1)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ulna.errors import UsageError
+from ulna.losses import LOSSES, HeadsLoss, SoftDice, make_loss, target_for
+from ulna.networks.heads import Outputs
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def literal_overlap(p, g, kind, s=1.0):
+    """One image, one class; p and g as flat lists."""
+    hit = sum(a * b for a, b in zip(p, g, strict=True))
+    if kind == "dice":
+        return 1 - (2 * hit + s) / (sum(p) + sum(g) + s)
+    if kind == "dice_squared":
+        return 1 - (2 * hit + s) / (sum(a * a for a in p) + sum(b * b for b in g) + s)
+    missed = sum((1 - a) * b for a, b in zip(p, g, strict=True))
+    wrong = sum(a * (1 - b) for a, b in zip(p, g, strict=True))
+    return (1 - (hit + s) / (hit + 0.7 * missed + 0.3 * wrong + s)) ** 0.75
+
+
+def binary(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 2, (3, 1, 4, 5)), rng.integers(0, 2, (3, 4, 5))
+
+
+@pytest.mark.parametrize("kind", ["dice", "dice_squared", "focal_tversky"])
+def test_overlap_losses_per_image_of_a_sigmoid(kind):
+    z, g = binary()
+    expected = np.mean([literal_overlap(sigmoid(z[n]).ravel(), g[n].ravel(), kind) for n in range(3)])
+    loss = LOSSES[kind]()(torch.tensor(z), torch.tensor(g))
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dice", "dice_squared", "focal_tversky"])
+def test_overlap_losses_pooled_over_the_batch(kind):
+    z, g = binary()
+    expected = literal_overlap(sigmoid(z).ravel(), g.ravel(), kind)
+    loss = LOSSES[kind](reduction="batch")(torch.tensor(z), torch.tensor(g))
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_dice_of_a_softmax_is_the_mean_over_foreground_classes(background):
+    rng = np.random.default_rng(1)
+    z, g = rng.normal(0, 2, (2, 3, 4, 4)), rng.integers(0, 3, (2, 4, 4))
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    values = [
+        literal_overlap(p[n, k].ravel(), (g[n] == k).astype(float).ravel(), "dice")
+        for n in range(2)
+        for k in range(0 if background else 1, 3)
+    ]
+    loss = SoftDice(background=background)(torch.tensor(z), torch.tensor(g))
+    assert loss.item() == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_multilabel_dice_treats_every_map_alone():
+    rng = np.random.default_rng(2)
+    z, g = rng.normal(size=(2, 2, 3, 3)), rng.integers(0, 2, (2, 2, 3, 3))
+    values = [literal_overlap(sigmoid(z[n, k]).ravel(), g[n, k].ravel(), "dice") for n in range(2) for k in range(2)]
+    loss = SoftDice(multilabel=True)(torch.tensor(z), torch.tensor(g))
+    assert loss.item() == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_cross_entropy_is_that_of_one_sigmoid_or_of_a_softmax():
+    z, g = binary()
+    p = sigmoid(z[:, 0])
+    expected = np.mean(-(g * np.log(p) + (1 - g) * np.log(1 - p)))
+    assert LOSSES["cross_entropy"]()(torch.tensor(z), torch.tensor(g)).item() == pytest.approx(expected, abs=1e-6)
+    two = torch.tensor(np.concatenate([np.zeros_like(z), z], 1))  # softmax over (0, z) is the sigmoid of z
+    assert LOSSES["cross_entropy"]()(two, torch.tensor(g)).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_sums_of_losses_have_the_stated_weights():
+    z, g = (torch.tensor(a) for a in binary())
+    dice, entropy = LOSSES["dice"]()(z, g), LOSSES["cross_entropy"]()(z, g)
+    torch.testing.assert_close(LOSSES["dice_ce"]()(z, g), dice + entropy)
+    torch.testing.assert_close(LOSSES["unetpp"]()(z, g), dice + 0.5 * entropy)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_an_empty_mask_gives_a_finite_loss_and_gradient(kind):
+    z = torch.full((2, 1, 4, 4), -30.0, requires_grad=True)
+    loss = LOSSES[kind]()(z, torch.zeros(2, 4, 4, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-4)
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_perfect_prediction_gives_a_finite_gradient(kind):
+    g = torch.tensor([[[0, 1], [1, 0]]])
+    z = (g[:, None] * 200.0 - 100).requires_grad_()
+    LOSSES[kind]()(z, g).backward()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_gradients_of_every_loss_in_float64(kind):
+    """The losses compute in float32; so the slope along one direction is compared with a difference quotient."""
+    z, g = (torch.tensor(a) for a in binary(3))
+    z = z.float().requires_grad_()
+    direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    loss = LOSSES[kind]()
+    (slope,) = torch.autograd.grad(loss(z, g), z)
+    step = 1e-2
+    quotient = (loss(z + step * direction, g) - loss(z - step * direction, g)) / (2 * step)
+    assert (slope * direction).sum().item() == pytest.approx(quotient.item(), rel=2e-2, abs=1e-4)
+
+
+def outputs(*sizes):
+    heads = {f"h{i}": torch.randn(1, 1, n, n) for i, n in enumerate(sizes)}
+    return Outputs(list(heads.values())[-1], heads)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("equal", [1 / 3, 1 / 3, 1 / 3]),
+        ("halving", [0, 1 / 3, 2 / 3]),  # coarsest 0, then 1/2 and 1, normalised
+        ({"h2": 10, "h0": 1}, [1 / 11, 0, 10 / 11]),
+    ],
+)
+def test_weights_of_heads(weights, expected):
+    made = outputs(4, 8, 16)
+    assert list(HeadsLoss(SoftDice(), weights).weights_for(made).values()) == pytest.approx(expected)
+
+
+def test_loss_over_heads_is_the_weighted_mean_and_leaves_out_weight_zero():
+    made = outputs(4, 8, 16)
+    g = torch.randint(0, 2, (1, 16, 16))
+    loss, parts = HeadsLoss(SoftDice(), "halving")(made, g)
+    assert set(parts) == {"h1", "h2"}
+    torch.testing.assert_close(loss, parts["h1"] / 3 + parts["h2"] * 2 / 3)
+
+
+def test_targets_of_coarser_heads_are_nearest_neighbours():
+    g = torch.arange(16).reshape(1, 4, 4)
+    assert target_for(torch.zeros(1, 1, 2, 2), g).tolist() == [[[5, 7], [13, 15]]]
+    assert target_for(torch.zeros(1, 1, 4, 4), g) is g
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    z, g = torch.randn(1, 1, 64, 64), torch.randint(0, 2, (1, 64, 64))
+    low = LOSSES["dice_ce"]()(z.bfloat16(), g)
+    assert low.dtype == torch.float32
+    assert low.item() == pytest.approx(LOSSES["dice_ce"]()(z.bfloat16().float(), g).item(), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "dcie"}, "did you mean 'dice'"),
+        ({"kind": "dice", "options": {"smoth": 1}}, "did you mean 'smooth'"),
+        ({"kind": "dice", "options": {"smooth": 0}}, "above 0"),
+        ({"kind": "dice", "options": {"reduction": "imge"}}, "did you mean 'image'"),
+        ({"kind": "dice", "heads": "equl"}, "did you mean 'equal'"),
+    ],
+)
+def test_wrong_losses_name_the_nearest(options, message):
+    with pytest.raises(UsageError, match=message):
+        make_loss(**options, multilabel=False)
+
+
+def test_a_weight_for_a_head_that_is_not_there():
+    with pytest.raises(UsageError, match="no head named 'x0_9'"):
+        HeadsLoss(SoftDice(), {"x0_9": 1})(outputs(4), torch.zeros(1, 4, 4, dtype=torch.long))
+
+
+def test_known_value():
+    # p = 1/2 everywhere, half the pixels foreground: 1 - (2*2*0.5 + 1) / (2 + 2 + 1)
+    g = torch.tensor([[[0, 1], [1, 0]]])
+    assert SoftDice()(torch.zeros(1, 1, 2, 2), g).item() == pytest.approx(1 - 3 / 5)
+    assert LOSSES["cross_entropy"]()(torch.zeros(1, 1, 2, 2), g).item() == pytest.approx(math.log(2))

@@ -1,0 +1,130 @@
+import math
+
+import pytest
+
+from ulna.errors import UsageError
+from ulna.planning import Fingerprint, make_plan, recommended, resolve
+from ulna.recipe import Labels, Recipe, set_value
+
+
+def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names=None, low=None, high=None):
+    spacing = spacing or (1.0,) * len(size)
+    return Fingerprint(
+        cases=cases,
+        spatial_dims=len(size),
+        channels=channels,
+        channel_names=list(names or ["grey"] * channels),
+        dtypes=["uint8"],
+        size={"min": list(size), "median": list(size), "max": list(size)},
+        spacing={"min": list(low or spacing), "median": list(spacing), "max": list(high or spacing)},
+        unit=unit,
+        foreground=[{"low": -50.0, "high": 200.0, "mean": 90.0, "std": 30.0}] * channels,
+        classes=["background", "a"],
+    )
+
+
+def planned(fingerprint, *changes, model="unet", labels=None):
+    recipe = recommended(model)
+    for change in changes:
+        recipe = set_value(recipe, change)
+    return make_plan(fingerprint, recipe, labels or Labels())
+
+
+def test_small_images_are_taken_whole_with_five_levels():
+    plan = planned(data((96, 96)))
+    assert plan.patch == (96, 96)
+    assert plan.levels == 5
+    assert plan.spacing is None
+
+
+def test_patch_sides_are_multiples_of_the_strides():
+    for size in ((97, 110), (35, 51, 35), (520, 700)):
+        plan = planned(data(size))
+        for axis, side in enumerate(plan.patch):
+            assert side % math.prod(step[axis] for step in plan.strides) == 0
+
+
+def test_large_volumes_go_by_patches_close_to_cubes_in_space():
+    plan = planned(data((512, 512, 80), (0.8, 0.8, 5.0), "mm"))
+    assert math.prod(plan.patch) < 1.3 * 96**3
+    extent = [n * s for n, s in zip(plan.patch, (0.8, 0.8, 5.0), strict=True)]
+    assert max(extent) / min(extent) < 1.6
+
+
+def test_depth_leaves_four_voxels_along_every_axis():
+    plan = planned(data((35, 51, 35), (1.0, 1.0, 1.0), "mm"))
+    assert plan.levels == 4
+    assert "fewer than 4" in plan.reasons["levels"]
+    assert planned(data((12, 12))).levels == 2
+
+
+def test_a_coarse_axis_is_pooled_later():
+    plan = planned(data((128, 128, 24), (1.0, 1.0, 5.0), "mm"))
+    assert plan.strides[0] == (2, 2, 1)
+    assert any(step[2] == 2 for step in plan.strides)
+
+
+def test_paper_rows_keep_their_depth():
+    plan = planned(data((35, 51, 35), (1.0,) * 3, "mm"), model="zhou/unet")
+    assert plan.levels == 5
+    assert "fixed by the architecture" in plan.reasons["levels"]
+
+
+def test_spacing_is_the_median_where_cases_differ():
+    plan = planned(data((40, 40, 40), (1.0, 1.0, 2.0), "mm", low=(0.5, 0.5, 1.0), high=(2.0, 2.0, 3.0)))
+    assert plan.spacing == (1.0, 1.0, 2.0)
+    assert planned(data((40, 40, 40), (1.0, 1.0, 2.0), "mm")).spacing is None
+
+
+def test_ct_is_normalised_by_the_foreground_of_all_cases_and_others_by_themselves():
+    ct = planned(data(names=["CT"])).normalization[0]
+    assert (ct.kind, ct.low, ct.high, ct.mean, ct.std) == ("ct", -50.0, 200.0, 90.0, 30.0)
+    assert planned(data(names=["T1"])).normalization[0].kind == "zscore"
+
+
+def test_structures_named_left_and_right_are_never_mirrored():
+    plan = planned(data(), labels=Labels(names=("background", "Left kidney", "right kidney")))
+    assert plan.mirror_axes == ()
+    assert plan.turn_axes is None
+    assert "left or right" in plan.reasons["mirror_axes"]
+
+
+def test_quarter_turns_need_equal_axes():
+    assert planned(data((96, 96))).turn_axes == (0, 1)
+    assert planned(data((96, 128))).turn_axes is None
+    assert planned(data((32, 32, 32), (1.0, 2.0, 1.0), "mm")).turn_axes in ((0, 2), None)
+
+
+def test_every_field_can_be_fixed_and_says_so():
+    plan = planned(
+        data((200, 200)), "planning.patch=[64, 48]", "planning.batch=3", "planning.spacing=[2, 2]", "planning.normalization=rescale"
+    )
+    assert (plan.patch, plan.batch, plan.spacing) == ((64, 48), 3, (2.0, 2.0))
+    assert plan.normalization[0].kind == "rescale"
+    assert sum("fixed by the recipe" in reason for reason in plan.reasons.values()) == 4
+
+
+def test_less_memory_means_smaller_batches():
+    assert planned(data((256, 256)), "planning.memory_gb=2").batch < planned(data((256, 256))).batch
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("planning.patch=[64]", "does not fit 2D"), ("planning.spacing=[1, 0]", "does not fit 2D"), ("planning.patch=[0, 4]", "from 1 up")],
+)
+def test_what_does_not_fit_the_data_is_refused(change, message):
+    with pytest.raises(UsageError, match=message):
+        planned(data(), change)
+
+
+def test_the_resolved_architecture_can_be_built_as_it_is():
+    plan = planned(data((35, 51, 35), (1.0,) * 3, "mm"), model="nnunet")
+    resolved = resolve(recommended("nnunet"), plan)
+    assert resolved.channels == (32, 64, 128, 256)
+    assert resolved.strides == plan.strides
+
+
+def test_the_recommended_recipe_of_a_model():
+    assert recommended("nnunet").loss.heads == "halving"
+    assert recommended("zhou/unetpp_ds").loss.kind == "unetpp"
+    assert recommended("unet") == Recipe(model="unet", architecture=recommended("unet").architecture)
