@@ -76,3 +76,28 @@ def test_an_optimizer_goes_on_as_if_never_stopped(kind):
     unpack_optimizer(fresh, {k: v.clone() for k, v in tensors.items()}, values)
     steps(second, fresh, 3)
     assert torch.equal(whole, second)
+
+
+def test_moments_of_channels_last_weights_stay_with_their_weights():
+    def trained(steps, tensors=None, values=None, weights=None):
+        torch.manual_seed(0)
+        conv = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        if weights:
+            conv.load_state_dict(weights)
+        optimizer = torch.optim.Adam(conv.parameters(), lr=0.1, fused=True)
+        if tensors:
+            unpack_optimizer(optimizer, tensors, values)
+        image = torch.linspace(-1, 1, 75).reshape(1, 3, 5, 5)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            conv(image).square().sum().backward()
+            optimizer.step()
+        return conv, optimizer
+
+    whole, _ = trained(4)
+    half, optimizer = trained(2)
+    tensors, values = pack_optimizer(optimizer)
+    stored = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    weights = {name: tensor.clone() for name, tensor in half.state_dict().items()}
+    resumed, _ = trained(2, stored, values, weights)
+    assert torch.equal(whole.weight, resumed.weight)

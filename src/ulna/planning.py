@@ -249,7 +249,7 @@ def _strides(
         # an axis waits while it is much coarser than the finest, so that kernels see cubes of tissue
         fine = min(d for d, n in zip(distance, shape, strict=True) if n >= 2 * SMALLEST_MAP or n == max(shape))
         step = tuple(
-            2 if -(-n // 2) >= SMALLEST_MAP and d <= 2 * fine else 1 for n, d in zip(shape, distance, strict=True)
+            2 if n >= 2 * SMALLEST_MAP and d <= 2 * fine else 1 for n, d in zip(shape, distance, strict=True)
         )
         if max(step) == 1:
             break

@@ -18,7 +18,9 @@ VERBS: dict[str, Verb] = {
         "ulna.demonstration:demo",
         "Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.",
     ),
-    "check": Verb("ulna.data.checking:check", "Read every case and list everything that is wrong, all at once."),
+    "check": Verb(
+        "ulna.data.checking:check", "Read every case of a data set to its last byte and list every problem at once."
+    ),
     "plan": Verb(
         "ulna.planning:plan",
         "Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.",

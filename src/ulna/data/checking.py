@@ -77,8 +77,7 @@ def check(data: Path | str, /) -> Report:
     Faults of the folder (names, JSON, splits) and of the files are told together.
 
     Example:
-        >>> check("no/such/folder").problems[0].what
-        'does not exist'
+        ulna check data/nuclei
     """
     try:
         dataset, problems = Dataset.scan(data)

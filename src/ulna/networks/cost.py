@@ -73,8 +73,14 @@ class Model:
 def models(name: str | None = None, /) -> list[Model]:
     """All named networks, or the one of that name.
 
+    Args:
+        name: a network; left out, the whole catalogue.
+
     Raises:
         UsageError: for an unknown name, with the nearest.
+
+    Example:
+        ulna models unetpp
     """
     if name is not None and name not in NAMED:
         raise unknown("model", name, NAMED)

@@ -56,9 +56,14 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Put back what `pack_optimizer` took."""
     state: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in plain["values"].items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
+            parameter = parameters[int(index)]
+            if tensor.shape == parameter.shape:
+                # fused optimisers pair values by their place in memory: channels-last weights need channels-last moments
+                tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
     current = optimizer.state_dict()["param_groups"]
     groups = [{**mine, **saved} for mine, saved in zip(current, plain["groups"], strict=True)]
