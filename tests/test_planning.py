@@ -97,7 +97,11 @@ def test_quarter_turns_need_equal_axes():
 
 def test_every_field_can_be_fixed_and_says_so():
     plan = planned(
-        data((200, 200)), "planning.patch=[64, 48]", "planning.batch=3", "planning.spacing=[2, 2]", "planning.normalization=rescale"
+        data((200, 200)),
+        "planning.patch=[64, 48]",
+        "planning.batch=3",
+        "planning.spacing=[2, 2]",
+        "planning.normalization=rescale",
     )
     assert (plan.patch, plan.batch, plan.spacing) == ((64, 48), 3, (2.0, 2.0))
     assert plan.normalization[0].kind == "rescale"
@@ -110,7 +114,11 @@ def test_less_memory_means_smaller_batches():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("planning.patch=[64]", "does not fit 2D"), ("planning.spacing=[1, 0]", "does not fit 2D"), ("planning.patch=[0, 4]", "from 1 up")],
+    [
+        ("planning.patch=[64]", "does not fit 2D"),
+        ("planning.spacing=[1, 0]", "does not fit 2D"),
+        ("planning.patch=[0, 4]", "from 1 up"),
+    ],
 )
 def test_what_does_not_fit_the_data_is_refused(change, message):
     with pytest.raises(UsageError, match=message):

@@ -28,7 +28,7 @@ _PLACES = {name: verb.place for name, verb in _VERBS.items()} | {
     "Slot": "ulna.recipe:Slot",
 }
 
-__all__ = ["DataError", "PartialFailure", "UlnaError", "UsageError", "__version__", *_PLACES]  # noqa: PLE0604
+__all__ = ["DataError", "PartialFailure", "UlnaError", "UsageError", "__version__", *_PLACES]
 
 
 def __getattr__(name: str) -> _Any:

@@ -59,6 +59,9 @@ def demo(*, out: Path = Path("demo"), quick: bool = False) -> Path:
 
     Raises:
         UsageError: if `out` exists and is not an earlier demo.
+
+    Example:
+        ulna demo --out demo
     """
     _clear(out)
     from ulna.data.checking import check

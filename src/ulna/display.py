@@ -103,14 +103,14 @@ def _train(console: Console, run: Any) -> None:
         highlight=False,
     )
     console.print(f"run folder: {run.folder}", markup=False, highlight=False)
-    console.print(f"next: ulna predict {_quoted(run.folder)} IMAGES --out masks", style="dim", markup=False, highlight=False)
+    console.print(
+        f"next: ulna predict {_quoted(run.folder)} IMAGES --out masks", style="dim", markup=False, highlight=False
+    )
 
 
 def _predict(console: Console, predictions: Any) -> None:
     seconds = [row["seconds"] for row in predictions.cases]
-    console.print(
-        f"{len(seconds)} masks in {predictions.folder} ({sum(seconds):.1f} s)", markup=False, highlight=False
-    )
+    console.print(f"{len(seconds)} masks in {predictions.folder} ({sum(seconds):.1f} s)", markup=False, highlight=False)
     next_step = f"next: ulna evaluate {_quoted(predictions.folder)} LABELS"
     console.print(next_step, style="dim", markup=False, highlight=False)
 

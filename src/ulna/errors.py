@@ -65,7 +65,9 @@ class PartialFailure(UlnaError):
     def __init__(self, failed: dict[str, str], done: int) -> None:
         self.failed, self.done = dict(failed), done
         lines = "\n".join(f"  {case}: {reason}" for case, reason in self.failed.items())
-        super().__init__(f"{len(self.failed)} of {len(self.failed) + done} cases failed, the others are written\n{lines}")
+        super().__init__(
+            f"{len(self.failed)} of {len(self.failed) + done} cases failed, the others are written\n{lines}"
+        )
 
 
 class Interrupted(UlnaError):

@@ -188,7 +188,7 @@ def make_loss(
     """
     if kind not in LOSSES:
         raise unknown("loss", kind, LOSSES)
-    valid = [p for p in inspect.signature(SoftDice if kind == "dice_squared" else LOSSES[kind]).parameters]
+    valid = list(inspect.signature(SoftDice if kind == "dice_squared" else LOSSES[kind]).parameters)
     for option in options or {}:
         if option not in valid or option == "multilabel":
             raise unknown(f"option of loss {kind!r}", option, (name for name in valid if name != "multilabel"))

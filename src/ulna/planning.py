@@ -59,7 +59,11 @@ def fingerprint(report: Report, channel_names: Sequence[str] | None = None) -> F
         channel_names=list(channel_names or [f"channel {c}" for c in range(first.channels)]),
         dtypes=sorted({s.dtype for s in surveys}),
         size={"min": sizes.min(0).tolist(), "median": np.median(sizes, 0).tolist(), "max": sizes.max(0).tolist()},
-        spacing={"min": spacings.min(0).tolist(), "median": np.median(spacings, 0).tolist(), "max": spacings.max(0).tolist()},
+        spacing={
+            "min": spacings.min(0).tolist(),
+            "median": np.median(spacings, 0).tolist(),
+            "max": spacings.max(0).tolist(),
+        },
         unit=first.unit,
         foreground=[{name: float(value) for name, value in channel.items()} for channel in foreground],
         classes=list(report.labels.names) if report.labels else [],
@@ -90,7 +94,9 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     )
     if mirror and any(word in name.lower() for name in labels.names for word in ("left", "right")):
         mirror = ()
-        reasons["mirror_axes"] = "no flips: a class is named left or right, and a mirrored image would be labelled wrongly"
+        reasons["mirror_axes"] = (
+            "no flips: a class is named left or right, and a mirrored image would be labelled wrongly"
+        )
     return Plan(
         spatial_dims=dims,
         in_channels=data["channels"],
@@ -128,9 +134,7 @@ def resolve(recipe: Recipe, plan: Plan) -> Architecture:
     return resolved
 
 
-def plan(
-    data: Path, /, *, model: str = "unetpp", memory: float | None = None, out: Path | None = None
-) -> Plan:
+def plan(data: Path, /, *, model: str = "unetpp", memory: float | None = None, out: Path | None = None) -> Plan:
     """Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.
 
     Args:
@@ -226,7 +230,9 @@ def _patch(
         # shorten the axis that is longest in space, so that the patch comes close to a cube
         extent = [n * distance for n, distance in zip(patch, spacing, strict=True)]
         patch[int(np.argmax(extent))] -= 1
-    whole = "the median image" if tuple(patch) == size else f"of the median image {_product(size)}, at most {most:,} voxels"
+    whole = (
+        "the median image" if tuple(patch) == size else f"of the median image {_product(size)}, at most {most:,} voxels"
+    )
     reasons["patch"] = f"{_product(patch)}: {whole}"
     return tuple(patch)
 
@@ -248,9 +254,7 @@ def _strides(
     while len(strides) < wanted - 1:
         # an axis waits while it is much coarser than the finest, so that kernels see cubes of tissue
         fine = min(d for d, n in zip(distance, shape, strict=True) if n >= 2 * SMALLEST_MAP or n == max(shape))
-        step = tuple(
-            2 if n >= 2 * SMALLEST_MAP and d <= 2 * fine else 1 for n, d in zip(shape, distance, strict=True)
-        )
+        step = tuple(2 if n >= 2 * SMALLEST_MAP and d <= 2 * fine else 1 for n, d in zip(shape, distance, strict=True))
         if max(step) == 1:
             break
         strides.append(step)

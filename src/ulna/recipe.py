@@ -7,6 +7,7 @@ every run. The JSON schema of `Recipe` documents every field. All defaults of ul
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -61,8 +62,8 @@ class Architecture(Frozen):
 
     `channels` is one width per level; left out, the widths are `base_channels` doubled at every level up to
     `max_channels` (left out: 512 in 2D, 320 in 3D, as nnU-Net has it), over `levels` levels (left out: `max_levels`,
-    or fewer where planning finds the images too small). `strides` is the step from each level to the next, one number or one per axis; left out, planning
-    chooses, and without a plan every step is 2.
+    or fewer where planning finds the images too small). `strides` is the step from each level to the next, one number
+    or one per axis; left out, planning chooses, and without a plan every step is 2.
     """
 
     topology: str = "unet"
@@ -284,10 +285,8 @@ def set_value(recipe: Recipe, assignment: str) -> Recipe:
     except yaml.YAMLError:
         raise UsageError(f"--set {assignment}: {text!r} is not a YAML value") from None
     if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
-        try:
+        with suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     parts = path.strip().split(".")
     return parse(Recipe, _assign(recipe.model_dump(), parts, value, path, Recipe), source=f"--set {assignment}")
 
@@ -342,7 +341,9 @@ def from_yaml(model: type[M], path: Path) -> M:
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore or rewrite it") from None
+        raise UsageError(
+            f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore or rewrite it"
+        ) from None
     return parse(model, values if values is not None else {}, source=str(path))
 
 

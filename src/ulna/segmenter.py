@@ -75,7 +75,7 @@ class Segmenter:
         self.device = device or default_device()
         self.network = network.eval().to(self.device)
         if plan.spatial_dims == 2:
-            self.network = self.network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.plan, self.recipe = plan, recipe
         self.precision = choose_precision(recipe.training.precision, self.device)
 
@@ -91,13 +91,17 @@ class Segmenter:
             raise UsageError(f"{run}: not a run folder (no recipe.yaml); give the folder that `ulna train` wrote")
         recipe, plan = from_yaml(Recipe, run / "recipe.yaml"), from_yaml(Plan, run / "plan.yaml")
         if not (run / "weights.safetensors").exists():
-            raise UsageError(f"{run}: holds no weights yet; wait for the first epoch, or go on with ulna train --resume")
+            raise UsageError(
+                f"{run}: holds no weights yet; wait for the first epoch, or go on with ulna train --resume"
+            )
         network = network_for(recipe, plan)
         weights = read_tensors(run / "weights.safetensors").tensors
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise UsageError(f"{run}: weights.safetensors does not fit recipe.yaml ({str(error).splitlines()[1].strip()})") from None
+            raise UsageError(
+                f"{run}: weights.safetensors does not fit recipe.yaml ({str(error).splitlines()[1].strip()})"
+            ) from None
         return cls(network, plan, recipe)
 
     def __call__(self, image: str | Path | NDArray[Any] | Volume | Sequence[Any]) -> Any:

@@ -69,7 +69,7 @@ def test_double_conv_is_conv_norm_relu_twice():
             for r in range(5):
                 for c in range(6):
                     out[0, o, r, c] = (padded[0, :, r : r + 3, c : c + 3] * conv.weight[o]).sum() + conv.bias[o]
-        y = ((out / (1 + norm.eps) ** 0.5)).clamp_min(0)  # a fresh norm has mean 0, variance 1, scale 1, shift 0
+        y = (out / (1 + norm.eps) ** 0.5).clamp_min(0)  # a fresh norm has mean 0, variance 1, scale 1, shift 0
     torch.testing.assert_close(block(x), y)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
-
 from tests.plans import make
+
 from ulna.data.augment import Augment
 from ulna.data.sampling import crop_patch, epoch_order, sample_stream
 from ulna.recipe import Augmentation
@@ -39,7 +39,10 @@ def test_image_and_labels_are_cut_at_the_same_place():
 
 def test_every_place_can_be_cut():
     image, labels = picture((6, 6))
-    corners = {int(crop_patch(image, labels, (4, 4), foreground=0, generator=np.random.default_rng(s))[1][0, 0]) for s in range(200)}
+    corners = {
+        int(crop_patch(image, labels, (4, 4), foreground=0, generator=np.random.default_rng(s))[1][0, 0])
+        for s in range(200)
+    }
     assert corners == {r * 6 + c for r in range(3) for c in range(3)}
 
 

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-
 from tests.plans import make
+
 from ulna.inference.predict import predict_volume, to_labels
 from ulna.inference.sliding import by_windows, gaussian, window_starts
 from ulna.networks.build import build
@@ -14,7 +14,9 @@ from ulna.volume import Volume
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("size", "patch", "overlap"), [*itertools.product((5, 16, 17, 40), (4, 16), (0.0, 0.3, 0.5, 0.75))])
+@pytest.mark.parametrize(
+    ("size", "patch", "overlap"), [*itertools.product((5, 16, 17, 40), (4, 16), (0.0, 0.3, 0.5, 0.75))]
+)
 def test_windows_cover_everything_and_overlap_enough(size, patch, overlap):
     starts = window_starts(size, patch, overlap)
     covered = {i for s in starts for i in range(s, min(s + patch, size))}

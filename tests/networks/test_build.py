@@ -29,7 +29,12 @@ def test_paper_rows_have_the_published_parameters(name):
 
 @pytest.mark.parametrize(
     ("head", "one", "three"),
-    [("x0_1", 100_961, 101_537), ("x0_2", 511_105, 511_681), ("x0_3", 2_204_961, 2_205_537), ("x0_4", 9_041_601, 9_042_177)],
+    [
+        ("x0_1", 100_961, 101_537),
+        ("x0_2", 511_105, 511_681),
+        ("x0_3", 2_204_961, 2_205_537),
+        ("x0_4", 9_041_601, 9_042_177),
+    ],
 )
 def test_pruned_unetpp_has_the_published_parameters(head, one, three):
     with torch.device("meta"):
@@ -64,7 +69,11 @@ def test_a_slot_entry_applies_where_it_fits():
     net = build(
         "unet",
         channels=(4, 8, 16),
-        conv=[Slot(kind="residual", levels=(-1,)), Slot(kind="double_conv", paths=("decoder",), options={"convs": 3}), "double_conv"],
+        conv=[
+            Slot(kind="residual", levels=(-1,)),
+            Slot(kind="double_conv", paths=("decoder",), options={"convs": 3}),
+            "double_conv",
+        ],
     )
     assert net.stages["x2_0"].conv.shortcut is not None
     assert len(net.stages["x1_1"].conv.layers) == 3

@@ -101,7 +101,12 @@ def test_unet_computes_its_equations():
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((1, 1, 8, 8, 8), "2D network reads"), ((1, 2, 8, 8), "C = 1"), ((1, 1, 0, 8), "no pixels"), ((8, 8), "2D network")],
+    [
+        ((1, 1, 8, 8, 8), "2D network reads"),
+        ((1, 2, 8, 8), "C = 1"),
+        ((1, 1, 0, 8), "no pixels"),
+        ((8, 8), "2D network"),
+    ],
 )
 def test_images_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(UsageError, match=message):

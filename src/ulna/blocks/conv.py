@@ -82,7 +82,9 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         if convs < 1 or kernel_size % 2 == 0:
-            raise UsageError(f"a conv block has at least one convolution of odd size; got convs={convs}, kernel_size={kernel_size}")
+            raise UsageError(
+                f"a conv block has at least one convolution of odd size; got convs={convs}, kernel_size={kernel_size}"
+            )
         self.out_channels = out_channels
         widths = [in_channels] + [out_channels] * convs
         last = "none" if residual else activation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def conv(
 ) -> nn.Module:
     """Convolution that keeps the size at stride 1: (N, Cin, *S) -> (N, Cout, *S / stride)."""
     check_dims(spatial_dims)
-    kind = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    kind: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
     step = per_axis(stride, spatial_dims)
     return kind(in_channels, out_channels, kernel_size, stride=step, padding=kernel_size // 2, bias=bias)
 
@@ -40,7 +41,7 @@ def transposed_conv(
 ) -> nn.Module:
     """Transposed convolution with kernel = stride: (N, Cin, *S) -> (N, Cout, *S * stride), no pixel written twice."""
     check_dims(spatial_dims)
-    kind = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+    kind: Any = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
     step = per_axis(stride, spatial_dims)
     return kind(in_channels, out_channels, step, stride=step, bias=bias)
 

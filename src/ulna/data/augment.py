@@ -23,7 +23,7 @@ class Augment:
 
     def __init__(self, settings: Augmentation, plan: Plan) -> None:
         # imported here: MONAI takes a second to import, and prediction never needs it
-        from monai import transforms as T  # noqa: N812
+        from monai import transforms as T
 
         self.flips = [(settings.flip, [axis + 1]) for axis in plan.mirror_axes]
         self.turn = (settings.quarter_turn, [a + 1 for a in plan.turn_axes]) if plan.turn_axes else None

@@ -35,7 +35,9 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
     """
     name = volume.path or "image"
     if volume.spatial_dims != plan.spatial_dims:
-        raise UsageError(f"{name}: a {volume.spatial_dims}D image; this model was planned for {plan.spatial_dims}D images")
+        raise UsageError(
+            f"{name}: a {volume.spatial_dims}D image; this model was planned for {plan.spatial_dims}D images"
+        )
     if volume.channels != plan.in_channels:
         raise UsageError(
             f"{name}: {volume.channels} channels; this model reads {plan.in_channels} ({', '.join(plan.channel_names)})"
@@ -72,7 +74,9 @@ def grid_size(size: tuple[int, ...], spacing: tuple[float, ...], plan: Plan) -> 
 def normalise(values: NDArray[np.float32], how: Normalization) -> NDArray[np.float32]:
     """One channel, (*S) -> (*S); see `Normalization`. A constant image becomes 0."""
     if how.kind == "zscore":
-        return np.asarray((values - values.mean(dtype=np.float64)) / max(float(values.std(dtype=np.float64)), 1e-8), np.float32)
+        return np.asarray(
+            (values - values.mean(dtype=np.float64)) / max(float(values.std(dtype=np.float64)), 1e-8), np.float32
+        )
     if how.kind == "ct":
         return np.asarray((values.clip(how.low, how.high) - how.mean) / max(how.std, 1e-8), np.float32)
     if how.kind == "rescale":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def crop_patch(
         if voxel is not None:
             offset = [int(generator.integers(0, p)) for p in patch]
             start = [min(max(v - o, 0), r) for v, o, r in zip(voxel, offset, room, strict=True)]
-    window = (..., *(slice(s, s + p) for s, p in zip(start, patch, strict=True)))
+    window: tuple[Any, ...] = (..., *(slice(s, s + p) for s, p in zip(start, patch, strict=True)))
     return image[window].contiguous(), labels[window].contiguous()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ def default_device() -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """"bf16" or "fp32"; "auto" takes bf16 where the hardware multiplies it.
+    """ "bf16" or "fp32"; "auto" takes bf16 where the hardware multiplies it.
 
     A CPU without bf16 instructions emulates them: a training step of U-Net then took 12 times as long as in fp32.
     """
@@ -28,7 +29,7 @@ def multiplies_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    abilities = getattr(torch.cpu, "get_capabilities", dict)()
+    abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 

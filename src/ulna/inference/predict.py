@@ -28,9 +28,7 @@ def predict_volume(
     Raises:
         UsageError: if the volume does not fit the plan.
     """
-    return predict_prepared(
-        network, plan, prepare(volume, plan), settings=settings, device=device, precision=precision
-    )
+    return predict_prepared(network, plan, prepare(volume, plan), settings=settings, device=device, precision=precision)
 
 
 def predict_prepared(

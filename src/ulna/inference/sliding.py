@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def by_windows(
     size = image.shape[1:]
     patch = [min(p, n) for p, n in zip(patch, size, strict=True)]
     starts = [window_starts(n, p, overlap) for n, p in zip(size, patch, strict=True)]
-    windows = [
+    windows: list[tuple[Any, ...]] = [
         (..., *(slice(s, s + p) for s, p in zip(corner, patch, strict=True))) for corner in itertools.product(*starts)
     ]
     if len(windows) == 1:

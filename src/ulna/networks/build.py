@@ -56,7 +56,7 @@ def build(
     architecture = named(name).replaced(**changes)
     if "up" in changes and not _upsamples(wire(architecture)):
         raise UsageError(f"topology {architecture.topology!r} never upsamples; leave up= out")
-    shape = {"in_channels": in_channels, "classes": classes, "spatial_dims": spatial_dims, "multilabel": multilabel}
+    shape: dict[str, Any] = {"in_channels": in_channels, "classes": classes, "spatial_dims": spatial_dims, "multilabel": multilabel}
     if parameters is not None:
         architecture = match_width(architecture, parameters, **shape)
     return from_architecture(architecture, generator=generator, **shape)
@@ -98,12 +98,12 @@ def from_architecture(
         want, wide = channels[node.level], width[node.source] if node.source else in_channels
         resample = _resample(architecture, wiring, node, spatial_dims, wide, want, steps, len(channels))
         wide = getattr(resample, "out_channels", wide)
-        fuse = None
+        fuse: Any = None
         if node.skips:
             skip_widths = tuple(width[skip] for skip in node.skips)
             fuse = _block("skip", architecture.skip, node, len(channels), spatial_dims, wide, skip_widths)
             wide = fuse.out_channels
-        convolve: nn.Module = nn.Identity()
+        convolve: Any = nn.Identity()
         if node.convolve:
             convolve = _block("conv", architecture.conv, node, len(channels), spatial_dims, wide, want)
             wide = convolve.out_channels
@@ -140,7 +140,9 @@ def levels(architecture: Architecture) -> int:
     given = {name: number for name, number in stated.items() if number is not None}
     if len(set(given.values())) > 1:
         parts = ", ".join(f"{name} give {number}" for name, number in given.items())
-        raise UsageError(f"architecture: the number of levels is not clear: {parts}; strides has one entry fewer than levels")
+        raise UsageError(
+            f"architecture: the number of levels is not clear: {parts}; strides has one entry fewer than levels"
+        )
     return next(iter(given.values()), architecture.max_levels)
 
 
@@ -201,8 +203,9 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
             # kernel = stride: one output value reads one pixel of every input channel
             nn.init.normal_(module.weight, std=module.in_channels**-0.5, generator=generator)
         elif isinstance(module, nn.Conv2d | nn.Conv3d):
-            gain = "linear" if id(module) in heads else "relu"
-            nn.init.kaiming_normal_(module.weight, nonlinearity=gain, generator=generator)
+            # He: variance 2 / fan-in ahead of a ReLU, 1 / fan-in ahead of nothing
+            slope = 1.0 if id(module) in heads else 0.0
+            nn.init.kaiming_normal_(module.weight, a=slope, nonlinearity="leaky_relu", generator=generator)
         else:
             continue
         if module.bias is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -111,4 +113,5 @@ def pad_to_multiple(image: Tensor, divisor: tuple[int, ...]) -> Tensor:
 
 
 def _crop(logits: Tensor, size: torch.Size | list[int]) -> Tensor:
-    return logits[(..., *(slice(n) for n in size))]
+    window: tuple[Any, ...] = (..., *(slice(n) for n in size))
+    return logits[window]

@@ -49,7 +49,11 @@ class State:
         self.best_dice = -1.0
         self.best_epoch = -1
         self.elapsed_s = 0.0
-        self.epoch_s = 0.0  # how long the last epoch took
+
+    @property
+    def epoch_s(self) -> float:
+        """How long an epoch takes: the mean so far, so that a single slow one does not end the training."""
+        return self.elapsed_s / len(self.rows) if self.rows else 0.0
 
     def finished(self, recipe: Recipe) -> str:
         """Why the training is over, or nothing."""
@@ -97,7 +101,7 @@ class Loop:
         self.format = torch.channels_last if plan.spatial_dims == 2 and recipe.training.channels_last else None
         self.network = network.to(self.fabric.device)
         if self.format is not None:
-            self.network = self.network.to(memory_format=self.format)
+            self.network.to(memory_format=self.format)  # type: ignore[call-overload]
         optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
         self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.model.mark_forward_method("outputs")
@@ -114,7 +118,10 @@ class Loop:
         if workers is None:
             workers = 0 if device == "cpu" else 4
         self.loader = DataLoader(
-            samples, batch_sampler=self.batches, num_workers=workers, persistent_workers=workers > 0  # type: ignore[arg-type]
+            samples,
+            batch_sampler=self.batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,  # type: ignore[arg-type]
         )
         self.state = State()
         self._saved_at = time.perf_counter()
@@ -139,7 +146,9 @@ class Loop:
             scores = self.validate()
             self._finish_epoch(train_loss, scores, time.perf_counter() - start)
         self._save()
-        log.info("finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, self.state.best_epoch + 1)
+        log.info(
+            "finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, self.state.best_epoch + 1
+        )
         return self.state
 
     def validate(self) -> dict[str, float]:
@@ -219,7 +228,6 @@ class Loop:
         }
         state.rows.append(row)
         state.elapsed_s += seconds
-        state.epoch_s = seconds
         if scores["dice"] > state.best_dice:
             state.best_dice, state.best_epoch = scores["dice"], state.epoch
             facts = {"epoch": state.epoch + 1, "val_dice": scores["dice"]}

@@ -19,8 +19,8 @@ import torch
 
 from ulna import figures
 from ulna.data.augment import Augment
-from ulna.data.checking import inspect
 from ulna.data.case import Case
+from ulna.data.checking import inspect
 from ulna.data.dataset import Dataset
 from ulna.data.dataset import split as split_cases
 from ulna.data.read import encode_labels
@@ -64,7 +64,7 @@ def train(
     seed: int | None = None,
     fold: int | None = None,
     recipe: Path | None = None,
-    set: Sequence[str] = (),  # noqa: A002 - the flag is --set
+    set: Sequence[str] = (),
     resume: bool = False,
 ) -> Run:
     """Train a network on a folder of images and evaluate it on the cases kept aside.
@@ -101,7 +101,9 @@ def train(
     with _logged_to(folder / "log.txt"):
         start = time.perf_counter()
         state, network_size = _train(folder, dataset, split, chosen, plan_, resume)
-        summary = _summarise(folder, data, dataset, split, chosen, plan_, state, network_size, time.perf_counter() - start)
+        summary = _summarise(
+            folder, data, dataset, split, chosen, plan_, state, network_size, time.perf_counter() - start
+        )
     return Run(folder, summary)
 
 
@@ -112,7 +114,7 @@ def choose(
     epochs: int | None = None,
     max_hours: float | None = None,
     seed: int | None = None,
-    set: Sequence[str] = (),  # noqa: A002
+    set: Sequence[str] = (),
 ) -> Recipe:
     """The recipe of a command: the file, then the model, then the flags, then --set.
 
@@ -138,7 +140,11 @@ def _folder(data: Path, model: str, out: Path | None, resume: bool) -> Path:
         return out
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            what = "holds a run already; add --resume to go on with it" if (out / "recipe.yaml").exists() else "is not empty"
+            what = (
+                "holds a run already; add --resume to go on with it"
+                if (out / "recipe.yaml").exists()
+                else "is not empty"
+            )
             raise UsageError(f"{out}: {what}, or choose another --out")
         return _writable(out)
     name = f"{data.resolve().name.removesuffix('.npz')}-{model.replace('/', '_')}"
@@ -188,9 +194,7 @@ def _stored(folder: Path, *, epochs: int | None, max_hours: float | None) -> tup
     return recipe, plan, split
 
 
-def _train(
-    folder: Path, dataset: Dataset, split: Split, recipe: Recipe, plan: Plan, resume: bool
-) -> tuple[State, int]:
+def _train(folder: Path, dataset: Dataset, split: Split, recipe: Recipe, plan: Plan, resume: bool) -> tuple[State, int]:
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
@@ -207,9 +211,7 @@ def _train(
         plan,
         recipe,
         val=PreparedCases(_cases(dataset, split.val), plan, on_grid=False),
-        samples=Samples(
-            train_cases, augment=augment, foreground=recipe.training.foreground, seed=recipe.training.seed
-        ),
+        samples=Samples(train_cases, augment=augment, foreground=recipe.training.foreground, seed=recipe.training.seed),
         folder=folder,
         on_epoch=lambda state: _record(folder, state),
     )
@@ -260,8 +262,9 @@ def _summarise(
         "threads": torch.get_num_threads(),
         "seed": recipe.training.seed,
         "split_hash": split_hash(split),
-        "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")} | {"python": platform.python_version()},
-        "command": shlex.join(["ulna", *sys.argv[1:]]) if sys.argv and Path(sys.argv[0]).name == "ulna" else "ulna.train(...)",
+        "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")}
+        | {"python": platform.python_version()},
+        "command": shlex.join(["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"]),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=1))
     figures.panels([*worst, *best], folder / "figures" / f"{part}.png")
