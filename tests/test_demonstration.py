@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ulna.demonstration import STATEMENT, WRITTEN, _clear, demo, make_nuclei, make_phantom
+from ulna.demonstration import DEMO, STATEMENT, WRITTEN, _clear, demo, make_nuclei, make_phantom
 from ulna.errors import UsageError
 
 
@@ -139,7 +139,7 @@ def test_demo_refuses_what_is_not_an_earlier_demo(tmp_path) -> None:
 def test_an_earlier_demo_is_cleared_of_what_demos_write_and_of_nothing_else(tmp_path) -> None:
     out = tmp_path / "demo"
     _clear(out)
-    assert (out / "SYNTHETIC").read_text() == STATEMENT
+    assert (out / "SYNTHETIC").read_bytes() == DEMO
     for name in set(WRITTEN) - {"SYNTHETIC", "report.html"}:
         (out / name / "deep").mkdir(parents=True)
     (out / "report.html").write_text("old")

@@ -97,13 +97,12 @@ def _call(name: str, arguments: list[str]) -> int:
         return int(leaving.code or 0)
     if as_json:
         values = [one.to_json() for one in result] if isinstance(result, list) else result.to_json()
-        print(json.dumps(values, indent=1))
-        ok = True
+        print(json.dumps(values, indent=1, allow_nan=False))
     else:
         from ulna.display import show
 
-        ok = show(name, result)
-    return 0 if ok and getattr(result, "ok", True) else 2
+        show(name, result)
+    return 0 if getattr(result, "ok", True) else 2
 
 
 def description(function: Callable[..., Any]) -> str:
@@ -123,11 +122,14 @@ def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = []
     for parameter in signature.parameters.values():
         hint = hints[parameter.name]
-        options = typing.get_args(hint)
-        if isinstance(hint, types.UnionType) and types.NoneType in options and parameter.default is None:
-            plain = next(option for option in options if option is not types.NoneType)
+        if isinstance(hint, types.UnionType):
+            options = [option for option in typing.get_args(hint) if option is not types.NoneType]
+            plain = options[0]  # `Path | str`: Python takes text for a path too, the command line makes it one
             shown = "TEXT" if plain is str else plain.__name__.upper()
-            hint = Annotated[hint, tyro.conf.arg(metavar=shown, help_behavior_hint="")]
+            if parameter.default is None:
+                hint = Annotated[plain | None, tyro.conf.arg(metavar=shown, help_behavior_hint="")]
+            else:
+                hint = plain
         elif parameter.name == "set":
             hint = Annotated[hint, tyro.conf.arg(metavar="KEY=VALUE")]
         parameters.append(parameter.replace(annotation=hint))

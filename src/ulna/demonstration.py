@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from scipy.ndimage import gaussian_filter
 from ulna.errors import UsageError
 
 if TYPE_CHECKING:
+    from ulna.evaluation import Evaluation
     from ulna.study.report import ReportCase
 
 Array = NDArray[np.float64]
@@ -28,6 +30,8 @@ STATEMENT = """\
 Made by ulna. This is synthetic data: every image and every label was drawn by a program.
 Results on it show that the software runs; they say nothing about real images.
 """
+# marks what `ulna demo` may replace; a data folder alone carries the statement without its first line
+DEMO = b"Made by `ulna demo`, which replaces it when it runs again.\n" + STATEMENT.encode()
 NUCLEI_README = """\
 # Synthetic nuclei
 
@@ -47,15 +51,25 @@ WRITTEN = ("data", "run", "predictions", "evaluation", "report.html", "SYNTHETIC
 SMALL = ("architecture.base_channels=12", "planning.patch=[96, 96]", "planning.batch=4")  # a network for two slow cores
 
 
-def demo(*, out: Path = Path("demo"), quick: bool = False) -> Path:
+@dataclass(frozen=True)
+class Demonstration:
+    """What a demo leaves behind: the page, the run, and the scores on the synthetic test cases."""
+
+    report: Path
+    run: Path
+    evaluation: Evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"report": str(self.report), "run": str(self.run), "synthetic": True, "summary": self.evaluation.summary}
+
+
+def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstration:
     """Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.
 
     Args:
         out: the folder to write; an earlier demo there is replaced.
         quick: fewer images and epochs, about half a minute.
-
-    Returns:
-        The report, `out/report.html`.
 
     Raises:
         UsageError: if `out` exists and is not an earlier demo.
@@ -63,6 +77,7 @@ def demo(*, out: Path = Path("demo"), quick: bool = False) -> Path:
     Example:
         ulna demo --out demo
     """
+    out = Path(out)
     _clear(out)
     from ulna.data.checking import check
     from ulna.evaluation import evaluate
@@ -77,15 +92,10 @@ def demo(*, out: Path = Path("demo"), quick: bool = False) -> Path:
     masks = predict(run.folder, data, out=out / "predictions", split="test")
     evaluation = evaluate(masks.folder, data, out=out / "evaluation")
     cases = _report_cases(data, masks.folder, evaluation.rows)
-    return write_report(
-        run.folder,
-        masks.folder,
-        evaluation,
-        cases,
-        out / "report.html",
-        synthetic=True,
-        title="Nuclei, made up by ulna",
-    )
+    report = out / "report.html"
+    title = "Nuclei, made up by ulna"
+    write_report(run.folder, masks.folder, evaluation, cases, report, synthetic=True, title=title)
+    return Demonstration(report, run.folder, evaluation)
 
 
 def _clear(out: Path) -> None:
@@ -93,7 +103,7 @@ def _clear(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; name a new folder with --out")
     statement = out / "SYNTHETIC"
-    if out.is_dir() and any(out.iterdir()) and not (statement.is_file() and statement.read_text("utf-8") == STATEMENT):
+    if out.is_dir() and any(out.iterdir()) and not (statement.is_file() and statement.read_bytes() == DEMO):
         raise UsageError(f"{out}: exists and is not an earlier demo; name a new folder with --out")
     for name in WRITTEN:
         path = out / name
@@ -102,7 +112,7 @@ def _clear(out: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    statement.write_text(STATEMENT, encoding="utf-8")
+    statement.write_bytes(DEMO)
 
 
 def _report_cases(data: Path, predictions: Path, rows: Sequence[Mapping[str, Any]]) -> list[ReportCase]:

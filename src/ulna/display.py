@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,11 +21,9 @@ MEASURES = {
 MOST_LINES = 12
 
 
-def show(verb: str, result: Any) -> bool:
-    """Print what a verb returned; returns whether it is good news."""
-    console = Console()
-    SHOW[verb](console, result)
-    return bool(getattr(result, "ok", True))
+def show(verb: str, result: Any) -> None:
+    """Print what a verb returned."""
+    SHOW[verb](Console(), result)
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -155,8 +152,10 @@ def _value(measure: dict[str, float | None], *, interval: bool = True) -> str:
     return shown
 
 
-def _demo(console: Console, report: Path) -> None:
-    console.print(f"report: {report}", markup=False, highlight=False)
+def _demo(console: Console, made: Any) -> None:
+    title = f"{made.evaluation.summary['cases']} synthetic test cases: these figures say nothing about real images"
+    _evaluation_table(console, made.evaluation.summary, title=title)
+    console.print(f"report: {made.report}", markup=False, highlight=False)
 
 
 def _quoted(path: Any) -> str:

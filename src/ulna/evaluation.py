@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from ulna.data.masks import Masks, find_masks
 from ulna.data.read import encode_labels, read_labels, value_counts
+from ulna.data.source import Source, fault
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import write_text
 from ulna.metrics import MEASURES, average, bootstrap_interval, score_labels
 from ulna.progress import track
 from ulna.recipe import Labels, parse
-from ulna.volume import Volume
+from ulna.volume import Volume, same_geometry
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"summary": self.summary, "rows": self.rows}
+        rows = [{k: _finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows]
+        return {"summary": self.summary, "rows": rows}
 
     def write(self, folder: Path) -> None:
         """metrics.csv and summary.json."""
@@ -58,10 +60,10 @@ class Evaluation:
         table.writeheader()
         table.writerows(self.rows)
         write_text(folder / "metrics.csv", text.getvalue())
-        write_text(folder / "summary.json", json.dumps(self.summary, indent=1))
+        write_text(folder / "summary.json", json.dumps(self.summary, indent=1, allow_nan=False))
 
 
-def evaluate(predictions: Path, labels: Path, /, *, out: Path | None = None) -> Evaluation:
+def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
 
     A reference without a prediction counts as an empty prediction: it lowers every mean. Values are matched by case id.
@@ -77,6 +79,8 @@ def evaluate(predictions: Path, labels: Path, /, *, out: Path | None = None) -> 
     Example:
         ulna evaluate masks data/nuclei --out scores
     """
+    if out is not None and (Path(out) / "recipe.yaml").exists():
+        raise UsageError(f"{out}: is a run folder with a summary of its own; choose another --out")
     references, predicted = find_masks(Path(labels)), find_masks(Path(predictions))
     about = _about(Path(predictions))
     asked = about.get("asked") or list(references.sources)
@@ -100,20 +104,17 @@ def evaluate(predictions: Path, labels: Path, /, *, out: Path | None = None) -> 
                 reference = encode_labels(volume, names)
                 prediction = np.zeros_like(reference)
                 if name in predicted.sources:
-                    prediction = encode_labels(read_labels(predicted.sources[name]), names)
+                    mask = read_labels(predicted.sources[name])
+                    prediction = encode_labels(mask, names)
+                    _check_grid(predicted.sources[name], mask, volume)
             except DataError as error:
                 problems.extend(error.problems)
-                continue
-            if prediction.shape != reference.shape:
-                what = f"has the size {prediction.shape}, its reference {reference.shape}"
-                remedy = "give the masks of the images that the references belong to"
-                problems.append(Problem(str(predicted.sources[name]), what, remedy))
                 continue
             yield name, prediction, reference, volume
 
     evaluation = evaluate_pairs(pairs(), names, missing=missing)
     if problems:
-        raise DataError(problems, predictions)
+        raise DataError(problems, Path(predictions))
     if out is not None:
         evaluation.write(Path(out))
     return evaluation
@@ -150,7 +151,11 @@ def _summary(rows: list[dict[str, Any]], labels: Labels, unit: str, missing: lis
         "missing": missing,
         "mean": _with_intervals(over_classes),
         "classes": {name: _with_intervals(some) for name, some in by_class.items()},
-        "pooled": {name: average(some, "pooled") for name, some in by_class.items() if some},
+        "pooled": {
+            name: {measure: _finite(value) for measure, value in average(some, "pooled").items()}
+            for name, some in by_class.items()
+            if some
+        },
     }
 
 
@@ -165,8 +170,23 @@ def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | N
     for name in MEASURES:
         low, high = bootstrap_interval([row[name] for row in rows]) if rows else (np.nan, np.nan)
         values = {"mean": means.get(name, np.nan), "low": low, "high": high}
-        table[name] = {key: float(v) if np.isfinite(v) else None for key, v in values.items()}
+        table[name] = {key: _finite(v) for key, v in values.items()}
     return table
+
+
+def _finite(value: float) -> float | None:
+    """None for what is undefined: JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
+    if mask.size != reference.size:
+        what = f"has the size {mask.size}, its reference {reference.size}"
+    elif not same_geometry(mask, reference):
+        what = "has another orientation, origin or spacing (affine) than its reference"
+    else:
+        return
+    raise fault(source, what, "give masks on the grid of the references")
 
 
 def _about(predictions: Path) -> dict[str, Any]:

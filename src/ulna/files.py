@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UsageError: if the folder cannot be written to or the disk is full; the old file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # the ending stays: writers go by it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

@@ -192,7 +192,11 @@ def make_loss(
     for option in options or {}:
         if option not in valid or option == "multilabel":
             raise unknown(f"option of loss {kind!r}", option, (name for name in valid if name != "multilabel"))
-    return HeadsLoss(LOSSES[kind](**(options or {}), multilabel=multilabel), heads)
+    try:
+        criterion = LOSSES[kind](**(options or {}), multilabel=multilabel)
+    except TypeError as error:
+        raise UsageError(f"loss.options {dict(options or {})} do not work for {kind!r}: {error}") from None
+    return HeadsLoss(criterion, heads)
 
 
 class HeadsLoss(nn.Module):
@@ -236,9 +240,11 @@ class HeadsLoss(nn.Module):
                     raise UsageError(f"loss.heads: {unknown('head', name, names)}")
             raw = {name: float(self.weights.get(name, 0.0)) for name in names}
         elif self.weights == "halving" and len(names) > 1:
-            fine_to_coarse = sorted(names, key=lambda name: -outputs.heads[name][0, 0].numel())
-            raw = {name: 0.5**rank for rank, name in enumerate(fine_to_coarse)}
-            raw[fine_to_coarse[-1]] = 0.0
+            size = {name: outputs.heads[name][0, 0].numel() for name in names}
+            fine_to_coarse = sorted(set(size.values()), reverse=True)
+            raw = {name: 0.5 ** fine_to_coarse.index(size[name]) for name in names}
+            if len(fine_to_coarse) > 1:  # heads of one size, as UNet++ has, weigh the same
+                raw |= {name: 0.0 for name in names if size[name] == fine_to_coarse[-1]}
         else:
             raw = dict.fromkeys(names, 1.0)
         total = sum(raw.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ulna.data.checking import Report, inspect
-from ulna.data.dataset import Dataset
+from ulna.data.dataset import Dataset, split
 from ulna.errors import UsageError
 from ulna.files import write_text
 from ulna.networks.build import levels as levels_of
@@ -32,16 +33,21 @@ class Fingerprint(dict[str, Any]):
     """What the cases are, in plain values: sizes, spacings, intensities, classes. Stored in the plan."""
 
 
-def fingerprint(report: Report, channel_names: Sequence[str] | None = None) -> Fingerprint:
-    """Sum up the surveys of a data set.
+def fingerprint(
+    report: Report, train: Sequence[str], channel_names: Sequence[str] | None = None
+) -> Fingerprint:
+    """Sum up what the training cases are; validation and test cases do not shape the plan.
 
     Args:
         report: what `inspect` found; its surveys are read, no file is opened again.
+        train: ids of the training cases.
         channel_names: as the data set states them.
     """
-    surveys = [s for s in report.surveys if s.size]
+    chosen = set(train)
+    surveys = [s for s in report.surveys if s.size and s.case in chosen]
     if not surveys:
         raise UsageError(f"{report.root}: no readable case to plan for")
+    digest = hashlib.sha256("".join(sorted(f"{s.case} {s.digest}\n" for s in report.surveys)).encode())
     sizes = np.array([s.size for s in surveys])
     spacings = np.array([s.spacing for s in surveys])
     first = surveys[0]
@@ -54,6 +60,7 @@ def fingerprint(report: Report, channel_names: Sequence[str] | None = None) -> F
             foreground.append({"low": low, "high": high, "mean": inside.mean(), "std": inside.std()})
     return Fingerprint(
         cases=len(surveys),
+        digest=digest.hexdigest()[:16],
         spatial_dims=len(first.size),
         channels=first.channels,
         channel_names=list(channel_names or [f"channel {c}" for c in range(first.channels)]),
@@ -64,7 +71,11 @@ def fingerprint(report: Report, channel_names: Sequence[str] | None = None) -> F
             "median": np.median(spacings, 0).tolist(),
             "max": spacings.max(0).tolist(),
         },
-        unit=first.unit,
+        unit=first.unit if len({s.unit for s in surveys}) == 1 else "px",
+        intensity=[
+            {"min": min(s.image[c].min for s in surveys), "max": max(s.image[c].max for s in surveys)}
+            for c in range(first.channels)
+        ],
         foreground=[{name: float(value) for name, value in channel.items()} for channel in foreground],
         classes=list(report.labels.names) if report.labels else [],
     )
@@ -134,7 +145,9 @@ def resolve(recipe: Recipe, plan: Plan) -> Architecture:
     return resolved
 
 
-def plan(data: Path, /, *, model: str = "unetpp", memory: float | None = None, out: Path | None = None) -> Plan:
+def plan(
+    data: Path | str, /, *, model: str = "unetpp", memory: float | None = None, out: Path | str | None = None
+) -> Plan:
     """Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.
 
     Args:
@@ -150,9 +163,10 @@ def plan(data: Path, /, *, model: str = "unetpp", memory: float | None = None, o
     dataset = Dataset.from_folder(data)
     report = inspect(dataset)
     report.raise_if_bad()
-    made = make_plan(fingerprint(report, dataset.channel_names), recipe, report.labels or Labels())
+    cases = split(dataset, recipe.training.seed).train
+    made = make_plan(fingerprint(report, cases, dataset.channel_names), recipe, report.labels or Labels())
     if out is not None:
-        write_text(out, to_yaml(made))
+        write_text(Path(out), to_yaml(made))
     return made
 
 
@@ -198,8 +212,12 @@ def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -
             kind = "ct" if looks_like_ct else "zscore"
         if kind == "ct" and data["foreground"]:
             kinds.append(Normalization(kind="ct", **data["foreground"][channel]))
+        elif kind == "ct" and recipe.planning.normalization is not None:
+            raise UsageError("planning.normalization=ct: no training case has any foreground to take its range from")
         elif kind == "rescale":
-            kinds.append(Normalization(kind="rescale", low=0.0, high=255.0 if data["dtypes"] == ["uint8"] else 1.0))
+            eight_bit = data["dtypes"] == ["uint8"]
+            low, high = (0.0, 255.0) if eight_bit else (data["intensity"][channel][end] for end in ("min", "max"))
+            kinds.append(Normalization(kind="rescale", low=low, high=high))
         else:
             kinds.append(Normalization(kind="zscore" if kind == "ct" else kind))
     named_kinds = sorted({k.kind for k in kinds})
@@ -224,7 +242,7 @@ def _patch(
         return wanted
     most = LARGEST_PATCH[dims]
     if recipe.planning.memory_gb is not None:
-        most = int(most * min(1.0, recipe.planning.memory_gb / 6))
+        most = max(32**dims, int(most * min(1.0, recipe.planning.memory_gb / 6)))
     patch = list(size)
     while math.prod(patch) > most:
         # shorten the axis that is longest in space, so that the patch comes close to a cube

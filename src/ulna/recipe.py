@@ -54,7 +54,10 @@ Slots = Annotated[tuple[Slot, ...], BeforeValidator(_as_slots)]
 
 
 def _as_strides(value: Any) -> Any:
-    return tuple((step,) if isinstance(step, int) else tuple(step) for step in value) if value is not None else None
+    """One number a step stands for every axis; anything else is left for the validation to name."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
+    return tuple((step,) if isinstance(step, int) else step for step in value)
 
 
 class Architecture(Frozen):
@@ -71,7 +74,7 @@ class Architecture(Frozen):
     max_levels: int = Field(default=5, ge=1)
     base_channels: int = Field(default=32, ge=1)
     max_channels: int | None = Field(default=None, ge=1)
-    channels: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
     strides: Annotated[tuple[tuple[int, ...], ...] | None, BeforeValidator(_as_strides)] = None
     conv: Slots = (Slot(kind="double_conv"),)
     skip: Slots = (Slot(kind="concat"),)
@@ -130,6 +133,7 @@ class Training(Frozen):
     epochs: int = Field(default=100, ge=1)
     max_hours: float | None = Field(default=None, gt=0)
     patience: int = Field(default=30, ge=1)  # epochs without a better validation Dice
+    fold: int | None = Field(default=None, ge=0)  # of the data set's folds
     samples_per_epoch: int | None = Field(default=None, ge=1)  # None: every case once, at least `min_steps` batches
     min_steps: int = Field(default=20, ge=1)
     clip_gradients: float | None = Field(default=12.0, gt=0)
@@ -139,7 +143,7 @@ class Training(Frozen):
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
     channels_last: bool = True  # 2D only: in 3D it is slower
     workers: int | None = Field(default=None, ge=0)  # None: 0 on a CPU, which computes anyway
-    checkpoint_minutes: float = Field(default=1.0, ge=0)  # at most that much work is lost by a kill
+    checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 
 
 class Planning(Frozen):
@@ -231,6 +235,10 @@ class Plan(Frozen):
     def levels(self) -> int:
         """Resolutions of the network."""
         return len(self.strides) + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return self.model_dump(mode="json")
 
 
 def parse(model: type[M], values: Any, source: str = "") -> M:
@@ -336,15 +344,33 @@ def from_yaml(model: type[M], path: Path) -> M:
     Raises:
         UsageError: if the file is missing, not YAML, or does not fit.
     """
+    return parse(model, read_yaml(path), source=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file, as they stand there.
+
+    Raises:
+        UsageError: if the file is missing or holds no YAML mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore or rewrite it"
-        ) from None
-    return parse(model, values if values is not None else {}, source=str(path))
+        raise UsageError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore or rewrite it") from None
+    if not isinstance(values, dict | None):
+        raise UsageError(f"{path}: holds {type(values).__name__} and no fields; write `field: value` lines")
+    return values or {}
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section; lists and single values are replaced."""
+    both = dict(base)
+    for name, value in changes.items():
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
 
 
 class Split(Frozen):

@@ -15,17 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ulna.blocks import nd
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
-from ulna.data.read import Source, read_image, write_labels, write_npz_masks, write_probabilities
-from ulna.errors import PartialFailure, UsageError
+from ulna.data.read import Source, case_name, read_image, write_labels, write_npz_masks, write_probabilities
+from ulna.errors import PartialFailure, UsageError, unknown
 from ulna.files import read_tensors, write_text
 from ulna.inference.arithmetic import choose_precision, default_device
 from ulna.inference.predict import predict_volume, to_labels
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.progress import track
-from ulna.recipe import Plan, Recipe, from_yaml
+from ulna.recipe import Plan, Recipe, Split, from_yaml, parse
 from ulna.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the mask in the image's own format and geometry; the ending is added. Returns the file."""
         path = Path(path)
-        return write_labels(path.with_name(_without_suffix(path)), self.mask, self.volume)
+        return write_labels(path.with_name(case_name(path)), self.mask, self.volume)
 
 
 class Segmenter:
@@ -74,8 +75,7 @@ class Segmenter:
     def __init__(self, network: Network, plan: Plan, recipe: Recipe, device: torch.device | None = None) -> None:
         self.device = device or default_device()
         self.network = network.eval().to(self.device)
-        if plan.spatial_dims == 2:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(memory_format=nd.layout(plan.spatial_dims, channels_last=True))  # type: ignore[call-overload]
         self.plan, self.recipe = plan, recipe
         self.precision = choose_precision(recipe.training.precision, self.device)
 
@@ -178,11 +178,11 @@ class Predictions:
 
 
 def predict(
-    run: Path,
-    data: Path,
+    run: Path | str,
+    data: Path | str,
     /,
     *,
-    out: Path,
+    out: Path | str,
     split: str | None = None,
     tta: bool = False,
     probabilities: bool = False,
@@ -204,60 +204,94 @@ def predict(
     Example:
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
+    run, data, out = Path(run), Path(data), Path(out)
     segmenter = Segmenter.load(run)
     if tta:
         changed = segmenter.recipe.inference.replaced(tta=True)
         segmenter.recipe = segmenter.recipe.replaced(inference=changed)
     dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
-    cases = _chosen(dataset, run, split)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
+    cases = dataset.cases if split is None else _part(dataset, read_split(run), split)
+    _make_folder(out, cases)
 
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     arrays: dict[Path, list[tuple[str, NDArray[Any]]]] = {}
-    for case in track(cases, "predicting"):
-        start = time.perf_counter()
-        try:
-            result = segmenter(case.read_image())
-            file = _write(case, result, out, arrays, probabilities)
-        except (UsageError, MemoryError) as error:
-            failed[case.id] = str(error) or "out of memory"
-            continue
-        seconds = round(time.perf_counter() - start, 3)
-        rows.append({"case": case.id, "file": file, "size": list(result.volume.size), "seconds": seconds})
-    for source, masks in arrays.items():
-        write_npz_masks(out / source.name, np.stack([mask for _, mask in masks]), [case for case, _ in masks])
-    facts = {
-        "model": segmenter.recipe.model,
-        "run": Path(run).name,
-        "labels": segmenter.plan.labels.model_dump(mode="json"),
-        "tta": tta,
-        "asked": [case.id for case in cases],
-        "cases": rows,
-        "failed": failed,
-    }
-    write_text(out / PREDICT_FILE, json.dumps(facts, indent=1))
+    try:
+        for case in track(cases, "predicting"):
+            start = time.perf_counter()
+            try:
+                result = segmenter(case.read_image())
+                file = _write(case, result, out, arrays, probabilities)
+            except (UsageError, MemoryError, RuntimeError) as error:
+                failed[case.id] = _reason(error)
+                continue
+            seconds = round(time.perf_counter() - start, 3)
+            rows.append({"case": case.id, "file": file, "size": list(result.volume.size), "seconds": seconds})
+    finally:  # what is done is kept, also when a person stops the rest
+        for source, masks in arrays.items():
+            ids, stacked = [name for name, _ in masks], np.stack([mask for _, mask in masks])
+            write_npz_masks(out / source.name, stacked, ids, multilabel=segmenter.plan.labels.multilabel)
+        facts = {
+            "model": segmenter.recipe.model,
+            "run": run.resolve().name,
+            "labels": segmenter.plan.labels.model_dump(mode="json"),
+            "tta": tta,
+            "asked": [case.id for case in cases],
+            "cases": rows,
+            "failed": failed,
+        }
+        write_text(out / PREDICT_FILE, json.dumps(facts, indent=1))
     if failed and not rows:
-        raise UsageError("no case could be predicted\n" + "\n".join(f"  {c}: {reason}" for c, reason in failed.items()))
+        raise UsageError("no case could be predicted\n" + "\n".join(f"  {c}: {why}" for c, why in failed.items()))
     if failed:
         raise PartialFailure(failed, len(rows))
     return Predictions(out, rows)
 
 
-def _chosen(dataset: Dataset, run: Path, split: str | None) -> tuple[Case, ...]:
-    if split is None:
-        return dataset.cases
-    parts = json.loads((Path(run) / "splits.json").read_text(encoding="utf-8"))
-    if split not in ("train", "val", "test"):
-        raise UsageError(f"--split {split}: choose train, val or test")
-    wanted = set(parts[split])
+def read_split(run: Path) -> Split:
+    """The split of a run.
+
+    Raises:
+        UsageError: if splits.json is missing or damaged.
+    """
+    path = run / "splits.json"
+    try:
+        return parse(Split, json.loads(path.read_text(encoding="utf-8")), source=str(path))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file; the run folder is not complete") from None
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged ({error}); restore it or train again") from None
+
+
+def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
+    if part not in Split.model_fields:
+        raise UsageError(f"--split: {unknown('part of a split', part, Split.model_fields)}")
+    wanted = set(getattr(split, part))
     cases = tuple(case for case in dataset.cases if case.id in wanted)
     if not cases:
-        raise UsageError(f"--split {split}: none of the run's {len(wanted)} {split} cases stand in {dataset.root}")
+        raise UsageError(f"--split {part}: none of the run's {len(wanted)} {part} cases stand in {dataset.root}")
     return cases
+
+
+def _make_folder(out: Path, cases: Sequence[Case]) -> None:
+    """Make the folder for the masks; never one that holds the images, the references or a run."""
+    taken = {source.path.resolve().parent for case in cases for source in (*case.images, case.label) if source}
+    if out.resolve() in taken or (out / "recipe.yaml").exists():
+        raise UsageError(f"{out}: holds the images, the references or a run, which masks could replace; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
+
+
+def _reason(error: Exception) -> str:
+    """Why a case failed. A RuntimeError of torch counts only where it is the memory that ran out."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "memory" in text.lower():
+        return "out of memory; predict on a machine with more, or train with a smaller planning.patch"
+    if not isinstance(error, UsageError):
+        raise error
+    return text
 
 
 def _write(
@@ -271,11 +305,3 @@ def _write(
         arrays.setdefault(source.path, []).append((case.id, result.mask))
         return source.path.name
     return write_labels(out / case.id, result.mask, result.volume).name
-
-
-def _without_suffix(path: Path) -> str:
-    name = path.name
-    for suffix in (".nii.gz", ".nii", ".png", ".tif", ".tiff"):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name

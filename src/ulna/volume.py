@@ -7,7 +7,7 @@ columns (H, W) for PNG and TIFF, the first, second and third voxel index for NIf
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,3 @@ def same_geometry(a: Volume, b: Volume, tolerance: float = 1e-3) -> bool:
     if a.affine is not None and b.affine is not None:
         return bool(np.allclose(a.affine, b.affine, rtol=0, atol=tolerance * max(1.0, *a.spacing)))
     return a.unit != b.unit or bool(np.allclose(a.spacing, b.spacing, rtol=tolerance, atol=0))
-
-
-def pad_widths(size: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]]:
-    """How much to add before and after each axis so that `size` reaches at least `target`, evenly on both sides.
-
-    Example:
-        >>> pad_widths((5, 8), (8, 8))
-        [(1, 2), (0, 0)]
-    """
-    missing = [max(t - s, 0) for s, t in zip(size, target, strict=True)]
-    return [(m // 2, m - m // 2) for m in missing]

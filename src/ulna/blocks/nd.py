@@ -121,3 +121,8 @@ def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
     if len(values) != spatial_dims or min(values) < 1:
         raise UsageError(f"{value!r} does not give {spatial_dims} whole numbers from 1 up, one per spatial axis")
     return values
+
+
+def layout(spatial_dims: int, channels_last: bool) -> torch.memory_format:
+    """How maps lie in memory: channels last for 2D where wanted; in 3D it is slower, so never there."""
+    return torch.channels_last if spatial_dims == 2 and channels_last else torch.contiguous_format

@@ -31,7 +31,7 @@ class Augment:
         angle = float(np.deg2rad(settings.degrees))
         self.affine = T.RandAffine(
             prob=1.0,
-            rotate_range=angle if self.dims == 2 else (angle, angle, angle),
+            rotate_range=angle if self.dims == 2 else tuple(angle * free for free in _free_turns(plan)),
             scale_range=settings.scale,
             padding_mode="border",
         )
@@ -67,6 +67,13 @@ class Augment:
         image = _plain(self.affine(image, mode="bilinear"))
         self.affine.set_random_state(seed)
         return image, _plain(self.affine(maps, mode="nearest"))
+
+
+def _free_turns(plan: Plan) -> tuple[bool, bool, bool]:
+    """About which axes of a volume small turns are safe: angles are in voxels, and thick slices would be sheared."""
+    spacing = plan.spacing or tuple(plan.fingerprint.get("spacing", {}).get("median", (1.0, 1.0, 1.0)))
+    thick = [s > 2 * min(spacing) for s in spacing]
+    return (not (thick[1] or thick[2]), not (thick[0] or thick[2]), not (thick[0] or thick[1]))
 
 
 def _applied(transform: Any, generator: np.random.Generator) -> Callable[[Tensor], Tensor]:

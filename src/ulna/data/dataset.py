@@ -10,7 +10,7 @@ from ulna.data.case import Case
 from ulna.data.declared import check_split, read_groups, read_splits
 from ulna.data.layouts import find
 from ulna.data.pairing import Found
-from ulna.data.source import all_faults
+from ulna.data.source import all_faults, id_problem, readable
 from ulna.data.splitting import choose_split, split_hash
 from ulna.errors import Problem, unknown
 from ulna.recipe import Labels, Split
@@ -66,12 +66,18 @@ class Dataset:
         """
         found = find(Path(path), need_labels=need_labels, channels=channels)
         cases = _without_doubles(found)
+        for case in cases:
+            problem = id_problem(case.images[0], case.id)
+            if problem:
+                found.problems.append(problem)
         splits: tuple[Split, ...] = ()
         if need_labels:
             ids = [case.id for case in cases]
-            groups = read_groups(found.root, ids, found.problems, found.notes) if found.root.is_dir() else {}
-            cases = [replace(case, group=groups.get(case.id)) for case in cases]
-            splits = _splits(found, cases, groups)
+            folder = found.root if found.root.is_dir() else found.root.parent
+            with readable(folder):
+                groups = read_groups(folder, ids, found.problems, found.notes)
+                cases = [replace(case, group=groups.get(case.id)) for case in cases]
+                splits = _splits(found, folder, cases, groups)
         notes = tuple(found.notes)
         dataset = cls(found.root, found.layout, tuple(cases), found.labels, found.channel_names, splits, notes)
         return dataset, tuple(found.problems)
@@ -107,10 +113,10 @@ def _without_doubles(found: Found) -> list[Case]:
     return list(kept.values())
 
 
-def _splits(found: Found, cases: list[Case], groups: dict[str, str]) -> tuple[Split, ...]:
+def _splits(found: Found, folder: Path, cases: list[Case], groups: dict[str, str]) -> tuple[Split, ...]:
     labelled = {case.id: case.label is not None for case in cases}
-    if found.root.is_dir() and (found.root / "splits.json").is_file():
-        return read_splits(found.root, labelled, groups, found.problems, found.notes)
+    if (folder / "splits.json").is_file():
+        return read_splits(folder, labelled, groups, found.problems, found.notes)
     if found.sets is None:
         return ()
     doubles = any(count > 1 for count in Counter(i for ids in found.sets.values() for i in ids).values())

@@ -11,7 +11,7 @@ from typing import Any
 from ulna.data.case import Case
 from ulna.data.declared import parse_channels
 from ulna.data.pairing import Found, beside, files_in, grouped, pairs
-from ulna.data.source import Source, case_name, suffix_of
+from ulna.data.source import Source, case_name, composed, suffix_of
 
 
 def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: int | None, declared: bool) -> set[str]:
@@ -28,9 +28,7 @@ def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: 
         found.wrong(path, what, "name every channel")
     promised = about.get("numTraining")
     if isinstance(promised, int) and promised != len(found.cases):
-        found.wrong(
-            path, f"promises {promised} training cases, imagesTr holds {len(found.cases)}", "correct numTraining"
-        )
+        found.notes.append(f"dataset.json says numTraining {promised}, imagesTr holds {len(found.cases)} cases")
     if isinstance(ending, str) and found.cases and not any(c.images[0].path.name.endswith(ending) for c in found.cases):
         found.wrong(path, f"says that files end in {ending!r}, none does", "correct file_ending")
     tests = found.root / "imagesTs"
@@ -61,7 +59,8 @@ def listed(found: Found, about: Mapping[str, Any], need_labels: bool) -> set[str
         if label is None and need_labels and not entry.get("label"):
             found.wrong(path, f"has an entry without label: {str(entry)[:80]}", remedy)
         if images:
-            name = str(entry.get("id") or case_name(label or images[0]))
+            named = entry.get("image") or entry.get("images")
+            name = composed(str(entry.get("id") or (case_name(label) if label else _id(named, images))))
             found.cases.append(Case(name, tuple(map(Source, images)), Source(label) if label else None))
     promised = about.get("numTraining")
     if isinstance(promised, int) and promised != len(entries):
@@ -85,9 +84,18 @@ def _listed_tests(found: Found, about: Mapping[str, Any], path: Path) -> None:
         found.notes.append(f"dataset.json lists {len(tests)} test images, imagesTs/ is not there")
         return
     for entry in tests:
-        images = _image_paths(found, path, entry.get("image") if isinstance(entry, Mapping) else entry)
+        named = entry.get("image") if isinstance(entry, Mapping) else entry
+        images = _image_paths(found, path, named)
         if images:
-            found.cases.append(Case(case_name(images[0]), tuple(map(Source, images)), None))
+            found.cases.append(Case(_id(named, images), tuple(map(Source, images)), None))
+
+
+def _id(named: Any, images: list[Path]) -> str:
+    """The case of an entry: its name, also where that stands for `_0000` files, or what its channels have in common."""
+    if isinstance(named, str):
+        return case_name(named.replace("\\", "/"))
+    stems = {re.sub(r"_\d{4}$", "", case_name(image)) for image in images}
+    return stems.pop() if len(images) > 1 and len(stems) == 1 else case_name(images[0])
 
 
 def _image_paths(found: Found, path: Path, value: Any) -> list[Path]:
@@ -95,24 +103,33 @@ def _image_paths(found: Found, path: Path, value: Any) -> list[Path]:
     if isinstance(value, list):
         paths = [_inside(found, path, one) for one in value]
         return [one for one in paths if one is not None] if None not in paths else []
-    if isinstance(value, str) and not (found.root / value).exists():
-        stem, suffix = case_name(value), suffix_of(value)
-        folder = (found.root / value).parent
-        first = folder / f"{stem}_0000{suffix}"
-        if first.is_file() and _inside(found, path, str(first.relative_to(found.root))):
+    relative = _relative(value)
+    if relative is not None and not (found.root / relative).exists():
+        target = found.root / relative
+        suffix, folder = suffix_of(target), target.parent
+        stem = target.name[: len(target.name) - len(suffix)]  # as the file is spelled, not as the case
+        if (folder / f"{stem}_0000{suffix}").is_file():
             pattern = re.compile(re.escape(stem) + r"_\d{4}" + re.escape(suffix))
             return sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name))
     one = _inside(found, path, value)
     return [one] if one else []
 
 
-def _inside(found: Found, path: Path, value: Any) -> Path | None:
-    """A file that dataset.json names, which must exist and lie in the data set's folder."""
-    if not isinstance(value, str):
-        found.wrong(path, f"has {value!r} in place of a file name", "write names relative to the folder")
+def _relative(value: Any) -> str | None:
+    """A name that lies in the data set's folder, tidied; None for anything else."""
+    if not isinstance(value, str) or "\0" in value:
         return None
     relative = os.path.normpath(value.replace("\\", "/"))
-    if Path(relative).is_absolute() or relative.split("/")[0] == "..":
+    return None if Path(relative).is_absolute() or relative.split("/")[0] == ".." else relative
+
+
+def _inside(found: Found, path: Path, value: Any) -> Path | None:
+    """A file that dataset.json names, which must exist and lie in the data set's folder."""
+    if not isinstance(value, str) or "\0" in value:
+        found.wrong(path, f"has {value!r} in place of a file name", "write names relative to the folder")
+        return None
+    relative = _relative(value)
+    if relative is None:
         found.wrong(path, f"names {value}, which lies outside the folder", "write names relative to the folder")
         return None
     target = found.root / relative

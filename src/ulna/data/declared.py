@@ -6,11 +6,12 @@ Every function adds what is wrong to a list of problems and goes on, so that all
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ulna.data.source import case_name
+from ulna.data.source import case_name, composed
 from ulna.errors import Problem
 from ulna.recipe import Labels, Split
 
@@ -19,6 +20,7 @@ _SPLITS = (
     'write {"train": [ids], "val": [ids], "test": [ids]}, or a list of folds [{"train": [...], "val": [...]}, ...]'
 )
 _SETS = ("train", "val", "test")
+_SHOWN = 6  # values in a message
 
 
 def read_json(path: Path, problems: list[Problem]) -> Any:
@@ -27,7 +29,7 @@ def read_json(path: Path, problems: list[Problem]) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         what = f"is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-    except (UnicodeDecodeError, OSError, RecursionError) as error:
+    except (ValueError, OSError, RecursionError) as error:  # ValueError: not UTF-8, or a number of thousands of digits
         what = f"cannot be read ({error})"
     problems.append(Problem(str(path), what, "mend the file or take it out"))
     return None
@@ -71,9 +73,8 @@ def _labels(value: Any, mode: Any) -> Labels:
     if multilabel and 0 in by_value and by_value[0].lower() != "background":
         by_value = {number + 1: name for number, name in by_value.items()}  # counted from 0: there is no background
     by_value.setdefault(0, "background")
-    missing = [number for number in range(max(by_value) + 1) if number not in by_value]
-    if min(by_value) < 0 or missing:
-        raise _NonsenseError(f"declares the label values {sorted(by_value)}, which skip {missing or 'below 0'}")
+    if min(by_value) < 0 or max(by_value) != len(by_value) - 1:
+        raise _skipping(by_value)
     names = [by_value[number] for number in sorted(by_value)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -81,6 +82,20 @@ def _labels(value: Any, mode: Any) -> Labels:
     if len(names) < 2:
         raise _NonsenseError("declares the background only")
     return Labels(names=tuple(names[1:] if multilabel else names), multilabel=multilabel)
+
+
+def _skipping(by_value: Mapping[int, str]) -> _NonsenseError:
+    missing = islice((number for number in range(max(by_value)) if number not in by_value), _SHOWN + 1)
+    skipped = "below 0" if min(by_value) < 0 else _listed(missing)
+    what = f"declares the label values {_listed(sorted(by_value))}, which skip {skipped}"
+    if set(by_value) == {0, 255}:
+        return _NonsenseError(what, f'write {{"1": {json.dumps(by_value[255])}}}; masks of 0 and 255 are read as 0 and 1')
+    return _NonsenseError(what)
+
+
+def _listed(values: Iterable[int]) -> str:
+    shown = [str(value) for value in islice(values, _SHOWN + 1)]
+    return f"[{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}]"
 
 
 def _by_value(value: Any) -> dict[int, str]:
@@ -135,7 +150,15 @@ def read_groups(root: Path, ids: Sequence[str], problems: list[Problem], notes: 
     if not isinstance(value, Mapping) or any(isinstance(group, Mapping | list) for group in value.values()):
         problems.append(Problem(str(path), "does not name one patient per case", 'write {"case id": "patient"}'))
         return {}
+    value = {composed(key): group for key, group in value.items()}
     known = set(ids)
+    files = [key for key in value if key not in known and case_name(key) in known]
+    if files:
+        what = f"names {len(files)} files in place of case ids, for example {files[0]!r}"
+        problems.append(Problem(str(path), what, f"write ids without extension, such as {case_name(files[0])!r}"))
+    elif value and ids and not known & set(value):
+        what = f"names no case of the data set: its first entry is {next(iter(value))!r}, the first case {ids[0]!r}"
+        problems.append(Problem(str(path), what, 'write {"case id": "patient"}'))
     foreign, alone = [key for key in value if key not in known], [case for case in ids if case not in value]
     if foreign:
         notes.append(f"groups.json names {len(foreign)} ids that are no case, for example {foreign[0]}")
@@ -193,7 +216,7 @@ def _sets(fold: Mapping[str, Any], where: str, problems: list[Problem]) -> dict[
         if not isinstance(members, list) or not all(isinstance(case, str | int) for case in members):
             problems.append(Problem(where, f"`{name}` is no list of ids", _SPLITS))
             members = []
-        sets[name] = [str(case) for case in members]
+        sets[name] = [composed(str(case)) for case in members]
     return sets
 
 

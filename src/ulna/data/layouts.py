@@ -18,7 +18,7 @@ from ulna.data.dataset_json import listed, nnunet
 from ulna.data.declared import parse_channels, parse_classes, read_classes, read_json
 from ulna.data.pairing import Found, beside, convert, files_in, grouped, pairs
 from ulna.data.read_npz import npz_contents
-from ulna.data.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, Source, case_name, fault, suffix_of
+from ulna.data.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, Source, case_name, fault, readable, suffix_of
 from ulna.errors import DataError, Problem
 
 _PICTURE = """lay the data out as
@@ -37,9 +37,14 @@ def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found
     Raises:
         DataError: if there is nothing to read, or the layout is unknown.
     """
-    if not root.exists():
-        raise fault(root, "does not exist", "check the path")
-    found = Found(root)
+    with readable(root):
+        if not root.exists():
+            raise fault(root, "does not exist", "check the path")
+        return _looked_through(Found(root), need_labels, channels)
+
+
+def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Found:
+    root = found.root
     if root.is_file():
         _one_file(found, need_labels)
         return found

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ulna.data.dataset import Dataset
 from ulna.data.pairing import Found, files_in
 from ulna.data.read_npz import npz_contents
-from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
-from ulna.errors import DataError
+from ulna.data.source import ARRAY_SUFFIX, Source, fault, id_problem, readable, suffix_of
+from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
 
 
@@ -26,6 +26,11 @@ def find_masks(path: Path) -> Masks:
     Raises:
         DataError: if there is none, or two have one id.
     """
+    with readable(path):
+        return _found(path)
+
+
+def _found(path: Path) -> Masks:
     if path.is_file() and suffix_of(path) == ARRAY_SUFFIX:
         return Masks(_rows(path), None)
     if not path.is_dir():
@@ -47,7 +52,10 @@ def _files(folder: Path) -> dict[str, Source]:
     sources = {name: Source(path) for name, path in files_in(found, folder).items()}
     for path in sorted(folder.glob("*.npz")):
         if not path.name.endswith("_probabilities.npz"):
-            sources |= _rows(path)
+            for name, row in _rows(path).items():
+                if name in sources:
+                    found.wrong(row, f"has the id {name!r}, as {sources[name]} has", "keep one mask per case")
+                sources.setdefault(name, row)
     for name in [name for name in sources if name.endswith("_probabilities")]:
         del sources[name]
     if found.problems:
@@ -61,4 +69,15 @@ def _rows(path: Path) -> dict[str, Source]:
     contents = npz_contents(path)
     if contents.masks is None:
         raise fault(path, "holds no `masks`", "save `masks` (N, *S) and `ids`")
-    return {name: Source(path, row) for row, name in enumerate(contents.ids)}
+    rows: dict[str, Source] = {}
+    problems = []
+    for row, name in enumerate(contents.ids):
+        problem = id_problem(Source(path, row), name)
+        if name in rows:
+            what = f"has the id {name!r}, as {rows[name]} has"
+            problem = Problem(str(Source(path, row)), what, "keep one mask per case")
+        problems += [problem] if problem else []
+        rows.setdefault(name, Source(path, row))
+    if problems:
+        raise DataError(problems, path)
+    return rows

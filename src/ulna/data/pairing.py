@@ -94,6 +94,11 @@ def grouped(
     cases = {name: [images[name]] for name in plain}
     most = max(len(indices) for indices in stems.values())
     for stem, indices in stems.items():
+        if stem in cases:
+            first = images[f"{stem}_{indices[0]:04d}"]
+            what = f"stands beside {first.name}, both would be the case {stem!r}"
+            found.wrong(images[stem], what, "keep the one file or the files of its channels")
+            continue
         missing = sorted(set(range(max(most, max(indices) + 1))) - set(indices))
         if missing:
             folder = images[f"{stem}_{indices[0]:04d}"].parent

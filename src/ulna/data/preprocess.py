@@ -42,7 +42,15 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
         raise UsageError(
             f"{name}: {volume.channels} channels; this model reads {plan.in_channels} ({', '.join(plan.channel_names)})"
         )
+    if plan.spacing is not None and volume.unit != plan.unit:
+        raise UsageError(
+            f"{name}: its spacing is in {volume.unit}, this model works on a grid of {plan.spacing} {plan.unit}; "
+            "give an image that states its spacing as the training images did"
+        )
     array = np.ascontiguousarray(volume.array, dtype=np.float32)
+    if not np.isfinite(array).all():
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        raise UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
     channels = [normalise(channel, how) for channel, how in zip(array, plan.normalization, strict=True)]
     image = torch.from_numpy(np.stack(channels))
     return Prepared(_resize(image, grid_size(volume.size, volume.spacing, plan), "linear"), volume.size)

@@ -6,7 +6,6 @@ order of the file. What a reader changed on the way stands in `Volume.meta["note
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.read_nifti import read_nifti, write_nifti
-from ulna.data.read_npz import read_npz, write_masks, write_npz
+from ulna.data.read_npz import npz_contents, read_npz, write_masks, write_npz
 from ulna.data.read_raster import read_raster, write_png
 from ulna.data.read_tiff import read_tiff, write_tiff
 from ulna.data.source import (
@@ -30,6 +29,8 @@ from ulna.data.source import (
     fault,
     suffix_of,
 )
+from ulna.errors import DataError, UsageError
+from ulna.files import write_whole
 from ulna.recipe import Labels
 from ulna.volume import Volume, label_dtype, same_geometry
 
@@ -42,6 +43,7 @@ __all__ = [
     "read_labels",
     "suffix_of",
     "value_counts",
+    "without_colour",
     "write_labels",
     "write_npz_masks",
     "write_probabilities",
@@ -51,9 +53,9 @@ _CHUNK = 1 << 20
 
 
 def _read(source: Source, *, as_labels: bool) -> Volume:
-    if not source.path.is_file():
-        raise fault(source.path, "is a folder" if source.path.is_dir() else "does not exist", "check the path")
     try:
+        if not source.path.is_file():
+            raise fault(source.path, "is a folder" if source.path.is_dir() else "does not exist", "check the path")
         volume = _read_format(source, as_labels)
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
@@ -109,15 +111,13 @@ def read_labels(source: Source) -> Volume:
     """The raw label values as stored, as integers wherever all of them are whole numbers.
 
     Shape:
-        (1, *S), or (K, *S) where the file holds one map per class.
+        (1, *S), or (K, *S) where the file holds one map per class, or a picture's colours; see `without_colour`.
 
     Raises:
         DataError: as `read_image`; also for JPEG, which does not keep values.
     """
     volume = _read(source, as_labels=True)
     array = volume.array
-    if array.shape[0] == 3 and volume.meta["format"] in ("raster", "tiff") and (array == array[:1]).all():
-        array = array[:1]  # grey stored as colour
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
         low, high = float(array.min()), float(array.max())
         if low >= 0 and high < 2**32:
@@ -125,6 +125,13 @@ def read_labels(source: Source) -> Volume:
         elif abs(low) < 2**62 and high < 2**62:
             array = array.astype(np.int64)
     return volume.with_array(array)
+
+
+def without_colour(volume: Volume) -> NDArray[Any]:
+    """The stored maps, one where a picture (PNG, BMP) stores grey as colour; equal maps of other files are classes."""
+    array = volume.array
+    grey = array.shape[0] == 3 and volume.meta.get("format") == "raster" and bool((array == array[:1]).all())
+    return array[:1] if grey else array
 
 
 def value_counts(array: NDArray[Any]) -> dict[int | float, int]:
@@ -158,6 +165,7 @@ def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
     count = len(labels.foreground)
     if labels.multilabel and array.shape[0] == count:
         return _checked(volume, array, 1)
+    array = without_colour(volume)
     if array.shape[0] != 1:
         wanted = f"one map, or {count} maps (one per class)" if labels.multilabel else "one map"
         raise fault(volume.path, f"holds {array.shape[0]} label maps", f"save {wanted} with values 0..{count}")
@@ -192,44 +200,71 @@ def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
 
     Returns:
         The path that was written.
+
+    Raises:
+        UsageError: if that path is the image itself, or cannot be written.
     """
     if labels.shape[labels.ndim - like.spatial_dims :] != like.size or labels.ndim - like.spatial_dims not in (0, 1):
         raise ValueError(f"labels {labels.shape} do not lie on the grid {like.size} of {like.path}")
     labels = labels.astype(label_dtype(int(labels.max(initial=0))))
-    kind = like.meta.get("format", "nifti" if like.affine is not None else "tiff")
+    kind = _format(like)
     if kind == "nifti":
         suffix = ".nii" if like.meta.get("suffix") == ".nii" else ".nii.gz"
-        return _whole(stem, suffix, lambda path: write_nifti(path, labels, like))
+        return _whole(stem, suffix, lambda path: write_nifti(path, labels, like), like.path)
     if kind == "npz":
-        return _whole(stem, ".npz", lambda path: write_masks(path, labels[None], [stem.name]))
+        several = labels.ndim > like.spatial_dims
+        return _whole(
+            stem, ".npz", lambda path: write_masks(path, labels[None], [stem.name], multilabel=several), like.path
+        )
     if kind == "raster" and labels.ndim == 2:
-        return _whole(stem, ".png", lambda path: write_png(path, labels))
-    return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like))
+        return _whole(stem, ".png", lambda path: write_png(path, labels), like.path)
+    return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
 
 
 def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Volume) -> Path:
     """Write (K, *S): NIfTI inputs give a 4D NIfTI, all others an .npz with the key `probabilities`."""
     values = np.asarray(probabilities, dtype=np.float32)
-    if like.meta.get("format") == "nifti":
-        return _whole(stem, ".nii.gz", lambda path: write_nifti(path, values, like))
-    return _whole(stem, ".npz", lambda path: write_npz(path, probabilities=values))
+    if _format(like) == "nifti":
+        return _whole(stem, ".nii.gz", lambda path: write_nifti(path, values, like), like.path)
+    return _whole(stem, ".npz", lambda path: write_npz(path, probabilities=values), like.path)
 
 
-def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str]) -> Path:
-    """Write the predictions for an npz file: `masks` (N, *S) or (N, *S, K), and `ids` (N), whole or not at all."""
+def _format(like: Volume) -> str:
+    return str(like.meta.get("format", "nifti" if like.affine is not None else "tiff"))
+
+
+def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, multilabel: bool = False) -> Path:
+    """Write the predictions for an npz file, whole or not at all: `masks` (N, *S) or, with `multilabel`, (N, K, *S).
+
+    Raises:
+        UsageError: if the path holds images, or cannot be written.
+    """
     if len(masks) != len(ids):
         raise ValueError(f"{len(masks)} masks, {len(ids)} ids")
-    return _whole(path.with_suffix(""), ".npz", lambda file: write_masks(file, masks, ids))
+    image = path if _holds_images(path) else None
+    return _whole(
+        path.with_suffix(""), ".npz", lambda file: write_masks(file, masks, ids, multilabel=multilabel), image
+    )
 
 
-def _whole(stem: Path, suffix: str, write: Callable[[Path], None]) -> Path:
-    """Write to a temporary name beside the target, then rename: a reader never sees half a file."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    target = stem.with_name(stem.name + suffix)
-    temporary = stem.with_name(f".{uuid.uuid4().hex}{suffix}")
+def _holds_images(path: Path) -> bool:
     try:
-        write(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return npz_contents(path).images is not None
+    except DataError:  # missing, or nothing of worth
+        return False
+
+
+def _whole(stem: Path, suffix: str, write: Callable[[Path], None], image: Path | None) -> Path:
+    """Write `stem` + `suffix`, whole or not at all, and never in place of the image it was made from."""
+    target = stem.with_name(stem.name + suffix)
+    if image is not None and _same_file(target, image):
+        raise UsageError(f"{target}: is the image itself; choose another folder with --out")
+    write_whole(target, write)
     return target
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return a.samefile(b)
+    except OSError:  # one of them is not there
+        return False

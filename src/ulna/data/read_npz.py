@@ -17,13 +17,14 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ulna.data.source import Source, case_name, fault
+from ulna.data.source import Source, case_name, composed, fault
 from ulna.volume import Volume
 
 _AGAIN = "copy or download the file again"
 _WANTED = "save `images` (N, *S[, C]) and `masks` (N, *S) as numbers"
 _MOST_COLOURS = 4  # where no masks tell, a last axis up to this long is colour
 _FILES_KEPT = 4
+_MULTILABEL = "multilabel.npy"  # its presence says that the last axis of `masks` is the classes
 
 
 class Arrays(NamedTuple):
@@ -90,17 +91,20 @@ def _contents(path: Path, _mtime: int, size: int) -> Contents:
         with zipfile.ZipFile(path) as archive:
             shapes = {key: _header(path, archive, key) for key in ("images", "masks", "ids")}
             ids = _read(path, archive, "ids") if shapes["ids"] is not None else None
+            marked = _MULTILABEL in archive.namelist()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise fault(path, f"is cut short or no npz file ({error})", _AGAIN) from None
     images, masks = shapes["images"], shapes["masks"]
     counts = {key: shape[0] if shape else 0 for key, shape in shapes.items() if shape is not None}
     if images is None and masks is None:
         raise fault(path, "holds neither `images` nor `masks`", _WANTED)
+    if shapes["ids"] is not None and len(shapes["ids"]) != 1:
+        raise fault(path, f"has `ids` of the shape {shapes['ids']}", "save one id per case, as one row")
     if len(set(counts.values())) > 1:
         raise fault(path, f"has arrays of different length: {counts}", "give every image its mask and id")
     if set(counts.values()) == {0}:
         raise fault(path, "holds no case", "take the file out")
-    _layouts(path, images, masks)
+    _layouts(path, images, masks, marked)
     count = next(iter(counts.values()))
     stem = case_name(path)
     names = [f"{stem}_{row:04d}" for row in range(count)] if ids is None else [_text(value) for value in ids.ravel()]
@@ -108,7 +112,7 @@ def _contents(path: Path, _mtime: int, size: int) -> Contents:
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return composed(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
 
 
 def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...] | None:
@@ -124,7 +128,9 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...] |
             shape, _, dtype = read(member)
         except ValueError as error:
             raise fault(path, f"has an array `{key}` that cannot be read ({error})", _WANTED) from None
-        kinds = "iufbUSO" if key == "ids" else "iufb"
+        if key == "ids" and dtype.hasobject:
+            raise fault(path, "has `ids` of type object, which only unsafe readers open", "save ids with dtype=str")
+        kinds = "iufbUS" if key == "ids" else "iufb"
         if dtype.hasobject or dtype.kind not in kinds:
             raise fault(path, f"has an array `{key}` of type {dtype}", _WANTED)
         promised = math.prod(shape) * dtype.itemsize
@@ -144,11 +150,13 @@ def _read(path: Path, archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
     return np.asarray(array)
 
 
-def _layouts(path: Path, images: tuple[int, ...] | None, masks: tuple[int, ...] | None) -> tuple[bool, bool]:
+def _layouts(
+    path: Path, images: tuple[int, ...] | None, masks: tuple[int, ...] | None, marked: bool
+) -> tuple[bool, bool]:
     """Whether the last axis of images is colour, and whether the last axis of masks is the classes (multilabel)."""
     if images is None:
         assert masks is not None
-        colour, classes, dims = False, False, len(masks) - 1
+        colour, classes, dims = False, marked, len(masks) - 1 - marked
     elif masks is None:
         colour, classes = len(images) >= 4 and images[-1] <= _MOST_COLOURS, False
         dims = len(images) - 1 - colour
@@ -168,9 +176,10 @@ def _layouts(path: Path, images: tuple[int, ...] | None, masks: tuple[int, ...] 
 @lru_cache(maxsize=_FILES_KEPT)
 def _arrays(path: Path, mtime: int, size: int) -> Arrays:
     contents = _contents(path, mtime, size)
-    colour, classes = _layouts(path, contents.images, contents.masks)
     try:
         with zipfile.ZipFile(path) as archive:
+            marked = _MULTILABEL in archive.namelist()
+            colour, classes = _layouts(path, contents.images, contents.masks, marked)
             images = _read(path, archive, "images") if contents.images is not None else None
             masks = _read(path, archive, "masks") if contents.masks is not None else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
@@ -185,6 +194,11 @@ def _channels_second(array: NDArray[Any] | None, last_is_channel: bool) -> NDArr
     return np.moveaxis(array, -1, 1) if last_is_channel else array[:, None]
 
 
-def write_masks(path: Path, masks: NDArray[Any], ids: Sequence[str]) -> None:
-    """Write predictions of a whole npz file: `masks` (N, *S) and `ids` (N)."""
-    write_npz(path, masks=masks, ids=np.asarray(list(ids), dtype=np.str_))
+def write_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, multilabel: bool = False) -> None:
+    """Write predictions of a whole npz file: `masks` (N, *S) and `ids` (N); with `multilabel` (N, K, *S), stored
+    as (N, *S, K) with a mark, because without images nothing else tells classes from an axis of space."""
+    names = np.asarray(list(ids), dtype=np.str_)
+    if multilabel:
+        write_npz(path, masks=np.moveaxis(masks, 1, -1), ids=names, multilabel=np.True_)
+    else:
+        write_npz(path, masks=masks, ids=names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,19 +42,41 @@ def suffix_of(path: Path | str) -> str:
 
 
 def case_name(path: Path | str) -> str:
-    """The file name without its extension.
+    """The file name without its extension, in Unicode's composed form (NFC): some systems take letters apart.
 
     Example:
         >>> case_name("scans/A.v2.nii.gz")
         'A.v2'
     """
     name = Path(path).name
-    return name[: len(name) - len(suffix_of(name))]
+    return composed(name[: len(name) - len(suffix_of(name))])
+
+
+def composed(text: str) -> str:
+    """Unicode's form NFC, in which one name has one spelling."""
+    return unicodedata.normalize("NFC", text)
 
 
 def fault(where: object, what: str, remedy: str) -> DataError:
     """The error for one thing that is wrong with one file."""
     return DataError([Problem(str(where), what, remedy)])
+
+
+@contextmanager
+def readable(where: object) -> Iterator[None]:
+    """Tell what the file system refuses (permissions, loops of links, a file in place of a folder) as a fault."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or error})"
+        raise fault(error.filename or where, what, "check the path and its permissions") from None
+
+
+def id_problem(where: object, name: str) -> Problem | None:
+    """The problem with an id that cannot be the name of a file."""
+    if name and name not in (".", "..") and not any(sign in name for sign in "/\\\0"):
+        return None
+    return Problem(str(where), f"has the id {name!r}, which cannot be a file name", "give it another id")
 
 
 def condensed(problems: Iterable[Problem], root: object) -> list[Problem]:

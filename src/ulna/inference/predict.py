@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ulna.blocks import nd
 from ulna.data.preprocess import Prepared, prepare, restore
 from ulna.inference.arithmetic import autocast
 from ulna.inference.sliding import by_windows
@@ -40,8 +41,8 @@ def predict_prepared(
     whole = math.prod(image.shape[1:]) <= plan.whole_image_limit
 
     def from_windows(windows: Tensor) -> Tensor:
-        if plan.spatial_dims == 2:
-            windows = windows.contiguous(memory_format=torch.channels_last)
+        # channels last is faster in 2D, whatever layout the weights came in
+        windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, channels_last=True))
         maps: Tensor | None = None
         for axes in mirrored:
             logits = network(windows.flip(axes) if axes else windows)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ulna.errors import UsageError
+from ulna.blocks import nd
+from ulna.errors import Interrupted, UsageError
 from ulna.files import Tensors, write_tensors
 from ulna.inference.arithmetic import choose_precision
 from ulna.inference.predict import predict_prepared, to_labels
@@ -48,7 +52,11 @@ class State:
         self.rows: list[dict[str, float]] = []  # one per finished epoch
         self.best_dice = -1.0
         self.best_epoch = -1
-        self.elapsed_s = 0.0
+        self.patience_from = 0  # the epoch from which patience counts: that of the last extension
+        self.elapsed_s = 0.0  # in finished epochs
+        self.step = 0  # of the epoch under way: steps done, their losses, and how long they took
+        self.losses: list[float] = []
+        self.step_s = 0.0
 
     @property
     def epoch_s(self) -> float:
@@ -60,7 +68,7 @@ class State:
         training = recipe.training
         if self.epoch >= training.epochs:
             return f"all {training.epochs} epochs done"
-        if self.rows and self.epoch - 1 - self.best_epoch >= training.patience:
+        if self.rows and self.epoch - max(self.best_epoch + 1, self.patience_from) >= training.patience:
             return f"no better validation Dice for {training.patience} epochs"
         if training.max_hours is not None and self.elapsed_s + self.epoch_s > training.max_hours * 3600:
             return f"the next epoch would end after the {training.max_hours:g} h allowed"
@@ -78,6 +86,7 @@ class Loop:
         val: cases with their references on their own grid.
         samples: random patches of `train`.
         folder: the run folder; `weights.safetensors` and `checkpoints/` are written.
+        resume_command: what a person types to go on after a stop.
         on_epoch: called after every epoch with the state.
     """
 
@@ -90,6 +99,7 @@ class Loop:
         val: PreparedCases,
         samples: Samples,
         folder: Path,
+        resume_command: str = "ulna train DATA --out RUN --resume",
         on_epoch: Callable[[State], None] = lambda state: None,
     ) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,10 +108,11 @@ class Loop:
             accelerator=device, devices=1, precision="bf16-mixed" if self.precision == "bf16" else "32-true"
         )
         self.plan, self.recipe, self.folder, self.on_epoch = plan, recipe, folder, on_epoch
-        self.format = torch.channels_last if plan.spatial_dims == 2 and recipe.training.channels_last else None
+        self.resume_command = resume_command
+        self._signal = 0
+        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last)
         self.network = network.to(self.fabric.device)
-        if self.format is not None:
-            self.network.to(memory_format=self.format)  # type: ignore[call-overload]
+        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
         self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.model.mark_forward_method("outputs")
@@ -119,9 +130,10 @@ class Loop:
             workers = 0 if device == "cpu" else 4
         self.loader = DataLoader(
             samples,
-            batch_sampler=self.batches,
+            batch_sampler=self.batches,  # type: ignore[arg-type]
             num_workers=workers,
-            persistent_workers=workers > 0,  # type: ignore[arg-type]
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else it would draw from the stream that dropout draws from
         )
         self.state = State()
         self._saved_at = time.perf_counter()
@@ -136,19 +148,27 @@ class Loop:
         unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
         vars(self.state).update(saved.state["loop"])
         torch.set_rng_state(saved.tensors["random"])
+        if torch.cuda.is_available() and "random_cuda" in saved.tensors:
+            torch.cuda.set_rng_state(saved.tensors["random_cuda"])
         return True
 
     def run(self) -> State:
-        """Train until the recipe says that it is enough."""
-        while not (why := self.state.finished(self.recipe)):
-            start = time.perf_counter()
-            train_loss = self._train_epoch()
-            scores = self.validate()
-            self._finish_epoch(train_loss, scores, time.perf_counter() - start)
+        """Train until the recipe says that it is enough.
+
+        Raises:
+            Interrupted: after SIGTERM or Ctrl-C, with a checkpoint of the step that was under way. A second signal stops
+                at once.
+        """
+        with self._listening():
+            while not (why := self.state.finished(self.recipe)):
+                start = time.perf_counter() - self.state.step_s
+                train_loss = self._train_epoch(start)
+                scores = self.validate()
+                self._finish_epoch(train_loss, scores, time.perf_counter() - start)
+                self._stop_if_asked()
         self._save()
-        log.info(
-            "finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, self.state.best_epoch + 1
-        )
+        best = self.state.best_epoch + 1
+        log.info("finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, best)
         return self.state
 
     def validate(self) -> dict[str, float]:
@@ -179,22 +199,55 @@ class Loop:
         self.network.train()
         return {key: float(np.mean([case[key] for case in per_case])) for key in ("dice", "iou")}
 
-    def _train_epoch(self) -> float:
+    def _train_epoch(self, start: float) -> float:
         self.network.train()
-        self.batches.epoch = self.state.epoch
-        losses: list[float] = []
-        title = f"epoch {self.state.epoch + 1}/{self.recipe.training.epochs}"
-        with bar(title, len(self.batches)) as advance:
-            for step, (images, labels) in enumerate(self.loader):
-                self._set_lr(step / len(self.batches))
-                losses.append(self._step(images, labels, step))
-                advance(note=f"loss {np.mean(losses):.4f}")
-        return float(np.mean(losses))
+        state, steps = self.state, self.batches.steps
+        self.batches.epoch, self.batches.first_step = state.epoch, state.step
+        with bar(f"epoch {state.epoch + 1}/{self.recipe.training.epochs}", steps) as advance:
+            advance(state.step)
+            for images, labels in self.loader:
+                self._set_lr(state.step / steps)
+                state.losses.append(self._step(images, labels, state.step))
+                state.step += 1
+                advance(note=f"loss {np.mean(state.losses):.4f}")
+                if state.step % self.recipe.training.accumulate == 0 and state.step < steps:
+                    state.step_s = time.perf_counter() - start
+                    self._stop_if_asked()
+                    self._save_now_and_then()
+        return float(np.mean(state.losses))
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Turn the first SIGTERM or Ctrl-C into a stop at the next step; a second one acts as if nobody listened."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def note(number: int, frame: object) -> None:
+            self._signal = number
+            restore()
+            log.info("stopping at the next step; once more to stop at once")
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            restore()
+
+    def _stop_if_asked(self) -> None:
+        if self._signal:
+            self._save()
+            raise Interrupted(self._signal, self.resume_command)
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
         images, labels = self.fabric.to_device((images, labels))
-        if self.format is not None:
-            images = images.contiguous(memory_format=self.format)
+        images = images.contiguous(memory_format=self.layout)
         every = self.recipe.training.accumulate
         loss, _ = self.loss(self.model.outputs(images), labels)
         self.fabric.backward(loss / every)
@@ -204,9 +257,15 @@ class Loop:
                 f"the loss became {value} in epoch {self.state.epoch + 1}, step {step + 1}; "
                 f"lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again"
             )
-        if (step + 1) % every == 0 or step + 1 == len(self.batches):
+        if (step + 1) % every == 0 or step + 1 == self.batches.steps:
             if self.recipe.training.clip_gradients is not None:
-                self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.recipe.training.clip_gradients)
+                # a gradient that is not finite shows in the next loss, which says what to do
+                self.fabric.clip_gradients(
+                    self.model,
+                    self.optimizer,
+                    max_norm=self.recipe.training.clip_gradients,
+                    error_if_nonfinite=False,
+                )
             self.optimizer.step()
             self.optimizer.zero_grad()
         return value
@@ -233,19 +292,25 @@ class Loop:
             facts = {"epoch": state.epoch + 1, "val_dice": scores["dice"]}
             write_tensors(self.folder / "weights.safetensors", Tensors(dict(self.network.state_dict()), facts))
         state.epoch += 1
+        state.step, state.losses, state.step_s = 0, [], 0.0
         log.info(
             "epoch %d  loss %.4f  val Dice %.4f  IoU %.4f  lr %.1e  %.0f s%s",
             row["epoch"], train_loss, scores["dice"], scores["iou"], row["lr"], seconds,
             "  best" if state.best_epoch + 1 == row["epoch"] else "",
         )  # fmt: skip
+        self._save_now_and_then()
+        self.on_epoch(state)
+
+    def _save_now_and_then(self) -> None:
         if time.perf_counter() - self._saved_at >= self.recipe.training.checkpoint_minutes * 60:
             self._save()
-        self.on_epoch(state)
 
     def _save(self) -> None:
         optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors["random_cuda"] = torch.cuda.get_rng_state()
         values: dict[str, Any] = {"loop": vars(self.state), "optimizer": optimizer_values}
         save_checkpoint(self.folder / "checkpoints", Tensors(tensors, values))
         self._saved_at = time.perf_counter()

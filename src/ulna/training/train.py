@@ -28,11 +28,12 @@ from ulna.data.splitting import split_hash
 from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import read_tensors, write_text
-from ulna.networks.build import count_parameters, named, validate
+from ulna.losses import make_loss
+from ulna.networks.build import count_parameters, validate
 from ulna.planning import fingerprint, make_plan, recommended, resolve
 from ulna.progress import track
-from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, set_value, to_yaml
-from ulna.segmenter import Segmenter, network_for
+from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, read_yaml, set_value, to_yaml
+from ulna.segmenter import Segmenter, network_for, read_split
 from ulna.training.loop import Loop, State
 from ulna.training.samples import PreparedCases, Samples
 
@@ -54,16 +55,16 @@ class Run:
 
 
 def train(
-    data: Path,
+    data: Path | str,
     /,
     *,
     model: str | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
     epochs: int | None = None,
     max_hours: float | None = None,
     seed: int | None = None,
     fold: int | None = None,
-    recipe: Path | None = None,
+    recipe: Path | str | None = None,
     set: Sequence[str] = (),
     resume: bool = False,
 ) -> Run:
@@ -87,64 +88,85 @@ def train(
     Example:
         ulna train data/nuclei --model unetpp --max-hours 1
     """
-    data = Path(data)
-    chosen = choose(model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, set=set)
-    folder = _folder(data, chosen.model, out, resume)
+    data, out = Path(data), None if out is None else Path(out)
     if resume:
-        chosen, plan_, split = _stored(folder, epochs=epochs, max_hours=max_hours)
-        dataset = Dataset.from_folder(data)
+        fixed = {"--model": model, "--seed": seed, "--fold": fold, "--recipe": recipe, "--set": tuple(set) or None}
+        given = [flag for flag, value in fixed.items() if value is not None]
+        if given:
+            raise UsageError(f"{', '.join(given)}: a run goes on as it began; with --resume only --epochs and --max-hours change")
+        folder = _existing(out)
+        chosen, plan, split = _stored(folder, epochs=epochs, max_hours=max_hours)
+        dataset, notes = Dataset.from_folder(data), ()
     else:
-        validate(chosen.architecture, in_channels=1, classes=1, spatial_dims=2)
-        dataset, plan_, split = _prepare(data, chosen, fold)
-        chosen = chosen.replaced(architecture=resolve(chosen, plan_))
-        _start(folder, chosen, plan_, split)
-    with _logged_to(folder / "log.txt"):
-        start = time.perf_counter()
-        state, network_size = _train(folder, dataset, split, chosen, plan_, resume)
-        summary = _summarise(
-            folder, data, dataset, split, chosen, plan_, state, network_size, time.perf_counter() - start
+        chosen = choose(
+            model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set
         )
+        folder = _new(data, chosen.model, out)
+        _validate(chosen)
+        dataset, plan, split, notes = _prepare(data, chosen)
+        chosen = chosen.replaced(architecture=resolve(chosen, plan))
+        _start(folder, chosen, plan, split)
+    with _logged_to(folder / "log.txt"):
+        for note in notes:
+            log.info("note: %s", note)
+        state, parameters = _train(folder, data, dataset, split, chosen, plan, go_on=resume, extended=epochs is not None)
+        summary = _summarise(folder, data, dataset, split, chosen, plan, state, parameters)
     return Run(folder, summary)
 
 
 def choose(
     *,
     model: str | None,
-    recipe: Path | None,
+    recipe: Path | str | None,
     epochs: int | None = None,
     max_hours: float | None = None,
     seed: int | None = None,
+    fold: int | None = None,
     set: Sequence[str] = (),
 ) -> Recipe:
-    """The recipe of a command: the file, then the model, then the flags, then --set.
+    """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
 
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
     """
-    chosen = from_yaml(Recipe, recipe) if recipe is not None else recommended(model or "unetpp")
-    if recipe is not None and model is not None:
-        chosen = chosen.replaced(model=model, architecture=named(model))
-    flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed}
-    for name, value in flags.items():
-        if value is not None:
-            chosen = set_value(chosen, f"training.{name}={value}")
-    for assignment in set:
+    stated = read_yaml(Path(recipe)) if recipe is not None else {}
+    if model is not None:
+        stated.pop("architecture", None)  # a model named in the command replaces the file's network
+    name = model or stated.get("model", "unetpp")
+    base = recommended(str(name)).model_dump()
+    chosen = parse(Recipe, merged(base, {**stated, "model": name}), source=str(recipe or ""))
+    flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold}
+    changes = {flag: value for flag, value in flags.items() if value is not None}
+    if changes:
+        chosen = chosen.replaced(training=chosen.training.replaced(**changes))
+    for assignment in [set] if isinstance(set, str) else set:
+        if assignment.partition("=")[0].strip() == "model":
+            raise UsageError(f"--set {assignment}: choose the network with --model")
         chosen = set_value(chosen, assignment)
     return chosen
 
 
-def _folder(data: Path, model: str, out: Path | None, resume: bool) -> Path:
-    if resume:
-        if out is None or not (out / "recipe.yaml").exists():
-            raise UsageError(f"--resume needs --out with the folder of a run; {out or 'none'} is not one")
-        return out
+def _validate(recipe: Recipe) -> None:
+    """Build the network and the loss once without memory, so that a wrong name costs no reading of data."""
+    strides = recipe.architecture.strides or ()
+    dims = 3 if any(len(step) == 3 for step in strides) else 2
+    network = validate(recipe.architecture, in_channels=1, classes=1, spatial_dims=dims)
+    loss = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
+    with torch.device("meta"), torch.no_grad():
+        loss.weights_for(network.eval().outputs(torch.zeros(1, 1, *network.divisor)))
+
+
+def _existing(out: Path | None) -> Path:
+    if out is None or not (out / "recipe.yaml").exists():
+        raise UsageError(f"--resume needs --out with the folder of a run; {out or 'none'} is not one")
+    return out
+
+
+def _new(data: Path, model: str, out: Path | None) -> Path:
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            what = (
-                "holds a run already; add --resume to go on with it"
-                if (out / "recipe.yaml").exists()
-                else "is not empty"
-            )
+            run = (out / "recipe.yaml").exists()
+            what = "holds a run already; add --resume to go on with it" if run else "is not empty"
             raise UsageError(f"{out}: {what}, or choose another --out")
         return _writable(out)
     name = f"{data.resolve().name.removesuffix('.npz')}-{model.replace('/', '_')}"
@@ -167,14 +189,14 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _prepare(data: Path, recipe: Recipe, fold: int | None) -> tuple[Dataset, Plan, Split]:
+def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[str, ...]]:
     dataset = Dataset.from_folder(data)
-    split = split_cases(dataset, recipe.training.seed, fold)
+    split = split_cases(dataset, recipe.training.seed, recipe.training.fold)
     report = inspect(dataset)
     report.raise_if_bad()
-    for note in (*dataset.notes, *report.notes):
-        log.info("note: %s", note)
-    return dataset, make_plan(fingerprint(report, dataset.channel_names), recipe, report.labels or Labels()), split
+    labels = report.labels or Labels()
+    plan = make_plan(fingerprint(report, split.train, dataset.channel_names), recipe, labels)
+    return dataset, plan, split, report.notes
 
 
 def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split) -> None:
@@ -186,7 +208,7 @@ def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split) -> None:
 
 def _stored(folder: Path, *, epochs: int | None, max_hours: float | None) -> tuple[Recipe, Plan, Split]:
     recipe, plan = from_yaml(Recipe, folder / "recipe.yaml"), from_yaml(Plan, folder / "plan.yaml")
-    split = Split(**json.loads((folder / "splits.json").read_text(encoding="utf-8")))
+    split = read_split(folder)
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
     if changes:
         recipe = recipe.replaced(training=recipe.training.replaced(**changes))
@@ -194,7 +216,17 @@ def _stored(folder: Path, *, epochs: int | None, max_hours: float | None) -> tup
     return recipe, plan, split
 
 
-def _train(folder: Path, dataset: Dataset, split: Split, recipe: Recipe, plan: Plan, resume: bool) -> tuple[State, int]:
+def _train(
+    folder: Path,
+    data: Path,
+    dataset: Dataset,
+    split: Split,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    go_on: bool,
+    extended: bool,
+) -> tuple[State, int]:
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
@@ -204,19 +236,27 @@ def _train(folder: Path, dataset: Dataset, split: Split, recipe: Recipe, plan: P
         recipe.model, f"{parameters:,}", plan.spatial_dims, "x".join(map(str, plan.patch)), plan.batch,
         len(split.train), len(split.val), len(split.test), recipe.training.seed,
     )  # fmt: skip
-    augment = Augment(recipe.augmentation, plan)
     train_cases = PreparedCases(_cases(dataset, split.train), plan)
+    samples = Samples(
+        train_cases,
+        augment=Augment(recipe.augmentation, plan),
+        foreground=recipe.training.foreground,
+        seed=recipe.training.seed,
+    )
     loop = Loop(
         network,
         plan,
         recipe,
         val=PreparedCases(_cases(dataset, split.val), plan, on_grid=False),
-        samples=Samples(train_cases, augment=augment, foreground=recipe.training.foreground, seed=recipe.training.seed),
+        samples=samples,
         folder=folder,
+        resume_command=shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]),
         on_epoch=lambda state: _record(folder, state),
     )
-    if resume and not loop.resume():
+    if go_on and not loop.resume():
         log.info("no checkpoint yet: starting from the first epoch")
+    if extended:
+        loop.state.patience_from = loop.state.epoch
     return loop.run(), parameters
 
 
@@ -240,9 +280,9 @@ def _summarise(
     plan: Plan,
     state: State,
     parameters: int,
-    wall_s: float,
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down."""
+    start = time.perf_counter()
     part = "test" if split.test else "val"
     evaluation, worst, best = _final(folder, _cases(dataset, getattr(split, part)), plan)
     facts = read_tensors(folder / "weights.safetensors").state
@@ -255,18 +295,19 @@ def _summarise(
         "val_dice": facts["val_dice"],
         "evaluated_on": part,
         part: evaluation.summary,
-        "wall_seconds": round(wall_s, 1),
+        "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),
         "training_seconds": round(state.elapsed_s, 1),
         "peak_memory_mb": _peak_memory_mb(),
         "device": _device(),
         "threads": torch.get_num_threads(),
         "seed": recipe.training.seed,
         "split_hash": split_hash(split),
+        "data_fingerprint": plan.fingerprint.get("digest"),
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")}
         | {"python": platform.python_version()},
         "command": shlex.join(["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"]),
     }
-    write_text(folder / "summary.json", json.dumps(summary, indent=1))
+    write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
     figures.panels([*worst, *best], folder / "figures" / f"{part}.png")
     return summary
 
@@ -317,8 +358,11 @@ def _logged_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
+    level = log.level
+    log.setLevel(min(level or logging.INFO, logging.INFO))  # also when called from a script that set no level
     try:
         yield
     finally:
+        log.setLevel(level)
         log.removeHandler(handler)
         handler.close()
