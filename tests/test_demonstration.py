@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ulna.demonstration import DEMO, STATEMENT, WRITTEN, _clear, demo, make_nuclei, make_phantom
+from ulna.demonstration import DEMO, WRITTEN, _clear, demo, make_nuclei, make_phantom
 from ulna.errors import UsageError
 
 

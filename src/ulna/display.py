@@ -134,7 +134,7 @@ def _evaluation_table(console: Console, summary: Any, title: str) -> None:
     console.print(table)
     console.print(
         f"mean over cases [95 % bootstrap interval]; HD95 and ASSD in {summary['unit']}, NSD within "
-        f"{summary['tolerance']:g} {summary['unit']}; a missed structure counts as the worst value",
+        f"{summary['tolerance']:g} {summary['tolerance_unit']}; a missed structure counts as the worst value",
         style="dim",
         markup=False,
         highlight=False,

@@ -27,7 +27,8 @@ from ulna.volume import Volume, same_geometry
 log = logging.getLogger(__name__)
 
 # NSD: how far apart two surfaces may be and still count as the same (specs, losses and metrics 2)
-TOLERANCE = {"mm": 1.0, "px": 2.0}
+VOLUME_TOLERANCE_MM = 1.0
+IMAGE_TOLERANCE_PX = 2.0
 
 
 @dataclass(frozen=True)
@@ -125,29 +126,45 @@ def evaluate_pairs(
 ) -> Evaluation:
     """Measure pairs of (case, prediction, reference, a volume on their grid); masks are (*S), or (K, *S) if multilabel."""
     rows: list[dict[str, Any]] = []
-    unit = "px"
+    kinds: dict[tuple[str, int], str] = {}
     for case, prediction, reference, volume in pairs:
-        unit = volume.unit
+        kinds.setdefault((volume.unit, volume.spatial_dims), case)
+        if len(kinds) > 1:
+            (unit, dims), (other, other_dims) = kinds
+            raise UsageError(
+                f"{case}: is {other_dims}D with lengths in {other}, {kinds[(unit, dims)]} is {dims}D in {unit}; "
+                "evaluate them apart, or state the spacing in all files"
+            )
         scores = score_labels(
             prediction,
             reference,
             classes=len(labels.foreground),
             spacing=volume.spacing,
-            tolerance=TOLERANCE[unit],
+            tolerance=_tolerance(volume),
             multilabel=labels.multilabel,
         )
         rows += [{"case": case, "class": name, **s} for name, s in zip(labels.foreground, scores, strict=True)]
-    return Evaluation(rows, _summary(rows, labels, unit, list(missing)))
+    unit, dims = next(iter(kinds), ("px", 2))
+    return Evaluation(rows, _summary(rows, labels, unit, dims, list(missing)))
 
 
-def _summary(rows: list[dict[str, Any]], labels: Labels, unit: str, missing: list[str]) -> dict[str, Any]:
+def _tolerance(volume: Volume) -> float:
+    """1 mm in a volume; 2 pixels in an image and where nothing states a size."""
+    if volume.unit == "mm" and volume.spatial_dims == 3:
+        return VOLUME_TOLERANCE_MM
+    return IMAGE_TOLERANCE_PX * max(volume.spacing)
+
+
+def _summary(rows: list[dict[str, Any]], labels: Labels, unit: str, dims: int, missing: list[str]) -> dict[str, Any]:
+    in_mm = unit == "mm" and dims == 3
     by_class = {name: [row for row in rows if row["class"] == name] for name in labels.foreground}
     cases = list(dict.fromkeys(row["case"] for row in rows))
     over_classes = [_mean_case([row for row in rows if row["case"] == case]) for case in cases]
     return {
         "cases": len(cases),
         "unit": unit,
-        "tolerance": TOLERANCE[unit],
+        "tolerance": VOLUME_TOLERANCE_MM if in_mm else IMAGE_TOLERANCE_PX,
+        "tolerance_unit": "mm" if in_mm else "px",
         "missing": missing,
         "mean": _with_intervals(over_classes),
         "classes": {name: _with_intervals(some) for name, some in by_class.items()},

@@ -33,9 +33,7 @@ class Fingerprint(dict[str, Any]):
     """What the cases are, in plain values: sizes, spacings, intensities, classes. Stored in the plan."""
 
 
-def fingerprint(
-    report: Report, train: Sequence[str], channel_names: Sequence[str] | None = None
-) -> Fingerprint:
+def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[str] | None = None) -> Fingerprint:
     """Sum up what the training cases are; validation and test cases do not shape the plan.
 
     Args:

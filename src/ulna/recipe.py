@@ -358,7 +358,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore or rewrite it") from None
+        raise UsageError(
+            f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore or rewrite it"
+        ) from None
     if not isinstance(values, dict | None):
         raise UsageError(f"{path}: holds {type(values).__name__} and no fields; write `field: value` lines")
     return values or {}

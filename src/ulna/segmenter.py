@@ -277,7 +277,9 @@ def _make_folder(out: Path, cases: Sequence[Case]) -> None:
     """Make the folder for the masks; never one that holds the images, the references or a run."""
     taken = {source.path.resolve().parent for case in cases for source in (*case.images, case.label) if source}
     if out.resolve() in taken or (out / "recipe.yaml").exists():
-        raise UsageError(f"{out}: holds the images, the references or a run, which masks could replace; choose another --out")
+        raise UsageError(
+            f"{out}: holds the images, the references or a run, which masks could replace; choose another --out"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

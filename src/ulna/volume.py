@@ -75,5 +75,5 @@ def same_geometry(a: Volume, b: Volume, tolerance: float = 1e-3) -> bool:
     if a.size != b.size:
         return False
     if a.affine is not None and b.affine is not None:
-        return bool(np.allclose(a.affine, b.affine, rtol=0, atol=tolerance * max(1.0, *a.spacing)))
+        return bool(np.allclose(a.affine, b.affine, rtol=1e-6, atol=tolerance * max(a.spacing)))
     return a.unit != b.unit or bool(np.allclose(a.spacing, b.spacing, rtol=tolerance, atol=0))

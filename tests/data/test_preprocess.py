@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from tests.plans import make
 
+from tests.plans import make
 from ulna.data.preprocess import normalise, prepare, prepare_labels, restore
 from ulna.errors import UsageError
 from ulna.recipe import Normalization

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
-from tests.plans import make
 
+from tests.plans import make
 from ulna.data.augment import Augment
 from ulna.data.sampling import crop_patch, epoch_order, sample_stream
 from ulna.recipe import Augmentation

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tests.plans import make
 
+from tests.plans import make
 from ulna.inference.predict import predict_volume, to_labels
 from ulna.inference.sliding import by_windows, gaussian, window_starts
 from ulna.networks.build import build

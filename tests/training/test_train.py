@@ -1,6 +1,5 @@
 """A whole training on tiny data: what it writes, that it learns, that it can be stopped and go on, that it refuses."""
 
-import csv
 import json
 import shutil
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 import ulna
 import ulna.training.train as room
+from tests.training.tiny import TINY, rows_of
 from ulna.demonstration import make_phantom
 from ulna.errors import DataError, UsageError
 from ulna.files import read_tensors
@@ -19,41 +19,10 @@ from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import State, learning_rate
 from ulna.training.train import choose, train
 
-TINY = (
-    "architecture.channels=[4, 8, 16]",
-    "planning.batch=2",
-    "training.min_steps=4",
-    "training.checkpoint_minutes=0",
-    "optimizer.lr=1e-2",
-)
-
-
-@pytest.fixture(scope="module")
-def discs(tmp_path_factory):
-    """Eight bright discs on noise, two of them to validate, one to test."""
-    root = tmp_path_factory.mktemp("discs")
-    rng = np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (root / folder).mkdir()
-    rows, columns = np.mgrid[:32, :40]
-    for number in range(8):
-        y, x, r = rng.integers(9, 23), rng.integers(9, 31), rng.integers(5, 9)
-        mask = (rows - y) ** 2 + (columns - x) ** 2 < r**2
-        image = np.clip(80 + 90 * mask + rng.normal(0, 15, mask.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(root / "images" / f"disc{number}.png")
-        Image.fromarray(mask.astype(np.uint8) * 255).save(root / "labels" / f"disc{number}.png")
-    ids = [f"disc{number}" for number in range(8)]
-    (root / "splits.json").write_text(json.dumps({"train": ids[:5], "val": ids[5:7], "test": ids[7:]}))
-    return root
-
 
 @pytest.fixture(scope="module")
 def run(discs, tmp_path_factory):
     return train(discs, model="unetpp", out=tmp_path_factory.mktemp("runs") / "a", epochs=12, set=TINY)
-
-
-def rows_of(folder):
-    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
 
 
 def test_it_learns(run):
@@ -253,3 +222,90 @@ def test_the_rate_warms_up_and_falls_over_epochs_or_time():
     state.elapsed_s, state.rows = 1800, [{}] * 30
     assert learning_rate(limited, state, 0.0) == pytest.approx(0.5)
     assert learning_rate(limited, state, 1.0) < 0.5
+
+
+def test_paths_may_be_text_as_in_the_contract(run, discs, tmp_path):
+    made = ulna.train(str(discs), model="unet", out=str(tmp_path / "a"), epochs=1, set=TINY)
+    assert ulna.load(str(made.folder))(str(discs / "images" / "disc0.png")).mask.shape == (32, 40)
+    masks = ulna.predict(str(run.folder), str(discs), out=str(tmp_path / "masks"), split="val")
+    assert len(ulna.evaluate(str(masks.folder), str(discs)).rows) == 2
+    assert ulna.plan(str(discs), model="unet", out=str(tmp_path / "plan.yaml")).spatial_dims == 2
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_predictions_never_replace_images_or_references(run, discs, tmp_path, folder):
+    data = tmp_path / "data"
+    shutil.copytree(discs, data)
+    before = {path: path.read_bytes() for path in data.rglob("*.png")}
+    with pytest.raises(UsageError, match="choose another --out"):
+        ulna.predict(run.folder, data, out=data / folder)
+    assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
+
+
+def test_an_image_with_nan_fails_and_is_not_called_empty(run):
+    broken = np.zeros((1, 32, 40), np.float32)
+    broken[0, 3, 3] = np.nan
+    with pytest.raises(UsageError, match="1 values are NaN"):
+        ulna.load(run.folder)(broken)
+
+
+def test_overlapping_classes_from_training_to_scores(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = np.zeros((8, 24, 24, 2), np.uint8)
+    masks[:, 4:14, 4:14, 0] = 1
+    masks[:, 9:20, 9:20, 1] = 1  # they overlap
+    images = (60 + 60 * masks.sum(-1) + rng.normal(0, 8, (8, 24, 24))).clip(0, 255).astype(np.uint8)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "classes.json").write_text('{"mode": "multilabel", "classes": ["a", "b"]}')
+    np.savez(data / "train.npz", images=images[:6], masks=masks[:6])
+    np.savez(data / "val.npz", images=images[6:], masks=masks[6:])
+    run = train(data, model="unet", out=tmp_path / "run", epochs=8, set=TINY)
+    assert set(run.summary["val"]["classes"]) == {"a", "b"}
+    assert run.summary["val"]["mean"]["dice"]["mean"] > 0.5
+    ulna.predict(run.folder, data / "val.npz", out=tmp_path / "masks")
+    scores = ulna.evaluate(tmp_path / "masks", data)
+    assert scores.summary["mean"]["dice"]["mean"] == pytest.approx(run.summary["val"]["mean"]["dice"]["mean"])
+
+
+def test_the_recipe_of_a_volume_run_repeats_it(tmp_path):
+    data = make_phantom(tmp_path / "data", count=4, size=(16, 20, 12))
+    small = ("architecture.base_channels=4", "planning.batch=1", "training.min_steps=2")
+    first = train(data, model="nnunet", out=tmp_path / "a", epochs=1, set=small)
+    again = train(data, recipe=first.folder / "recipe.yaml", out=tmp_path / "b")
+    assert again.summary["val_dice"] == first.summary["val_dice"]
+
+
+def test_a_recipe_file_changes_what_it_states_and_nothing_else(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("model: nnunet\noptimizer: {lr: 1e-4}\n")
+    recipe = choose(model=None, recipe=path)
+    assert (recipe.model, recipe.optimizer.lr, recipe.optimizer.kind) == ("nnunet", 1e-4, "adam")
+    assert recipe.loss.heads == "halving"
+    assert recipe.architecture.deep_supervision
+    assert choose(model="unet", recipe=path).architecture == choose(model="unet", recipe=None).architecture
+    with pytest.raises(UsageError, match="with --model"):
+        choose(model=None, recipe=None, set=("model=unet",))
+
+
+@pytest.mark.parametrize("change", ["loss.kind=dicee", "loss.heads={x9: 1}", "loss.options.smooth=abc"])
+def test_a_wrong_loss_costs_no_reading_of_data(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="loss|head"):
+        train("no/such/data", model="unet", set=(change,))
+
+
+def test_json_of_every_verb_is_json(run, discs, tmp_path, capsys):
+    from ulna import cli
+
+    for arguments in (
+        ["check", str(discs)],
+        ["plan", str(discs)],
+        ["models"],
+        ["predict", str(run.folder), str(discs), "--out", str(tmp_path / "m")],
+        ["evaluate", str(tmp_path / "m"), str(discs)],
+    ):
+        assert cli.run([*arguments, "--json", "--quiet"]) == 0
+        out, err = capsys.readouterr()
+        json.loads(out, parse_constant=lambda name: pytest.fail(f"{arguments[0]}: {name} is not JSON"))
+        assert err == ""

@@ -6,18 +6,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ulna.data.classes import classes_found, some
 from ulna.data.dataset import Dataset
 from ulna.data.source import all_faults, condensed
 from ulna.data.survey import Survey, survey_all
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
-
-_MOST_UNNAMED = 32  # more classes than this are named by a person, or they are numbered objects
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def inspect(dataset: Dataset, workers: int = 0) -> Report:
     problems = [problem for one in surveys for problem in one.problems]
     notes = [*dataset.notes, *_reader_notes(surveys)]
     labels = _labels(dataset, surveys, problems, notes)
-    _compare_images(dataset, surveys, problems, notes)
+    _compare_images(dataset, surveys, problems)
     _compare_names(dataset, problems)
     _compare_copies(dataset, surveys, problems, notes)
     return Report(dataset.root, tuple(problems), tuple(notes), tuple(surveys), labels)
@@ -107,11 +106,7 @@ def _reader_notes(surveys: Sequence[Survey]) -> list[str]:
             found.setdefault(note, []).append(one.case)
         if one.two_valued_255:
             found.setdefault("has label values 0 and 255, read as 0 and 1", []).append(one.case)
-    return [f"{_some(cases)}: {note}" for note, cases in found.items()]
-
-
-def _some(cases: Sequence[str]) -> str:
-    return cases[0] if len(cases) == 1 else f"{len(cases)} cases, for example {cases[0]}"
+    return [f"{some(cases)}: {note}" for note, cases in found.items()]
 
 
 def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> Labels | None:
@@ -128,44 +123,24 @@ def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem]
         problems.append(Problem(str(dataset.root), what, "export the label maps again, 1..K are the classes"))
         return dataset.labels
     if empty:
-        notes.append(f"{_some(empty)}: all background")
+        notes.append(f"{some(empty)}: all background")
     if dataset.labels is not None:
         names = dataset.labels.foreground
         absent = [name for value, name in enumerate(names, start=1) if value not in total]
         notes += [f"the class {name!r} occurs in no case" for name in absent]
         return dataset.labels
-    return _found_labels(dataset, labelled, total, problems)
+    try:
+        return classes_found({one.case: _as_stored(one) for one in labelled}, dataset.root)
+    except DataError as error:
+        problems += error.problems
+        return None
 
 
-def _found_labels(
-    dataset: Dataset, labelled: Sequence[Survey], total: Mapping[int, int], problems: list[Problem]
-) -> Labels | None:
-    """Classes 0..K where exactly these values occur; nothing declares them."""
-    highest = max(total)
-    stretched = [one.case for one in labelled if one.two_valued_255]
-    where = str(dataset.root)
-    missing = [value for value in range(highest + 1) if value not in total]
-    remedy = "name the classes in classes.json, or remap the label maps to 0..K"
-    if highest > 1 and stretched:
-        what = f"{_some(stretched)}: label values 0 and 255, other cases hold values up to {highest}"
-        problems.append(Problem(where, what, remedy))
-    elif missing or highest > _MOST_UNNAMED:
-        rare = next(one.case for one in labelled if highest in one.label_values)
-        shown = ", ".join(str(value) for value in sorted(total)[:12]) + (", ..." if len(total) > 12 else "")
-        odd = f"{_listed(missing)} never" if missing else f"{highest} classes without a name"
-        what = f"the label values found are {shown} ({odd}; {highest} in case {rare})"
-        problems.append(Problem(where, what, remedy))
-    else:
-        names = ("foreground",) if highest == 1 else tuple(f"class {value}" for value in range(1, highest + 1))
-        return Labels(names=("background", *names))
-    return None
+def _as_stored(one: Survey) -> dict[int | float, int]:
+    return {255 if value and one.two_valued_255 else value: count for value, count in one.label_values.items()}
 
 
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-
-
-def _compare_images(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
+def _compare_images(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem]) -> None:
     read = [one for one in surveys if one.size]
     by_id = {case.id: case for case in dataset.cases}
     declared = dataset.channel_names
@@ -182,7 +157,15 @@ def _compare_images(dataset: Dataset, surveys: Sequence[Survey], problems: list[
             problems.append(Problem(where, what, "keep 2D and 3D cases in two data sets"))
     units = Counter(one.unit for one in read)
     if len(units) > 1:
-        notes.append(f"{units['mm']} cases state a spacing in mm, {units['px']} none")
+        what = f"{units['mm']} cases state a spacing in mm, {units['px']} none (for example {_first(read, 'px')})"
+        problems.append(Problem(str(dataset.root), what, "state the spacing in all files or in none"))
+    if read and all(one.constant for one in read):
+        what = f"every image is constant, for example {read[0].case}: {read[0].image[0].min:g}"
+        problems.append(Problem(str(dataset.root), what, "export the images again"))
+
+
+def _first(surveys: Sequence[Survey], unit: str) -> str:
+    return next(one.case for one in surveys if one.unit == unit)
 
 
 def _usual(values: Sequence[int]) -> int:
@@ -203,7 +186,7 @@ def _compare_copies(dataset: Dataset, surveys: Sequence[Survey], problems: list[
     """The same image twice: in two sets of a split the figures would be wrong, in one set it is only odd."""
     copies: dict[str, list[str]] = {}
     for one in surveys:
-        if one.digest:
+        if one.digest and not one.constant:  # empty slices are alike, and no leak
             copies.setdefault(one.digest, []).append(one.case)
     same = [cases for cases in copies.values() if len(cases) > 1]
     by_id = {case.id: case for case in dataset.cases}

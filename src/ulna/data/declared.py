@@ -89,7 +89,9 @@ def _skipping(by_value: Mapping[int, str]) -> _NonsenseError:
     skipped = "below 0" if min(by_value) < 0 else _listed(missing)
     what = f"declares the label values {_listed(sorted(by_value))}, which skip {skipped}"
     if set(by_value) == {0, 255}:
-        return _NonsenseError(what, f'write {{"1": {json.dumps(by_value[255])}}}; masks of 0 and 255 are read as 0 and 1')
+        return _NonsenseError(
+            what, f'write {{"1": {json.dumps(by_value[255])}}}; masks of 0 and 255 are read as 0 and 1'
+        )
     return _NonsenseError(what)
 
 

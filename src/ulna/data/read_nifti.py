@@ -22,6 +22,7 @@ from ulna.data.source import fault, suffix_of
 from ulna.volume import Volume
 
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}
+_AGAIN = "copy or download the file again"
 LARGEST_GZIP_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
 _CHUNK = 1 << 22
 
@@ -45,7 +46,10 @@ def read_nifti(path: Path) -> Volume:
         if dtype.kind not in "iuf":
             raise fault(path, f"holds values of type {dtype}", "save it with integer or real values")
         expected = math.prod(shape) * dtype.itemsize
-        offset = max(int(header["vox_offset"]), len(start) + 4)  # four bytes say whether extensions follow
+        begin = float(header["vox_offset"])
+        if not math.isfinite(begin):
+            raise fault(path, f"has a header that is damaged (its data begin at byte {begin})", _AGAIN)
+        offset = max(int(begin), len(start) + 4)  # four bytes say whether extensions follow
         _check_promise(path, offset + expected, size, shape)
         _skip(stream, offset - len(start))
         raw = _read_up_to(stream, expected)
@@ -56,7 +60,8 @@ def read_nifti(path: Path) -> Volume:
     array = np.frombuffer(raw, dtype=dtype).reshape(shape, order="F")
     array = _scaled(array.reshape((*spatial, channels), order="F"), header)
     affine, spacing = _geometry(path, header, len(spatial))
-    meta = {"format": "nifti", "suffix": suffix_of(path), "header": header, "file_size": _file_size(shape)}
+    notes = _disagreement(header, spacing)
+    meta = {"format": "nifti", "suffix": suffix_of(path), "header": header, "file_size": shape[:3], "notes": notes}
     return Volume(np.ascontiguousarray(np.moveaxis(array, -1, 0)), spacing, "mm", affine, path, meta)
 
 
@@ -123,10 +128,6 @@ def _axes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
     return spatial, math.prod(shape[3:])
 
 
-def _file_size(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:3]
-
-
 def _check_promise(path: Path, promised: int, size: int, shape: tuple[int, ...]) -> None:
     """Refuse a header that promises what its file cannot hold, before memory is taken for it."""
     most = size * LARGEST_GZIP_RATIO if suffix_of(path) == ".nii.gz" else size
@@ -166,11 +167,11 @@ def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.fl
     except Exception as error:  # nibabel raises many types here
         raise fault(path, f"has an orientation that cannot be read ({_said(error)})", remedy) from None
     scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
-    zooms = [float(z) for z in header.get_zooms()[:3]]
-    if not np.isfinite(affine).all() or not all(math.isfinite(z) for z in zooms):
+    if not np.isfinite(affine).all():
         raise fault(path, "has an orientation that is not finite", remedy)
     affine[:3] *= scale
-    spacing = tuple(z * scale for z in zooms[:spatial_dims])
+    norms = np.linalg.norm(affine[:3, :spatial_dims], axis=0)
+    spacing = tuple(float(f"{norm:.6g}") for norm in norms)  # the header holds seven digits
     if min(spacing) <= 0:
         raise fault(path, f"has a voxel size of {spacing}", remedy)
     lengths = np.linalg.svd(affine[:3, :spatial_dims], compute_uv=False)  # 2D files may leave the third axis empty
@@ -179,16 +180,36 @@ def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.fl
     return affine, spacing
 
 
+def _disagreement(header: Any, spacing: tuple[float, ...]) -> tuple[str, ...]:
+    scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    stated = [float(zoom) * scale for zoom in header.get_zooms()[: len(spacing)]]
+    if all(abs(zoom - s) <= 0.01 * s for zoom, s in zip(stated, spacing, strict=True)):
+        return ()
+    said, used = (" x ".join(f"{value:.4g}" for value in values) for values in (stated, spacing))
+    return (f"header spacing {said} differs from the affine {used}; the affine is used",)
+
+
+def _header_for(like: Volume) -> Any:
+    """A header for a volume that came from no NIfTI file but has an affine."""
+    header = Nifti1Header()
+    header.set_data_shape((*like.size, 1)[:3])
+    header.set_sform(like.affine, code="aligned")
+    header.set_qform(like.affine, code="aligned", strip_shears=True)
+    header.set_xyzt_units("mm")
+    return header
+
+
 def write_nifti(path: Path, maps: NDArray[Any], like: Volume) -> None:
-    """Write (*S) or (K, *S) with the header of `like`: orientation, its codes and units."""
-    header = like.meta["header"].copy()
+    """Write (*S) or (K, *S) with the header of `like` (orientation, its codes and units), or one made of its affine."""
+    header = like.meta["header"].copy() if "header" in like.meta else _header_for(like)
     header.extensions.clear()  # may hold the patient's name
     header.set_slope_inter(1, 0)
+    header["vox_offset"] = 0  # wherever the input's data began
     for field in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
         header[field] = 0
     header["intent_name"] = header["descrip"] = b""
     header.set_data_dtype(maps.dtype)
-    spatial = like.meta["file_size"]
+    spatial = like.meta.get("file_size", (*like.size, 1)[:3])
     array = maps.reshape(spatial) if maps.ndim == like.spatial_dims else np.moveaxis(maps, 0, -1)
     if maps.ndim > like.spatial_dims:  # channels stand on the fourth axis, also for a 2D image
         array = array.reshape((*spatial, *[1] * (3 - len(spatial)), maps.shape[0]))

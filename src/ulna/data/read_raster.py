@@ -25,6 +25,7 @@ from ulna.volume import Volume
 
 MOST_PIXELS = 1_000_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION = 0x0112  # of EXIF
 _AGAIN = "copy or download the file again"
 _PLUG_IN: dict[str, Callable[[IO[bytes]], Image.Image]] = {
     "PNG": PngImageFile,
@@ -61,8 +62,16 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
         said = str(error) or type(error).__name__
         what = "is cut short" if "truncated" in said.lower() else "is damaged"
         raise fault(path, f"{what} ({said})", _AGAIN) from None
+    depth, kind_of_png = (data[24], data[25]) if kind == "PNG" else (8, 0)
+    if as_labels and depth == 16 and kind_of_png != 0:
+        what = "has 16 bits per colour, of which only 8 can be read"
+        raise fault(path, what, "save the label map as grey PNG of 8 or 16 bits")
     array = plain_values(picture, as_labels, notes)
-    if picture.mode in ("RGB", "RGBA") and "16" in raw_mode:
+    if as_labels and kind_of_png == 0 and depth in (2, 4):
+        array = array // (255 // (2**depth - 1))  # Pillow stretches grey to 0..255
+    if _orientation(picture) not in (0, 1):
+        notes.append(f"EXIF orientation {_orientation(picture)} is not applied; masks lie on the stored pixels")
+    if picture.mode in ("RGB", "RGBA", "LA") and "16" in raw_mode:
         notes.append("has 16 bits per colour, of which the upper 8 are read")
     meta = {"format": "raster", "suffix": path.suffix.lower(), "notes": tuple(notes)}
     return Volume(array, (1.0, 1.0), "px", None, path, meta)
@@ -99,6 +108,13 @@ def _check_whole(path: Path, data: bytes, kind: str) -> None:
         if name == b"IEND":
             return
         at = end
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises many types on damaged EXIF, which says nothing about the pixels
+        return 1
 
 
 def plain_values(picture: Image.Image, as_labels: bool, notes: list[str]) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its faults ar
 _AGAIN = "copy or download the file again"
 _MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_CMYK = 5
+_ALPHA = (1, 2)  # of the tag ExtraSamples: opacity, associated or not
 _PRINT_DPI = (72, 96, 100, 150, 200, 300, 600, 1200)
 
 
@@ -47,11 +50,13 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
             if len(file.series) > 1:
                 notes.append(f"holds {len(file.series)} pictures, the first is read")
             _check_whole(path, series, size)
+            if series.keyframe.photometric == _CMYK:
+                raise fault(path, "is CMYK, the colours of print", "save it as RGB or grey")
             array, axes = _decoded(path, series), series.axes
             array, axes = _expanded(array, axes, series.keyframe, as_labels, notes)
             spacing = _spacing(file, series.keyframe)
             resolution = _resolution(series.keyframe)
-            array = _channels_first(path, array, axes, notes)
+            array = _channels_first(path, array, axes, series.keyframe.extrasamples, notes)
     except DataError:
         raise
     except Exception as error:  # tifffile raises nearly every type on damaged files
@@ -141,6 +146,8 @@ def _decoded(path: Path, series: Any) -> NDArray[Any]:
 
 def _expanded(array: NDArray[Any], axes: str, page: Any, as_labels: bool, notes: list[str]) -> tuple[NDArray[Any], str]:
     array = array.astype(np.uint8) if array.dtype == bool else array
+    if as_labels and page.photometric == 0 and page.bitspersample == 1:
+        array = 1 - array  # "white is zero": 1 is drawn black, and every other program reads it as 0
     if page.photometric == 3 and page.colormap is not None and not as_labels:
         notes.append("has a palette, read as colour")
         colours = np.asarray(page.colormap >> 8, dtype=np.uint8)  # (3, 256), 16 bits
@@ -148,7 +155,7 @@ def _expanded(array: NDArray[Any], axes: str, page: Any, as_labels: bool, notes:
     return array, axes
 
 
-def _channels_first(path: Path, array: NDArray[Any], axes: str, notes: list[str]) -> NDArray[Any]:
+def _channels_first(path: Path, array: NDArray[Any], axes: str, extra: Sequence[int], notes: list[str]) -> NDArray[Any]:
     """(C, *S): S (samples) and C (channels) become the channels, Z or any unnamed run of pages the depth."""
     keep = [i for i, axis in enumerate(axes) if array.shape[i] > 1 or axis in "YX"]
     array, axes = array.reshape([array.shape[i] for i in keep]), "".join(axes[i] for i in keep)
@@ -160,10 +167,11 @@ def _channels_first(path: Path, array: NDArray[Any], axes: str, notes: list[str]
     array = array.transpose(order)
     if not colour:
         return array[None]
-    if colour == ["S"] and array.shape[0] in (2, 4):
-        notes.append("has an alpha channel, dropped")
-        return array[:-1]
-    return array
+    if colour != ["S"] or not any(kind in _ALPHA for kind in extra):
+        return array
+    notes.append("has an alpha channel, dropped")
+    first = array.shape[0] - len(extra)
+    return array[[i for i in range(array.shape[0]) if i < first or extra[i - first] not in _ALPHA]]
 
 
 def _resolution(page: Any) -> tuple[float, float, int] | None:
@@ -202,6 +210,15 @@ def _millimetres(unit: object) -> float | None:
     return _MM.get(re.sub(r"^(millimeter|millimetre)s?$", "mm", re.sub(r"^(micrometer|micrometre)s?$", "um", name)))
 
 
+def _positive(text: str | None) -> float:
+    """A length that can be one, else 0."""
+    try:
+        value = float(text or 0)
+    except ValueError:
+        return 0.0
+    return value if 0 < value < math.inf else 0.0
+
+
 def _ome_spacing(text: str) -> tuple[float | None, float, float] | None:
     try:
         pixels = next((e for e in ElementTree.fromstring(text).iter() if e.tag.endswith("Pixels")), None)
@@ -211,7 +228,7 @@ def _ome_spacing(text: str) -> tuple[float | None, float, float] | None:
     for axis in "ZYX":
         size = pixels.get(f"PhysicalSize{axis}") if pixels is not None else None
         unit = _millimetres(pixels.get(f"PhysicalSize{axis}Unit", "um")) if pixels is not None else None
-        sizes.append(float(size) * unit if size and unit else None)
+        sizes.append(_positive(size) * unit if _positive(size) and unit else None)
     z, y, x = sizes
     return (z, y, x) if y and x else None
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
-from ulna.data.read import encode_labels, value_counts
+from ulna.data.read import encode_labels, value_counts, without_colour
 from ulna.errors import DataError, Problem
 from ulna.progress import track
 from ulna.recipe import Labels
@@ -52,7 +53,7 @@ class Survey:
         image: one entry per channel, over all finite values.
         foreground: the same over all labelled pixels or voxels; empty where there are none.
         foreground_values: (C, n), up to 1000 foreground values of every channel, evenly spread.
-        digest: of the bytes of the image (file or row), hexadecimal sha256.
+        digest: of shape, type and values of the image, hexadecimal sha256.
         problems: what is wrong.
         notes: what the reader changed or passed over.
     """
@@ -78,6 +79,11 @@ class Survey:
         """2 or 3; 0 where the image could not be read."""
         return len(self.size)
 
+    @property
+    def constant(self) -> bool:
+        """Whether every channel holds one value only (and more than one pixel)."""
+        return bool(self.image) and math.prod(self.size) > 1 and all(one.min == one.max for one in self.image)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; the foreground values are left out."""
         values = asdict(self)
@@ -97,7 +103,7 @@ def survey(case: Case, labels: Labels | None) -> Survey:
     image = _tried(case.read_image, case.images[0], problems)
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
-        facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(case, image)}
+        facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(image)}
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
@@ -108,7 +114,19 @@ def survey(case: Case, labels: Labels | None) -> Survey:
         facts["notes"] = (*facts.get("notes", ()), *reference.meta.get("notes", ()))
         if image is not None and _same_grid(case, image, reference, problems) and classes is not None:
             facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
-    return Survey(case=case.id, problems=tuple(problems), **facts)
+    found = Survey(case=case.id, problems=tuple(problems), **facts)
+    return _judged_constant(case, found) if found.constant else found
+
+
+def _judged_constant(case: Case, found: Survey) -> Survey:
+    """A blank image is common at the ends of a scan; with something labelled in it, it is a fault."""
+    name = "the image" if found.channels == 1 else "every channel of the image"
+    what = f"{name} is constant, every value is {found.image[0].min:g}"
+    if not any(value > 0 for value in found.label_values):
+        return replace(found, notes=(*found.notes, what))
+    remedy = "export the image again, or take the case out"
+    problem = Problem(str(case.images[0]), f"{what}, and its label map has foreground", remedy)
+    return replace(found, problems=(*found.problems, problem))
 
 
 def survey_all(dataset: Dataset, workers: int = 0) -> list[Survey]:
@@ -131,17 +149,11 @@ def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) 
     return None
 
 
-def _digest(case: Case, image: Volume) -> str:
-    """Of the files as they are, so that copies are found; of the pixels for a row of an npz."""
-    digest = hashlib.sha256()
-    for source in case.images:
-        if source.row is None:
-            with source.path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-        else:
-            digest.update(repr((image.array.shape, image.array.dtype.str)).encode())
-            digest.update(image.array.tobytes())
+def _digest(image: Volume) -> str:
+    """Of shape, type and values, so that a copy in another container is found."""
+    array = np.ascontiguousarray(image.array)
+    digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
+    digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 
@@ -161,11 +173,6 @@ def _intensities(case: Case, image: Volume, problems: list[Problem]) -> list[Int
         if not values.size:
             continue
         found.append(_intensity(values))
-        if found[-1].min == found[-1].max and values.size > 1 and image.channels == 1:
-            what = f"{name} is constant, every value is {found[-1].min:g}"
-            problems.append(Problem(where, what, "export the image again, or take the case out"))
-    if image.channels > 1 and len(found) == image.channels and all(one.min == one.max for one in found):
-        problems.append(Problem(where, "every channel is constant", "export the image again, or take the case out"))
     return found
 
 
@@ -198,7 +205,7 @@ def _label_values(
             counts |= {k + 1: int(np.count_nonzero(one)) for k, one in enumerate(classes)}
             return {value: count for value, count in counts.items() if count}, stretched, classes
         return {int(value): count for value, count in value_counts(classes).items()}, stretched, classes
-    where = str(reference.path)
+    where, array = str(reference.path), without_colour(reference)
     if array.shape[0] != 1:
         what = f"holds {array.shape[0]} label maps"
         problems.append(Problem(where, what, "save one map, or name the classes in classes.json with mode multilabel"))

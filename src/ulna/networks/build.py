@@ -56,7 +56,12 @@ def build(
     architecture = named(name).replaced(**changes)
     if "up" in changes and not _upsamples(wire(architecture)):
         raise UsageError(f"topology {architecture.topology!r} never upsamples; leave up= out")
-    shape: dict[str, Any] = {"in_channels": in_channels, "classes": classes, "spatial_dims": spatial_dims, "multilabel": multilabel}
+    shape: dict[str, Any] = {
+        "in_channels": in_channels,
+        "classes": classes,
+        "spatial_dims": spatial_dims,
+        "multilabel": multilabel,
+    }
     if parameters is not None:
         architecture = match_width(architecture, parameters, **shape)
     return from_architecture(architecture, generator=generator, **shape)

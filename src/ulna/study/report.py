@@ -108,7 +108,7 @@ def write_report(
         "measures": _headings(scores),
         "table": _table(scores),
         "unit": scores.get("unit", "px"),
-        "tolerance": _brief(scores.get("tolerance")),
+        "tolerance": f"{_brief(scores.get('tolerance'))} {scores.get('tolerance_unit', scores.get('unit', 'px'))}",
         "curves": _curves(run / "metrics.csv"),
         "groups": _groups(cases),
         "classes": _classes(scores),
@@ -149,8 +149,9 @@ def _tiles(scores: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[
 
 
 def _headings(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
-    unit, tolerance = scores.get("unit", "px"), _brief(scores.get("tolerance"))
-    remark = {"hd95": unit, "assd": unit, "nsd": f"≤ {tolerance} {unit}"}
+    unit = scores.get("unit", "px")
+    tolerance = f"{_brief(scores.get('tolerance'))} {scores.get('tolerance_unit', unit)}"
+    remark = {"hd95": unit, "assd": unit, "nsd": f"≤ {tolerance}"}
     return [(name, remark.get(key, "")) for key, name in MEASURES.items()]
 
 
@@ -276,12 +277,13 @@ def _reasons(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _facts(summary: Mapping[str, Any], run: Path, predictions: Path) -> list[tuple[str, str]]:
-    versions = summary.get("versions") or {}
+    versions = summary.get("versions")
+    versions = versions if isinstance(versions, Mapping) else {}
     memory = summary.get("peak_memory_mb")
     return [
         ("Data", str(summary.get("data") or DASH)),
-        ("Run", str(run)),
-        ("Predictions", str(predictions)),
+        ("Run", run.resolve().name),  # names alone: the page is passed on, a path tells who made it
+        ("Predictions", predictions.resolve().name),
         ("Validation Dice", _number(summary.get("val_dice"), 3)),
         ("Device", str(summary.get("device") or DASH)),
         ("Peak memory", f"{_number(float(memory), 0)} MB" if isinstance(memory, int | float) else DASH),

@@ -93,14 +93,14 @@ def train(
         fixed = {"--model": model, "--seed": seed, "--fold": fold, "--recipe": recipe, "--set": tuple(set) or None}
         given = [flag for flag, value in fixed.items() if value is not None]
         if given:
-            raise UsageError(f"{', '.join(given)}: a run goes on as it began; with --resume only --epochs and --max-hours change")
+            raise UsageError(
+                f"{', '.join(given)}: a run goes on as it began; with --resume only --epochs and --max-hours change"
+            )
         folder = _existing(out)
         chosen, plan, split = _stored(folder, epochs=epochs, max_hours=max_hours)
         dataset, notes = Dataset.from_folder(data), ()
     else:
-        chosen = choose(
-            model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set
-        )
+        chosen = choose(model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set)
         folder = _new(data, chosen.model, out)
         _validate(chosen)
         dataset, plan, split, notes = _prepare(data, chosen)
@@ -109,7 +109,9 @@ def train(
     with _logged_to(folder / "log.txt"):
         for note in notes:
             log.info("note: %s", note)
-        state, parameters = _train(folder, data, dataset, split, chosen, plan, go_on=resume, extended=epochs is not None)
+        state, parameters = _train(
+            folder, data, dataset, split, chosen, plan, go_on=resume, extended=epochs is not None
+        )
         summary = _summarise(folder, data, dataset, split, chosen, plan, state, parameters)
     return Run(folder, summary)
 
@@ -305,7 +307,9 @@ def _summarise(
         "data_fingerprint": plan.fingerprint.get("digest"),
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")}
         | {"python": platform.python_version()},
-        "command": shlex.join(["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"]),
+        "command": shlex.join(
+            ["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"]
+        ),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
     figures.panels([*worst, *best], folder / "figures" / f"{part}.png")
