@@ -88,7 +88,7 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     data = make_nuclei(out / "data", count=20 if quick else 60)
     check(data).raise_if_bad()
     epochs = 5 if quick else 25
-    run = train(data, model="unetpp", out=out / "run", epochs=epochs, max_hours=0.055, seed=0, set=SMALL)
+    run = train(data, model="unetpp", out=out / "run", epochs=epochs, max_hours=0.035, seed=0, set=SMALL)
     masks = predict(run.folder, data, out=out / "predictions", split="test")
     evaluation = evaluate(masks.folder, data, out=out / "evaluation")
     cases = _report_cases(data, masks.folder, evaluation.rows)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.classes import classes_found
 from ulna.data.masks import Masks, find_masks
-from ulna.data.read import encode_labels, read_labels, value_counts
+from ulna.data.read import encode_labels, read_labels, value_counts, without_colour
 from ulna.data.source import Source, fault
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import write_text
@@ -95,7 +96,7 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
         )
     if extra:
         log.info("note: %d masks have no reference and are left out: %s", len(extra), _some(extra))
-    names = _classes(about, references, predicted)
+    names = _classes(about, references, predicted, labels)
     problems: list[Problem] = []
 
     def pairs() -> Iterator[tuple[str, NDArray[Any], NDArray[Any], Volume]]:
@@ -218,21 +219,19 @@ def _about(predictions: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _classes(about: dict[str, Any], references: Masks, predicted: Masks) -> Labels:
+def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:
     """The classes as `predict` wrote them down, as a data set declares them, or as many as the masks hold."""
     if "labels" in about:
         return parse(Labels, about["labels"], source="predict.json")
     declared = references.labels or predicted.labels
     if declared is not None:
         return declared
-    highest = 1
-    for source in (*references.sources.values(), *predicted.sources.values()):
-        values = value_counts(read_labels(source).array)
-        if not set(values) <= {0, 255}:
-            highest = max(highest, int(max(values)))
-    if highest == 1:
-        return Labels()
-    return Labels(names=("background", *(f"class {value}" for value in range(1, highest + 1))))
+    values = {
+        f"{kind} {name}": value_counts(without_colour(read_labels(source)))
+        for kind, masks in (("reference", references), ("prediction", predicted))
+        for name, source in masks.sources.items()
+    }
+    return classes_found(values, where)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split
@@ -17,6 +18,7 @@ from ulna.files import write_text
 from ulna.networks.build import levels as levels_of
 from ulna.networks.build import named, validate, widths
 from ulna.networks.catalog import NAMED
+from ulna.networks.cost import count_gmacs
 from ulna.recipe import Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
@@ -25,6 +27,8 @@ WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
 BATCH_VOXELS = {2: 16 * 96 * 96 * 4, 3: 2 * 96 * 96 * 96}
 LARGEST_BATCH = {2: 8, 3: 4}
 LARGEST_PATCH = {2: 512 * 512, 3: 96 * 96 * 96}
+# What a forward pass of a training step may cost where there is no GPU.
+STEP_GMACS = 17.0
 # The deepest map keeps at least this many pixels along an axis.
 SMALLEST_MAP = 4
 
@@ -96,7 +100,8 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     patch = _patch(size, space, recipe, dims, reasons)
     strides = _strides(patch, space, recipe.architecture, dims, reasons)
     patch = _rounded(patch, strides, recipe, reasons)
-    batch = _batch(patch, data["cases"], recipe, dims, reasons)
+    work = _work(resolved(recipe.architecture, strides, dims), patch, data["channels"], labels)
+    batch = _batch(patch, work, data["cases"], recipe, dims, reasons)
     mirror = tuple(range(dims)) if recipe.augmentation.flip > 0 else ()
     reasons["mirror_axes"] = (
         "flips along every axis: no structure is named left or right" if mirror else "no flips: augmentation.flip is 0"
@@ -125,22 +130,29 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     )
 
 
+def resolved(
+    architecture: Architecture, strides: tuple[tuple[int, ...], ...], spatial_dims: int
+) -> Architecture:
+    """The architecture with widths and strides of every level stated, so that it can be built as it is."""
+    channels = widths(architecture, spatial_dims)[: len(strides) + 1]
+    return architecture.replaced(channels=channels, strides=strides, levels=None)
+
+
 def resolve(recipe: Recipe, plan: Plan) -> Architecture:
-    """The architecture with what planning fixed: widths and strides of every level, so that it can be built as it is.
+    """The architecture with what planning fixed.
 
     Raises:
         UsageError: if the network cannot be built for these data.
     """
-    channels = widths(recipe.architecture, plan.spatial_dims)[: plan.levels]
-    resolved = recipe.architecture.replaced(channels=channels, strides=plan.strides, levels=None)
+    architecture = resolved(recipe.architecture, plan.strides, plan.spatial_dims)
     validate(
-        resolved,
+        architecture,
         in_channels=plan.in_channels,
         classes=plan.labels.outputs,
         spatial_dims=plan.spatial_dims,
         multilabel=plan.labels.multilabel,
     )
-    return resolved
+    return architecture
 
 
 def plan(
@@ -297,18 +309,32 @@ def _rounded(
     return rounded
 
 
-def _batch(patch: tuple[int, ...], cases: int, recipe: Recipe, dims: int, reasons: dict[str, str]) -> int:
+def _work(architecture: Architecture, patch: tuple[int, ...], channels: int, labels: Labels) -> float:
+    """GMACs of one forward pass over one patch."""
+    network = validate(architecture, in_channels=channels, classes=labels.outputs, spatial_dims=len(patch))
+    return count_gmacs(network, patch)
+
+
+def _batch(
+    patch: tuple[int, ...], work: float, cases: int, recipe: Recipe, dims: int, reasons: dict[str, str]
+) -> int:
     if recipe.planning.batch is not None:
         reasons["batch"] = f"{recipe.planning.batch}: fixed by the recipe"
         return recipe.planning.batch
     room = BATCH_VOXELS[dims]
     if recipe.planning.memory_gb is not None:
         room = int(room * recipe.planning.memory_gb / 6)
-    batch = max(1, min(LARGEST_BATCH[dims], room // math.prod(patch), max(2, cases // 4)))
-    reasons["batch"] = (
-        f"{batch}: at most {LARGEST_BATCH[dims]}, {room:,} voxels in a batch, and a quarter of the {cases} cases"
-    )
-    return batch
+    limits = {
+        "the most that is useful": LARGEST_BATCH[dims],
+        f"the memory for {room:,} voxels": room // math.prod(patch),
+        f"a quarter of the {cases} training cases": max(2, cases // 4),
+    }
+    if not torch.cuda.is_available():
+        # where computing is the limit, several small steps teach more in an hour than one large one
+        limits[f"a step of {STEP_GMACS:g} GMACs at {work:.2g} an image, on a CPU"] = max(2, int(STEP_GMACS / work))
+    why, batch = min(limits.items(), key=lambda limit: limit[1])
+    reasons["batch"] = f"{max(1, batch)}: {why}"
+    return max(1, batch)
 
 
 def _turn_axes(

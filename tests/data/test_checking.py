@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ulna.data.checking import check, inspect
+from ulna.data.classes import classes_found
 from ulna.data.dataset import Dataset
 from ulna.data.survey import survey, survey_all
 from ulna.errors import DataError
@@ -181,8 +182,10 @@ def test_channels_and_dimensions_must_agree(tmp_path):
     save(root / "images" / "v.nii.gz", pixels(1, *VOLUME))
     save(root / "labels" / "v.nii.gz", half(1, VOLUME))
     report = check(root)
-    assert whats(report) == ["has 3 channels, most cases have 1", "is 3D, most cases are 2D"]
-    assert "1 cases state a spacing in mm, 3 none" in report.notes
+    assert whats(report)[:2] == ["has 3 channels, most cases have 1", "is 3D, most cases are 2D"]
+    units = report.problems[2]
+    assert units.what == "1 cases state a spacing in mm, 3 none (for example c0)" and len(report.problems) == 3
+    assert units.remedy == "state the spacing in all files or in none"
 
 
 def test_declared_channels_must_be_there(tmp_path):
@@ -198,6 +201,54 @@ def test_copies_in_two_sets_are_a_problem_and_in_one_set_a_note(tmp_path):
     shutil.copy(root / "images" / "c0.png", root / "images" / "c3.png")
     crossing = check(root)
     assert whats(crossing) == ["is the same image as c0 of train, and stands in val"]
+
+
+def test_copies_in_another_container_are_found(tmp_path):
+    save(tmp_path / "images" / "a.png", pixels(1))
+    Image.fromarray(pixels(1)).save(tmp_path / "images" / "b.bmp")
+    for name in "ab":
+        save(tmp_path / "labels" / f"{name}.png", half())
+    assert any("1 images stand more than once, for example a and b" in note for note in check(tmp_path).notes)
+
+
+def test_a_blank_image_is_a_fault_only_with_foreground_or_if_all_are_blank(tmp_path):
+    root = png_set(tmp_path, [half(), half(0), half(0)], splits={"train": ["c0", "c1"], "val": ["c2"]})
+    for name in ("c1", "c2"):
+        save(root / "images" / f"{name}.png", np.full((8, 9), 7, np.uint8))
+    report = check(root)
+    assert report.ok and "2 cases, for example c1: the image is constant, every value is 7" in report.notes
+    save(root / "labels" / "c1.png", half())
+    assert whats(check(root)) == ["the image is constant, every value is 7, and its label map has foreground"]
+    save(root / "images" / "c0.png", np.full((8, 9), 9, np.uint8))
+    assert "every image is constant, for example c0: 9" in whats(check(root))
+
+
+def test_grey_labels_stored_as_colour_are_one_map(tmp_path):
+    root = png_set(tmp_path, [np.repeat(half()[..., None], 3, axis=-1)])
+    assert check(root).ok and check(root).surveys[0].label_values == {0: 45, 1: 27}
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ([{0: 9, 5: 1}], r"the label values found are 0, 5 \(1, 2, 3, 4 never; 5 in case c0\); name the classes"),
+        ([{0: 9, 255: 1}, {0: 9, 2: 1}], "c0: label values 0 and 255, other cases hold values up to 2"),
+        ([{0: 9, 1: 2, 255: 1}], r"found are 0, 1, 255 \(2, 3, 4, 5, 6, 7, \.\.\. never"),
+        ([{0: 9, 0.5: 1}], r"label values 0\.5 \(in case c0\) are no class indices; save the label maps with whole"),
+        ([{0: 9, float("nan"): 1}], "label values nan"),
+        ([{0: 9}, {-1: 1}], r"label values -1 \(in case c1\)"),
+        ([dict.fromkeys(range(40), 1)], "39 classes without a name"),
+    ],
+)
+def test_classes_that_values_do_not_tell(counts, text):
+    with pytest.raises(DataError, match=text):
+        classes_found({f"c{number}": one for number, one in enumerate(counts)}, "data")
+
+
+def test_classes_that_values_tell():
+    assert classes_found({"a": {0: 9, 255: 1}, "b": {0.0: 9, 1.0: 1}}, "data") == Labels()
+    assert classes_found({"a": {0: 9}}, "data") == Labels()
+    assert classes_found({"a": {0: 9, 2: 1}, "b": {1: 1}}, "data").foreground == ("class 1", "class 2")
 
 
 def test_ids_that_differ_in_case_only(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ulna.data.dataset import Dataset, split, split_hash
+from ulna.data.masks import find_masks
 from ulna.errors import DataError, UsageError
 from ulna.recipe import Labels, Split
 
@@ -243,7 +244,6 @@ def test_nnunet_finds_its_cases(tmp_path):
 @pytest.mark.parametrize(
     ("about", "text"),
     [
-        ({"numTraining": 3}, "promises 3 training cases, imagesTr holds 2; correct numTraining"),
         ({"channel_names": {"0": "a", "1": "b", "2": "c"}}, "names 3 channels, imagesTr holds 2 files per case"),
         ({"file_ending": ".nii.gz"}, "says that files end in '.nii.gz', none does"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, "declares regions"),
@@ -258,6 +258,30 @@ def test_nnunet_finds_its_cases(tmp_path):
 )
 def test_nnunet_lies(tmp_path, about, text):
     assert text in faults(nnunet(tmp_path, **about))[1]
+
+
+def test_a_wrong_number_of_cases_is_a_note(tmp_path):
+    notes = Dataset.from_folder(nnunet(tmp_path, numTraining=3)).notes
+    assert "dataset.json says numTraining 3, imagesTr holds 2 cases" in notes
+
+
+def test_listed_test_image_is_named_without_its_channel(tmp_path):
+    root = decathlon(
+        tmp_path, ["a"], test=["./imagesTs/t.png", {"image": ["imagesTs/u_0000.png", "imagesTs/u_0001.png"]}]
+    )
+    for name in ("t_0000", "t_0001", "u_0000", "u_0001"):
+        png(root / "imagesTs" / f"{name}.png")
+    dataset = Dataset.from_folder(root)
+    assert [(case.id, len(case.images)) for case in dataset.cases] == [("a", 1), ("t", 2), ("u", 2)]
+
+
+def test_absolute_paths_are_told_also_from_a_relative_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    png(tmp_path / "other" / "x_0000.png")
+    entry = {"image": str(tmp_path / "other" / "x.png"), "label": "./labelsTr/a.png"}
+    decathlon(Path("data"), ["a"], training=[entry, {"image": "a\0.png", "label": "./labelsTr/a.png"}])
+    message = faults(Path("data"))[1]
+    assert "x.png, which lies outside the folder" in message and "in place of a file name" in message
 
 
 def test_broken_dataset_json_does_not_hide_other_faults(tmp_path):
@@ -281,6 +305,79 @@ def test_broken_dataset_json_does_not_hide_other_faults(tmp_path):
 def test_classes_json(tmp_path, declared, names, multilabel):
     labels = Dataset.from_folder(pairs(tmp_path, ["a"], classes=declared)).labels
     assert (labels.names, labels.multilabel) == (names, multilabel)
+
+
+@pytest.mark.parametrize(
+    ("declared", "text"),
+    [
+        (
+            {"255": "polyp"},
+            """declares the label values [0, 255], which skip [1, 2, 3, 4, 5, 6, ...]; write {"1": "polyp"};""",
+        ),
+        ({"1": "a", "3": "b"}, "declares the label values [0, 1, 3], which skip [2]"),
+        ({"-1": "a"}, "which skip below 0"),
+        ({"99999999999": "a"}, "[0, 99999999999], which skip [1, 2, 3, 4, 5, 6, ...]"),
+        ("[" + "9" * 5000 + "]", "classes.json: cannot be read"),
+    ],
+)
+def test_classes_that_skip_values(tmp_path, declared, text):
+    assert text in faults(pairs(tmp_path, ["a"], classes=declared))[1]
+
+
+def test_ids_have_one_spelling(tmp_path):
+    apart, whole = "e\u0301", "\u00e9"
+    png(tmp_path / "images" / f"{apart}.png")
+    png(tmp_path / "labels" / f"{whole}.png", 1)
+    (tmp_path / "groups.json").write_text(json.dumps({apart: "p"}))
+    (case,) = Dataset.from_folder(tmp_path).cases
+    assert (case.id, case.group) == (whole, "p")
+
+
+def test_an_image_beside_its_own_channels_is_told(tmp_path):
+    root = pairs(tmp_path, ["A"])
+    png(root / "images" / "A_0000.png")
+    message = faults(root)[1]
+    assert "A.png: stands beside A_0000.png, both would be the case 'A'; keep the one file" in message
+
+
+def test_what_the_file_system_refuses_is_a_fault(tmp_path):
+    (tmp_path / "images").write_text("a file in place of a folder")
+    (tmp_path / "labels").mkdir()
+    assert "images: cannot be read (Not a directory); check the path and its permissions" in faults(tmp_path)[1]
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "loop: " in faults(tmp_path / "loop")[1]
+
+
+# masks
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0b"])
+def test_ids_that_cannot_be_file_names(tmp_path, name):
+    np.savez(
+        tmp_path / "a.npz", images=np.zeros((2, 6, 5), np.uint8), masks=np.ones((2, 6, 5)), ids=np.array([name, "x"])
+    )
+    assert "which cannot be a file name; give it another id" in faults(tmp_path / "a.npz")[1]
+    with pytest.raises(DataError, match="which cannot be a file name; give it another id"):
+        find_masks(tmp_path / "a.npz")
+
+
+def test_two_masks_of_one_id_are_a_fault(tmp_path):
+    mask = np.zeros((2, 6, 5), np.uint8)
+    np.savez(tmp_path / "rows.npz", masks=mask, ids=np.array(["a", "a"]))
+    with pytest.raises(DataError, match=r"rows\.npz\[1\]: has the id 'a', as .*rows\.npz\[0\] has; keep one mask"):
+        find_masks(tmp_path / "rows.npz")
+    np.savez(tmp_path / "rows.npz", masks=mask, ids=np.array(["a", "x/b"]))
+    with pytest.raises(DataError, match=r"has the id 'x/b', which cannot be a file name"):
+        find_masks(tmp_path / "rows.npz")
+    (tmp_path / "several").mkdir()
+    for name in ("one", "two"):
+        np.savez(tmp_path / "several" / f"{name}.npz", masks=mask, ids=np.array(["a", name]))
+    with pytest.raises(DataError, match=r"two\.npz\[0\]: has the id 'a', as .*one\.npz\[0\] has"):
+        find_masks(tmp_path / "several")
+    png(tmp_path / "mixed" / "a.png", 1)
+    np.savez(tmp_path / "mixed" / "rows.npz", masks=mask, ids=np.array(["a", "b"]))
+    with pytest.raises(DataError, match=r"rows\.npz\[0\]: has the id 'a', as .*a\.png has"):
+        find_masks(tmp_path / "mixed")
 
 
 # npz
@@ -309,6 +406,15 @@ def test_one_npz_brings_no_split(tmp_path):
     for dataset in (Dataset.from_folder(path), Dataset.from_folder(tmp_path)):
         assert dataset.given_splits == () and dataset.layout == "npz"
         assert [len(getattr(split(dataset, 0), name)) for name in ("train", "val", "test")] == [8, 2, 0]
+
+
+def test_one_npz_has_its_groups_and_split_beside_it(tmp_path):
+    path = arrays(tmp_path / "all.npz", 4, ids=np.array(list("abcd")))
+    (tmp_path / "groups.json").write_text(json.dumps(dict(zip("abcd", "ppqq", strict=True))))
+    (tmp_path / "splits.json").write_text(json.dumps({"train": ["a", "b"], "val": ["c", "d"]}))
+    dataset = Dataset.from_folder(path)
+    assert [case.group for case in dataset.cases] == list("ppqq")
+    assert split(dataset, 0) == Split(train=("a", "b"), val=("c", "d"))
 
 
 def test_npz_faults_come_at_once(tmp_path):
@@ -367,6 +473,18 @@ def test_val_is_taken_from_train_where_none_is_given(tmp_path):
 def test_split_faults(tmp_path, splits, text):
     groups = {case: f"p{number // 2}" for number, case in enumerate(NINE)}
     assert text in faults(pairs(tmp_path, NINE, splits=splits, groups=groups))[1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "text"),
+    [
+        ({"c0.png": "p", "c1.png": "p"}, "names 2 files in place of case ids, for example 'c0.png'; write ids without"),
+        ({"c0": "p", "images/c1.png": "p"}, "names 1 files in place of case ids, for example 'images/c1.png'"),
+        ({"x": "p", "y": "p"}, "names no case of the data set: its first entry is 'x', the first case 'c0'"),
+    ],
+)
+def test_groups_that_name_no_cases_are_told(tmp_path, groups, text):
+    assert text in faults(pairs(tmp_path, NINE, groups=groups))[1]
 
 
 def test_groups_are_never_divided(tmp_path):

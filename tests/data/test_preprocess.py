@@ -18,7 +18,7 @@ def volume(size=(6, 8, 5), spacing=(1.0, 1.0, 2.0), channels=1, seed=0):
 
 def test_on_the_grid_of_the_plan_nothing_is_resampled():
     v = volume()
-    prepared = prepare(v, make(spatial_dims=3, spacing=v.spacing, normalization=NONE))
+    prepared = prepare(v, make(spatial_dims=3, spacing=v.spacing, unit="mm", normalization=NONE))
     assert torch.equal(prepared.image, torch.from_numpy(v.array))
     assert torch.equal(restore(prepared.image, prepared.size), torch.from_numpy(v.array))
 
@@ -26,7 +26,7 @@ def test_on_the_grid_of_the_plan_nothing_is_resampled():
 def test_resampling_changes_the_size_by_the_spacing_and_comes_back():
     v = volume((8, 8, 4), (1.0, 1.0, 2.0))
     smooth = v.with_array(np.broadcast_to(np.linspace(0, 1, 8, dtype=np.float32)[:, None, None], (1, 8, 8, 4)))
-    prepared = prepare(smooth, make(spatial_dims=3, spacing=(1.0, 2.0, 1.0), normalization=NONE))
+    prepared = prepare(smooth, make(spatial_dims=3, spacing=(1.0, 2.0, 1.0), unit="mm", normalization=NONE))
     assert prepared.image.shape == (1, 8, 4, 8)
     back = restore(prepared.image, prepared.size)
     assert back.shape == (1, 8, 8, 4)
@@ -71,3 +71,16 @@ def test_zscore_of_huge_values_does_not_overflow():
 def test_an_image_that_does_not_fit_the_plan_is_refused(v, message):
     with pytest.raises(UsageError, match=message):
         prepare(v, make(spatial_dims=3, normalization=NONE))
+
+
+def test_a_grid_in_mm_needs_an_image_that_states_its_spacing():
+    plan = make(spacing=(0.5, 0.5), unit="mm", normalization=NONE)
+    with pytest.raises(UsageError, match="its spacing is in px"):
+        prepare(Volume(np.zeros((1, 8, 8), np.float32), (1.0, 1.0)), plan)
+
+
+def test_values_that_are_not_finite_are_refused():
+    array = np.zeros((1, 4, 4), np.float32)
+    array[0, 0, :2] = np.nan, np.inf
+    with pytest.raises(UsageError, match="2 values are NaN or infinite"):
+        prepare(Volume(array, (1.0, 1.0)), make())

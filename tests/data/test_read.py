@@ -4,6 +4,7 @@ import gzip
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -25,8 +26,9 @@ from ulna.data.read import (
     write_probabilities,
 )
 from ulna.data.read_npz import npz_contents
-from ulna.errors import DataError
+from ulna.errors import DataError, UsageError
 from ulna.recipe import Labels
+from ulna.volume import Volume, same_geometry
 
 OBLIQUE = np.array([[1.9, -0.3, 0.1, -40.0], [0.4, 1.4, 0.2, 12.5], [-0.1, 0.2, 2.9, 7.0], [0, 0, 0, 1.0]])
 
@@ -155,6 +157,46 @@ def test_probabilities_of_a_nifti_are_a_4d_nifti(tmp_path):
     assert np.array_equal(np.asarray(back.dataobj)[..., 2], values[2]) and np.allclose(back.affine, OBLIQUE, atol=1e-5)
 
 
+def test_spacing_of_a_nifti_is_that_of_its_affine(tmp_path):
+    data = bytearray(save_nifti(tmp_path / "a.nii", noise(4, 5, 6), np.diag([2.0, 3, 4, 1])).read_bytes())
+    data[80:84] = struct.pack("<f", 1.0)  # pixdim of the first axis
+    (tmp_path / "a.nii").write_bytes(data)
+    volume = image_of(tmp_path / "a.nii")
+    assert volume.spacing == (2.0, 3.0, 4.0)
+    assert volume.meta["notes"] == ("header spacing 1 x 3 x 4 differs from the affine 2 x 3 x 4; the affine is used",)
+    assert image_of(save_nifti(tmp_path / "b.nii", noise(4, 5, 6))).meta["notes"] == ()
+
+
+@pytest.mark.parametrize("begin", [np.nan, np.inf])
+def test_nifti_data_that_begin_nowhere_are_a_damaged_header(tmp_path, begin):
+    data = bytearray(save_nifti(tmp_path / "a.nii", noise(4, 5, 6)).read_bytes())
+    data[108:112] = struct.pack("<f", begin)
+    (tmp_path / "a.nii").write_bytes(data)
+    with pytest.raises(DataError, match="has a header that is damaged"):
+        image_of(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("begin", [8, 352, 1056])
+def test_labels_begin_where_they_should_wherever_the_image_began(tmp_path, begin):
+    data = bytearray(save_nifti(tmp_path / "a.nii", noise(4, 5, 6)).read_bytes())
+    data[108:112] = struct.pack("<f", begin)
+    (tmp_path / "a.nii").write_bytes(bytes(data[:352]) + bytes(max(begin - 352, 0)) + bytes(data[352:]))
+    volume = image_of(tmp_path / "a.nii")
+    assert np.array_equal(volume.array[0], noise(4, 5, 6))
+    path = write_labels(tmp_path / "mask", volume.array[0], volume)
+    assert path.stat().st_size == 352 + 120 and np.array_equal(labels_of(path).array, volume.array)
+
+
+@pytest.mark.parametrize("size", [(4, 5, 6), (4, 5)])
+def test_a_volume_with_an_affine_alone_becomes_a_nifti(tmp_path, size):
+    volume = Volume(noise(1, *size), (2.0,) * len(size), "mm", OBLIQUE)
+    path = write_labels(tmp_path / "mask", volume.array[0], volume)
+    back = nib.load(path)
+    assert path.name == "mask.nii.gz" and np.allclose(back.affine, OBLIQUE, atol=1e-5)
+    assert np.array_equal(labels_of(path).array, volume.array) and labels_of(path).size == size
+    assert write_probabilities(tmp_path / "p", noise(2, *size).astype(np.float32), volume).name == "p.nii.gz"
+
+
 @pytest.mark.parametrize("keep", [1, 2, 9, 20, 200, -4000, -100, -9, -8, -4, -1])
 def test_cut_nii_gz_is_found_at_any_length(tmp_path, keep):
     path = save_nifti(tmp_path / "a.nii.gz", noise(30, 20, 10))
@@ -253,6 +295,50 @@ def test_one_bit_palette_and_alpha(tmp_path):
     assert volume.channels == 3 and volume.meta["notes"] == ("has an alpha channel, dropped",)
 
 
+def grey_png(path, values, depth, colour=0):
+    """A PNG of any bit depth, which Pillow does not write."""
+    rows = (np.unpackbits(row[:, None].astype(np.uint8), axis=1)[:, 8 - depth :] for row in values)
+    lines = b"".join(b"\0" + np.packbits(row.ravel()).tobytes() for row in rows)
+    return png(path, struct.pack(">IIBBBBB", values.shape[1], len(values), depth, colour, 0, 0, 0), lines)
+
+
+def png(path, header, lines):
+    parts = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+        parts += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    path.write_bytes(parts)
+    return path
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_grey_png_labels_of_few_bits_keep_their_values(tmp_path, depth):
+    values = np.arange(24).reshape(3, 8) % 2**depth
+    path = grey_png(tmp_path / "a.png", values, depth)
+    assert np.array_equal(labels_of(path).array[0], values)
+    if depth > 1:
+        assert image_of(path).array.max() == values.max() * 255 // (2**depth - 1)
+
+
+@pytest.mark.parametrize(("colour", "samples"), [(2, 3), (4, 2), (6, 4)])
+def test_deep_colour_png_is_no_label_map(tmp_path, colour, samples):
+    lines = b"".join(b"\0" + noise(5 * samples * 2).tobytes() for _ in range(6))
+    path = png(tmp_path / "a.png", struct.pack(">IIBBBBB", 5, 6, 16, colour, 0, 0, 0), lines)
+    with pytest.raises(DataError, match="has 16 bits per colour, of which only 8 can be read; save the label map"):
+        labels_of(path)
+    assert "has 16 bits per colour, of which the upper 8 are read" in image_of(path).meta["notes"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_exif_orientation_is_told_and_not_applied(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise(6, 9)).save(tmp_path / f"a{suffix}", exif=exif)
+    volume = image_of(tmp_path / f"a{suffix}")
+    assert volume.size == (6, 9)
+    note = "EXIF orientation 6 is not applied; masks lie on the stored pixels"
+    assert volume.meta["notes"] == (note,)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
 @pytest.mark.parametrize("keep", [1, 5, 30, 0.5, -200, -12, -5, -2])
 def test_cut_pictures_are_found_at_any_length(tmp_path, suffix, keep):
@@ -275,8 +361,6 @@ def test_flipped_bit_in_a_png_is_found(tmp_path):
 
 
 def test_png_that_declares_a_huge_picture_is_refused(tmp_path):
-    import zlib
-
     def part(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
@@ -325,8 +409,36 @@ def test_tiff_axes(tmp_path, shape, options, expected):
     tifffile.imwrite(tmp_path / "a.tif", array, **options)
     volume = image_of(tmp_path / "a.tif")
     assert volume.array.shape == expected and volume.array.dtype == np.uint16
-    assert np.array_equal(volume.array[0].ravel()[:3], np.atleast_3d(array)[..., :3, 0].ravel()[:3]) or len(shape) > 2
-    assert sorted(volume.array.ravel()) == sorted(array[..., :3].ravel() if shape[-1] == 4 else array.ravel())
+    if options.get("photometric") == "rgb":
+        wanted = np.moveaxis(array[..., :3], -1, 0)
+    elif len(shape) == 4:  # depth, channels
+        wanted = np.moveaxis(array, 1, 0)
+    else:
+        wanted = array.reshape(expected)
+    assert np.array_equal(volume.array, wanted)
+
+
+def test_only_a_band_that_is_opacity_is_dropped_from_a_tiff(tmp_path):
+    bands = noise(6, 5, 4)
+    tifffile.imwrite(
+        tmp_path / "bands.tif", bands, photometric="minisblack", planarconfig="contig", extrasamples=[0, 0, 0]
+    )
+    assert np.array_equal(image_of(tmp_path / "bands.tif").array, np.moveaxis(bands, -1, 0))
+    tifffile.imwrite(
+        tmp_path / "grey.tif", bands[..., :2], photometric="minisblack", planarconfig="contig", extrasamples=[2]
+    )
+    assert np.array_equal(image_of(tmp_path / "grey.tif").array, bands[None, ..., 0])
+    tifffile.imwrite(tmp_path / "print.tif", bands, photometric="separated")
+    with pytest.raises(DataError, match="is CMYK, the colours of print; save it as RGB or grey"):
+        image_of(tmp_path / "print.tif")
+
+
+def test_one_bit_tiff_labels_are_read_as_pillow_shows_them(tmp_path):
+    bits = noise(6, 16, high=3) > 1
+    for kind in ("miniswhite", "minisblack"):
+        tifffile.imwrite(tmp_path / f"{kind}.tif", bits, photometric=kind)
+        with Image.open(tmp_path / f"{kind}.tif") as picture:
+            assert np.array_equal(labels_of(tmp_path / f"{kind}.tif").array[0], np.asarray(picture))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -374,6 +486,13 @@ def test_cut_tiff_is_found_at_any_length(tmp_path, options, keep):
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(DataError, match=r"a\.tif: .*; copy or download"):
         image_of(path)
+
+
+def test_ome_size_of_nothing_is_no_size(tmp_path):
+    sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 0.0, "axes": "ZYX"}
+    tifffile.imwrite(tmp_path / "a.ome.tif", noise(3, 6, 5), ome=True, photometric="minisblack", metadata=sizes)
+    volume = image_of(tmp_path / "a.ome.tif")
+    assert volume.unit == "px" and volume.spacing == (1.0, 1.0, 1.0)
 
 
 def test_multilabel_maps_of_a_png_image_go_to_a_tiff_with_channels(tmp_path):
@@ -457,6 +576,46 @@ def test_flipped_bit_in_an_npz_is_found(tmp_path):
         image_of(path, 0)
 
 
+def test_ids_of_an_npz_are_one_text_per_case(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=noise(2, 6, 5), ids=np.array([["a", "b"], ["c", "d"]]))
+    with pytest.raises(DataError, match=r"has `ids` of the shape \(2, 2\); save one id per case"):
+        npz_contents(path)
+    np.savez(path, images=noise(2, 6, 5), ids=np.array(["a", "b"], dtype=object))
+    with pytest.raises(DataError, match=r"has `ids` of type object.*; save ids with dtype=str"):
+        npz_contents(path)
+    np.savez(path, images=noise(1, 6, 5), ids=np.array(["e\u0301"]))
+    assert npz_contents(path).ids == ("\u00e9",) and case_name("e\u0301.png") == "\u00e9"
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".png", ".tif"])
+def test_an_image_is_never_overwritten_by_its_mask(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if "nii" in suffix:
+        save_nifti(path, noise(4, 5, 6))
+    else:
+        Image.fromarray(noise(6, 5)).save(path)
+    before, volume = path.read_bytes(), image_of(path)
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    for folder in (tmp_path, tmp_path / "link"):
+        with pytest.raises(UsageError, match="is the image itself; choose another folder with --out"):
+            write_labels(folder / "a", volume.array[0], volume)
+    assert path.read_bytes() == before
+
+
+def test_an_npz_of_images_is_never_overwritten_by_its_masks(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=noise(2, 6, 5))
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=r"a\.npz: is the image itself; choose another folder"):
+        write_npz_masks(path, noise(2, 6, 5), ["a", "b"])
+    with pytest.raises(UsageError, match="is the image itself"):
+        write_labels(tmp_path / "a", noise(6, 5), image_of(path, 0))
+    assert path.read_bytes() == before
+    write_npz_masks(tmp_path / "masks.npz", noise(2, 6, 5), ["a", "b"])
+    assert npz_contents(write_npz_masks(tmp_path / "masks.npz", noise(1, 6, 5), ["c"])).ids == ("c",)
+
+
 def test_masks_of_an_npz_are_read_back_by_id(tmp_path):
     masks = noise(3, 6, 5)
     path = write_npz_masks(tmp_path / "x" / "test.npz", masks, ["a", "b", "c"])
@@ -514,7 +673,15 @@ def test_multilabel_maps_overlap_and_exclusive_values_are_spread(tmp_path):
 
 def test_grey_label_map_stored_as_colour_is_one_map(tmp_path):
     Image.fromarray(np.repeat(noise(6, 5)[..., None], 3, axis=-1)).save(tmp_path / "a.png")
-    assert np.array_equal(labels_of(tmp_path / "a.png").array, noise(6, 5)[None])
+    many = Labels(names=("background", *(f"c{value}" for value in range(1, 200))))
+    assert np.array_equal(encode_labels(labels_of(tmp_path / "a.png"), many), noise(6, 5))
+
+
+def test_equal_multilabel_channels_of_a_picture_stay_channels(tmp_path):
+    maps = np.repeat((noise(6, 5) > 100).astype(np.uint8)[..., None], 3, axis=-1)
+    Image.fromarray(maps).save(tmp_path / "a.png")
+    three = Labels(names=("a", "b", "c"), multilabel=True)
+    assert np.array_equal(encode_labels(labels_of(tmp_path / "a.png"), three), np.moveaxis(maps, -1, 0))
 
 
 def test_values_are_counted_alike_by_both_ways():
@@ -531,9 +698,32 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("ulna.data.read.write_nifti", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UsageError, match=r"cannot be written \(disk full\); free space or choose another folder"):
         write_labels(tmp_path / "out" / "a", volume.array[0], volume)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.nii"]
     assert (tmp_path / "out" / "a.nii").read_bytes() == before
     with pytest.raises(ValueError, match="do not lie on the grid"):
         write_labels(tmp_path / "out" / "b", volume.array[0, :2], volume)
+
+
+def test_grids_are_compared_in_voxels_however_small(tmp_path):
+    small = Volume(noise(1, 4, 5, 6), (1e-3,) * 3, "mm", np.diag([1e-3, 1e-3, 1e-3, 1.0]))
+    half_a_voxel = np.eye(4)
+    half_a_voxel[0, 3] = 0.5
+    moved = Volume(small.array, small.spacing, "mm", small.affine @ half_a_voxel)
+    assert same_geometry(small, small) and not same_geometry(small, moved)
+
+
+def test_a_loop_of_links_is_a_fault(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: (does not exist|cannot be read)"):
+        image_of(tmp_path / "a.png")
+
+
+def test_what_cannot_be_looked_at_is_a_fault(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read \(Permission denied\); check the file"):
+        image_of(tmp_path / "a.png")

@@ -291,7 +291,7 @@ def test_a_recipe_file_changes_what_it_states_and_nothing_else(tmp_path):
 @pytest.mark.parametrize("change", ["loss.kind=dicee", "loss.heads={x9: 1}", "loss.options.smooth=abc"])
 def test_a_wrong_loss_costs_no_reading_of_data(tmp_path, monkeypatch, change):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="loss|head"):
+    with pytest.raises(UsageError, match=r"loss|head"):
         train("no/such/data", model="unet", set=(change,))
 
 
@@ -307,5 +307,6 @@ def test_json_of_every_verb_is_json(run, discs, tmp_path, capsys):
     ):
         assert cli.run([*arguments, "--json", "--quiet"]) == 0
         out, err = capsys.readouterr()
-        json.loads(out, parse_constant=lambda name: pytest.fail(f"{arguments[0]}: {name} is not JSON"))
+        assert "NaN" not in out
+        json.loads(out)
         assert err == ""

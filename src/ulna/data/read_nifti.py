@@ -171,7 +171,7 @@ def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.fl
         raise fault(path, "has an orientation that is not finite", remedy)
     affine[:3] *= scale
     norms = np.linalg.norm(affine[:3, :spatial_dims], axis=0)
-    spacing = tuple(float(f"{norm:.6g}") for norm in norms)  # the header holds seven digits
+    spacing = tuple(float(f"{norm:.7g}") for norm in norms)  # the header holds seven digits
     if min(spacing) <= 0:
         raise fault(path, f"has a voxel size of {spacing}", remedy)
     lengths = np.linalg.svd(affine[:3, :spatial_dims], compute_uv=False)  # 2D files may leave the third axis empty

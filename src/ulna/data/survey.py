@@ -153,7 +153,7 @@ def _digest(image: Volume) -> str:
     """Of shape, type and values, so that a copy in another container is found."""
     array = np.ascontiguousarray(image.array)
     digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
-    digest.update(array.reshape(-1).view(np.uint8))
+    digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
