@@ -146,3 +146,12 @@ def test_an_earlier_demo_is_cleared_of_what_demos_write_and_of_nothing_else(tmp_
     (out / "notes.txt").write_text("mine")
     _clear(out)
     assert sorted(path.name for path in out.iterdir()) == ["SYNTHETIC", "notes.txt"]
+
+
+@pytest.mark.slow
+def test_the_quick_demo_runs_from_data_to_report(tmp_path) -> None:
+    made = demo(out=tmp_path / "demo", quick=True)
+    assert made.report.stat().st_size > 50_000
+    assert "synthetic" in made.report.read_text(encoding="utf-8").lower()
+    assert (made.run / "weights.safetensors").exists()
+    demo(out=tmp_path / "demo", quick=True)  # replaces the first

@@ -108,7 +108,20 @@ def test_every_field_can_be_fixed_and_says_so():
     assert sum("fixed by the recipe" in reason for reason in plan.reasons.values()) == 4
 
 
-def test_less_memory_means_smaller_batches():
+def test_costlier_networks_take_smaller_batches_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert planned(data((96, 96))).batch == 8
+    assert planned(data((96, 96)), model="unetpp").batch == 4
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert planned(data((96, 96)), model="unetpp").batch == 8
+
+
+def test_small_data_sets_take_small_batches():
+    assert planned(data((32, 32), cases=12)).batch == 3
+
+
+def test_less_memory_means_smaller_batches(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the work of a step decides
     assert planned(data((256, 256)), "planning.memory_gb=2").batch < planned(data((256, 256))).batch
 
 

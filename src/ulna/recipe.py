@@ -60,11 +60,14 @@ def _as_strides(value: Any) -> Any:
     return tuple((step,) if isinstance(step, int) else step for step in value)
 
 
+MOST_CHANNELS = {2: 512, 3: 320}  # by spatial dimensions: the deepest levels stop widening there, as in nnU-Net
+
+
 class Architecture(Frozen):
     """A network of the family, as data: a topology, four slots and a head (ARCHITECTURE: composition).
 
     `channels` is one width per level; left out, the widths are `base_channels` doubled at every level up to
-    `max_channels` (left out: 512 in 2D, 320 in 3D, as nnU-Net has it), over `levels` levels (left out: `max_levels`,
+    `max_channels` (left out: `MOST_CHANNELS`), over `levels` levels (left out: `max_levels`,
     or fewer where planning finds the images too small). `strides` is the step from each level to the next, one number
     or one per axis; left out, planning chooses, and without a plan every step is 2.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 from ulna.blocks import nd
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
-from ulna.data.read import Source, case_name, read_image, write_labels, write_npz_masks, write_probabilities
+from ulna.data.read import Source, case_name, read_image, suffix_of, write_labels, write_npz_masks, write_probabilities
 from ulna.errors import PartialFailure, UsageError, unknown
 from ulna.files import read_tensors, write_text
 from ulna.inference.arithmetic import choose_precision, default_device
@@ -134,6 +134,8 @@ class Segmenter:
     def _volume(self, image: Any) -> Volume:
         if isinstance(image, Volume):
             return image
+        if isinstance(image, str | Path) and suffix_of(image) == ".npz":
+            raise UsageError(f"{image}: holds many images; predict it with `ulna predict`, or give one as an array")
         if isinstance(image, str | Path):
             return read_image([Source(Path(image))])
         array, dims, channels = np.asarray(image), self.plan.spatial_dims, self.plan.in_channels

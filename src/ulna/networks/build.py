@@ -16,7 +16,7 @@ from ulna.networks.catalog import NAMED
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network, Stage
 from ulna.networks.wiring import TOPOLOGIES, Node, Wiring
-from ulna.recipe import Architecture, Slot, parse
+from ulna.recipe import MOST_CHANNELS, Architecture, Slot, parse
 
 
 def build(
@@ -155,7 +155,7 @@ def widths(architecture: Architecture, spatial_dims: int) -> tuple[int, ...]:
     """Channels at every level, finest first."""
     if architecture.channels is not None:
         return architecture.channels
-    most = architecture.max_channels or (512 if spatial_dims == 2 else 320)
+    most = architecture.max_channels or MOST_CHANNELS[spatial_dims]
     return tuple(min(architecture.base_channels * 2**level, most) for level in range(levels(architecture)))
 
 

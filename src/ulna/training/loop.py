@@ -33,7 +33,7 @@ from ulna.networks.network import Network
 from ulna.progress import bar
 from ulna.recipe import Plan, Recipe
 from ulna.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
-from ulna.training.samples import Batches, PreparedCases, Samples
+from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +125,7 @@ class Loop:
         self.val = val
         count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
-        workers = recipe.training.workers
-        if workers is None:
-            workers = 0 if device == "cpu" else 4
+        workers = worker_count(recipe.training.workers, device)
         self.loader = DataLoader(
             samples,
             batch_sampler=self.batches,  # type: ignore[arg-type]

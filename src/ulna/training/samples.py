@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,15 +26,16 @@ class PreparedCases:
         cases: labelled cases.
         plan: how to prepare them.
         on_grid: references on the plan's grid, as training wants them; else on their own, as validation does.
-        keep_bytes: how much may be kept; None is two fifths of what the machine has free.
+        keep_bytes: how much may be kept; None is a quarter of what is free now.
+        copies: processes that keep cases of their own, and share that memory.
     """
 
     def __init__(
-        self, cases: Sequence[Case], plan: Plan, *, on_grid: bool = True, keep_bytes: int | None = None
+        self, cases: Sequence[Case], plan: Plan, *, on_grid: bool = True, keep_bytes: int | None = None, copies: int = 1
     ) -> None:
         self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
         self._kept: dict[int, tuple[Prepared, Tensor]] = {}
-        self._room = _free_memory() * 2 // 5 if keep_bytes is None else keep_bytes
+        self._room = (_free_memory() // 4 if keep_bytes is None else keep_bytes) // max(1, copies)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -90,8 +93,20 @@ class Batches:
             yield keys[step * self.batch : (step + 1) * self.batch]
 
 
+def worker_count(wanted: int | None, device: str) -> int:
+    """Processes that load samples: none beside a CPU, which computes anyway; four beside a GPU."""
+    if wanted is not None:
+        return wanted
+    return 0 if device == "cpu" else 4
+
+
 def _free_memory() -> int:
+    """Bytes that this process may still take: of the machine, or of the container where that allows less."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # not every system tells
-        return 4 * 2**30
+        free = 4 * 2**30
+    folder = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        free = min(free, int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
+    return max(free, 0)

@@ -28,6 +28,7 @@ from ulna.data.splitting import split_hash
 from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import read_tensors, write_text
+from ulna.inference.arithmetic import default_device
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import fingerprint, make_plan, recommended, resolve
@@ -35,7 +36,7 @@ from ulna.progress import track
 from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, read_yaml, set_value, to_yaml
 from ulna.segmenter import Segmenter, network_for, read_split
 from ulna.training.loop import Loop, State
-from ulna.training.samples import PreparedCases, Samples
+from ulna.training.samples import PreparedCases, Samples, worker_count
 
 log = logging.getLogger("ulna")
 
@@ -238,7 +239,8 @@ def _train(
         recipe.model, f"{parameters:,}", plan.spatial_dims, "x".join(map(str, plan.patch)), plan.batch,
         len(split.train), len(split.val), len(split.test), recipe.training.seed,
     )  # fmt: skip
-    train_cases = PreparedCases(_cases(dataset, split.train), plan)
+    workers = worker_count(recipe.training.workers, default_device().type)
+    train_cases = PreparedCases(_cases(dataset, split.train), plan, copies=workers)
     samples = Samples(
         train_cases,
         augment=Augment(recipe.augmentation, plan),
