@@ -142,3 +142,11 @@ def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path) -> None:
     (tmp_path / "curves.png").mkdir()
     with pytest.raises(UsageError, match="cannot be written"):
         curves(EPOCHS, tmp_path / "curves.png")
+
+
+def test_dark_8_bit_colour_is_brightened_by_one_factor() -> None:
+    dark = np.zeros((3, 8, 8), np.uint8)
+    dark[0, 2:6, 2:6], dark[1, 2:6, 2:6] = 40, 20
+    picture = to_rgb(dark)
+    assert picture[3, 3].tolist() == [255, 128, 0]
+    assert not picture[0, 0].any()

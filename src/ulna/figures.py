@@ -46,6 +46,8 @@ CLASS_COLOURS: tuple[Colour, ...] = (
     (0, 114, 178),
 )
 
+DARK = 110  # 8-bit colour whose brightest half per cent stays below is drawn brighter
+
 INK = {False: "#1c2430", True: "#e8ebf0"}  # dark page?
 MUTED = {False: "#677180", True: "#98a2b0"}
 GRID = {False: "#e4e7eb", True: "#2b323c"}
@@ -54,7 +56,7 @@ LOSS, DICE, IOU = "#8a6bd1", "#1f8f78", "#d9822b"
 
 
 def to_rgb(image: NDArray[Any]) -> RGB:
-    """A 2D image as RGB, stretched so that 1 % is black and 1 % is white; 8-bit RGB stays as it is.
+    """A 2D image as RGB, stretched so that 1 % is black and 1 % is white; 8-bit RGB stays as it is unless it is dark.
 
     One channel is grey, three are a colour, of any other number the first is shown.
 
@@ -65,6 +67,9 @@ def to_rgb(image: NDArray[Any]) -> RGB:
         raise ValueError(f"image {image.shape} is not (C, H, W)")
     channels = image if image.shape[0] == 3 else image[:1]
     if channels.shape[0] == 3 and image.dtype == np.uint8:
+        brightest = float(np.percentile(channels, 99.5))
+        if 0 < brightest < DARK:  # fluorescence often fills a tenth of the range: one factor keeps the colours
+            channels = np.rint(np.clip(channels * (255 / brightest), 0, 255)).astype(np.uint8)
         return np.ascontiguousarray(np.moveaxis(channels, 0, -1))
     values = channels.astype(np.float64)
     finite = values[np.isfinite(values)]
