@@ -82,7 +82,7 @@ def test_to_rgb_takes_any_number_of_channels(channels: int) -> None:
 
 
 def test_to_rgb_leaves_8_bit_colour_alone_and_survives_odd_values() -> None:
-    colour = np.random.default_rng(0).integers(40, 90, (3, 5, 5), dtype=np.uint8)
+    colour = np.random.default_rng(0).integers(40, 240, (3, 5, 5), dtype=np.uint8)
     assert (to_rgb(colour) == np.moveaxis(colour, 0, -1)).all()
     assert not to_rgb(np.full((1, 3, 3), 4.0)).any()
     assert to_rgb(np.full((1, 3, 3), np.nan)).shape == (3, 3, 3)

@@ -82,9 +82,8 @@ class Loop:
         network: trained in place.
         plan: of the data set.
         recipe: resolved.
-        train: cases on the plan's grid.
-        val: cases with their references on their own grid.
-        samples: random patches of `train`.
+        val: validation cases, with their references on their own grid.
+        samples: random patches of the training cases.
         folder: the run folder; `weights.safetensors` and `checkpoints/` are written.
         resume_command: what a person types to go on after a stop.
         on_epoch: called after every epoch with the state.

@@ -28,7 +28,7 @@ from ulna.data.splitting import split_hash
 from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import read_tensors, write_text
-from ulna.inference.arithmetic import default_device
+from ulna.inference.arithmetic import choose_precision, default_device
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import fingerprint, make_plan, recommended, resolve
@@ -265,7 +265,8 @@ def _train(
 
 
 def _cases(dataset: Dataset, ids: Sequence[str]) -> list[Case]:
-    return [dataset.case(name) for name in ids]
+    by_id = {case.id: case for case in dataset.cases}
+    return [by_id[name] if name in by_id else dataset.case(name) for name in ids]  # case() says which one is missing
 
 
 def _record(folder: Path, state: State) -> None:
@@ -288,7 +289,7 @@ def _summarise(
     """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down."""
     start = time.perf_counter()
     part = "test" if split.test else "val"
-    evaluation, worst, best = _final(folder, _cases(dataset, getattr(split, part)), plan)
+    evaluation, drawn = _final(folder, _cases(dataset, getattr(split, part)), plan)
     facts = read_tensors(folder / "weights.safetensors").state
     summary = {
         "model": recipe.model,
@@ -303,6 +304,7 @@ def _summarise(
         "training_seconds": round(state.elapsed_s, 1),
         "peak_memory_mb": _peak_memory_mb(),
         "device": _device(),
+        "precision": choose_precision(recipe.training.precision, default_device()),
         "threads": torch.get_num_threads(),
         "seed": recipe.training.seed,
         "split_hash": split_hash(split),
@@ -314,15 +316,15 @@ def _summarise(
         ),
     }
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
-    figures.panels([*worst, *best], folder / "figures" / f"{part}.png")
+    figures.panels(drawn, folder / "figures" / f"{part}.png")
     return summary
 
 
 Panel = tuple[str, list[tuple[str, Any]]]
 
 
-def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation, list[Panel], list[Panel]]:
-    """Measures over the cases, and the worst and best three of them drawn."""
+def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation, list[Panel]]:
+    """Measures over the cases, and pictures of the three with the lowest and the three with the highest Dice."""
     segmenter = Segmenter.load(folder)
 
     def pairs() -> Iterator[tuple[str, Any, Any, Any]]:
@@ -339,7 +341,7 @@ def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation,
         mask, reference = segmenter(volume).mask, encode_labels(case.read_labels(), plan.labels)
         title = f"{case.id}  Dice {evaluation.case_dice(case.id):.3f}"
         panels.append((title, figures.comparison(volume.array, mask, reference)))
-    return evaluation, panels[: len(panels) // 2], panels[len(panels) // 2 :]
+    return evaluation, panels
 
 
 def _peak_memory_mb() -> float:
