@@ -73,7 +73,8 @@ def _check(console: Console, report: Any) -> None:
         console.print(f"note     {note}", style="dim", markup=False, highlight=False, soft_wrap=True)
     cases = len(report.surveys)
     if report.problems:
-        console.print(f"[bold red]{len(report.problems)} problems[/] in {cases} cases", highlight=False)
+        count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
+        console.print(f"[bold red]{count}[/] in {cases} cases", highlight=False)
     else:
         console.print(f"[bold green]no problems[/] in {cases} cases: {', '.join(report.labels.names)}", highlight=False)
         console.print(f"next: ulna train {_quoted(report.root)}", style="dim", markup=False, highlight=False)

@@ -130,9 +130,7 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     )
 
 
-def resolved(
-    architecture: Architecture, strides: tuple[tuple[int, ...], ...], spatial_dims: int
-) -> Architecture:
+def resolved(architecture: Architecture, strides: tuple[tuple[int, ...], ...], spatial_dims: int) -> Architecture:
     """The architecture with widths and strides of every level stated, so that it can be built as it is."""
     channels = widths(architecture, spatial_dims)[: len(strides) + 1]
     return architecture.replaced(channels=channels, strides=strides, levels=None)
@@ -315,9 +313,7 @@ def _work(architecture: Architecture, patch: tuple[int, ...], channels: int, lab
     return count_gmacs(network, patch)
 
 
-def _batch(
-    patch: tuple[int, ...], work: float, cases: int, recipe: Recipe, dims: int, reasons: dict[str, str]
-) -> int:
+def _batch(patch: tuple[int, ...], work: float, cases: int, recipe: Recipe, dims: int, reasons: dict[str, str]) -> int:
     if recipe.planning.batch is not None:
         reasons["batch"] = f"{recipe.planning.batch}: fixed by the recipe"
         return recipe.planning.batch

@@ -90,6 +90,7 @@ def train(
         ulna train data/nuclei --model unetpp --max-hours 1
     """
     data, out = Path(data), None if out is None else Path(out)
+    notes: tuple[str, ...] = ()
     if resume:
         fixed = {"--model": model, "--seed": seed, "--fold": fold, "--recipe": recipe, "--set": tuple(set) or None}
         given = [flag for flag, value in fixed.items() if value is not None]
@@ -99,7 +100,7 @@ def train(
             )
         folder = _existing(out)
         chosen, plan, split = _stored(folder, epochs=epochs, max_hours=max_hours)
-        dataset, notes = Dataset.from_folder(data), ()
+        dataset = Dataset.from_folder(data)
     else:
         chosen = choose(model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set)
         folder = _new(data, chosen.model, out)
