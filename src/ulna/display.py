@@ -154,8 +154,8 @@ def _value(measure: dict[str, float | None], *, interval: bool = True) -> str:
 
 
 def _demo(console: Console, made: Any) -> None:
-    title = f"{made.evaluation.summary['cases']} synthetic test cases: these figures say nothing about real images"
-    _evaluation_table(console, made.evaluation.summary, title=title)
+    _evaluation_table(console, made.evaluation.summary, title=f"{made.evaluation.summary['cases']} test cases")
+    console.print("the data are synthetic, made by ulna: these figures say nothing about real images", style="yellow")
     console.print(f"report: {made.report}", markup=False, highlight=False)
 
 
