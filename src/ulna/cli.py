@@ -134,10 +134,11 @@ def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
             hint = Annotated[hint, tyro.conf.arg(metavar="KEY=VALUE")]
         parameters.append(parameter.replace(annotation=hint))
 
-    @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
+    # not functools.wraps: the parser would look through to the function and its own hints
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
