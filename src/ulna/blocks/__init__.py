@@ -8,10 +8,22 @@
 `out_channels` is what the level wants; a block may give another number and says so in `self.out_channels`.
 """
 
-from ulna.blocks.conv import CONV
-from ulna.blocks.resample import DOWN, UP
-from ulna.blocks.skip import SKIP
+from collections.abc import Callable
+from functools import partial
 
+from torch import nn
+
+from ulna.blocks.conv import ConvBlock
+from ulna.blocks.resample import Linear, MaxPool, Strided, Transpose
+from ulna.blocks.skip import Concat
+
+CONV: dict[str, Callable[..., nn.Module]] = {
+    "double_conv": ConvBlock,
+    "residual": partial(ConvBlock, residual=True),
+}
+SKIP: dict[str, Callable[..., nn.Module]] = {"concat": Concat}
+UP: dict[str, Callable[..., nn.Module]] = {"transpose": Transpose, "linear": Linear}
+DOWN: dict[str, Callable[..., nn.Module]] = {"max": MaxPool, "strided": Strided}
 SLOTS = {"conv": CONV, "skip": SKIP, "up": UP, "down": DOWN}
 
 __all__ = ["CONV", "DOWN", "SKIP", "SLOTS", "UP"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from torch import Tensor, nn
 
 from ulna.blocks import nd
@@ -116,6 +113,3 @@ class ConvBlock(nn.Module):
         if self.shortcut is None:
             return self.layers(x)
         return self.final(self.layers(x) + self.shortcut(x))
-
-
-CONV: dict[str, Callable[..., nn.Module]] = {"double_conv": ConvBlock, "residual": partial(ConvBlock, residual=True)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -104,7 +104,3 @@ class Strided(ConvNormAct):
             spatial_dims, in_channels, out_channels, stride=tuple(stride), norm=norm, activation=activation, bias=bias
         )
         self.out_channels = out_channels
-
-
-UP: dict[str, Callable[..., nn.Module]] = {"transpose": Transpose, "linear": Linear}
-DOWN: dict[str, Callable[..., nn.Module]] = {"max": MaxPool, "strided": Strided}

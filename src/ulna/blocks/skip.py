@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,3 @@ class Concat(nn.Module):
 
     def forward(self, up: Tensor, skips: list[Tensor]) -> Tensor:
         return torch.cat([up, *skips], dim=1)
-
-
-SKIP: dict[str, Callable[..., nn.Module]] = {"concat": Concat}

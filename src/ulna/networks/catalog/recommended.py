@@ -1,0 +1,40 @@
+"""The recommended builds, under short names."""
+
+from ulna.networks.catalog.entry import Entry
+from ulna.recipe import Architecture, Slot
+
+_NNUNET = {"norm": "instance", "activation": "leaky_relu"}
+
+RECOMMENDED: dict[str, Entry] = {
+    "unet": Entry(
+        Architecture(topology="unet"),
+        "Ronneberger 2015; widths of Zhou 2018, Table 2",
+        "U-Net with batch norm, 32 to 512 channels",
+    ),
+    "wide_unet": Entry(
+        Architecture(topology="unet", base_channels=35, max_channels=560),
+        "Zhou 2018, Table 2",
+        "U-Net with batch norm, 35 to 560 channels",
+    ),
+    "unetpp": Entry(
+        Architecture(topology="unetpp", deep_supervision=True, readout="mean"),
+        "Zhou 2018, Eq. 1 and Sec. 3.2",
+        "UNet++ with batch norm, deep supervision, accurate mode; prune for the fast modes",
+    ),
+    "nnunet": Entry(
+        Architecture(
+            topology="unet",
+            conv=(
+                Slot(kind="double_conv", levels=(0,), options=_NNUNET),
+                Slot(kind="double_conv", paths=("encoder",), options={**_NNUNET, "convs": 1}),
+                Slot(kind="double_conv", options=_NNUNET),
+            ),
+            down=(Slot(kind="strided", options=_NNUNET),),
+            deep_supervision=True,
+            max_levels=6,
+        ),
+        "Isensee 2021 (nnU-Net), the plain network of its v2",
+        "U-Net with instance norm, leaky ReLU, strided convolutions, deep supervision at every level",
+        recipe={"loss.heads": "halving"},
+    ),
+}
