@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -42,20 +42,40 @@ def _models(console: Console, models: list[Any]) -> None:
         table.columns[1].no_wrap = False
         for slot, block in model.slots.items():
             table.add_row(slot, block)
-        table.add_row("parameters", f"{model.parameters():,} (1 channel in, 1 map out)")
-        table.add_row("GMACs", f"{model.gmacs():.2f} (3 x 96 x 96)")
+        entry = model.entry
+        figures = f"image {_shape(entry.input)}, {entry.maps} {'map' if entry.maps == 1 else 'maps'} out"
+        table.add_row("parameters", f"{model.parameters():,}{_printed(entry.published, ' M')} ({figures})")
+        table.add_row("GMACs", f"{model.gmacs():.3f}{_printed(entry.published_gmacs)}")
+        if entry.mismatch:
+            table.add_row("mismatch", entry.mismatch)
         console.print(table)
         return
-    table = _table("model", "parameters", "published", "GMACs", "source")
-    table.columns[4].justify = "left"
-    table.columns[4].no_wrap = False
+    table = _table("model", "image", "parameters", "published", "GMACs", "published")
+    table.columns[0].no_wrap = True
     for model in models:
-        published = f"{model.entry.published} M" if model.entry.published else ""
-        table.add_row(model.name, f"{model.parameters():,}", published, f"{model.gmacs():.2f}", model.paper)
+        entry = model.entry
+        published = f"{entry.published} M" if entry.published else ""
+        table.add_row(
+            model.name,
+            _shape(entry.input),
+            f"{model.parameters():,}",
+            published,
+            f"{model.gmacs():.2f}",
+            entry.published_gmacs,
+        )
     console.print(table)
-    console.print(
-        "parameters: 1 channel in, 1 map out, 2D; GMACs: 3 x 96 x 96. ulna models NAME shows the slots.", style="dim"
-    )
+    for model in models:
+        if model.entry.mismatch:
+            console.print(f"{model.name}: {model.entry.mismatch}", highlight=False, soft_wrap=True)
+    console.print("parameters and GMACs: for the image shown. ulna models NAME shows source and slots.", style="dim")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _printed(figure: str, unit: str = "") -> str:
+    return f", published {figure}{unit}" if figure else ""
 
 
 def _check(console: Console, report: Any) -> None:

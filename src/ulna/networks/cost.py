@@ -12,7 +12,7 @@ from ulna.errors import unknown
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.catalog import NAMED, Entry
 from ulna.networks.network import Network
-from ulna.recipe import Architecture, Slot
+from ulna.recipe import Slot
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,22 @@ class Model:
         named = {slot: " / ".join(_words(e) for e in getattr(a, slot)) for slot in ("conv", "skip", "up", "down")}
         return {"topology": a.topology, **named, "head": a.head.kind, "readout": a.readout}
 
-    def network(self, *, in_channels: int = 1, classes: int = 1, spatial_dims: int = 2) -> Network:
-        """The network without memory behind it (meta device): for counting."""
-        architecture: Architecture = self.entry.architecture
-        return validate(architecture, in_channels=in_channels, classes=classes, spatial_dims=spatial_dims)
+    def network(
+        self, *, in_channels: int | None = None, classes: int | None = None, spatial_dims: int | None = None
+    ) -> Network:
+        """The network without memory behind it (meta device), for counting; what is left out is as in the paper."""
+        entry = self.entry
+        return validate(
+            entry.architecture,
+            in_channels=in_channels or entry.input[0],
+            classes=classes or entry.maps,
+            spatial_dims=spatial_dims or len(entry.input) - 1,
+        )
 
-    def parameters(self, *, in_channels: int = 1, classes: int = 1, spatial_dims: int = 2) -> int:
-        """Trainable parameters.
+    def parameters(
+        self, *, in_channels: int | None = None, classes: int | None = None, spatial_dims: int | None = None
+    ) -> int:
+        """Trainable parameters; channels, classes and dimensions that are left out are as in the paper.
 
         Example:
             >>> models("zhou/unet")[0].parameters()
@@ -53,8 +62,17 @@ class Model:
         """
         return count_parameters(self.network(in_channels=in_channels, classes=classes, spatial_dims=spatial_dims))
 
-    def gmacs(self, size: tuple[int, ...] = (96, 96), *, in_channels: int = 3, classes: int = 1) -> float:
-        """Billions of multiply-accumulates of one forward pass over one image of `size`, convolutions only."""
+    def gmacs(
+        self, size: tuple[int, ...] | None = None, *, in_channels: int | None = None, classes: int | None = None
+    ) -> float:
+        """Billions of multiply-accumulates of one forward pass over one image: products only.
+
+        Args:
+            size: of the image; left out, the one that the paper's figure holds for.
+            in_channels: C; left out, as in the paper.
+            classes: maps; left out, as in the paper.
+        """
+        size = size or self.entry.input[1:]
         return count_gmacs(self.network(in_channels=in_channels, classes=classes, spatial_dims=len(size)), size)
 
     def to_json(self) -> dict[str, Any]:
@@ -63,9 +81,13 @@ class Model:
             "name": self.name,
             "paper": self.paper,
             "note": self.note,
+            "input": list(self.entry.input),
+            "maps": self.entry.maps,
             "parameters": self.parameters(),
             "published_millions": self.entry.published or None,
-            "gmacs_3x96x96": round(self.gmacs(), 3),
+            "gmacs": round(self.gmacs(), 4),
+            "published_gmacs": self.entry.published_gmacs or None,
+            "mismatch": self.entry.mismatch or None,
             "slots": self.slots,
         }
 
