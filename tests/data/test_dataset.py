@@ -92,13 +92,13 @@ def test_all_faults_of_a_folder_come_at_once(tmp_path):
     (root / "labels" / "b.png").unlink()
     (root / "images" / "c.png").unlink()
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(root / "images" / "a.bmp")
-    (root / "images" / "d.nrrd").write_text("x")
+    (root / "images" / "d.mhd").write_text("x")
     problems, message = faults(root)
     for text in [
         "b.png: has no label map labels/b.*; add the label map",
         "c.png: has no image images/c.*; add the image",
         "has the name of a.",
-        "d.nrrd: has the extension '.nrrd', which is not read; convert it",
+        "d.mhd: has the extension '.mhd', which is not read; convert it",
         "classes.json: is not valid JSON (line 1, column 2",
         "'x', which is no case of the data set; take the id out",
         "'b.png', which is no case of the data set; write ids without extension",
@@ -529,3 +529,52 @@ def test_real_data_sets_open():
     assert split_hash(split(nuclei, 0)) == split_hash(split(small, 1)) and len(nuclei) == 598
     assert Dataset.from_folder(SHARED / "brain_tumour").channel_names == ("FLAIR", "T1c")
     assert len(split(Dataset.from_folder(SHARED / "hippocampus"), 0).val) == 28
+
+
+# one folder per case
+
+
+def objects(root, *cases):
+    for case in cases:
+        Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)).save(folder(root / case / "images") / "x.png")
+        for number in range(2):
+            mask = np.zeros((4, 5), np.uint8)
+            mask[number, : number + 2] = 255
+            Image.fromarray(mask).save(folder(root / case / "masks") / f"{number}.png")
+    return root
+
+
+def folder(path):
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_masks_of_one_object_each_are_united(tmp_path):
+    dataset = Dataset.from_folder(objects(tmp_path, "b", "a"))
+    assert (dataset.layout, [case.id for case in dataset.cases]) == ("case folders", ["a", "b"])
+    labels = dataset.case("a").read_labels().array
+    assert labels.dtype == np.uint8 and np.array_equal(labels[0, :2], [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]])
+    assert labels.sum() == 5 and dataset.case("a").read_image().channels == 3
+    assert set(find_masks(tmp_path).sources) == {"a", "b"}
+
+
+def test_faults_of_case_folders_come_at_once(tmp_path):
+    root = objects(tmp_path, "a", "b", "c", "d")
+    shutil.rmtree(root / "a" / "masks")
+    png(root / "b" / "images" / "y.png")
+    (root / "c" / "images" / "x.png").unlink()
+    message = faults(root)[1]
+    assert "a: holds no masks/ with a mask in it; add the masks" in message
+    assert "b/images: holds 2 images; give every case" in message and "c/images: holds no images" in message
+    png(root / "d" / "masks" / "grey.png")
+    with pytest.raises(DataError, match=r"grey\.png: is no mask of one object"):
+        Dataset.scan(root)[0].case("d").read_labels()
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(root / "d" / "masks" / "grey.png")
+    with pytest.raises(DataError, match=r"grey\.png: has the size \(3, 3\), 0\.png has \(4, 5\)"):
+        Dataset.scan(root)[0].case("d").read_labels()
+
+
+def test_case_folders_without_masks_are_for_prediction(tmp_path):
+    shutil.rmtree(objects(tmp_path, "a") / "a" / "masks")
+    assert [case.id for case in Dataset.from_folder(tmp_path, need_labels=False).cases] == ["a"]
+    assert "layout that is not known" in faults(tmp_path)[1]

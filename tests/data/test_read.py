@@ -721,9 +721,9 @@ def test_a_loop_of_links_is_a_fault(tmp_path):
 
 
 def test_what_cannot_be_looked_at_is_a_fault(tmp_path, monkeypatch):
-    def refused(path):
+    def refused(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "is_file", refused)
-    with pytest.raises(DataError, match=r"a\.png: cannot be read \(Permission denied\); check the file"):
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read \(Permission denied\); check the path"):
         image_of(tmp_path / "a.png")

@@ -24,7 +24,8 @@ class Dataset:
 
     Args:
         root: the folder or the npz file.
-        layout: "pairs", "decathlon", "nnunet", "npz"; for prediction also "images" (a flat folder) and "image".
+        layout: "pairs", "decathlon", "nnunet", "case folders", "npz"; for prediction also "images" (a flat
+            folder) and "image".
         labels: the classes as declared; None where nothing declares them.
         channel_names: as declared.
         given_splits: one split, or several folds.

@@ -10,8 +10,8 @@ from typing import Any
 
 from ulna.data.case import Case
 from ulna.data.declared import parse_channels
-from ulna.data.pairing import Found, beside, files_in, grouped, pairs
-from ulna.data.source import Source, case_name, composed, suffix_of
+from ulna.data.pairing import Found, files_in, grouped, pairs
+from ulna.data.source import Source, beside, case_name, composed, suffix_of
 
 
 def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: int | None, declared: bool) -> set[str]:

@@ -2,6 +2,7 @@
 
     DATA/images/CASE.png + DATA/labels/CASE.png           pairs; images/CASE_0000.png, CASE_0001.png are channels
     DATA/dataset.json, imagesTr/, labelsTr/               Decathlon and nnU-Net
+    DATA/CASE/images/*, DATA/CASE/masks/*                 one folder per case, one mask per object
     DATA/train.npz, val.npz, test.npz                     arrays
 
 A layout is found from names alone; no pixel is read. Everything that does not fit is collected.
@@ -14,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.case import Case
+from ulna.data.case_folders import case_folders
 from ulna.data.dataset_json import listed, nnunet
 from ulna.data.declared import parse_channels, parse_classes, read_classes, read_json
-from ulna.data.pairing import Found, beside, convert, files_in, grouped, pairs
+from ulna.data.pairing import Found, convert, files_in, grouped, pairs
 from ulna.data.read_npz import npz_contents
-from ulna.data.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, Source, case_name, fault, readable, suffix_of
+from ulna.data.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, Source, beside, case_name, fault, readable, suffix_of
 from ulna.errors import DataError, Problem
 
 _PICTURE = """lay the data out as
     DATA/images/CASE.png   (or .nii.gz, .tif, ...)
     DATA/labels/CASE.png   the same name; 0 is background, 1..K the classes
-  or give a folder with dataset.json, imagesTr/ and labelsTr/, or .npz files with `images` and `masks`"""
+  or give a folder with dataset.json, imagesTr/ and labelsTr/, folders CASE/images/ and CASE/masks/ (one mask per
+  object), or .npz files with `images` and `masks`"""
 
 
 def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found:
@@ -65,6 +68,8 @@ def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Fo
         used = pairs(found, "images", "labels", need_labels, channels)
     elif arrays:
         used = _arrays(found, arrays, need_labels)
+    elif folders := case_folders(found, names, need_labels, channels):
+        used = folders
     elif not need_labels and (imaged := _flat(found, names, channels)):
         used = imaged
     else:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ulna.data.case import Case
-from ulna.data.source import IMAGE_SUFFIXES, Source, case_name, suffix_of
+from ulna.data.source import IMAGE_SUFFIXES, Source, beside, case_name, suffix_of
 from ulna.errors import Problem
 from ulna.recipe import Labels
 
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 _MOST_CHANNELS = 16  # more `_0000` files of one name are the frames of a film
-_BESIDE = ("readme", "licen", "copying", "changelog", "thumbs.db", "desktop.ini", "__macosx", ".")
-_NOT_YET = (".mha", ".mhd", ".nrrd", ".npy", ".dcm", ".hdr", ".img", ".gif", ".webp")
+_NOT_YET = (".mhd", ".nhdr", ".dcm", ".hdr", ".img", ".gif", ".webp")
 
 
 @dataclass
@@ -34,10 +33,6 @@ class Found:
     def wrong(self, where: object, what: str, remedy: str) -> None:
         """Keep one problem."""
         self.problems.append(Problem(str(where), what, remedy))
-
-
-def beside(name: str) -> bool:
-    return name.lower().startswith(_BESIDE)
 
 
 def convert() -> str:

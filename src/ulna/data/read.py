@@ -14,19 +14,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.read_itk import read_itk, write_itk
 from ulna.data.read_nifti import read_nifti, write_nifti
+from ulna.data.read_npy import read_npy, write_npy
 from ulna.data.read_npz import npz_contents, read_npz, write_masks, write_npz
 from ulna.data.read_raster import read_raster, write_png
 from ulna.data.read_tiff import read_tiff, write_tiff
 from ulna.data.source import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
+    ITK_SUFFIXES,
     NIFTI_SUFFIXES,
+    NUMPY_SUFFIX,
     RASTER_SUFFIXES,
     TIFF_SUFFIXES,
     Source,
+    beside,
     case_name,
     fault,
+    file_stat,
     suffix_of,
 )
 from ulna.errors import DataError, UsageError
@@ -53,9 +59,10 @@ _CHUNK = 1 << 20
 
 
 def _read(source: Source, *, as_labels: bool) -> Volume:
+    if as_labels and source.path.is_dir():
+        return _united(source.path)
     try:
-        if not source.path.is_file():
-            raise fault(source.path, "is a folder" if source.path.is_dir() else "does not exist", "check the path")
+        file_stat(source.path)
         volume = _read_format(source, as_labels)
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
@@ -75,8 +82,33 @@ def _read_format(source: Source, as_labels: bool) -> Volume:
         return read_tiff(source.path, as_labels=as_labels)
     if suffix in RASTER_SUFFIXES:
         return read_raster(source.path, as_labels=as_labels)
+    if suffix in ITK_SUFFIXES:
+        return read_itk(source.path)
+    if suffix == NUMPY_SUFFIX:
+        return read_npy(source.path)
     what = f"has the extension {suffix!r}, which is not read"
     raise fault(source.path, what, f"convert it to one of {', '.join(IMAGE_SUFFIXES)}")
+
+
+def _united(folder: Path) -> Volume:
+    """The union of a folder of masks, one per object."""
+    paths = [path for path in sorted(folder.iterdir()) if suffix_of(path) in IMAGE_SUFFIXES and not beside(path.name)]
+    united: Volume | None = None
+    notes: dict[str, None] = {}
+    for path in paths:
+        volume = _read(Source(path), as_labels=True)
+        array = without_colour(volume)
+        if len(array) != 1 or len(value_counts(array)) > 2:
+            raise fault(path, "is no mask of one object: it holds more than two values", "save 0 and 255, or 0 and 1")
+        if united is not None and volume.size != united.size:
+            what = f"has the size {volume.size}, {paths[0].name} has {united.size}"
+            raise fault(path, what, "give all masks of a case the size of its image")
+        inside = array > 0 if united is None else np.logical_or(united.array, array > 0)
+        united = replace(volume, array=inside.astype(np.uint8), path=folder)
+        notes |= dict.fromkeys(volume.meta.get("notes", ()))
+    if united is None:
+        raise fault(folder, "holds no mask", "add the masks, or take the case out")
+    return replace(united, meta={**united.meta, "notes": tuple(notes)})
 
 
 def read_image(sources: Sequence[Source]) -> Volume:
@@ -190,8 +222,9 @@ def _checked(volume: Volume, array: NDArray[Any], highest: int) -> NDArray[Any]:
 def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
     """Write a label map in the input's own format and geometry, whole or not at all.
 
-    NIfTI stays .nii or .nii.gz; PNG, BMP and JPEG become .png; TIFF becomes .tif. One map per class (multilabel) needs
-    a format with channels: NIfTI, or .tif also where the input was PNG. Rows of an npz become an .npz of one row.
+    NIfTI stays .nii or .nii.gz, .mha, .nrrd and .npy stay themselves; PNG, BMP and JPEG become .png; TIFF becomes .tif.
+    One map per class (multilabel) needs a format with channels: .tif also where the input was PNG. Rows of an npz become
+    an .npz of one row.
 
     Args:
         stem: folder and name, without extension.
@@ -211,6 +244,11 @@ def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
     if kind == "nifti":
         suffix = ".nii" if like.meta.get("suffix") == ".nii" else ".nii.gz"
         return _whole(stem, suffix, lambda path: write_nifti(path, labels, like), like.path)
+    if kind == "itk":
+        suffix = str(like.meta["suffix"])
+        return _whole(stem, suffix, lambda path: write_itk(path, labels, like), like.path)
+    if kind == "npy":
+        return _whole(stem, ".npy", lambda path: write_npy(path, labels, like), like.path)
     if kind == "npz":
         several = labels.ndim > like.spatial_dims
         return _whole(

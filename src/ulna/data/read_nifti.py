@@ -18,12 +18,11 @@ from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from numpy.typing import NDArray
 
-from ulna.data.source import fault, suffix_of
+from ulna.data.limits import check_promise
+from ulna.data.source import AGAIN, fault, file_stat, said, suffix_of
 from ulna.volume import Volume
 
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}
-_AGAIN = "copy or download the file again"
-LARGEST_GZIP_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
 _CHUNK = 1 << 22
 
 
@@ -35,9 +34,7 @@ def read_nifti(path: Path) -> Volume:
     Raises:
         DataError: if the file is empty, cut short, damaged, or its header cannot be right.
     """
-    size = path.stat().st_size
-    if size == 0:
-        raise fault(path, "is empty (0 bytes)", "copy the file again or take the case out")
+    size = file_stat(path).st_size
     with _stream(path) as stream:
         header, start = _header(path, stream)
         shape = tuple(int(n) for n in header.get_data_shape())
@@ -48,9 +45,11 @@ def read_nifti(path: Path) -> Volume:
         expected = math.prod(shape) * dtype.itemsize
         begin = float(header["vox_offset"])
         if not math.isfinite(begin):
-            raise fault(path, f"has a header that is damaged (its data begin at byte {begin})", _AGAIN)
+            raise fault(path, f"has a header that is damaged (its data begin at byte {begin})", AGAIN)
         offset = max(int(begin), len(start) + 4)  # four bytes say whether extensions follow
-        _check_promise(path, offset + expected, size, shape)
+        promised = offset + expected
+        cut = f"is cut short: the header promises {shape} voxels in {promised} bytes, the file has {size} bytes"
+        check_promise(path, cut, promised, size, packed=suffix_of(path) == ".nii.gz")
         _skip(stream, offset - len(start))
         raw = _read_up_to(stream, expected)
         if len(raw) < expected:
@@ -67,7 +66,6 @@ def read_nifti(path: Path) -> Volume:
 
 @contextmanager
 def _stream(path: Path) -> Iterator[IO[bytes]]:
-    remedy = "copy or download the file again"
     with path.open("rb") as file:
         if suffix_of(path) != ".nii.gz":
             yield file
@@ -84,15 +82,11 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
         except EOFError:
             raise _cut(path, "the compressed data end too early") from None
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise fault(path, f"is damaged ({_said(error)})", remedy) from None
-
-
-def _said(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+            raise fault(path, f"is damaged ({said(error)})", AGAIN) from None
 
 
 def _cut(path: Path, how: str) -> Exception:
-    return fault(path, f"is cut short: {how}", "copy or download the file again")
+    return fault(path, f"is cut short: {how}", AGAIN)
 
 
 def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
@@ -113,7 +107,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
         header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])  # a negative size is an old way to say "mirrored"
         header.get_data_dtype(), header.get_xyzt_units(), header.get_slope_inter()
     except Exception as error:  # nibabel raises many types here
-        raise fault(path, f"has a header that cannot be read ({_said(error)})", "convert it to NIfTI again") from None
+        raise fault(path, f"has a header that cannot be read ({said(error)})", "convert it to NIfTI again") from None
     if bytes(header["magic"].tobytes()[:2]) not in (b"n+", b"n\x00"):
         raise fault(path, "is half of an .hdr/.img pair", "save it as one .nii.gz file")
     return header, start
@@ -126,13 +120,6 @@ def _axes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
         raise fault(path, f"has the shape {shape}", remedy)
     spatial = shape[:2] if len(shape) == 2 or shape[2] == 1 else shape[:3]
     return spatial, math.prod(shape[3:])
-
-
-def _check_promise(path: Path, promised: int, size: int, shape: tuple[int, ...]) -> None:
-    """Refuse a header that promises what its file cannot hold, before memory is taken for it."""
-    most = size * LARGEST_GZIP_RATIO if suffix_of(path) == ".nii.gz" else size
-    if promised > most:
-        raise _cut(path, f"the header promises {shape} voxels in {promised} bytes, the file has {size} bytes")
 
 
 def _skip(stream: IO[bytes], count: int) -> None:
@@ -165,7 +152,7 @@ def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.fl
     try:
         affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except Exception as error:  # nibabel raises many types here
-        raise fault(path, f"has an orientation that cannot be read ({_said(error)})", remedy) from None
+        raise fault(path, f"has an orientation that cannot be read ({said(error)})", remedy) from None
     scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
     if not np.isfinite(affine).all():
         raise fault(path, "has an orientation that is not finite", remedy)

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ulna.data.source import Source, case_name, composed, fault
+from ulna.data.limits import check_promise
+from ulna.data.read_npy import MOST_COLOURS, NUMBERS, array_header, plain
+from ulna.data.source import AGAIN, Source, case_name, composed, fault, file_stat
 from ulna.volume import Volume
 
-_AGAIN = "copy or download the file again"
 _WANTED = "save `images` (N, *S[, C]) and `masks` (N, *S) as numbers"
-_MOST_COLOURS = 4  # where no masks tell, a last axis up to this long is colour
 _FILES_KEPT = 4
 _MULTILABEL = "multilabel.npy"  # its presence says that the last axis of `masks` is the classes
 
@@ -48,7 +48,7 @@ def npz_contents(path: Path) -> Contents:
     Raises:
         DataError: if the file is missing, damaged, or its arrays do not fit each other.
     """
-    stat = _stat(path)
+    stat = file_stat(path)
     return _contents(path, stat.st_mtime_ns, stat.st_size)
 
 
@@ -58,14 +58,13 @@ def read_npz(source: Source, key: str) -> Volume:
     Raises:
         DataError: as `npz_contents`, and if the file has no such array or row.
     """
-    stat = _stat(source.path)
+    stat = file_stat(source.path)
     array = getattr(_arrays(source.path, stat.st_mtime_ns, stat.st_size), key)
     if array is None:
         raise fault(source.path, f"holds no `{key}`", _WANTED)
     if source.row is None or not 0 <= source.row < len(array):
         raise fault(source.path, f"has no row {source.row}, it holds {len(array)} cases", "read the data set again")
-    row = np.ascontiguousarray(array[source.row])
-    row = row.astype(np.float32) if row.dtype.kind == "f" else row
+    row = plain(np.ascontiguousarray(array[source.row]))
     return Volume(row, (1.0,) * (row.ndim - 1), "px", None, source.path, {"format": "npz", "suffix": ".npz"})
 
 
@@ -73,16 +72,6 @@ def write_npz(path: Path, **arrays: Any) -> None:
     """Write compressed arrays to exactly `path`."""
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
-
-
-def _stat(path: Path) -> Any:
-    try:
-        stat = path.stat()
-    except OSError:
-        raise fault(path, "does not exist", "check the path") from None
-    if stat.st_size == 0:
-        raise fault(path, "is empty (0 bytes)", "copy the file again or take it out")
-    return stat
 
 
 @lru_cache(maxsize=256)
@@ -93,7 +82,7 @@ def _contents(path: Path, _mtime: int, size: int) -> Contents:
             ids = _read(path, archive, "ids") if shapes["ids"] is not None else None
             marked = _MULTILABEL in archive.namelist()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise fault(path, f"is cut short or no npz file ({error})", _AGAIN) from None
+        raise fault(path, f"is cut short or no npz file ({error})", AGAIN) from None
     images, masks = shapes["images"], shapes["masks"]
     counts = {key: shape[0] if shape else 0 for key, shape in shapes.items() if shape is not None}
     if images is None and masks is None:
@@ -122,21 +111,13 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...] |
     except KeyError:
         return None
     with archive.open(info) as member:
-        try:
-            version = npy.read_magic(member)
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read(member)
-        except ValueError as error:
-            raise fault(path, f"has an array `{key}` that cannot be read ({error})", _WANTED) from None
-        if key == "ids" and dtype.hasobject:
-            raise fault(path, "has `ids` of type object, which only unsafe readers open", "save ids with dtype=str")
-        kinds = "iufbUS" if key == "ids" else "iufb"
-        if dtype.hasobject or dtype.kind not in kinds:
-            raise fault(path, f"has an array `{key}` of type {dtype}", _WANTED)
-        promised = math.prod(shape) * dtype.itemsize
-        if promised > info.file_size or info.file_size > max(info.compress_size, 1) * 1100:
-            raise fault(path, f"promises `{key}` of {shape} in {info.file_size} bytes", _AGAIN)
-    return tuple(int(n) for n in shape)
+        shape, dtype = array_header(path, member, f"`{key}`", "iufbUS" if key == "ids" else NUMBERS)
+    promised = math.prod(shape) * dtype.itemsize
+    what = f"promises `{key}` of {shape} in {info.file_size} bytes"
+    if promised > info.file_size:
+        raise fault(path, what, AGAIN)
+    check_promise(path, what, info.file_size, info.compress_size, packed=True)
+    return shape
 
 
 def _read(path: Path, archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
@@ -144,7 +125,7 @@ def _read(path: Path, archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
         try:
             array = npy.read_array(member, allow_pickle=False)
         except ValueError as error:
-            raise fault(path, f"has an array `{key}` that cannot be read ({error})", _AGAIN) from None
+            raise fault(path, f"has an array `{key}` that cannot be read ({error})", AGAIN) from None
         while member.read(1 << 20):  # to the end, where zip keeps its checksum
             pass
     return np.asarray(array)
@@ -158,7 +139,7 @@ def _layouts(
         assert masks is not None
         colour, classes, dims = False, marked, len(masks) - 1 - marked
     elif masks is None:
-        colour, classes = len(images) >= 4 and images[-1] <= _MOST_COLOURS, False
+        colour, classes = len(images) >= 4 and images[-1] <= MOST_COLOURS, False
         dims = len(images) - 1 - colour
     elif len(images) == len(masks) and images[:-1] == masks[:-1] and images[-1] != masks[-1] and len(images) > 3:
         colour, classes, dims = True, True, len(images) - 2
@@ -183,14 +164,13 @@ def _arrays(path: Path, mtime: int, size: int) -> Arrays:
             images = _read(path, archive, "images") if contents.images is not None else None
             masks = _read(path, archive, "masks") if contents.masks is not None else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise fault(path, f"is damaged ({error})", _AGAIN) from None
+        raise fault(path, f"is damaged ({error})", AGAIN) from None
     return Arrays(_channels_second(images, colour), _channels_second(masks, classes))
 
 
 def _channels_second(array: NDArray[Any] | None, last_is_channel: bool) -> NDArray[Any] | None:
     if array is None:
         return None
-    array = array.astype(np.uint8) if array.dtype == bool else array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.moveaxis(array, -1, 1) if last_is_channel else array[:, None]
 
 

@@ -19,19 +19,19 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from ulna.data.source import fault
+from ulna.data.limits import MOST_PIXELS, check_promise
+from ulna.data.source import AGAIN, fault, file_stat
 from ulna.errors import DataError
 from ulna.volume import Volume
 
-MOST_PIXELS = 1_000_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # of EXIF
-_AGAIN = "copy or download the file again"
 _PLUG_IN: dict[str, Callable[[IO[bytes]], Image.Image]] = {
     "PNG": PngImageFile,
     "JPEG": JpegImageFile,
     "BMP": BmpImageFile,
 }
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the colour types of PNG
 _SUFFIX = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "BMP": (".bmp",)}
 
 
@@ -41,9 +41,8 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
     Raises:
         DataError: if the file is empty, cut short, damaged, too large, or no PNG, JPEG or BMP.
     """
+    file_stat(path)
     data = path.read_bytes()
-    if not data:
-        raise fault(path, "is empty (0 bytes)", "copy the file again or take the case out")
     kind = _kind(path, data)
     notes = [] if path.suffix.lower() in _SUFFIX[kind] else [f"is a {kind} file under another name"]
     if as_labels and kind == "JPEG":
@@ -61,7 +60,7 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, MemoryError) as error:
         said = str(error) or type(error).__name__
         what = "is cut short" if "truncated" in said.lower() else "is damaged"
-        raise fault(path, f"{what} ({said})", _AGAIN) from None
+        raise fault(path, f"{what} ({said})", AGAIN) from None
     depth, kind_of_png = (data[24], data[25]) if kind == "PNG" else (8, 0)
     if as_labels and depth == 16 and kind_of_png != 0:
         what = "has 16 bits per colour, of which only 8 can be read"
@@ -81,7 +80,7 @@ def _kind(path: Path, data: bytes) -> str:
     for magic, kind in ((_PNG, "PNG"), (b"\xff\xd8", "JPEG"), (b"BM", "BMP")):
         if data.startswith(magic[: len(data)]):
             if len(data) <= len(magic):
-                raise fault(path, f"is cut short: it holds {len(data)} bytes", _AGAIN)
+                raise fault(path, f"is cut short: it holds {len(data)} bytes", AGAIN)
             return kind
     raise fault(path, "is not a PNG, JPEG or BMP file", "give the file its right extension, or save it as PNG")
 
@@ -89,7 +88,7 @@ def _kind(path: Path, data: bytes) -> str:
 def _check_whole(path: Path, data: bytes, kind: str) -> None:
     """Find a missing end and, in a PNG, a flipped bit; Pillow lets both pass."""
     if kind == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise fault(path, "is cut short: the end of the picture is missing", _AGAIN)
+        raise fault(path, "is cut short: the end of the picture is missing", AGAIN)
     if kind != "PNG":
         return
     at = len(_PNG)
@@ -97,14 +96,15 @@ def _check_whole(path: Path, data: bytes, kind: str) -> None:
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         end = at + 12 + length
         if len(data) < end or len(name) < 4:
-            raise fault(path, f"is cut short: {len(data)} bytes, and the picture goes on", _AGAIN)
+            raise fault(path, f"is cut short: {len(data)} bytes, and the picture goes on", AGAIN)
         body, checksum = data[at + 4 : end - 4], int.from_bytes(data[end - 4 : end], "big")
         if zlib.crc32(body) != checksum:
-            raise fault(path, f"is damaged: wrong checksum in its {name.decode('latin-1')} part", _AGAIN)
+            raise fault(path, f"is damaged: wrong checksum in its {name.decode('latin-1')} part", AGAIN)
         if name == b"IHDR":
             width, height = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
-            if width * height // 8 > len(data) * 1100:  # deflate packs at most 1032 to 1, a pixel has at least a bit
-                raise fault(path, f"declares {width} x {height} pixels in {len(data)} bytes", _AGAIN)
+            bits = width * height * body[8] * _SAMPLES.get(body[9], 1)
+            what = f"declares {width} x {height} pixels in {len(data)} bytes"
+            check_promise(path, what, bits // 8, len(data), packed=True)
         if name == b"IEND":
             return
         at = end

@@ -16,14 +16,14 @@ import tifffile
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ulna.data.read_raster import MOST_PIXELS, plain_values
-from ulna.data.source import fault, suffix_of
+from ulna.data.limits import MOST_PIXELS
+from ulna.data.read_raster import plain_values
+from ulna.data.source import AGAIN, fault, file_stat, suffix_of
 from ulna.errors import DataError
 from ulna.volume import Volume
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its faults are told as problems, not printed
 
-_AGAIN = "copy or download the file again"
 _MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _CMYK = 5
@@ -37,15 +37,13 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     Raises:
         DataError: if the file is empty, cut short, damaged, too large or packed in a way that cannot be read.
     """
-    size = path.stat().st_size
-    if size == 0:
-        raise fault(path, "is empty (0 bytes)", "copy the file again or take the case out")
+    size = file_stat(path).st_size
     notes: list[str] = []
     _check_chain(path, size)
     try:
         with tifffile.TiffFile(path) as file:
             if not file.pages:
-                raise fault(path, "is cut short: it holds no page", _AGAIN)
+                raise fault(path, "is cut short: it holds no page", AGAIN)
             series = file.series[0]
             if len(file.series) > 1:
                 notes.append(f"holds {len(file.series)} pictures, the first is read")
@@ -60,7 +58,7 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     except DataError:
         raise
     except Exception as error:  # tifffile raises nearly every type on damaged files
-        raise fault(path, f"cannot be read as TIFF ({str(error) or type(error).__name__})", _AGAIN) from None
+        raise fault(path, f"cannot be read as TIFF ({str(error) or type(error).__name__})", AGAIN) from None
     if array.dtype.kind not in "iuf":
         raise fault(path, f"holds values of type {array.dtype}", "save it with integer or real values")
     if array.dtype.kind == "f":
@@ -78,7 +76,7 @@ def _check_chain(path: Path, size: int) -> None:
     def number(count: int) -> int:
         data = file.read(count)
         if len(data) < count:
-            raise fault(path, f"is cut short: it holds {size} bytes, and a page is missing", _AGAIN)
+            raise fault(path, f"is cut short: it holds {size} bytes, and a page is missing", AGAIN)
         return int.from_bytes(data, order)
 
     with path.open("rb") as file:
@@ -92,7 +90,7 @@ def _check_chain(path: Path, size: int) -> None:
         seen: set[int] = set()
         while at := number(word):
             if at in seen:
-                raise fault(path, "is damaged: its pages run in a circle", _AGAIN)
+                raise fault(path, "is damaged: its pages run in a circle", AGAIN)
             seen.add(at)
             file.seek(at)
             for _ in range(number(counter)):
@@ -100,7 +98,7 @@ def _check_chain(path: Path, size: int) -> None:
                 kind, count, value = number(2), number(word), number(word)
                 long = count * _TAG_BYTES.get(kind, 0)
                 if long > word and value + long > size:
-                    raise fault(path, f"is cut short: it needs {value + long} bytes and holds {size}", _AGAIN)
+                    raise fault(path, f"is cut short: it needs {value + long} bytes and holds {size}", AGAIN)
 
 
 def _check_whole(path: Path, series: Any, size: int) -> None:
@@ -113,9 +111,9 @@ def _check_whole(path: Path, series: Any, size: int) -> None:
         ends = [[a + n for a, n in zip(page.dataoffsets, page.databytecounts, strict=False)] for page in pages]
         needed = max((end for page_ends in ends for end in page_ends), default=0)
         if len(pages) < len(series.pages):
-            raise fault(path, "is cut short: a page is missing", _AGAIN)
+            raise fault(path, "is cut short: a page is missing", AGAIN)
     if needed > size:
-        raise fault(path, f"is cut short: it needs {needed} bytes and holds {size}", _AGAIN)
+        raise fault(path, f"is cut short: it needs {needed} bytes and holds {size}", AGAIN)
 
 
 def _decoded(path: Path, series: Any) -> NDArray[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +15,14 @@ from ulna.errors import DataError, Problem
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 RASTER_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RASTER_SUFFIXES, *TIFF_SUFFIXES)
+ITK_SUFFIXES = (".mha", ".nrrd")
+NUMPY_SUFFIX = ".npy"
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RASTER_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX)
 ARRAY_SUFFIX = ".npz"
 _COMPOUND = (".nii.gz", ".ome.tif", ".ome.tiff")
 
+_BESIDE = ("readme", "licen", "copying", "changelog", "thumbs.db", "desktop.ini", "__macosx", ".")
+AGAIN = "copy or download the file again"
 LINES_PER_FAULT = 12
 
 
@@ -52,6 +58,11 @@ def case_name(path: Path | str) -> str:
     return composed(name[: len(name) - len(suffix_of(name))])
 
 
+def beside(name: str) -> bool:
+    """Whether a file of that name stands beside the data and is passed over: a read-me, a licence, a hidden file."""
+    return name.lower().startswith(_BESIDE)
+
+
 def composed(text: str) -> str:
     """Unicode's form NFC, in which one name has one spelling."""
     return unicodedata.normalize("NFC", text)
@@ -62,6 +73,12 @@ def fault(where: object, what: str, remedy: str) -> DataError:
     return DataError([Problem(str(where), what, remedy)])
 
 
+def said(error: Exception) -> str:
+    """The first line of what a library says, without its full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 @contextmanager
 def readable(where: object) -> Iterator[None]:
     """Tell what the file system refuses (permissions, loops of links, a file in place of a folder) as a fault."""
@@ -70,6 +87,37 @@ def readable(where: object) -> Iterator[None]:
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise fault(error.filename or where, what, "check the path and its permissions") from None
+
+
+_SPECIAL = (
+    (stat.S_ISDIR, "is a folder"),
+    (stat.S_ISFIFO, "is a named pipe, not a file"),
+    (stat.S_ISSOCK, "is a socket, not a file"),
+    (stat.S_ISCHR, "is a device, not a file"),
+    (stat.S_ISBLK, "is a device, not a file"),
+)
+
+
+def file_stat(path: Path) -> os.stat_result:
+    """Size and time of an ordinary file; whatever else stands there is told for what it is, and never opened.
+
+    Raises:
+        DataError: if there is nothing, a link to nothing, a folder, a pipe (opening it would wait for ever), or no byte.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        what = "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise fault(path, what, "check the path") from None
+    except OSError as error:
+        what = f"cannot be read ({error.strerror or error})"
+        raise fault(path, what, "check the path and its permissions") from None
+    for is_kind, what in _SPECIAL:
+        if is_kind(found.st_mode):
+            raise fault(path, what, "put a file in its place")
+    if not found.st_size:
+        raise fault(path, "is empty (0 bytes)", "copy the file again or take the case out")
+    return found
 
 
 def id_problem(where: object, name: str) -> Problem | None:

@@ -1,0 +1,89 @@
+"""One array a file: `.npy` with (*S) or (*S, C), without units."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from ulna.data.limits import check_promise
+from ulna.data.source import AGAIN, fault, file_stat, said
+from ulna.volume import Volume
+
+MOST_COLOURS = 4  # a last axis up to this long is colour
+NUMBERS = "iufb"
+
+
+def read_npy(path: Path) -> Volume:
+    """(C, *S) in pixels. (H, W) and (D, H, W) are one channel; the last of three axes is colour up to a length of 4, and
+    the last of four the channels.
+
+    Raises:
+        DataError: if the file holds anything but numbers, or not exactly as many bytes as its header promises.
+    """
+    size = file_stat(path).st_size
+    with path.open("rb") as file:
+        shape, dtype = array_header(path, file, "an array", NUMBERS)
+        expected, held = math.prod(shape) * dtype.itemsize, size - file.tell()
+        cut = f"is cut short: the header promises {shape} in {expected} bytes, {held} follow"
+        check_promise(path, cut, expected, held, packed=False)
+        if expected < held:
+            raise fault(path, f"is damaged: {held - expected} bytes follow its array of {shape}", AGAIN)
+        file.seek(0)
+        array = np.asarray(npy.read_array(file, allow_pickle=False))
+    return Volume(_channels_first(path, array), (1.0,) * _dims(shape), "px", None, path, {"format": "npy"})
+
+
+def array_header(path: Path, file: IO[bytes], what: str, kinds: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array in numpy's format.
+
+    Raises:
+        DataError: if the header cannot be read, or its type is of none of the `kinds`.
+    """
+    wanted = "save it as numbers" if kinds == NUMBERS else "save ids with dtype=str"
+    try:
+        version = npy.read_magic(file)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file)
+    except Exception as error:  # numpy raises nearly every type on damaged headers
+        raise fault(path, f"has {what} that cannot be read ({said(error)})", AGAIN) from None
+    if dtype.hasobject or dtype.kind not in kinds:
+        raise fault(path, f"has {what} of type {dtype}", wanted)
+    if any(n < 0 for n in shape):
+        raise fault(path, f"has {what} of the shape {shape}", AGAIN)
+    return tuple(int(n) for n in shape), dtype
+
+
+def _dims(shape: tuple[int, ...]) -> int:
+    return len(shape) - _last_is_channel(shape)
+
+
+def _last_is_channel(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 or (len(shape) == 3 and shape[-1] <= MOST_COLOURS)
+
+
+def _channels_first(path: Path, array: NDArray[Any]) -> NDArray[Any]:
+    if array.ndim not in (2, 3, 4):
+        raise fault(path, f"has the shape {array.shape}", "save (*S) or (*S, C) of a 2D or 3D image")
+    array = np.moveaxis(array, -1, 0) if _last_is_channel(array.shape) else array[None]
+    return plain(np.ascontiguousarray(array))
+
+
+def plain(array: NDArray[Any]) -> NDArray[Any]:
+    """Native byte order; truth values become 0 and 1, real values float32."""
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def write_npy(path: Path, maps: NDArray[Any], like: Volume) -> None:
+    """Write (*S), or (K, *S) as (*S, K)."""
+    with path.open("wb") as file:
+        np.save(file, np.moveaxis(maps, 0, -1) if maps.ndim > like.spatial_dims else maps)
