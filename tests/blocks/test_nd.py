@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.blocks import literal
 from ulna.blocks import nd
 from ulna.errors import UsageError
 
@@ -33,6 +34,24 @@ def test_instance_norm_equals_its_definition_and_is_defined_for_one_voxel():
     torch.testing.assert_close(norm(x), expected)
     single = torch.randn(2, 3, 1, 1, dtype=torch.float64)
     torch.testing.assert_close(norm(single), norm.bias.view(1, 3, 1, 1).expand(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize("size", [(5, 4), (1, 1), (1, 3, 2)])
+def test_averages_at_a_border_are_over_the_pixels_inside(size):
+    x = literal.random_map(1, 2, *size)
+    for stride in ((1,) * len(size), (2,) * len(size)):
+        torch.testing.assert_close(nd.average_pool(len(size), stride)(x), literal.average3(x, stride))
+        largest = nd.max_pool(len(size), stride, kernel_size=3)(x)
+        torch.testing.assert_close(largest, literal.max3(x, stride))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 3, 1, 1, 1)])
+def test_batch_norm_of_one_value_says_what_to_do(shape):
+    norm = nd.norm("batch", len(shape) - 2, 3)
+    with pytest.raises(UsageError, match=r"cannot train on one value per channel .* take larger images"):
+        norm(torch.zeros(shape))
+    assert norm(torch.zeros(2, *shape[1:])).shape == (2, *shape[1:])
+    assert norm.eval()(torch.zeros(shape)).shape == shape
 
 
 @pytest.mark.parametrize("wrong", [1, 4, "2"])

@@ -20,7 +20,7 @@ def _all_parameters_learn(block, output):
 @pytest.mark.parametrize("kind", CONV)
 def test_conv_block_keeps_space_and_states_channels(kind, spatial_dims):
     block = CONV[kind](spatial_dims, 5, 8)
-    y = block(torch.randn(2, 5, *SIZES[spatial_dims]))
+    y = block(torch.randn(2, 5, *SIZES[spatial_dims], requires_grad=True))
     assert y.shape == (2, block.out_channels, *SIZES[spatial_dims])
     _all_parameters_learn(block, y)
 

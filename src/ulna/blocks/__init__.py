@@ -13,17 +13,23 @@ from functools import partial
 
 from torch import nn
 
-from ulna.blocks.conv import ConvBlock
+from ulna.blocks.attention_gate import AttentionGate
+from ulna.blocks.conv import ConvBlock, Identity
+from ulna.blocks.mbconv import MBConv
+from ulna.blocks.nasnet import NormalCell, ReductionCell
 from ulna.blocks.resample import Linear, MaxPool, Strided, Transpose
-from ulna.blocks.skip import Concat
+from ulna.blocks.skip import Add, Concat
 
 CONV: dict[str, Callable[..., nn.Module]] = {
     "double_conv": ConvBlock,
     "residual": partial(ConvBlock, residual=True),
+    "identity": Identity,
+    "nas_normal": NormalCell,
+    "mbconv": MBConv,
 }
-SKIP: dict[str, Callable[..., nn.Module]] = {"concat": Concat}
+SKIP: dict[str, Callable[..., nn.Module]] = {"concat": Concat, "add": Add, "attention_gate": AttentionGate}
 UP: dict[str, Callable[..., nn.Module]] = {"transpose": Transpose, "linear": Linear}
-DOWN: dict[str, Callable[..., nn.Module]] = {"max": MaxPool, "strided": Strided}
+DOWN: dict[str, Callable[..., nn.Module]] = {"max": MaxPool, "strided": Strided, "nas_reduction": ReductionCell}
 SLOTS = {"conv": CONV, "skip": SKIP, "up": UP, "down": DOWN}
 
 __all__ = ["CONV", "DOWN", "SKIP", "SLOTS", "UP"]

@@ -23,13 +23,16 @@ class ConvNormAct(nn.Sequential):
         *,
         kernel_size: int = 3,
         stride: int | tuple[int, ...] = 1,
+        groups: int = 1,
         norm: str = "batch",
         activation: str = "relu",
         dropout: float = 0.0,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nd.conv(spatial_dims, in_channels, out_channels, kernel_size=kernel_size, stride=stride, bias=bias)
+        self.conv = nd.conv(
+            spatial_dims, in_channels, out_channels, kernel_size=kernel_size, stride=stride, groups=groups, bias=bias
+        )
         self.norm = nd.norm(norm, spatial_dims, out_channels)
         self.activation = nd.activation(activation)
         self.dropout = nd.dropout(spatial_dims, dropout)
@@ -113,3 +116,15 @@ class ConvBlock(nn.Module):
         if self.shortcut is None:
             return self.layers(x)
         return self.final(self.layers(x) + self.shortcut(x))
+
+
+class Identity(nn.Identity):
+    """No convolution: a node whose down op has done the work.
+
+    Shape:
+        (N, Cin, *S) -> (N, Cin, *S)
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.out_channels = in_channels

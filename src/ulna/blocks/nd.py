@@ -25,15 +25,20 @@ def conv(
     in_channels: int,
     out_channels: int,
     *,
-    kernel_size: int = 3,
+    kernel_size: int | Sequence[int] = 3,
     stride: int | Sequence[int] = 1,
+    groups: int = 1,
     bias: bool = True,
 ) -> nn.Module:
-    """Convolution that keeps the size at stride 1: (N, Cin, *S) -> (N, Cout, *S / stride)."""
+    """Convolution: (N, Cin, *S) -> (N, Cout, *S / stride).
+
+    An odd kernel keeps the size at stride 1; an even one is meant for a stride of its own size, and is not padded.
+    """
     check_dims(spatial_dims)
     kind: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
-    step = per_axis(stride, spatial_dims)
-    return kind(in_channels, out_channels, kernel_size, stride=step, padding=kernel_size // 2, bias=bias)
+    step, kernel = per_axis(stride, spatial_dims), per_axis(kernel_size, spatial_dims)
+    padding = tuple((n - 1) // 2 for n in kernel)
+    return kind(in_channels, out_channels, kernel, stride=step, padding=padding, groups=groups, bias=bias)
 
 
 def transposed_conv(
@@ -46,16 +51,38 @@ def transposed_conv(
     return kind(in_channels, out_channels, step, stride=step, bias=bias)
 
 
-def norm(kind: str, spatial_dims: int, channels: int) -> nn.Module:
+def norm(kind: str, spatial_dims: int, channels: int, *, eps: float = 1e-5) -> nn.Module:
     """Normalisation by name, with learnt scale and shift; "none" passes the map on."""
     check_dims(spatial_dims)
     if kind == "batch":
-        return (nn.BatchNorm2d if spatial_dims == 2 else nn.BatchNorm3d)(channels)
+        return (BatchNorm2d if spatial_dims == 2 else BatchNorm3d)(channels, eps=eps)
     if kind == "instance":
-        return InstanceNorm(channels)
+        return InstanceNorm(channels, eps=eps)
     if kind == "none":
         return nn.Identity()
     raise unknown("norm", kind, NORMS)
+
+
+class _EnoughValues:
+    """A clear word where a training step leaves batch norm one value per channel, from which nothing can be learnt."""
+
+    training: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            raise UsageError(
+                f"batch norm cannot train on one value per channel (a map of shape {tuple(x.shape)}); "
+                "take larger images, a batch of 2 or more, fewer levels, or norm=instance"
+            )
+        return super().forward(x)  # type: ignore[misc]
+
+
+class BatchNorm2d(_EnoughValues, nn.BatchNorm2d):
+    """torch's own, with a clear error: (N, C, H, W) -> the same."""
+
+
+class BatchNorm3d(_EnoughValues, nn.BatchNorm3d):
+    """torch's own, with a clear error: (N, C, D, H, W) -> the same."""
 
 
 class InstanceNorm(nn.Module):
@@ -95,10 +122,41 @@ def dropout(spatial_dims: int, probability: float) -> nn.Module:
     return nn.Dropout(probability) if probability > 0 else nn.Identity()
 
 
-def max_pool(spatial_dims: int, stride: int | Sequence[int]) -> nn.Module:
-    """Maximum over windows of `stride`: (N, C, *S) -> (N, C, *S / stride)."""
+def max_pool(
+    spatial_dims: int, stride: int | Sequence[int], *, kernel_size: int | Sequence[int] | None = None
+) -> nn.Module:
+    """Maximum over windows of `stride`, or of an odd `kernel_size`: (N, C, *S) -> (N, C, *S / stride)."""
     check_dims(spatial_dims)
-    return (nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d)(per_axis(stride, spatial_dims))
+    kind: Any = nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d
+    step = per_axis(stride, spatial_dims)
+    if kernel_size is None:
+        return kind(step)
+    kernel = per_axis(kernel_size, spatial_dims)
+    return kind(kernel, stride=step, padding=tuple(n // 2 for n in kernel))
+
+
+def average_pool(spatial_dims: int, stride: int | Sequence[int] = 1) -> nn.Module:
+    """Mean over 3x3 or 3x3x3 windows, at a border over the pixels inside: (N, C, *S) -> (N, C, *S / stride)."""
+    check_dims(spatial_dims)
+    step: Any = per_axis(stride, spatial_dims)
+    if spatial_dims == 2:
+        return nn.AvgPool2d(3, stride=step, padding=1, count_include_pad=False)
+    return _AveragePool3d(step)
+
+
+class _AveragePool3d(nn.Module):
+    """torch's own refuses maps of fewer than 3 voxels even where it pads them: so padded by hand, and divided by counts."""
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = x.new_ones(1, 1, *x.shape[2:])
+        total, share = (
+            nn.functional.avg_pool3d(nn.functional.pad(maps, (1,) * 6), 3, stride=self.stride) for maps in (x, inside)
+        )
+        return total / share
 
 
 def upsample(spatial_dims: int, stride: int | Sequence[int]) -> nn.Module:

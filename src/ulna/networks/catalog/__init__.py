@@ -1,9 +1,10 @@
 """The named networks: recommended builds under short names, exact rows of the papers' tables as `paper/row`."""
 
 from ulna.networks.catalog.entry import Entry
+from ulna.networks.catalog.laird import LAIRD
 from ulna.networks.catalog.recommended import RECOMMENDED
 from ulna.networks.catalog.zhou import ZHOU
 
-NAMED: dict[str, Entry] = {**RECOMMENDED, **ZHOU}
+NAMED: dict[str, Entry] = {**RECOMMENDED, **ZHOU, **LAIRD}
 
 __all__ = ["NAMED", "Entry"]

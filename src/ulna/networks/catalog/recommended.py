@@ -1,6 +1,7 @@
 """The recommended builds, under short names."""
 
 from ulna.networks.catalog.entry import Entry
+from ulna.networks.catalog.laird import NAS_REDUCTION
 from ulna.recipe import Architecture, Slot
 
 _NNUNET = {"norm": "instance", "activation": "leaky_relu"}
@@ -20,6 +21,27 @@ RECOMMENDED: dict[str, Entry] = {
         Architecture(topology="unetpp", deep_supervision=True, readout="mean"),
         "Zhou 2018, Eq. 1 and Sec. 3.2",
         "UNet++ with batch norm, deep supervision, accurate mode; prune for the fast modes",
+    ),
+    "attention_unet": Entry(
+        Architecture(skip=(Slot(kind="attention_gate"),)),
+        "Oktay 2018; Laird 2019, Fig. 4",
+        "U-Net whose skip connections pass attention gates",
+    ),
+    # a cell of F channels has F / 6 or F / 4 filters, so these start wider to have the parameters of U-Net
+    "nas_unet": Entry(
+        Architecture(base_channels=96, max_channels=1536, conv=(Slot(kind="nas_normal"),)),
+        "Zoph 2018; Laird 2019, Fig. 4",
+        "U-Net of NASNet-A normal cells",
+    ),
+    "nas_reduction_unet": Entry(
+        NAS_REDUCTION.replaced(base_channels=72, max_channels=1152),
+        "Zoph 2018; Laird 2019, Fig. 4",
+        "NASNet-A reduction cells on the way down, normal cells on the way up",
+    ),
+    "efficient_unet": Entry(
+        Architecture(conv=(Slot(kind="mbconv"),)),
+        "Tan 2019; Laird 2019, Fig. 4",
+        "U-Net of MBConv blocks with squeeze-excitation",
     ),
     "nnunet": Entry(
         Architecture(
