@@ -8,7 +8,7 @@ from ulna.networks.catalog.entry import Entry
 from ulna.recipe import Architecture, Slot
 
 _PAPER = "Laird 2019, Fig. 4 and 5"
-_PUBLISHED = "8.5"
+_INPUT = (4, 144, 144)  # Sec. 3 and 5.1: four modalities, centre crop
 _PROTOCOL = {"loss.kind": "dice", "optimizer.lr": 1e-4}  # Sec. 5.1 and 5.2
 
 # Reading: "reduction cells for the ConvBlock on the downsampling part as well as the DownOp": one cell is both; behind a
@@ -34,35 +34,40 @@ LAIRD: dict[str, Entry] = {
         Architecture(channels=(34, 67, 134, 268, 536)),
         _PAPER,
         "U-Net of the modular paper",
-        _PUBLISHED,
+        "8.5",
+        input=_INPUT,
         recipe=_PROTOCOL,
     ),
     "laird/attention_unet": Entry(
         Architecture(channels=(33, 66, 132, 265, 530), skip=(Slot(kind="attention_gate"),)),
         _PAPER,
         "U-Net with attention gates in the skip connections",
-        _PUBLISHED,
+        "8.5",
+        input=_INPUT,
         recipe=_PROTOCOL,
     ),
     "laird/nas_unet": Entry(
         Architecture(channels=(96, 192, 384, 768, 1530), conv=(Slot(kind="nas_normal"),)),
         _PAPER,
         "U-Net of NASNet-A normal cells",
-        _PUBLISHED,
+        "8.5",
+        input=_INPUT,
         recipe=_PROTOCOL,
     ),
     "laird/nas_reduction_unet": Entry(
         NAS_REDUCTION.replaced(channels=(84, 156, 312, 636, 1272)),
         _PAPER,
         "NASNet-A reduction cells on the way down, normal cells on the way up",
-        _PUBLISHED,
+        "8.5",
+        input=_INPUT,
         recipe=_PROTOCOL,
     ),
     "laird/efficient_unet": Entry(
         Architecture(channels=(36, 71, 143, 286, 571), conv=(Slot(kind="mbconv"),)),
         _PAPER,
         "U-Net of MBConv blocks",
-        _PUBLISHED,
+        "8.5",
+        input=_INPUT,
         recipe=_PROTOCOL,
     ),
 }
