@@ -113,14 +113,24 @@ def test_images_that_do_not_fit_are_refused(shape, message):
         narrow("unet")(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("name", ["unet", "unetpp"])
-def test_a_network_overfits_two_images(name):
+@pytest.mark.parametrize(
+    ("name", "lr", "steps"),
+    [
+        ("unet", 1e-2, 60),
+        ("unetpp", 1e-2, 60),
+        ("omega_net", 1e-2, 60),
+        ("fcn", 1e-2, 60),
+        # as printed, without norm in its cascades, it learns several times as slowly
+        pytest.param("wang/omega_net", 3e-3, 200, marks=pytest.mark.slow),
+    ],
+)
+def test_a_network_overfits_two_images(name, lr, steps):
     torch.manual_seed(0)
     net = build(name, channels=(8, 16, 32), generator=torch.Generator().manual_seed(0)).train()
     image = torch.randn(2, 1, 24, 24)
     target = (torch.nn.functional.avg_pool2d(image, 5, 1, 2) > 0).float()
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(60):
+    optimizer = torch.optim.Adam(net.parameters(), lr)
+    for _ in range(steps):
         loss = torch.nn.functional.binary_cross_entropy_with_logits(net(image), target)
         optimizer.zero_grad()
         loss.backward()
@@ -129,7 +139,7 @@ def test_a_network_overfits_two_images(name):
     assert agreement > 0.98
 
 
-@pytest.mark.parametrize("name", ["unetpp", "nnunet"])
+@pytest.mark.parametrize("name", ["unetpp", "nnunet", "omega_net", "fcn"])
 def test_networks_can_be_exported(name):
     net = narrow(name, spatial_dims=2)
     image = torch.randn(1, 1, 16, 12)

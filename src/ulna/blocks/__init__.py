@@ -14,10 +14,12 @@ from functools import partial
 from torch import nn
 
 from ulna.blocks.attention_gate import AttentionGate
+from ulna.blocks.cascade import CascadeMultiScale
 from ulna.blocks.conv import ConvBlock, Identity
 from ulna.blocks.mbconv import MBConv
 from ulna.blocks.nasnet import NormalCell, ReductionCell
 from ulna.blocks.resample import Linear, MaxPool, Strided, Transpose
+from ulna.blocks.self_attention import MultiDimensionalAttention
 from ulna.blocks.skip import Add, Concat
 
 CONV: dict[str, Callable[..., nn.Module]] = {
@@ -26,8 +28,14 @@ CONV: dict[str, Callable[..., nn.Module]] = {
     "identity": Identity,
     "nas_normal": NormalCell,
     "mbconv": MBConv,
+    "cascade_msc": CascadeMultiScale,
 }
-SKIP: dict[str, Callable[..., nn.Module]] = {"concat": Concat, "add": Add, "attention_gate": AttentionGate}
+SKIP: dict[str, Callable[..., nn.Module]] = {
+    "concat": Concat,
+    "add": Add,
+    "attention_gate": AttentionGate,
+    "mdsa": MultiDimensionalAttention,
+}
 UP: dict[str, Callable[..., nn.Module]] = {"transpose": Transpose, "linear": Linear}
 DOWN: dict[str, Callable[..., nn.Module]] = {"max": MaxPool, "strided": Strided, "nas_reduction": ReductionCell}
 SLOTS = {"conv": CONV, "skip": SKIP, "up": UP, "down": DOWN}

@@ -28,6 +28,7 @@ def conv(
     kernel_size: int | Sequence[int] = 3,
     stride: int | Sequence[int] = 1,
     groups: int = 1,
+    dilation: int = 1,
     bias: bool = True,
 ) -> nn.Module:
     """Convolution: (N, Cin, *S) -> (N, Cout, *S / stride).
@@ -37,8 +38,17 @@ def conv(
     check_dims(spatial_dims)
     kind: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
     step, kernel = per_axis(stride, spatial_dims), per_axis(kernel_size, spatial_dims)
-    padding = tuple((n - 1) // 2 for n in kernel)
-    return kind(in_channels, out_channels, kernel, stride=step, padding=padding, groups=groups, bias=bias)
+    padding = tuple(dilation * ((n - 1) // 2) for n in kernel)
+    return kind(
+        in_channels,
+        out_channels,
+        kernel,
+        stride=step,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        bias=bias,
+    )
 
 
 def transposed_conv(
@@ -164,6 +174,12 @@ def upsample(spatial_dims: int, stride: int | Sequence[int]) -> nn.Module:
     check_dims(spatial_dims)
     factor = tuple(float(step) for step in per_axis(stride, spatial_dims))
     return nn.Upsample(scale_factor=factor, mode="bilinear" if spatial_dims == 2 else "trilinear", align_corners=False)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bi- or trilinear interpolation to a size: (N, C, *S) -> (N, C, *size)."""
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return nn.functional.interpolate(x, tuple(size), mode=mode, align_corners=False)
 
 
 def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:

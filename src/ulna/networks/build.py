@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from ulna.blocks import SLOTS, nd
 from ulna.errors import UsageError, unknown
 from ulna.networks.catalog import NAMED
-from ulna.networks.heads import Dense
+from ulna.networks.heads import HEADS, Head
 from ulna.networks.network import Network, Stage
 from ulna.networks.wiring import TOPOLOGIES, Node, Wiring
 from ulna.recipe import MOST_CHANNELS, Architecture, Slot, parse
@@ -93,8 +93,8 @@ def from_architecture(
         raise UsageError(f"in_channels and classes are 1 or more; got {in_channels} and {classes}")
     channels = widths(architecture, spatial_dims)
     wiring = wire(architecture)
-    heads = _heads_read(architecture, wiring)
-    wiring = wiring.keep(*heads)._replace(heads=heads)
+    reads = _reads(architecture, wiring)
+    wiring = wiring.keep(*reads)._replace(heads=tuple(name for name in wiring.heads if name in reads))
     steps = _steps(architecture, len(channels), spatial_dims)
 
     width: dict[str, int] = {}
@@ -115,13 +115,7 @@ def from_architecture(
         stages[node.name] = Stage(resample, fuse, convolve)
         width[node.name] = wide
 
-    head = Dense(
-        spatial_dims,
-        {name: width[name] for name in wiring.heads},
-        classes,
-        readout=architecture.readout,
-        exclusive=not multilabel,
-    )
+    head = _head(architecture, spatial_dims, {name: width[name] for name in reads}, classes, exclusive=not multilabel)
     divisor = tuple(math.prod(step[axis] for step in steps) for axis in range(spatial_dims))
     network = Network(wiring, stages, head, in_channels, divisor)
     initialise(network, generator)
@@ -202,7 +196,7 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
 
     Reading: transposed convolutions, which have no activation behind them, and heads get variance 1 / fan-in.
     """
-    heads = {id(m) for head in network.modules() if isinstance(head, Dense) for m in head.modules()}
+    heads = {id(m) for head in network.modules() if isinstance(head, Head) for m in head.modules()}
     for module in network.modules():
         if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
             # kernel = stride: one output value reads one pixel of every input channel
@@ -217,18 +211,22 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
             nn.init.zeros_(module.bias)
 
 
-def _heads_read(architecture: Architecture, wiring: Wiring) -> tuple[str, ...]:
-    if architecture.head.kind != "dense":
-        raise unknown("head", architecture.head.kind, ("dense",))
-    if not wiring.heads:
-        raise UsageError(f"topology {architecture.topology!r} has no decoder to read densely; take unet or unetpp")
-    heads = wiring.heads if architecture.deep_supervision else wiring.heads[-1:]
-    if architecture.readout == "mean" and len({wiring.node(name).level for name in heads}) > 1:
-        raise UsageError(
-            f"readout 'mean' averages heads of one size; the heads of {architecture.topology!r} lie at several levels: "
-            "take readout='final', or topology='unetpp'"
-        )
-    return heads
+def _reads(architecture: Architecture, wiring: Wiring) -> tuple[str, ...]:
+    if architecture.head.kind not in HEADS:
+        raise unknown("head", architecture.head.kind, HEADS)
+    return HEADS[architecture.head.kind].reads(
+        wiring, deep_supervision=architecture.deep_supervision, readout=architecture.readout
+    )
+
+
+def _head(
+    architecture: Architecture, spatial_dims: int, widths: dict[str, int], classes: int, *, exclusive: bool
+) -> Head:
+    kind, options = architecture.head.kind, architecture.head.options
+    known = inspect.signature(HEADS[kind]).parameters
+    # what an architecture says beside the options, for the heads that ask for it
+    facts = {n: v for n, v in {"readout": architecture.readout, "exclusive": exclusive}.items() if n in known}
+    return _made("head", kind, HEADS[kind], (spatial_dims, widths, classes), options, facts)
 
 
 def _steps(architecture: Architecture, count: int, spatial_dims: int) -> list[tuple[int, ...]]:
@@ -260,17 +258,30 @@ def _block(slot: str, entries: Sequence[Slot], node: Node, count: int, *argument
     blocks = SLOTS[slot]
     if entry.kind not in blocks:
         raise unknown(f"{slot} block", entry.kind, blocks)
-    block = blocks[entry.kind]
-    options = [p.name for p in inspect.signature(block).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for option in entry.options:
-        if option not in options:
-            raise unknown(f"option of {slot} block {entry.kind!r}", option, options)
+    return _made(slot, entry.kind, blocks[entry.kind], arguments, entry.options)
+
+
+def _made(
+    slot: str,
+    kind: str,
+    make: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    options: Mapping[str, Any],
+    facts: Mapping[str, Any] | None = None,
+) -> Any:
+    """A block or a head; every fault of its options names the slot and the kind."""
+    facts = facts or {}
+    keywords = [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    known = [name for name in keywords if name not in facts]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {slot} block {kind!r}", option, known)
     try:
-        return block(*arguments, **entry.options)
+        return make(*arguments, **options, **facts)
     except UsageError as error:
-        raise UsageError(f"architecture.{slot}.{entry.kind}: {error}") from None
+        raise UsageError(f"architecture.{slot}.{kind}: {error}") from None
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"architecture.{slot}.{entry.kind}: options {entry.options} do not work: {error}") from None
+        raise UsageError(f"architecture.{slot}.{kind}: options {dict(options)} do not work: {error}") from None
 
 
 def _fits(entry: Slot, node: Node, count: int) -> bool:

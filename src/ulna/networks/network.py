@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError
-from ulna.networks.heads import Dense, Outputs
+from ulna.networks.heads import Head, Outputs
 from ulna.networks.wiring import Wiring
 
 
@@ -38,7 +38,7 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, wiring: Wiring, stages: dict[str, nn.Module], head: Dense, in_channels: int, divisor: tuple[int, ...]
+        self, wiring: Wiring, stages: dict[str, nn.Module], head: Head, in_channels: int, divisor: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.wiring = wiring
@@ -62,7 +62,8 @@ class Network(nn.Module):
             (N, C, *S) -> logits (N, K, *S); a head at a coarser level has ceil(S / its stride)
         """
         size = self._checked_size(image)
-        outputs = self.head(self.features(pad_to_multiple(image, self.divisor)))
+        padded = pad_to_multiple(image, self.divisor)
+        outputs = self.head(self.features(padded), padded.shape[2:])
         return Outputs(_crop(outputs.logits, size), {n: self._crop_head(n, z, size) for n, z in outputs.heads.items()})
 
     def forward(self, image: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ class Node(NamedTuple):
 
     name: str  # "x0_1", after X^{0,1} in UNet++ Fig. 1
     level: int  # 0 is full resolution
-    path: str  # "encoder", "decoder" or "nested"
+    path: str  # "encoder", "decoder", "nested"; in omega-Net "skip", "merge", "aux" and "main"
     source: str | None  # a finer source is pooled, a coarser one upsampled, one of the same level passed on
     skips: tuple[str, ...] = ()  # nodes of the same level, fused by the skip slot
     convolve: bool = True  # False: the node only fuses
@@ -75,4 +75,25 @@ def unetpp(levels: int) -> Wiring:
     return Wiring((*encoder(levels).nodes, *nested), heads or ("x0_0",))
 
 
-TOPOLOGIES: dict[str, Callable[[int], Wiring]] = {"encoder": encoder, "unet": unet, "unetpp": unetpp}
+def omega(levels: int) -> Wiring:
+    """Two expansive paths (omega-Net, Sec. 3.1): aux reads m[i] = [U(aux[i+1]), k[i]], main reads U(main[i+1]) and m[i].
+
+    k[i] is the skip connection of level i, with a convolution of its own. Both paths start at the deepest encoder node.
+    Reading: maps are matched by resolution (the printed indices are off by one), and the convolutions of the paths, which
+    Eq. 2 to 5 leave out, are those of the U-Net that Sec. 4.1.2 builds on (specs, omega-Net 3).
+    """
+    bottom = levels - 1
+    nodes = list(encoder(levels).nodes)
+    for i in reversed(range(bottom)):
+        below = f"aux{i + 1}" if i + 1 < bottom else f"x{bottom}_0"
+        nodes += [
+            Node(f"k{i}", i, "skip", f"x{i}_0"),
+            Node(f"m{i}", i, "merge", below, (f"k{i}",), convolve=False),  # Eq. 9
+            Node(f"aux{i}", i, "aux", f"m{i}"),
+        ]
+    for i in reversed(range(bottom)):
+        nodes.append(Node(f"main{i}", i, "main", f"main{i + 1}" if i + 1 < bottom else f"x{bottom}_0", (f"m{i}",)))
+    return Wiring(tuple(nodes), heads=("aux0", "main0") if bottom else ("x0_0",))
+
+
+TOPOLOGIES: dict[str, Callable[[int], Wiring]] = {"encoder": encoder, "unet": unet, "unetpp": unetpp, "omega": omega}

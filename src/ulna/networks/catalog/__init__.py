@@ -3,8 +3,9 @@
 from ulna.networks.catalog.entry import Entry
 from ulna.networks.catalog.laird import LAIRD
 from ulna.networks.catalog.recommended import RECOMMENDED
+from ulna.networks.catalog.wang import WANG
 from ulna.networks.catalog.zhou import ZHOU
 
-NAMED: dict[str, Entry] = {**RECOMMENDED, **ZHOU, **LAIRD}
+NAMED: dict[str, Entry] = {**RECOMMENDED, **ZHOU, **LAIRD, **WANG}
 
 __all__ = ["NAMED", "Entry"]

@@ -2,11 +2,17 @@
 
 from ulna.networks.catalog.entry import Entry
 from ulna.networks.catalog.laird import NAS_REDUCTION
+from ulna.networks.catalog.wang import DUAL_SUPERVISION
 from ulna.recipe import Architecture, Slot
 
 _NNUNET = {"norm": "instance", "activation": "leaky_relu"}
 
 RECOMMENDED: dict[str, Entry] = {
+    "fcn": Entry(
+        Architecture(topology="encoder", head=Slot(kind="scores")),
+        "Long 2015 (FCN-8s)",
+        "encoder of U-Net, scores of its three deepest maps upsampled and summed",
+    ),
     "unet": Entry(
         Architecture(topology="unet"),
         "Ronneberger 2015; widths of Zhou 2018, Table 2",
@@ -42,6 +48,21 @@ RECOMMENDED: dict[str, Entry] = {
         Architecture(conv=(Slot(kind="mbconv"),)),
         "Tan 2019; Laird 2019, Fig. 4",
         "U-Net of MBConv blocks with squeeze-excitation",
+    ),
+    "omega_net": Entry(
+        Architecture(
+            topology="omega",
+            # as printed they have none; the attention then gives every channel the largest ones, and it learns slowly
+            conv=(
+                Slot(kind="cascade_msc", paths=("skip",), options={"norm": "batch", "activation": "relu"}),
+                Slot(kind="double_conv"),
+            ),
+            skip=(Slot(kind="mdsa", paths=("main",)), Slot(kind="concat")),
+            deep_supervision=True,
+        ),
+        "Wang et al. (omega-Net), Fig. 1",
+        "omega-Net with batch norm in its cascade convolutions too, 32 to 512 channels",
+        recipe=DUAL_SUPERVISION,
     ),
     "nnunet": Entry(
         Architecture(

@@ -1,8 +1,8 @@
-"""What is read off the maps: logits at every supervised node, and the one answer made from them."""
+"""A 1x1 convolution at every supervised node, and the one answer made from them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +10,11 @@ from torch.nn.functional import logsigmoid
 
 from ulna.blocks import nd
 from ulna.errors import UsageError
+from ulna.networks.heads.head import Head, Outputs
+from ulna.networks.wiring import Wiring
 
 
-class Outputs(NamedTuple):
-    """What training needs.
-
-    Args:
-        logits: (N, K, *S), the network's answer.
-        heads: the logits of every supervised head by the name of its node; coarser heads are smaller.
-    """
-
-    logits: Tensor
-    heads: dict[str, Tensor]
-
-
-class Dense(nn.Module):
+class Dense(Head):
     """A 1x1 convolution at every supervised node.
 
     Source: UNet++ Sec. 3.2 (deep supervision, accurate and fast mode).
@@ -35,22 +25,44 @@ class Dense(nn.Module):
         maps: K, number of logit maps.
         readout: "final" takes the last head; "mean" averages the heads' probabilities (accurate mode).
         exclusive: K > 1 maps exclude each other (softmax); else each map has its own sigmoid.
+        bias: of the convolutions.
 
     Shape:
         {node: (N, C, *S)} -> Outputs with (N, K, *S)
     """
 
     def __init__(
-        self, spatial_dims: int, widths: dict[str, int], maps: int, *, readout: str = "final", exclusive: bool = True
+        self,
+        spatial_dims: int,
+        widths: Mapping[str, int],
+        maps: int,
+        *,
+        readout: str = "final",
+        exclusive: bool = True,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.convs = nn.ModuleDict(
-            {name: nd.conv(spatial_dims, width, maps, kernel_size=1) for name, width in widths.items()}
+            {name: nd.conv(spatial_dims, width, maps, kernel_size=1, bias=bias) for name, width in widths.items()}
         )
         self.readout = readout
         self.exclusive = exclusive and maps > 1
 
-    def forward(self, maps: dict[str, Tensor]) -> Outputs:
+    @staticmethod
+    def reads(wiring: Wiring, *, deep_supervision: bool, readout: str) -> tuple[str, ...]:
+        if not wiring.heads:
+            raise UsageError(
+                "this topology has no decoder to read densely; take topology unet, unetpp or omega, or head scores"
+            )
+        heads = wiring.heads if deep_supervision else wiring.heads[-1:]
+        if readout == "mean" and len({wiring.node(name).level for name in heads}) > 1:
+            raise UsageError(
+                "readout 'mean' averages heads of one size; the heads of this topology lie at several levels: "
+                "take readout='final', or topology='unetpp'"
+            )
+        return heads
+
+    def forward(self, maps: dict[str, Tensor], size: Sequence[int]) -> Outputs:
         heads = {name: conv(maps[name]) for name, conv in self.convs.items()}
         return Outputs(self.answer(list(heads.values())), heads)
 
@@ -83,14 +95,3 @@ def mean_logits(logits: list[Tensor], *, exclusive: bool) -> Tensor:
     if exclusive:
         return z.log_softmax(dim=2).logsumexp(dim=0)
     return logsigmoid(z).logsumexp(dim=0) - logsigmoid(-z).logsumexp(dim=0)
-
-
-def probabilities(logits: Tensor, *, multilabel: bool = False) -> Tensor:
-    """Probabilities in float32: a sigmoid for one map or with `multilabel`, else a softmax over the maps.
-
-    Shape:
-        (N, K, *S) -> (N, K, *S)
-    """
-    if multilabel or logits.shape[1] == 1:
-        return logits.float().sigmoid()
-    return logits.float().softmax(dim=1)
