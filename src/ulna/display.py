@@ -45,12 +45,13 @@ def _models(console: Console, models: list[Any]) -> None:
         entry = model.entry
         figures = f"image {_shape(entry.input)}, {entry.maps} {'map' if entry.maps == 1 else 'maps'} out"
         table.add_row("parameters", f"{model.parameters():,}{_printed(entry.published, ' M')} ({figures})")
-        table.add_row("GMACs", f"{model.gmacs():.3f}{_printed(entry.published_gmacs)}")
+        table.add_row("GMACs", f"{model.gmacs():.4f}")
+        table.add_row("by ptflops' rules", f"{model.ptflops_gmacs():.4f}{_printed(entry.published_gmacs)}")
         if entry.mismatch:
             table.add_row("mismatch", entry.mismatch)
         console.print(table)
         return
-    table = _table("model", "image", "parameters", "published", "GMACs", "published")
+    table = _table("model", "image", "parameters", "published", "GMACs", "ptflops", "published")
     table.columns[0].no_wrap = True
     for model in models:
         entry = model.entry
@@ -61,13 +62,17 @@ def _models(console: Console, models: list[Any]) -> None:
             f"{model.parameters():,}",
             published,
             f"{model.gmacs():.2f}",
+            f"{model.ptflops_gmacs():.2f}",
             entry.published_gmacs,
         )
     console.print(table)
     for model in models:
         if model.entry.mismatch:
             console.print(f"{model.name}: {model.entry.mismatch}", highlight=False, soft_wrap=True)
-    console.print("parameters and GMACs: for the image shown. ulna models NAME shows source and slots.", style="dim")
+    console.print(
+        "for the image shown; ptflops: GMACs by the rules of that counter. ulna models NAME shows source and slots.",
+        style="dim",
+    )
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -21,6 +21,7 @@ from ulna.blocks.nasnet import NormalCell, ReductionCell
 from ulna.blocks.resample import Linear, MaxPool, Strided, Transpose
 from ulna.blocks.self_attention import MultiDimensionalAttention
 from ulna.blocks.skip import Add, Concat
+from ulna.blocks.spatial_dependency import SpatialDependencyBlock
 
 CONV: dict[str, Callable[..., nn.Module]] = {
     "double_conv": ConvBlock,
@@ -29,6 +30,7 @@ CONV: dict[str, Callable[..., nn.Module]] = {
     "nas_normal": NormalCell,
     "mbconv": MBConv,
     "cascade_msc": CascadeMultiScale,
+    "sdn": SpatialDependencyBlock,
 }
 SKIP: dict[str, Callable[..., nn.Module]] = {
     "concat": Concat,

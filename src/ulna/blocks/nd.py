@@ -12,6 +12,8 @@ from ulna.errors import UsageError, unknown
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
 NORMS = ("batch", "instance", "none")
+# names of moving along an axis and against it, by the last three axes (D,) H, W
+SENSES = (("forward", "backward"), ("down", "up"), ("right", "left"))
 
 
 def check_dims(spatial_dims: int) -> None:
@@ -169,11 +171,12 @@ class _AveragePool3d(nn.Module):
         return total / share
 
 
-def upsample(spatial_dims: int, stride: int | Sequence[int]) -> nn.Module:
+def upsample(spatial_dims: int, stride: int | Sequence[int], *, align_corners: bool = False) -> nn.Module:
     """Bi- or trilinear upsampling: (N, C, *S) -> (N, C, *S * stride)."""
     check_dims(spatial_dims)
     factor = tuple(float(step) for step in per_axis(stride, spatial_dims))
-    return nn.Upsample(scale_factor=factor, mode="bilinear" if spatial_dims == 2 else "trilinear", align_corners=False)
+    mode = "bilinear" if spatial_dims == 2 else "trilinear"
+    return nn.Upsample(scale_factor=factor, mode=mode, align_corners=align_corners)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

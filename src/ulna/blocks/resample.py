@@ -43,6 +43,9 @@ class Transpose(nn.Module):
 class Linear(nn.Module):
     """Bi- or trilinear upsampling; keeps its channels unless `project`, a 1x1 convolution to the level's width.
 
+    Args:
+        align_corners: the corners of both grids coincide, not those of their outer pixels.
+
     Shape:
         (N, Cin, *S) -> (N, Cin or Cout, *S * stride)
     """
@@ -55,12 +58,13 @@ class Linear(nn.Module):
         stride: Sequence[int],
         *,
         project: bool = False,
+        align_corners: bool = False,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels if project else in_channels
         # the projection works on the small map: the same result as after upsampling, at a fraction of the work
         self.project = nd.conv(spatial_dims, in_channels, out_channels, kernel_size=1) if project else nn.Identity()
-        self.upsample = nd.upsample(spatial_dims, stride)
+        self.upsample = nd.upsample(spatial_dims, stride, align_corners=align_corners)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.upsample(self.project(x))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ulna.blocks import SLOTS, nd
+from ulna.blocks.spatial_dependency import SpatialDependency
 from ulna.errors import UsageError, unknown
 from ulna.networks.catalog import NAMED
 from ulna.networks.heads import HEADS, Head
@@ -194,7 +195,8 @@ def count_parameters(network: nn.Module) -> int:
 def initialise(network: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draw the weights: He normal for convolutions (UNet++ authors' code), biases 0.
 
-    Reading: transposed convolutions, which have no activation behind them, and heads get variance 1 / fan-in.
+    Reading: transposed convolutions, which have no activation behind them, and heads get variance 1 / fan-in. Spatial
+    dependency layers draw their own.
     """
     heads = {id(m) for head in network.modules() if isinstance(head, Head) for m in head.modules()}
     for module in network.modules():
@@ -209,6 +211,9 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, SpatialDependency):
+            module.draw(generator)
 
 
 def _reads(architecture: Architecture, wiring: Wiring) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from ulna.errors import unknown
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.catalog import NAMED, Entry
 from ulna.networks.network import Network
+from ulna.networks.ptflops import count_ptflops_gmacs
 from ulna.recipe import Slot
 
 
@@ -75,6 +76,10 @@ class Model:
         size = size or self.entry.input[1:]
         return count_gmacs(self.network(in_channels=in_channels, classes=classes, spatial_dims=len(size)), size)
 
+    def ptflops_gmacs(self) -> float:
+        """The same for the image of the paper's figure, under the rules of the counter that the SDU-Net paper used."""
+        return count_ptflops_gmacs(self.network(), self.entry.input[1:])
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
@@ -86,6 +91,7 @@ class Model:
             "parameters": self.parameters(),
             "published_millions": self.entry.published or None,
             "gmacs": round(self.gmacs(), 4),
+            "ptflops_gmacs": round(self.ptflops_gmacs(), 4),
             "published_gmacs": self.entry.published_gmacs or None,
             "mismatch": self.entry.mismatch or None,
             "slots": self.slots,

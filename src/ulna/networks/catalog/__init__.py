@@ -1,11 +1,12 @@
 """The named networks: recommended builds under short names, exact rows of the papers' tables as `paper/row`."""
 
+from ulna.networks.catalog.carvalho import CARVALHO
 from ulna.networks.catalog.entry import Entry
 from ulna.networks.catalog.laird import LAIRD
 from ulna.networks.catalog.recommended import RECOMMENDED
 from ulna.networks.catalog.wang import WANG
 from ulna.networks.catalog.zhou import ZHOU
 
-NAMED: dict[str, Entry] = {**RECOMMENDED, **ZHOU, **LAIRD, **WANG}
+NAMED: dict[str, Entry] = {**RECOMMENDED, **ZHOU, **CARVALHO, **LAIRD, **WANG}
 
 __all__ = ["NAMED", "Entry"]

@@ -18,7 +18,7 @@ class Entry:
         paper: who published it, and where in the paper.
         note: what this build is, in one line.
         published: the number of parameters that the paper prints, in millions, as printed.
-        published_gmacs: the work that the paper prints, in billions of multiply-accumulates, as printed.
+        published_gmacs: the work that the paper prints, in billions of operations by the rules of ptflops, as printed.
         input: (C, *S) of the image that the figures hold for.
         maps: logit maps that the figures hold for.
         mismatch: why a printed figure is not reached; empty where all that are printed are.

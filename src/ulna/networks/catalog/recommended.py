@@ -5,6 +5,8 @@ from ulna.networks.catalog.laird import NAS_REDUCTION
 from ulna.networks.catalog.wang import DUAL_SUPERVISION
 from ulna.recipe import Architecture, Slot
 
+# levels 2 and 3 of 5, as deep as the layers are in the rows of the paper for video and CT; a narrower state is faster
+_SDN = Slot(kind="sdn", levels=(-3, -2), options={"residual": True})
 _NNUNET = {"norm": "instance", "activation": "leaky_relu"}
 
 RECOMMENDED: dict[str, Entry] = {
@@ -63,6 +65,26 @@ RECOMMENDED: dict[str, Entry] = {
         "Wang et al. (omega-Net), Fig. 1",
         "omega-Net with batch norm in its cascade convolutions too, 32 to 512 channels",
         recipe=DUAL_SUPERVISION,
+    ),
+    "sdu_net": Entry(
+        Architecture(
+            topology="unet",
+            conv=(_SDN, Slot(kind="double_conv")),
+            up=(Slot(kind="linear", options={"project": True}),),
+        ),
+        "Carvalho 2021, Sec. 2",
+        "U-Net with residual spatial dependency layers at its two levels above the deepest",
+    ),
+    "sdnu_net": Entry(
+        Architecture(
+            topology="unetpp",
+            conv=(_SDN, Slot(kind="double_conv")),
+            up=(Slot(kind="linear"),),
+            deep_supervision=True,
+            readout="mean",
+        ),
+        "Carvalho 2021, Sec. 2",
+        "UNet++ with residual spatial dependency layers at its two levels above the deepest, deep supervision",
     ),
     "nnunet": Entry(
         Architecture(

@@ -1,0 +1,69 @@
+"""Work under the rules of ptflops, the counter that the SDU-Net paper used: to hold a network to printed figures.
+
+It goes by modules: products and biases of convolutions, 2 operations an element of a norm, 1 of an activation or an
+upsampled map, 1 an element that a pooling reads. What is no such module, attention or a sweep, it does not see.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ulna.blocks import nd
+from ulna.blocks.resample import Linear
+from ulna.networks.network import Network
+
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nd.InstanceNorm)
+_POOLS = (nn.MaxPool2d, nn.MaxPool3d)
+_BY_ELEMENT = (*nd.ACTIVATIONS.values(), nn.Upsample)
+
+
+def count_ptflops_gmacs(network: Network, size: tuple[int, ...]) -> float:
+    """Billions of operations of one forward pass over one image of `size`, as ptflops counts them.
+
+    Source: SDU-Net Table 4; rules and the inputs of its figures in specs, SDU-Net 2.
+    Reading: recurrent cells are not counted: only so does SDU-Net have its printed work. The projection of a linear
+    upsampling, here ahead of it on the small map, is counted where the paper's network has it, behind it.
+    """
+    total = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal total
+        total += _operations(module, inputs[0], output)
+
+    hooks = [module.register_forward_hook(add) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, network.in_channels, *size, device=next(network.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total / 1e9
+
+
+def _operations(module: Any, source: Any, output: Any) -> int:
+    if isinstance(module, _CONVOLUTIONS):
+        return _convolution(module, output[0, 0].numel())
+    if isinstance(module, _TRANSPOSED):
+        return source[0, 0].numel() * module.weight.numel() + (output.numel() if module.bias is not None else 0)
+    if isinstance(module, _NORMS):
+        return 2 * source.numel()
+    if isinstance(module, _BY_ELEMENT):
+        return output.numel()
+    if isinstance(module, _POOLS):
+        return source.numel()
+    if isinstance(module, Linear) and isinstance(module.project, _CONVOLUTIONS):
+        large, small = output[0, 0].numel(), source[0, 0].numel()
+        widened = large * (source.shape[1] - output.shape[1])
+        return _convolution(module.project, large) - _convolution(module.project, small) + widened
+    return 0
+
+
+def _convolution(module: Any, positions: int) -> int:
+    a_position = math.prod(module.weight.shape) + (module.out_channels if module.bias is not None else 0)
+    return positions * a_position
