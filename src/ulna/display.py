@@ -51,16 +51,15 @@ def _models(console: Console, models: list[Any]) -> None:
             table.add_row("mismatch", entry.mismatch)
         console.print(table)
         return
-    table = _table("model", "image", "parameters", "published", "GMACs", "ptflops", "published")
+    table = _table("model", "image", "parameters", "paper", "GMACs", "ptflops", "paper")
     table.columns[0].no_wrap = True
     for model in models:
         entry = model.entry
-        published = f"{entry.published} M" if entry.published else ""
         table.add_row(
             model.name,
             _shape(entry.input),
             f"{model.parameters():,}",
-            published,
+            entry.published,
             f"{model.gmacs():.2f}",
             f"{model.ptflops_gmacs():.2f}",
             entry.published_gmacs,
@@ -70,13 +69,14 @@ def _models(console: Console, models: list[Any]) -> None:
         if model.entry.mismatch:
             console.print(f"{model.name}: {model.entry.mismatch}", highlight=False, soft_wrap=True)
     console.print(
-        "for the image shown; ptflops: GMACs by the rules of that counter. ulna models NAME shows source and slots.",
+        "parameters and GMACs for the image shown; ptflops: GMACs by the rules of that counter; paper: as printed, "
+        "parameters in millions. ulna models NAME shows source and slots.",
         style="dim",
     )
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+    return "×".join(map(str, shape))
 
 
 def _printed(figure: str, unit: str = "") -> str:
