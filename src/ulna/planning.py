@@ -171,7 +171,7 @@ def plan(
     dataset = Dataset.from_folder(data)
     report = inspect(dataset)
     report.raise_if_bad()
-    cases = split(dataset, recipe.training.seed).train
+    cases = split(dataset.grouped(report.copies), recipe.training.seed).train
     made = make_plan(fingerprint(report, cases, dataset.channel_names), recipe, report.labels or Labels())
     if out is not None:
         write_text(Path(out), to_yaml(made))

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.classes import classes_found, some
+from ulna.data.copies import find_copies
 from ulna.data.dataset import Dataset
 from ulna.data.source import all_faults, condensed
+from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey_all
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
@@ -29,6 +31,7 @@ class Report:
         notes: what is worth knowing.
         surveys: one per case, in the order of the data set.
         labels: the classes, declared or found; None where the label maps do not tell.
+        copies: cases that show the same image, exactly or nearly; see `Dataset.grouped`.
     """
 
     root: Path
@@ -36,6 +39,7 @@ class Report:
     notes: tuple[str, ...] = ()
     surveys: tuple[Survey, ...] = ()
     labels: Labels | None = None
+    copies: Groups = ()
 
     @property
     def ok(self) -> bool:
@@ -84,7 +88,7 @@ def check(data: Path | str, /) -> Report:
         return Report(Path(data), problems=error.problems)
     found = inspect(dataset)
     own = [problem for problem in found.problems if problem not in problems]
-    return Report(found.root, (*problems, *own), found.notes, found.surveys, found.labels)
+    return Report(found.root, (*problems, *own), found.notes, found.surveys, found.labels, found.copies)
 
 
 def inspect(dataset: Dataset, workers: int = 0) -> Report:
@@ -95,8 +99,9 @@ def inspect(dataset: Dataset, workers: int = 0) -> Report:
     labels = _labels(dataset, surveys, problems, notes)
     _compare_images(dataset, surveys, problems)
     _compare_names(dataset, problems)
-    _compare_copies(dataset, surveys, problems, notes)
-    return Report(dataset.root, tuple(problems), tuple(notes), tuple(surveys), labels)
+    copies = find_copies(dataset, surveys)
+    problems, notes = problems + copies.problems, notes + copies.notes
+    return Report(dataset.root, tuple(problems), tuple(notes), tuple(surveys), labels, copies.groups)
 
 
 def _reader_notes(surveys: Sequence[Survey]) -> list[str]:
@@ -180,38 +185,3 @@ def _compare_names(dataset: Dataset, problems: list[Problem]) -> None:
         if other != case.id:
             what = f"has the id {case.id!r}, which differs from {other!r} in upper and lower case only"
             problems.append(Problem(str(case.images[0]), what, "rename one of them"))
-
-
-def _compare_copies(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
-    """The same image twice: in two sets of a split the figures would be wrong, in one set it is only odd."""
-    copies: dict[str, list[str]] = {}
-    for one in surveys:
-        if one.digest and not one.constant:  # empty slices are alike, and no leak
-            copies.setdefault(one.digest, []).append(one.case)
-    same = [cases for cases in copies.values() if len(cases) > 1]
-    by_id = {case.id: case for case in dataset.cases}
-    crossing = 0
-    for cases in same:
-        found = _crossing(dataset, cases)
-        if found:
-            crossing += 1
-            what = f"is the same image as {found[1]} of {found[3]}, and stands in {found[2]}"
-            where = str(by_id[found[0]].images[0])
-            problems.append(Problem(where, what, "keep copies of an image in one set, or take one out"))
-    if len(same) > crossing:
-        example = next(cases for cases in same if not _crossing(dataset, cases))
-        hint = "" if dataset.given_splits else "; give them one group in groups.json to keep them in one set"
-        notes.append(
-            f"{len(same) - crossing} images stand more than once, for example {' and '.join(example[:2])}{hint}"
-        )
-
-
-def _crossing(dataset: Dataset, cases: Sequence[str]) -> tuple[str, str, str, str] | None:
-    """Two of the cases that stand in different sets of one given split: (case, other, its set, the other's set)."""
-    for given in dataset.given_splits:
-        sets = {case: name for name, members in given.model_dump().items() for case in members}
-        standing = [case for case in cases if case in sets]
-        for case in standing[1:]:
-            if sets[case] != sets[standing[0]]:
-                return case, standing[0], sets[case], sets[standing[0]]
-    return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +12,8 @@ from ulna.data.case import Case
 from ulna.data.declared import check_split, read_groups, read_splits
 from ulna.data.layouts import find
 from ulna.data.pairing import Found
-from ulna.data.source import all_faults, id_problem, readable
-from ulna.data.splitting import choose_split, split_hash
+from ulna.data.source import all_faults, id_problem, readable, shown
+from ulna.data.splitting import choose_split, split_hash, united
 from ulna.errors import Problem, unknown
 from ulna.recipe import Labels, Split
 
@@ -79,6 +81,7 @@ class Dataset:
                 groups = read_groups(folder, ids, found.problems, found.notes)
                 cases = [replace(case, group=groups.get(case.id)) for case in cases]
                 splits = _splits(found, folder, cases, groups)
+        found.notes += _links_outside(found.root, cases)
         notes = tuple(found.notes)
         dataset = cls(found.root, found.layout, tuple(cases), found.labels, found.channel_names, splits, notes)
         return dataset, tuple(found.problems)
@@ -91,6 +94,23 @@ class Dataset:
         """The cases that have a label map."""
         return tuple(case for case in self.cases if case.label is not None)
 
+    def grouped(self, copies: Iterable[Sequence[str]]) -> Dataset:
+        """The same cases, with those that show one image in one group, so that no split parts them.
+
+        Args:
+            copies: ids of cases that belong together, from `Report.copies`.
+        """
+        patients: dict[str, list[str]] = {}
+        for case in self.cases:
+            if case.group is not None:
+                patients.setdefault(case.group, []).append(case.id)
+        patient = {case.id: case.group for case in self.cases}
+        names: dict[str, str] = {}
+        for members in united([*patients.values(), *copies]):
+            known = [group for name in members if (group := patient.get(name)) is not None]
+            names |= dict.fromkeys(members, min(known, default=f"copies of {members[0]}"))
+        return replace(self, cases=tuple(replace(case, group=names.get(case.id)) for case in self.cases))
+
     def case(self, id: str) -> Case:
         """The case of that id.
 
@@ -101,6 +121,17 @@ class Dataset:
             if case.id == id:
                 return case
         raise unknown("case", id, [case.id for case in self.cases])
+
+
+def _links_outside(root: Path, cases: Sequence[Case]) -> list[str]:
+    """A data set of links is sound, but a copy of its folder is not."""
+    inside = os.path.realpath(root if root.is_dir() else root.parent) + os.sep
+    sources = [source.path for case in cases for source in (*case.images, case.label) if source is not None]
+    outside = [path for path in dict.fromkeys(sources) if not os.path.realpath(path).startswith(inside)]
+    if not outside:
+        return []
+    what = f"{len(outside)} files are links that lead outside the folder, for example {shown(outside[0])}"
+    return [f"{what}; a copy of the folder would miss them"]
 
 
 def _without_doubles(found: Found) -> list[Case]:

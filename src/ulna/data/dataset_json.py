@@ -133,7 +133,7 @@ def _inside(found: Found, path: Path, value: Any) -> Path | None:
         found.wrong(path, f"names {value}, which lies outside the folder", "write names relative to the folder")
         return None
     target = found.root / relative
-    if not target.is_file():
+    if not os.path.lexists(target):
         found.wrong(path, f"names {value}, which does not exist", "add the file, or take the entry out")
         return None
     return target

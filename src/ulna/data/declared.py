@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ulna.data.source import case_name, composed
-from ulna.errors import Problem
+from ulna.data.source import case_name, composed, file_stat, shown
+from ulna.errors import DataError, Problem
 from ulna.recipe import Labels, Split
 
 _CLASSES = 'write the classes as {"1": "liver", "2": "tumour"}; 0 is background'
@@ -20,19 +20,37 @@ _SPLITS = (
     'write {"train": [ids], "val": [ids], "test": [ids]}, or a list of folds [{"train": [...], "val": [...]}, ...]'
 )
 _SETS = ("train", "val", "test")
+_LARGEST_JSON = 1 << 28
 _SHOWN = 6  # values in a message
 
 
 def read_json(path: Path, problems: list[Problem]) -> Any:
     """The content of a JSON file; None, and a problem, where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        if file_stat(path).st_size > _LARGEST_JSON:
+            problems.append(Problem(shown(path), f"is larger than {_LARGEST_JSON} bytes", "take it out"))
+            return None
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a character, written as an escape, is no text
+        return value
+    except DataError as error:
+        problems += error.problems
+        return None
     except json.JSONDecodeError as error:
         what = f"is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
     except (ValueError, OSError, RecursionError) as error:  # ValueError: not UTF-8, or a number of thousands of digits
         what = f"cannot be read ({error})"
-    problems.append(Problem(str(path), what, "mend the file or take it out"))
+    problems.append(Problem(shown(path), what, "mend the file or take it out"))
     return None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no key stands twice: of two, readers keep one without a word."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in one object twice")
+    return value
 
 
 def read_classes(root: Path, problems: list[Problem]) -> Labels | None:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ulna.data.case import Case
-from ulna.data.source import IMAGE_SUFFIXES, Source, beside, case_name, suffix_of
+from ulna.data.source import IMAGE_SUFFIXES, Source, beside, case_name, shown, suffix_of
 from ulna.errors import Problem
 from ulna.recipe import Labels
 
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 _MOST_CHANNELS = 16  # more `_0000` files of one name are the frames of a film
+_ROLE = re.compile(r"(_(mask|masks|label|labels|seg|segmentation|gt|groundtruth|ground_truth|annotation|image|img))+$")
 _NOT_YET = (".mhd", ".nhdr", ".dcm", ".hdr", ".img", ".gif", ".webp")
 
 
@@ -32,7 +33,7 @@ class Found:
 
     def wrong(self, where: object, what: str, remedy: str) -> None:
         """Keep one problem."""
-        self.problems.append(Problem(str(where), what, remedy))
+        self.problems.append(Problem(shown(where), what, remedy))
 
 
 def convert() -> str:
@@ -43,9 +44,12 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
     """Image files of a folder by name without extension; two files of one name are a problem."""
     files: dict[str, Path] = {}
     spare = 0
+    hidden = []
     for path in sorted(folder.iterdir()):
         suffix = suffix_of(path)
         if beside(path.name):
+            if suffix in IMAGE_SUFFIXES and not path.name.startswith("._"):  # which macOS leaves on foreign disks
+                hidden.append(path.name)
             continue
         if path.is_dir() or suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
             spare += 1
@@ -55,6 +59,9 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
             found.wrong(path, f"has the name of {files[case_name(path)].name}", "keep one file per case")
         else:
             files[case_name(path)] = path
+    if hidden:
+        what = f"holds {len(hidden)} images whose names say that they are none of the data ({hidden[0]})"
+        found.notes.append(f"{folder.name}/ {what}; they are not read")
     if spare:
         found.notes.append(f"{folder.name}/ holds {spare} files or folders that are no images; they are not read")
     return files
@@ -110,12 +117,45 @@ def pairs(found: Found, images: str, labels: str, need_labels: bool, channels: i
     cases = grouped(found, files_in(found, image_folder), label_files, channels)
     for case, paths in cases.items():
         label = label_files.get(case)
-        if label is None and need_labels:
-            found.wrong(paths[0], f"has no label map {labels}/{case}.*", "add the label map, or take the image out")
         found.cases.append(Case(case, tuple(Source(path) for path in paths), Source(label) if label else None))
-    for case in sorted(set(label_files) - set(cases)):
-        if need_labels:
-            found.wrong(
-                label_files[case], f"has no image {images}/{case}.*", "add the image, or take the label map out"
-            )
+    if need_labels:
+        _alone(found, {case: paths[0] for case, paths in cases.items()}, label_files, images, labels)
     return {images, labels}
+
+
+def _alone(
+    found: Found, image_files: Mapping[str, Path], label_files: Mapping[str, Path], images: str, labels: str
+) -> None:
+    """Images without a label map and label maps without an image; names that nearly agree are told."""
+    lone = {case: path for case, path in image_files.items() if case not in label_files}
+    spare = {case: path for case, path in label_files.items() if case not in image_files}
+    near = nearly_named(lone, spare)
+    for case, path in lone.items():
+        if case in near:
+            what = f"has no label map {labels}/{case}.*, but {labels}/{spare[near[case]].name} is nearly its name"
+            found.wrong(path, what, "give both the same name")
+        else:
+            found.wrong(path, f"has no label map {labels}/{case}.*", "add the label map, or take the image out")
+    for case, path in spare.items():
+        if case not in near.values():
+            found.wrong(path, f"has no image {images}/{case}.*", "add the image, or take the label map out")
+
+
+def nearly_named(images: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
+    """Image -> the one label map whose name differs in spaces, case, or an ending such as _mask only.
+
+    Example:
+        >>> nearly_named(["Scan 1", "b", "c"], ["scan_1_mask", "b_seg", "B-label"])
+        {'Scan 1': 'scan_1_mask'}
+    """
+    stems: dict[str, list[str]] = {}
+    for name in labels:
+        stems.setdefault(_stem(name), []).append(name)
+    twins: dict[str, list[str]] = {}
+    for name in images:
+        twins.setdefault(_stem(name), []).append(name)
+    return {names[0]: stems[stem][0] for stem, names in twins.items() if len(names) == len(stems.get(stem, ())) == 1}
+
+
+def _stem(name: str) -> str:
+    return _ROLE.sub("", re.sub(r"[\s_.-]+", "_", name.casefold()).strip("_"))

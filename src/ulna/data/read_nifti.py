@@ -24,6 +24,9 @@ from ulna.volume import Volume
 
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}
 _CHUNK = 1 << 22
+_PADDING = 1024
+_MOST_SPARE = 1 << 26
+_SAME_PLACE = 0.5  # of a voxel
 
 
 def read_nifti(path: Path) -> Volume:
@@ -54,13 +57,14 @@ def read_nifti(path: Path) -> Volume:
         raw = _read_up_to(stream, expected)
         if len(raw) < expected:
             raise _cut(path, f"the header promises {offset + expected} bytes, the file holds {offset + len(raw)}")
-        while stream.read(_CHUNK):  # to the end, where gzip keeps its checksum
-            pass
+        spare = _rest(stream)
     array = np.frombuffer(raw, dtype=dtype).reshape(shape, order="F")
     array = _scaled(array.reshape((*spatial, channels), order="F"), header)
     affine, spacing = _geometry(path, header, len(spatial))
-    notes = _disagreement(header, spacing)
+    faults = [*_spare(spare, expected // shape[-1]), *contradiction(header, shape)]
+    notes = (*_disagreement(header, spacing), *_odd_fields(header, shape))
     meta = {"format": "nifti", "suffix": suffix_of(path), "header": header, "file_size": shape[:3], "notes": notes}
+    meta["faults"] = tuple(faults)
     return Volume(np.ascontiguousarray(np.moveaxis(array, -1, 0)), spacing, "mm", affine, path, meta)
 
 
@@ -134,6 +138,59 @@ def _read_up_to(stream: IO[bytes], count: int) -> bytearray:
             break
         data += chunk
     return data
+
+
+def _rest(stream: IO[bytes]) -> int:
+    """Bytes up to the end, where gzip keeps its checksum; a stream that will not end is left."""
+    spare = 0
+    while spare <= _MOST_SPARE and (chunk := stream.read(_CHUNK)):
+        spare += len(chunk)
+    return spare
+
+
+def _spare(spare: int, of_a_slice: int) -> list[tuple[str, str]]:
+    """A little padding is common; room for another slice means that header and values do not belong together."""
+    if spare < max(of_a_slice, _PADDING):
+        return []
+    how_many = f"more than {_MOST_SPARE}" if spare > _MOST_SPARE else str(spare)
+    return [(f"holds {how_many} bytes after the voxels that its header declares", "write the file anew")]
+
+
+def contradiction(header: Any, shape: tuple[int, ...]) -> list[tuple[str, str]]:
+    """sform and qform that put a voxel in two places of one and the same space."""
+    moved = _disagreeing_forms(header, shape)
+    if moved is None or int(header["sform_code"]) != int(header["qform_code"]):
+        return []
+    what = f"its sform and qform disagree by up to {moved:.3g} voxels, and claim the same space; the sform is used"
+    return [(what, "find out which is right, and write the geometry anew")]
+
+
+def _disagreeing_forms(header: Any, shape: tuple[int, ...]) -> float | None:
+    """How many voxels sform and qform lie apart at a corner; None where they agree or only one is given."""
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return None
+    try:
+        one, other = (np.asarray(form, dtype=np.float64) for form in (header.get_sform(), header.get_qform()))
+    except Exception:  # nibabel raises many types here; the sform is what is used
+        return math.inf
+    size = [n - 1 for n in (*shape[:3], 1, 1)[:3]]
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)], dtype=float) * (*size, 1)
+    apart = np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1).max()
+    moved = float(apart / max(np.linalg.norm(one[:3, :3], axis=0).max(), 1e-12))
+    return moved if not moved <= _SAME_PLACE else None
+
+
+def _odd_fields(header: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """What other programs may read in another way."""
+    notes = []
+    if _disagreeing_forms(header, shape) is not None and not contradiction(header, shape):
+        notes.append("sform and qform name two different spaces; the sform is used")
+    slope = float(header["scl_slope"])
+    if not slope or math.isnan(slope):
+        notes.append(f"its scaling slope is {slope:g}, which is read as no scaling")
+    if len(shape) > 3 and shape[3] > 1 and header.get_xyzt_units()[1] != "unknown":
+        notes.append(f"has {shape[3]} volumes along time, read as channels; where they are none, save one a file")
+    return tuple(notes)
 
 
 def _scaled(array: NDArray[Any], header: Any) -> NDArray[Any]:

@@ -24,6 +24,7 @@ _COMPOUND = (".nii.gz", ".ome.tif", ".ome.tiff")
 _BESIDE = ("readme", "licen", "copying", "changelog", "thumbs.db", "desktop.ini", "__macosx", ".")
 AGAIN = "copy or download the file again"
 LINES_PER_FAULT = 12
+MOST_NAME_BYTES = 200  # file systems end at 255; an ending, and a mark while it is written, come on top
 
 
 class Source(NamedTuple):
@@ -70,7 +71,7 @@ def composed(text: str) -> str:
 
 def fault(where: object, what: str, remedy: str) -> DataError:
     """The error for one thing that is wrong with one file."""
-    return DataError([Problem(str(where), what, remedy)])
+    return DataError([Problem(shown(where), what, remedy)])
 
 
 def said(error: Exception) -> str:
@@ -121,10 +122,23 @@ def file_stat(path: Path) -> os.stat_result:
 
 
 def id_problem(where: object, name: str) -> Problem | None:
-    """The problem with an id that cannot be the name of a file."""
-    if name and name not in (".", "..") and not any(sign in name for sign in "/\\\0"):
-        return None
-    return Problem(str(where), f"has the id {name!r}, which cannot be a file name", "give it another id")
+    """The problem with an id that cannot be the name of a file, everywhere and with what ulna adds to it."""
+    length = len(name.encode("utf-8", "replace"))
+    if length > MOST_NAME_BYTES:
+        what = f"has a name of {length} bytes, and files made from it get longer ones (at most {MOST_NAME_BYTES})"
+        return Problem(shown(where), what, "give it a shorter name")
+    if name not in ("", ".", "..") and name.isprintable() and not any(sign in name for sign in "/\\"):
+        if name == name.strip(" .") or name.startswith("."):
+            return None
+        what = f"has the id {name!r}, which begins or ends with a space or a dot"
+        return Problem(shown(where), what, "rename it: some systems drop them")
+    return Problem(shown(where), f"has the id {name!r}, which cannot be a file name", "give it another id")
+
+
+def shown(where: object) -> str:
+    """A name that can be printed: bytes that are no text, and signs that move the cursor, are written as numbers."""
+    text = str(where)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def condensed(problems: Iterable[Problem], root: object) -> list[Problem]:

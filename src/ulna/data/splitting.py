@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from ulna.data.case import Case
 from ulna.errors import UsageError
 from ulna.recipe import Split
 
+Groups = tuple[tuple[str, ...], ...]
 FOLDS = 5
 _ENOUGH_FOR_TEST = 20  # groups; with fewer, a test set would say nothing
 _VAL_OF_TRAIN = 0.15
@@ -35,6 +36,20 @@ def choose_split(cases: Sequence[Case], given: Sequence[Split], seed: int, fold:
     if len(groups) < 2:
         raise UsageError("all cases belong to one group: at least two are needed, see groups.json")
     return _made(groups, seed) if fold is None else _fold(groups, seed, fold)
+
+
+def united(parts: Iterable[Sequence[str]]) -> Groups:
+    """Parts that share a member become one.
+
+    Example:
+        >>> united([("a", "b"), ("c", "d"), ("b", "e")])
+        (('a', 'b', 'e'), ('c', 'd'))
+    """
+    groups: dict[str, list[str]] = {}
+    for part in parts:
+        members = list(dict.fromkeys(m for name in part for m in groups.get(name, [name])))
+        groups |= dict.fromkeys(members, members)
+    return tuple(sorted({tuple(sorted(members)) for members in groups.values()}))
 
 
 def _pick(given: Sequence[Split], fold: int | None) -> Split:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
+from ulna.data.likeness import look
 from ulna.data.read import encode_labels, value_counts, without_colour
 from ulna.errors import DataError, Problem
 from ulna.progress import track
@@ -54,6 +55,7 @@ class Survey:
         foreground: the same over all labelled pixels or voxels; empty where there are none.
         foreground_values: (C, n), up to 1000 foreground values of every channel, evenly spread.
         digest: of shape, type and values of the image, hexadecimal sha256.
+        look: what the image looks like on a small grid, see `ulna.data.likeness`.
         problems: what is wrong.
         notes: what the reader changed or passed over.
     """
@@ -71,6 +73,7 @@ class Survey:
     foreground: tuple[Intensity, ...] = ()
     foreground_values: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     digest: str = ""
+    look: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -85,9 +88,9 @@ class Survey:
         return bool(self.image) and math.prod(self.size) > 1 and all(one.min == one.max for one in self.image)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the foreground values are left out."""
+        """Plain values; the foreground values and the look are left out."""
         values = asdict(self)
-        del values["foreground_values"]
+        del values["foreground_values"], values["look"]
         values["problems"] = [problem._asdict() for problem in self.problems]
         return values
 
@@ -104,6 +107,7 @@ def survey(case: Case, labels: Labels | None) -> Survey:
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(image)}
+        facts["look"] = look(image.array)
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))

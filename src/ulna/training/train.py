@@ -195,9 +195,10 @@ def _writable(folder: Path) -> Path:
 
 def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[str, ...]]:
     dataset = Dataset.from_folder(data)
-    split = split_cases(dataset, recipe.training.seed, recipe.training.fold)
+    split_cases(dataset, recipe.training.seed, recipe.training.fold)  # what is impossible is told before all is read
     report = inspect(dataset)
     report.raise_if_bad()
+    split = split_cases(dataset.grouped(report.copies), recipe.training.seed, recipe.training.fold)
     labels = report.labels or Labels()
     plan = make_plan(fingerprint(report, split.train, dataset.channel_names), recipe, labels)
     return dataset, plan, split, report.notes
