@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulna.data.classes import classes_found, some
+from ulna.data.classes import classes_found, listed, some
+from ulna.data.comparing import compare_grids, compare_images, compare_names
 from ulna.data.copies import find_copies
 from ulna.data.dataset import Dataset
 from ulna.data.source import all_faults, condensed
@@ -97,8 +98,8 @@ def inspect(dataset: Dataset, workers: int = 0) -> Report:
     problems = [problem for one in surveys for problem in one.problems]
     notes = [*dataset.notes, *_reader_notes(surveys)]
     labels = _labels(dataset, surveys, problems, notes)
-    _compare_images(dataset, surveys, problems)
-    _compare_names(dataset, problems)
+    for compare in (compare_images, compare_grids, compare_names):
+        compare(dataset, surveys, problems, notes)
     copies = find_copies(dataset, surveys)
     problems, notes = problems + copies.problems, notes + copies.notes
     return Report(dataset.root, tuple(problems), tuple(notes), tuple(surveys), labels, copies.groups)
@@ -132,7 +133,9 @@ def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem]
     if dataset.labels is not None:
         names = dataset.labels.foreground
         absent = [name for value, name in enumerate(names, start=1) if value not in total]
-        notes += [f"the class {name!r} occurs in no case" for name in absent]
+        if absent:
+            names_of = "the class" if len(absent) == 1 else "the classes"
+            notes.append(f"{names_of} {listed(map(repr, absent))} occur{'s' if len(absent) == 1 else ''} in no case")
         return dataset.labels
     try:
         return classes_found({one.case: _as_stored(one) for one in labelled}, dataset.root)
@@ -143,45 +146,3 @@ def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem]
 
 def _as_stored(one: Survey) -> dict[int | float, int]:
     return {255 if value and one.two_valued_255 else value: count for value, count in one.label_values.items()}
-
-
-def _compare_images(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem]) -> None:
-    read = [one for one in surveys if one.size]
-    by_id = {case.id: case for case in dataset.cases}
-    declared = dataset.channel_names
-    usual = len(declared) if declared else _usual([one.channels for one in read])
-    whose = "dataset.json names" if declared else "most cases have"
-    dims = _usual([one.spatial_dims for one in read])
-    for one in read:
-        where = str(by_id[one.case].images[0])
-        if one.channels != usual:
-            what = f"has {one.channels} channels, {whose} {usual}"
-            problems.append(Problem(where, what, "give every case the same channels, or take the case out"))
-        if one.spatial_dims != dims:
-            what = f"is {one.spatial_dims}D, most cases are {dims}D"
-            problems.append(Problem(where, what, "keep 2D and 3D cases in two data sets"))
-    units = Counter(one.unit for one in read)
-    if len(units) > 1:
-        what = f"{units['mm']} cases state a spacing in mm, {units['px']} none (for example {_first(read, 'px')})"
-        problems.append(Problem(str(dataset.root), what, "state the spacing in all files or in none"))
-    if read and all(one.constant for one in read):
-        what = f"every image is constant, for example {read[0].case}: {read[0].image[0].min:g}"
-        problems.append(Problem(str(dataset.root), what, "export the images again"))
-
-
-def _first(surveys: Sequence[Survey], unit: str) -> str:
-    return next(one.case for one in surveys if one.unit == unit)
-
-
-def _usual(values: Sequence[int]) -> int:
-    return Counter(values).most_common(1)[0][0] if values else 0
-
-
-def _compare_names(dataset: Dataset, problems: list[Problem]) -> None:
-    """Ids that differ in case only overwrite each other on some file systems."""
-    seen: dict[str, str] = {}
-    for case in dataset.cases:
-        other = seen.setdefault(case.id.casefold(), case.id)
-        if other != case.id:
-            what = f"has the id {case.id!r}, which differs from {other!r} in upper and lower case only"
-            problems.append(Problem(str(case.images[0]), what, "rename one of them"))

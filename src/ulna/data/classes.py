@@ -34,7 +34,7 @@ def classes_found(found: Mapping[str, Mapping[int | float, int]], where: object)
     odd = [value for value in holders if not (value >= 0 and float(value).is_integer())]  # NaN is not >= 0
     if odd:
         what = (
-            f"label values {_listed(f'{value:.4g}' for value in odd)} (in case {holders[odd[0]]}) are no class indices"
+            f"label values {listed(f'{value:.4g}' for value in odd)} (in case {holders[odd[0]]}) are no class indices"
         )
         raise fault(where, what, "save the label maps with whole numbers 0..K")
     highest = int(max(holders, default=0))
@@ -46,8 +46,8 @@ def classes_found(found: Mapping[str, Mapping[int | float, int]], where: object)
     gaps = highest + 1 != len(values)
     if highest > 0 and (gaps or highest > _MOST_UNNAMED):
         missing = [value for value in range(min(highest, len(values) + 7)) if value not in holders]
-        odds = f"{_listed(missing, 6)} never" if gaps else f"{highest} classes without a name"
-        what = f"the label values found are {_listed(values)} ({odds}; {highest} in case {holders[highest]})"
+        odds = f"{listed(missing, 6)} never" if gaps else f"{highest} classes without a name"
+        what = f"the label values found are {listed(values)} ({odds}; {highest} in case {holders[highest]})"
         raise fault(where, what, _REMEDY)
     names = ("foreground",) if highest <= 1 else tuple(f"class {value}" for value in range(1, highest + 1))
     return Labels(names=("background", *names))
@@ -58,6 +58,7 @@ def some(cases: list[str]) -> str:
     return cases[0] if len(cases) == 1 else f"{len(cases)} cases, for example {cases[0]}"
 
 
-def _listed(values: Iterable[object], most: int = 12) -> str:
+def listed(values: Iterable[object], most: int = 12) -> str:
+    """The first of many, with commas."""
     words = [str(value) for value in values]
     return ", ".join(words[:most]) + (", ..." if len(words) > most else "")

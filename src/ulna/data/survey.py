@@ -23,6 +23,7 @@ from ulna.volume import Volume, same_geometry
 
 SAMPLES = 10_000  # values per channel that percentiles are taken from
 KEPT = 1_000  # foreground values per channel that are kept, to pool over cases
+_MOST_SKEW = 0.01  # about half a degree; what rounding leaves is far smaller
 MOST_VALUES = 256  # label values that are counted one by one
 
 
@@ -111,11 +112,16 @@ def survey(case: Case, labels: Labels | None) -> Survey:
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
+        problems += _readable_faults(image, case.images[0])
     reference = _tried(case.read_labels, case.label, problems) if case.label is not None else None
     if reference is not None:
         values, facts["two_valued_255"], classes = _label_values(reference, labels, problems)
         facts["label_values"] = values
-        facts["notes"] = (*facts.get("notes", ()), *reference.meta.get("notes", ()))
+        facts["notes"] = (*facts.get("notes", ()), *reference.meta.get("notes", ()), *_one_class(values))
+        problems += _readable_faults(reference, case.label)
+        if image is not None and _same_picture(image, reference):
+            remedy = "put the image in its place, or take the case out"
+            problems.append(Problem(str(case.images[0]), "is its own label map, value by value", remedy))
         if image is not None and _same_grid(case, image, reference, problems) and classes is not None:
             facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
     found = Survey(case=case.id, problems=tuple(problems), **facts)
@@ -151,6 +157,35 @@ def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) 
         what = f"cannot be read ({str(error) or type(error).__name__})"
         problems.append(Problem(str(source), what, "mend the file, or take the case out"))
     return None
+
+
+def _readable_faults(volume: Volume, source: object) -> list[Problem]:
+    """What is wrong with a file that can be read all the same."""
+    faults = [*volume.meta.get("faults", ())]
+    if volume.affine is not None:
+        skew = _skew(volume.affine, volume.spatial_dims)
+        if skew > _MOST_SKEW:
+            what = f"has axes that are not perpendicular (off by {math.degrees(math.asin(skew)):.2g} degrees)"
+            faults.append((what, "resample it to a rectangular grid: lengths and volumes would be wrong"))
+    return [Problem(str(source), *fault) for fault in faults]
+
+
+def _skew(affine: NDArray[np.float64], dims: int) -> float:
+    """The largest cosine between two axes."""
+    axes = affine[:3, :dims] / np.linalg.norm(affine[:3, :dims], axis=0)
+    return float(min(np.abs(axes.T @ axes - np.eye(dims)).max(), 1.0))
+
+
+def _same_picture(image: Volume, reference: Volume) -> bool:
+    labels = without_colour(reference)
+    if len(labels) != 1 or image.size != reference.size or not labels.any():
+        return False
+    return all(np.array_equal(channel, labels[0]) for channel in image.array)
+
+
+def _one_class(values: dict[int, int]) -> tuple[str, ...]:
+    (only,) = values if len(values) == 1 else (0,)
+    return (f"its label map is class {only} everywhere",) if only else ()
 
 
 def _digest(image: Volume) -> str:
@@ -211,8 +246,7 @@ def _label_values(
         return {int(value): count for value, count in value_counts(classes).items()}, stretched, classes
     where, array = str(reference.path), without_colour(reference)
     if array.shape[0] != 1:
-        what = f"holds {array.shape[0]} label maps"
-        problems.append(Problem(where, what, "save one map, or name the classes in classes.json with mode multilabel"))
+        problems.append(Problem(where, *_several_maps(reference)))
         return {}, False, None
     if stretched:
         array = (array == 255).astype(np.uint8)
@@ -221,6 +255,15 @@ def _label_values(
         problems.append(Problem(where, *fault))
         return {}, False, None
     return {int(value): count for value, count in value_counts(array).items()}, stretched, array[0]
+
+
+def _several_maps(reference: Volume) -> tuple[str, str]:
+    array = reference.array
+    if reference.spatial_dims == 2 and len(array) == 3:
+        count = len(np.unique(array.reshape(3, -1), axis=1).T)
+        remedy = "save one map of class numbers; check --fix does so where every colour is a class"
+        return f"is a colour picture, of {count} colours", remedy
+    return f"holds {len(array)} label maps", "save one map, or name the classes in classes.json with mode multilabel"
 
 
 def _tried_encoding(reference: Volume, labels: Labels, problems: list[Problem]) -> NDArray[Any] | None:
