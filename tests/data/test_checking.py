@@ -11,7 +11,7 @@ from PIL import Image
 
 from ulna.data.checking import check, inspect
 from ulna.data.classes import classes_found
-from ulna.data.dataset import Dataset
+from ulna.data.dataset import Dataset, split
 from ulna.data.survey import survey, survey_all
 from ulna.errors import DataError
 from ulna.recipe import Labels
@@ -300,3 +300,42 @@ def test_no_false_alarm_on_ten_hippocampi():
 @pytest.mark.parametrize("name", ["nuclei", "hippocampus", "brain_tumour_4ch", "polyps", "retina"])
 def test_no_false_alarm_on_all_real_data(name):
     assert inspect(Dataset.from_folder(SHARED / name)).problems == ()
+
+
+def frames(root, count):
+    """Pictures of which each third shows the same scene, a little brighter each time."""
+    rng = np.random.default_rng(0)
+    scenes = [
+        np.asarray(Image.fromarray(rng.integers(0, 255, (9, 9)).astype(np.uint8)).resize((64, 64))) for _ in "abc"
+    ]
+    for number in range(count):
+        save(root / "images" / f"c{number:02d}.png", (scenes[number % 3] * (0.7 + 0.02 * number)).astype(np.uint8))
+        save(root / "labels" / f"c{number:02d}.png", half(1, (64, 64)))
+    return root
+
+
+def test_copies_stay_in_one_set_where_ulna_makes_the_split(tmp_path):
+    dataset = Dataset.from_folder(frames(tmp_path, 12))
+    report = inspect(dataset)
+    assert report.ok and report.copies == tuple(tuple(f"c{n:02d}" for n in range(start, 12, 3)) for start in range(3))
+    assert any("look nearly the same as another" in note and "keeps them in one set" in note for note in report.notes)
+    for seed in range(5):
+        made = split(dataset.grouped(report.copies), seed)
+        assert {int(name[1:]) % 3 for name in made.train}.isdisjoint(int(name[1:]) % 3 for name in made.val)
+    assert dataset.grouped([]) == dataset
+
+
+def test_patients_and_copies_are_joined(tmp_path):
+    png_set(tmp_path, [half()] * 5, groups={"c0": "p", "c1": "p", "c2": "q"})
+    groups = [case.group for case in Dataset.from_folder(tmp_path).grouped([("c1", "c2"), ("c3", "c4")]).cases]
+    assert groups == ["p", "p", "p", "copies of c3", "copies of c3"]
+
+
+def test_a_film_does_not_make_a_split_impossible(tmp_path):
+    for number in range(6):
+        scene = np.add.outer(np.arange(64), 3 * np.arange(64)) % 97
+        save(tmp_path / "images" / f"c{number}.png", (scene * (0.7 + 0.05 * number)).astype(np.uint8))
+        save(tmp_path / "labels" / f"c{number}.png", half(1, (64, 64)))
+    report = check(tmp_path)
+    assert report.ok and report.copies == ()
+    assert any("6 of 6 images run into one another; name the groups in groups.json" in note for note in report.notes)

@@ -21,8 +21,7 @@ _CELLS = {2: 32, 3: 12}
 _SAMPLES = {2: 256, 3: 48}  # along an axis, at most twice as many are looked at
 _WINDOW = 5
 _ALIKE = 0.92
-_ALIKE_ALONE = 0.98  # where too few other images say what the set has in common
-_ENOUGH_OTHERS = 3
+_ALIKE_ALONE = 0.99  # whatever the set has in common
 _COLOURS = 3
 MOST_IMAGES = 20_000  # every pair is compared
 _BLOCK = 1024
@@ -87,7 +86,7 @@ def _pairs(names: list[str], looks: NDArray[np.float32]) -> list[tuple[str, str]
 
 def _still_alike(a: Look, b: Look, total: Look, others: int) -> bool:
     """Whether two images stay alike without what the other images have in common."""
-    if others < _ENOUGH_OTHERS:
+    if not others or float(a @ b) >= _ALIKE_ALONE:
         return float(a @ b) >= _ALIKE_ALONE
     common = (total - a - b) / others
     own_a, own_b = a - common, b - common

@@ -113,7 +113,7 @@ def grouped(
 def pairs(found: Found, images: str, labels: str, need_labels: bool, channels: int | None) -> set[str]:
     found.layout = found.layout or "pairs"
     image_folder, label_folder = found.root / images, found.root / labels
-    label_files = files_in(found, label_folder) if label_folder.is_dir() else {}
+    label_files = files_in(found, label_folder) if label_folder.exists() else {}
     cases = grouped(found, files_in(found, image_folder), label_files, channels)
     for case, paths in cases.items():
         label = label_files.get(case)

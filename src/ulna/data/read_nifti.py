@@ -207,7 +207,8 @@ def _scaled(array: NDArray[Any], header: Any) -> NDArray[Any]:
 def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.float64], tuple[float, ...]]:
     remedy = "write the geometry anew, from the original series"
     try:
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        with np.errstate(all="ignore"):
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except Exception as error:  # nibabel raises many types here
         raise fault(path, f"has an orientation that cannot be read ({said(error)})", remedy) from None
     scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)

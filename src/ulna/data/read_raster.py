@@ -102,7 +102,7 @@ def _check_whole(path: Path, data: bytes, kind: str) -> None:
             raise fault(path, f"is damaged: wrong checksum in its {name.decode('latin-1')} part", AGAIN)
         if name == b"IHDR":
             width, height = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
-            bits = width * height * body[8] * _SAMPLES.get(body[9], 1)
+            bits = width * height * body[12] * _SAMPLES.get(body[13], 1)  # after the name and the size
             what = f"declares {width} x {height} pixels in {len(data)} bytes"
             check_promise(path, what, bits // 8, len(data), packed=True)
         if name == b"IEND":
