@@ -114,17 +114,22 @@ def description(function: Callable[..., Any]) -> str:
 
 
 def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with `X | None` shown as X in the help: None is only "not given"."""
+    """The same function with `X | None` shown as X in the help: None is only "not given".
+
+    A positional that may be one or several (`predict RUN [RUN ...] INPUT`) takes all words but those of the positionals
+    after it.
+    """
     import tyro
 
     hints = typing.get_type_hints(function)
     signature = inspect.signature(function)
-    parameters = []
+    parameters, positional = [], []
     for parameter in signature.parameters.values():
         hint = hints[parameter.name]
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            positional.append((parameter.name, _plain(hint), _several(hint)))
         if isinstance(hint, types.UnionType):
-            options = [option for option in typing.get_args(hint) if option is not types.NoneType]
-            plain = options[0]  # `Path | str`: Python takes text for a path too, the command line makes it one
+            plain = _plain(hint)
             shown = "TEXT" if plain is str else plain.__name__.upper()
             if parameter.default is None:
                 hint = Annotated[plain | None, tyro.conf.arg(metavar=shown, help_behavior_hint="")]
@@ -133,15 +138,54 @@ def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
         elif parameter.name == "set":
             hint = Annotated[hint, tyro.conf.arg(metavar="KEY=VALUE")]
         parameters.append(parameter.replace(annotation=hint))
+    together = any(several for _, _, several in positional)
+    if together:
+        metavar = " ".join(f"{n.upper()} [{n.upper()} ...]" if several else n.upper() for n, _, several in positional)
+        said = "; ".join(f"{name.upper()}: {_said(function, name)}" for name, _, _ in positional)
+        words = inspect.Parameter(
+            "_".join(name for name, _, _ in positional),
+            inspect.Parameter.POSITIONAL_ONLY,
+            annotation=Annotated[
+                tuple[positional[0][1], ...],  # type: ignore[misc]
+                tyro.conf.arg(metavar=metavar, help=said, help_behavior_hint=""),
+            ],
+        )
+        parameters = [words, *(p for p in parameters if p.kind is not p.POSITIONAL_ONLY)]
 
     def command(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
+        return function(*(_shared_out(args[0], positional) if together else args), **kwargs)
 
     # not functools.wraps: the parser would look through to the function and its own hints
     command.__name__, command.__doc__ = function.__name__, function.__doc__
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _said(function: Callable[..., Any], name: str) -> str:
+    """What the docstring says of an argument, in its first line."""
+    lines = (inspect.getdoc(function) or "").splitlines()
+    return next((line.partition(": ")[2].rstrip(".") for line in lines if line.startswith(f"    {name}: ")), "")
+
+
+def _plain(hint: Any) -> Any:
+    """`Path | str | None` on the command line: Python takes text for a path too, the command line makes it one."""
+    if not isinstance(hint, types.UnionType):
+        return hint
+    return next(option for option in typing.get_args(hint) if option is not types.NoneType)
+
+
+def _several(hint: Any) -> bool:
+    return any(typing.get_origin(option) is Sequence for option in typing.get_args(hint))
+
+
+def _shared_out(words: tuple[Any, ...], positional: list[tuple[str, Any, bool]]) -> list[Any]:
+    """The words of a command line for its positionals, of which the first may take several."""
+    if len(words) < len(positional):
+        missing = ", ".join(name.upper() for name, _, _ in positional[len(words) :])
+        raise UsageError(f"missing: {missing}; --help shows an example")
+    several = len(words) - len(positional) + 1
+    return [list(words[:several]), *words[several:]]
 
 
 def _take(arguments: list[str], flag: str) -> tuple[bool, list[str]]:

@@ -81,7 +81,7 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     _clear(out)
     from ulna.data.checking import check
     from ulna.evaluation import evaluate
-    from ulna.segmenter import predict
+    from ulna.prediction import predict
     from ulna.study.report import write_report
     from ulna.training.train import train
 

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from ulna.errors import UsageError
 
+TEMPORARY = ".tmp-"
+
 
 class Tensors(NamedTuple):
     """Named tensors, and everything else as plain values."""
@@ -34,7 +36,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UsageError: if the folder cannot be written to or the disk is full; the old file stays as it was.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")  # the ending stays: writers go by it
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")  # the ending stays: writers go by it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -43,12 +45,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):  # where the folder itself is missing, the error above says so
             temporary.unlink(missing_ok=True)
+
+
+def move_whole(source: Path, target: Path) -> None:
+    """Give a whole file another name in its folder, in place of what has that name.
+
+    Raises:
+        UsageError: if it cannot be moved.
+    """
+    try:
+        source.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left below `folder`; for one that nobody else writes to."""
+    for leftover in folder.rglob(f"{TEMPORARY}*"):
+        with suppress(OSError):  # a leftover does no harm
+            leftover.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,7 +80,8 @@ def write_tensors(path: Path, content: Tensors) -> None:
     """One safetensors file, whole or absent, with a checksum inside."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.tensors.items()}
     state = json.dumps(content.state)
-    data = save(tensors, {"state": state, "checksum": _checksum(tensors, state)})
+    # one entry: several come out in an order that changes from process to process
+    data = save(tensors, {"ulna": json.dumps({"state": state, "checksum": _checksum(tensors, state)})})
     write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
@@ -72,11 +93,11 @@ def read_tensors(path: Path) -> Tensors:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
+            meta = json.loads((file.metadata() or {}).get("ulna", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise UsageError(f"{path}: damaged or not a safetensors file ({error}); restore it or train again") from None
     if "state" not in meta or meta.get("checksum") != _checksum(tensors, meta["state"]):
         raise UsageError(f"{path}: its checksum does not fit its content; restore it or train again")
@@ -90,6 +111,10 @@ def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder")
 
 
 def _sync_folder(folder: Path) -> None:

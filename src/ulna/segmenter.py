@@ -1,11 +1,10 @@
-"""Segmenter: what a run folder holds, ready to predict; and the verb that predicts a folder."""
+"""Segmenter: what a run folder holds, ready to predict; and several of them as one."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ulna.blocks import nd
-from ulna.data.case import Case
-from ulna.data.dataset import Dataset
-from ulna.data.read import Source, case_name, read_image, suffix_of, write_labels, write_npz_masks, write_probabilities
-from ulna.errors import PartialFailure, UsageError, unknown
-from ulna.files import read_tensors, write_text
+from ulna.data.preprocess import prepare
+from ulna.data.read import Source, case_name, read_image, suffix_of, write_labels
+from ulna.errors import UsageError
+from ulna.files import read_tensors
 from ulna.inference.arithmetic import choose_precision, default_device
-from ulna.inference.predict import predict_volume, to_labels
+from ulna.inference.predict import collect, label_slabs, mean_slabs, predict_slabs, slab_axis, to_labels
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
-from ulna.progress import track
 from ulna.recipe import Plan, Recipe, Split, from_yaml, parse
 from ulna.volume import Volume
 
 log = logging.getLogger(__name__)
-
-PREDICT_FILE = "predict.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +115,29 @@ class Segmenter:
         mask = to_labels(probabilities, self.plan.labels, self.recipe.inference.threshold)
         return Result(mask, probabilities.numpy(), volume)
 
+    def mask(self, volume: Volume) -> NDArray[Any]:
+        """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""
+        axis = slab_axis(volume.size)
+        threshold = self.recipe.inference.threshold
+        return label_slabs(self.slabs(volume, axis), volume.size, axis, self.plan.labels, threshold)
+
     def probabilities(self, volume: Volume) -> Tensor:
         """Volume (C, *S) -> probabilities (K, *S), float32, on the volume's grid."""
-        return predict_volume(
+        axis = slab_axis(volume.size)
+        return collect(self.slabs(volume, axis), volume.size, axis)
+
+    def mirrored(self) -> Segmenter:
+        """The same, averaging over mirrored copies of every image."""
+        recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
+        return Segmenter(self.network, self.plan, recipe, self.device)
+
+    def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
+        """The probabilities in slabs (K, *S) with some rows along `axis`, in order; see `predict_slabs`."""
+        return predict_slabs(
             self.network,
             self.plan,
-            volume,
+            prepare(volume, self.plan),
+            axis,
             settings=self.recipe.inference,
             device=self.device,
             precision=self.precision,
@@ -150,9 +162,62 @@ class Segmenter:
         return Volume(array, self.plan.spacing or (1.0,) * dims, self.plan.unit)
 
 
-def load(run: str | Path) -> Segmenter:
-    """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`."""
-    return Segmenter.load(run)
+class Ensemble(Segmenter):
+    """Several trained networks used like one: their probabilities on the image's own grid are averaged.
+
+    Plans may differ, in spacing for example. What a single network has (`network`, `plan`, `recipe`) is that of the first.
+
+    Args:
+        members: segmenters with the same classes and channels, by the name that a message gives them.
+
+    Raises:
+        UsageError: with everything in which they differ from the first.
+    """
+
+    def __init__(self, members: Mapping[str, Segmenter]) -> None:
+        (first_name, first), *others = members.items()
+        super().__init__(first.network, first.plan, first.recipe, first.device)
+        self.members = tuple(members.values())
+        different = [
+            f"{name}: {what} {theirs}, but {first_name} has {ours}"
+            for name, member in others
+            for (what, theirs), (_, ours) in zip(_interface(member.plan), _interface(first.plan), strict=True)
+            if theirs != ours
+        ]
+        if different:
+            raise UsageError("these runs cannot be averaged; " + "\n  ".join(different))
+
+    def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
+        """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""
+        return mean_slabs([member.slabs(volume, axis) for member in self.members], axis)
+
+    def mirrored(self) -> Segmenter:
+        """The same, averaging over mirrored copies of every image."""
+        return Ensemble({str(number): member.mirrored() for number, member in enumerate(self.members)})
+
+
+def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
+    """What a person sees of a network: dimensions, channels, classes."""
+    overlapping = " (overlapping)" if plan.labels.multilabel else ""
+    return (
+        ("images are", f"{plan.spatial_dims}D"),
+        ("channels are", ", ".join(plan.channel_names)),
+        ("classes are", ", ".join(plan.labels.names) + overlapping),
+    )
+
+
+def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
+    """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
+
+    Raises:
+        UsageError: if a folder holds no run, or the runs have other classes or channels.
+    """
+    if isinstance(run, str | Path):
+        return Segmenter.load(run)
+    runs = list(dict.fromkeys(map(str, run)))
+    if not runs:
+        raise UsageError("no run is given; name one run folder or more")
+    return Segmenter.load(runs[0]) if len(runs) == 1 else Ensemble({name: Segmenter.load(name) for name in runs})
 
 
 def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = None) -> Network:
@@ -165,89 +230,6 @@ def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = 
         multilabel=plan.labels.multilabel,
         generator=generator,
     )
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What `predict` wrote: the folder, and a row for every case."""
-
-    folder: Path
-    cases: list[dict[str, Any]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"folder": str(self.folder), "cases": self.cases}
-
-
-def predict(
-    run: Path | str,
-    data: Path | str,
-    /,
-    *,
-    out: Path | str,
-    split: str | None = None,
-    tta: bool = False,
-    probabilities: bool = False,
-) -> Predictions:
-    """Segment images with a trained run; masks come back in the input's own format, geometry and name.
-
-    Args:
-        run: a run folder of `ulna train`.
-        data: an image, a folder of images, a data set, or an .npz file.
-        out: folder for the masks and predict.json.
-        split: only the cases of this part of the run's own split: train, val or test.
-        tta: average over mirrored copies of every image: slower, sometimes better.
-        probabilities: also write the probabilities.
-
-    Raises:
-        UsageError: if the run or the input cannot be used.
-        PartialFailure: if some cases failed; the others are written.
-
-    Example:
-        ulna predict runs/nuclei-unetpp data/new --out masks
-    """
-    run, data, out = Path(run), Path(data), Path(out)
-    segmenter = Segmenter.load(run)
-    if tta:
-        changed = segmenter.recipe.inference.replaced(tta=True)
-        segmenter.recipe = segmenter.recipe.replaced(inference=changed)
-    dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
-    cases = dataset.cases if split is None else _part(dataset, read_split(run), split)
-    _make_folder(out, cases)
-
-    rows: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    arrays: dict[Path, list[tuple[str, NDArray[Any]]]] = {}
-    try:
-        for case in track(cases, "predicting"):
-            start = time.perf_counter()
-            try:
-                result = segmenter(case.read_image())
-                file = _write(case, result, out, arrays, probabilities)
-            except (UsageError, MemoryError, RuntimeError) as error:
-                failed[case.id] = _reason(error)
-                continue
-            seconds = round(time.perf_counter() - start, 3)
-            rows.append({"case": case.id, "file": file, "size": list(result.volume.size), "seconds": seconds})
-    finally:  # what is done is kept, also when a person stops the rest
-        for source, masks in arrays.items():
-            ids, stacked = [name for name, _ in masks], np.stack([mask for _, mask in masks])
-            write_npz_masks(out / source.name, stacked, ids, multilabel=segmenter.plan.labels.multilabel)
-        facts = {
-            "model": segmenter.recipe.model,
-            "run": run.resolve().name,
-            "labels": segmenter.plan.labels.model_dump(mode="json"),
-            "tta": tta,
-            "asked": [case.id for case in cases],
-            "cases": rows,
-            "failed": failed,
-        }
-        write_text(out / PREDICT_FILE, json.dumps(facts, indent=1))
-    if failed and not rows:
-        raise UsageError("no case could be predicted\n" + "\n".join(f"  {c}: {why}" for c, why in failed.items()))
-    if failed:
-        raise PartialFailure(failed, len(rows))
-    return Predictions(out, rows)
 
 
 def read_split(run: Path) -> Split:
@@ -263,49 +245,3 @@ def read_split(run: Path) -> Split:
         raise UsageError(f"{path}: no such file; the run folder is not complete") from None
     except ValueError as error:
         raise UsageError(f"{path}: damaged ({error}); restore it or train again") from None
-
-
-def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
-    if part not in Split.model_fields:
-        raise UsageError(f"--split: {unknown('part of a split', part, Split.model_fields)}")
-    wanted = set(getattr(split, part))
-    cases = tuple(case for case in dataset.cases if case.id in wanted)
-    if not cases:
-        raise UsageError(f"--split {part}: none of the run's {len(wanted)} {part} cases stand in {dataset.root}")
-    return cases
-
-
-def _make_folder(out: Path, cases: Sequence[Case]) -> None:
-    """Make the folder for the masks; never one that holds the images, the references or a run."""
-    taken = {source.path.resolve().parent for case in cases for source in (*case.images, case.label) if source}
-    if out.resolve() in taken or (out / "recipe.yaml").exists():
-        raise UsageError(
-            f"{out}: holds the images, the references or a run, which masks could replace; choose another --out"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
-
-
-def _reason(error: Exception) -> str:
-    """Why a case failed. A RuntimeError of torch counts only where it is the memory that ran out."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "memory" in text.lower():
-        return "out of memory; predict on a machine with more, or train with a smaller planning.patch"
-    if not isinstance(error, UsageError):
-        raise error
-    return text
-
-
-def _write(
-    case: Case, result: Result, out: Path, arrays: dict[Path, list[tuple[str, NDArray[Any]]]], probabilities: bool
-) -> str:
-    """Write one mask, or keep it for the npz that its image came from."""
-    source = case.images[0]
-    if probabilities:
-        write_probabilities(out / f"{case.id}_probabilities", result.probabilities, result.volume)
-    if source.row is not None:
-        arrays.setdefault(source.path, []).append((case.id, result.mask))
-        return source.path.name
-    return write_labels(out / case.id, result.mask, result.volume).name

@@ -31,7 +31,7 @@ VERBS: dict[str, Verb] = {
         "Train a network on a folder of images and evaluate it on the cases kept aside.",
     ),
     "predict": Verb(
-        "ulna.segmenter:predict",
+        "ulna.prediction:predict",
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
     ),
     "evaluate": Verb(

@@ -16,11 +16,17 @@ def volume(size=(6, 8, 5), spacing=(1.0, 1.0, 2.0), channels=1, seed=0):
     return Volume(array, spacing, "mm", np.diag([*spacing, 1.0]))
 
 
+def restored(maps, size, axis=0, heights=None):
+    """Back from the grid, in slabs of some heights."""
+    slabs = maps.split(heights or maps.shape[axis + 1], dim=axis + 1)
+    return torch.cat([slab.clone() for slab in restore(slabs, tuple(maps.shape[1:]), size, axis)], dim=axis + 1)
+
+
 def test_on_the_grid_of_the_plan_nothing_is_resampled():
     v = volume()
     prepared = prepare(v, make(spatial_dims=3, spacing=v.spacing, unit="mm", normalization=NONE))
     assert torch.equal(prepared.image, torch.from_numpy(v.array))
-    assert torch.equal(restore(prepared.image, prepared.size), torch.from_numpy(v.array))
+    assert torch.equal(restored(prepared.image, prepared.size), torch.from_numpy(v.array))
 
 
 def test_resampling_changes_the_size_by_the_spacing_and_comes_back():
@@ -28,9 +34,34 @@ def test_resampling_changes_the_size_by_the_spacing_and_comes_back():
     smooth = v.with_array(np.broadcast_to(np.linspace(0, 1, 8, dtype=np.float32)[:, None, None], (1, 8, 8, 4)))
     prepared = prepare(smooth, make(spatial_dims=3, spacing=(1.0, 2.0, 1.0), unit="mm", normalization=NONE))
     assert prepared.image.shape == (1, 8, 4, 8)
-    back = restore(prepared.image, prepared.size)
+    back = restored(prepared.image, prepared.size)
     assert back.shape == (1, 8, 8, 4)
     torch.testing.assert_close(back, torch.from_numpy(smooth.array.copy()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"), [((7, 5), (16, 5)), ((12, 9), (5, 20)), ((6, 1, 8), (9, 4, 8)), ((9, 8, 7), (4, 3, 15))]
+)
+def test_the_way_back_is_linear_interpolation_whatever_the_slabs(grid, size, monkeypatch):
+    maps = torch.randn(3, *grid)
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    expected = torch.nn.functional.interpolate(maps[None], size=size, mode=mode, align_corners=False)[0]
+    for chunk in (1, 1 << 20):
+        monkeypatch.setattr("ulna.data.preprocess._CHUNK", chunk)
+        for axis in range(len(size)):
+            for heights in (1, 2, grid[axis], [1] * (grid[axis] - 1) + [1]):
+                torch.testing.assert_close(restored(maps, size, axis, heights), expected, atol=1e-5, rtol=0)
+
+
+def test_an_image_that_is_linear_comes_back_as_it_was():
+    """Up to the border, where a coarser grid has no neighbour to go between."""
+    ramp = np.linspace(0, 1, 24, dtype=np.float32)[None, :, None, None] * np.ones((1, 24, 6, 10), np.float32)
+    v = Volume(ramp, (1.0, 2.0, 1.0), "mm")
+    for spacing in ((2.0, 1.0, 0.7), (0.5, 2.0, 1.0), (1.3, 3.0, 2.5)):
+        prepared = prepare(v, make(spatial_dims=3, spacing=spacing, unit="mm", normalization=NONE))
+        back = restored(prepared.image, prepared.size, axis=0, heights=3)
+        inside = slice(3, -3)
+        torch.testing.assert_close(back[:, inside], torch.from_numpy(ramp)[:, inside], atol=1e-5, rtol=0)
 
 
 def test_labels_are_resampled_by_nearest_neighbour():

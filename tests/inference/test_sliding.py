@@ -14,6 +14,10 @@ from ulna.volume import Volume
 CPU = torch.device("cpu")
 
 
+def joined(slabs, axis=0):
+    return torch.cat([slab.clone() for slab in slabs], dim=axis + 1)
+
+
 @pytest.mark.parametrize(
     ("size", "patch", "overlap"), [*itertools.product((5, 16, 17, 40), (4, 16), (0.0, 0.3, 0.5, 0.75))]
 )
@@ -39,13 +43,14 @@ def test_weights_are_highest_in_the_middle_symmetric_and_positive():
 def test_a_function_of_single_pixels_comes_out_as_if_applied_to_the_whole(size):
     image = torch.randn(2, *size)
     patch = (4,) * len(size)
-    merged = by_windows(lambda x: x.sigmoid(), image, patch, overlap=0.4, batch=3)
-    torch.testing.assert_close(merged, image.sigmoid())
+    for axis in range(len(size)):
+        merged = joined(by_windows(lambda x: x.sigmoid(), image, patch, overlap=0.4, axis=axis, batch=3), axis)
+        torch.testing.assert_close(merged, image.sigmoid())
 
 
 def test_windows_are_averaged_by_weight():
     calls = iter([0.0, 1.0])
-    merged = by_windows(lambda x: torch.full((1, 1, 4), next(calls)), torch.zeros(1, 6), (4,), overlap=0.5)
+    merged = joined(by_windows(lambda x: torch.full((1, 1, 4), next(calls)), torch.zeros(1, 6), (4,), overlap=0.5))
     w = gaussian((4,))
     expected = torch.tensor([0, 0, w[0] / (w[0] + w[2]), w[1] / (w[1] + w[3]), 1, 1])
     torch.testing.assert_close(merged[0], expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,8 @@ from torch.nn import functional as F
 from ulna.errors import UsageError
 from ulna.recipe import Normalization, Plan
 from ulna.volume import Volume
+
+_CHUNK = 1 << 22  # values of a slab on its way back: a few MB, whatever the number of classes
 
 
 class Prepared(NamedTuple):
@@ -67,9 +71,46 @@ def prepare_labels(labels: NDArray[Any], spacing: tuple[float, ...], plan: Plan)
     return maps[0] if exclusive else maps
 
 
-def restore(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Back to the grid of the volume, linearly: probabilities (K, *S') -> (K, *S)."""
-    return _resize(maps, size, "linear")
+def restore(slabs: Iterable[Tensor], grid: tuple[int, ...], size: tuple[int, ...], axis: int = 0) -> Iterator[Tensor]:
+    """Back to the grid of the volume, linearly, slab by slab: the way back from `prepare` for maps such as probabilities.
+
+    Args:
+        slabs: (K, *S') with some rows along `axis`, in order and together all of them; each is used before the next.
+        grid: *S', of all slabs together.
+        size: *S of the volume.
+        axis: the spatial axis that the slabs lie along.
+
+    Yields:
+        (K, *S) with some rows along `axis`, in order and together all of them; good until the next one is asked for.
+    """
+    if grid == size:
+        yield from slabs
+        return
+    place = ((torch.arange(size[axis]) + 0.5) * grid[axis] / size[axis] - 0.5).clamp_min(0)  # between rows of the grid
+    below = place.long()
+    above = (below + 1).clamp_max(grid[axis] - 1)
+    share = place - below
+    done, first, before = 0, 0, None  # rows handed out; the first row of the slab, and the row before it
+    for slab in slabs:
+        end = first + slab.shape[axis + 1]
+        ready = int(torch.searchsorted(above, end))
+        some = max(1, _CHUNK // (slab.shape[0] * math.prod(size) // size[axis]))
+        for start in range(done, ready, some):
+            chosen = slice(start, min(start + some, ready))
+            near, far = (_rows(slab, rows[chosen] - first, before, axis + 1) for rows in (below, above))
+            weight = share[chosen].reshape([-1 if a == axis + 1 else 1 for a in range(slab.ndim)])
+            between = torch.lerp(near, far, weight.to(slab))
+            yield _resize(between, (*size[:axis], between.shape[axis + 1], *size[axis + 1 :]), "linear")
+        done, first, before = ready, end, slab.narrow(axis + 1, slab.shape[axis + 1] - 1, 1).clone()
+
+
+def _rows(slab: Tensor, rows: Tensor, before: Tensor | None, axis: int) -> Tensor:
+    """Rows of a slab along an axis; row -1 is the one before it."""
+    chosen = slab.index_select(axis, rows.clamp_min(0).to(slab.device))
+    count = int((rows < 0).sum())
+    if count and before is not None:
+        chosen.narrow(axis, 0, count).copy_(before)
+    return chosen
 
 
 def grid_size(size: tuple[int, ...], spacing: tuple[float, ...], plan: Plan) -> tuple[int, ...]:

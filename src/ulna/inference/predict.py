@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,33 +30,98 @@ def predict_volume(
     Raises:
         UsageError: if the volume does not fit the plan.
     """
-    return predict_prepared(network, plan, prepare(volume, plan), settings=settings, device=device, precision=precision)
+    axis = slab_axis(volume.size)
+    prepared = prepare(volume, plan)
+    slabs = predict_slabs(network, plan, prepared, axis, settings=settings, device=device, precision=precision)
+    return collect(slabs, volume.size, axis)
 
 
-def predict_prepared(
-    network: Network, plan: Plan, prepared: Prepared, *, settings: Inference, device: torch.device, precision: str
-) -> Tensor:
-    """As `predict_volume`, from an image that is on the plan's grid already."""
+def slab_axis(size: Sequence[int]) -> int:
+    """The axis along which slabs of a volume are smallest: its longest."""
+    return int(np.argmax(size))
+
+
+def predict_slabs(
+    network: Network,
+    plan: Plan,
+    prepared: Prepared,
+    axis: int,
+    *,
+    settings: Inference,
+    device: torch.device,
+    precision: str,
+) -> Iterator[Tensor]:
+    """Probabilities on the volume's own grid, slab by slab: what `predict_volume` puts together.
+
+    Yields:
+        (K, *S), float32, on the CPU, with some rows along `axis`, in order; good until the next one is asked for.
+    """
     image = prepared.image.to(device)
+    grid = tuple(image.shape[1:])
     mirrored = _mirrorings(plan.mirror_axes) if settings.tta else [()]
-    whole = math.prod(image.shape[1:]) <= plan.whole_image_limit
+    patch = grid if math.prod(grid) <= plan.whole_image_limit else plan.patch
 
+    @torch.inference_mode()
     def from_windows(windows: Tensor) -> Tensor:
         # channels last is faster in 2D, whatever layout the weights came in
         windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, channels_last=True))
         maps: Tensor | None = None
         for axes in mirrored:
-            logits = network(windows.flip(axes) if axes else windows)
+            with autocast(precision, device):
+                logits = network(windows.flip(axes) if axes else windows)
             p = probabilities(logits, multilabel=plan.labels.multilabel)
             p = p.flip(axes) if axes else p
             maps = p if maps is None else maps + p
         assert maps is not None
         return maps / len(mirrored)
 
-    with torch.inference_mode(), autocast(precision, device):
-        patch = tuple(image.shape[1:]) if whole else plan.patch
-        maps = by_windows(from_windows, image, patch, overlap=settings.overlap)
-        return restore(maps.cpu(), prepared.size)
+    slabs = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis)
+    yield from restore((slab.cpu() for slab in slabs), grid, prepared.size, axis)
+
+
+def collect(slabs: Iterable[Tensor], size: tuple[int, ...], axis: int) -> Tensor:
+    """All slabs in one: (K, *S)."""
+    maps: Tensor | None = None
+    row = 0
+    for slab in slabs:
+        if maps is None:
+            maps = torch.empty((slab.shape[0], *size))
+        maps.narrow(axis + 1, row, slab.shape[axis + 1]).copy_(slab)
+        row += slab.shape[axis + 1]
+    assert maps is not None
+    return maps
+
+
+def label_slabs(
+    slabs: Iterable[Tensor], size: tuple[int, ...], axis: int, labels: Labels, threshold: float
+) -> NDArray[Any]:
+    """The label map of slabs of probabilities, of which one at a time is held: (*S), or (K, *S) if multilabel."""
+    mask: NDArray[Any] | None = None
+    row = 0
+    for slab in slabs:
+        part = to_labels(slab, labels, threshold)
+        if mask is None:
+            mask = np.empty((*part.shape[: -len(size)], *size), part.dtype)
+        rows = part.shape[axis - len(size)]
+        window: tuple[Any, ...] = (..., slice(row, row + rows), *(slice(None),) * (len(size) - axis - 1))
+        mask[window] = part
+        row += rows
+    assert mask is not None
+    return mask
+
+
+def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tensor]:
+    """The mean of several streams of slabs of one volume, whatever the heights of their slabs."""
+    held: list[Tensor | None] = [None] * len(members)
+    while True:
+        slabs = [next(stream, None) if slab is None else slab for slab, stream in zip(held, members, strict=True)]
+        here = [slab for slab in slabs if slab is not None]
+        if len(here) < len(members):
+            return
+        rows = min(slab.shape[axis + 1] for slab in here)
+        yield torch.stack([slab.narrow(axis + 1, 0, rows) for slab in here]).mean(0)
+        rest = [slab.narrow(axis + 1, rows, slab.shape[axis + 1] - rows) for slab in here]
+        held = [slab if slab.numel() else None for slab in rest]
 
 
 def to_labels(maps: Tensor, labels: Labels, threshold: float = 0.5) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,38 +41,68 @@ def gaussian(patch: Sequence[int]) -> Tensor:
 
 
 def by_windows(
-    probabilities: Callable[[Tensor], Tensor], image: Tensor, patch: Sequence[int], *, overlap: float, batch: int = 1
-) -> Tensor:
-    """Probabilities of a whole image from those of its windows.
+    probabilities: Callable[[Tensor], Tensor],
+    image: Tensor,
+    patch: Sequence[int],
+    *,
+    overlap: float,
+    axis: int = 0,
+    batch: int = 1,
+) -> Iterator[Tensor]:
+    """Probabilities of a whole image from those of its windows, slab by slab along one spatial axis.
+
+    A slab is handed out as soon as no further window touches it, so no more than a window's length of the image is held
+    for every class.
 
     Args:
         probabilities: (N, C, *patch) -> (N, K, *patch).
         image: (C, *S).
         patch: size of a window; axes shorter than it are taken whole.
         overlap: share of a window that its neighbour repeats, 0 to below 1.
+        axis: the spatial axis to go along.
         batch: windows at once.
 
-    Returns:
-        (K, *S), float32.
+    Yields:
+        (K, *S) with S[axis] rows of the image, in order and together all of them, float32. A slab is good until the next
+        one is asked for.
     """
     size = image.shape[1:]
     patch = [min(p, n) for p, n in zip(patch, size, strict=True)]
     starts = [window_starts(n, p, overlap) for n, p in zip(size, patch, strict=True)]
-    windows: list[tuple[Any, ...]] = [
-        (..., *(slice(s, s + p) for s, p in zip(corner, patch, strict=True))) for corner in itertools.product(*starts)
-    ]
-    if len(windows) == 1:
-        return probabilities(image[None])[0].float()
+    if all(len(along) == 1 for along in starts):
+        yield probabilities(image[None])[0].float()
+        return
     weights = gaussian(patch).to(image.device)
+    room = (*size[:axis], patch[axis], *size[axis + 1 :])  # what the windows at one place along the axis can reach
     total: Tensor | None = None
-    weight_sum = torch.zeros(size, device=image.device)
-    for first in range(0, len(windows), batch):
-        group = windows[first : first + batch]
-        maps = probabilities(torch.stack([image[window] for window in group])).float()
-        if total is None:
-            total = torch.zeros((maps.shape[1], *size), device=image.device)
-        for window, values in zip(group, maps, strict=True):
-            total[window] += values * weights
-            weight_sum[window] += weights
-    assert total is not None
-    return total / weight_sum
+    weight_sum = torch.zeros(room, device=image.device)
+    for place, following in itertools.zip_longest(starts[axis], starts[axis][1:]):
+        corners = list(itertools.product(*([place] if a == axis else along for a, along in enumerate(starts))))
+        for first in range(0, len(corners), batch):
+            group = corners[first : first + batch]
+            maps = probabilities(torch.stack([image[_window(corner, patch)] for corner in group])).float()
+            if total is None:
+                total = torch.zeros((maps.shape[1], *room), device=image.device)
+            for corner, values in zip(group, maps, strict=True):
+                window = _window([0 if a == axis else start for a, start in enumerate(corner)], patch)
+                total[window] += values * weights
+                weight_sum[window] += weights
+        assert total is not None
+        done = patch[axis] if following is None else following - place
+        yield total.narrow(axis + 1, 0, done).div_(weight_sum.narrow(axis, 0, done))
+        if following is not None:
+            _advance(total, axis + 1, done)
+            _advance(weight_sum, axis, done)
+
+
+def _window(corner: Sequence[int], patch: Sequence[int]) -> tuple[Any, ...]:
+    return (..., *(slice(start, start + length) for start, length in zip(corner, patch, strict=True)))
+
+
+def _advance(held: Tensor, axis: int, rows: int) -> None:
+    """Drop the first rows along an axis, and make room for as many at its end; in place."""
+    length = held.shape[axis]
+    for start in range(rows, length, rows):  # in pieces that do not overlap with where they go
+        some = min(rows, length - start)
+        held.narrow(axis, start - rows, some).copy_(held.narrow(axis, start, some))
+    held.narrow(axis, length - rows, rows).zero_()

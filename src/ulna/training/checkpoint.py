@@ -11,24 +11,32 @@ import torch
 from torch import Tensor
 
 from ulna.errors import UsageError
-from ulna.files import Tensors, read_tensors, write_tensors
+from ulna.files import Tensors, move_whole, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
-LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
+NEXT, LAST, PREVIOUS = "next.safetensors", "last.safetensors", "previous.safetensors"
 
 
 def save_checkpoint(folder: Path, checkpoint: Tensors) -> None:
-    """Make `checkpoint` the last one; the one before becomes the previous one and goes only when the next is whole."""
-    last = folder / LAST
-    if last.exists():
-        last.replace(folder / PREVIOUS)
-    write_tensors(last, checkpoint)
+    """Make `checkpoint` the last one, and the last one the previous one.
+
+    It is written beside them and read back first. Whatever happens on the way, the newest whole file is the one that
+    `load_checkpoint` finds.
+
+    Raises:
+        UsageError: if it cannot be written, or reads back otherwise; the older ones stay.
+    """
+    write_tensors(folder / NEXT, checkpoint)
+    read_tensors(folder / NEXT)
+    if (folder / LAST).exists():
+        move_whole(folder / LAST, folder / PREVIOUS)
+    move_whole(folder / NEXT, folder / LAST)
 
 
 def load_checkpoint(folder: Path) -> Tensors | None:
     """The newest whole checkpoint of a folder; None if there is none."""
-    for name in (LAST, PREVIOUS):
+    for name in (NEXT, LAST, PREVIOUS):
         if not (folder / name).exists():
             continue
         try:

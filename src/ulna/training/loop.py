@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +20,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ulna.blocks import nd
-from ulna.errors import Interrupted, UsageError
+from ulna.errors import UsageError
 from ulna.files import Tensors, write_tensors
 from ulna.inference.arithmetic import choose_precision
-from ulna.inference.predict import predict_prepared, to_labels
+from ulna.inference.predict import label_slabs, predict_slabs, slab_axis
 from ulna.losses import make_loss
 from ulna.metrics import average, score_labels
 from ulna.networks.network import Network
 from ulna.progress import bar
 from ulna.recipe import Plan, Recipe
 from ulna.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from ulna.training.reproducing import arithmetic, go_on_with
 from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
+from ulna.training.stopping import Stop
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ class Loop:
         val: validation cases, with their references on their own grid.
         samples: random patches of the training cases.
         folder: the run folder; `weights.safetensors` and `checkpoints/` are written.
-        resume_command: what a person types to go on after a stop.
+        stop: asked at every step and between the cases of a validation.
         on_epoch: called after every epoch with the state.
     """
 
@@ -98,7 +97,7 @@ class Loop:
         val: PreparedCases,
         samples: Samples,
         folder: Path,
-        resume_command: str = "ulna train DATA --out RUN --resume",
+        stop: Stop,
         on_epoch: Callable[[State], None] = lambda state: None,
     ) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -106,9 +105,7 @@ class Loop:
         self.fabric = Fabric(
             accelerator=device, devices=1, precision="bf16-mixed" if self.precision == "bf16" else "32-true"
         )
-        self.plan, self.recipe, self.folder, self.on_epoch = plan, recipe, folder, on_epoch
-        self.resume_command = resume_command
-        self._signal = 0
+        self.plan, self.recipe, self.folder, self.stop, self.on_epoch = plan, recipe, folder, stop, on_epoch
         self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last)
         self.network = network.to(self.fabric.device)
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
@@ -136,11 +133,16 @@ class Loop:
         self._saved_at = time.perf_counter()
 
     def resume(self) -> bool:
-        """Go on from the newest whole checkpoint; False if there is none."""
+        """Go on from the newest whole checkpoint; False if there is none.
+
+        Raises:
+            UsageError: if this process cannot compute as the run began.
+        """
         saved = load_checkpoint(self.folder / "checkpoints")
         if saved is None:
             return False
         weights = {n.removeprefix("network."): t for n, t in saved.tensors.items() if n.startswith("network.")}
+        go_on_with(saved.state["arithmetic"], self.fabric.device, self.precision)
         self.network.load_state_dict(weights)
         unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
         vars(self.state).update(saved.state["loop"])
@@ -153,16 +155,16 @@ class Loop:
         """Train until the recipe says that it is enough.
 
         Raises:
-            Interrupted: after SIGTERM or Ctrl-C, with a checkpoint of the step that was under way. A second signal stops
-                at once.
+            Interrupted: after a signal, with a checkpoint of the step that was under way.
         """
-        with self._listening():
-            while not (why := self.state.finished(self.recipe)):
-                start = time.perf_counter() - self.state.step_s
-                train_loss = self._train_epoch(start)
-                scores = self.validate()
-                self._finish_epoch(train_loss, scores, time.perf_counter() - start)
-                self._stop_if_asked()
+        self._save()  # from here on a kill costs no more than `checkpoint_minutes`, and the number of threads is known
+        while not (why := self.state.finished(self.recipe)):
+            self.stop.check(self._save)
+            start = time.perf_counter() - self.state.step_s
+            train_loss = self._train_epoch(start)
+            self.state.step_s = time.perf_counter() - start
+            scores = self.validate()
+            self._finish_epoch(train_loss, scores, time.perf_counter() - start)
         self._save()
         best = self.state.best_epoch + 1
         log.info("finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, best)
@@ -173,16 +175,19 @@ class Loop:
         self.network.eval()
         per_case: list[dict[str, float]] = []
         for index in range(len(self.val)):
+            self.stop.check(self._save)
             prepared, reference = self.val[index]
-            maps = predict_prepared(
+            axis = slab_axis(prepared.size)
+            slabs = predict_slabs(
                 self.network,
                 self.plan,
                 prepared,
+                axis,
                 settings=self.recipe.inference.replaced(tta=False),
                 device=self.fabric.device,
                 precision=self.precision,
             )
-            labels = to_labels(maps, self.plan.labels, self.recipe.inference.threshold)
+            labels = label_slabs(slabs, prepared.size, axis, self.plan.labels, self.recipe.inference.threshold)
             scores = score_labels(
                 labels,
                 reference.numpy(),
@@ -209,38 +214,9 @@ class Loop:
                 advance(note=f"loss {np.mean(state.losses):.4f}")
                 if state.step % self.recipe.training.accumulate == 0 and state.step < steps:
                     state.step_s = time.perf_counter() - start
-                    self._stop_if_asked()
+                    self.stop.check(self._save)
                     self._save_now_and_then()
         return float(np.mean(state.losses))
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Turn the first SIGTERM or Ctrl-C into a stop at the next step; a second one acts as if nobody listened."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        def note(number: int, frame: object) -> None:
-            self._signal = number
-            restore()
-            log.info("stopping at the next step; once more to stop at once")
-
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            restore()
-
-    def _stop_if_asked(self) -> None:
-        if self._signal:
-            self._save()
-            raise Interrupted(self._signal, self.resume_command)
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
         images, labels = self.fabric.to_device((images, labels))
@@ -295,8 +271,8 @@ class Loop:
             row["epoch"], train_loss, scores["dice"], scores["iou"], row["lr"], seconds,
             "  best" if state.best_epoch + 1 == row["epoch"] else "",
         )  # fmt: skip
+        self.on_epoch(state)  # before the checkpoint: a training that goes on from there has written its epochs down
         self._save_now_and_then()
-        self.on_epoch(state)
 
     def _save_now_and_then(self) -> None:
         if time.perf_counter() - self._saved_at >= self.recipe.training.checkpoint_minutes * 60:
@@ -308,7 +284,11 @@ class Loop:
         tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["random_cuda"] = torch.cuda.get_rng_state()
-        values: dict[str, Any] = {"loop": vars(self.state), "optimizer": optimizer_values}
+        values: dict[str, Any] = {
+            "loop": vars(self.state),
+            "optimizer": optimizer_values,
+            "arithmetic": arithmetic(self.fabric.device, self.precision),
+        }
         save_checkpoint(self.folder / "checkpoints", Tensors(tensors, values))
         self._saved_at = time.perf_counter()
 

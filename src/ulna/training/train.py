@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +20,25 @@ from ulna.data.case import Case
 from ulna.data.checking import inspect
 from ulna.data.dataset import Dataset
 from ulna.data.dataset import split as split_cases
-from ulna.data.read import encode_labels
-from ulna.data.splitting import split_hash
 from ulna.errors import UsageError
-from ulna.evaluation import Evaluation, evaluate_pairs
-from ulna.files import read_tensors, write_text
-from ulna.inference.arithmetic import choose_precision, default_device
+from ulna.files import TEMPORARY, remove_leftovers, write_text
+from ulna.inference.arithmetic import default_device
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import fingerprint, make_plan, recommended, resolve
-from ulna.progress import track
 from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, read_yaml, set_value, to_yaml
-from ulna.segmenter import Segmenter, network_for, read_split
+from ulna.segmenter import network_for, read_split
 from ulna.training.loop import Loop, State
 from ulna.training.samples import PreparedCases, Samples, worker_count
+from ulna.training.stopping import Stop
+from ulna.training.summary import final_part, summarise
 
 log = logging.getLogger("ulna")
 
-METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou", "seconds")
+# no times: a training that was stopped and went on writes the same file to the byte
+METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
+# what `_start` writes; the last one makes the folder a run
+START = ("plan.yaml", "splits.json", "recipe.yaml")
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,7 @@ def train(
                 f"{', '.join(given)}: a run goes on as it began; with --resume only --epochs and --max-hours change"
             )
         folder = _existing(out)
+        remove_leftovers(folder)
         chosen, plan, split = _stored(folder, epochs=epochs, max_hours=max_hours)
         dataset = Dataset.from_folder(data)
     else:
@@ -107,14 +106,18 @@ def train(
         _validate(chosen)
         dataset, plan, split, notes = _prepare(data, chosen)
         chosen = chosen.replaced(architecture=resolve(chosen, plan))
-        _start(folder, chosen, plan, split)
-    with _logged_to(folder / "log.txt"):
+    stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
+    with stop.listening(), _logged_to(folder / "log.txt"):
+        if not resume:
+            _start(folder, chosen, plan, split)
         for note in notes:
             log.info("note: %s", note)
         state, parameters = _train(
-            folder, data, dataset, split, chosen, plan, go_on=resume, extended=epochs is not None
+            folder, dataset, split, chosen, plan, stop, go_on=resume, extended=epochs is not None
         )
-        summary = _summarise(folder, data, dataset, split, chosen, plan, state, parameters)
+        stop.everything_is_saved()
+        cases = _cases(dataset, getattr(split, final_part(split)))
+        summary = summarise(folder, data, split, cases, chosen, plan, state, parameters)
     return Run(folder, summary)
 
 
@@ -161,15 +164,16 @@ def _validate(recipe: Recipe) -> None:
 
 
 def _existing(out: Path | None) -> Path:
-    if out is None or not (out / "recipe.yaml").exists():
-        raise UsageError(f"--resume needs --out with the folder of a run; {out or 'none'} is not one")
+    if out is None or not (out / START[-1]).exists():
+        hint = "; nothing was trained there yet, leave --resume out" if out is not None and _unborn(out) else ""
+        raise UsageError(f"--resume needs --out with the folder of a run; {out or 'none'} is not one{hint}")
     return out
 
 
 def _new(data: Path, model: str, out: Path | None) -> Path:
     if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            run = (out / "recipe.yaml").exists()
+        if out.exists() and not _unborn(out):
+            run = (out / START[-1]).exists()
             what = "holds a run already; add --resume to go on with it" if run else "is not empty"
             raise UsageError(f"{out}: {what}, or choose another --out")
         return _writable(out)
@@ -177,6 +181,13 @@ def _new(data: Path, model: str, out: Path | None) -> Path:
     numbers = ("", *(f"-{n}" for n in range(2, 10_000)))
     free = (Path("runs") / (name + number) for number in numbers)
     return _writable(next(folder for folder in free if not folder.exists()))
+
+
+def _unborn(folder: Path) -> bool:
+    """Whether a folder is empty, or holds no more than a training that was killed while it began."""
+    return folder.is_dir() and all(
+        entry.name in START[:-1] or entry.name.startswith(TEMPORARY) for entry in folder.iterdir()
+    )
 
 
 def _writable(folder: Path) -> Path:
@@ -205,10 +216,10 @@ def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[st
 
 
 def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "plan.yaml", to_yaml(plan))
-    write_text(folder / "splits.json", json.dumps(split.model_dump(mode="json"), indent=1))
-    write_text(folder / "recipe.yaml", to_yaml(recipe))
+    texts = (to_yaml(plan), json.dumps(split.model_dump(mode="json"), indent=1), to_yaml(recipe))
+    for name, text in zip(START, texts, strict=True):
+        write_text(folder / name, text)
+    remove_leftovers(folder)
 
 
 def _stored(folder: Path, *, epochs: int | None, max_hours: float | None) -> tuple[Recipe, Plan, Split]:
@@ -223,11 +234,11 @@ def _stored(folder: Path, *, epochs: int | None, max_hours: float | None) -> tup
 
 def _train(
     folder: Path,
-    data: Path,
     dataset: Dataset,
     split: Split,
     recipe: Recipe,
     plan: Plan,
+    stop: Stop,
     *,
     go_on: bool,
     extended: bool,
@@ -256,7 +267,7 @@ def _train(
         val=PreparedCases(_cases(dataset, split.val), plan, on_grid=False),
         samples=samples,
         folder=folder,
-        resume_command=shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]),
+        stop=stop,
         on_epoch=lambda state: _record(folder, state),
     )
     if go_on and not loop.resume():
@@ -278,95 +289,28 @@ def _record(folder: Path, state: State) -> None:
     figures.curves(state.rows, folder / "figures" / "curves.png")
 
 
-def _summarise(
-    folder: Path,
-    data: Path,
-    dataset: Dataset,
-    split: Split,
-    recipe: Recipe,
-    plan: Plan,
-    state: State,
-    parameters: int,
-) -> dict[str, Any]:
-    """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down."""
-    start = time.perf_counter()
-    part = "test" if split.test else "val"
-    evaluation, drawn = _final(folder, _cases(dataset, getattr(split, part)), plan)
-    facts = read_tensors(folder / "weights.safetensors").state
-    summary = {
-        "model": recipe.model,
-        "data": data.resolve().name,
-        "parameters": parameters,
-        "epochs": state.epoch,
-        "best_epoch": facts["epoch"],
-        "val_dice": facts["val_dice"],
-        "evaluated_on": part,
-        part: evaluation.summary,
-        "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),
-        "training_seconds": round(state.elapsed_s, 1),
-        "peak_memory_mb": _peak_memory_mb(),
-        "device": _device(),
-        "precision": choose_precision(recipe.training.precision, default_device()),
-        "threads": torch.get_num_threads(),
-        "seed": recipe.training.seed,
-        "split_hash": split_hash(split),
-        "data_fingerprint": plan.fingerprint.get("digest"),
-        "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")}
-        | {"python": platform.python_version()},
-        "command": shlex.join(
-            ["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"]
-        ),
-    }
-    write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
-    figures.panels(drawn, folder / "figures" / f"{part}.png")
-    return summary
+class _LogFile(logging.Handler):
+    """Lines at the end of a file; where they cannot be written, that is said once and the work goes on."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.failed = path, False
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
-Panel = tuple[str, list[tuple[str, Any]]]
-
-
-def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation, list[Panel]]:
-    """Measures over the cases, and pictures of the three with the lowest and the three with the highest Dice."""
-    segmenter = Segmenter.load(folder)
-
-    def pairs() -> Iterator[tuple[str, Any, Any, Any]]:
-        for case in track(cases, "evaluating"):
-            volume = case.read_image()
-            yield case.id, segmenter(volume).mask, encode_labels(case.read_labels(), plan.labels), volume
-
-    evaluation = evaluate_pairs(pairs(), plan.labels)
-    order = sorted(cases, key=lambda case: evaluation.case_dice(case.id))
-    drawn = [order[i] for i in sorted({*range(min(3, len(order))), *range(max(0, len(order) - 3), len(order))})]
-    panels: list[Panel] = []
-    for case in drawn:
-        volume = case.read_image()
-        mask, reference = segmenter(volume).mask, encode_labels(case.read_labels(), plan.labels)
-        title = f"{case.id}  Dice {evaluation.case_dice(case.id):.3f}"
-        panels.append((title, figures.comparison(volume.array, mask, reference)))
-    return evaluation, panels
-
-
-def _peak_memory_mb() -> float:
-    """Peak memory of this process (of the GPU where one is used)."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU {platform.processor() or platform.machine()}"
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(self.format(record) + "\n")
+        except OSError as error:
+            if not self.failed:
+                self.failed = True
+                log.warning("%s: cannot be written (%s); the training goes on", self.path, error.strerror or error)
 
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
     """Everything that ulna logs while this runs also goes to the run's log.txt."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler = _LogFile(path)
     log.addHandler(handler)
     level = log.level
     log.setLevel(min(level or logging.INFO, logging.INFO))  # also when called from a script that set no level
@@ -375,4 +319,3 @@ def _logged_to(path: Path) -> Iterator[None]:
     finally:
         log.setLevel(level)
         log.removeHandler(handler)
-        handler.close()

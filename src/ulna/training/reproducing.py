@@ -1,0 +1,48 @@
+"""What the bits of a training depend on beside its own state: number of threads, device, arithmetic, versions."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from ulna.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
+    """What is stored with every checkpoint, in plain values."""
+    return {
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "precision": precision,
+        "torch": torch.__version__,
+    }
+
+
+def go_on_with(stored: dict[str, Any], device: torch.device, precision: str) -> None:
+    """Compute as the run began: takes its number of threads, and says what else is different now.
+
+    Sums over pixels are split among threads, so another number of threads gives other last bits.
+
+    Raises:
+        UsageError: if this process cannot take as many threads.
+    """
+    wanted, here = stored["threads"], torch.get_num_threads()
+    if wanted != here:
+        torch.set_num_threads(wanted)
+        if torch.get_num_threads() != wanted:
+            raise UsageError(
+                f"this run computes with {wanted} threads, and goes on exactly only with as many; this process keeps to "
+                f"{torch.get_num_threads()}: start it with OMP_NUM_THREADS={wanted}"
+            )
+        log.info(
+            "note: computing with %d threads, as this run began, and not with %d: else it would not go on exactly",
+            wanted, here,
+        )  # fmt: skip
+    now = arithmetic(device, precision)
+    other = [f"{name} {stored[name]} before, {now[name]} now" for name in now if stored[name] != now[name]]
+    if other:
+        log.warning("going on, but not to the last bit as without the stop: %s", "; ".join(other))

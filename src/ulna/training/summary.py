@@ -1,0 +1,115 @@
+"""What a finished training says about itself: measures of the best weights on the cases kept aside, and the facts."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ulna import figures
+from ulna.data.case import Case
+from ulna.data.read import encode_labels
+from ulna.data.splitting import split_hash
+from ulna.evaluation import Evaluation, evaluate_pairs
+from ulna.files import read_tensors, write_text
+from ulna.inference.arithmetic import choose_precision, default_device
+from ulna.progress import track
+from ulna.recipe import Plan, Recipe, Split
+from ulna.segmenter import Segmenter
+from ulna.training.loop import State
+
+Panel = tuple[str, list[tuple[str, Any]]]
+
+
+def final_part(split: Split) -> str:
+    """Where the final figures come from: the test cases, or the validation cases where there are none."""
+    return "test" if split.test else "val"
+
+
+def summarise(
+    folder: Path,
+    data: Path,
+    split: Split,
+    cases: Sequence[Case],
+    recipe: Recipe,
+    plan: Plan,
+    state: State,
+    parameters: int,
+) -> dict[str, Any]:
+    """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down."""
+    start = time.perf_counter()
+    part = final_part(split)
+    evaluation, drawn = _final(folder, cases, plan)
+    facts = read_tensors(folder / "weights.safetensors").state
+    summary = {
+        "model": recipe.model,
+        "data": data.resolve().name,
+        "parameters": parameters,
+        "epochs": state.epoch,
+        "best_epoch": facts["epoch"],
+        "val_dice": facts["val_dice"],
+        "evaluated_on": part,
+        part: evaluation.summary,
+        "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),
+        "training_seconds": round(state.elapsed_s, 1),
+        "peak_memory_mb": _peak_memory_mb(),
+        "device": _device(),
+        "precision": choose_precision(recipe.training.precision, default_device()),
+        "threads": torch.get_num_threads(),
+        "seed": recipe.training.seed,
+        "split_hash": split_hash(split),
+        "data_fingerprint": plan.fingerprint.get("digest"),
+        "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")}
+        | {"python": platform.python_version()},
+        "command": shlex.join(
+            ["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"]
+        ),
+    }
+    write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
+    figures.panels(drawn, folder / "figures" / f"{part}.png")
+    return summary
+
+
+def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation, list[Panel]]:
+    """Measures over the cases, and pictures of the three with the lowest and the three with the highest Dice."""
+    segmenter = Segmenter.load(folder)
+
+    def pairs() -> Iterator[tuple[str, Any, Any, Any]]:
+        for case in track(cases, "evaluating"):
+            volume = case.read_image()
+            yield case.id, segmenter.mask(volume), encode_labels(case.read_labels(), plan.labels), volume
+
+    evaluation = evaluate_pairs(pairs(), plan.labels)
+    order = sorted(cases, key=lambda case: evaluation.case_dice(case.id))
+    drawn = [order[i] for i in sorted({*range(min(3, len(order))), *range(max(0, len(order) - 3), len(order))})]
+    panels: list[Panel] = []
+    for case in drawn:
+        volume = case.read_image()
+        mask, reference = segmenter.mask(volume), encode_labels(case.read_labels(), plan.labels)
+        title = f"{case.id}  Dice {evaluation.case_dice(case.id):.3f}"
+        panels.append((title, figures.comparison(volume.array, mask, reference)))
+    return evaluation, panels
+
+
+def _peak_memory_mb() -> float:
+    """Peak memory of this process (of the GPU where one is used)."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.processor() or platform.machine()}"
