@@ -1,0 +1,65 @@
+"""What a training depends on beside its own state is stored with it, and taken over or named."""
+
+import pytest
+import torch
+
+from tests.training.tiny import TINY
+from ulna.errors import UsageError
+from ulna.files import Tensors, write_tensors
+from ulna.training.checkpoint import load_checkpoint
+from ulna.training.reproducing import arithmetic, go_on_with
+from ulna.training.train import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def one_thread():
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_a_run_goes_on_with_its_own_number_of_threads(discs, tmp_path, one_thread, caplog):
+    torch.set_num_threads(2)
+    whole = train(discs, model="unet", out=tmp_path / "whole", epochs=2, set=TINY)
+    part = train(discs, model="unet", out=tmp_path / "part", epochs=1, set=TINY)
+    torch.set_num_threads(1)
+    train(discs, out=part.folder, resume=True, epochs=2)
+    assert torch.get_num_threads() == 2
+    assert "computing with 2 threads, as this run began, and not with 1" in caplog.text
+    assert load_checkpoint(part.folder / "checkpoints").state["arithmetic"]["threads"] == 2
+    assert whole.summary["threads"] == 2
+
+
+def test_a_process_that_cannot_take_as_many_threads_is_told_what_to_do(monkeypatch, one_thread):
+    stored = {**arithmetic(CPU, "fp32"), "threads": 3}
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    with pytest.raises(UsageError, match="keeps to 1: start it with OMP_NUM_THREADS=3"):
+        go_on_with(stored, CPU, "fp32")
+
+
+def test_another_device_or_version_is_said(caplog, one_thread):
+    stored = arithmetic(CPU, "fp32")
+    go_on_with(stored, CPU, "fp32")
+    assert caplog.text == ""
+    go_on_with({**stored, "precision": "bf16", "torch": "1.0"}, CPU, "fp32")
+    assert "precision bf16 before, fp32 now; torch 1.0 before" in caplog.text
+
+
+def test_the_same_weights_are_the_same_file(tmp_path):
+    content = Tensors({"b": torch.ones(3), "a": torch.zeros(2)}, {"epoch": 3})
+    for number in range(10):
+        write_tensors(tmp_path / str(number), content)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_a_training_that_was_killed_while_it_began_can_begin_again(discs, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "plan.yaml").write_text("half of a st")
+    (folder / ".tmp-123-splits.json").write_text("")
+    with pytest.raises(UsageError, match="nothing was trained there yet, leave --resume out"):
+        train(discs, out=folder, resume=True)
+    train(discs, model="unet", out=folder, epochs=1, set=TINY)
+    assert not list(folder.glob(".tmp-*"))
