@@ -73,3 +73,17 @@ def test_one_number_per_axis():
 def test_unknown_names_list_the_nearest(make, name):
     with pytest.raises(UsageError, match="did you mean"):
         make(name)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
+def test_instance_norm_is_the_same_in_every_memory_layout(layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    norm = nd.norm("instance", 3, 3).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    mean = x.mean(dim=(2, 3, 4), keepdim=True)
+    spread = ((x - mean) ** 2).mean(dim=(2, 3, 4), keepdim=True)
+    shape = (1, 3, 1, 1, 1)
+    expected = (x - mean) / (spread + 1e-5).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)
+    torch.testing.assert_close(norm(x.contiguous(memory_format=layout)), expected)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError, unknown
+from ulna.kernels.convolution import convolve
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
 NORMS = ("batch", "instance", "none")
@@ -38,7 +39,7 @@ def conv(
     An odd kernel keeps the size at stride 1; an even one is meant for a stride of its own size, and is not padded.
     """
     check_dims(spatial_dims)
-    kind: Any = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    kind: Any = Conv2d if spatial_dims == 2 else Conv3d
     step, kernel = per_axis(stride, spatial_dims), per_axis(kernel_size, spatial_dims)
     padding = tuple(dilation * ((n - 1) // 2) for n in kernel)
     return kind(
@@ -51,6 +52,25 @@ def conv(
         groups=groups,
         bias=bias,
     )
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d; a plain one that keeps the size goes to the kernel that is fastest for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.weight, self.bias) if _keeps_size(self) else super().forward(x)
+
+
+class Conv3d(nn.Conv3d):
+    """nn.Conv3d, likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self.weight, self.bias) if _keeps_size(self) else super().forward(x)
+
+
+def _keeps_size(conv: nn.Conv2d | nn.Conv3d) -> bool:
+    plain = {*conv.stride, *conv.dilation, conv.groups} == {1}
+    return plain and all(n % 2 and p == n // 2 for n, p in zip(conv.kernel_size, conv.padding, strict=True))
 
 
 def transposed_conv(
@@ -116,7 +136,14 @@ class InstanceNorm(nn.Module):
         if x[0, 0].numel() == 1:
             shape = (1, -1, *(1,) * (x.ndim - 2))
             return (x - x) * self.weight.view(shape) + self.bias.view(shape)
-        return nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        if x.is_contiguous():
+            return nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        # torch's instance norm copies a channels-last map to and fro; batch norm of one image is the same, and does not
+        images = [
+            nn.functional.batch_norm(image, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            for image in torch.split(x, 1)
+        ]
+        return torch.cat(images)
 
 
 def activation(kind: str) -> nn.Module:

@@ -1,1 +1,1 @@
-"""Operations that torch has no name for: each with a reference that defines it. They know torch and nothing of ulna."""
+"""Operations worth a kernel of their own, each beside what defines it. They know torch and nothing of ulna."""

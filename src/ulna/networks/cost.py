@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,10 +117,13 @@ def models(name: str | None = None, /) -> list[Model]:
 
 
 def count_gmacs(network: Network, size: tuple[int, ...]) -> float:
-    """Billions of multiply-accumulates of one forward pass: torch's FLOP counter, two operations each."""
-    device = next(network.parameters()).device
+    """Billions of multiply-accumulates of one forward pass: torch's FLOP counter, two operations each.
+
+    Counted without values (meta device): as every operation is defined, whichever kernel would compute it.
+    """
+    network = copy.deepcopy(network).to("meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.zeros(1, network.in_channels, *size, device=device))
+        network(torch.zeros(1, network.in_channels, *size, device="meta"))
     return counter.get_total_flops() / 2e9
 
 

@@ -1,0 +1,81 @@
+"""Kernels in C++, built on the machine that runs them; where that cannot be, everything works without them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SWITCH = "ULNA_NATIVE"  # environment variable: 0 switches native kernels off
+COMPILERS = ("c++", "g++", "clang++")
+# OpenMP is compiled in but not linked: the symbols come from the runtime that torch has loaded, so that both share
+# one pool of threads. A machine where they are missing fails to load, and goes on without.
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fPIC", "-fopenmp")
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The compiled `kernels/NAME.cpp`, or None where it cannot be had (said once in the log).
+
+    The first call on a machine compiles, in about a second; the result is kept in the user's cache folder under a name
+    that changes with source, compiler and processor.
+    """
+    if os.environ.get(SWITCH, "1") == "0":
+        log.debug("native kernels are switched off (%s=0)", SWITCH)
+        return None
+    try:
+        return ctypes.CDLL(str(_built(Path(__file__).with_name(f"{name}.cpp"))))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        log.info("native kernel %s is not used, torch's own is (%s)", name, reason.strip().splitlines()[0])
+        return None
+
+
+def available() -> bool:
+    """Whether this machine has native kernels."""
+    return library("convolution") is not None
+
+
+def _built(source: Path) -> Path:
+    """The shared library of a source file, compiled unless an earlier run did it."""
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise OSError(f"no C++ compiler found: looked for {', '.join(COMPILERS)}")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    facts = "\n".join([source.read_text(encoding="utf-8"), version, *FLAGS, platform.machine(), _processor()])
+    folder = _cache_folder()
+    target = folder / f"{source.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made, linked = f"{scratch}/kernel.o", f"{scratch}/kernel.so"
+            for step in ([*FLAGS, "-c", str(source), "-o", made], ["-shared", made, "-o", linked]):
+                subprocess.run([compiler, *step], capture_output=True, text=True, check=True, timeout=300)
+            Path(linked).replace(target)  # whole or absent, also when two processes build at once
+    return target
+
+
+def _cache_folder() -> Path:
+    """Where compiled kernels are kept: only this user writes there, since what lies there is run."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "ulna"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    return folder
+
+
+def _processor() -> str:
+    """What tells one kind of processor from another: its model and its instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
