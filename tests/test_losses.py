@@ -175,8 +175,49 @@ def test_a_weight_for_a_head_that_is_not_there():
         HeadsLoss(SoftDice(), {"x0_9": 1})(outputs(4), torch.zeros(1, 4, 4, dtype=torch.long))
 
 
-def test_known_value():
-    # p = 1/2 everywhere, half the pixels foreground: 1 - (2*2*0.5 + 1) / (2 + 2 + 1)
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("dice", 1 - (2 * 1 + 1) / (2 + 2 + 1)),
+        ("dice_squared", 1 - (2 * 1 + 1) / (4 / 4 + 2 + 1)),
+        ("cross_entropy", math.log(2)),
+        ("focal_tversky", (1 - (1 + 1) / (1 + 0.7 + 0.3 + 1)) ** 0.75),
+    ],
+)
+def test_known_values_of_the_four_losses_of_the_modular_paper(kind, expected):
+    """p = 1/2 at four pixels, two of them foreground: one true positive, one missed, one wrong, in sum."""
     g = torch.tensor([[[0, 1], [1, 0]]])
-    assert SoftDice()(torch.zeros(1, 1, 2, 2), g).item() == pytest.approx(1 - 3 / 5)
-    assert LOSSES["cross_entropy"]()(torch.zeros(1, 1, 2, 2), g).item() == pytest.approx(math.log(2))
+    assert LOSSES[kind]()(torch.zeros(1, 1, 2, 2), g).item() == pytest.approx(expected, rel=1e-6)
+
+
+def literal_slope(p, g, kind, s=1.0):
+    """dL/dz at every pixel of one image, derived by hand: dL/dp times p (1 - p)."""
+    hit = sum(a * b for a, b in zip(p, g, strict=True))
+    slopes = []
+    for a, b in zip(p, g, strict=True):
+        if kind == "cross_entropy":
+            slopes.append((a - b) / len(p))
+            continue
+        if kind == "dice":
+            below = sum(p) + sum(g) + s
+            slope = -(2 * b * below - (2 * hit + s)) / below**2
+        elif kind == "dice_squared":
+            below = sum(q * q for q in p) + sum(q * q for q in g) + s
+            slope = -(2 * b * below - (2 * hit + s) * 2 * a) / below**2
+        else:
+            missed = sum((1 - q) * r for q, r in zip(p, g, strict=True))
+            wrong = sum(q * (1 - r) for q, r in zip(p, g, strict=True))
+            above, below = hit + s, hit + 0.7 * missed + 0.3 * wrong + s
+            index_slope = (b * below - above * (b - 0.7 * b + 0.3 * (1 - b))) / below**2
+            slope = -0.75 * (1 - above / below) ** -0.25 * index_slope
+        slopes.append(slope * a * (1 - a))
+    return slopes
+
+
+@pytest.mark.parametrize("kind", ["dice", "dice_squared", "cross_entropy", "focal_tversky"])
+def test_gradients_are_those_derived_by_hand(kind):
+    z, g = binary(4)
+    logits = torch.tensor(z, requires_grad=True)
+    LOSSES[kind]()(logits, torch.tensor(g)).backward()
+    expected = np.array([literal_slope(sigmoid(z[n]).ravel(), g[n].ravel(), kind) for n in range(3)]) / 3
+    np.testing.assert_allclose(logits.grad.reshape(3, -1), expected, atol=1e-6)  # computed in float32

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from ulna.errors import UsageError
+from ulna.networks.build import count_parameters, validate
 from ulna.planning import Fingerprint, make_plan, recommended, resolve
 from ulna.recipe import Labels, Recipe, set_value
 
@@ -93,6 +94,21 @@ def test_quarter_turns_need_equal_axes():
     assert planned(data((96, 96))).turn_axes == (0, 1)
     assert planned(data((96, 128))).turn_axes is None
     assert planned(data((32, 32, 32), (1.0, 2.0, 1.0), "mm")).turn_axes in ((0, 2), None)
+
+
+def test_widths_can_be_scaled_to_a_budget():
+    recipe = set_value(recommended("attention_unet"), "planning.parameters=1_000_000")
+    plan = make_plan(data((96, 96), channels=4), recipe, Labels())
+    architecture = resolve(recipe, plan)
+    network = validate(architecture, in_channels=4, classes=1, spatial_dims=2)
+    assert count_parameters(network) == pytest.approx(1_000_000, rel=0.01)
+    assert plan.reasons["widths"].startswith(", ".join(map(str, architecture.channels)))
+
+
+def test_more_levels_than_an_image_has_pixels_for_are_refused():
+    with pytest.raises(UsageError, match=r"9 levels divide 96 pixels by 256.* take at most 7 levels"):
+        planned(data((96, 128)), "architecture.levels=9")
+    assert planned(data((12, 128)), model="zhou/unet").patch == (16, 128)
 
 
 def test_every_field_can_be_fixed_and_says_so():

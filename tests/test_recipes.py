@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
+from tests.training.tiny import rows_of
 from ulna.networks.build import validate
 from ulna.networks.catalog import NAMED
-from ulna.training.train import choose
+from ulna.training.train import choose, train
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -25,9 +29,43 @@ def test_a_recipe_loads_and_says_what_it_reproduces(path):
 
 @pytest.mark.parametrize("task", ["nuclei", "polyps"])
 def test_the_sdu_net_recipes_hold_table_5(task):
-    path = Path(__file__).parents[1] / "recipes" / f"carvalho_{task}.yaml"
+    path = FOLDER / f"carvalho_{task}.yaml"
     for network in ("unet", "unetpp", "sdu_net", "sdnu_net"):
         recipe = choose(model=f"carvalho/{network}_{task}", recipe=path)
         assert recipe.optimizer.lr == {"nuclei": 1e-3, "polyps": 1e-4}[task]
         assert recipe.planning.batch * recipe.training.accumulate == 20 * 4
         assert recipe.architecture == NAMED[f"carvalho/{network}_{task}"].architecture
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name.startswith("laird/")])
+def test_the_modular_protocol_is_that_of_the_paper_for_every_row(name):
+    assert name in (FOLDER / "laird.yaml").read_text(encoding="utf-8")
+    recipe = choose(model=name, recipe=FOLDER / "laird.yaml")
+    assert recipe.architecture == NAMED[name].architecture
+    assert (recipe.optimizer.kind, recipe.optimizer.lr, recipe.planning.batch) == ("adam", 1e-4, 40)
+    assert (recipe.training.epochs, recipe.loss.kind, recipe.planning.patch) == (20, "dice", (144, 144))
+
+
+@pytest.mark.slow
+def test_the_modular_protocol_runs_on_slices_of_a_real_volume(shared_data, tmp_path):
+    source = shared_data / "brain_tumour_4ch"
+    image = np.asanyarray(nibabel.load(source / "imagesTr" / "BRATS_HG0015.nii.gz").dataobj).astype(np.float32)
+    labels = np.asanyarray(nibabel.load(source / "labelsTr" / "BRATS_HG0015.nii.gz").dataobj) > 0
+    most = np.argsort(-labels.sum((0, 1)))[:10]
+    r, c = ((n - 144) // 2 for n in image.shape[:2])
+    for name, chosen in (("train", most[:8]), ("val", most[8:])):
+        rows, columns = slice(max(r, 0), max(r, 0) + 144), slice(max(c, 0), max(c, 0) + 144)
+        images = np.stack([image[rows, columns, z] for z in chosen])
+        masks = np.stack([labels[rows, columns, z] for z in chosen]).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images, masks=masks)
+    (tmp_path / "data").mkdir()
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.npz").rename(tmp_path / "data" / f"{name}.npz")
+    small = (
+        "architecture.channels=[8, 16, 32, 64, 128]",
+        "planning.batch=2",
+        "optimizer.lr=3e-3",
+        "training.min_steps=8",
+    )
+    run = train(tmp_path / "data", recipe=FOLDER / "laird.yaml", epochs=6, out=tmp_path / "run", set=small)
+    assert max(float(row["val_iou"]) for row in rows_of(run.folder)) > 0.5  # slices of one patient: it can only be easy

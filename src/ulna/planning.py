@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from ulna.data.case import Case
 from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split
+from ulna.data.preprocess import prepare
+from ulna.data.whitening import fit_whitening
 from ulna.errors import UsageError
 from ulna.files import write_text
 from ulna.networks.build import levels as levels_of
-from ulna.networks.build import named, validate, widths
+from ulna.networks.build import match_width, named, validate, widths
 from ulna.networks.catalog import NAMED
 from ulna.networks.cost import count_gmacs
+from ulna.progress import track
 from ulna.recipe import Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
@@ -100,7 +104,11 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     patch = _patch(size, space, recipe, dims, reasons)
     strides = _strides(patch, space, recipe.architecture, dims, reasons)
     patch = _rounded(patch, strides, recipe, reasons)
-    work = _work(resolved(recipe.architecture, strides, dims), patch, data["channels"], labels)
+    architecture = _resolved(recipe, strides, dims, data["channels"], labels)
+    if recipe.planning.parameters is not None:
+        stated = ", ".join(map(str, architecture.channels or ()))
+        reasons["widths"] = f"{stated}: scaled to come close to {recipe.planning.parameters:,} parameters"
+    work = _work(architecture, patch, data["channels"], labels)
     batch = _batch(patch, work, data["cases"], recipe, dims, reasons)
     mirror = tuple(range(dims)) if recipe.augmentation.flip > 0 else ()
     reasons["mirror_axes"] = (
@@ -130,10 +138,22 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     )
 
 
-def resolved(architecture: Architecture, strides: tuple[tuple[int, ...], ...], spatial_dims: int) -> Architecture:
+def _resolved(
+    recipe: Recipe, strides: tuple[tuple[int, ...], ...], spatial_dims: int, in_channels: int, labels: Labels
+) -> Architecture:
     """The architecture with widths and strides of every level stated, so that it can be built as it is."""
-    channels = widths(architecture, spatial_dims)[: len(strides) + 1]
-    return architecture.replaced(channels=channels, strides=strides, levels=None)
+    channels = widths(recipe.architecture, spatial_dims)[: len(strides) + 1]
+    architecture = recipe.architecture.replaced(channels=channels, strides=strides, levels=None)
+    if recipe.planning.parameters is None:
+        return architecture
+    return match_width(
+        architecture,
+        recipe.planning.parameters,
+        in_channels=in_channels,
+        classes=labels.outputs,
+        spatial_dims=spatial_dims,
+        multilabel=labels.multilabel,
+    )
 
 
 def resolve(recipe: Recipe, plan: Plan) -> Architecture:
@@ -142,7 +162,7 @@ def resolve(recipe: Recipe, plan: Plan) -> Architecture:
     Raises:
         UsageError: if the network cannot be built for these data.
     """
-    architecture = resolved(recipe.architecture, plan.strides, plan.spatial_dims)
+    architecture = _resolved(recipe, plan.strides, plan.spatial_dims, plan.in_channels, plan.labels)
     validate(
         architecture,
         in_channels=plan.in_channels,
@@ -151,6 +171,13 @@ def resolve(recipe: Recipe, plan: Plan) -> Architecture:
         multilabel=plan.labels.multilabel,
     )
     return architecture
+
+
+def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
+    """The plan with a ZCA matrix fitted on all voxels of these cases, which are the training cases."""
+    fitted = fit_whitening(prepare(case.read_image(), plan).image for case in track(cases, "whitening"))
+    why = f"zca: fitted on all voxels of the {len(cases)} training cases, as the recipe asks"
+    return plan.replaced(whitening=fitted, reasons={**plan.reasons, "whitening": why})
 
 
 def plan(
@@ -274,7 +301,15 @@ def _strides(
     if architecture.channels is not None or architecture.strides is not None or architecture.levels is not None:
         reasons["levels"] = f"{wanted}: fixed by the architecture"
         steps = architecture.strides or ((2,),) * (wanted - 1)
-        return tuple(step * dims if len(step) == 1 else step for step in steps)
+        steps = tuple(step * dims if len(step) == 1 else step for step in steps)
+        for side, divisor in zip(patch, _divisor(steps, dims), strict=True):
+            if divisor >= 2 * side:
+                most = 1 + int(math.log2(side))
+                raise UsageError(
+                    f"architecture: {wanted} levels divide {side} pixels by {divisor}, and the deepest map would have "
+                    f"none; take at most {most} levels, or strides of 1 along short axes"
+                )
+        return steps
     shape, distance = list(patch), list(spacing)
     strides: list[tuple[int, ...]] = []
     while len(strides) < wanted - 1:
@@ -294,13 +329,17 @@ def _strides(
     return tuple(strides)
 
 
+def _divisor(strides: tuple[tuple[int, ...], ...], dims: int) -> list[int]:
+    return [math.prod(step[axis] for step in strides) for axis in range(dims)]
+
+
 def _rounded(
     patch: tuple[int, ...], strides: tuple[tuple[int, ...], ...], recipe: Recipe, reasons: dict[str, str]
 ) -> tuple[int, ...]:
     """The patch with sides that the strides divide: else every training step would pad."""
     if recipe.planning.patch is not None:
         return patch
-    divisor = [math.prod(step[axis] for step in strides) for axis in range(len(patch))]
+    divisor = _divisor(strides, len(patch))
     rounded = tuple(-(-n // d) * d for n, d in zip(patch, divisor, strict=True))
     if rounded != patch:
         reasons["patch"] += f"; rounded up to {_product(rounded)}, multiples of {_product(divisor)}"

@@ -124,6 +124,7 @@ class Augmentation(Frozen):
     affine: Probability = 0.2
     degrees: float = Field(default=15.0, ge=0, le=180)
     scale: float = Field(default=0.15, ge=0, lt=1)  # 0.85 to 1.15
+    shear: float = Field(default=0.0, ge=0, le=45)  # degrees, of the first two spatial axes
     intensity: Probability = 0.3  # brightness and contrast
     gamma: Probability = 0.15
     noise: Probability = 0.1
@@ -156,6 +157,8 @@ class Planning(Frozen):
     patch: tuple[int, ...] | None = None
     batch: int | None = Field(default=None, ge=1)
     normalization: Literal["zscore", "ct", "rescale", "none"] | None = None
+    whitening: Literal["zca"] | None = None  # of the channels, fitted on the training cases
+    parameters: int | None = Field(default=None, ge=1)  # every width is scaled by one factor to come close to it
     memory_gb: float | None = Field(default=None, gt=0)
 
 
@@ -215,6 +218,13 @@ class Normalization(Frozen):
     std: float = 1.0
 
 
+class Whitening(Frozen):
+    """What decorrelates the channels of a normalised image: every voxel x becomes matrix @ (x - mean)."""
+
+    mean: tuple[float, ...]  # (C)
+    matrix: tuple[tuple[float, ...], ...]  # (C, C)
+
+
 class Plan(Frozen):
     """What the data fixed, each with its reason. Stored as `plan.yaml`."""
 
@@ -225,6 +235,7 @@ class Plan(Frozen):
     spacing: tuple[float, ...] | None  # of the grid the network works on, in `unit`; None: every image's own
     unit: Literal["mm", "px"]
     normalization: tuple[Normalization, ...]  # one per channel
+    whitening: Whitening | None = None  # after the normalisation
     patch: tuple[int, ...]
     batch: int
     strides: tuple[tuple[int, ...], ...]

@@ -4,6 +4,7 @@ import torch
 
 from tests.plans import make
 from ulna.data.preprocess import normalise, prepare, prepare_labels, restore
+from ulna.data.whitening import fit_whitening, whiten
 from ulna.errors import UsageError
 from ulna.recipe import Normalization
 from ulna.volume import Volume
@@ -93,6 +94,42 @@ def test_a_constant_image_becomes_zero_and_not_nan():
 def test_zscore_of_huge_values_does_not_overflow():
     x = np.random.default_rng(0).uniform(0, 1.7e6, (64, 64)).astype(np.float32) * 1e18
     assert abs(normalise(x, Normalization(kind="zscore")).mean()) < 1e-4
+
+
+def test_whitening_decorrelates_the_channels_of_all_voxels_and_is_symmetric():
+    rng = np.random.default_rng(0)
+    mix = np.array([[1.0, 0.2, 0.5], [0.0, 2.0, 1.0], [0.3, 0.0, 0.7]])
+    images = [torch.from_numpy((mix @ rng.normal(3, 1, (3, n))).reshape(3, n // 4, 4)).float() for n in (400, 240)]
+    how = fit_whitening(images)
+    voxels = np.concatenate([image.flatten(1).numpy() for image in images], axis=1).astype(np.float64)
+    W = np.array(how.matrix)
+    np.testing.assert_allclose(how.mean, voxels.mean(1), rtol=1e-6)
+    np.testing.assert_allclose(W, W.T)
+    np.testing.assert_allclose(W @ np.cov(voxels, bias=True) @ W.T, np.eye(3), atol=1e-5)
+    white = whiten(images[0], how)
+    assert white.shape == images[0].shape
+    literal = W @ (images[0][:, 7, 2].numpy() - np.array(how.mean))
+    np.testing.assert_allclose(white[:, 7, 2], literal, atol=1e-5)
+
+
+def test_whitening_of_two_channels_by_hand():
+    x = torch.tensor([[1.0, -1.0, 1.0, -1.0], [2.0, 2.0, -2.0, -2.0]]).reshape(2, 2, 2)
+    how = fit_whitening([x + 5])  # uncorrelated, variances 1 and 4
+    assert how.mean == pytest.approx((5, 5))
+    np.testing.assert_allclose(how.matrix, [[1, 0], [0, 0.5]], atol=1e-5)
+
+
+def test_a_channel_that_never_changes_stays_finite():
+    assert whiten(torch.ones(2, 3, 3), fit_whitening([torch.ones(2, 3, 3)])).abs().max() == 0
+
+
+def test_an_image_is_whitened_after_it_is_normalised():
+    v = volume(channels=2)
+    both = (Normalization(kind="zscore"),) * 2
+    plain = make(spatial_dims=3, in_channels=2, channel_names=("a", "b"), normalization=both)
+    normalised = prepare(v, plain).image
+    how = fit_whitening([normalised])
+    assert torch.equal(prepare(v, plain.replaced(whitening=how)).image, whiten(normalised, how))
 
 
 @pytest.mark.parametrize(

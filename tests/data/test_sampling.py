@@ -88,6 +88,26 @@ def test_rotation_and_scaling_move_image_and_labels_together():
     assert (((a[0] > 0.5) == (b > 0)).float().mean()) > 0.98
 
 
+def test_shear_slides_rows_along_by_at_most_its_angle():
+    size, wide = (64, 96), torch.arange(64.0)[:, None].expand(64, 96)
+    augment = Augment(Augmentation(**{**NOTHING, "affine": 1.0, "degrees": 0, "scale": 0, "shear": 10}), make())
+    labels = torch.zeros(size, dtype=torch.uint8)
+    labels[20:40, 30:60] = 1
+    slopes = []
+    for seed in range(20):
+        columns, _ = augment(torch.arange(96.0).expand(1, *size).clone(), labels, np.random.default_rng(seed))
+        torch.testing.assert_close(columns[0], torch.arange(96.0).expand(size), atol=1e-3, rtol=0)  # no column moves
+        rows, _ = augment(wide[None].clone(), labels, np.random.default_rng(seed))
+        inside = rows[0, 32]  # the rest may hold a border
+        slopes.append(float(inside[60] - inside[40]) / 20)
+        moved, masks = augment(labels[None].float(), labels, np.random.default_rng(seed))
+        assert ((moved[0] > 0.5) == (masks > 0)).float().mean() > 0.98
+    most = np.tan(np.deg2rad(10))
+    assert max(slopes) > most / 2
+    assert min(slopes) < -most / 2
+    assert max(map(abs, slopes)) < most + 1e-3
+
+
 def test_intensity_changes_leave_labels_alone_and_repeat_by_seed():
     image, labels = torch.randn(1, 16, 16), torch.randint(0, 2, (16, 16), dtype=torch.uint8)
     every = Augment(Augmentation(**{**NOTHING, "intensity": 1.0, "gamma": 1.0, "noise": 1.0, "blur": 1.0}), make())

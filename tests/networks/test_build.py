@@ -80,6 +80,13 @@ def test_a_slot_entry_applies_where_it_fits():
     assert len(net.stages["x0_0"].conv.layers) == 2
 
 
+def test_levels_that_a_shallow_network_has_not_are_nobodys():
+    entries = [Slot(kind="residual", levels=(-3, 7)), Slot(kind="double_conv")]
+    shallow, deep = (build("unet", channels=(4,) * n, conv=entries) for n in (2, 3))
+    assert all(stage.conv.shortcut is None for stage in shallow.stages.values())
+    assert [name for name, stage in deep.stages.items() if stage.conv.shortcut is not None] == ["x0_0", "x0_2"]
+
+
 def test_same_generator_same_weights():
     def weights(seed):
         return build("unet", channels=(4, 8), generator=torch.Generator().manual_seed(seed)).state_dict()
@@ -103,7 +110,12 @@ def test_he_normal_weights():
         ({"name": "unet", "skp": "concat"}, "did you mean 'skip'"),
         ({"name": "unet", "topology": "unett"}, "did you mean 'unet'"),
         ({"name": "unet", "topology": "encoder"}, "no decoder to read densely"),
-        ({"name": "unet", "topology": "encoder", "up": "linear"}, "never upsamples"),
+        ({"name": "unet", "topology": "encoder", "up": "linear"}, "never upsamples, so architecture.up=linear has no"),
+        ({"name": "unet", "topology": "encoder", "skip": "add"}, "has no skip connections, so architecture.skip=add"),
+        ({"name": "attention_unet", "topology": "encoder"}, "leave skip at concat, or take a topology with a decoder"),
+        ({"name": "unet", "conv": [{"kind": "mbconv", "paths": ["decodr"]}, "mbconv"]}, "did you mean 'decoder'"),
+        ({"name": "unet", "levels": 40}, "40 levels divide an image by more than 32,768"),
+        ({"name": "unetpp", "levels": 40, "parameters": 1_000_000}, "take fewer levels"),
         ({"name": "unet", "conv": {"kind": "double_conv", "options": {"nrm": 1}}}, "did you mean 'norm'"),
         ({"name": "unet", "conv": [{"kind": "double_conv", "levels": [0]}]}, "no entry fits node x1_0"),
         ({"name": "unet", "deep_supervision": True, "readout": "mean"}, "heads of one size"),

@@ -19,11 +19,11 @@ def narrow(name, **options):
 @pytest.mark.parametrize("name", NAMED)
 def test_every_network_answers_at_any_size_and_every_parameter_learns(name, spatial_dims, classes):
     net = narrow(name, in_channels=2, classes=classes, spatial_dims=spatial_dims).train()
-    image = torch.randn(2, 2, *ODD[spatial_dims])
+    image = torch.randn(1, 2, *ODD[spatial_dims])
     outputs = net.outputs(image)
-    assert outputs.logits.shape == (2, classes, *ODD[spatial_dims])
+    assert outputs.logits.shape == (1, classes, *ODD[spatial_dims])
     sum(z.square().mean() for z in outputs.heads.values()).backward()
-    assert [n for n, p in net.named_parameters() if p.grad is None] == []
+    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
 @pytest.mark.parametrize("name", [name for name, entry in NAMED.items() if entry.architecture.deep_supervision])
@@ -111,32 +111,6 @@ def test_unet_computes_its_equations():
 def test_images_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(UsageError, match=message):
         narrow("unet")(torch.zeros(shape))
-
-
-@pytest.mark.parametrize(
-    ("name", "lr", "steps"),
-    [
-        ("unet", 1e-2, 60),
-        ("unetpp", 1e-2, 60),
-        ("omega_net", 1e-2, 60),
-        ("fcn", 1e-2, 60),
-        # as printed, without norm in its cascades, it learns several times as slowly
-        pytest.param("wang/omega_net", 3e-3, 200, marks=pytest.mark.slow),
-    ],
-)
-def test_a_network_overfits_two_images(name, lr, steps):
-    torch.manual_seed(0)
-    net = build(name, channels=(8, 16, 32), generator=torch.Generator().manual_seed(0)).train()
-    image = torch.randn(2, 1, 24, 24)
-    target = (torch.nn.functional.avg_pool2d(image, 5, 1, 2) > 0).float()
-    optimizer = torch.optim.Adam(net.parameters(), lr)
-    for _ in range(steps):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(net(image), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    agreement = ((net(image) > 0) == (target > 0)).float().mean()
-    assert agreement > 0.98
 
 
 @pytest.mark.parametrize("name", ["unetpp", "nnunet", "omega_net", "fcn"])

@@ -11,10 +11,11 @@ from PIL import Image
 import ulna
 import ulna.training.train as room
 from tests.training.tiny import TINY, rows_of
+from ulna import cli
 from ulna.demonstration import make_phantom
 from ulna.errors import DataError, UsageError
 from ulna.files import read_tensors
-from ulna.recipe import Recipe, from_yaml
+from ulna.recipe import Plan, Recipe, from_yaml
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import State, learning_rate
 from ulna.training.train import choose, train
@@ -288,6 +289,45 @@ def test_a_recipe_file_changes_what_it_states_and_nothing_else(tmp_path):
         choose(model=None, recipe=None, set=("model=unet",))
 
 
+def test_the_command_line_composes_whitens_and_scales(tmp_path):
+    """A recommended network with another skip, to a budget, on whitened channels: trained, stored, and used again."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((8, 20, 20), np.uint8)
+    masks[:, 5:15, 6:16] = 1
+    grey = 80 + 80 * masks + rng.normal(0, 10, masks.shape)
+    images = np.stack([grey, 0.5 * grey + rng.normal(0, 5, masks.shape)], axis=-1).clip(0, 255).astype(np.float32)
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "train.npz", images=images[:6], masks=masks[:6])
+    np.savez(tmp_path / "data" / "val.npz", images=images[6:], masks=masks[6:])
+    given = (
+        "architecture.skip=attention_gate", "architecture.levels=3", "planning.parameters=60_000", "planning.batch=2",
+        "planning.whitening=zca", "training.min_steps=4", "optimizer.lr=1e-2",
+    )  # fmt: skip
+    arguments = [
+        "train",
+        str(tmp_path / "data"),
+        "--model",
+        "nas_unet",
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "2",
+    ]
+    assert cli.run([*arguments, "--quiet", *(word for change in given for word in ("--set", change))]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["parameters"] == pytest.approx(60_000, rel=0.05)
+    segmenter = ulna.load(tmp_path / "run")
+    assert segmenter.recipe.architecture.skip[0].kind == "attention_gate"
+    assert segmenter.recipe.planning.parameters is None  # the widths are stated now
+    whitening = from_yaml(Plan, tmp_path / "run" / "plan.yaml").whitening
+    normal = (images[:6] - images[:6].mean((1, 2), keepdims=True)) / images[:6].std((1, 2), keepdims=True)
+    covariance = np.cov(normal.reshape(-1, 2).T.astype(np.float64), bias=True)  # of the training images alone
+    W = np.array(whitening.matrix)
+    np.testing.assert_allclose(W @ covariance @ W.T, np.eye(2), atol=1e-4)
+    again = train(tmp_path / "data", recipe=tmp_path / "run" / "recipe.yaml", out=tmp_path / "again")
+    assert again.summary["val_dice"] == summary["val_dice"]
+
+
 @pytest.mark.parametrize("change", ["loss.kind=dicee", "loss.heads={x9: 1}", "loss.options.smooth=abc"])
 def test_a_wrong_loss_costs_no_reading_of_data(tmp_path, monkeypatch, change):
     monkeypatch.chdir(tmp_path)
@@ -296,8 +336,6 @@ def test_a_wrong_loss_costs_no_reading_of_data(tmp_path, monkeypatch, change):
 
 
 def test_json_of_every_verb_is_json(run, discs, tmp_path, capsys):
-    from ulna import cli
-
     for arguments in (
         ["check", str(discs)],
         ["plan", str(discs)],

@@ -13,7 +13,7 @@ from ulna.recipe import Augmentation, Plan
 
 
 class Augment:
-    """Flips, quarter turns, small rotations and scalings, and changes of intensity.
+    """Flips, quarter turns, small rotations, scalings and shears, and changes of intensity.
 
     Flips happen along the plan's `mirror_axes` only, quarter turns in its `turn_axes`.
 
@@ -28,10 +28,12 @@ class Augment:
         self.flips = [(settings.flip, [axis + 1]) for axis in plan.mirror_axes]
         self.turn = (settings.quarter_turn, [a + 1 for a in plan.turn_axes]) if plan.turn_axes else None
         self.dims = plan.spatial_dims
-        angle = float(np.deg2rad(settings.degrees))
+        angle, slant = float(np.deg2rad(settings.degrees)), float(np.tan(np.deg2rad(settings.shear)))
+        free = _free_turns(plan) if self.dims == 3 else (False, False, True)
         self.affine = T.RandAffine(
             prob=1.0,
-            rotate_range=angle if self.dims == 2 else tuple(angle * free for free in _free_turns(plan)),
+            rotate_range=angle if self.dims == 2 else tuple(angle * about for about in free),
+            shear_range=(slant * free[2],) if slant > 0 else None,
             scale_range=settings.scale,
             padding_mode="border",
         )
@@ -61,7 +63,7 @@ class Augment:
         return image.contiguous(), labels.contiguous()
 
     def _move(self, image: Tensor, maps: Tensor, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The same rotation and scaling for both: linear for the image, nearest for the labels."""
+        """The same rotation, scaling and shear for both: linear for the image, nearest for the labels."""
         seed = int(generator.integers(2**31))
         self.affine.set_random_state(seed)
         image = _plain(self.affine(image, mode="bilinear"))

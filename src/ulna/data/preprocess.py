@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ulna.data.whitening import whiten
 from ulna.errors import UsageError
 from ulna.recipe import Normalization, Plan
 from ulna.volume import Volume
@@ -32,7 +33,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(volume: Volume, plan: Plan) -> Prepared:
-    """Resample to the plan's spacing (linear) and normalise every channel: Volume (C, *S) -> (C, *S').
+    """Resample to the plan's spacing (linear), normalise every channel, and whiten: Volume (C, *S) -> (C, *S').
 
     Raises:
         UsageError: if the volume has other dimensions or channels than the plan.
@@ -57,6 +58,8 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
         raise UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
     channels = [normalise(channel, how) for channel, how in zip(array, plan.normalization, strict=True)]
     image = torch.from_numpy(np.stack(channels))
+    if plan.whitening is not None:
+        image = whiten(image, plan.whitening)
     return Prepared(_resize(image, grid_size(volume.size, volume.spacing, plan), "linear"), volume.size)
 
 

@@ -14,6 +14,7 @@ from ulna.blocks import SLOTS, nd
 from ulna.blocks.spatial_dependency import SpatialDependency
 from ulna.errors import UsageError, unknown
 from ulna.networks.catalog import NAMED
+from ulna.networks.checking import check_levels, check_slots
 from ulna.networks.heads import HEADS, Head
 from ulna.networks.network import Network, Stage
 from ulna.networks.wiring import TOPOLOGIES, Node, Wiring
@@ -55,8 +56,6 @@ def build(
         torch.Size([1, 1, 33, 20])
     """
     architecture = named(name).replaced(**changes)
-    if "up" in changes and not _upsamples(wire(architecture)):
-        raise UsageError(f"topology {architecture.topology!r} never upsamples; leave up= out")
     shape: dict[str, Any] = {
         "in_channels": in_channels,
         "classes": classes,
@@ -93,10 +92,13 @@ def from_architecture(
     if in_channels < 1 or classes < 1:
         raise UsageError(f"in_channels and classes are 1 or more; got {in_channels} and {classes}")
     channels = widths(architecture, spatial_dims)
+    steps = _steps(architecture, len(channels), spatial_dims)
+    divisor = tuple(math.prod(step[axis] for step in steps) for axis in range(spatial_dims))
+    check_levels(len(channels), divisor)
     wiring = wire(architecture)
+    check_slots(architecture)
     reads = _reads(architecture, wiring)
     wiring = wiring.keep(*reads)._replace(heads=tuple(name for name in wiring.heads if name in reads))
-    steps = _steps(architecture, len(channels), spatial_dims)
 
     width: dict[str, int] = {}
     stages: dict[str, nn.Module] = {}
@@ -117,9 +119,9 @@ def from_architecture(
         width[node.name] = wide
 
     head = _head(architecture, spatial_dims, {name: width[name] for name in reads}, classes, exclusive=not multilabel)
-    divisor = tuple(math.prod(step[axis] for step in steps) for axis in range(spatial_dims))
     network = Network(wiring, stages, head, in_channels, divisor)
-    initialise(network, generator)
+    if not next(network.parameters()).is_meta:  # for counting alone, there are no weights to draw
+        initialise(network, generator)
     return network
 
 
@@ -176,7 +178,7 @@ def match_width(architecture: Architecture, parameters: int, **shape: Any) -> Ar
         raise UsageError(f"parameters={parameters:,}: the narrowest such network has {count(low):,}")
     while count(high) < parameters:
         high *= 2
-    for _ in range(30):
+    while scaled(low) != scaled(high) and high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if count(middle) < parameters else (low, middle)
     return min(scaled(low), scaled(high), key=lambda a: abs(_count_on_meta(a, **shape) - parameters))
@@ -290,16 +292,12 @@ def _made(
 
 
 def _fits(entry: Slot, node: Node, count: int) -> bool:
-    at = None if entry.levels is None else [level % count for level in entry.levels]
+    at = None if entry.levels is None else [level + count if level < 0 else level for level in entry.levels]
     return (
         (at is None or node.level in at)
         and (entry.paths is None or node.path in entry.paths)
         and (entry.nodes is None or node.name in entry.nodes)
     )
-
-
-def _upsamples(wiring: Wiring) -> bool:
-    return any(node.source and wiring.node(node.source).level > node.level for node in wiring.nodes)
 
 
 def validate(architecture: Architecture, **shape: Any) -> Network:

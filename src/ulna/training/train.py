@@ -25,7 +25,7 @@ from ulna.files import TEMPORARY, remove_leftovers, write_text
 from ulna.inference.arithmetic import default_device
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
-from ulna.planning import fingerprint, make_plan, recommended, resolve
+from ulna.planning import fingerprint, make_plan, recommended, resolve, whitened
 from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, read_yaml, set_value, to_yaml
 from ulna.segmenter import network_for, read_split
 from ulna.training.loop import Loop, State
@@ -105,7 +105,7 @@ def train(
         folder = _new(data, chosen.model, out)
         _validate(chosen)
         dataset, plan, split, notes = _prepare(data, chosen)
-        chosen = chosen.replaced(architecture=resolve(chosen, plan))
+        chosen = chosen.replaced(architecture=resolve(chosen, plan), planning=chosen.planning.replaced(parameters=None))
     stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
     with stop.listening(), _logged_to(folder / "log.txt"):
         if not resume:
@@ -212,6 +212,8 @@ def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[st
     split = split_cases(dataset.grouped(report.copies), recipe.training.seed, recipe.training.fold)
     labels = report.labels or Labels()
     plan = make_plan(fingerprint(report, split.train, dataset.channel_names), recipe, labels)
+    if recipe.planning.whitening is not None:
+        plan = whitened(plan, _cases(dataset, split.train))
     return dataset, plan, split, report.notes
 
 
