@@ -128,5 +128,5 @@ def test_the_command_line_composes_as_python_does(slot):
 )
 def test_width_is_matched_to_a_budget_for_any_composition(changes):
     with torch.device("meta"):
-        found = count_parameters(build("unet", base_channels=32, levels=2, parameters=100_000, **changes))
-    assert found == pytest.approx(100_000, rel=0.03)  # cells have whole filters, of 4 or 6 channels each
+        found = count_parameters(build("unet", base_channels=32, levels=2, parameters=400_000, **changes))
+    assert found == pytest.approx(400_000, rel=0.03)  # cells have whole filters, of 4 or 6 channels each
