@@ -360,6 +360,23 @@ def test_flipped_bit_in_a_png_is_found(tmp_path):
         image_of(path)
 
 
+def test_parts_of_a_jpeg_must_follow_each_other(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(noise(60, 50)).save(path)
+    data = path.read_bytes()
+    tables = data.index(b"\xff\xdb")
+    for broken, words in [
+        (data[:tables] + b"spare" + data[tables:], f"byte {tables} belongs to no part of a JPEG"),
+        (data[:-2] + b"\xff\x01" + data[-2:], "belongs to no part of a JPEG"),
+        (data[: data.index(b"\xff\xda")] + b"\xff\xd9", "it holds no pixels"),
+    ]:
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=f"is damaged: .*{words}"):
+            image_of(path)
+    path.write_bytes(data[:tables] + b"\xff\xff" + data[tables:] + b"more")  # padding, and what phones append
+    assert image_of(path).size == (60, 50)
+
+
 def test_png_that_declares_a_huge_picture_is_refused(tmp_path):
     def part(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -486,6 +503,20 @@ def test_cut_tiff_is_found_at_any_length(tmp_path, options, keep):
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
     with pytest.raises(DataError, match=r"a\.tif: .*; copy or download"):
         image_of(path)
+
+
+def test_pages_that_do_not_agree_with_the_first_are_found(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(3, 40, 50), photometric="minisblack")
+    with tifffile.TiffFile(path) as file:
+        places = [file.pages[2].tags[tag].valueoffset for tag in ("StripOffsets", "PhotometricInterpretation")]
+    sound = path.read_bytes()
+    for place in places:
+        data = bytearray(sound)
+        data[place] ^= 3
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="page 3 does not agree with the first"):
+            image_of(path)
 
 
 def test_ome_size_of_nothing_is_no_size(tmp_path):

@@ -143,6 +143,8 @@ META = "NDims = 2\nDimSize = {sizes}\nElementType = {type}\n{more}ElementDataFil
         ("a.mha", META.format(type="MET_UCHAR", sizes="2 2", file="LOCAL", more="BinaryData = False\n"), "as text"),
         ("a.mha", META.format(type="MET_STRING", sizes="2 2", file="LOCAL", more=""), "of type MET_STRING"),
         ("a.mha", META.format(type="MET_UCHAR", sizes="2 2 2", file="LOCAL", more=""), "the sizes '2 2 2' for 2 axes"),
+        ("a.mha", META.format(type="MET_UCHAR", sizes="2 2", file="LOCAL", more="CompressedData = Yes\n"), "neither"),
+        ("a.mha", META.format(type="MET_UCHAR", sizes="2 2", file="LOCAL", more="CompressedData = True\n"), "datasize"),
         ("a.mha", "this is\na letter", "is not a MetaImage file"),
     ],
 )  # fmt: skip
@@ -163,9 +165,10 @@ def test_a_header_without_spacing_is_in_pixels(tmp_path):
 def test_bytes_of_either_order(tmp_path):
     head = NRRD.format(type="short", sizes="2 3", encoding="gzip", more="endian: big\n")
     (tmp_path / "a.nrrd").write_bytes(head.encode() + gzip.compress(struct.pack(">6h", *range(6))))
-    more = "CompressedData = True\nBinaryDataByteOrderMSB = True\n"
+    packed = zlib.compress(struct.pack(">6h", *range(6)))
+    more = f"CompressedData = True\nCompressedDataSize = {len(packed)}\nBinaryDataByteOrderMSB = True\n"
     head = META.format(type="MET_SHORT", sizes="2 3", file="LOCAL", more=more)
-    (tmp_path / "a.mha").write_bytes(head.encode() + zlib.compress(struct.pack(">6h", *range(6))))
+    (tmp_path / "a.mha").write_bytes(head.encode() + packed)
     for name in ("a.nrrd", "a.mha"):
         assert image_of(tmp_path / name).array[0].ravel(order="F").tolist() == list(range(6))
 

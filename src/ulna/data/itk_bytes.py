@@ -125,14 +125,16 @@ def _meta_image(path: Path, data: bytes) -> _Header:
     big = _true(fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "False")))
     window, length = None, None
     if _true(fields.get("compresseddata", "False")):
-        window, length = 15, int(fields["compresseddatasize"]) if "compresseddatasize" in fields else None
+        window, length = 15, int(fields["compresseddatasize"])
     dtype = np.dtype(kind).newbyteorder(">" if big else "<")
     spaced = "elementspacing" in fields or "elementsize" in fields
     return _Header((channels, *sizes) if channels != 1 else sizes, dtype, window, start, length, spaced)
 
 
 def _true(text: str) -> bool:
-    return text[:1] in "Tt1"
+    if text.lower() not in ("true", "t", "1", "false", "f", "0"):
+        raise ValueError(f"{text[:40]!r} is neither True nor False")
+    return text.lower() in ("true", "t", "1")
 
 
 def _nrrd(path: Path, data: bytes) -> _Header:

@@ -19,19 +19,18 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from ulna.data.limits import MOST_PIXELS, check_promise
+from ulna.data.limits import MOST_PIXELS
+from ulna.data.raster_bytes import PNG_MAGIC, check_whole
 from ulna.data.source import AGAIN, fault, file_stat
 from ulna.errors import DataError
 from ulna.volume import Volume
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112  # of EXIF
 _PLUG_IN: dict[str, Callable[[IO[bytes]], Image.Image]] = {
     "PNG": PngImageFile,
     "JPEG": JpegImageFile,
     "BMP": BmpImageFile,
 }
-_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the colour types of PNG
 _SUFFIX = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "BMP": (".bmp",)}
 
 
@@ -47,7 +46,7 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
     notes = [] if path.suffix.lower() in _SUFFIX[kind] else [f"is a {kind} file under another name"]
     if as_labels and kind == "JPEG":
         raise fault(path, "is a JPEG, which does not keep label values", "save label maps as PNG")
-    _check_whole(path, data, kind)
+    check_whole(path, data, kind)
     try:
         picture = _PLUG_IN[kind](io.BytesIO(data))
         width, height = picture.size
@@ -77,37 +76,12 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
 
 
 def _kind(path: Path, data: bytes) -> str:
-    for magic, kind in ((_PNG, "PNG"), (b"\xff\xd8", "JPEG"), (b"BM", "BMP")):
+    for magic, kind in ((PNG_MAGIC, "PNG"), (b"\xff\xd8", "JPEG"), (b"BM", "BMP")):
         if data.startswith(magic[: len(data)]):
             if len(data) <= len(magic):
                 raise fault(path, f"is cut short: it holds {len(data)} bytes", AGAIN)
             return kind
     raise fault(path, "is not a PNG, JPEG or BMP file", "give the file its right extension, or save it as PNG")
-
-
-def _check_whole(path: Path, data: bytes, kind: str) -> None:
-    """Find a missing end and, in a PNG, a flipped bit; Pillow lets both pass."""
-    if kind == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise fault(path, "is cut short: the end of the picture is missing", AGAIN)
-    if kind != "PNG":
-        return
-    at = len(_PNG)
-    while True:
-        length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        end = at + 12 + length
-        if len(data) < end or len(name) < 4:
-            raise fault(path, f"is cut short: {len(data)} bytes, and the picture goes on", AGAIN)
-        body, checksum = data[at + 4 : end - 4], int.from_bytes(data[end - 4 : end], "big")
-        if zlib.crc32(body) != checksum:
-            raise fault(path, f"is damaged: wrong checksum in its {name.decode('latin-1')} part", AGAIN)
-        if name == b"IHDR":
-            width, height = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
-            bits = width * height * body[12] * _SAMPLES.get(body[13], 1)  # after the name and the size
-            what = f"declares {width} x {height} pixels in {len(data)} bytes"
-            check_promise(path, what, bits // 8, len(data), packed=True)
-        if name == b"IEND":
-            return
-        at = end
 
 
 def _orientation(picture: Image.Image) -> int:

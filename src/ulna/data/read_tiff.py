@@ -27,6 +27,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its faults ar
 _MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
 _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _CMYK = 5
+_OFFSET = 273  # where the pixels of a page begin
+_SHAPING = (256, 257, 258, 259, 262, 277, 317, 339)  # width, height, bits, packing, meaning and number of samples
 _ALPHA = (1, 2)  # of the tag ExtraSamples: opacity, associated or not
 _PRINT_DPI = (72, 96, 100, 150, 200, 300, 600, 1200)
 
@@ -39,7 +41,7 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     """
     size = file_stat(path).st_size
     notes: list[str] = []
-    _check_chain(path, size)
+    pages = _check_chain(path, size)
     try:
         with tifffile.TiffFile(path) as file:
             if not file.pages:
@@ -48,6 +50,7 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
             if len(file.series) > 1:
                 notes.append(f"holds {len(file.series)} pictures, the first is read")
             _check_whole(path, series, size)
+            _check_pages(path, series, pages)
             if series.keyframe.photometric == _CMYK:
                 raise fault(path, "is CMYK, the colours of print", "save it as RGB or grey")
             array, axes = _decoded(path, series), series.axes
@@ -70,8 +73,12 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     return Volume(np.ascontiguousarray(array), spaces, "mm" if known else "px", None, path, meta)
 
 
-def _check_chain(path: Path, size: int) -> None:
-    """Walk the directories of all pages: tifffile stops at a broken link and returns the pages before it."""
+def _check_chain(path: Path, size: int) -> list[dict[int, int]]:
+    """Walk the directories of all pages: tifffile stops at a broken link and returns the pages before it.
+
+    Returns:
+        Of every page the tags that hold one number.
+    """
 
     def number(count: int) -> int:
         data = file.read(count)
@@ -88,17 +95,33 @@ def _check_chain(path: Path, size: int) -> None:
         file.seek(8 if wide else 4)
         word, counter = (8, 8) if wide else (4, 2)
         seen: set[int] = set()
+        pages: list[dict[int, int]] = []
         while at := number(word):
             if at in seen:
                 raise fault(path, "is damaged: its pages run in a circle", AGAIN)
             seen.add(at)
             file.seek(at)
+            pages.append({})
             for _ in range(number(counter)):
-                number(2)
-                kind, count, value = number(2), number(word), number(word)
+                tag, kind, count, raw = number(2), number(2), number(word), file.read(word)
+                value = int.from_bytes(raw, order)
+                if count == 1 and _TAG_BYTES.get(kind, 0) in (1, 2, 4):
+                    pages[-1][tag] = int.from_bytes(raw[: _TAG_BYTES[kind]], order)
                 long = count * _TAG_BYTES.get(kind, 0)
                 if long > word and value + long > size:
                     raise fault(path, f"is cut short: it needs {value + long} bytes and holds {size}", AGAIN)
+    return pages
+
+
+def _check_pages(path: Path, series: Any, pages: Sequence[dict[int, int]]) -> None:
+    """A run of pages is read as one block, by the tags of its first page: the others must say the same."""
+    if series.dataoffset is None or len(pages) < 2 or len(series.pages) != len(pages):
+        return
+    step = series.nbytes // len(pages)
+    for number, page in enumerate(pages):
+        begin = series.dataoffset + number * step
+        if page.get(_OFFSET, begin) != begin or any(page.get(tag) != pages[0].get(tag) for tag in _SHAPING):
+            raise fault(path, f"is damaged: page {number + 1} does not agree with the first", AGAIN)
 
 
 def _check_whole(path: Path, series: Any, size: int) -> None:

@@ -1,0 +1,53 @@
+"""Damaged files: refused with a reason, or read with the very values that another decoder gives; never anything else."""
+
+import numpy as np
+import pytest
+
+from ulna.data.read import Source, read_image
+from ulna.errors import DataError
+
+pytest.importorskip("SimpleITK")
+
+from tests.data.fuzz import comparable, damaged, decoder, same_values, seeds
+
+
+def attempt(folder, name, data, sound):
+    """Whether a file was read; asserts that what was read is right."""
+    path = folder / name
+    path.write_bytes(data)
+    try:
+        own = read_image([Source(path, 0 if name.endswith(".npz") else None)]).array
+    except DataError as error:
+        assert all(problem.file.startswith(str(path)) and problem.remedy for problem in error.problems)
+        return False
+    if not comparable(name, sound, data):
+        return True
+    try:
+        other = decoder(name)(path)
+    except Exception:  # the other decoder is stricter, or breaks: nothing to compare with
+        return True
+    with np.errstate(all="ignore"):
+        assert same_values(own, np.asarray(other)), f"{name}: {own.shape} {own.dtype}, {other.shape} {other.dtype}"
+    return True
+
+
+def run(folder, count):
+    files = seeds(folder)
+    assert len(files) >= 20 and all(attempt(folder, name, data, data) for name, data in files.items())
+    read = []
+    for number in range(-(-count // len(files))):
+        read += [attempt(folder, name, damaged(name, sound, number), sound) for name, sound in files.items()]
+    return len(read), sum(read)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about the damage
+def test_damaged_files_are_refused_or_read_aright(tmp_path):
+    tried, read = run(tmp_path, 440)
+    assert tried >= 440 and 0 < read < tried / 2  # changes that leave a right file, or cannot be known, are the fewer
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_thousand_damaged_files(tmp_path):
+    tried, read = run(tmp_path, 2000)
+    assert tried >= 2000 and 0 < read < tried / 2
