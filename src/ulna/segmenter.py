@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ulna.data.read import Source, case_name, read_image, suffix_of, write_label
 from ulna.errors import UsageError
 from ulna.files import read_tensors
 from ulna.inference.arithmetic import choose_precision, default_device
+from ulna.inference.folding import folded
 from ulna.inference.predict import collect, label_slabs, mean_slabs, predict_slabs, slab_axis, to_labels
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
@@ -60,7 +62,7 @@ class Result:
 
 
 class Segmenter:
-    """A trained network with the plan and the recipe that it needs.
+    """A trained network with the plan and the recipe that it needs; predicts with a folded copy of the network.
 
     Example:
         segment = ulna.load("runs/a")
@@ -134,7 +136,7 @@ class Segmenter:
     def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
         """The probabilities in slabs (K, *S) with some rows along `axis`, in order; see `predict_slabs`."""
         return predict_slabs(
-            self.network,
+            self._folded,
             self.plan,
             prepare(volume, self.plan),
             axis,
@@ -142,6 +144,10 @@ class Segmenter:
             device=self.device,
             precision=self.precision,
         )
+
+    @cached_property
+    def _folded(self) -> Network:
+        return folded(self.network)
 
     def _volume(self, image: Any) -> Volume:
         if isinstance(image, Volume):

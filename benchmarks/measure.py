@@ -1,0 +1,85 @@
+"""Fair timing: contenders in turn in one process, ratios round by round, peak memory in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleaved(contenders: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of every contender in every round; within a round they run one after the other."""
+    for _ in range(warm_up):
+        for run in contenders.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:
+    """How many times faster, round by round: the median, and the range from the lowest to the highest round."""
+    each = [a / b for a, b in zip(slower, faster, strict=True)]
+    return {"median": round(statistics.median(each), 2), "low": round(min(each), 2), "high": round(max(each), 2)}
+
+
+def product_rate() -> float:
+    """The machine's limit in GFLOP/s: the best of ten products of 2048 x 2048 matrices in float32."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = min(interleaved({"mm": lambda: a @ b}, rounds=10)["mm"])
+    return 2 * 2048**3 / best / 1e9
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bf16 in hardware; where it does not, autocast is many times slower."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16")) or bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def in_own_process(script: str, *arguments: str) -> Any:
+    """What a script prints last, as JSON, from a fresh process."""
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=3600)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def peak_mb() -> float:
+    """The most memory this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def conditions() -> dict[str, Any]:
+    """Where and with what a figure was measured."""
+    return {
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bf16_instructions": has_bf16(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def write(name: str, facts: dict[str, Any]) -> Path:
+    """Keep a result."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return path
