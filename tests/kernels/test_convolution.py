@@ -47,7 +47,7 @@ def test_values_and_gradients_are_those_of_a_direct_convolution(
 ) -> None:
     x, w, b, dy = drawn(size, outputs, kernel)
     leaves = [t.clone().requires_grad_() for t in (x, w, b)]
-    assert suits(leaves[0], leaves[1])
+    assert suits(leaves[:1], leaves[1])
     y = convolve(*leaves)
     assert type(y.grad_fn).__name__ == "_ConvolutionBackward"
     y.backward(dy)
@@ -57,6 +57,31 @@ def test_values_and_gradients_are_those_of_a_direct_convolution(
     assert relative(y, truth) < 2e-5
     for ours, theirs in zip(leaves, exact, strict=True):
         assert relative(ours.grad, theirs.grad) < 2e-5
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("widths", "size", "kernel"),
+    [
+        ((8, 3, 21), (2, 30, 26), (3, 3)),
+        ((1, 1, 7), (1, 24, 24), (3, 3)),
+        ((8, 16), (2, 3, 20, 15), (3, 3, 3)),
+    ],
+)
+def test_several_maps_are_their_concatenation(widths: tuple[int, ...], size: tuple[int, ...], kernel) -> None:
+    n, *space = size
+    x, w, b, dy = drawn((n, sum(widths), *space), 11, kernel)
+    whole = [t.clone().requires_grad_() for t in (x, w, b)]
+    apart = [t.clone().requires_grad_() for t in (*x.split(widths, dim=1), w, b)]  # type: ignore[no-untyped-call]
+    assert suits(apart[:-2], w)
+    results = [convolve(*whole), convolve(apart[:-2], *apart[-2:])]
+    assert torch.equal(*results)
+    for y in results:
+        y.backward(dy)
+    assert torch.equal(torch.cat([part.grad for part in apart[:-2]], dim=1), whole[0].grad)  # type: ignore[arg-type]
+    assert all(torch.equal(a.grad, c.grad) for a, c in zip(apart[-2:], whole[1:], strict=True))  # type: ignore[arg-type]
+    small = [part[..., :5, :5] for part in x.split(widths, dim=1)]  # type: ignore[no-untyped-call]
+    assert torch.equal(convolve(small, w, b), direct(torch.cat(small, dim=1), w, b))
 
 
 @needs_native
@@ -115,7 +140,7 @@ def test_not_a_number_is_not_hidden() -> None:
 )
 def test_what_does_not_suit_goes_to_torch(change, why: str) -> None:
     x, w = change(*drawn((1, 8, 24, 24), 8, (3, 3))[:2])
-    assert not suits(x, w), why
+    assert not suits([x], w), why
     y = convolve(x, w, None)
     assert y.device.type == "meta" or torch.equal(y, direct(x, w, None))
 

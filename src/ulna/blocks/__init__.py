@@ -5,7 +5,8 @@
     up(spatial_dims, in_channels, out_channels, stride, **options)      (N, Cin, *S) -> (N, self.out_channels, *S * stride)
     down(spatial_dims, in_channels, out_channels, stride, **options)    (N, Cin, *S) -> (N, self.out_channels, *S / stride)
 
-`out_channels` is what the level wants; a block may give another number and says so in `self.out_channels`.
+`out_channels` is what the level wants; a block may give another number and says so in `self.out_channels`. A skip block
+that ends in a concatenation may also give its maps apart (`maps`), for a conv block that `takes_maps`.
 """
 
 from collections.abc import Callable

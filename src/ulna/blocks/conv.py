@@ -55,7 +55,7 @@ class ConvBlock(nn.Module):
         dropout: probability, after every activation.
 
     Shape:
-        (N, Cin, *S) -> (N, Cout, *S)
+        (N, Cin, *S), or without `residual` several maps whose channels add up to Cin -> (N, Cout, *S)
 
     Raises:
         UsageError: for a norm or activation that does not exist, or fewer than one convolution.
@@ -103,6 +103,7 @@ class ConvBlock(nn.Module):
                 for i in range(convs)
             )
         )
+        self.takes_maps = not residual
         self.shortcut: nn.Module | None = None
         if residual:
             self.shortcut = nn.Identity()
@@ -112,7 +113,7 @@ class ConvBlock(nn.Module):
                 )
             self.final = nn.Sequential(nd.activation(activation), nd.dropout(spatial_dims, dropout))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
         if self.shortcut is None:
             return self.layers(x)
         return self.final(self.layers(x) + self.shortcut(x))

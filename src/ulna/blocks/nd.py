@@ -55,17 +55,25 @@ def conv(
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d; a plain one that keeps the size goes to the kernel that is fastest for it."""
+    """nn.Conv2d; a plain one that keeps the size goes to the kernel that is fastest for it.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve(x, self.weight, self.bias) if _keeps_size(self) else super().forward(x)
+    Shape:
+        (N, C, H, W), or several maps whose channels add up to C -> (N, K, H, W)
+    """
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        return convolve(x, self.weight, self.bias) if _keeps_size(self) else super().forward(_whole(x))
 
 
 class Conv3d(nn.Conv3d):
     """nn.Conv3d, likewise."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve(x, self.weight, self.bias) if _keeps_size(self) else super().forward(x)
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        return convolve(x, self.weight, self.bias) if _keeps_size(self) else super().forward(_whole(x))
+
+
+def _whole(x: Tensor | Sequence[Tensor]) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)
 
 
 def _keeps_size(conv: nn.Conv2d | nn.Conv3d) -> bool:

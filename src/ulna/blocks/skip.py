@@ -28,8 +28,12 @@ class Concat(nn.Module):
             nd.conv(spatial_dims, width, width, kernel_size=1) if project else nn.Identity() for width in skip_channels
         )
 
+    def maps(self, up: Tensor, skips: list[Tensor]) -> list[Tensor]:
+        """What `forward` puts side by side, for a convolution that reads maps where they lie."""
+        return [up, *(project(skip) for project, skip in zip(self.project, skips, strict=True))]
+
     def forward(self, up: Tensor, skips: list[Tensor]) -> Tensor:
-        return torch.cat([up, *(project(skip) for project, skip in zip(self.project, skips, strict=True))], dim=1)
+        return torch.cat(self.maps(up, skips), dim=1)
 
 
 class Add(nn.Module):

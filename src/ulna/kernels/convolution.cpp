@@ -6,8 +6,9 @@
 // Source: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", Sec. 4.
 //
 // Layouts, all contiguous: maps (N, D, H, W, C), with D = 1 for images; transformed weights (depth, 36, panels, C, P): the
-// output channels lie in panels of P, the last one filled up with zeros. Every output is one sum in one fixed order, so
-// results do not depend on the number of threads, on the batch, or on where in a block a tile lies.
+// output channels lie in panels of P, the last one filled up with zeros. Channels may be spread over several maps, which
+// are read, or written, where they lie: nothing is concatenated. Every output is one sum in one fixed order, so results
+// do not depend on the number of threads, on the batch, or on where in a block a tile lies.
 
 #include <omp.h>
 
@@ -73,6 +74,13 @@ struct Shape {
         const int64_t share = (tiles() + threads * R - 1) / (threads * R);
         return R * std::max(int64_t(1), std::min(held, share));
     }
+};
+
+template <typename Float>
+struct Maps {  // one map, or several of the same size side by side
+    int64_t count;
+    Float* const* data;
+    const int64_t* channels;
 };
 
 struct Place {  // where a tile begins
@@ -144,11 +152,11 @@ static inline void narrow(const Vector* u, int64_t step, Vector* out, int64_t ou
     out[2 * out_step] = far_sum * (1.0f / 6) - sum * (1.0f / 6) + u[5 * step];
 }
 
-// `count` tiles from `first`, of the slice `dz` further on: v (36, block, padded channels); zeros outside the map
-static void transform_input(const Shape& s, const float* x, int64_t first, int64_t count, int64_t dz, int64_t block,
-                            const float* zeros, float* v) {
+// `count` tiles from `first`, of the slice `dz` further on: v (36, block, padded channels); zeros outside the maps
+static void transform_input(const Shape& s, const Maps<const float>& x, int64_t first, int64_t count, int64_t dz,
+                            int64_t block, const float* zeros, float* v) {
     const int64_t padded = s.padded_channels();
-    const float* pixel[F];
+    int64_t offset[F];  // of the pixels of a tile, in pixels; below 0 outside the map
     for (int64_t t = 0; t < count; ++t) {
         const Place at(s, first + t);
         const bool slice_inside = at.z + dz >= 0 && at.z + dz < s.slices;
@@ -156,35 +164,45 @@ static void transform_input(const Shape& s, const float* x, int64_t first, int64
             for (int64_t j = 0; j < I; ++j) {
                 const int64_t row = at.y + i - 1, column = at.x + j - 1;
                 const bool inside = slice_inside && row >= 0 && row < s.height && column >= 0 && column < s.width;
-                pixel[i * I + j] =
-                    inside ? x + (((at.slice + dz) * s.height + row) * s.width + column) * s.channels : zeros;
+                offset[i * I + j] = inside ? ((at.slice + dz) * s.height + row) * s.width + column : -1;
             }
-        for (int64_t c = 0; c < s.channels; c += L) {
-            Vector d[F];
-            for (int64_t f = 0; f < F; ++f) d[f] = load_some(pixel[f] + c, s.channels - c);
-            for (int64_t j = 0; j < I; ++j) into(d + j, I);
-            for (int64_t i = 0; i < I; ++i) into(d + i * I, 1);
-            for (int64_t f = 0; f < F; ++f) store(v + (f * block + t) * padded + c, d[f]);
+        float* out = v + t * padded;
+        for (int64_t map = 0; map < x.count; ++map) {
+            const int64_t channels = x.channels[map];
+            for (int64_t c = 0; c < channels; c += L) {
+                Vector d[F];
+                for (int64_t f = 0; f < F; ++f)
+                    d[f] = offset[f] < 0 ? load(zeros) : load_some(x.data[map] + offset[f] * channels + c, channels - c);
+                for (int64_t j = 0; j < I; ++j) into(d + j, I);
+                for (int64_t i = 0; i < I; ++i) into(d + i * I, 1);
+                for (int64_t f = 0; f < F; ++f) store_some(out + f * block * padded + c, d[f], channels - c);
+            }
+            out += channels;
         }
     }
 }
 
-// The way back: m (36, block, padded outputs) -> the tile's pixels in y
+// The way back: m (36, block, padded outputs) -> the tile's pixels in the maps of y
 static void transform_output(const Shape& s, const float* m, const float* bias, int64_t first, int64_t count, int64_t block,
-                             float* y) {
+                             const Maps<float>& y) {
+    const int64_t padded = s.padded_outputs();
     for (int64_t t = 0; t < count; ++t) {
         const Place at(s, first + t);
-        float* out = y + ((at.slice * s.height + at.y) * s.width + at.x) * s.outputs;
+        const int64_t corner = (at.slice * s.height + at.y) * s.width + at.x;
         const int64_t rows = std::min(T, s.height - at.y), columns = std::min(T, s.width - at.x);
-        for (int64_t k = 0; k < s.outputs; k += L) {
-            Vector d[F], half[T * I], o[T * T];
-            for (int64_t f = 0; f < F; ++f) d[f] = load(m + (f * block + t) * s.padded_outputs() + k);
-            for (int64_t j = 0; j < I; ++j) back(d + j, I, half + j, I);
-            for (int64_t i = 0; i < T; ++i) back(half + i * I, 1, o + i * T, 1);
-            const Vector shift = bias ? load_some(bias + k, s.outputs - k) : Vector{};
-            for (int64_t i = 0; i < rows; ++i)
-                for (int64_t j = 0; j < columns; ++j)
-                    store_some(out + (i * s.width + j) * s.outputs + k, o[i * T + j] + shift, s.outputs - k);
+        int64_t from = 0;
+        for (int64_t map = 0; map < y.count; from += y.channels[map++]) {
+            const int64_t channels = y.channels[map];
+            for (int64_t k = 0; k < channels; k += L) {
+                Vector d[F], half[T * I], o[T * T];
+                for (int64_t f = 0; f < F; ++f) d[f] = load(m + (f * block + t) * padded + from + k);
+                for (int64_t j = 0; j < I; ++j) back(d + j, I, half + j, I);
+                for (int64_t i = 0; i < T; ++i) back(half + i * I, 1, o + i * T, 1);
+                const Vector shift = bias ? load_some(bias + from + k, channels - k) : Vector{};
+                for (int64_t i = 0; i < rows; ++i)
+                    for (int64_t j = 0; j < columns; ++j)
+                        store_some(y.data[map] + (corner + i * s.width + j) * channels + k, o[i * T + j] + shift, channels - k);
+            }
         }
     }
 }
@@ -276,18 +294,20 @@ void ulna_conv_pack(const Shape* shape, const float* w, float* u, int transposed
 }
 
 // y = x * w + bias; bias may be null
-void ulna_conv_forward(const Shape* shape, const float* x, const float* u, const float* bias, float* y, int64_t threads) {
+void ulna_conv_forward(const Shape* shape, const Maps<const float>* x, const float* u, const float* bias,
+                       const Maps<float>* y, int64_t threads) {
     const Shape& s = *shape;
     const int64_t channels = s.padded_channels(), outputs = s.padded_outputs();
     const int64_t block = s.block(threads), blocks = (s.tiles() + block - 1) / block;
 #pragma omp parallel num_threads(threads)
     {
-        const Buffer zeros(channels), v(F * block * channels), m(F * block * outputs);
+        // a vector more: the last channels of a map are read as a whole vector, wherever they lie
+        const Buffer zeros(L), v(F * block * channels), m(F * block * outputs + L);
 #pragma omp for schedule(dynamic)
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t first = b * block, count = std::min(block, s.tiles() - first);
             for (int64_t dz = 0; dz < s.depth; ++dz) {
-                transform_input(s, x, first, count, dz - s.depth / 2, block, zeros.data, v.data);
+                transform_input(s, *x, first, count, dz - s.depth / 2, block, zeros.data, v.data);
                 for (int64_t f = 0; f < F; ++f)
                     for (int64_t p = 0; p < s.panels(); ++p)
                         for (int64_t t = 0; t < count; t += R)
@@ -295,13 +315,13 @@ void ulna_conv_forward(const Shape* shape, const float* x, const float* u, const
                                        channels, 1, u + ((dz * F + f) * s.panels() + p) * s.channels * P, P,
                                        m.data + (f * block + t) * outputs + p * P, outputs, dz > 0);
             }
-            transform_output(s, m.data, bias, first, count, block, y);
+            transform_output(s, m.data, bias, first, count, block, *y);
         }
     }
 }
 
 // dw (K, C, depth, 3, 3) from x and dy; `shares` holds `threads` times ulna_conv_share floats of working space
-void ulna_conv_weight_gradient(const Shape* shape, const float* x, const float* dy, float* shares, float* dw,
+void ulna_conv_weight_gradient(const Shape* shape, const Maps<const float>* x, const float* dy, float* shares, float* dw,
                                int64_t threads) {
     const Shape& s = *shape;
     const int64_t channels = s.padded_channels(), outputs = s.padded_outputs(), size = ulna_conv_share(shape);
@@ -310,12 +330,12 @@ void ulna_conv_weight_gradient(const Shape* shape, const float* x, const float* 
     for (int64_t share = 0; share < threads; ++share) {  // fixed shares, added in a fixed order: the same bits every time
         float* du = shares + share * size;
         std::memset(du, 0, size * sizeof(float));
-        const Buffer zeros(std::max(channels, outputs)), v(F * block * channels), e(F * block * outputs);
+        const Buffer zeros(outputs), v(F * block * channels), e(F * block * outputs);
         for (int64_t b = blocks * share / threads; b < blocks * (share + 1) / threads; ++b) {
             const int64_t first = b * block, count = std::min(block, s.tiles() - first);
             transform_gradient(s, dy, first, count, block, zeros.data, e.data);
             for (int64_t dz = 0; dz < s.depth; ++dz) {
-                transform_input(s, x, first, count, dz - s.depth / 2, block, zeros.data, v.data);
+                transform_input(s, *x, first, count, dz - s.depth / 2, block, zeros.data, v.data);
                 for (int64_t f = 0; f < F; ++f)
                     for (int64_t p = 0; p < s.panels(); ++p)
                         for (int64_t c = 0; c < s.channels; c += R)

@@ -20,31 +20,36 @@ FEWEST_PIXELS = 512
 LEAST_OF_A_TILE = 0.6
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolution with stride 1 that keeps the size, zeros outside: Winograd F(4x4, 3x3) in the plane where `suits`.
 
+    Args:
+        x: a map, or several whose channels together are the input: the native kernel reads them where they lie.
+        weight: odd kernel.
+        bias: or None.
+
     Shape:
-        (N, C, *S), (K, C, *kernel), (K,) or None -> (N, K, *S)
+        (N, C, *S) or [(N, Ci, *S), ...], (K, C, *kernel), (K,) -> (N, K, *S)
 
     Source: Lavin and Gray 2016. In float32 it differs from a direct convolution by about 1e-6 of the largest output.
     """
-    if suits(x, weight):
-        return _Convolution.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    maps = [x] if isinstance(x, Tensor) else list(x)
+    if suits(maps, weight):
+        return _Convolution.apply(weight, bias, *maps)  # type: ignore[no-untyped-call]
     padding = [side // 2 for side in weight.shape[2:]]
-    return (F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, padding=padding)
+    whole = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+    return (F.conv2d if weight.ndim == 4 else F.conv3d)(whole, weight, bias, padding=padding)
 
 
-def suits(x: Tensor, weight: Tensor) -> bool:
+def suits(maps: Sequence[Tensor], weight: Tensor) -> bool:
     """Whether the native kernel can take this convolution, and is worth it."""
     return (
-        type(x) is Tensor  # no fake or traced one
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        all(_plain(x) and x.ndim == weight.ndim for x in maps)
+        and _plain(weight.detach())
         and weight.shape[2:] in ((3, 3), (3, 3, 3), (1, 3, 3))
-        and x.ndim == weight.ndim
         and min(weight.shape[:2]) >= FEWEST_CHANNELS
-        and x[:, 0].numel() >= FEWEST_PIXELS
-        and _tile_share(*x.shape[-2:]) >= LEAST_OF_A_TILE
+        and maps[0][:, 0].numel() >= FEWEST_PIXELS
+        and _tile_share(*maps[0].shape[-2:]) >= LEAST_OF_A_TILE
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
@@ -52,23 +57,36 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _plain(x: Tensor) -> bool:
+    """Float32 values in memory: no fake or traced tensor."""
+    return type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _tile_share(height: int, width: int) -> float:
+    """How much of the 4 x 4 tiles over a plane lies inside it."""
+    return height * width / (16 * -(-height // 4) * -(-width // 4))
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = _channels_last(x)
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, *maps: Tensor) -> Tensor:
+        maps = tuple(_channels_last(x) for x in maps)
+        ctx.save_for_backward(weight, *maps)
         ctx.has_bias = bias is not None
-        return _product(x, weight, bias, transposed=False)
+        (y,) = _product(maps, weight, bias, outputs=weight.shape[:1], transposed=False)
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *maps = ctx.saved_tensors
         dy = _channels_last(dy)
-        dx = _product(dy, weight, None, transposed=True) if ctx.needs_input_grad[0] else None
-        dw = _weight_gradient(x, dy, weight.shape) if ctx.needs_input_grad[1] else None
-        db = dy.sum(dim=[0, *range(2, dy.ndim)]) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return dx, dw, db
+        dw = _weight_gradient(maps, dy, weight.shape) if ctx.needs_input_grad[0] else None
+        db = dy.sum(dim=[0, *range(2, dy.ndim)]) if ctx.has_bias and ctx.needs_input_grad[1] else None
+        dx: Sequence[Tensor | None] = [None] * len(maps)
+        if any(ctx.needs_input_grad[2:]):
+            dx = _product([dy], weight, None, outputs=[x.shape[1] for x in maps], transposed=True)
+        return dw, db, *dx
 
 
 class _Shape(ctypes.Structure):
@@ -79,45 +97,62 @@ class _Shape(ctypes.Structure):
     ]
 
     @classmethod
-    def of(cls, x: Tensor, outputs: int, kernel: Sequence[int]) -> _Shape:
+    def of(cls, x: Tensor, channels: int, outputs: int, kernel: Sequence[int]) -> _Shape:
         slices, depth = (x.shape[2], kernel[0]) if x.ndim == 5 else (1, 1)
-        return cls(x.shape[0], slices, *x.shape[-2:], x.shape[1], outputs, depth)
+        return cls(x.shape[0], slices, *x.shape[-2:], channels, outputs, depth)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
-    """x * weight + bias; `transposed`: the gradient of the input from that of the output."""
-    outputs = weight.shape[1] if transposed else weight.shape[0]
-    shape = _Shape.of(x, outputs, weight.shape[2:])
+class _Maps(ctypes.Structure):
+    """As `Maps` in convolution.cpp; good as long as the tensors live."""
+
+    _fields_ = [
+        ("count", ctypes.c_int64),
+        ("data", ctypes.POINTER(ctypes.c_void_p)),
+        ("channels", ctypes.POINTER(ctypes.c_int64)),
+    ]
+
+    @classmethod
+    def of(cls, maps: Sequence[Tensor]) -> _Maps:
+        count = len(maps)
+        data, channels = (ctypes.c_void_p * count)(), (ctypes.c_int64 * count)()
+        data[:], channels[:] = [x.data_ptr() for x in maps], [x.shape[1] for x in maps]
+        return cls(count, data, channels)
+
+
+def _product(
+    maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, *, outputs: Sequence[int], transposed: bool
+) -> list[Tensor]:
+    """x * weight + bias, in maps of `outputs` channels; `transposed`: gradients of the input from that of the output."""
+    shape = _Shape.of(maps[0], sum(x.shape[1] for x in maps), sum(outputs), weight.shape[2:])
     packed = torch.empty(_call("packed", shape))
     _call("pack", shape, weight.contiguous(), packed, int(transposed))
-    size = (x.shape[0], outputs, *x.shape[2:])
-    y = torch.empty(size, memory_format=_layout(x))
-    _call("forward", shape, x, packed, None if bias is None else bias.contiguous(), y, _threads())
-    return y
+    first = maps[0]
+    made = [torch.empty((first.shape[0], k, *first.shape[2:]), memory_format=_layout(first)) for k in outputs]
+    _call("forward", shape, _Maps.of(maps), packed, bias, _Maps.of(made), _threads())
+    return made
 
 
-def _weight_gradient(x: Tensor, dy: Tensor, size: Sequence[int]) -> Tensor:
-    shape = _Shape.of(x, size[0], size[2:])
+def _weight_gradient(maps: Sequence[Tensor], dy: Tensor, size: Sequence[int]) -> Tensor:
+    shape = _Shape.of(dy, size[1], size[0], size[2:])
     shares = torch.empty(_threads() * _call("share", shape))
     dw = torch.empty(tuple(size))
-    _call("weight_gradient", shape, x, dy, shares, dw, _threads())
+    _call("weight_gradient", shape, _Maps.of(maps), dy, shares, dw, _threads())
     return dw
 
 
-def _call(name: str, shape: _Shape, *arguments: Tensor | int | None) -> int:
+def _call(name: str, shape: _Shape, *arguments: Tensor | _Maps | int | None) -> int:
     """One function of convolution.cpp; tensors go as the address of their values."""
     function = getattr(native.library("convolution"), f"ulna_conv_{name}")
     function.restype = ctypes.c_int64
-    return int(
-        function(
-            ctypes.byref(shape),
-            *(ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else _plain(a) for a in arguments),
-        )
-    )
+    return int(function(ctypes.byref(shape), *(_argument(a) for a in arguments)))
 
 
-def _plain(argument: int | None) -> Any:
-    return ctypes.c_void_p(None) if argument is None else ctypes.c_int64(argument)
+def _argument(value: Tensor | _Maps | int | None) -> Any:
+    if isinstance(value, _Maps):
+        return ctypes.byref(value)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
 def _threads() -> int:
@@ -130,8 +165,3 @@ def _layout(x: Tensor) -> torch.memory_format:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=_layout(x))
-
-
-def _tile_share(height: int, width: int) -> float:
-    """How much of the 4 x 4 tiles over a plane lies inside it."""
-    return height * width / (16 * -(-height // 4) * -(-width // 4))

@@ -15,15 +15,19 @@ from ulna.networks.wiring import Wiring
 class Stage(nn.Module):
     """One node: resample its source, fuse the skips, convolve."""
 
-    def __init__(self, resample: nn.Module, skip: nn.Module | None, conv: nn.Module) -> None:
+    def __init__(self, resample: nn.Module, skip: Any, conv: nn.Module) -> None:
         super().__init__()
         self.resample = resample
         self.skip = skip
         self.conv = conv
+        # a convolution that reads several maps where they lie spares their concatenation
+        self.apart = hasattr(skip, "maps") and getattr(conv, "takes_maps", False)
 
     def forward(self, source: Tensor, skips: list[Tensor]) -> Tensor:
         x = self.resample(source)
-        return self.conv(x if self.skip is None else self.skip(x, skips))
+        if self.skip is None:
+            return self.conv(x)
+        return self.conv(self.skip.maps(x, skips) if self.apart else self.skip(x, skips))
 
 
 class Network(nn.Module):
