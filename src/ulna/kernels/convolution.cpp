@@ -152,31 +152,52 @@ static inline void narrow(const Vector* u, int64_t step, Vector* out, int64_t ou
     out[2 * out_step] = far_sum * (1.0f / 6) - sum * (1.0f / 6) + u[5 * step];
 }
 
+// One vector of channels of a tile, transformed; `some` floats of it, all of them unless `tail`
+template <bool tail>
+static inline void transform_pixels(const float* const* pixel, int64_t c, int64_t some, float* out, int64_t step) {
+    Vector d[F];
+    for (int64_t j = 0; j < I; ++j) {
+        for (int64_t i = 0; i < I; ++i) {
+            const float* from = pixel[i * I + j] + c;
+            d[i * I + j] = tail ? load_some(from, some) : load(from);
+        }
+        into(d + j, I);
+    }
+    for (int64_t i = 0; i < I; ++i) {
+        into(d + i * I, 1);
+        for (int64_t j = 0; j < I; ++j, out += step) {
+            if (tail) store_some(out, d[i * I + j], some);
+            else store(out, d[i * I + j]);
+        }
+    }
+}
+
 // `count` tiles from `first`, of the slice `dz` further on: v (36, block, padded channels); zeros outside the maps
 static void transform_input(const Shape& s, const Maps<const float>& x, int64_t first, int64_t count, int64_t dz,
                             int64_t block, const float* zeros, float* v) {
-    const int64_t padded = s.padded_channels();
-    int64_t offset[F];  // of the pixels of a tile, in pixels; below 0 outside the map
+    const int64_t padded = s.padded_channels(), step = block * padded;
     for (int64_t t = 0; t < count; ++t) {
         const Place at(s, first + t);
         const bool slice_inside = at.z + dz >= 0 && at.z + dz < s.slices;
-        for (int64_t i = 0; i < I; ++i)
-            for (int64_t j = 0; j < I; ++j) {
-                const int64_t row = at.y + i - 1, column = at.x + j - 1;
-                const bool inside = slice_inside && row >= 0 && row < s.height && column >= 0 && column < s.width;
-                offset[i * I + j] = inside ? ((at.slice + dz) * s.height + row) * s.width + column : -1;
-            }
         float* out = v + t * padded;
         for (int64_t map = 0; map < x.count; ++map) {
             const int64_t channels = x.channels[map];
-            for (int64_t c = 0; c < channels; c += L) {
-                Vector d[F];
-                for (int64_t f = 0; f < F; ++f)
-                    d[f] = offset[f] < 0 ? load(zeros) : load_some(x.data[map] + offset[f] * channels + c, channels - c);
-                for (int64_t j = 0; j < I; ++j) into(d + j, I);
-                for (int64_t i = 0; i < I; ++i) into(d + i * I, 1);
-                for (int64_t f = 0; f < F; ++f) store_some(out + f * block * padded + c, d[f], channels - c);
+            const float* pixel[F];
+            for (int64_t i = 0; i < I; ++i)
+                for (int64_t j = 0; j < I; ++j) {
+                    const int64_t row = at.y + i - 1, column = at.x + j - 1;
+                    const bool inside = slice_inside && row >= 0 && row < s.height && column >= 0 && column < s.width;
+                    const int64_t offset = ((at.slice + dz) * s.height + row) * s.width + column;
+                    pixel[i * I + j] = inside ? x.data[map] + offset * channels : zeros;
+                }
+            int64_t c = 0;
+            for (; c + L <= channels; c += L) {
+                if (c % 16 == 0)  // 36 streams are more than a processor follows by itself: fetch the next tile's pixels
+                    for (int64_t i = 0; i < I; ++i)
+                        for (int64_t j = I - T; j < I; ++j) __builtin_prefetch(pixel[i * I + j] + T * channels + c);
+                transform_pixels<false>(pixel, c, L, out + c, step);
             }
+            if (c < channels) transform_pixels<true>(pixel, c, channels - c, out + c, step);
             out += channels;
         }
     }
@@ -302,7 +323,7 @@ void ulna_conv_forward(const Shape* shape, const Maps<const float>* x, const flo
 #pragma omp parallel num_threads(threads)
     {
         // a vector more: the last channels of a map are read as a whole vector, wherever they lie
-        const Buffer zeros(L), v(F * block * channels), m(F * block * outputs + L);
+        const Buffer zeros(channels), v(F * block * channels), m(F * block * outputs + L);
 #pragma omp for schedule(dynamic)
         for (int64_t b = 0; b < blocks; ++b) {
             const int64_t first = b * block, count = std::min(block, s.tiles() - first);
@@ -330,7 +351,7 @@ void ulna_conv_weight_gradient(const Shape* shape, const Maps<const float>* x, c
     for (int64_t share = 0; share < threads; ++share) {  // fixed shares, added in a fixed order: the same bits every time
         float* du = shares + share * size;
         std::memset(du, 0, size * sizeof(float));
-        const Buffer zeros(outputs), v(F * block * channels), e(F * block * outputs);
+        const Buffer zeros(std::max(channels, outputs)), v(F * block * channels), e(F * block * outputs);
         for (int64_t b = blocks * share / threads; b < blocks * (share + 1) / threads; ++b) {
             const int64_t first = b * block, count = std::min(block, s.tiles() - first);
             transform_gradient(s, dy, first, count, block, zeros.data, e.data);
