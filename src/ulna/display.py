@@ -84,16 +84,15 @@ def _printed(figure: str, unit: str = "") -> str:
 
 
 def _check(console: Console, report: Any) -> None:
-    kinds: dict[str, list[Any]] = {}
-    for problem in report.problems:
-        kinds.setdefault(problem.remedy, []).append(problem)
-    for remedy, problems in kinds.items():
-        for problem in problems[:MOST_LINES]:
-            console.print(f"[red]{'problem':8}[/] ", end="")
-            console.print(f"{problem.file}: {problem.what}", markup=False, highlight=False, soft_wrap=True)
-        if len(problems) > MOST_LINES:
-            console.print(f"         and {len(problems) - MOST_LINES} more like these (--json lists all)")
-        console.print(f"         -> {remedy}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    if report.repair:
+        changes = report.repair.changes
+        for change in changes[:MOST_LINES]:
+            console.print(f"changed  {change}", markup=False, highlight=False, soft_wrap=True)
+        if len(changes) > MOST_LINES:
+            console.print(f"         and {len(changes) - MOST_LINES} more (changes.json lists all)")
+        _problems(console, report.repair.left_out, "left out")
+        _plain(console, f"repaired copy: {report.repair.folder}")
+    _problems(console, report.problems, "problem")
     for note in report.notes:
         console.print(f"note     {note}", style="dim", markup=False, highlight=False, soft_wrap=True)
     cases = len(report.surveys)
@@ -103,6 +102,25 @@ def _check(console: Console, report: Any) -> None:
     else:
         console.print(f"[bold green]no problems[/] in {cases} cases: {', '.join(report.labels.names)}", highlight=False)
         console.print(f"next: ulna train {_quoted(report.root)}", style="dim", markup=False, highlight=False)
+
+
+def _problems(console: Console, found: Any, mark: str) -> None:
+    """Problems by their remedy, each kind at most twelve lines."""
+    kinds: dict[str, list[Any]] = {}
+    for problem in found:
+        kinds.setdefault(problem.remedy, []).append(problem)
+    for remedy, problems in kinds.items():
+        for problem in problems[:MOST_LINES]:
+            console.print(f"[red]{mark:8}[/] ", end="")
+            _plain(console, f"{problem.file}: {problem.what}")
+        if len(problems) > MOST_LINES:
+            console.print(f"         and {len(problems) - MOST_LINES} more like these (--json lists all)")
+        _plain(console, f"         -> {remedy}", style="dim")
+
+
+def _plain(console: Console, text: str, style: str | None = None) -> None:
+    """Text as it is: a path in it is no markup, and is not broken."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _plan(console: Console, plan: Any) -> None:

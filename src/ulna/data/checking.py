@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ulna.data.classes import classes_found, listed, some
 from ulna.data.comparing import compare_grids, compare_images, compare_names
 from ulna.data.copies import find_copies
 from ulna.data.dataset import Dataset
+from ulna.data.repairing import Repair, check_target, repair
 from ulna.data.source import all_faults, condensed
 from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey_all
@@ -33,6 +34,7 @@ class Report:
         surveys: one per case, in the order of the data set.
         labels: the classes, declared or found; None where the label maps do not tell.
         copies: cases that show the same image, exactly or nearly; see `Dataset.grouped`.
+        repair: what `check --fix` changed; None without it.
     """
 
     root: Path
@@ -41,6 +43,7 @@ class Report:
     surveys: tuple[Survey, ...] = ()
     labels: Labels | None = None
     copies: Groups = ()
+    repair: Repair | None = None
 
     @property
     def ok(self) -> bool:
@@ -62,6 +65,7 @@ class Report:
             "problems": [problem._asdict() for problem in self.problems],
             "notes": list(self.notes),
             "surveys": [one.to_json() for one in self.surveys],
+            "repair": self.repair.to_json() if self.repair else None,
         }
 
     def __str__(self) -> str:
@@ -75,21 +79,36 @@ def _counted(count: int, noun: str) -> str:
     return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
 
 
-def check(data: Path | str, /) -> Report:
+def check(data: Path | str, /, *, fix: Path | str | None = None) -> Report:
     """Read every case of a data set to its last byte and list every problem at once.
 
     Faults of the folder (names, JSON, splits) and of the files are told together.
 
+    Args:
+        data: a data set in any known layout: a folder, or an .npz file.
+        fix: write a repaired copy to this new folder, with a list of what was changed; the originals stay as they are.
+
+    Returns:
+        What was found; with `fix`, what is found in the copy, and in `repair` what was changed and left out.
+
+    Raises:
+        UsageError: with `fix`, if the folder is there already, or no case can be repaired.
+
     Example:
-        ulna check data/nuclei
+        ulna check data/nuclei --fix data/nuclei-fixed
     """
+    if fix is not None:
+        check_target(Path(fix), Path(data))
     try:
         dataset, problems = Dataset.scan(data)
     except DataError as error:
         return Report(Path(data), problems=error.problems)
     found = inspect(dataset)
+    if fix is not None:
+        done = repair(dataset, found.surveys, found.copies, problems, Path(fix))
+        return replace(check(fix), repair=done)
     own = [problem for problem in found.problems if problem not in problems]
-    return Report(found.root, (*problems, *own), found.notes, found.surveys, found.labels, found.copies)
+    return replace(found, problems=(*problems, *own))
 
 
 def inspect(dataset: Dataset, workers: int = 0) -> Report:

@@ -50,6 +50,7 @@ __all__ = [
     "suffix_of",
     "value_counts",
     "without_colour",
+    "write_image",
     "write_labels",
     "write_npz_masks",
     "write_probabilities",
@@ -257,6 +258,27 @@ def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
     if kind == "raster" and labels.ndim == 2:
         return _whole(stem, ".png", lambda path: write_png(path, labels), like.path)
     return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
+
+
+def write_image(stem: Path, volume: Volume) -> Path:
+    """Write the values of an image in its own format and geometry, whole or not at all; rows of an npz become .npy.
+
+    Raises:
+        DataError: if its format keeps no such values (pictures).
+        UsageError: if the path is the image itself, or cannot be written.
+    """
+    array = volume.array[0] if volume.channels == 1 else volume.array
+    kind = _format(volume)
+    if kind == "nifti":
+        suffix = ".nii" if volume.meta.get("suffix") == ".nii" else ".nii.gz"
+        return _whole(stem, suffix, lambda path: write_nifti(path, array, volume), volume.path)
+    if kind == "itk":
+        return _whole(stem, str(volume.meta["suffix"]), lambda path: write_itk(path, array, volume), volume.path)
+    if kind in ("npy", "npz"):
+        return _whole(stem, ".npy", lambda path: write_npy(path, array, volume), volume.path)
+    if kind == "tiff":
+        return _whole(stem, ".tif", lambda path: write_tiff(path, array, volume), volume.path)
+    raise fault(volume.path, "is a picture, which is not written anew", "export it again")
 
 
 def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Volume) -> Path:

@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RASTER_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIX
 ARRAY_SUFFIX = ".npz"
 _COMPOUND = (".nii.gz", ".ome.tif", ".ome.tiff")
 
-_BESIDE = ("readme", "licen", "copying", "changelog", "thumbs.db", "desktop.ini", "__macosx", ".")
+_BESIDE = ("readme", "licen", "copying", "changelog", "changes.json", "thumbs.db", "desktop.ini", "__macosx", ".")
 AGAIN = "copy or download the file again"
 LINES_PER_FAULT = 12
 MOST_NAME_BYTES = 200  # file systems end at 255; an ending, and a mark while it is written, come on top

@@ -1,0 +1,204 @@
+"""check --fix: what can be mended is, the rest is left out and named; the copy is sound, the original untouched."""
+
+import gzip
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.test_faults import (
+    MOVED,
+    NAN,
+    PALETTE,
+    RGB,
+    SHAPE,
+    TURNED,
+    both,
+    declared,
+    every_label,
+    exact_copy,
+    image,
+    label,
+    near_copy,
+    nifti,
+    nifti_set,
+    npz_set,
+    png_set,
+    random,
+    rename,
+    several,
+    shapes,
+    special,
+    split,
+    volume,
+    written,
+)
+from ulna import cli
+from ulna.data.checking import check
+from ulna.data.dataset import Dataset
+from ulna.data.mended_splits import safe_names
+from ulna.errors import UsageError
+
+
+def state(root):
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def repaired(tmp_path, make, plant):
+    root = tmp_path / "data"
+    root.mkdir()
+    make(root)
+    plant(root)
+    before = state(root)
+    report = check(root, fix=tmp_path / "fixed")
+    assert state(root) == before and sorted(p.name for p in tmp_path.iterdir()) == ["data", "fixed"]
+    assert report.ok and report.root == tmp_path / "fixed", f"{report}"
+    record = json.loads((tmp_path / "fixed" / "changes.json").read_text())
+    assert len(record["changes"]) == len(report.repair.changes)
+    files = {p.relative_to(report.root).as_posix() for f in ("images", "labels") for p in (report.root / f).iterdir()}
+    assert set(record["files"]) == files
+    return report, record
+
+
+def labels_of(report, case="c1"):
+    return Dataset.from_folder(report.root).case(case).read_labels().array[0]
+
+
+MENDED = [
+    ("gap", png_set, label(shapes((24, 20), 3)), "label values 0, 3 became 0, 2"),
+    ("colours", png_set, label(RGB), "colours became classes"),
+    ("rounding", nifti_set, volume(shapes(SHAPE) * 1.001, folder="labels"), "rounded to whole numbers"),
+    ("NaN", nifti_set, volume(NAN), "1 values that were not finite: NaN became 0"),
+    ("turned", nifti_set, volume(np.swapaxes(shapes(SHAPE, at=2), 0, 1), TURNED, "labels"), "resampled to the grid of its"),
+    ("sform against qform", nifti_set, volume(random(1, *SHAPE), qoffset_x=30), "its sform and qform disagree"),
+    ("bytes behind", nifti_set, written("images/c1.nii.gz", lambda d: gzip.compress(gzip.decompress(d) + bytes(2000))), "after the voxels"),
+    ("space at the end", png_set, both("c1 "), "the case was called 'c1 '"),
+    ("ending of a role", png_set, rename("labels/c1.png", "labels/c1_mask.png"), "paired with c1_mask.png"),
+    ("wrong extension", png_set, rename("images/c1.png", "images/c1.tif"), "was named .tif, though it is .png"),
+    ("unpacked", nifti_set, written("images/c1.nii.gz", gzip.decompress), "was named .nii.gz, though it is .nii"),
+    ("ids with extension", png_set, split(val=["c2.png", "c3"]), "'c2.png' in val became 'c2'"),
+    ("unknown ids", png_set, split(val=["c2", "c9"]), "'c9' was taken out of val: it is not in this copy"),
+    ("an id in two sets", png_set, split(val=["c0", "c2"]), "'c0' was taken out of train: it stands in val too"),
+    ("groups over sets", png_set, several(split(), declared("groups", {"c0": "p", "c2": "p"})), "the group 'p' stands in val too"),
+    ("exact copy", png_set, exact_copy, "'c0' was taken out of train"),
+    ("near copy", png_set, near_copy, "'c0' was taken out of train"),
+    ("maps of classes", nifti_set, volume(np.stack([shapes(SHAPE), 1 - shapes(SHAPE)], -1), folder="labels"), "2 maps, one per class"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "plant", "words"), [row[1:] for row in MENDED], ids=[row[0] for row in MENDED])
+def test_what_can_be_mended_is_and_is_recorded(tmp_path, make, plant, words):
+    report, record = repaired(tmp_path, make, plant)
+    assert any(words in change for change in report.repair.changes), report.repair.changes
+    assert len(Dataset.from_folder(report.root)) == (3 if make is nifti_set else 4) and not record["left_out"]
+
+
+LEFT = [
+    ("cut", nifti_set, written("images/c1.nii.gz", lambda d: d[:-12]), "is cut short"),
+    ("empty", png_set, written("labels/c1.png", b""), "is empty"),
+    ("pipe", png_set, special("images/c1.png", os.mkfifo), "is a named pipe"),
+    ("other size", png_set, label(shapes((24, 21))), "nothing says where its pixels lie"),
+    ("elsewhere", nifti_set, volume(shapes(SHAPE), [[1, 0, 0, 99], *MOVED[1:]], "labels"), "lies beside its image"),
+    ("constant", nifti_set, volume(np.full(SHAPE, 7, np.uint8)), "the image is constant"),
+    ("channels", png_set, image(random(1, 24, 20, 3)), "is 2D with 3 channels, most cases are 2D with 1"),
+    ("beyond the classes", png_set, several(declared("classes", ["a"]), label(shapes((24, 20), 2))), "values 2 do not fit"),
+    ("no label", png_set, lambda root: (root / "labels/c1.png").unlink(), "has no label map"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "plant", "words"), [row[1:] for row in LEFT], ids=[row[0] for row in LEFT])
+def test_what_would_need_a_guess_is_left_out_and_named(tmp_path, make, plant, words):
+    report, record = repaired(tmp_path, make, plant)
+    (told,) = report.repair.left_out
+    assert words in told.what and "c1" in told.file and record["left_out"][0]["what"] == told.what
+    assert "c1" not in {case.id for case in Dataset.from_folder(report.root).cases}
+
+
+def test_changed_values_can_be_told_back(tmp_path):
+    report, record = repaired(tmp_path, png_set, every_label(lambda n: shapes((24, 20), 5 + 2 * (n % 2), at=n)))
+    assert report.labels.names == ("background", "value 5", "value 7")
+    tables = {change["file"]: change["values"] for change in record["changes"]}
+    assert tables["labels/c0.png"] == {"0": 0, "5": 1} and tables["labels/c1.png"] == {"0": 0, "7": 2}
+    assert np.array_equal(labels_of(report), 2 * shapes((24, 20), at=1))
+    assert record["files"]["labels/c1.png"] == str(tmp_path / "data" / "labels" / "c1.png")
+
+
+def test_labels_are_turned_with_their_place_in_space(tmp_path):
+    turned = np.swapaxes(shapes(SHAPE, at=4), 0, 1)[:, ::-1]
+    affine = np.array([[0, -1, 0, SHAPE[0] - 1], [1, 0, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
+    report, _ = repaired(tmp_path, nifti_set, volume(turned, affine, "labels"))
+    assert np.array_equal(labels_of(report), shapes(SHAPE, at=4))
+    made = nib.load(report.root / "labels" / "c1.nii.gz")
+    assert np.allclose(made.affine, nib.load(report.root / "images" / "c1.nii.gz").affine)
+
+
+def test_sound_files_are_copied_byte_for_byte(tmp_path):
+    report, record = repaired(tmp_path, png_set, several(label(PALETTE), declared("classes", ["liver"])))
+    assert record["changes"] == [] and report.labels.names == ("background", "liver")
+    for name, origin in record["files"].items():
+        assert (report.root / name).read_bytes() == Path(origin).read_bytes()
+
+
+def test_rows_of_an_npz_become_files(tmp_path):
+    report, record = repaired(tmp_path, npz_set, lambda root: None)
+    dataset = Dataset.from_folder(report.root)
+    assert len(dataset) == 6 and dataset.given_splits[0].val == ("val_0000", "val_0001", "val_0002")
+    assert record["files"]["images/val_0001.npy"].endswith("val.npz[1]")
+    assert np.array_equal(dataset.case("val_0001").read_image().array[0], random(11, 24, 20))
+
+
+def test_a_folder_that_is_there_is_never_written_to(tmp_path):
+    root = png_set(tmp_path / "data")
+    (tmp_path / "fixed").mkdir()
+    with pytest.raises(UsageError, match="is there already; --fix never overwrites"):
+        check(root, fix=tmp_path / "fixed")
+    with pytest.raises(UsageError, match="lies in the data set itself"):
+        check(root, fix=root / "fixed")
+    assert list((tmp_path / "fixed").iterdir()) == [] and not (root / "fixed").exists()
+
+
+def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    root = png_set(tmp_path / "data")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ulna.data.repairing.shutil.copyfile", full)
+    with pytest.raises(UsageError, match=r"fixed: cannot be written \(No space left on device\)"):
+        check(root, fix=tmp_path / "fixed")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_nothing_to_repair_is_told(tmp_path):
+    root = png_set(tmp_path / "data")
+    for path in root.glob("*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UsageError, match="no case can be repaired"):
+        check(root, fix=tmp_path / "fixed")
+    assert not (tmp_path / "fixed").exists()
+
+
+def test_the_command_line_tells_what_was_done(tmp_path, capsys):
+    root = png_set(tmp_path / "data")
+    label(shapes((24, 20), 3))(root)
+    (root / "images" / "c2.png").write_bytes(b"")
+    assert cli.run(["check", str(root), "--fix", str(tmp_path / "fixed"), "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "changed  labels/c1.png: label values 0, 3 became 0, 2" in out and "left out" in out
+    assert "is empty (0 bytes)" in out and f"repaired copy: {tmp_path / 'fixed'}" in out
+    nifti(root / "images" / "x.nii.gz", random(0, *SHAPE))
+    Image.fromarray(shapes((4, 4))).save(root / "labels" / "x.png")
+    assert cli.run(["check", str(root), "--fix", str(tmp_path / "more"), "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["repair"]["left_out"]
+
+
+def test_safe_names_differ_and_fit():
+    names = safe_names(["a" * 300, "a" * 299 + "b", "x\ny", "x_y", ".", ""])
+    assert len({name.casefold() for name in names.values()}) == 6 and names["x_y"] == "x_y"
+    assert all(len(name.encode()) <= 200 and name.isprintable() for name in names.values())
