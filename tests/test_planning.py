@@ -97,11 +97,12 @@ def test_quarter_turns_need_equal_axes():
 
 
 def test_widths_can_be_scaled_to_a_budget():
-    recipe = set_value(recommended("attention_unet"), "planning.parameters=1_000_000")
+    recipe = set_value(recommended("attention_unet"), "planning.parameters=300_000")
+    recipe = set_value(recipe, "architecture.levels=3")
     plan = make_plan(data((96, 96), channels=4), recipe, Labels())
     architecture = resolve(recipe, plan)
     network = validate(architecture, in_channels=4, classes=1, spatial_dims=2)
-    assert count_parameters(network) == pytest.approx(1_000_000, rel=0.01)
+    assert count_parameters(network) == pytest.approx(300_000, rel=0.02)
     assert plan.reasons["widths"].startswith(", ".join(map(str, architecture.channels)))
 
 
@@ -139,6 +140,17 @@ def test_small_data_sets_take_small_batches():
 def test_less_memory_means_smaller_batches(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the work of a step decides
     assert planned(data((256, 256)), "planning.memory_gb=2").batch < planned(data((256, 256))).batch
+
+
+def test_networks_that_keep_more_maps_take_smaller_patches_and_batches(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the work of a step decides
+    volumes = data((200, 200, 200), (1.0,) * 3, "mm")
+    usual, hungry = planned(volumes), planned(volumes, model="efficient_unet")
+    assert usual.patch == (96, 96, 96)
+    assert math.prod(hungry.patch) < math.prod(usual.patch) / 2
+    assert "values that this network keeps per voxel" in hungry.reasons["batch"]
+    images = data((256, 256))
+    assert planned(images, model="efficient_unet").batch < planned(images).batch
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,15 @@ from ulna.files import write_text
 from ulna.networks.build import levels as levels_of
 from ulna.networks.build import match_width, named, validate, widths
 from ulna.networks.catalog import NAMED
-from ulna.networks.cost import count_gmacs
+from ulna.networks.cost import count_gmacs, kept_per_voxel
 from ulna.progress import track
 from ulna.recipe import Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
 WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
-# Voxels of a training batch that 5-level networks of 32 channels carry in about 6 GB.
+# What a batch keeps for its backward pass, where the recipe does not say how much a training may take.
+MEMORY_GB = 6.0
+# Voxels of a training batch that a U-Net of 32 channels carries in that memory.
 BATCH_VOXELS = {2: 16 * 96 * 96 * 4, 3: 2 * 96 * 96 * 96}
 LARGEST_BATCH = {2: 8, 3: 4}
 LARGEST_PATCH = {2: 512 * 512, 3: 96 * 96 * 96}
@@ -101,7 +103,8 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     spacing, size = _grid(data, recipe, reasons)
     normalization = _normalization(data, recipe, reasons)
     space = spacing or tuple(data["spacing"]["median"])
-    patch = _patch(size, space, recipe, dims, reasons)
+    kept = _kept_per_voxel(recipe, dims, data["channels"], labels)
+    patch = _patch(size, space, kept, recipe, dims, reasons)
     strides = _strides(patch, space, recipe.architecture, dims, reasons)
     patch = _rounded(patch, strides, recipe, reasons)
     architecture = _resolved(recipe, strides, dims, data["channels"], labels)
@@ -109,7 +112,7 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
         stated = ", ".join(map(str, architecture.channels or ()))
         reasons["widths"] = f"{stated}: scaled to come close to {recipe.planning.parameters:,} parameters"
     work = _work(architecture, patch, data["channels"], labels)
-    batch = _batch(patch, work, data["cases"], recipe, dims, reasons)
+    batch = _batch(patch, work, kept, data["cases"], recipe, dims, reasons)
     mirror = tuple(range(dims)) if recipe.augmentation.flip > 0 else ()
     reasons["mirror_axes"] = (
         "flips along every axis: no structure is named left or right" if mirror else "no flips: augmentation.flip is 0"
@@ -267,7 +270,12 @@ def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -
 
 
 def _patch(
-    size: tuple[int, ...], spacing: tuple[float, ...], recipe: Recipe, dims: int, reasons: dict[str, str]
+    size: tuple[int, ...],
+    spacing: tuple[float, ...],
+    kept: float,
+    recipe: Recipe,
+    dims: int,
+    reasons: dict[str, str],
 ) -> tuple[int, ...]:
     wanted = recipe.planning.patch
     if wanted is not None:
@@ -275,9 +283,10 @@ def _patch(
             raise UsageError(f"planning.patch={list(wanted)} does not fit {dims}D images; give {dims} sizes from 1 up")
         reasons["patch"] = f"{_product(wanted)}: fixed by the recipe"
         return wanted
-    most = LARGEST_PATCH[dims]
-    if recipe.planning.memory_gb is not None:
-        most = max(32**dims, int(most * min(1.0, recipe.planning.memory_gb / 6)))
+    memory_gb = recipe.planning.memory_gb or MEMORY_GB
+    # so that two such patches, at 4 bytes a value, fit into the memory
+    most = int(min(LARGEST_PATCH[dims] * min(1.0, memory_gb / MEMORY_GB), memory_gb * 1e9 / (2 * 4 * kept)))
+    most = max(32**dims, most)
     patch = list(size)
     while math.prod(patch) > most:
         # shorten the axis that is longest in space, so that the patch comes close to a cube
@@ -300,8 +309,7 @@ def _strides(
     wanted = levels_of(architecture)
     if architecture.channels is not None or architecture.strides is not None or architecture.levels is not None:
         reasons["levels"] = f"{wanted}: fixed by the architecture"
-        steps = architecture.strides or ((2,),) * (wanted - 1)
-        steps = tuple(step * dims if len(step) == 1 else step for step in steps)
+        steps = _unplanned_strides(architecture, dims)
         for side, divisor in zip(patch, _divisor(steps, dims), strict=True):
             if divisor >= 2 * side:
                 most = 1 + int(math.log2(side))
@@ -329,6 +337,12 @@ def _strides(
     return tuple(strides)
 
 
+def _unplanned_strides(architecture: Architecture, dims: int) -> tuple[tuple[int, ...], ...]:
+    """The strides that the architecture states, else 2 at every step."""
+    steps = architecture.strides or ((2,),) * (levels_of(architecture) - 1)
+    return tuple(step * dims if len(step) == 1 else step for step in steps)
+
+
 def _divisor(strides: tuple[tuple[int, ...], ...], dims: int) -> list[int]:
     return [math.prod(step[axis] for step in strides) for axis in range(dims)]
 
@@ -352,14 +366,31 @@ def _work(architecture: Architecture, patch: tuple[int, ...], channels: int, lab
     return count_gmacs(network, patch)
 
 
-def _batch(patch: tuple[int, ...], work: float, cases: int, recipe: Recipe, dims: int, reasons: dict[str, str]) -> int:
+def _kept_per_voxel(recipe: Recipe, dims: int, channels: int, labels: Labels) -> float:
+    """Values that a training step keeps per voxel of a patch: hardly a matter of its size, so that it can be asked first."""
+    architecture = _resolved(recipe, _unplanned_strides(recipe.architecture, dims), dims, channels, labels)
+    network = validate(architecture, in_channels=channels, classes=labels.outputs, spatial_dims=dims)
+    return kept_per_voxel(network, tuple(max(2 * divisor, 32) for divisor in network.divisor))
+
+
+def _batch(
+    patch: tuple[int, ...],
+    work: float,
+    kept: float,
+    cases: int,
+    recipe: Recipe,
+    dims: int,
+    reasons: dict[str, str],
+) -> int:
     if recipe.planning.batch is not None:
         reasons["batch"] = f"{recipe.planning.batch}: fixed by the recipe"
         return recipe.planning.batch
-    room = BATCH_VOXELS[dims]
-    if recipe.planning.memory_gb is not None:
-        room = int(room * recipe.planning.memory_gb / 6)
+    memory_gb = recipe.planning.memory_gb or MEMORY_GB
+    room = int(BATCH_VOXELS[dims] * memory_gb / MEMORY_GB)
     limits = {
+        f"{memory_gb:g} GB for the {kept:,.0f} values that this network keeps per voxel": int(
+            memory_gb * 1e9 / (4 * kept * math.prod(patch))
+        ),
         "the most that is useful": LARGEST_BATCH[dims],
         f"the memory for {room:,} voxels": room // math.prod(patch),
         f"a quarter of the {cases} training cases": max(2, cases // 4),

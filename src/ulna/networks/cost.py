@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ulna.errors import unknown
@@ -125,6 +127,23 @@ def count_gmacs(network: Network, size: tuple[int, ...]) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, network.in_channels, *size, device="meta"))
     return counter.get_total_flops() / 2e9
+
+
+def kept_per_voxel(network: Network, size: tuple[int, ...]) -> float:
+    """Values that a training step keeps for its backward pass, weights aside, per voxel of an image of `size`."""
+    network = copy.deepcopy(network).to("meta").train()
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor  # several operations may keep one tensor, and views of it
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = network.outputs(torch.zeros(2, network.in_channels, *size, device="meta"))
+    values = sum(t.untyped_storage().nbytes() / t.element_size() for at, t in kept.items() if at not in weights)
+    del outputs  # it holds the graph, and the graph what was kept
+    return values / (2 * math.prod(size))
 
 
 def _words(slot: Slot) -> str:
