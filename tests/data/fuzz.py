@@ -235,3 +235,52 @@ def _layouts(own: np.ndarray, other: np.ndarray) -> Iterator[np.ndarray]:
             yield one.reshape(own.shape)
     if other.ndim == 4 and other.shape[0] == 1:
         yield np.moveaxis(other[0], -1, 0)
+
+
+def json_values(rng: np.random.Generator, depth: int = 0):
+    """Any value of JSON, of the words that data sets use and others."""
+    words = ["train", "val", "test", "labels", "training", "image", "label", "c0", "c1.png", "images/c0.png", "mode",
+             "labels/c0.png", "../x", "/etc/hosts", "", "0", "1", "255", "-1", "background", "multilabel", "a\0b",
+             "\ud83d\ude00", "channel_names", "modality", "dataset", "numTraining", "file_ending", "id", "1e999"]  # fmt: skip
+    kind = rng.integers(8 if depth < 3 else 6)
+    if kind < 3:
+        return str(rng.choice(words))
+    if kind == 3:
+        return [0, 1, 2, 255, -1, 10**30, True, None, 0.5, 1e308][int(rng.integers(10))]
+    if kind in (4, 5):
+        return None if kind == 4 else int(rng.integers(-3, 4))
+    if kind == 6:
+        return [json_values(rng, depth + 1) for _ in range(int(rng.integers(4)))]
+    return {str(rng.choice(words)): json_values(rng, depth + 1) for _ in range(int(rng.integers(5)))}
+
+
+def json_files(rng: np.random.Generator) -> dict[str, object]:
+    """Nonsense for the files that stand beside the images."""
+    about = {
+        "training": [{"image": "images/c0.png", "label": "labels/c0.png"}],
+        "labels": {"0": "background", "1": "a"},
+        "channel_names": {"0": "grey"},
+        "numTraining": 1,
+        "test": ["images/c1.png"],
+    }
+    sound = {
+        "dataset": about,
+        "splits": {"train": ["c0"], "val": ["c1"]},
+        "groups": {"c0": "p", "c1": "q"},
+        "classes": {"labels": {"1": "a"}},
+    }
+    chosen = {}
+    for name, value in sound.items():
+        if rng.random() < 0.6:
+            chosen[name] = _replaced(value, rng)
+    return chosen
+
+
+def _replaced(value: object, rng: np.random.Generator) -> object:
+    """The value with one part of it exchanged."""
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        key = str(rng.choice(list(value)))
+        return {**value, key: _replaced(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.7:
+        return [_replaced(value[0], rng), *value[1:]]
+    return json_values(rng)

@@ -295,13 +295,6 @@ def test_no_false_alarm_on_ten_hippocampi():
     assert all(one.problems == () and set(one.label_values) == {0, 1, 2} for one in surveys)
 
 
-@pytest.mark.slow
-@needs_shared
-@pytest.mark.parametrize("name", ["nuclei", "hippocampus", "brain_tumour_4ch", "polyps", "retina"])
-def test_no_false_alarm_on_all_real_data(name):
-    assert inspect(Dataset.from_folder(SHARED / name)).problems == ()
-
-
 def frames(root, count):
     """Pictures of which each third shows the same scene, a little brighter each time."""
     rng = np.random.default_rng(0)

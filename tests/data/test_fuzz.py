@@ -1,14 +1,18 @@
 """Damaged files: refused with a reason, or read with the very values that another decoder gives; never anything else."""
 
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from ulna.data.checking import check
 from ulna.data.read import Source, read_image
 from ulna.errors import DataError
 
 pytest.importorskip("SimpleITK")
 
-from tests.data.fuzz import comparable, damaged, decoder, same_values, seeds
+from tests.data.fuzz import comparable, damaged, decoder, json_files, same_values, seeds
 
 
 def attempt(folder, name, data, sound):
@@ -51,3 +55,21 @@ def test_damaged_files_are_refused_or_read_aright(tmp_path):
 def test_two_thousand_damaged_files(tmp_path):
     tried, read = run(tmp_path, 2000)
     assert tried >= 2000 and 0 < read < tried / 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nonsense_beside_the_images_is_told(tmp_path, seed):
+    """Twenty folders of JSON that makes no sense: whatever it says, there is a report and, if asked, a sound copy."""
+    rng = np.random.default_rng(seed)
+    for number in range(20):
+        root = tmp_path / str(number)
+        for case in range(3):
+            for folder, array in (("images", rng.integers(0, 255, (9, 9))), ("labels", np.eye(9))):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array.astype(np.uint8)).save(root / folder / f"c{case}.png")
+        for name, content in json_files(rng).items():
+            (root / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        report = check(root)
+        assert str(report) and json.dumps(report.to_json())
+        if report.surveys:
+            assert check(root, fix=tmp_path / f"{number} fixed").ok
