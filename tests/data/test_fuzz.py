@@ -57,11 +57,11 @@ def test_two_thousand_damaged_files(tmp_path):
     assert tried >= 2000 and 0 < read < tried / 2
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_nonsense_beside_the_images_is_told(tmp_path, seed):
-    """Twenty folders of JSON that makes no sense: whatever it says, there is a report and, if asked, a sound copy."""
+    """Folders of JSON that makes no sense: whatever it says, there is a report and, if asked, a sound copy."""
     rng = np.random.default_rng(seed)
-    for number in range(20):
+    for number in range(12):
         root = tmp_path / str(number)
         for case in range(3):
             for folder, array in (("images", rng.integers(0, 255, (9, 9))), ("labels", np.eye(9))):
