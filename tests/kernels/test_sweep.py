@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ulna.kernels.sweep import Direction, Gates, sweep_reference, window
+from ulna.kernels.sweep import Direction, Gates, sweep_reference
+from ulna.kernels.window import window
 
 DOUBLE = torch.float64
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ulna.blocks import nd
 from ulna.errors import UsageError, unknown
-from ulna.kernels.sweep import Direction, Gates, sweep_reference, window
+from ulna.kernels.sweep import Direction, Gates, sweep
+from ulna.kernels.window import window
 
 
 class Sweep(nn.Module):
@@ -41,7 +42,7 @@ class Sweep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gates = Gates(self.weight_in, self.weight_hidden, self.bias_in, self.bias_hidden)
-        return sweep_reference(x, gates, self.direction)
+        return sweep(x, gates, self.direction)
 
 
 class SpatialDependency(nn.Module):
@@ -102,8 +103,8 @@ class SpatialDependency(nn.Module):
 
     def draw(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew, as the published code does: uniform within 1 / sqrt(fan-in), biases too."""
-        for sweep in self.sweeps.children():
-            cast(Sweep, sweep).draw(generator)
+        for one in self.sweeps.children():
+            cast(Sweep, one).draw(generator)
         projections: list[Any] = [self.project_in, self.project_out, self.convolution]
         for projection in projections:
             if projection is not None:

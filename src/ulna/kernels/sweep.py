@@ -5,12 +5,24 @@ Legend: N images, C state channels, *S spatial axes, L lines along the swept axi
 
 from __future__ import annotations
 
-from itertools import product
-from typing import NamedTuple
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
+
+from ulna.kernels import sweep_lines, sweep_native
+from ulna.kernels.window import window
+
+log = logging.getLogger("ulna")
+
+PATHS = ("auto", "native", "lines", "reference")
+VARIABLE = "ULNA_SWEEP"
+_pinned: list[str] = []
 
 
 class Direction(NamedTuple):
@@ -32,28 +44,6 @@ class Gates(NamedTuple):
     def neighbours(self) -> int:
         """K."""
         return self.weight_in.shape[1] // self.weight_hidden.shape[1]
-
-
-def window(line_dims: int, neighbours: int) -> tuple[tuple[int, ...], ...]:
-    """Where the neighbours lie on the line before, as steps along its axes: nearest first to fill a cross, then a box.
-
-    Args:
-        line_dims: axes of a line, 1 in 2D and 2 in 3D.
-        neighbours: 1 or 3 in 2D; 1, 5 or 9 in 3D.
-
-    Raises:
-        ValueError: for another number.
-
-    Example:
-        >>> window(1, 3)
-        ((-1,), (0,), (1,))
-    """
-    box = list(product((-1, 0, 1), repeat=line_dims))
-    windows = [tuple(o for o in box if sum(map(abs, o)) <= reach) for reach in range(line_dims + 1)]
-    for offsets in windows:
-        if len(offsets) == neighbours:
-            return offsets
-    raise ValueError(f"neighbours is {neighbours}; choose {' or '.join(str(len(offsets)) for offsets in windows)}")
 
 
 def sweep_reference(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
@@ -101,3 +91,161 @@ def _shifted(line: Tensor, offset: tuple[int, ...]) -> Tensor:
     for axis, (step, length) in enumerate(zip(offset, line.shape[1:-1], strict=True), start=1):
         padded = padded.narrow(axis, max(step, 0), length)
     return padded
+
+
+def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
+    """`sweep_reference`, as fast as this machine can: the same values and gradients.
+
+    The state is kept in the precision of the weights; under autocast, products on torch's own operations read their
+    operands in its precision. While a network is exported or traced it is the reference, whose loop every format knows.
+
+    Shape:
+        (N, C, *S) -> (N, C, *S)
+    """
+    dtype = gates.weight_in.dtype
+    x = x.to(dtype)
+    if chosen() == "reference" or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return sweep_reference(x, gates, direction)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *gates))
+    device = x.device.type
+    operands = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    swept, _ = _sweep(x.movedim(1, -1), *gates, *direction, keep, operands)
+    return swept.movedim(-1, 1)
+
+
+def chosen() -> str:
+    """The path that sweeps take: what `force` pins, else the environment variable ULNA_SWEEP, else "auto"."""
+    path = _pinned[-1] if _pinned else os.environ.get(VARIABLE, "auto")
+    return path if path in PATHS else "auto"
+
+
+@contextmanager
+def force(path: str) -> Iterator[None]:
+    """Pin the path within a `with`: "native", "lines" (torch's own operations), "reference", or "auto".
+
+    Raises:
+        ValueError: for another path.
+    """
+    if path not in PATHS:
+        raise ValueError(f"no path named {path!r}; choose {', '.join(PATHS)}")
+    _pinned.append(path)
+    try:
+        yield
+    finally:
+        _pinned.pop()
+
+
+def describe() -> str:
+    """Which path a sweep takes on this machine's CPU, in words."""
+    if chosen() == "reference":
+        return f"reference loop ({VARIABLE} or force)"
+    return "compiled kernel" if _compiled(torch.empty(0)) else "torch operations, line by line (no compiled kernel)"
+
+
+def sweep_flops(x: Any, weight_in: Any, weight_hidden: Any, *rest: Any, **_: Any) -> int:
+    """Operations of one sweep, two a multiply-accumulate, from the shapes of its operands; the first line is free.
+
+    Shape:
+        x (N, *S, C), weights as in `Gates`; then biases, axis, ...
+    """
+    axis = rest[2]
+    positions = 1
+    for length in x[:-1]:
+        positions *= length
+    swept = positions - positions // x[1 + axis]
+    return 2 * swept * (weight_in[0] * weight_in[1] + weight_hidden[0] * weight_hidden[1])
+
+
+def _compiled(x: Tensor) -> bool:
+    return chosen() in ("auto", "native") and sweep_native.available(x)
+
+
+# Operators of torch, so that its compiler, its FLOP counter and the meta device know them by name
+
+
+@torch.library.custom_op("ulna::sweep", mutates_args=())
+def _sweep(
+    x: Tensor,
+    weight_in: Tensor,
+    weight_hidden: Tensor,
+    bias_in: Tensor,
+    bias_hidden: Tensor,
+    axis: int,
+    reverse: bool,
+    keep: bool,
+    operands: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """(N, *S, C) -> the map after the sweep, and with `keep` the gates for the backward pass."""
+    x, weights = x.contiguous(), (weight_in, weight_hidden, bias_in, bias_hidden)
+    if _compiled(x):
+        return sweep_native.forward(x, weights, axis, reverse, keep)
+    with torch.autocast(x.device.type, enabled=False):
+        return sweep_lines.forward(x, weights, axis, reverse, keep, operands)
+
+
+@_sweep.register_fake
+def _(
+    x: Tensor,
+    weight_in: Tensor,
+    weight_hidden: Tensor,
+    bias_in: Tensor,
+    bias_hidden: Tensor,
+    axis: int,
+    reverse: bool,
+    keep: bool,
+    operands: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 4 * x.shape[-1]) if keep else 0)
+
+
+@torch.library.custom_op("ulna::sweep_backward", mutates_args=())
+def _sweep_backward(
+    grad: Tensor,
+    x: Tensor,
+    swept: Tensor,
+    gates: Tensor,
+    weight_in: Tensor,
+    weight_hidden: Tensor,
+    axis: int,
+    reverse: bool,
+    operands: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the map and the four weights."""
+    grad, x, weights = grad.contiguous(), x.contiguous(), (weight_in, weight_hidden)
+    if _compiled(x):
+        return sweep_native.backward(grad, x, swept, gates, weights, axis, reverse)
+    with torch.autocast(x.device.type, enabled=False):
+        return sweep_lines.backward(grad, x, swept, gates, weights, axis, reverse, operands)
+
+
+@_sweep_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    swept: Tensor,
+    gates: Tensor,
+    weight_in: Tensor,
+    weight_hidden: Tensor,
+    axis: int,
+    reverse: bool,
+    operands: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    bias = x.new_empty(weight_in.shape[:1])
+    return x.new_empty(x.shape), torch.empty_like(weight_in), torch.empty_like(weight_hidden), bias, bias.clone()
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight_in, weight_hidden, _, _, ctx.axis, ctx.reverse, _, ctx.operands = inputs
+    ctx.save_for_backward(x, weight_in, weight_hidden, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 9
+    x, weight_in, weight_hidden, swept, gates = ctx.saved_tensors
+    found = _sweep_backward(grad, x, swept, gates, weight_in, weight_hidden, ctx.axis, ctx.reverse, ctx.operands)
+    return (*found, None, None, None, None)
+
+
+_sweep.register_autograd(_gradients, setup_context=_remember)

@@ -1,0 +1,85 @@
+"""The sweep in compiled code, on a CPU in float32 and float64: see sweep.cpp."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ulna.kernels.native import library
+from ulna.kernels.window import window
+
+NAMES = {torch.float32: "f32", torch.float64: "f64"}
+
+
+def available(x: Tensor) -> bool:
+    """Whether compiled code can sweep this map."""
+    return x.device.type == "cpu" and x.dtype in NAMES and library() is not None
+
+
+def forward(
+    x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Sweep; returns the map and what the backward pass needs.
+
+    Args:
+        x: contiguous, channels last.
+        weights: weight_in, weight_hidden, bias_in, bias_hidden.
+        axis: the spatial axis that is swept.
+        reverse: from its end.
+        keep: whether there will be a backward pass.
+
+    Shape:
+        (N, *S, C) -> (N, *S, C), gates r, z, n and the hidden share of n (N, *S, 4C) or (0,)
+    """
+    weights = tuple(w.contiguous() for w in weights)
+    swept = torch.empty_like(x)
+    gates = x.new_empty((*x.shape[:-1], 4 * x.shape[-1]) if keep else 0)
+    _call("forward", x.dtype, x, *weights, swept, gates if keep else None, shape=_shape(x, weights, axis, reverse))
+    return swept, gates
+
+
+def backward(
+    grad: Tensor, x: Tensor, swept: Tensor, gates: Tensor, weights: tuple[Tensor, Tensor], axis: int, reverse: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of map, weight_in, weight_hidden, bias_in and bias_hidden.
+
+    Args:
+        grad: of the swept map; all maps are contiguous, channels last.
+        x: the map before the sweep.
+        swept: the map after it.
+        gates: from the forward pass.
+        weights: weight_in and weight_hidden.
+        axis: the spatial axis that was swept.
+        reverse: from its end.
+    """
+    weights = (weights[0].contiguous(), weights[1].contiguous())
+    shape = _shape(x, weights, axis, reverse)
+    results = (torch.empty_like(x), *(torch.empty_like(w) for w in weights), *x.new_empty(2, 3 * x.shape[-1]).unbind())
+    _call("backward", x.dtype, grad, x, swept, gates, *weights, *results, shape=shape)
+    dx, d_in, d_hidden, b_in, b_hidden = results
+    return dx, d_in, d_hidden, b_in.clone(), b_hidden.clone()
+
+
+def _shape(x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool) -> list[int]:
+    """What sweep.cpp calls the geometry of lines; a line of a 2D map has one row."""
+    size, steps, channels = list(x.shape[1:-1]), list(x.stride()[1:-1]), x.shape[-1]
+    length, step = size.pop(axis), steps.pop(axis)
+    offsets = window(len(size), weights[0].shape[1] // channels)
+    rows = [(1, 0)] * (2 - len(size)) + list(zip(size, steps, strict=True))
+    flat = [(0,) * (2 - len(size)) + offset for offset in offsets]
+    return [
+        *(x.shape[0], length, rows[0][0], rows[1][0], channels, len(offsets)),
+        *(x.stride(0), -step if reverse else step, rows[0][1], rows[1][1]),
+        *((length - 1) * step if reverse else 0, torch.get_num_threads()),
+        *(offset[0] for offset in flat),
+        *(offset[1] for offset in flat),
+    ]
+
+
+def _call(what: str, dtype: torch.dtype, *tensors: Tensor | None, shape: list[int]) -> None:
+    function = getattr(library(), f"sweep_{what}_{NAMES[dtype]}")
+    pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
+    if function(*pointers, (ctypes.c_int64 * len(shape))(*shape)):
+        raise MemoryError(f"no memory for the buffers of a sweep over {shape[0]} maps of {shape[4]} channels")
