@@ -73,6 +73,9 @@ def _models(console: Console, models: list[Any]) -> None:
         "parameters in millions. ulna models NAME shows source and slots.",
         style="dim",
     )
+    from ulna.kernels.sweep import describe
+
+    console.print(f"sweeps (sdn blocks) on this machine's CPU: {describe()}", style="dim")
 
 
 def _shape(shape: Sequence[int]) -> str:

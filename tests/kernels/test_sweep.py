@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ulna.kernels.sweep import Direction, Gates, sweep_reference
+from ulna.kernels import native
+from ulna.kernels.sweep import Direction, Gates, describe, force, sweep, sweep_reference
 from ulna.kernels.window import window
 
 DOUBLE = torch.float64
@@ -134,3 +135,166 @@ def test_window_is_symmetric_and_holds_the_position_itself(dims, count):
 def test_other_numbers_of_neighbours_are_refused(dims, count):
     with pytest.raises(ValueError, match="choose 1 or"):
         window(dims, count)
+
+
+def gradients(path, x, gates, direction, weights):
+    """The map after the sweep and the gradients of everything, by one path."""
+    with force(path):
+        y = sweep(x, gates, direction)
+    found = torch.autograd.grad((y * weights).sum(), (x, *gates), allow_unused=True)
+    return [y, *(torch.zeros_like(t) if g is None else g for t, g in zip((x, *gates), found, strict=True))]
+
+
+def case(channels, neighbours, size, batch, dtype):
+    gates = Gates(*(g.to(dtype).requires_grad_() for g in gates_of(channels, neighbours)))
+    generator = torch.Generator().manual_seed(1)
+    x, weights = torch.randn(2, batch, channels, *size, dtype=DOUBLE, generator=generator).to(dtype).unbind()
+    return x.detach().requires_grad_(), gates, weights
+
+
+def skip_without(path):
+    if path == "native" and not native.library("sweep"):
+        pytest.skip("no C++ compiler on this machine")
+
+
+SIZES = [
+    *((1, size) for size in [(5, 7), (1, 4), (4, 1), (1, 1)]),
+    *((3, size) for size in [(5, 7), (13, 6), (1, 4), (4, 1), (1, 1)]),
+    *((k, size) for k in (1, 5, 9) for size in [(3, 4, 2), (1, 3, 2), (2, 1, 1)]),
+]
+
+
+# float32: against the definition in float64, so that its own rounding does not count
+@pytest.mark.parametrize(("dtype", "tolerance"), [(DOUBLE, 1e-10), (torch.float32, 2e-6)])
+@pytest.mark.parametrize(("neighbours", "size"), SIZES)
+@pytest.mark.parametrize("path", ["native", "lines"])
+def test_fast_paths_equal_the_reference_in_values_and_all_gradients(path, neighbours, size, dtype, tolerance):
+    skip_without(path)
+    for channels, batch in ((1, 2), (3, 1), (20, 3)):  # narrower than a vector, and wider by a part of one
+        x, gates, weights = case(channels, neighbours, size, batch, dtype)
+        exact = [t.detach().to(DOUBLE).requires_grad_() for t in (x, *gates)]
+        for direction in (Direction(a, r) for a in range(len(size)) for r in (False, True)):
+            expected = gradients("reference", exact[0], Gates(*exact[1:]), direction, weights.to(DOUBLE))
+            got = gradients(path, x, gates, direction, weights)
+            for a, b in zip(expected, got, strict=True):
+                assert b.dtype == dtype
+                assert (a - b).abs().max() <= tolerance * max(1.0, a.abs().max().item())
+
+
+@pytest.mark.parametrize("path", ["native", "lines"])
+def test_fast_paths_take_maps_and_gradients_laid_out_in_any_way(path):
+    skip_without(path)
+    x, gates, weights = case(5, 3, (6, 4), 2, DOUBLE)
+    expected = gradients("reference", x, gates, Direction(1), weights)
+    wide = torch.zeros(2, 5, 12, 4, dtype=DOUBLE)
+    wide[:, :, ::2] = x.detach()
+    for view in (wide[:, :, ::2], x.detach().to(memory_format=torch.channels_last)):
+        strided = weights.transpose(2, 3).contiguous().transpose(2, 3)
+        got = gradients(path, view.requires_grad_(), gates, Direction(1), strided)
+        for a, b in zip(expected, got, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        wide = wide.detach()
+
+
+@pytest.mark.parametrize("path", ["native", "lines"])
+@pytest.mark.parametrize(("neighbours", "size"), [(3, (3, 4)), (5, (2, 3, 2))])
+def test_gradients_of_fast_paths_by_differences(path, neighbours, size):
+    skip_without(path)
+    x, gates, _ = case(2, neighbours, size, 2, DOUBLE)
+    with force(path):
+        assert torch.autograd.gradcheck(
+            lambda x, *g: sweep(x, Gates(*g), Direction(1, True)), (x, *gates), fast_mode=True
+        )
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("path", ["native", "lines"])
+def test_two_runs_agree_bit_for_bit(path, threads):
+    skip_without(path)
+    x, gates, weights = case(20, 3, (9, 11), 2, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        one, two = (gradients(path, x, gates, Direction(0), weights) for _ in range(2))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_threads_share_rows_without_changing_the_result():
+    skip_without("native")
+    x, gates, weights = case(20, 9, (4, 5, 3), 2, DOUBLE)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(gradients("native", x, gates, Direction(2), weights))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["native", "lines"])
+def test_autocast_keeps_the_state_in_float32(path):
+    skip_without(path)
+    x, gates, weights = case(20, 3, (6, 5), 2, torch.float32)
+    expected = gradients("reference", x, gates, Direction(0), weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = gradients(path, x.detach().bfloat16().requires_grad_(), gates, Direction(0), weights)
+    assert got[0].dtype == torch.float32
+    for a, b in zip(expected, got, strict=True):
+        assert (a - b).abs().max() <= 1e-2 * max(1.0, a.abs().max().item())  # bf16 has 8 bits
+
+
+def test_gates_stay_finite_at_their_extremes():
+    for path in ("native", "lines"):
+        skip_without(path)
+        x, gates, weights = case(4, 3, (5, 5), 1, torch.float32)
+        big = Gates(*(g.detach().mul(1e4).requires_grad_() for g in gates))
+        assert all(t.isfinite().all() for t in gradients(path, x, big, Direction(0), weights))
+
+
+def test_missing_values_are_not_hidden():
+    for path in ("native", "lines"):
+        skip_without(path)
+        x, gates, _ = case(4, 3, (5, 5), 1, torch.float32)
+        x = x.detach()
+        x[0, 1, 2, 2] = torch.nan
+        with force(path), torch.no_grad():
+            y = sweep(x, gates, Direction(0))
+        assert y[0, :, 3, 1:4].isnan().all()
+        assert y[0, :, :2].isfinite().all()
+
+
+def test_no_gradient_needs_no_gates():
+    x, gates, _ = case(4, 3, (5, 6), 1, torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(sweep(x, gates, Direction(0)), sweep_reference(x, gates, Direction(0)))
+    assert not sweep(x.detach(), Gates(*(g.detach() for g in gates)), Direction(0)).requires_grad
+
+
+def test_operators_keep_torch_s_contract():
+    x, gates, _ = case(3, 3, (4, 5), 2, torch.float32)
+    arguments = (x.detach().movedim(1, -1).requires_grad_(), *gates, 0, False, True, torch.float32)
+    torch.library.opcheck(torch.ops.ulna.sweep.default, arguments)
+
+
+def test_the_path_is_pinned_and_named():
+    assert "native" in describe()
+    with force("reference"):
+        assert "reference" in describe()
+        with force("lines"):
+            assert "torch operations" in describe()
+        assert "reference" in describe()
+    with pytest.raises(ValueError, match="choose auto, native"), force("fast"):
+        pass
+
+
+def test_without_a_native_kernel_sweeps_run_on_torch_operations(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda name: None)
+    assert "no native kernel" in describe()
+    x, gates, weights = case(3, 3, (4, 5), 1, DOUBLE)
+    for a, b in zip(*(gradients(p, x, gates, Direction(0), weights) for p in ("auto", "reference")), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

@@ -1,1 +1,4 @@
-"""Operations worth a kernel of their own, each beside what defines it. They know torch and nothing of ulna."""
+"""Operations worth a kernel of their own, each beside what defines it. They know torch and nothing of ulna.
+
+`ulna.kernels.native` builds what is in C++; `ulna.kernels.sweep.describe()` says which path sweeps take here.
+"""

@@ -110,49 +110,58 @@ struct Buffer {
     T& operator[](int64_t i) { return data[i]; }
 };
 
-// out (rows, NR) = or += row[i][0..length) * panel (length, NR); `out` has room for whole tiles
-template <typename T, bool ADD>
-void multiply(const T* const* row, int rows, int64_t offset, int64_t length, const T* panel, T* out) {
+// out (rows, NR) = or += row[i][0..length) * panel (length, NR), of which the first V vectors; `out` has room for whole tiles
+template <typename T, bool ADD, int V>
+void multiply_tiles(const T* const* row, int rows, int64_t offset, int64_t length, const T* panel, T* out) {
     for (int first = 0; first < rows; first += MR, out += MR * NR<T>) {
         const T* a[MR];
         for (int i = 0; i < MR; ++i) a[i] = row[first + i < rows ? first + i : rows - 1] + offset;
-        Vec<T> sum[MR][NV];
+        Vec<T> sum[MR][V];
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-            for (int j = 0; j < NV; ++j) sum[i][j] = ADD ? load(out + i * NR<T> + j * WIDTH<T>) : Vec<T>{};
+            for (int j = 0; j < V; ++j) sum[i][j] = ADD ? load(out + i * NR<T> + j * WIDTH<T>) : Vec<T>{};
         const T* b = panel;
         for (int64_t k = 0; k < length; ++k, b += NR<T>) {
-            const Vec<T> b0 = load(b), b1 = load(b + WIDTH<T>);
+            Vec<T> column[V];
+#pragma GCC unroll 2
+            for (int j = 0; j < V; ++j) column[j] = load(b + j * WIDTH<T>);
 #pragma GCC unroll 16
-            for (int i = 0; i < MR; ++i) {
-                const Vec<T> value = Vec<T>{} + a[i][k];
-                sum[i][0] += value * b0;
-                sum[i][1] += value * b1;
-            }
+            for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+                for (int j = 0; j < V; ++j) sum[i][j] += a[i][k] * column[j];
         }
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 2
-            for (int j = 0; j < NV; ++j) store(out + i * NR<T> + j * WIDTH<T>, sum[i][j]);
+            for (int j = 0; j < V; ++j) store(out + i * NR<T> + j * WIDTH<T>, sum[i][j]);
     }
 }
-
-// out (MR, NR) += a^T b over `count` rows of a (count, MR) and b (count, NR)
 template <typename T>
+void multiply(bool add, int64_t columns, const T* const* row, int rows, int64_t offset, int64_t length, const T* panel,
+              T* out) {
+    auto run = columns > WIDTH<T> ? (add ? multiply_tiles<T, true, 2> : multiply_tiles<T, false, 2>)
+                                  : (add ? multiply_tiles<T, true, 1> : multiply_tiles<T, false, 1>);
+    run(row, rows, offset, length, panel, out);
+}
+
+// out (MR, NR) += a^T b over `count` rows of a (count, MR) and the first V vectors of b (count, NR)
+template <typename T, int V>
 void accumulate(const T* a, const T* b, int64_t count, T* out) {
-    Vec<T> sum[MR][NV] = {};
+    Vec<T> sum[MR][V] = {};
     for (int64_t m = 0; m < count; ++m, a += MR, b += NR<T>) {
-        const Vec<T> b0 = load(b), b1 = load(b + WIDTH<T>);
+        Vec<T> column[V];
+#pragma GCC unroll 2
+        for (int j = 0; j < V; ++j) column[j] = load(b + j * WIDTH<T>);
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i) {
-            const Vec<T> value = Vec<T>{} + a[i];
-            sum[i][0] += value * b0;
-            sum[i][1] += value * b1;
-        }
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 2
+            for (int j = 0; j < V; ++j) sum[i][j] += a[i] * column[j];
     }
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
-        for (int j = 0; j < NV; ++j) {
+#pragma GCC unroll 2
+        for (int j = 0; j < V; ++j) {
             T* o = out + i * NR<T> + j * WIDTH<T>;
             store(o, load(o) + sum[i][j]);
         }
@@ -266,6 +275,7 @@ void forward(const T* x, const T* wi, const T* wh, const T* bi, const T* bh, T* 
         const T *near[BLOCK], *own[BLOCK];
         for (int64_t r = first; r < last; ++r) {
             std::memcpy(h + l.place[r], x + l.place[r], sizeof(T) * C);
+            if (gates) std::memset(gates + l.place[r] * 4, 0, sizeof(T) * C * 4);
             std::memcpy(&line0[l.padded[r] * C], x + l.place[r], sizeof(T) * C);
         }
         for (int64_t t = 1; t < l.L; ++t) {
@@ -281,22 +291,20 @@ void forward(const T* x, const T* wi, const T* wh, const T* bi, const T* bh, T* 
                     own[i] = x + l.place[block + i] + t * l.st;
                 }
                 for (int64_t g = 0; g < l.groups; ++g) {
+                    const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
                     const T* p = &weights[g * panel];
                     T* product[4];
                     for (int i = 0; i < 4; ++i) product[i] = out + i * BLOCK * NR<T>;
                     for (int gate = 0; gate < 3; ++gate) {
                         for (size_t part = 0; part < parts.size(); ++part) {
-                            auto run = part ? multiply<T, true> : multiply<T, false>;
-                            run(near, rows, parts[part].offset, parts[part].length, p, product[gate]);
+                            multiply(part > 0, columns, near, rows, parts[part].offset, parts[part].length, p,
+                                     product[gate]);
                             p += parts[part].length * NR<T>;
                         }
-                        if (gate < 2)
-                            multiply<T, true>(own, rows, 0, C, p, product[gate]);
-                        else
-                            multiply<T, false>(own, rows, 0, C, p, product[3]);
+                        // r and z take the position's share at once; n keeps it apart, for r to weigh
+                        multiply(gate < 2, columns, own, rows, 0, C, p, product[gate < 2 ? gate : 3]);
                         p += C * NR<T>;
                     }
-                    const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
                     const T* b = &biases[g * 4 * NR<T>];
                     for (int i = 0; i < rows; ++i) {
                         T result[5][NR<T>], state[NR<T>] = {};  // r, z, n, the hidden share of n, h
@@ -366,8 +374,9 @@ void backward(const T* grad, const T* x, const T* h, const T* gates, const T* wi
             T* turned = batch % 2 ? turned1.data : turned0.data;
             for (int64_t r = first; r < last; ++r) {
                 const int64_t place = l.place[r] + t * l.st;
-                const T *kept = gates + place * 4, *s = x + place, *upper = grad + place, *later = &carry[r * C];
-                T *d = slopes + l.padded[r] * W, *down = dx + place;
+                const T *__restrict kept = gates + place * 4, *__restrict s = x + place;
+                const T *__restrict upper = grad + place, *__restrict later = &carry[r * C];
+                T *__restrict d = slopes + l.padded[r] * W, *__restrict down = dx + place;
                 for (int64_t c = 0; c < C; ++c) {
                     const T r_ = kept[c], z = kept[C + c], n = kept[2 * C + c], hidden = kept[3 * C + c];
                     const T g = upper[c] + later[c];
@@ -379,10 +388,9 @@ void backward(const T* grad, const T* x, const T* h, const T* gates, const T* wi
                     down[c] = g * z;
                 }
                 for (int64_t c = 0; c < W; ++c) bias_sums[c] += d[c];
-                for (int64_t i = 0; i < tiles; ++i) {
-                    const int64_t count = W - i * MR < MR ? W - i * MR : MR;
-                    std::memcpy(turned + (i * room + slot * M + r) * MR, d + i * MR, sizeof(T) * count);
-                }
+                T* to = turned + (slot * M + r) * MR;
+                for (int64_t i = 0; i < W / MR; ++i, to += room * MR) std::memcpy(to, d + i * MR, sizeof(T) * MR);
+                for (int64_t c = W / MR * MR; c < W; ++c) to[c % MR] = d[c];
             }
 #ifdef _OPENMP
 #pragma omp barrier
@@ -392,13 +400,11 @@ void backward(const T* grad, const T* x, const T* h, const T* gates, const T* wi
                 for (int i = 0; i < rows; ++i) row[i] = slopes + l.padded[block + i] * W;
                 for (int64_t g = 0; g < l.groups; ++g) {
                     const T* p = &weights[g * panel];
-                    for (int64_t j = 0; j < l.K; ++j, p += 3 * C * NR<T>) {
-                        auto run = j ? multiply<T, true> : multiply<T, false>;
-                        run(row, rows, -l.step(j) * W, 3 * C, p, back);
-                    }
-                    multiply<T, false>(row, rows, 0, 2 * C, p, side);
-                    multiply<T, true>(row, rows, 3 * C, C, p + 2 * C * NR<T>, side);
                     const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
+                    for (int64_t j = 0; j < l.K; ++j, p += 3 * C * NR<T>)
+                        multiply(j > 0, columns, row, rows, -l.step(j) * W, 3 * C, p, back);
+                    multiply(false, columns, row, rows, 0, 2 * C, p, side);
+                    multiply(true, columns, row, rows, 3 * C, C, p + 2 * C * NR<T>, side);
                     for (int i = 0; i < rows; ++i) {
                         std::memcpy(&carry[(block + i) * C + c], back + i * NR<T>, sizeof(T) * columns);
                         T* down = dx + l.place[block + i] + t * l.st + c;
@@ -424,14 +430,17 @@ void backward(const T* grad, const T* x, const T* h, const T* gates, const T* wi
                                 }
                                 const T* from = own ? x : h;
                                 const int64_t at = l.start + n * l.sn + a * l.sy + b * l.sx + (line - !own) * l.st + c;
-                                std::memcpy(to, from + at, sizeof(T) * columns);
+                                if (columns == NR<T>)
+                                    std::memcpy(to, from + at, sizeof(T) * NR<T>);
+                                else
+                                    std::memcpy(to, from + at, sizeof(T) * columns);
                             }
                 }
                 for (int64_t i = 0; i < tiles; ++i) {
                     const int64_t low = i * MR, high = low + MR;  // gate channels of this tile
                     const bool wanted = own ? low < 2 * C || high > 3 * C : low < 3 * C;
-                    if (wanted)
-                        accumulate(turned + i * room * MR, source, slot * M, &sums[(q * tiles + i) * MR * NR<T>]);
+                    auto run = columns > WIDTH<T> ? accumulate<T, 2> : accumulate<T, 1>;
+                    if (wanted) run(turned + i * room * MR, source, slot * M, &sums[(q * tiles + i) * MR * NR<T>]);
                 }
             }
             slot = 0;

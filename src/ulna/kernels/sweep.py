@@ -5,8 +5,6 @@ Legend: N images, C state channels, *S spatial axes, L lines along the swept axi
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,10 +16,7 @@ from torch.nn.functional import linear, pad
 from ulna.kernels import sweep_lines, sweep_native
 from ulna.kernels.window import window
 
-log = logging.getLogger("ulna")
-
 PATHS = ("auto", "native", "lines", "reference")
-VARIABLE = "ULNA_SWEEP"
 _pinned: list[str] = []
 
 
@@ -97,14 +92,14 @@ def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     """`sweep_reference`, as fast as this machine can: the same values and gradients.
 
     The state is kept in the precision of the weights; under autocast, products on torch's own operations read their
-    operands in its precision. While a network is exported or traced it is the reference, whose loop every format knows.
+    operands in its precision. While a network is exported it is the reference, whose loop every format knows.
 
     Shape:
         (N, C, *S) -> (N, C, *S)
     """
     dtype = gates.weight_in.dtype
     x = x.to(dtype)
-    if chosen() == "reference" or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if chosen() == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return sweep_reference(x, gates, direction)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *gates))
     device = x.device.type
@@ -114,9 +109,8 @@ def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
 
 
 def chosen() -> str:
-    """The path that sweeps take: what `force` pins, else the environment variable ULNA_SWEEP, else "auto"."""
-    path = _pinned[-1] if _pinned else os.environ.get(VARIABLE, "auto")
-    return path if path in PATHS else "auto"
+    """The path that sweeps take: what `force` pins, else "auto", the fastest there is."""
+    return _pinned[-1] if _pinned else "auto"
 
 
 @contextmanager
@@ -138,8 +132,8 @@ def force(path: str) -> Iterator[None]:
 def describe() -> str:
     """Which path a sweep takes on this machine's CPU, in words."""
     if chosen() == "reference":
-        return f"reference loop ({VARIABLE} or force)"
-    return "compiled kernel" if _compiled(torch.empty(0)) else "torch operations, line by line (no compiled kernel)"
+        return "the reference loop"
+    return "a native kernel" if _compiled(torch.empty(0)) else "torch operations, line by line (no native kernel)"
 
 
 def sweep_flops(x: Any, weight_in: Any, weight_hidden: Any, *rest: Any, **_: Any) -> int:

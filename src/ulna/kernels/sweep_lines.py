@@ -64,6 +64,8 @@ def forward(
     order = _order(len(s), reverse)
     line = _Line(s[0], w_in.shape[1] // C)
     h[order[0]] = s[order[0]]
+    if keep:
+        kept[order[0]] = 0
     for before, t in pairwise(order):
         near = line.gather(h[before])
         given = (near.to(operands) @ w).to(x.dtype).add_(b_in).view(side[t].shape)

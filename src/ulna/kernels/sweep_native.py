@@ -1,4 +1,4 @@
-"""The sweep in compiled code, on a CPU in float32 and float64: see sweep.cpp."""
+"""The sweep in C++, on a CPU in float32 and float64: see sweep.cpp."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ulna.kernels.native import library
+from ulna.kernels import native
 from ulna.kernels.window import window
 
 NAMES = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def available(x: Tensor) -> bool:
-    """Whether compiled code can sweep this map."""
-    return x.device.type == "cpu" and x.dtype in NAMES and library() is not None
+    """Whether C++ can sweep this map."""
+    return x.device.type == "cpu" and x.dtype in NAMES and native.library("sweep") is not None
 
 
-def forward(
-    x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, keep: bool
-) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, keep: bool) -> tuple[Tensor, Tensor]:
     """Sweep; returns the map and what the backward pass needs.
 
     Args:
@@ -79,7 +77,7 @@ def _shape(x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool) -> 
 
 
 def _call(what: str, dtype: torch.dtype, *tensors: Tensor | None, shape: list[int]) -> None:
-    function = getattr(library(), f"sweep_{what}_{NAMES[dtype]}")
+    function = getattr(native.library("sweep"), f"sweep_{what}_{NAMES[dtype]}")
     pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
     if function(*pointers, (ctypes.c_int64 * len(shape))(*shape)):
         raise MemoryError(f"no memory for the buffers of a sweep over {shape[0]} maps of {shape[4]} channels")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ulna.errors import unknown
+from ulna.kernels.sweep import sweep_flops
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.catalog import NAMED, Entry
 from ulna.networks.network import Network
@@ -119,12 +120,13 @@ def models(name: str | None = None, /) -> list[Model]:
 
 
 def count_gmacs(network: Network, size: tuple[int, ...]) -> float:
-    """Billions of multiply-accumulates of one forward pass: torch's FLOP counter, two operations each.
+    """Billions of multiply-accumulates of one forward pass: torch's FLOP counter, two operations each, and sweeps.
 
     Counted without values (meta device): as every operation is defined, whichever kernel would compute it.
     """
     network = copy.deepcopy(network).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    formulas: dict[Any, Any] = {torch.ops.ulna.sweep: sweep_flops}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
         network(torch.zeros(1, network.in_channels, *size, device="meta"))
     return counter.get_total_flops() / 2e9
 
