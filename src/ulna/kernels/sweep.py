@@ -103,7 +103,8 @@ def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
         return sweep_reference(x, gates, direction)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *gates))
     device = x.device.type
-    operands = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    lowered = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    operands = torch.get_autocast_dtype(device) if lowered else dtype
     swept, _ = _sweep(x.movedim(1, -1), *gates, *direction, keep, operands)
     return swept.movedim(-1, 1)
 
