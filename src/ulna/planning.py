@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ LARGEST_PATCH = {2: 512 * 512, 3: 96 * 96 * 96}
 STEP_GMACS = 17.0
 # The deepest map keeps at least this many pixels along an axis.
 SMALLEST_MAP = 4
+
+# An axis that turns this much to the side (the sine, 17 degrees) is not free of left and right.
+OBLIQUE = 0.3
 
 
 class Fingerprint(dict[str, Any]):
@@ -79,6 +83,7 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
             "median": np.median(spacings, 0).tolist(),
             "max": spacings.max(0).tolist(),
         },
+        left_right_axis=left_right_axis(s.affine for s in surveys) if len(first.size) == 3 else None,
         unit=first.unit if len({s.unit for s in surveys}) == 1 else "px",
         intensity=[
             {"min": min(s.image[c].min for s in surveys), "max": max(s.image[c].max for s in surveys)}
@@ -113,15 +118,7 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
         reasons["widths"] = f"{stated}: scaled to come close to {recipe.planning.parameters:,} parameters"
     work = _work(architecture, patch, data["channels"], labels)
     batch = _batch(patch, work, kept, data["cases"], recipe, dims, reasons)
-    mirror = tuple(range(dims)) if recipe.augmentation.flip > 0 else ()
-    reasons["mirror_axes"] = (
-        "flips along every axis: no structure is named left or right" if mirror else "no flips: augmentation.flip is 0"
-    )
-    if mirror and any(word in name.lower() for name in labels.names for word in ("left", "right")):
-        mirror = ()
-        reasons["mirror_axes"] = (
-            "no flips: a class is named left or right, and a mirrored image would be labelled wrongly"
-        )
+    mirror = _mirror_axes(data, recipe, labels, reasons)
     return Plan(
         spatial_dims=dims,
         in_channels=data["channels"],
@@ -401,6 +398,56 @@ def _batch(
     why, batch = min(limits.items(), key=lambda limit: limit[1])
     reasons["batch"] = f"{max(1, batch)}: {why}"
     return max(1, batch)
+
+
+def _mirror_axes(data: Fingerprint, recipe: Recipe, labels: Labels, reasons: dict[str, str]) -> tuple[int, ...]:
+    """The axes along which a mirrored image is labelled as rightly as the image; training and prediction flip no others."""
+    axes = tuple(range(data["spatial_dims"]))
+    if recipe.augmentation.flip == 0:
+        axes, why = (), "no flips: augmentation.flip is 0"
+    elif not _tells_sides_apart(labels.names):
+        why = "flips along every axis: no structure is named left or right"
+    elif (sides := data.get("left_right_axis")) is None:
+        axes = ()
+        why = (
+            "no flips: classes are named left and right, a mirrored image would be labelled wrongly, and the files do "
+            "not say which axis goes from left to right"
+        )
+    else:
+        axes = tuple(axis for axis in axes if axis != sides)
+        why = f"no flips along axis {sides}, which goes from left to right: classes are named left and right"
+    reasons["mirror_axes"] = why
+    return axes
+
+
+def _tells_sides_apart(names: Sequence[str]) -> bool:
+    """Whether a class is named after a side: left or right, or l where another has r (kidney_l, kidney_r)."""
+    words = [tuple(re.split(r"[^a-z]+", name.lower())) for name in names]
+    swap = {"l": "r", "r": "l", "lt": "rt", "rt": "lt"}
+    swapped = [tuple(swap.get(word, word) for word in name) for name in words]
+    return any("left" in name.lower() or "right" in name.lower() for name in names) or any(
+        other != name and other in words for name, other in zip(words, swapped, strict=True)
+    )
+
+
+def left_right_axis(affines: Iterable[Sequence[Sequence[float]] | None]) -> int | None:
+    """The voxel axis that goes from left to right in all of these affines; None where one is unknown, oblique or differs.
+
+    Example:
+        >>> left_right_axis([[(0, -2, 0, 9), (1, 0, 0, 9), (0, 0, 3, 9), (0, 0, 0, 1)]])
+        1
+    """
+    found = set()
+    for affine in affines:
+        if affine is None:
+            return None
+        axes = np.abs(np.asarray(affine, dtype=np.float64)[:3, :3])
+        shares = axes[0] / np.linalg.norm(axes, axis=0)  # how far a step along each axis goes to the side
+        axis = int(np.argmax(shares))
+        if np.delete(shares, axis).max() > OBLIQUE:
+            return None
+        found.add(axis)
+    return found.pop() if len(found) == 1 else None
 
 
 def _turn_axes(

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from tests.plans import make
@@ -55,6 +56,25 @@ def test_a_patch_holds_foreground_as_often_as_asked():
     assert len(places) > 5  # not always in the middle
     rare = [crop_patch(image, labels, (8, 8), foreground=0.0, generator=np.random.default_rng(s))[1] for s in range(20)]
     assert sum(int(patch.max()) > 0 for patch in rare) < 5
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_every_structure_is_as_likely_as_any_other_and_then_every_voxel_of_it(overlapping):
+    labels = torch.zeros(20, 20, 20, dtype=torch.uint8)
+    labels[:, :, :15] = 1  # 6,000 voxels
+    labels[4:6, 4:6, 17] = 2  # 4 voxels
+    labels[9, 9, 19] = 5  # one
+    maps = torch.stack([labels == value for value in (1, 2, 5)]).to(torch.uint8) if overlapping else labels
+    image = torch.arange(20**3).reshape(1, 20, 20, 20).float()
+    found = []
+    for seed in range(900):
+        cut, _ = crop_patch(image, maps, (1, 1, 1), foreground=1.0, generator=np.random.default_rng(seed))
+        place = int(cut)
+        found.append((int(labels.flatten()[place]), place))
+    for value in (1, 2, 5):
+        assert abs(sum(v == value for v, _ in found) - 300) < 60  # 4 standard deviations
+    assert len({place for value, place in found if value == 2}) == 4
+    assert len({place for value, place in found if value == 1}) > 250
 
 
 def test_images_smaller_than_the_patch_are_padded_with_their_border():
