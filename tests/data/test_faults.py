@@ -287,6 +287,11 @@ FAULTS = [
     ("pipe", png_set, special("images/c1.png", os.mkfifo), "is a named pipe, not a file", True),
     ("pipe of labels", png_set, special("labels/c1.png", os.mkfifo), "is a named pipe, not a file", True),
     ("pipe for JSON", png_set, special("dataset.json", os.mkfifo), "is a named pipe, not a file", True),
+    ("pipe for splits", png_set, special("splits.json", os.mkfifo), "is a named pipe, not a file", True),
+    ("pipe for classes", png_set, special("classes.json", os.mkfifo), "is a named pipe, not a file", True),
+    ("link for groups", png_set, link("groups.json", "nothing.json"), "is a link to nothing", True),
+    ("folder for an image", png_set, special("images/c1.png", Path.mkdir), "has no image images/c1.*", True),
+    ("folder of images in a circle", png_set, lambda root: (root / "more").symlink_to(root), "more/ is not read", False),
     ("pipe for npz", npz_set, special("val.npz", os.mkfifo), "is a named pipe, not a file", True),
     ("socket", png_set, special("images/c1.png", in_a_socket), "is a socket, not a file", True),
     ("device", png_set, link("images/c1.png", "/dev/zero"), "is a device, not a file", True),
@@ -432,10 +437,12 @@ def test_bombs_are_refused_before_memory_is_taken(tmp_path, monkeypatch):
     gz_bomb(root / "images" / "c1.nii.gz", (1000, 1000, 5), 5_000_000)
     (root / "images" / "c3.png").write_bytes(png_bomb(3000, 3000))
     np.save(root / "images" / "d.npy", np.zeros((3000, 2000), np.uint8))
+    tifffile.imwrite(root / "images" / "e.tif", np.zeros((3000, 2000), np.uint8), compression="zlib")
+    Image.fromarray(np.zeros((3000, 2000), np.uint8)).save(root / "images" / "f.jpg")
     np.savez_compressed(tmp_path / "train.npz", images=np.zeros((5, 1000, 1000), np.uint8))
     told = [*check(root).problems, *check(tmp_path / "train.npz").problems]
     bombs = [one.file for one in told if "unpacks to" in one.what and "this machine has 0.0 GB of memory" in one.what]
-    assert {Path(name).name for name in bombs} == {"c1.nii.gz", "c3.png", "d.npy", "train.npz"}
+    assert {Path(name).name for name in bombs} == {"c1.nii.gz", "c3.png", "d.npy", "e.tif", "f.jpg", "train.npz"}
 
 
 def test_what_goes_on_behind_the_voxels_is_not_read_for_ever(tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ def _without_doubles(found: Found) -> list[Case]:
 
 def _splits(found: Found, folder: Path, cases: list[Case], groups: dict[str, str]) -> tuple[Split, ...]:
     labelled = {case.id: case.label is not None for case in cases}
-    if (folder / "splits.json").is_file():
+    if os.path.lexists(folder / "splits.json"):
         return read_splits(folder, labelled, groups, found.problems, found.notes)
     if found.sets is None:
         return ()

@@ -6,6 +6,7 @@ Every function adds what is wrong to a list of problems and goes on, so that all
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -56,7 +57,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def read_classes(root: Path, problems: list[Problem]) -> Labels | None:
     """The classes of `classes.json`: a dict, a list, or either under `labels` beside `mode`."""
     path = root / "classes.json"
-    if not path.is_file():
+    if not os.path.lexists(path):  # a pipe or a broken link of that name is a fault
         return None
     value = read_json(path, problems)
     if not isinstance(value, Mapping):
@@ -162,7 +163,7 @@ def parse_channels(value: Any) -> tuple[str, ...] | None:
 def read_groups(root: Path, ids: Sequence[str], problems: list[Problem], notes: list[str]) -> dict[str, str]:
     """`groups.json`: case id -> patient."""
     path = root / "groups.json"
-    if not path.is_file():
+    if not os.path.lexists(path):  # a pipe or a broken link of that name is a fault
         return {}
     value = read_json(path, problems)
     if value is None:
@@ -197,7 +198,7 @@ def read_splits(
         groups: case id -> patient.
     """
     path = root / "splits.json"
-    if not path.is_file():
+    if not os.path.lexists(path):  # a pipe or a broken link of that name is a fault
         return ()
     before = len(problems)
     value = read_json(path, problems)

@@ -24,6 +24,11 @@ def check_promise(where: object, what: str, promised: int, held: int, *, packed:
     """
     if promised > held * (LARGEST_RATIO if packed else 1):
         raise fault(where, what, AGAIN)
+    check_memory(where, promised)
+
+
+def check_memory(where: object, promised: int) -> None:
+    """Refuse what half of the memory does not hold."""
     if promised > memory() // 2:
         size = f"unpacks to {promised / 1e9:.1f} GB, and this machine has {memory() / 1e9:.1f} GB of memory"
         raise fault(where, size, "cut it into smaller images, or use a machine with more memory")

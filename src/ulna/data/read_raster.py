@@ -19,7 +19,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from ulna.data.limits import MOST_PIXELS
+from ulna.data.limits import MOST_PIXELS, check_memory
 from ulna.data.raster_bytes import PNG_MAGIC, check_whole
 from ulna.data.source import AGAIN, fault, file_stat
 from ulna.errors import DataError
@@ -52,6 +52,7 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
         width, height = picture.size
         if width * height > MOST_PIXELS:
             raise fault(path, f"declares {width} x {height} pixels, more than {MOST_PIXELS}", "cut it into tiles")
+        check_memory(path, width * height * len(picture.getbands()))
         raw_mode = str(picture.tile[0].args) if picture.tile else ""  # type: ignore[attr-defined]
         picture.load()
     except DataError:

@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ulna.data.limits import MOST_PIXELS
+from ulna.data.limits import MOST_PIXELS, check_memory
 from ulna.data.read_raster import plain_values
 from ulna.data.source import AGAIN, fault, file_stat, suffix_of
 from ulna.errors import DataError
@@ -127,6 +127,7 @@ def _check_pages(path: Path, series: Any, pages: Sequence[dict[int, int]]) -> No
 def _check_whole(path: Path, series: Any, size: int) -> None:
     if math.prod(series.shape) > 4 * MOST_PIXELS:
         raise fault(path, f"declares {series.shape} values, more than {4 * MOST_PIXELS}", "cut it into tiles")
+    check_memory(path, series.nbytes)
     if series.dataoffset is not None:  # one run of bytes
         needed = series.dataoffset + series.nbytes
     else:
