@@ -12,7 +12,7 @@ from PIL import Image
 from ulna.data.checking import check, inspect
 from ulna.data.classes import classes_found
 from ulna.data.dataset import Dataset, split
-from ulna.data.survey import survey, survey_all
+from ulna.data.survey import _percentiles, survey, survey_all
 from ulna.errors import DataError
 from ulna.recipe import Labels
 
@@ -80,6 +80,14 @@ def test_survey_counts_and_measures_by_hand(tmp_path):
     assert one.image[0].std == pytest.approx(image.std())
     assert (one.foreground[0].min, one.foreground[0].max) == (18, 44)
     assert np.array_equal(one.foreground_values[0], np.arange(18, 45))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "f4", "f8"])
+@pytest.mark.parametrize("count", [1, 2, 3, 1000])
+def test_percentiles_are_those_of_numpy(dtype, count):
+    values = np.random.default_rng(count).integers(0, 250, count).astype(dtype)
+    levels = (0, 0.5, 50, 99.5, 100)
+    assert _percentiles(values, levels) == pytest.approx(np.percentile(values.astype(float), levels), rel=1e-12)
 
 
 def test_survey_keeps_affine_and_spacing(tmp_path):

@@ -217,9 +217,19 @@ def _intensities(case: Case, image: Volume, problems: list[Problem]) -> list[Int
 
 def _intensity(values: NDArray[Any]) -> Intensity:
     mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    low, middle, high = np.percentile(_spread(values, SAMPLES).astype(np.float64), [0.5, 50, 99.5])
+    low, middle, high = _percentiles(_spread(values, SAMPLES), (0.5, 50, 99.5))
     extremes = float(values.min()), float(values.max())
     return Intensity(mean, std, *extremes, float(low), float(middle), float(high))
+
+
+def _percentiles(values: NDArray[Any], levels: tuple[float, ...]) -> list[float]:
+    """Linear between neighbours, as numpy's; small integers are sorted by radix, which is several times as fast."""
+    ordered = np.sort(values, kind="stable" if values.dtype.itemsize <= 2 else None)
+    places = np.asarray(levels) / 100 * (ordered.size - 1)
+    below = places.astype(np.int64)
+    low = ordered[below].astype(np.float64)
+    high = ordered[np.minimum(below + 1, ordered.size - 1)].astype(np.float64)
+    return (low + (high - low) * (places - below)).tolist()
 
 
 def _spread(values: NDArray[Any], most: int) -> NDArray[Any]:
