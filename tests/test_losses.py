@@ -221,3 +221,24 @@ def test_gradients_are_those_derived_by_hand(kind):
     LOSSES[kind]()(logits, torch.tensor(g)).backward()
     expected = np.array([literal_slope(sigmoid(z[n]).ravel(), g[n].ravel(), kind) for n in range(3)]) / 3
     np.testing.assert_allclose(logits.grad.reshape(3, -1), expected, atol=1e-6)  # computed in float32
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 4, 5)])
+def test_targets_at_points_are_looked_up_and_the_loss_is_that_of_those_voxels(shape):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 3, (2, *shape), generator=generator)
+    points = torch.stack([torch.randint(0, n, (2, 40), generator=generator) for n in shape], dim=-1)
+    logits = torch.randn(2, 3, 40, generator=generator)
+    expected = torch.tensor([[target[(n, *at)] for at in points[n].tolist()] for n in range(2)])
+    assert torch.equal(target_for(logits, target, points), expected)
+    maps = torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
+    assert torch.equal(target_for(logits, maps, points), torch.nn.functional.one_hot(expected, 3).movedim(-1, 1))
+    loss = make_loss("dice_ce", options={"reduction": "batch"}, multilabel=False)
+    total, _ = loss(Outputs(logits, {"points": logits}, points), target)
+    p = logits.softmax(1)
+    dice = [
+        (2 * p[:, k][expected == k].sum() + 1) / (p[:, k].sum() + (expected == k).sum() + 1)
+        for k in (1, 2)  # pooled over all points of the batch, without background
+    ]
+    cross_entropy = -p.log().gather(1, expected[:, None]).mean()
+    torch.testing.assert_close(total, 1 - sum(dice) / 2 + cross_entropy)

@@ -69,3 +69,21 @@ def test_the_modular_protocol_runs_on_slices_of_a_real_volume(shared_data, tmp_p
     )
     run = train(tmp_path / "data", recipe=FOLDER / "laird.yaml", epochs=6, out=tmp_path / "run", set=small)
     assert max(float(row["val_iou"]) for row in rows_of(run.folder)) > 0.5  # slices of one patient: it can only be easy
+
+
+@pytest.mark.parametrize("network", ["fcn", "unet", "unetpp", "attention_unet", "omega_net"])
+def test_the_omega_net_recipe_fits_every_row_of_table_1(network):
+    path = FOLDER / "wang_omega_net.yaml"
+    recipe = choose(model=f"wang/{network}", recipe=path)
+    assert recipe.optimizer.weight_decay == 1.5e-4
+    assert recipe.loss.heads == ({"aux0": 1, "main0": 10} if network == "omega_net" else "equal")
+
+
+@pytest.mark.parametrize("task", ["lung", "pancreas"])
+def test_the_implicit_unet_recipes_fit_both_rows_of_table_1(task):
+    path = FOLDER / f"marimont_{task}.yaml"
+    implicit, unet = (choose(model=f"marimont/{name}", recipe=path) for name in ("implicit_unet", "unet"))
+    assert implicit.training.epochs == unet.training.epochs == {"lung": 2000, "pancreas": 800}[task]
+    assert (implicit.planning.patch, implicit.planning.batch) == ((160, 160, 96), 6)
+    assert (implicit.points.count, implicit.points.alpha, implicit.points.sigma) == (30_000, 0.5, 5.0)
+    assert (unet.points.count, unet.loss.heads) == (None, "halving")

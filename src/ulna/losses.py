@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulna.errors import UsageError, unknown
+from ulna.kernels.gather import gather
 from ulna.networks.heads import Outputs, probabilities
 
 REDUCTIONS = ("image", "batch")
@@ -221,7 +222,7 @@ class HeadsLoss(nn.Module):
         """The loss, and the criterion at every head with a weight."""
         weights = self.weights_for(outputs)
         parts = {
-            name: self.criterion(logits, target_for(logits, target))
+            name: self.criterion(logits, target_for(logits, target, outputs.points))
             for name, logits in outputs.heads.items()
             if weights[name] > 0
         }
@@ -240,6 +241,11 @@ class HeadsLoss(nn.Module):
                     raise UsageError(f"loss.heads: {unknown('head', name, names)}")
             raw = {name: float(self.weights.get(name, 0.0)) for name in names}
         elif self.weights == "halving" and len(names) > 1:
+            if outputs.points is not None:
+                raise UsageError(
+                    "loss.heads=halving goes by the size of the heads, and all have that of the sampled points; "
+                    "weigh them by name, or leave points.count out"
+                )
             size = {name: outputs.heads[name][0, 0].numel() for name in names}
             fine_to_coarse = sorted(set(size.values()), reverse=True)
             raw = {name: 0.5 ** fine_to_coarse.index(size[name]) for name in names}
@@ -253,8 +259,17 @@ class HeadsLoss(nn.Module):
         return {name: raw[name] / total for name in names}
 
 
-def target_for(logits: Tensor, target: Tensor) -> Tensor:
-    """The target on the grid of a coarser head, by nearest neighbour: (N, *S) or (N, K, *S) -> the size of `logits`."""
+def target_for(logits: Tensor, target: Tensor, points: Tensor | None = None) -> Tensor:
+    """The target where `logits` are: at points, or on the grid of a coarser head by nearest neighbour.
+
+    Shape:
+        (N, *S) or (N, K, *S) -> (N, *S') or (N, K, *S') with S' of `logits`; at points (N, P, D), (N, P) or (N, K, P)
+    """
+    if points is not None:
+        dims = points.shape[-1]
+        maps = target if target.ndim > dims + 1 else target[:, None]
+        found = gather(maps, points, maps.shape[2:]).transpose(1, 2)
+        return found if target.ndim > dims + 1 else found[:, 0]
     size = logits.shape[2:]
     if target.shape[-len(size) :] == size:
         return target

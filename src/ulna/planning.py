@@ -15,6 +15,7 @@ import torch
 from ulna.data.case import Case
 from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split
+from ulna.data.points import count_points
 from ulna.data.preprocess import prepare
 from ulna.data.whitening import fit_whitening
 from ulna.errors import UsageError
@@ -23,6 +24,7 @@ from ulna.networks.build import levels as levels_of
 from ulna.networks.build import match_width, named, validate, widths
 from ulna.networks.catalog import NAMED
 from ulna.networks.cost import count_gmacs, kept_per_voxel
+from ulna.networks.heads import HEADS
 from ulna.progress import track
 from ulna.recipe import Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
 
@@ -108,7 +110,7 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     spacing, size = _grid(data, recipe, reasons)
     normalization = _normalization(data, recipe, reasons)
     space = spacing or tuple(data["spacing"]["median"])
-    kept = _kept_per_voxel(recipe, dims, data["channels"], labels)
+    kept = _kept_per_voxel(recipe, dims, data["channels"], labels, LARGEST_PATCH[dims])
     patch = _patch(size, space, kept, recipe, dims, reasons)
     strides = _strides(patch, space, recipe.architecture, dims, reasons)
     patch = _rounded(patch, strides, recipe, reasons)
@@ -116,7 +118,9 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     if recipe.planning.parameters is not None:
         stated = ", ".join(map(str, architecture.channels or ()))
         reasons["widths"] = f"{stated}: scaled to come close to {recipe.planning.parameters:,} parameters"
-    work = _work(architecture, patch, data["channels"], labels)
+    work = _work(architecture, patch, data["channels"], labels, recipe)
+    if _points(recipe, math.prod(patch)) is not None:  # fewer voxels may share as many points
+        kept = _kept_per_voxel(recipe, dims, data["channels"], labels, math.prod(patch))
     batch = _batch(patch, work, kept, data["cases"], recipe, dims, reasons)
     mirror = _mirror_axes(data, recipe, labels, reasons)
     return Plan(
@@ -357,17 +361,27 @@ def _rounded(
     return rounded
 
 
-def _work(architecture: Architecture, patch: tuple[int, ...], channels: int, labels: Labels) -> float:
-    """GMACs of one forward pass over one patch."""
+def _work(architecture: Architecture, patch: tuple[int, ...], channels: int, labels: Labels, recipe: Recipe) -> float:
+    """GMACs of one forward pass of a training over one patch."""
     network = validate(architecture, in_channels=channels, classes=labels.outputs, spatial_dims=len(patch))
-    return count_gmacs(network, patch)
+    return count_gmacs(network, patch, points=_points(recipe, math.prod(patch)))
 
 
-def _kept_per_voxel(recipe: Recipe, dims: int, channels: int, labels: Labels) -> float:
-    """Values that a training step keeps per voxel of a patch: hardly a matter of its size, so that it can be asked first."""
+def _points(recipe: Recipe, voxels: int) -> int | None:
+    return count_points(recipe.points, voxels, sparse=HEADS[recipe.architecture.head.kind].sparse)
+
+
+def _kept_per_voxel(recipe: Recipe, dims: int, channels: int, labels: Labels, voxels: int) -> float:
+    """Values that a training step keeps per voxel of a patch: hardly a matter of its size, so that it can be asked first.
+
+    A step that reads points reads as large a share of the voxels as of a patch of `voxels`.
+    """
     architecture = _resolved(recipe, _unplanned_strides(recipe.architecture, dims), dims, channels, labels)
     network = validate(architecture, in_channels=channels, classes=labels.outputs, spatial_dims=dims)
-    return kept_per_voxel(network, tuple(max(2 * divisor, 32) for divisor in network.divisor))
+    size = tuple(max(2 * divisor, 32) for divisor in network.divisor)
+    points = _points(recipe, voxels)
+    share = None if points is None else max(1, round(points / voxels * math.prod(size)))
+    return kept_per_voxel(network, size, points=share)
 
 
 def _batch(

@@ -150,6 +150,18 @@ class Training(Frozen):
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 
 
+SPARSE_POINTS = 30_000  # Implicit U-Net, Sec. 2: k
+
+
+class Points(Frozen):
+    """Training on random points of a patch in place of all its voxels (Implicit U-Net, Sec. 2)."""
+
+    # a number of points a patch, or below 1 a share of its voxels; None: SPARSE_POINTS for a head that reads points, else all
+    count: Annotated[float, Field(gt=0)] | None = None
+    alpha: Probability = 0.5  # share of them near a label boundary
+    sigma: float = Field(default=5.0, ge=0)  # how far they scatter about it, in voxels
+
+
 class Planning(Frozen):
     """What a person fixes instead of the planner; None leaves it to the planner."""
 
@@ -181,6 +193,7 @@ class Recipe(Frozen):
     schedule: Schedule = Schedule()
     augmentation: Augmentation = Augmentation()
     training: Training = Training()
+    points: Points = Points()
     inference: Inference = Inference()
 
 

@@ -127,6 +127,7 @@ def test_the_command_line_composes_as_python_does(slot):
     ids=lambda changes: "-".join(changes.values()),
 )
 def test_width_is_matched_to_a_budget_for_any_composition(changes):
+    budget = 3_000_000 if changes.get("head") == "points" else 400_000  # the decoder of points has 1.9 M at any width
     with torch.device("meta"):
-        found = count_parameters(build("unet", base_channels=32, levels=2, parameters=400_000, **changes))
-    assert found == pytest.approx(400_000, rel=0.03)  # cells have whole filters, of 4 or 6 channels each
+        found = count_parameters(build("unet", base_channels=32, levels=2, parameters=budget, **changes))
+    assert found == pytest.approx(budget, rel=0.03)  # cells have whole filters, of 4 or 6 channels each

@@ -113,7 +113,7 @@ def test_images_that_do_not_fit_are_refused(shape, message):
         narrow("unet")(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("name", ["unetpp", "nnunet", "omega_net", "fcn"])
+@pytest.mark.parametrize("name", ["unetpp", "nnunet", "omega_net", "fcn", "implicit_unet"])
 def test_networks_can_be_exported(name):
     net = narrow(name, spatial_dims=2)
     image = torch.randn(1, 1, 16, 12)

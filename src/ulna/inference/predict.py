@@ -59,7 +59,9 @@ def predict_slabs(
     image = prepared.image.to(device)
     grid = tuple(image.shape[1:])
     mirrored = _mirrorings(plan.mirror_axes) if settings.tta else [()]
-    patch = grid if math.prod(grid) <= plan.whole_image_limit else plan.patch
+    # a head that reads points goes by their place in a patch of the size that it was trained on
+    whole = math.prod(grid) <= plan.whole_image_limit and not network.head.sparse
+    patch = grid if whole else plan.patch
 
     @torch.inference_mode()
     def from_windows(windows: Tensor) -> Tensor:

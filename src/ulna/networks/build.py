@@ -16,6 +16,7 @@ from ulna.errors import UsageError, unknown
 from ulna.networks.catalog import NAMED
 from ulna.networks.checking import check_levels, check_slots
 from ulna.networks.heads import HEADS, Head
+from ulna.networks.heads.decoder import WeightNormLinear
 from ulna.networks.network import Network, Stage
 from ulna.networks.wiring import TOPOLOGIES, Node, Wiring
 from ulna.recipe import MOST_CHANNELS, Architecture, Slot, parse
@@ -205,6 +206,11 @@ def initialise(network: nn.Module, generator: torch.Generator | None = None) -> 
         if isinstance(module, nn.ConvTranspose2d | nn.ConvTranspose3d):
             # kernel = stride: one output value reads one pixel of every input channel
             nn.init.normal_(module.weight, std=module.in_channels**-0.5, generator=generator)
+        elif isinstance(module, WeightNormLinear):
+            module.initialise(generator)
+            continue
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
         elif isinstance(module, nn.Conv2d | nn.Conv3d):
             # He: variance 2 / fan-in ahead of a ReLU, 1 / fan-in ahead of nothing
             slope = 1.0 if id(module) in heads else 0.0

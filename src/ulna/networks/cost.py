@@ -17,7 +17,7 @@ from ulna.networks.build import count_parameters, validate
 from ulna.networks.catalog import NAMED, Entry
 from ulna.networks.network import Network
 from ulna.networks.ptflops import count_ptflops_gmacs
-from ulna.recipe import Slot
+from ulna.recipe import SPARSE_POINTS, Slot
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,21 @@ class Model:
     ) -> float:
         """Billions of multiply-accumulates of one forward pass over one image: products only.
 
+        A head that reads points is counted at the number of points that it trains on.
+
         Args:
             size: of the image; left out, the one that the paper's figure holds for.
             in_channels: C; left out, as in the paper.
             classes: maps; left out, as in the paper.
         """
         size = size or self.entry.input[1:]
-        return count_gmacs(self.network(in_channels=in_channels, classes=classes, spatial_dims=len(size)), size)
+        network = self.network(in_channels=in_channels, classes=classes, spatial_dims=len(size))
+        return count_gmacs(network, size, points=_points(network, size))
 
     def ptflops_gmacs(self) -> float:
         """The same for the image of the paper's figure, under the rules of the counter that the SDU-Net paper used."""
-        return count_ptflops_gmacs(self.network(), self.entry.input[1:])
+        network, size = self.network(), self.entry.input[1:]
+        return count_ptflops_gmacs(network, size, points=_points(network, size))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -119,20 +123,29 @@ def models(name: str | None = None, /) -> list[Model]:
     return [Model(n, entry) for n, entry in NAMED.items() if name in (None, n)]
 
 
-def count_gmacs(network: Network, size: tuple[int, ...]) -> float:
+def count_gmacs(network: Network, size: tuple[int, ...], *, points: int | None = None) -> float:
     """Billions of multiply-accumulates of one forward pass: torch's FLOP counter, two operations each, and sweeps.
 
     Counted without values (meta device): as every operation is defined, whichever kernel would compute it.
+
+    Args:
+        network: on any device.
+        size: S, of one image.
+        points: read at so many points alone, as a training on sampled points does.
     """
     network = copy.deepcopy(network).to("meta")
+    at = None if points is None else torch.zeros(1, points, len(size), dtype=torch.long, device="meta")
     formulas: dict[Any, Any] = {torch.ops.ulna.sweep: sweep_flops}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
-        network(torch.zeros(1, network.in_channels, *size, device="meta"))
+        network.outputs(torch.zeros(1, network.in_channels, *size, device="meta"), at)
     return counter.get_total_flops() / 2e9
 
 
-def kept_per_voxel(network: Network, size: tuple[int, ...]) -> float:
-    """Values that a training step keeps for its backward pass, weights aside, per voxel of an image of `size`."""
+def kept_per_voxel(network: Network, size: tuple[int, ...], *, points: int | None = None) -> float:
+    """Values that a training step keeps for its backward pass, weights aside, per voxel of an image of `size`.
+
+    With `points`, the step reads so many points of the image alone.
+    """
     network = copy.deepcopy(network).to("meta").train()
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}
@@ -142,10 +155,15 @@ def kept_per_voxel(network: Network, size: tuple[int, ...]) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = network.outputs(torch.zeros(2, network.in_channels, *size, device="meta"))
+        at = None if points is None else torch.zeros(2, points, len(size), dtype=torch.long, device="meta")
+        outputs = network.outputs(torch.zeros(2, network.in_channels, *size, device="meta"), at)
     values = sum(t.untyped_storage().nbytes() / t.element_size() for at, t in kept.items() if at not in weights)
     del outputs  # it holds the graph, and the graph what was kept
     return values / (2 * math.prod(size))
+
+
+def _points(network: Network, size: tuple[int, ...]) -> int | None:
+    return min(SPARSE_POINTS, math.prod(size)) if network.head.sparse else None
 
 
 def _words(slot: Slot) -> str:

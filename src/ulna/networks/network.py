@@ -59,14 +59,28 @@ class Network(nn.Module):
             maps[node.name] = self.stages[node.name](source, [maps[name] for name in node.skips])
         return maps
 
-    def outputs(self, image: Tensor) -> Outputs:
+    def outputs(self, image: Tensor, points: Tensor | None = None) -> Outputs:
         """What training needs: the answer and every supervised map. Pads like `forward`, and crops every head.
 
+        Args:
+            image: (N, C, *S).
+            points: (N, P, D), whole voxel indices into the image; the answer is then read there alone.
+
         Shape:
-            (N, C, *S) -> logits (N, K, *S); a head at a coarser level has ceil(S / its stride)
+            logits (N, K, *S), a head at a coarser level has ceil(S / its stride); at points, (N, K, P) for all
+
+        Raises:
+            UsageError: if the image or the points do not fit the network.
         """
         size = self._checked_size(image)
         padded = pad_to_multiple(image, self.divisor)
+        if points is not None:
+            if points.ndim != 3 or points.shape[::2] != (image.shape[0], len(size)):
+                raise UsageError(
+                    f"points of shape {tuple(points.shape)}; an image of shape {tuple(image.shape)} takes (N, P, D) = "
+                    f"({image.shape[0]}, P, {len(size)})"
+                )
+            return self.head(self.features(padded), padded.shape[2:], points)
         outputs = self.head(self.features(padded), padded.shape[2:])
         return Outputs(_crop(outputs.logits, size), {n: self._crop_head(n, z, size) for n, z in outputs.heads.items()})
 

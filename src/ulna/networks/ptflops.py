@@ -14,17 +14,21 @@ from torch import Tensor, nn
 
 from ulna.blocks import nd
 from ulna.blocks.resample import Linear
+from ulna.networks.heads.decoder import WeightNormLinear
 from ulna.networks.network import Network
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FULLY_CONNECTED = (nn.Linear, WeightNormLinear)
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nd.InstanceNorm)
 _POOLS = (nn.MaxPool2d, nn.MaxPool3d)
 _BY_ELEMENT = (*nd.ACTIVATIONS.values(), nn.Upsample)
 
 
-def count_ptflops_gmacs(network: Network, size: tuple[int, ...]) -> float:
+def count_ptflops_gmacs(network: Network, size: tuple[int, ...], *, points: int | None = None) -> float:
     """Billions of operations of one forward pass over one image of `size`, as ptflops counts them.
+
+    With `points`, the image is read at so many points alone.
 
     Source: SDU-Net Table 4; rules and the inputs of its figures in specs, SDU-Net 2.
     Reading: recurrent cells are not counted: only so does SDU-Net have its printed work. The projection of a linear
@@ -39,7 +43,9 @@ def count_ptflops_gmacs(network: Network, size: tuple[int, ...]) -> float:
     hooks = [module.register_forward_hook(add) for module in network.modules()]
     try:
         with torch.no_grad():
-            network(torch.zeros(1, network.in_channels, *size, device=next(network.parameters()).device))
+            device = next(network.parameters()).device
+            at = None if points is None else torch.zeros(1, points, len(size), dtype=torch.long, device=device)
+            network.outputs(torch.zeros(1, network.in_channels, *size, device=device), at)
     finally:
         for hook in hooks:
             hook.remove()
@@ -51,6 +57,8 @@ def _operations(module: Any, source: Any, output: Any) -> int:
         return _convolution(module, output[0, 0].numel())
     if isinstance(module, _TRANSPOSED):
         return source[0, 0].numel() * module.weight.numel() + (output.numel() if module.bias is not None else 0)
+    if isinstance(module, _FULLY_CONNECTED):
+        return output.numel() * (source.shape[-1] + 1)
     if isinstance(module, _NORMS):
         return 2 * source.numel()
     if isinstance(module, _BY_ELEMENT):

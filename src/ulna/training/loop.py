@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ulna.blocks import nd
+from ulna.data.points import count_points, sample_points
 from ulna.errors import UsageError
 from ulna.files import Tensors, write_tensors
 from ulna.inference.arithmetic import choose_precision
@@ -118,6 +119,7 @@ class Loop:
             heads=recipe.loss.heads,
             multilabel=plan.labels.multilabel,
         )
+        self.points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
         self.val = val
         count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
@@ -222,7 +224,7 @@ class Loop:
         images, labels = self.fabric.to_device((images, labels))
         images = images.contiguous(memory_format=self.layout)
         every = self.recipe.training.accumulate
-        loss, _ = self.loss(self.model.outputs(images), labels)
+        loss, _ = self.loss(self.model.outputs(images, self._points(labels, step)), labels)
         self.fabric.backward(loss / every)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -242,6 +244,22 @@ class Loop:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return value
+
+    def _points(self, labels: Tensor, step: int) -> Tensor | None:
+        """The points of a step, from a stream of its own; None where it reads all voxels."""
+        if self.points is None:
+            return None
+        stream = np.random.SeedSequence([self.recipe.training.seed, self.state.epoch, step])
+        generator = torch.Generator(labels.device).manual_seed(int(stream.generate_state(1)[0]))
+        settings = self.recipe.points
+        return sample_points(
+            labels,
+            self.plan.spatial_dims,
+            count=self.points,
+            alpha=settings.alpha,
+            sigma=settings.sigma,
+            generator=generator,
+        )
 
     def _set_lr(self, share_of_epoch: float) -> None:
         lr = learning_rate(self.recipe, self.state, share_of_epoch)

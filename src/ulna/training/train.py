@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from ulna.data.case import Case
 from ulna.data.checking import inspect
 from ulna.data.dataset import Dataset
 from ulna.data.dataset import split as split_cases
+from ulna.data.points import count_points
 from ulna.errors import UsageError
 from ulna.files import TEMPORARY, remove_leftovers, write_text
 from ulna.inference.arithmetic import default_device
@@ -160,7 +162,10 @@ def _validate(recipe: Recipe) -> None:
     network = validate(recipe.architecture, in_channels=1, classes=1, spatial_dims=dims)
     loss = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
     with torch.device("meta"), torch.no_grad():
-        loss.weights_for(network.eval().outputs(torch.zeros(1, 1, *network.divisor)))
+        voxels = math.prod(network.divisor)
+        count = count_points(recipe.points, voxels, sparse=network.head.sparse)
+        points = None if count is None else torch.zeros(1, count, dims, dtype=torch.long)
+        loss.weights_for(network.eval().outputs(torch.zeros(1, 1, *network.divisor), points))
 
 
 def _existing(out: Path | None) -> Path:

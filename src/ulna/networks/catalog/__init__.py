@@ -3,10 +3,11 @@
 from ulna.networks.catalog.carvalho import CARVALHO
 from ulna.networks.catalog.entry import Entry
 from ulna.networks.catalog.laird import LAIRD
+from ulna.networks.catalog.marimont import MARIMONT
 from ulna.networks.catalog.recommended import RECOMMENDED
 from ulna.networks.catalog.wang import WANG
 from ulna.networks.catalog.zhou import ZHOU
 
-NAMED: dict[str, Entry] = {**RECOMMENDED, **ZHOU, **CARVALHO, **LAIRD, **WANG}
+NAMED: dict[str, Entry] = {**RECOMMENDED, **ZHOU, **CARVALHO, **LAIRD, **WANG, **MARIMONT}
 
 __all__ = ["NAMED", "Entry"]

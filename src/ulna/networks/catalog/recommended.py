@@ -2,6 +2,7 @@
 
 from ulna.networks.catalog.entry import Entry
 from ulna.networks.catalog.laird import NAS_REDUCTION
+from ulna.networks.catalog.marimont import IMPLICIT_UNET, POINTWISE
 from ulna.networks.catalog.wang import DUAL_SUPERVISION
 from ulna.recipe import Architecture, Slot
 
@@ -85,6 +86,12 @@ RECOMMENDED: dict[str, Entry] = {
         ),
         "Carvalho 2021, Sec. 2",
         "UNet++ with residual spatial dependency layers at its two levels above the deepest, deep supervision",
+    ),
+    "implicit_unet": Entry(
+        IMPLICIT_UNET,
+        "Naval Marimont 2022, Fig. 2",
+        "an encoder whose levels are read at points by a decoder; trains on points, so patches may be large",
+        recipe=POINTWISE,
     ),
     "nnunet": Entry(
         Architecture(

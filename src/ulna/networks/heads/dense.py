@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from ulna.blocks import nd
 from ulna.errors import UsageError
-from ulna.networks.heads.head import Head, Outputs
+from ulna.networks.heads.head import Head, Outputs, at_points
 from ulna.networks.wiring import Wiring
 
 
@@ -28,7 +28,7 @@ class Dense(Head):
         bias: of the convolutions.
 
     Shape:
-        {node: (N, C, *S)} -> Outputs with (N, K, *S)
+        {node: (N, C, *S)} -> Outputs with (N, K, *S), or (N, K, P) at points
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Dense(Head):
     def reads(wiring: Wiring, *, deep_supervision: bool, readout: str) -> tuple[str, ...]:
         if not wiring.heads:
             raise UsageError(
-                "this topology has no decoder to read densely; take topology unet, unetpp or omega, or head scores"
+                "this topology has no decoder to read densely; take topology unet, unetpp or omega, or head points or scores"
             )
         heads = wiring.heads if deep_supervision else wiring.heads[-1:]
         if readout == "mean" and len({wiring.node(name).level for name in heads}) > 1:
@@ -62,9 +62,11 @@ class Dense(Head):
             )
         return heads
 
-    def forward(self, maps: dict[str, Tensor], size: Sequence[int]) -> Outputs:
+    def forward(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None = None) -> Outputs:
         heads = {name: conv(maps[name]) for name, conv in self.convs.items()}
-        return Outputs(self.answer(list(heads.values())), heads)
+        if points is not None:
+            heads = {name: at_points(logits, points, size) for name, logits in heads.items()}
+        return Outputs(self.answer(list(heads.values())), heads, points)
 
     def answer(self, logits: list[Tensor]) -> Tensor:
         """One map of logits from those of all heads."""

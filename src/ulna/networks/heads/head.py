@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ulna.errors import UsageError
+from ulna.kernels.gather import gather
 from ulna.networks.wiring import Wiring
 
 
@@ -15,16 +16,24 @@ class Outputs(NamedTuple):
     """What training needs.
 
     Args:
-        logits: (N, K, *S), the network's answer.
+        logits: (N, K, *S), the network's answer; (N, K, P) where it was read at points.
         heads: the logits of every supervised head by name, a dense one by that of its node; coarser heads are smaller.
+        points: (N, P, D), whole voxel indices into the image, where it was read at points.
     """
 
     logits: Tensor
     heads: dict[str, Tensor]
+    points: Tensor | None = None
 
 
 class Head(nn.Module):
-    """The contract of a head; a head with several answers overrides `only`."""
+    """The contract of a head; a head with several answers overrides `only`.
+
+    `sparse`: it reads single points at little cost, by their place in the patch; so it is trained on points, and large
+    images are predicted by patches of the size that it was trained on.
+    """
+
+    sparse = False
 
     @staticmethod
     def reads(wiring: Wiring, *, deep_supervision: bool, readout: str) -> tuple[str, ...]:
@@ -35,8 +44,17 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, maps: dict[str, Tensor], size: Sequence[int]) -> Outputs:
-        """The maps of every node, (N, C, *S / stride), and the size S of the image -> Outputs with (N, K, *S)."""
+    def forward(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None = None) -> Outputs:
+        """Logits everywhere, or at points alone.
+
+        Args:
+            maps: of every node, (N, C, *S / stride).
+            size: S, of the image that they were made from.
+            points: (N, P, D), whole voxel indices into that image.
+
+        Returns:
+            Outputs with (N, K, *S), or (N, K, P) at points.
+        """
         raise NotImplementedError
 
     def only(self, name: str) -> Head:
@@ -46,6 +64,11 @@ class Head(nn.Module):
             UsageError: if there is none.
         """
         raise UsageError("this network has one head, which reads all levels; there is nothing to prune")
+
+
+def at_points(logits: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
+    """A map of logits read at points of the image: (N, K, *S / stride), (N, P, D) -> (N, K, P)."""
+    return gather(logits, points, size).transpose(1, 2)
 
 
 def probabilities(logits: Tensor, *, multilabel: bool = False) -> Tensor:

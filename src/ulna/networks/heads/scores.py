@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from ulna.blocks import nd
-from ulna.networks.heads.head import Head, Outputs
+from ulna.networks.heads.head import Head, Outputs, at_points
 from ulna.networks.wiring import Wiring
 
 LEVELS = 3  # FCN-8s scores three maps: those of stride 8, 16 and 32
@@ -25,7 +25,7 @@ class Scores(Head):
         maps: K, number of logit maps.
 
     Shape:
-        {node: (N, C, *S / stride)} -> Outputs with (N, K, *S)
+        {node: (N, C, *S / stride)} -> Outputs with (N, K, *S), or (N, K, P) at points
     """
 
     def __init__(self, spatial_dims: int, widths: Mapping[str, int], maps: int) -> None:
@@ -38,11 +38,13 @@ class Scores(Head):
     def reads(wiring: Wiring, *, deep_supervision: bool, readout: str) -> tuple[str, ...]:
         return wiring.pyramid[-LEVELS:]
 
-    def forward(self, maps: dict[str, Tensor], size: Sequence[int]) -> Outputs:
+    def forward(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None = None) -> Outputs:
         *finer, deepest = self.convs
         total = self.convs[deepest](maps[deepest])
         for name in reversed(finer):
             scores = self.convs[name](maps[name])
             total = scores + nd.resize(total, scores.shape[2:])
         logits = nd.resize(total, size)
-        return Outputs(logits, {"scores": logits})
+        if points is not None:
+            logits = at_points(logits, points, size)
+        return Outputs(logits, {"scores": logits}, points)

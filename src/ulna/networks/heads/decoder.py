@@ -1,0 +1,118 @@
+"""The implicit decoder: what a point's feature vectors and its place say about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ulna.errors import UsageError
+
+
+class WeightNormLinear(nn.Module):
+    """A linear layer whose rows have a length of their own: W = g v / |v|.
+
+    Source: Implicit U-Net, Sec. 2 (weight normalisation, Salimans 2016).
+
+    Shape:
+        (..., Cin) and the W of `weight()` -> (..., Cout)
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.v = nn.Parameter(torch.empty(out_features, in_features))
+        self.g = nn.Parameter(torch.empty(out_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """He normal rows, with the lengths that they then have; biases 0."""
+        nn.init.kaiming_normal_(self.v, nonlinearity="relu", generator=generator)
+        with torch.no_grad():
+            self.g.copy_(self.v.norm(dim=1))
+        nn.init.zeros_(self.bias)
+
+    def weight(self) -> Tensor:
+        """W: (Cout, Cin)."""
+        return nn.functional.normalize(self.v, dim=1) * self.g[:, None]
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return linear(x, weight, self.bias)
+
+
+class PointDecoder(nn.Module):
+    """Fully connected layers with weight norm, ReLU and dropout, then a plain one to the logits.
+
+    Source: Implicit U-Net, Sec. 2, after DeepSDF. Reading: eight hidden layers and an output layer; dropout after every
+    hidden one, as in earlier code of the first author (specs, Implicit U-Net 3).
+
+    Args:
+        in_features: of a point.
+        maps: K.
+        width: of the hidden layers.
+        depth: number of hidden layers.
+        dropout: probability.
+        reinject: the hidden layer, counted from 1, that reads the input a second time, as DeepSDF's fourth does; 0: none.
+
+    Shape:
+        (N, P, in_features) -> (N, P, K)
+
+    Raises:
+        UsageError: for a width or depth below 1, or a layer that does not exist.
+    """
+
+    def __init__(
+        self, in_features: int, maps: int, *, width: int, depth: int, dropout: float, reinject: int = 0
+    ) -> None:
+        super().__init__()
+        if width < 1 or depth < 1:
+            raise UsageError(f"the decoder has one hidden layer of one unit or more; got width={width}, depth={depth}")
+        if not (reinject == 0 or 2 <= reinject <= depth):
+            raise UsageError(f"reinject is {reinject}; layers 2 to {depth} can read the input again, 0 is none")
+        self.reinject = reinject
+        self.hidden = nn.ModuleList(
+            WeightNormLinear(
+                in_features if layer == 1 else width + (in_features if layer == reinject else 0),
+                width,
+            )
+            for layer in range(1, depth + 1)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.final = nn.Linear(width, maps)
+
+    def weights(self) -> list[Tensor]:
+        """The normalised weights of the hidden layers, made once for as many points as are decoded with them."""
+        return [layer.weight() for layer in cast("Iterable[WeightNormLinear]", self.hidden)]
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        entered = x
+        for number, (layer, weight) in enumerate(zip(self.hidden, weights, strict=True), start=1):
+            x = torch.cat([x, entered], dim=-1) if number == self.reinject else x
+            x = self.dropout(layer(x, weight).relu())
+        return self.final(x)
+
+
+def encode(points: Tensor, size: Sequence[int], frequencies: int) -> Tensor:
+    """Where a point lies in its patch, as sines and cosines of growing frequency.
+
+    q = 2 p / (S - 1) - 1 for every axis, then [sin(2^l pi q), cos(2^l pi q)] for l = 0 .. L-1, every axis in each.
+
+    Source: Implicit U-Net, Sec. 2, with the encoding of Mildenhall 2020, L = 10. Reading: this formula for the printed
+    range [-1, 1]; q itself is not appended; an axis of one voxel has q = -1.
+
+    Args:
+        points: whole voxel indices.
+        size: S, of the patch.
+        frequencies: L.
+
+    Shape:
+        (N, P, D) -> (N, P, 2 L D), float32
+    """
+    last = points.new_tensor([max(n - 1, 1) for n in size]).to(torch.float32)
+    q = 2 * points.to(torch.float32) / last - 1
+    scales = math.pi * 2.0 ** torch.arange(frequencies, device=points.device, dtype=torch.float32)
+    angles = q[..., None, :] * scales[:, None]  # (N, P, L, D)
+    return torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3)

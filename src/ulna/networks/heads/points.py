@@ -1,0 +1,95 @@
+"""The implicit head: reads every level of a pyramid at single points, so that few points cost little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ulna.errors import UsageError, unknown
+from ulna.kernels.gather import MODES
+from ulna.kernels.gather import gather as read_at
+from ulna.networks.heads.decoder import PointDecoder, encode
+from ulna.networks.heads.head import Head, Outputs
+from ulna.networks.wiring import Wiring
+
+CHUNK = 16384  # points decoded at once where all are asked for: memory stays bounded at any size of image
+
+
+class Points(Head):
+    """Gather the vector of every level that lies where a point lies, add the point's place, decode.
+
+    Coordinates are those of the patch that the network sees: it is trained on patches of one size, and predicts by them.
+
+    Source: Implicit U-Net, Sec. 2. Reading: the gathered features are the outputs of the blocks, after norm and
+    activation; choices that the paper leaves open are options, with the defaults of specs, Implicit U-Net 3.
+
+    Args:
+        spatial_dims: 2 or 3.
+        widths: node -> channels of its map, finest first.
+        maps: K, number of logit maps.
+        width: of the decoder's hidden layers.
+        depth: number of hidden layers; 7 is the reading in which the printed eight include the output layer.
+        dropout: probability, after every hidden layer.
+        frequencies: L of the encoding.
+        gather: "nearest" as in the paper, or "linear" between the vectors around a point.
+        reinject: the hidden layer that reads the input a second time; 0: none.
+
+    Shape:
+        {node: (N, C, *S / stride)}, (N, P, D) -> Outputs with (N, K, P), or with (N, K, *S) without points
+
+    Raises:
+        UsageError: for options outside their range.
+    """
+
+    sparse = True
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        widths: Mapping[str, int],
+        maps: int,
+        *,
+        width: int = 512,
+        depth: int = 8,
+        dropout: float = 0.2,
+        frequencies: int = 10,
+        gather: str = "nearest",
+        reinject: int = 0,
+    ) -> None:
+        super().__init__()
+        if gather not in MODES:
+            raise unknown("gather", gather, MODES)
+        if frequencies < 0:
+            raise UsageError(f"frequencies is {frequencies}; 0 or more are possible")
+        self.nodes, self.frequencies, self.mode = tuple(widths), frequencies, gather
+        entered = sum(widths.values()) + 2 * frequencies * spatial_dims
+        self.decoder = PointDecoder(entered, maps, width=width, depth=depth, dropout=dropout, reinject=reinject)
+
+    @staticmethod
+    def reads(wiring: Wiring, *, deep_supervision: bool, readout: str) -> tuple[str, ...]:
+        return wiring.pyramid
+
+    def forward(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None = None) -> Outputs:
+        weights = self.decoder.weights()
+        logits = self._everywhere(maps, size, weights) if points is None else self._at(points, maps, size, weights)
+        return Outputs(logits, {"points": logits}, points)
+
+    def _at(self, points: Tensor, maps: dict[str, Tensor], size: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
+        vectors = [read_at(maps[name], points, size, mode=self.mode) for name in self.nodes]
+        vectors.append(encode(points, size, self.frequencies).to(vectors[0].dtype))
+        return self.decoder(torch.cat(vectors, dim=-1), weights).transpose(1, 2)
+
+    def _everywhere(self, maps: dict[str, Tensor], size: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
+        first = maps[self.nodes[0]]
+        images, voxels = first.shape[0], math.prod(size)
+        step = max(1, CHUNK // images)
+        parts = []
+        for start in range(0, voxels, step):
+            flat = torch.arange(start, min(start + step, voxels), device=first.device)
+            points = torch.stack(torch.unravel_index(flat, tuple(size)), dim=-1).expand(images, -1, -1)
+            parts.append(self._at(points, maps, size, weights))
+        logits = torch.cat(parts, dim=2)
+        return logits.reshape(*logits.shape[:2], *size)
