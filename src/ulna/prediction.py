@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,8 @@ def predict(
             "cases": rows,
             "failed": failed,
         }
+        if segmenter.tally.voxels:
+            facts["points"] = asdict(segmenter.tally)
         write_text(out / PREDICT_FILE, json.dumps(facts, indent=1))
     if failed and not rows:
         raise UsageError("no case could be predicted\n" + "\n".join(f"  {c}: {why}" for c, why in failed.items()))

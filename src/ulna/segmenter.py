@@ -23,6 +23,7 @@ from ulna.files import read_tensors
 from ulna.inference.arithmetic import choose_precision, default_device
 from ulna.inference.folding import folded
 from ulna.inference.predict import collect, label_slabs, mean_slabs, predict_slabs, slab_axis, to_labels
+from ulna.inference.sparse import Tally
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.recipe import Plan, Recipe, Split, from_yaml, parse
@@ -75,6 +76,7 @@ class Segmenter:
         self.network.to(memory_format=nd.layout(plan.spatial_dims, channels_last=True))  # type: ignore[call-overload]
         self.plan, self.recipe = plan, recipe
         self.precision = choose_precision(recipe.training.precision, self.device)
+        self.tally = Tally()  # what a head that reads points was asked for so far
 
     @classmethod
     def load(cls, run: str | Path) -> Segmenter:
@@ -143,6 +145,7 @@ class Segmenter:
             settings=self.recipe.inference,
             device=self.device,
             precision=self.precision,
+            tally=self.tally,
         )
 
     @cached_property
@@ -184,6 +187,8 @@ class Ensemble(Segmenter):
         (first_name, first), *others = members.items()
         super().__init__(first.network, first.plan, first.recipe, first.device)
         self.members = tuple(members.values())
+        for member in self.members:
+            member.tally = self.tally
         different = [
             f"{name}: {what} {theirs}, but {first_name} has {ours}"
             for name, member in others

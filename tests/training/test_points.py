@@ -1,5 +1,7 @@
 """Training on sampled points and predicting everywhere: Implicit U-Net in 2D and 3D, and any other network."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,9 @@ def test_implicit_unet_learns_from_points_and_predicts_images(discs, tmp_path):
     assert run.summary["val_dice"] > 0.85
     made = ulna.predict(run.folder, discs, out=tmp_path / "masks", split="test")
     assert [row["size"] for row in made.cases] == [[32, 40]]
+    asked = json.loads((tmp_path / "masks" / "predict.json").read_text())["points"]
+    assert (asked["voxels"], asked["mesh"]) == (32 * 40, 8 * 10)
+    assert 0 < asked["refined"] < 32 * 40
     scores = ulna.evaluate(tmp_path / "masks", discs)
     assert scores.summary["mean"]["dice"]["mean"] == pytest.approx(run.summary["test"]["mean"]["dice"]["mean"])
 
@@ -71,7 +76,7 @@ def test_every_network_can_train_on_points(discs, tmp_path):
 def test_images_are_predicted_by_patches_because_coordinates_are_those_of_a_patch():
     net = build("implicit_unet", channels=(2, 3), head={"kind": "points", "options": {"width": 8, "depth": 1}}).eval()
     sizes = []
-    net.register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    net.stages["x0_0"].register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
     plan = make(patch=(16, 16))
     volume = Volume(np.random.default_rng(0).normal(size=(1, 24, 40)), (1.0, 1.0), "px")
     maps = predict_volume(net, plan, volume, settings=Inference(), device=torch.device("cpu"))

@@ -16,6 +16,7 @@ from ulna.blocks import nd
 from ulna.data.preprocess import Prepared, prepare, restore
 from ulna.inference.arithmetic import autocast
 from ulna.inference.sliding import by_windows
+from ulna.inference.sparse import Tally, by_stages, smoothed
 from ulna.networks.heads import probabilities
 from ulna.networks.network import Network
 from ulna.recipe import Inference, Labels, Plan
@@ -50,8 +51,11 @@ def predict_slabs(
     settings: Inference,
     device: torch.device,
     precision: str,
+    tally: Tally | None = None,
 ) -> Iterator[Tensor]:
     """Probabilities on the volume's own grid, slab by slab: what `predict_volume` puts together.
+
+    What a head that reads points was asked for is added to `tally`.
 
     Yields:
         (K, *S), float32, on the CPU, with some rows along `axis`, in order; good until the next one is asked for.
@@ -60,8 +64,16 @@ def predict_slabs(
     grid = tuple(image.shape[1:])
     mirrored = _mirrorings(plan.mirror_axes) if settings.tta else [()]
     # a head that reads points goes by their place in a patch of the size that it was trained on
-    whole = math.prod(grid) <= plan.whole_image_limit and not network.head.sparse
+    multilabel, sparse = plan.labels.multilabel, network.head.sparse
+    whole = math.prod(grid) <= plan.whole_image_limit and not sparse
     patch = grid if whole else plan.patch
+
+    def ask(windows: Tensor) -> Tensor:
+        with autocast(precision, device):
+            if sparse:
+                return by_stages(network, windows, settings=settings, multilabel=multilabel, tally=tally)
+            logits = network(windows)
+        return probabilities(logits, multilabel=multilabel)
 
     @torch.inference_mode()
     def from_windows(windows: Tensor) -> Tensor:
@@ -69,15 +81,15 @@ def predict_slabs(
         windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, channels_last=True))
         maps: Tensor | None = None
         for axes in mirrored:
-            with autocast(precision, device):
-                logits = network(windows.flip(axes) if axes else windows)
-            p = probabilities(logits, multilabel=plan.labels.multilabel)
+            p = ask(windows.flip(axes) if axes else windows)
             p = p.flip(axes) if axes else p
             maps = p if maps is None else maps + p
         assert maps is not None
         return maps / len(mirrored)
 
     slabs = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis)
+    if sparse and settings.smooth:
+        slabs = smoothed(slabs, axis)
     yield from restore((slab.cpu() for slab in slabs), grid, prepared.size, axis)
 
 

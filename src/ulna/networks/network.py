@@ -59,6 +59,16 @@ class Network(nn.Module):
             maps[node.name] = self.stages[node.name](source, [maps[name] for name in node.skips])
         return maps
 
+    def encode(self, image: Tensor) -> tuple[dict[str, Tensor], torch.Size]:
+        """The map of every node for an image of any size, and the size to which it was padded: what `head` reads.
+
+        Raises:
+            UsageError: if the image does not fit the network.
+        """
+        self._check(image)
+        padded = pad_to_multiple(image, self.divisor)
+        return self.features(padded), padded.shape[2:]
+
     def outputs(self, image: Tensor, points: Tensor | None = None) -> Outputs:
         """What training needs: the answer and every supervised map. Pads like `forward`, and crops every head.
 
@@ -72,16 +82,16 @@ class Network(nn.Module):
         Raises:
             UsageError: if the image or the points do not fit the network.
         """
-        size = self._checked_size(image)
-        padded = pad_to_multiple(image, self.divisor)
+        maps, padded = self.encode(image)
+        size = image.shape[2:]
         if points is not None:
             if points.ndim != 3 or points.shape[::2] != (image.shape[0], len(size)):
                 raise UsageError(
                     f"points of shape {tuple(points.shape)}; an image of shape {tuple(image.shape)} takes (N, P, D) = "
                     f"({image.shape[0]}, P, {len(size)})"
                 )
-            return self.head(self.features(padded), padded.shape[2:], points)
-        outputs = self.head(self.features(padded), padded.shape[2:])
+            return self.head(maps, padded, points)
+        outputs = self.head(maps, padded)
         return Outputs(_crop(outputs.logits, size), {n: self._crop_head(n, z, size) for n, z in outputs.heads.items()})
 
     def forward(self, image: Tensor) -> Tensor:
@@ -105,7 +115,7 @@ class Network(nn.Module):
         stages = {node.name: self.stages[node.name] for node in wiring.nodes}
         return Network(wiring, stages, kept_head, self.in_channels, self.divisor).train(self.training)
 
-    def _checked_size(self, image: Tensor) -> torch.Size:
+    def _check(self, image: Tensor) -> None:
         dims = len(self.divisor)
         if image.ndim != dims + 2 or image.shape[1] != self.in_channels:
             axes = "(N, C, H, W)" if dims == 2 else "(N, C, D, H, W)"
@@ -114,7 +124,6 @@ class Network(nn.Module):
             )
         if 0 in image.shape:
             raise UsageError(f"the image has no pixels: shape {tuple(image.shape)}")
-        return image.shape[2:]
 
     def _crop_head(self, name: str, logits: Tensor, size: torch.Size) -> Tensor:
         padded = [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ulna.networks.heads.decoder import PointDecoder, encode
 from ulna.networks.heads.head import Head, Outputs
 from ulna.networks.wiring import Wiring
 
-CHUNK = 16384  # points decoded at once where all are asked for: memory stays bounded at any size of image
+CHUNK = 16384  # points decoded at once: without gradients, memory stays bounded at any number of them
 
 
 class Points(Head):
@@ -74,22 +74,25 @@ class Points(Head):
 
     def forward(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None = None) -> Outputs:
         weights = self.decoder.weights()
-        logits = self._everywhere(maps, size, weights) if points is None else self._at(points, maps, size, weights)
+        parts = [self._at(some, maps, size, weights) for some in self._chunks(maps, size, points)]
+        logits = torch.cat(parts, dim=2)
+        if points is None:
+            logits = logits.reshape(*logits.shape[:2], *size)
         return Outputs(logits, {"points": logits}, points)
+
+    def _chunks(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None) -> Iterator[Tensor]:
+        """The points, or all voxels in the order of memory, a few at a time: (N, P, D)."""
+        first = maps[self.nodes[0]]
+        images, voxels = first.shape[0], math.prod(size)
+        step = max(1, CHUNK // images)
+        if points is not None:
+            yield from torch.split(points, step, dim=1)
+            return
+        for start in range(0, voxels, step):
+            flat = torch.arange(start, min(start + step, voxels), device=first.device)
+            yield torch.stack(torch.unravel_index(flat, tuple(size)), dim=-1).expand(images, -1, -1)
 
     def _at(self, points: Tensor, maps: dict[str, Tensor], size: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
         vectors = [read_at(maps[name], points, size, mode=self.mode) for name in self.nodes]
         vectors.append(encode(points, size, self.frequencies).to(vectors[0].dtype))
         return self.decoder(torch.cat(vectors, dim=-1), weights).transpose(1, 2)
-
-    def _everywhere(self, maps: dict[str, Tensor], size: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
-        first = maps[self.nodes[0]]
-        images, voxels = first.shape[0], math.prod(size)
-        step = max(1, CHUNK // images)
-        parts = []
-        for start in range(0, voxels, step):
-            flat = torch.arange(start, min(start + step, voxels), device=first.device)
-            points = torch.stack(torch.unravel_index(flat, tuple(size)), dim=-1).expand(images, -1, -1)
-            parts.append(self._at(points, maps, size, weights))
-        logits = torch.cat(parts, dim=2)
-        return logits.reshape(*logits.shape[:2], *size)

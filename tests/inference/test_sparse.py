@@ -1,0 +1,149 @@
+"""Three stages against the dense answer: identical where they must be, cheaper where they may differ."""
+
+import itertools
+
+import pytest
+import torch
+
+import ulna.inference.sparse as room
+from ulna.inference.sparse import Tally, by_stages, on_boundary, smoothed
+from ulna.networks.build import build
+from ulna.networks.heads import Outputs, probabilities
+from ulna.recipe import Inference
+
+SIZES = {2: (16, 24), 3: (8, 12, 16)}
+NARROW = {"kind": "points", "options": {"width": 16, "depth": 3}}
+
+
+def network(dims, classes):
+    generator = torch.Generator().manual_seed(0)
+    return build(
+        "implicit_unet", spatial_dims=dims, classes=classes, channels=(3, 4, 6), head=NARROW, generator=generator
+    ).eval()
+
+
+def staged(net, image, *, spacing, tally=None, multilabel=False):
+    with torch.inference_mode():
+        return by_stages(net, image, settings=Inference(spacing=spacing), multilabel=multilabel, tally=tally)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_spacing_1_is_the_dense_answer_exactly(dims, classes, multilabel):
+    net, image = network(dims, classes), torch.randn(1, 1, *SIZES[dims])
+    tally = Tally()
+    with torch.inference_mode():
+        dense = probabilities(net(image), multilabel=multilabel)
+    assert torch.equal(staged(net, image, spacing=1, multilabel=multilabel, tally=tally), dense)
+    assert tally == Tally(voxels=image.numel(), mesh=image.numel(), refined=0)
+
+
+def test_windows_of_a_batch_are_answered_each_by_itself():
+    net, images = network(2, 3), torch.randn(3, 1, 16, 24)
+    alone = torch.cat([staged(net, image[None], spacing=4) for image in images])
+    torch.testing.assert_close(staged(net, images, spacing=4), alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [2, 3, 4, 8])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_with_every_cell_on_a_boundary_it_is_the_dense_answer_exactly(dims, spacing, monkeypatch):
+    monkeypatch.setattr(room, "on_boundary", lambda labels: torch.ones_like(labels[:, 0], dtype=torch.bool))
+    net, image = network(dims, 3), torch.randn(1, 1, *SIZES[dims])
+    with torch.inference_mode():
+        dense = probabilities(net(image))
+    assert torch.equal(staged(net, image, spacing=spacing), dense)
+
+
+@pytest.mark.parametrize("size", [(13, 9), (1, 1), (3, 20), (7, 5, 9)])
+def test_sizes_that_neither_strides_nor_mesh_divide(size, monkeypatch):
+    monkeypatch.setattr(room, "on_boundary", lambda labels: torch.ones_like(labels[:, 0], dtype=torch.bool))
+    net, image = network(len(size), 2), torch.randn(1, 1, *size)
+    with torch.inference_mode():
+        torch.testing.assert_close(staged(net, image, spacing=4), probabilities(net(image)), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (1, 3), (3, 4, 3), (2, 1, 1)])
+def test_a_cell_is_on_a_boundary_if_its_neighbourhood_holds_two_labels(shape):
+    labels = torch.randint(0, 3, (2, 1, *shape), generator=torch.Generator().manual_seed(1))
+    labels[labels == 1] = 0  # some neighbourhoods of one label
+    expected = torch.zeros(2, *shape, dtype=torch.bool)
+    for n, at in itertools.product(range(2), itertools.product(*map(range, shape))):
+        found = set()
+        for step in itertools.product((-1, 0, 1), repeat=len(shape)):
+            other = [a + s for a, s in zip(at, step, strict=True)]
+            if all(0 <= o < m for o, m in zip(other, shape, strict=True)):
+                found.add(labels[(n, 0, *other)].item())
+        expected[(n, *at)] = len(found) > 1
+    assert torch.equal(on_boundary(labels), expected)
+
+
+def test_overlapping_classes_have_the_boundaries_of_each():
+    labels = torch.zeros(1, 2, 9, 9)
+    labels[0, 0, :3], labels[0, 1, :, 7:] = 1, 1
+    assert torch.equal(on_boundary(labels), on_boundary(labels[:, :1]) | on_boundary(labels[:, 1:]))
+
+
+class Ball:
+    """A network that knows a ball: its logit at a point is how far inside the point lies."""
+
+    def __init__(self, centre, radius):
+        self.centre, self.radius, self.asked = torch.tensor(centre), radius, []
+
+    def encode(self, image):
+        return {}, image.shape[2:]
+
+    def head(self, maps, size, points):
+        self.asked.append(points.shape[1])
+        logits = self.radius - (points - self.centre).double().norm(dim=-1)[:, None]
+        return Outputs(logits, {}, points)
+
+
+@pytest.mark.parametrize("spacing", [2, 4])
+@pytest.mark.parametrize("radius", [6.0, 9.3])
+def test_a_ball_wider_than_the_mesh_is_found_to_the_voxel_from_few_points(spacing, radius):
+    ball, tally = Ball((15.2, 16.9, 14.6), radius), Tally()
+    p = staged(ball, torch.zeros(1, 1, 32, 32, 32), spacing=spacing, tally=tally)
+    grid = torch.cartesian_prod(*(torch.arange(32),) * 3)[None]
+    assert torch.equal((p > 0.5).flatten(), (ball.head({}, (), grid).logits > 0).flatten())
+    assert tally.voxels == 32**3
+    assert tally.mesh == (32 // spacing) ** 3
+    assert ball.asked[:2] == [tally.mesh, tally.refined]
+    assert 0 < tally.refined < 0.5 * tally.voxels
+
+
+def test_far_from_boundaries_every_voxel_has_the_answer_of_its_mesh_point():
+    ball = Ball((0, 0), 3.0)
+    p = staged(ball, torch.zeros(1, 1, 24, 24), spacing=4)[0, 0]
+    assert torch.equal(p[16:, 16:], p[16::4, 16::4].repeat_interleave(4, 0).repeat_interleave(4, 1))
+    torch.testing.assert_close(p[16, 16], torch.tensor(3.0 - 16 * 2**0.5).sigmoid())
+
+
+def test_a_structure_that_the_mesh_steps_over_is_missed():
+    tally = Tally()
+    p = staged(Ball((6, 6), 1.2), torch.zeros(1, 1, 16, 16), spacing=4, tally=tally)
+    assert (p < 0.5).all()
+    assert tally.refined == 0
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 3, 5), (1, 6)])
+@pytest.mark.parametrize("portions", [[0], [1], [0, 1], [2, 0, 1]])
+def test_smoothing_is_the_mean_of_the_voxels_around_whatever_the_slabs(shape, portions):
+    """`portions`: the lengths of the slabs in turns, 0 for all the rest."""
+    maps = torch.rand(2, *shape, dtype=torch.float64)
+    expected = torch.zeros_like(maps)
+    for at in itertools.product(*map(range, shape)):
+        window = (slice(None), *(slice(max(a - 1, 0), a + 2) for a in at))
+        expected[(slice(None), *at)] = maps[window].flatten(1).mean(1)
+    for axis in range(len(shape)):
+
+        def slabs(axis=axis):
+            row, turn = 0, itertools.cycle(portions)
+            while row < shape[axis]:
+                some = min(next(turn) or shape[axis], shape[axis] - row)
+                slab = maps.narrow(axis + 1, row, some).clone()
+                yield slab
+                slab.zero_()  # a slab is good until the next one is asked for
+                row += some
+
+        torch.testing.assert_close(torch.cat([s.clone() for s in smoothed(slabs(), axis)], axis + 1), expected)
