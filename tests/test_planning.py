@@ -188,6 +188,19 @@ def test_networks_that_keep_more_maps_take_smaller_patches_and_batches(monkeypat
     assert planned(images, model="efficient_unet").batch < planned(images).batch
 
 
+def test_points_leave_room_for_patches_and_batches_that_every_voxel_would_not(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the work of a step decides
+    volumes = data((200, 200, 200), (1.0,) * 3, "mm")
+    few = planned(volumes, model="implicit_unet")
+    many = planned(volumes, "points.count=0.99", model="implicit_unet")
+    assert few.patch == (96, 96, 96)
+    assert math.prod(many.patch) < math.prod(few.patch) / 8
+    small = data((48, 48, 48), (1.0,) * 3, "mm")  # there, as many points weigh more on a voxel
+    assert (
+        planned(small, "points.count=100000", model="implicit_unet").batch < planned(small, model="implicit_unet").batch
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -26,3 +26,10 @@ def test_counting_leaves_the_network_as_it_was():
     assert kept_per_voxel(net, (16, 12)) > 0
     assert not net.training
     assert all((tensor == before[name]).all() for name, tensor in net.state_dict().items())
+
+
+def test_a_step_that_reads_points_keeps_what_it_needs_for_those_alone():
+    net = build("implicit_unet", channels=(4, 6), head={"kind": "points", "options": {"width": 32, "depth": 2}})
+    few, some, many = (kept_per_voxel(net, (16, 16), points=n) for n in (1, 64, 127))
+    assert many - some == pytest.approx(some - few)
+    assert few < some < many < kept_per_voxel(net, (16, 16))
