@@ -13,10 +13,10 @@ demo: .venv/.core
 	$(BIN)/ulna demo --out demo
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 slow: .venv/.test
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(BIN)/python -m pytest -n auto -m slow --timeout 1800
 
 check: .venv/.dev
 	$(BIN)/ruff check .
