@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Model:
 
     name: str
     entry: Entry
+    _built: dict[tuple[int, ...], Network] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def paper(self) -> str:
@@ -48,13 +49,14 @@ class Model:
         self, *, in_channels: int | None = None, classes: int | None = None, spatial_dims: int | None = None
     ) -> Network:
         """The network without memory behind it (meta device), for counting; what is left out is as in the paper."""
-        entry = self.entry
-        return validate(
-            entry.architecture,
-            in_channels=in_channels or entry.input[0],
-            classes=classes or entry.maps,
-            spatial_dims=spatial_dims or len(entry.input) - 1,
-        )
+        image = self.entry.input
+        shape = (in_channels or image[0], classes or self.entry.maps, spatial_dims or len(image) - 1)
+        if shape not in self._built:  # building takes longer than any of the counts
+            channels, maps, dims = shape
+            self._built[shape] = validate(
+                self.entry.architecture, in_channels=channels, classes=maps, spatial_dims=dims
+            )
+        return self._built[shape]
 
     def parameters(
         self, *, in_channels: int | None = None, classes: int | None = None, spatial_dims: int | None = None
