@@ -93,6 +93,7 @@ def test_ct_is_normalised_by_the_foreground_of_all_cases_and_others_by_themselve
         (("LeftAtrium", "other"), True),
         (("liver", "tumour"), False),
         (("region r", "region q"), False),
+        (("bright lesion", "cleft"), False),
     ],
 )
 def test_structures_named_after_a_side_are_never_mirrored_sideways(names, apart):

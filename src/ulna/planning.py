@@ -252,7 +252,7 @@ def _tells_sides_apart(names: Sequence[str]) -> bool:
     words = [tuple(re.split(r"[^a-z]+", name.lower())) for name in names]
     swap = {"l": "r", "r": "l", "lt": "rt", "rt": "lt"}
     swapped = [tuple(swap.get(word, word) for word in name) for name in words]
-    return any("left" in name.lower() or "right" in name.lower() for name in names) or any(
+    return any(re.search("(?<!c)left|(?<!b)right", name.lower()) for name in names) or any(  # not cleft, bright
         other != name and other in words for name, other in zip(words, swapped, strict=True)
     )
 

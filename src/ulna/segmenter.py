@@ -65,6 +65,8 @@ class Result:
 class Segmenter:
     """A trained network with the plan and the recipe that it needs; predicts with a folded copy of the network.
 
+    The copy is made at the first prediction: load other weights into a new segmenter.
+
     Example:
         segment = ulna.load("runs/a")
         segment("scan.nii.gz").save("scan_mask")

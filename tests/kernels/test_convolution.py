@@ -85,6 +85,16 @@ def test_several_maps_are_their_concatenation(widths: tuple[int, ...], size: tup
 
 
 @needs_native
+@pytest.mark.parametrize("widths", [(12,), (32,), (8, 9)])
+def test_maps_that_do_not_fit_are_torch_s_error_and_never_read_past_their_end(widths: tuple[int, ...]) -> None:
+    maps = [torch.zeros(1, width, 32, 32) for width in widths]
+    with pytest.raises(RuntimeError, match="channels"):
+        nd.conv(2, 16, 16)(maps)
+    with pytest.raises(RuntimeError, match="Sizes of tensors"):
+        nd.conv(2, 16, 16)([torch.zeros(2, 8, 32, 32), torch.zeros(1, 8, 32, 16)])
+
+
+@needs_native
 def test_without_bias_and_with_any_memory_layout() -> None:
     x, w, _, dy = drawn((2, 8, 20, 24), 12, (3, 3))
     wide = torch.zeros(2, 8, 40, 24)[:, :, ::2].copy_(x)  # strided
@@ -167,6 +177,15 @@ def test_a_missing_compiler_is_said_once_and_costs_nothing(
     with caplog.at_level(logging.INFO):
         assert native.library.__wrapped__("convolution") is None
     assert "no C++ compiler found" in caplog.text
+
+
+def test_a_user_without_a_home_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(native.Path, "home", no_home)
+    assert native.library.__wrapped__("convolution") is None
 
 
 def test_a_kernel_that_does_not_compile_is_said_and_leaves_nothing(

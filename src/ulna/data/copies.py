@@ -53,7 +53,8 @@ def find_copies(dataset: Dataset, surveys: Sequence[Survey]) -> Copies:
 
 def _noted(parts: Sequence[Sequence[str]], what: str, dataset: Dataset) -> list[str]:
     """One line for the copies that stand in one set of a given split, or where ulna makes the split."""
-    inside = [part for part in parts if not _standings(dataset, part)]
+    sets = _sets(dataset)
+    inside = [part for part in parts if not _standings(sets, part)]
     if not inside:
         return []
     kept = "" if dataset.given_splits else "; a split that ulna makes keeps them in one set"
@@ -62,17 +63,25 @@ def _noted(parts: Sequence[Sequence[str]], what: str, dataset: Dataset) -> list[
 
 def _crossing(dataset: Dataset, parts: Iterable[Sequence[str]], what: str) -> list[Problem]:
     by_id: Mapping[str, str] = {case.id: str(case.images[0]) for case in dataset.cases}
-    found = [standing for part in parts for standing in _standings(dataset, part)[:1]]
+    sets = _sets(dataset)
+    found = [standing for part in parts for standing in _standings(sets, part)[:1]]
     return [
         Problem(by_id[case], f"is {what} {other} of {its}, and stands in {own}", _REMEDY)
         for case, other, own, its in found
     ]
 
 
-def _standings(dataset: Dataset, cases: Sequence[str]) -> list[tuple[str, str, str, str]]:
+def _sets(dataset: Dataset) -> list[dict[str, str]]:
+    """For every given split: case -> the set in which it stands."""
+    return [
+        {case: name for name, members in given.model_dump().items() for case in members}
+        for given in dataset.given_splits
+    ]
+
+
+def _standings(splits: Iterable[Mapping[str, str]], cases: Sequence[str]) -> list[tuple[str, str, str, str]]:
     """Cases that stand in another set of a given split than the first: (case, first, its set, the first's set)."""
-    for given in dataset.given_splits:
-        sets = {case: name for name, members in given.model_dump().items() for case in members}
+    for sets in splits:
         standing = [case for case in cases if case in sets]
         crossing = [(one, standing[0], sets[one], sets[standing[0]]) for one in standing]
         found = [entry for entry in crossing if entry[2] != entry[3]]

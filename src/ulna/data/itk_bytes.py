@@ -98,6 +98,8 @@ def _inflated(path: Path, packed: bytes, expected: int, window: int) -> bytes:
         raise fault(path, f"is damaged ({error})", AGAIN) from None
     if len(raw) <= expected and not unpacker.eof:
         raise fault(path, "is cut short: the compressed data end too early", AGAIN)
+    if unpacker.unused_data:
+        raise fault(path, "is damaged: bytes follow the compressed values", AGAIN)
     return raw
 
 

@@ -5,6 +5,7 @@ What would need a guess - a cut file, a class that nobody declared, voxels that 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -69,7 +70,7 @@ def choose_values(maps: Iterable[Volume], declared: Labels | None) -> Values:
             colours |= _colours(volume.array)
         elif volume.channels == 1:
             found = value_counts(volume.array)
-            if not (set(found) == {0, 255} or any(value < 0 or value != int(value) for value in found)):
+            if not (set(found) == {0, 255} or any(not math.isfinite(v) or v < 0 or v != int(v) for v in found)):
                 numbers |= {int(value) for value in found}
     palette = {colour: number for number, colour in enumerate(sorted(colours))}
     foreground = 1 if declared is None else len(declared.foreground)

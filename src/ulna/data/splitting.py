@@ -45,11 +45,21 @@ def united(parts: Iterable[Sequence[str]]) -> Groups:
         >>> united([("a", "b"), ("c", "d"), ("b", "e")])
         (('a', 'b', 'e'), ('c', 'd'))
     """
-    groups: dict[str, list[str]] = {}
+    first: dict[str, str] = {}  # towards the one that stands for the whole group
+
+    def standing_for(name: str) -> str:
+        while first.setdefault(name, name) != name:
+            first[name] = first[first[name]]
+            name = first[name]
+        return name
+
     for part in parts:
-        members = list(dict.fromkeys(m for name in part for m in groups.get(name, [name])))
-        groups |= dict.fromkeys(members, members)
-    return tuple(sorted({tuple(sorted(members)) for members in groups.values()}))
+        for name in part:
+            first[standing_for(name)] = standing_for(part[0])
+    groups: dict[str, list[str]] = {}
+    for name in sorted(first):
+        groups.setdefault(standing_for(name), []).append(name)
+    return tuple(sorted(tuple(members) for members in groups.values()))
 
 
 def _pick(given: Sequence[Split], fold: int | None) -> Split:

@@ -7,8 +7,9 @@
 //
 // Layouts, all contiguous: maps (N, D, H, W, C), with D = 1 for images; transformed weights (depth, 36, panels, C, P): the
 // output channels lie in panels of P, the last one filled up with zeros. Channels may be spread over several maps, which
-// are read, or written, where they lie: nothing is concatenated. Every output is one sum in one fixed order, so results
-// do not depend on the number of threads, on the batch, or on where in a block a tile lies.
+// are read, or written, where they lie: nothing is concatenated. Every output of the forward pass is one sum in one fixed
+// order: it does not depend on the number of threads, on the batch, or on where in a block a tile lies. The gradient of
+// the weights is a sum over threads, so its last bits go with their number.
 
 #include <omp.h>
 
@@ -287,6 +288,12 @@ int64_t ulna_conv_packed(const Shape* shape) {
 
 // Floats of one share of the transformed gradient of the weights
 int64_t ulna_conv_share(const Shape* shape) { return shape->depth * F * shape->channels * shape->padded_outputs(); }
+
+// How many of `threads` threads have work in ulna_conv_weight_gradient
+int64_t ulna_conv_busy(const Shape* shape, int64_t threads) {
+    const int64_t block = 2 * shape->block(threads);
+    return std::min(threads, (shape->tiles() + block - 1) / block);
+}
 
 // w (K, C, depth, 3, 3) -> u; `transposed`: the weights that bring gradients back to the input, from w (C, K, depth, 3, 3)
 void ulna_conv_pack(const Shape* shape, const float* w, float* u, int transposed) {

@@ -31,6 +31,8 @@ def convolve(x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None) 
     Shape:
         (N, C, *S) or [(N, Ci, *S), ...], (K, C, *kernel), (K,) -> (N, K, *S)
 
+    First derivatives only: for second ones, or torch.func, switch native kernels off (ULNA_NATIVE=0).
+
     Source: Lavin and Gray 2016. In float32 it differs from a direct convolution by about 1e-6 of the largest output.
     """
     maps = [x] if isinstance(x, Tensor) else list(x)
@@ -44,7 +46,8 @@ def convolve(x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None) 
 def suits(maps: Sequence[Tensor], weight: Tensor) -> bool:
     """Whether the native kernel can take this convolution, and is worth it."""
     return (
-        all(_plain(x) and x.ndim == weight.ndim for x in maps)
+        all(_plain(x) and x.ndim == weight.ndim and _alike(x, maps[0]) for x in maps)
+        and sum(x.shape[1] for x in maps) == weight.shape[1]
         and _plain(weight.detach())
         and weight.shape[2:] in ((3, 3), (3, 3, 3), (1, 3, 3))
         and min(weight.shape[:2]) >= FEWEST_CHANNELS
@@ -60,6 +63,11 @@ def suits(maps: Sequence[Tensor], weight: Tensor) -> bool:
 def _plain(x: Tensor) -> bool:
     """Float32 values in memory: no fake or traced tensor."""
     return type(x) is Tensor and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _alike(x: Tensor, other: Tensor) -> bool:
+    """Whether two maps differ in their channels alone."""
+    return x.shape[0] == other.shape[0] and x.shape[2:] == other.shape[2:]
 
 
 def _tile_share(height: int, width: int) -> float:
@@ -134,9 +142,10 @@ def _product(
 
 def _weight_gradient(maps: Sequence[Tensor], dy: Tensor, size: Sequence[int]) -> Tensor:
     shape = _Shape.of(dy, size[1], size[0], size[2:])
-    shares = torch.empty(_threads() * _call("share", shape))
+    threads = _call("busy", shape, _threads())
+    shares = torch.empty(threads * _call("share", shape))
     dw = torch.empty(tuple(size))
-    _call("weight_gradient", shape, _Maps.of(maps), dy, shares, dw, _threads())
+    _call("weight_gradient", shape, _Maps.of(maps), dy, shares, dw, threads)
     return dw
 
 

@@ -34,9 +34,14 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_built(Path(__file__).with_name(f"{name}.cpp"))))
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        log.info("native kernel %s is not used, torch's own is (%s)", name, reason.strip().splitlines()[0])
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        subprocess.SubprocessError,
+    ) as error:  # RuntimeError: a user without a home
+        reason = str(getattr(error, "stderr", None) or error).strip() or type(error).__name__
+        log.info("native kernel %s is not used, torch's own is (%s)", name, reason.splitlines()[0])
         return None
 
 

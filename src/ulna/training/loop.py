@@ -144,7 +144,7 @@ class Loop:
         if saved is None:
             return False
         weights = {n.removeprefix("network."): t for n, t in saved.tensors.items() if n.startswith("network.")}
-        go_on_with(saved.state["arithmetic"], self.fabric.device, self.precision)
+        go_on_with(saved.state.get("arithmetic", {}), self.fabric.device, self.precision)
         self.network.load_state_dict(weights)
         unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
         vars(self.state).update(saved.state["loop"])

@@ -30,7 +30,8 @@ def go_on_with(stored: dict[str, Any], device: torch.device, precision: str) -> 
     Raises:
         UsageError: if this process cannot take as many threads.
     """
-    wanted, here = stored["threads"], torch.get_num_threads()
+    here = torch.get_num_threads()
+    wanted = stored.get("threads", here)
     if wanted != here:
         torch.set_num_threads(wanted)
         if torch.get_num_threads() != wanted:
@@ -43,6 +44,8 @@ def go_on_with(stored: dict[str, Any], device: torch.device, precision: str) -> 
             wanted, here,
         )  # fmt: skip
     now = arithmetic(device, precision)
-    other = [f"{name} {stored[name]} before, {now[name]} now" for name in now if stored[name] != now[name]]
+    other = [
+        f"{name} {stored.get(name, 'unknown')} before, {now[name]} now" for name in now if stored.get(name) != now[name]
+    ]
     if other:
         log.warning("going on, but not to the last bit as without the stop: %s", "; ".join(other))
