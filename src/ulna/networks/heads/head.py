@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class Outputs(NamedTuple):
     points: Tensor | None = None
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """The contract of a head; a head with several answers overrides `only`.
 
     `sparse`: it reads single points at little cost, by their place in the patch; so it is trained on points, and large
@@ -36,14 +37,15 @@ class Head(nn.Module):
     sparse = False
 
     @staticmethod
+    @abstractmethod
     def reads(wiring: Wiring, *, deep_supervision: bool, readout: str) -> tuple[str, ...]:
         """The nodes that the head reads; nodes that none of them depends on are never built.
 
         Raises:
             UsageError: if the wiring has nothing that it can read in this way.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None = None) -> Outputs:
         """Logits everywhere, or at points alone.
 
@@ -55,7 +57,6 @@ class Head(nn.Module):
         Returns:
             Outputs with (N, K, *S), or (N, K, P) at points.
         """
-        raise NotImplementedError
 
     def only(self, name: str) -> Head:
         """The head at one node alone.
