@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -16,6 +18,18 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def allocator(*, keeps: bool) -> None:
+    """Have glibc keep freed memory as ulna does, or give large blocks back as it does by itself.
+
+    By itself it comes to keep blocks of up to 32 MB (DEFAULT_MMAP_THRESHOLD_MAX).
+    """
+    largest = 2**30 if keeps else 2**25
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, largest)
+        mallopt(-1, min(2 * largest, 2**31 - 1))
 
 
 def interleaved(contenders: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measure import conditions, has_bf16, in_own_process, interleaved, peak_mb, product_rate, ratio, write
+from measure import allocator, conditions, has_bf16, in_own_process, interleaved, peak_mb, product_rate, ratio, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -109,6 +109,7 @@ def step(work: Work, contender: str, *, training: bool) -> Callable[[], object]:
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=contender != "peer")
 
     def train() -> None:
+        allocator(keeps=contender == "ulna")
         with bf16:
             loss = sum(criterion(z, target) for z in heads(net, image))
         loss.backward()  # type: ignore[union-attr]
@@ -116,6 +117,7 @@ def step(work: Work, contender: str, *, training: bool) -> Callable[[], object]:
         optimizer.zero_grad()
 
     def predict() -> None:
+        allocator(keeps=contender == "ulna")
         with torch.inference_mode(), bf16:
             net(image)
 

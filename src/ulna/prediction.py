@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.allocation import keep_freed_memory
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.read import write_labels, write_npz_masks, write_probabilities
@@ -68,6 +69,7 @@ def predict(
     Example:
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
+    keep_freed_memory()
     runs, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
     segmenter = load(runs)
     if tta:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ulna import figures
+from ulna.allocation import keep_freed_memory
 from ulna.data.augment import Augment
 from ulna.data.case import Case
 from ulna.data.checking import inspect
@@ -89,6 +90,7 @@ def train(
     Example:
         ulna train data/nuclei --model unetpp --max-hours 1
     """
+    keep_freed_memory()
     data, out = Path(data), None if out is None else Path(out)
     notes: tuple[str, ...] = ()
     if resume:
