@@ -36,6 +36,13 @@ class ConvNormAct(nn.Sequential):
         self.norm = nd.norm(norm, spatial_dims, out_channels)
         self.activation = nd.activation(activation)
         self.dropout = nd.dropout(spatial_dims, dropout)
+        self.slope = nd.slope_of(self.activation)
+
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        x = self.conv(x)
+        if nd.in_one_pass(self.norm, self.slope, x):
+            return self.dropout(self.norm(x, self.slope))
+        return self.dropout(self.activation(self.norm(x)))
 
 
 class ConvBlock(nn.Module):

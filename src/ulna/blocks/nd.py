@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError, unknown
+from ulna.kernels import native, normalize
 from ulna.kernels.convolution import convolve
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
@@ -103,26 +104,39 @@ def norm(kind: str, spatial_dims: int, channels: int, *, eps: float = 1e-5) -> n
     raise unknown("norm", kind, NORMS)
 
 
-class _EnoughValues:
-    """A clear word where a training step leaves batch norm one value per channel, from which nothing can be learnt."""
+class _BatchNorm:
+    """What torch's batch norm lacks: a clear error, and an activation in the same pass over the map."""
 
     training: bool
+    track_running_stats: bool
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
+        """(N, C, *S) -> the same, through a leaky ReLU of `slope` (1: none)."""
         if self.training and x.numel() == x.shape[1]:
             raise UsageError(
                 f"batch norm cannot train on one value per channel (a map of shape {tuple(x.shape)}); "
                 "take larger images, a batch of 2 or more, fewer levels, or norm=instance"
             )
-        return super().forward(x)  # type: ignore[misc]
+        if self.training and normalize.suits(x, self.weight):  # type: ignore[attr-defined]
+            return self._in_one_pass(x, slope)
+        return normalize.activated(super().forward(x), slope)  # type: ignore[misc]
+
+    def _in_one_pass(self: Any, x: Tensor, slope: float) -> Tensor:
+        y, mean, variance = normalize.batch_norm(x, self.weight, self.bias, eps=self.eps, slope=slope)
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        return y
 
 
-class BatchNorm2d(_EnoughValues, nn.BatchNorm2d):
-    """torch's own, with a clear error: (N, C, H, W) -> the same."""
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """torch's own, with a clear error and an activation: (N, C, H, W) -> the same."""
 
 
-class BatchNorm3d(_EnoughValues, nn.BatchNorm3d):
-    """torch's own, with a clear error: (N, C, D, H, W) -> the same."""
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """torch's own, with a clear error and an activation: (N, C, D, H, W) -> the same."""
 
 
 class InstanceNorm(nn.Module):
@@ -131,7 +145,7 @@ class InstanceNorm(nn.Module):
     torch refuses a 1x1 map; a small image at the deepest level is one.
 
     Shape:
-        (N, C, *S) -> (N, C, *S)
+        (N, C, *S) -> (N, C, *S), through a leaky ReLU of `slope` (1: none)
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -140,18 +154,30 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
         if x[0, 0].numel() == 1:
             shape = (1, -1, *(1,) * (x.ndim - 2))
-            return (x - x) * self.weight.view(shape) + self.bias.view(shape)
-        if x.is_contiguous():
-            return nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
-        # torch's instance norm copies a channels-last map to and fro; batch norm of one image is the same, and does not
-        images = [
-            nn.functional.batch_norm(image, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            for image in torch.split(x, 1)
-        ]
-        return torch.cat(images)
+            return normalize.activated((x - x) * self.weight.view(shape) + self.bias.view(shape), slope)
+        return normalize.instance_norm(x, self.weight, self.bias, eps=self.eps, slope=slope)
+
+
+def slope_of(activation: nn.Module) -> float | None:
+    """The slope below 0 of an activation that is straight on both sides of it: 1 for none; None for any other.
+
+    Example:
+        >>> [slope_of(activation(kind)) for kind in ("none", "relu", "leaky_relu", "silu")]
+        [1.0, 0.0, 0.01, None]
+    """
+    if isinstance(activation, nn.LeakyReLU):
+        return activation.negative_slope
+    return {nn.Identity: 1.0, nn.ReLU: 0.0}.get(type(activation))
+
+
+def in_one_pass(norm: nn.Module, slope: float | None, x: Tensor) -> bool:
+    """Whether this machine has one kernel for the norm of this map and the activation after it."""
+    if slope is None or not isinstance(norm, InstanceNorm | _BatchNorm):
+        return False
+    return (norm.training or isinstance(norm, InstanceNorm)) and normalize.suits(x, norm.weight)
 
 
 def activation(kind: str) -> nn.Module:
@@ -235,6 +261,11 @@ def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
     return values
 
 
-def layout(spatial_dims: int, channels_last: bool) -> torch.memory_format:
-    """How maps lie in memory: channels last for 2D where wanted; in 3D it is slower, so never there."""
-    return torch.channels_last if spatial_dims == 2 and channels_last else torch.contiguous_format
+def layout(spatial_dims: int, channels_last: bool, device: torch.device | str = "cpu") -> torch.memory_format:
+    """How maps lie in memory: channels last where wanted, in 3D only where native kernels read them so."""
+    if not channels_last:
+        return torch.contiguous_format
+    if spatial_dims == 2:
+        return torch.channels_last
+    fast = torch.device(device).type == "cpu" and native.available()
+    return torch.channels_last_3d if fast else torch.contiguous_format

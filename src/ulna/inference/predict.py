@@ -77,8 +77,8 @@ def predict_slabs(
 
     @torch.inference_mode()
     def from_windows(windows: Tensor) -> Tensor:
-        # channels last is faster in 2D, whatever layout the weights came in
-        windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, channels_last=True))
+        # the layout that is fastest here, whatever layout the weights came in
+        windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, True, device))
         maps: Tensor | None = None
         for axes in mirrored:
             p = ask(windows.flip(axes) if axes else windows)
