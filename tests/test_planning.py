@@ -4,7 +4,7 @@ import pytest
 
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
-from ulna.planning import Fingerprint, left_right_axis, make_plan, recommended, resolve
+from ulna.planning import Fingerprint, make_plan, recommended, resolve
 from ulna.recipe import Labels, Recipe, set_value
 
 
@@ -81,55 +81,6 @@ def test_ct_is_normalised_by_the_foreground_of_all_cases_and_others_by_themselve
     ct = planned(data(names=["CT"])).normalization[0]
     assert (ct.kind, ct.low, ct.high, ct.mean, ct.std) == ("ct", -50.0, 200.0, 90.0, 30.0)
     assert planned(data(names=["T1"])).normalization[0].kind == "zscore"
-
-
-@pytest.mark.parametrize(
-    ("names", "apart"),
-    [
-        (("Left kidney", "right kidney"), True),
-        (("kidney_l", "kidney_r"), True),
-        (("lung-RT", "lung-LT"), True),
-        (("l", "r"), True),
-        (("LeftAtrium", "other"), True),
-        (("liver", "tumour"), False),
-        (("region r", "region q"), False),
-        (("bright lesion", "cleft"), False),
-    ],
-)
-def test_structures_named_after_a_side_are_never_mirrored_sideways(names, apart):
-    labels = Labels(names=("background", *names))
-    plan = planned(data(), labels=labels)
-    assert plan.mirror_axes == (() if apart else (0, 1))
-    assert (plan.turn_axes is None) == apart
-    assert ("left and right" in plan.reasons["mirror_axes"]) == apart
-    volumes = data((48, 48, 48), unit="mm")
-    volumes["left_right_axis"] = 1
-    plan = planned(volumes, labels=labels)
-    assert plan.mirror_axes == ((0, 2) if apart else (0, 1, 2))
-    assert plan.turn_axes == ((0, 2) if apart else (0, 1))
-    if apart:
-        assert "no flips along axis 1" in plan.reasons["mirror_axes"]
-
-
-def test_the_left_right_axis_comes_from_the_affines():
-    def affine(*columns):
-        return [[*row, 0.0] for row in zip(*columns, strict=True)] + [[0, 0, 0, 1]]
-
-    ras, lia = affine((1, 0, 0), (0, 1, 0), (0, 0, 2)), affine((0, 0, -3), (-1, 0, 0), (0, 1, 0))
-    assert left_right_axis([ras, ras]) == 0
-    assert left_right_axis([lia]) == 1
-    assert left_right_axis([ras, lia]) is None
-    assert left_right_axis([ras, None]) is None
-    small, large = math.radians(10), math.radians(25)
-    for angle, axis in ((small, 0), (large, None)):
-        c, s = math.cos(angle), math.sin(angle)
-        assert left_right_axis([affine((c, s, 0), (-s, c, 0), (0, 0, 1))]) == axis
-
-
-def test_quarter_turns_need_equal_axes():
-    assert planned(data((96, 96))).turn_axes == (0, 1)
-    assert planned(data((96, 128))).turn_axes is None
-    assert planned(data((32, 32, 32), (1.0, 2.0, 1.0), "mm")).turn_axes in ((0, 2), None)
 
 
 def test_widths_can_be_scaled_to_a_budget():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ulna.data.preprocess import prepare
 from ulna.data.whitening import fit_whitening
 from ulna.errors import UsageError
 from ulna.files import write_text
+from ulna.mirroring import mirror_axes, turn_axes, world_axes
 from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.progress import track
@@ -26,9 +26,6 @@ from ulna.sizing import choose_sizes, resolved
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
 WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
-
-# An axis that turns this much to the side (the sine, 17 degrees) is not free of left and right.
-OBLIQUE = 0.3
 
 
 class Fingerprint(dict[str, Any]):
@@ -71,7 +68,7 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
             "median": np.median(spacings, 0).tolist(),
             "max": spacings.max(0).tolist(),
         },
-        left_right_axis=left_right_axis(s.affine for s in surveys) if len(first.size) == 3 else None,
+        world_axes=world_axes(s.affine for s in surveys) if len(first.size) == 3 else None,
         unit=first.unit if len({s.unit for s in surveys}) == 1 else "px",
         intensity=[
             {"min": min(s.image[c].min for s in surveys), "max": max(s.image[c].max for s in surveys)}
@@ -97,7 +94,12 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     normalization = _normalization(data, recipe, reasons)
     space = spacing or tuple(data["spacing"]["median"])
     patch, strides, batch = choose_sizes(data, size, space, recipe, labels, reasons)
-    mirror = _mirror_axes(data, recipe, labels, reasons)
+    world = data.get("world_axes")
+    mirror, reasons["mirror_axes"] = (
+        mirror_axes(labels.names, dims, world) if recipe.augmentation.flip else ((), "no flips: augmentation.flip is 0")
+    )
+    oriented = world is not None and None not in world
+    turn, reasons["turn_axes"] = turn_axes(patch, space, mirror, oriented=oriented)
     return Plan(
         spatial_dims=dims,
         in_channels=data["channels"],
@@ -111,7 +113,7 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
         strides=strides,
         whole_image_limit=max(WHOLE_IMAGE[dims], math.prod(patch)),
         mirror_axes=mirror,
-        turn_axes=_turn_axes(patch, space, mirror, reasons),
+        turn_axes=turn,
         reasons=reasons,
         fingerprint=dict(data),
     )
@@ -225,69 +227,6 @@ def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -
         why = "brightness and contrast differ from image to image, so each channel of each image gets mean 0 and deviation 1"
     reasons["normalization"] = f"{', '.join(named_kinds)}: {why}"
     return tuple(kinds)
-
-
-def _mirror_axes(data: Fingerprint, recipe: Recipe, labels: Labels, reasons: dict[str, str]) -> tuple[int, ...]:
-    """The axes along which a mirrored image is labelled as rightly as the image; training and prediction flip no others."""
-    axes = tuple(range(data["spatial_dims"]))
-    if recipe.augmentation.flip == 0:
-        axes, why = (), "no flips: augmentation.flip is 0"
-    elif not _tells_sides_apart(labels.names):
-        why = "flips along every axis: no structure is named left or right"
-    elif (sides := data.get("left_right_axis")) is None:
-        axes = ()
-        why = (
-            "no flips: classes are named left and right, a mirrored image would be labelled wrongly, and the files do "
-            "not say which axis goes from left to right"
-        )
-    else:
-        axes = tuple(axis for axis in axes if axis != sides)
-        why = f"no flips along axis {sides}, which goes from left to right: classes are named left and right"
-    reasons["mirror_axes"] = why
-    return axes
-
-
-def _tells_sides_apart(names: Sequence[str]) -> bool:
-    """Whether a class is named after a side: left or right, or l where another has r (kidney_l, kidney_r)."""
-    words = [tuple(re.split(r"[^a-z]+", name.lower())) for name in names]
-    swap = {"l": "r", "r": "l", "lt": "rt", "rt": "lt"}
-    swapped = [tuple(swap.get(word, word) for word in name) for name in words]
-    return any(re.search("(?<!c)left|(?<!b)right", name.lower()) for name in names) or any(  # not cleft, bright
-        other != name and other in words for name, other in zip(words, swapped, strict=True)
-    )
-
-
-def left_right_axis(affines: Iterable[Sequence[Sequence[float]] | None]) -> int | None:
-    """The voxel axis that goes from left to right in all of these affines; None where one is unknown, oblique or differs.
-
-    Example:
-        >>> left_right_axis([[(0, -2, 0, 9), (1, 0, 0, 9), (0, 0, 3, 9), (0, 0, 0, 1)]])
-        1
-    """
-    found = set()
-    for affine in affines:
-        if affine is None:
-            return None
-        axes = np.abs(np.asarray(affine, dtype=np.float64)[:3, :3])
-        shares = axes[0] / np.linalg.norm(axes, axis=0)  # how far a step along each axis goes to the side
-        axis = int(np.argmax(shares))
-        if np.delete(shares, axis).max() > OBLIQUE:
-            return None
-        found.add(axis)
-    return found.pop() if len(found) == 1 else None
-
-
-def _turn_axes(
-    patch: tuple[int, ...], spacing: tuple[float, ...], mirror: tuple[int, ...], reasons: dict[str, str]
-) -> tuple[int, int] | None:
-    """Two axes that a quarter turn may exchange: equal in the patch and in space, and free to be mirrored."""
-    for a, b in ((0, 1), (1, 2), (0, 2)):
-        free = b < len(patch) and {a, b} <= set(mirror)
-        if free and patch[a] == patch[b] and math.isclose(spacing[a], spacing[b], rel_tol=0.01):
-            reasons["turn_axes"] = f"quarter turns exchange axes {a} and {b}: equal in size and spacing"
-            return (a, b)
-    reasons["turn_axes"] = "no quarter turns: no two axes are equal in size and spacing and free to be mirrored"
-    return None
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -39,10 +39,10 @@ class ConvNormAct(nn.Sequential):
         self.slope = nd.slope_of(self.activation)
 
     def forward(self, x: Tensor | list[Tensor]) -> Tensor:
-        x = self.conv(x)
-        if nd.in_one_pass(self.norm, self.slope, x):
-            return self.dropout(self.norm(x, self.slope))
-        return self.dropout(self.activation(self.norm(x)))
+        y: Tensor = self.conv(x)
+        if nd.in_one_pass(self.norm, self.slope, y):
+            return self.dropout(self.norm(y, self.slope))
+        return self.dropout(self.activation(self.norm(y)))
 
 
 class ConvBlock(nn.Module):
