@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from ulna.arithmetic import choose_precision, default_device
 from ulna.data.case import Case
 from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split
+from ulna.data.limits import memory as machine_memory
 from ulna.data.preprocess import prepare
 from ulna.data.whitening import fit_whitening
 from ulna.errors import UsageError
 from ulna.files import write_text
+from ulna.forecast import Forecast, training_memory
 from ulna.mirroring import mirror_axes, turn_axes, world_axes
 from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
@@ -136,6 +139,25 @@ def resolve(recipe: Recipe, plan: Plan) -> Architecture:
     return architecture
 
 
+def forecast_training(recipe: Recipe, plan: Plan, *, cases: int) -> Forecast:
+    """The memory that a training takes at its peak, before it begins.
+
+    Args:
+        recipe: with the architecture resolved, or as it was given.
+        plan: of the data.
+        cases: that are kept in memory: for training and for validation.
+    """
+    network = validate(
+        resolved(recipe, plan.strides, plan.spatial_dims, plan.in_channels, plan.labels),
+        in_channels=plan.in_channels,
+        classes=plan.labels.outputs,
+        spatial_dims=plan.spatial_dims,
+        multilabel=plan.labels.multilabel,
+    )
+    bf16 = choose_precision(recipe.training.precision, default_device()) == "bf16"
+    return training_memory(network, plan, recipe, bf16=bf16, cases=cases)
+
+
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
     """The plan with a ZCA matrix fitted on all voxels of these cases, which are the training cases."""
     fitted = fit_whitening(prepare(case.read_image(), plan).image for case in track(cases, "whitening"))
@@ -161,8 +183,11 @@ def plan(
     dataset = Dataset.from_folder(data)
     report = inspect(dataset)
     report.raise_if_bad()
-    cases = split(dataset.grouped(report.copies), recipe.training.seed).train
-    made = make_plan(fingerprint(report, cases, dataset.channel_names), recipe, report.labels or Labels())
+    parts = split(dataset.grouped(report.copies), recipe.training.seed)
+    made = make_plan(fingerprint(report, parts.train, dataset.channel_names), recipe, report.labels or Labels())
+    need = forecast_training(recipe, made, cases=len(parts.train) + len(parts.val))
+    why = f"about {need}; this machine has {machine_memory() / 1e9:.1f} GB"
+    made = made.replaced(reasons={**made.reasons, "memory": why})
     if out is not None:
         write_text(Path(out), to_yaml(made))
     return made

@@ -28,6 +28,7 @@ from ulna.segmenter import Segmenter, load, read_split
 log = logging.getLogger(__name__)
 
 PREDICT_FILE = "predict.json"
+TOO_LARGE = "predict without --probabilities, cut the image, or use a machine with more memory"
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,9 @@ def _segment(
 ) -> tuple[str, tuple[int, ...]]:
     """Write one mask, or keep it for the npz that its image came from; the file's name and the image's size."""
     volume, source = case.read_image(), case.images[0]
+    need = segmenter.forecast(volume, probabilities=probabilities)
+    need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
+    log.debug("%s: about %s of memory", case.id, need)
     if probabilities:
         maps = segmenter.probabilities(volume)
         mask = to_labels(maps, segmenter.plan.labels, segmenter.recipe.inference.threshold)

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ulna.arithmetic import choose_precision, default_device
 from ulna.blocks import nd
 from ulna.data.preprocess import prepare
 from ulna.data.read import Source, case_name, read_image, suffix_of, write_labels
 from ulna.errors import UsageError
 from ulna.files import read_tensors
-from ulna.inference.arithmetic import choose_precision, default_device
+from ulna.forecast import Forecast, maps_per_voxel, prediction_memory
 from ulna.inference.folding import folded
 from ulna.inference.predict import collect, label_slabs, mean_slabs, predict_slabs, slab_axis, to_labels
 from ulna.inference.sparse import Tally
@@ -132,6 +133,12 @@ class Segmenter:
         axis = slab_axis(volume.size)
         return collect(self.slabs(volume, axis), volume.size, axis)
 
+    def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
+        """The memory that predicting a volume takes at its peak; `probabilities`: of all classes, for the whole volume."""
+        return prediction_memory(
+            self.plan, volume, self.network, maps_per_voxel=self._maps_per_voxel, probabilities=probabilities
+        )
+
     def mirrored(self) -> Segmenter:
         """The same, averaging over mirrored copies of every image."""
         recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
@@ -149,6 +156,10 @@ class Segmenter:
             precision=self.precision,
             tally=self.tally,
         )
+
+    @cached_property
+    def _maps_per_voxel(self) -> float:
+        return maps_per_voxel(self.network, self.plan, bf16=self.precision == "bf16")
 
     @cached_property
     def _folded(self) -> Network:
@@ -203,6 +214,12 @@ class Ensemble(Segmenter):
     def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
         """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""
         return mean_slabs([member.slabs(volume, axis) for member in self.members], axis)
+
+    def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
+        """As in `Segmenter.forecast`: windows go one after the other, every member has a slab and the image of its own."""
+        each = [member.forecast(volume, probabilities=probabilities).parts for member in self.members]
+        taken = {name: max(parts[name] for parts in each) for name in each[0]}
+        return Forecast({**taken, **{name: sum(parts[name] for parts in each) for name in ("slab", "image")}})
 
     def mirrored(self) -> Segmenter:
         """The same, averaging over mirrored copies of every image."""

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ulna.arithmetic import autocast
 from ulna.blocks import nd
 from ulna.data.preprocess import Prepared, prepare, restore
-from ulna.inference.arithmetic import autocast
 from ulna.inference.sliding import by_windows
 from ulna.inference.sparse import Tally, by_stages, smoothed
 from ulna.networks.heads import probabilities

@@ -6,6 +6,7 @@ goes on from a checkpoint takes the same steps as one that was never stopped.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -19,11 +20,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ulna.arithmetic import choose_precision
 from ulna.blocks import nd
 from ulna.data.points import count_points, sample_points
 from ulna.errors import UsageError
 from ulna.files import Tensors, write_tensors
-from ulna.inference.arithmetic import choose_precision
 from ulna.inference.predict import label_slabs, predict_slabs, slab_axis
 from ulna.losses import make_loss
 from ulna.metrics import average, score_labels
@@ -120,7 +121,7 @@ class Loop:
             multilabel=plan.labels.multilabel,
         )
         self.points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
-        self.val = val
+        self.val, self.samples = val, samples
         count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
         workers = worker_count(recipe.training.workers, device)
@@ -159,6 +160,7 @@ class Loop:
         Raises:
             Interrupted: after a signal, with a checkpoint of the step that was under way.
         """
+        self._read_cases()
         self._save()  # from here on a kill costs no more than `checkpoint_minutes`, and the number of threads is known
         while not (why := self.state.finished(self.recipe)):
             self.stop.check(self._save)
@@ -202,6 +204,13 @@ class Loop:
             per_case.append(average(scores, "per_image"))
         self.network.train()
         return {key: float(np.mean([case[key] for case in per_case])) for key in ("dice", "iou")}
+
+    def _read_cases(self) -> None:
+        kept = [self.val] if self.loader.num_workers else [self.val, self.samples.cases]  # workers keep their own
+        with bar("reading cases", sum(map(len, kept))) as advance:
+            for _ in itertools.chain.from_iterable(cases.fill() for cases in kept):
+                self.stop.check(self._save)
+                advance()
 
     def _train_epoch(self, start: float) -> float:
         self.network.train()

@@ -40,6 +40,17 @@ class PreparedCases:
     def __len__(self) -> int:
         return len(self.cases)
 
+    def fill(self) -> Iterator[int]:
+        """Read the cases that fit into memory, one a step; their numbers.
+
+        Ahead of the first training step: read between steps, each would break up a gap that a map needs again.
+        """
+        for index in range(len(self.cases)):
+            self[index]
+            if index not in self._kept:
+                return
+            yield index
+
     def __getitem__(self, index: int) -> tuple[Prepared, Tensor]:
         """The image on the plan's grid and its reference: (C, *S'), and (*S') or (K, *S') (without `on_grid`: S)."""
         if index in self._kept:

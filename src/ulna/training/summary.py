@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from ulna import figures
+from ulna.arithmetic import choose_precision, default_device
 from ulna.data.case import Case
 from ulna.data.read import encode_labels
 from ulna.data.splitting import split_hash
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import read_tensors, write_text
-from ulna.inference.arithmetic import choose_precision, default_device
 from ulna.progress import track
 from ulna.recipe import Plan, Recipe, Split
 from ulna.segmenter import Segmenter

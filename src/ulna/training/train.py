@@ -17,6 +17,7 @@ import torch
 
 from ulna import figures
 from ulna.allocation import keep_freed_memory
+from ulna.arithmetic import default_device
 from ulna.data.augment import Augment
 from ulna.data.case import Case
 from ulna.data.checking import inspect
@@ -25,10 +26,9 @@ from ulna.data.dataset import split as split_cases
 from ulna.data.points import count_points
 from ulna.errors import UsageError
 from ulna.files import TEMPORARY, remove_leftovers, write_text
-from ulna.inference.arithmetic import default_device
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
-from ulna.planning import fingerprint, make_plan, recommended, resolve, whitened
+from ulna.planning import fingerprint, forecast_training, make_plan, recommended, resolve, whitened
 from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, read_yaml, set_value, to_yaml
 from ulna.segmenter import network_for, read_split
 from ulna.training.loop import Loop, State
@@ -110,12 +110,15 @@ def train(
         _validate(chosen)
         dataset, plan, split, notes = _prepare(data, chosen)
         chosen = chosen.replaced(architecture=resolve(chosen, plan), planning=chosen.planning.replaced(parameters=None))
+    need = forecast_training(chosen, plan, cases=len(split.train) + len(split.val))
+    need.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
     stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
     with stop.listening(), _logged_to(folder / "log.txt"):
         if not resume:
             _start(folder, chosen, plan, split)
         for note in notes:
             log.info("note: %s", note)
+        log.info("memory: about %s", need)
         state, parameters = _train(
             folder, dataset, split, chosen, plan, stop, go_on=resume, extended=epochs is not None
         )

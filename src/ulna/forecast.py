@@ -1,0 +1,134 @@
+"""How much memory a training or a prediction will take, before it takes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ulna.data.limits import memory
+from ulna.data.points import count_points
+from ulna.errors import UsageError
+from ulna.networks.footprint import peak_bytes
+from ulna.networks.network import Network
+from ulna.recipe import Plan, Recipe
+from ulna.volume import Volume
+
+# Buffers of convolution libraries, the loss, and what an allocator cannot fill: measured 0.8 to 1.7 times the maps of a step
+# (U-Net, UNet++, nnU-Net; 2D and 3D; float32 and bf16; with and without gradients)
+OVERHEAD = 1.4
+# Random transforms are loaded at the first step
+LIBRARIES = 60 * 10**6
+# Python and its libraries, where the system does not tell
+PROGRAM = 500 * 10**6
+# Points that a head which reads points is asked for at once
+MESH_POINTS = 32 * 1024
+
+
+class Forecast(NamedTuple):
+    """Bytes at the peak, by what takes them."""
+
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])
+        return f"{self.total / 1e9:.1f} GB ({', '.join(f'{name} {size / 1e9:.1f}' for name, size in largest)})"
+
+    def check(self, what: str, remedy: str) -> None:
+        """Refuse what this machine cannot hold, before it is tried.
+
+        Raises:
+            UsageError: with the parts and the remedy.
+        """
+        if self.total > memory():
+            raise UsageError(f"{what} needs about {self}, and this machine has {memory() / 1e9:.1f} GB; {remedy}")
+
+
+def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool, cases: int) -> Forecast:
+    """A training: the maps of a step, the weights with gradients and moments, and the cases that are kept.
+
+    Args:
+        network: on any device; not changed.
+        plan: of the data set.
+        recipe: its points, optimiser and workers.
+        bf16: maps are kept in bfloat16.
+        cases: training and validation cases; a quarter of the memory holds them at most.
+    """
+    points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
+    maps = peak_bytes(network, plan.patch, batch=plan.batch, training=True, bf16=bf16, points=points)
+    moments = 1 if recipe.optimizer.kind == "sgd" else 2
+    held = _image_bytes(plan.fingerprint["size"]["median"], plan) * cases
+    return Forecast(
+        {
+            "maps of a step": OVERHEAD * maps,
+            "weights, gradients and moments": (2 + moments) * _weight_bytes(network),
+            "cases kept": min(held, 2 * memory() / 4),
+            "program": _program() + LIBRARIES,
+        }
+    )
+
+
+def prediction_memory(
+    plan: Plan, volume: Volume, weights: Network, *, maps_per_voxel: float, probabilities: bool
+) -> Forecast:
+    """The prediction of one image: the maps of a window, the probabilities of a slab, and the image itself.
+
+    Args:
+        plan: of the run.
+        volume: the image, read already.
+        weights: the network.
+        maps_per_voxel: from `maps_per_voxel`.
+        probabilities: they are held for the whole image, else only the mask is.
+    """
+    size, classes = volume.size, plan.labels.outputs
+    spacing = plan.spacing or volume.spacing
+    grid = [max(1, round(n * a / b)) for n, a, b in zip(size, volume.spacing, spacing, strict=True)]
+    whole = math.prod(grid) <= plan.whole_image_limit and not weights.head.sparse
+    window = grid if whole else [min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
+    axis = max(range(len(size)), key=lambda a: size[a])
+    share = window[axis] / grid[axis]  # of the image that a slab is
+    return Forecast(
+        {
+            "maps of a window": OVERHEAD * maps_per_voxel * math.prod(window),
+            "slab": 4 * share * ((classes + 1) * math.prod(grid) + classes * math.prod(size)),
+            "image": _image_bytes(grid, plan) + 4 * plan.in_channels * math.prod(size),
+            "result": (4 * classes if probabilities else 0) * math.prod(size)
+            + math.prod(size) * (classes if plan.labels.multilabel else 1),
+            "program": _program(),
+        }
+    )
+
+
+def maps_per_voxel(network: Network, plan: Plan, *, bf16: bool) -> float:
+    """Bytes that the maps of one window take at their peak, a voxel: hardly a matter of its size."""
+    voxels = math.prod(plan.patch)
+    points = min(MESH_POINTS, voxels) if network.head.sparse else None
+    return peak_bytes(network, plan.patch, training=False, bf16=bf16, points=points) / voxels
+
+
+def _image_bytes(size: Sequence[float], plan: Plan) -> float:
+    """An image as float32 and its labels."""
+    return math.prod(size) * (4 * plan.in_channels + 1)
+
+
+def _weight_bytes(network: Network) -> int:
+    return sum(p.numel() * 4 for p in network.parameters())
+
+
+def _program() -> float:
+    """Bytes that this process holds now."""
+    if torch.cuda.is_available():
+        return PROGRAM
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return PROGRAM
+    return pages * 4096.0
