@@ -111,7 +111,8 @@ def main() -> None:
         shape = "×".join(map(str, row["image"]))
         print(
             f"| {row['model']} | {shape} | {row['parameters']:,} | {row['published_millions']} | "
-            f"{row['gmacs']:.2f} | {row['ptflops_gmacs']:.2f} | {row['published_gmacs']} | {f[0]} ± {f[1]} | {t[0]} ± {t[1]} |",
+            f"{row['gmacs']:.2f} | {row['ptflops_gmacs']:.2f} | {row['published_gmacs']} | "
+            f"{f[0]} ± {f[1]} | {t[0]} ± {t[1]} |",
             flush=True,
         )
         write(flags.out, {"conditions": facts, "precision": precision, "rows": rows})

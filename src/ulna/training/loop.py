@@ -37,6 +37,7 @@ from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
 from ulna.training.stopping import Stop
 
 log = logging.getLogger(__name__)
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells its precision, which the run's log has
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, o: torch.optim.Adam(p, lr=o.lr, weight_decay=o.weight_decay, fused=True),

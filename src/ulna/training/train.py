@@ -17,7 +17,7 @@ import torch
 
 from ulna import figures
 from ulna.allocation import keep_freed_memory
-from ulna.arithmetic import default_device
+from ulna.arithmetic import choose_precision, default_device
 from ulna.data.augment import Augment
 from ulna.data.case import Case
 from ulna.data.checking import inspect
@@ -260,8 +260,9 @@ def _train(
     network = network_for(recipe, plan, generator)
     parameters = count_parameters(network)
     log.info(
-        "%s: %s parameters, %dD, patch %s, batch %d; %d train, %d val, %d test cases; seed %d",
+        "%s: %s parameters, %dD, patch %s, batch %d, %s; %d train, %d val, %d test cases; seed %d",
         recipe.model, f"{parameters:,}", plan.spatial_dims, "x".join(map(str, plan.patch)), plan.batch,
+        choose_precision(recipe.training.precision, default_device()),
         len(split.train), len(split.val), len(split.test), recipe.training.seed,
     )  # fmt: skip
     workers = worker_count(recipe.training.workers, default_device().type)
