@@ -52,9 +52,9 @@ def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:
     return {"median": round(statistics.median(each), 2), "low": round(min(each), 2), "high": round(max(each), 2)}
 
 
-def product_rate() -> float:
-    """The machine's limit in GFLOP/s: the best of ten products of 2048 x 2048 matrices in float32."""
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+def product_rate(dtype: torch.dtype = torch.float32) -> float:
+    """The machine's limit in GFLOP/s: the best of ten products of 2048 x 2048 matrices."""
+    a, b = torch.randn(2048, 2048).to(dtype), torch.randn(2048, 2048).to(dtype)
     best = min(interleaved({"mm": lambda: a @ b}, rounds=10)["mm"])
     return 2 * 2048**3 / best / 1e9
 

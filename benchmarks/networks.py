@@ -209,12 +209,15 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(memory(*arguments.memory)))
         return
-    facts, limit = conditions(), product_rate()
-    print(f"{facts['processor']}, {facts['threads']} threads, product rate {limit:.0f} GFLOP/s (float32)")
+    facts, kind = conditions(), torch.bfloat16 if has_bf16() else torch.float32  # what ulna multiplies
+    limit = product_rate(kind)
+    print(f"{facts['processor']}, {facts['threads']} threads, product rate {limit:.0f} GFLOP/s ({kind})")
     rows: list[dict[str, Any]] = []
     for name in arguments.works or WORKS:
         rows += compare(name, limit)
-        write(arguments.out, {"conditions": facts, "product_rate_gflops": round(limit, 1), "rows": rows})
+        write(
+            arguments.out, {"conditions": facts, "product_rate_gflops": round(limit, 1), "of": str(kind), "rows": rows}
+        )
 
 
 if __name__ == "__main__":

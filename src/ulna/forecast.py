@@ -17,9 +17,9 @@ from ulna.networks.network import Network
 from ulna.recipe import Plan, Recipe
 from ulna.volume import Volume
 
-# Buffers of convolution libraries, the loss, and what an allocator cannot fill: measured 0.8 to 1.7 times the maps of a step
+# Buffers of convolution libraries, the loss, and what an allocator cannot fill: measured 0.8 to 1.3 times the maps of a step
 # (U-Net, UNet++, nnU-Net; 2D and 3D; float32 and bf16; with and without gradients)
-OVERHEAD = 1.4
+OVERHEAD = 1.25
 # Random transforms are loaded at the first step
 LIBRARIES = 60 * 10**6
 # Python and its libraries, where the system does not tell

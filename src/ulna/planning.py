@@ -154,6 +154,7 @@ def forecast_training(recipe: Recipe, plan: Plan, *, cases: int) -> Forecast:
         spatial_dims=plan.spatial_dims,
         multilabel=plan.labels.multilabel,
     )
+    network.recompute = recipe.training.recompute
     bf16 = choose_precision(recipe.training.precision, default_device()) == "bf16"
     return training_memory(network, plan, recipe, bf16=bf16, cases=cases)
 

@@ -89,6 +89,26 @@ def test_a_stopped_training_goes_on_exactly(discs, tmp_path, monkeypatch):
     assert measured(whole.folder) == measured(part)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_training_multiplies_in_the_precision_of_the_recipe(discs, tmp_path, monkeypatch, precision, dtype):
+    """Maps of training steps and of validations, whichever way the step calls the network."""
+    from ulna.networks.network import Network
+
+    seen = {}
+    features = Network.features
+
+    def spy(network, image):
+        maps = features(network, image)
+        if image.device.type == "cpu":  # planning counts on the meta device
+            seen.setdefault(network.training, set()).update(m.dtype for m in maps.values())
+        return maps
+
+    monkeypatch.setattr(Network, "features", spy)
+    train(discs, model="unet", out=tmp_path / "run", epochs=1, set=[*TINY, f"training.precision={precision}"])
+    assert seen == {True: {dtype}, False: {dtype}}
+    assert all(t.dtype != torch.bfloat16 for t in read_tensors(tmp_path / "run/weights.safetensors").tensors.values())
+
+
 def test_more_epochs_extend_a_finished_run(discs, tmp_path):
     first = train(discs, model="unet", out=tmp_path / "r", epochs=2, set=TINY)
     longer = train(discs, out=first.folder, resume=True, epochs=3)

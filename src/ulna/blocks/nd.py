@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,6 +105,19 @@ def norm(kind: str, spatial_dims: int, channels: int, *, eps: float = 1e-5) -> n
     raise unknown("norm", kind, NORMS)
 
 
+_recomputing = [False]
+
+
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """Maps are computed a second time within: batch norm has taken their statistics into its running ones already."""
+    before, _recomputing[0] = _recomputing[0], True
+    try:
+        yield
+    finally:
+        _recomputing[0] = before
+
+
 class _BatchNorm:
     """What torch's batch norm lacks: a clear error, and an activation in the same pass over the map."""
 
@@ -119,10 +133,18 @@ class _BatchNorm:
             )
         if self.training and normalize.suits(x, self.weight):  # type: ignore[attr-defined]
             return self._in_one_pass(x, slope)
+        if self.training and _recomputing[0]:
+            return normalize.activated(self._by_batch(x), slope)
         return normalize.activated(super().forward(x), slope)  # type: ignore[misc]
+
+    def _by_batch(self: Any, x: Tensor) -> Tensor:
+        spare = self.running_mean.clone(), self.running_var.clone()  # taken into account once already
+        return nn.functional.batch_norm(x, *spare, self.weight, self.bias, training=True, eps=self.eps)
 
     def _in_one_pass(self: Any, x: Tensor, slope: float) -> Tensor:
         y, mean, variance = normalize.batch_norm(x, self.weight, self.bias, eps=self.eps, slope=slope)
+        if _recomputing[0]:
+            return y
         count = x.numel() // x.shape[1]
         with torch.no_grad():
             self.num_batches_tracked.add_(1)

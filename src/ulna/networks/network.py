@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ulna.blocks import nd
 from ulna.errors import UsageError
 from ulna.networks.heads import Head, Outputs
 from ulna.networks.wiring import Wiring
@@ -50,14 +53,24 @@ class Network(nn.Module):
         self.head = head
         self.in_channels = in_channels
         self.divisor = divisor
+        # keep the maps of nodes alone in training, and compute what lies between them again in the backward pass
+        self.recompute = False
 
     def features(self, image: Tensor) -> dict[str, Tensor]:
         """The map of every node: (N, C, *S) -> {node: (N, width, *S / strides)}; S divisible by `divisor`."""
         maps: dict[str, Tensor] = {}
         for node in self.wiring.nodes:
             source = image if node.source is None else maps[node.source]
-            maps[node.name] = self.stages[node.name](source, [maps[name] for name in node.skips])
+            maps[node.name] = self._stage(node.name, source, [maps[name] for name in node.skips])
         return maps
+
+    def _stage(self, name: str, source: Tensor, skips: list[Tensor]) -> Tensor:
+        stage = self.stages[name]
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(
+                stage, source, skips, use_reentrant=False, context_fn=lambda: (nullcontext(), nd.recomputing())
+            )
+        return stage(source, skips)
 
     def encode(self, image: Tensor) -> tuple[dict[str, Tensor], torch.Size]:
         """The map of every node for an image of any size, and the size to which it was padded: what `head` reads.

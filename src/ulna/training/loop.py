@@ -111,6 +111,7 @@ class Loop:
         self.plan, self.recipe, self.folder, self.stop, self.on_epoch = plan, recipe, folder, stop, on_epoch
         self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.fabric.device)
         self.network = network.to(self.fabric.device)
+        self.network.recompute = recipe.training.recompute
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
         self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
@@ -234,7 +235,10 @@ class Loop:
         images, labels = self.fabric.to_device((images, labels))
         images = images.contiguous(memory_format=self.layout)
         every = self.recipe.training.accumulate
-        loss, _ = self.loss(self.model.outputs(images, self._points(labels, step)), labels)
+        points = self._points(labels, step)
+        with self.fabric.autocast():  # Fabric does so by itself for `forward` alone
+            outputs = self.model.outputs(images, points)
+        loss, _ = self.loss(outputs, labels)
         self.fabric.backward(loss / every)
         value = float(loss.detach())
         if not math.isfinite(value):
