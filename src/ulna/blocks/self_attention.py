@@ -109,16 +109,21 @@ class SpatialAttention(nn.Module):
         self.scale = channels**-0.5 if scaled else 1.0
         self.gate = nn.Parameter(torch.zeros(())) if gated else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of every dense feature a pixel takes, (N, P, K), each row a sum of 1; and the features, (N, C, K)."""
         drawn = self.dilated(x)
         with _without_autocast(x):
             m = _precise(x).flatten(2)
             drawn = _precise(drawn).flatten(2)
             if self.pooling == "attention":
-                dense = m @ drawn.softmax(dim=2).mT  # (N, C, K)
+                dense = m @ drawn.softmax(dim=2).mT
             else:
                 dense = nn.functional.adaptive_avg_pool1d(drawn, self.features)
-            weights = (m.mT @ dense * self.scale).softmax(dim=2)  # (N, P, K)
+            return (m.mT @ dense * self.scale).softmax(dim=2), dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, dense = self.attention(x)
+        with _without_autocast(x):
             return _residual(x, dense @ weights.mT, self.gate)
 
 
@@ -142,12 +147,17 @@ class ChannelAttention(nn.Module):
         self.scaled = scaled
         self.gate = nn.Parameter(torch.zeros(())) if gated else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def attention(self, x: Tensor) -> Tensor:
+        """How much of every channel a channel takes: (N, C, C), each row a sum of 1."""
         with _without_autocast(x):
             m = _precise(x).flatten(2)
             scale = m.shape[2] ** -0.5 if self.scaled else 1.0
-            weights = (m @ m.mT * scale).softmax(dim=2)  # (N, C, C)
-            return _residual(x, weights @ m, self.gate)
+            return (m @ m.mT * scale).softmax(dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.attention(x)
+        with _without_autocast(x):
+            return _residual(x, weights @ _precise(x).flatten(2), self.gate)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
