@@ -5,27 +5,51 @@
 // Previous lines are kept in buffers with a margin of zeros, so that every neighbour is a plain offset.
 //
 // Products run in tiles of MR rows and NR columns that stay in registers. A packed panel holds NR columns, row after row.
+// Their operands are the map's own numbers, or pairs of bfloat16 that one instruction multiplies and adds in float32;
+// everything between products is in the map's precision. No sum depends on how many threads there are.
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 namespace {
 
+// 8 x 3: as few loads a product as 32 registers allow, and few enough row pointers to stay in registers themselves
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, MR = 12;
+constexpr int BYTES = 64, MR = 8;
 #elif defined(__AVX__)
-constexpr int BYTES = 32, MR = 6;
+constexpr int BYTES = 32, MR = 4;
 #else
-constexpr int BYTES = 16, MR = 6;
+constexpr int BYTES = 16, MR = 4;
 #endif
-constexpr int NV = 2;        // vectors side by side in a tile
-constexpr int BLOCK = 8 * MR;  // rows that share a panel while it is in the first cache
+constexpr int NV = 3;           // vectors side by side in a tile
+constexpr int BLOCK = 24 * MR;  // rows that share a panel while it is in the second cache
+
+struct Pair {  // two bfloat16, the first in the lower half
+    uint32_t bits;
+};
+template <typename O>
+constexpr int PACK = 1;  // numbers in an operand
+template <>
+constexpr int PACK<Pair> = 2;
+template <typename O>
+struct Numbers {
+    using T = O;
+};
+template <>
+struct Numbers<Pair> {
+    using T = float;
+};
+template <typename O>
+using Number = typename Numbers<O>::T;  // what maps, sums and gates are in
 
 template <typename T>
 struct Lanes;
@@ -63,6 +87,63 @@ inline Vec<T> load(const T* p) {
 template <typename T>
 inline void store(T* p, Vec<T> v) {
     std::memcpy(p, &v, sizeof v);
+}
+template <typename T>
+inline Vec<T> load(const T* p, int64_t n) {  // the first n values, then zeros
+    if (n >= WIDTH<T>) return load(p);
+    Vec<T> v = {};
+    std::memcpy(&v, p, n * sizeof(T));
+    return v;
+}
+template <typename T>
+inline void store(T* p, Vec<T> v, int64_t n) {
+    if (n >= WIDTH<T>) return store(p, v);
+    std::memcpy(p, &v, n * sizeof(T));
+}
+
+// one step of a product
+template <typename T>
+inline Vec<T> multiply_add(Vec<T> sum, T a, Vec<T> b) {
+    return sum + a * b;
+}
+// n numbers of a row of operands, from the number `at` on
+template <typename T>
+inline void put(T* row, int64_t at, Vec<T> v, int64_t n) {
+    store(row + at, v, n);
+}
+// operands along the rows of a matrix: n columns from `at` on of as many rows as an operand has numbers
+template <typename T>
+inline void weave(const T* const* rows, int64_t at, int64_t n, T* to) {
+    store(to, load(rows[0] + at, n));
+}
+#ifdef __AVX512BF16__
+inline Vec<float> multiply_add(Vec<float> sum, Pair a, Vec<float> b) {
+    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a.bits), (__m512bh)b);
+}
+inline void put(Pair* row, int64_t at, Vec<float> v, int64_t n) {
+    const __m256i halves = (__m256i)_mm512_cvtneps_pbh((__m512)v);
+    uint16_t* to = reinterpret_cast<uint16_t*>(row) + at;
+    std::memcpy(to, &halves, n >= WIDTH<float> ? sizeof halves : n * sizeof(uint16_t));
+}
+inline void weave(const float* const* rows, int64_t at, int64_t n, Pair* to) {
+    typedef uint16_t Halves __attribute__((vector_size(BYTES / 2)));
+    typedef uint32_t Words __attribute__((vector_size(BYTES)));
+    const Halves a = (Halves)_mm512_cvtneps_pbh((__m512)load(rows[0] + at, n));
+    const Halves b = (Halves)_mm512_cvtneps_pbh((__m512)load(rows[1] + at, n));
+    const Words pairs = __builtin_convertvector(a, Words) | __builtin_convertvector(b, Words) << 16;
+    std::memcpy(to, &pairs, sizeof pairs);
+}
+#endif
+template <typename O>
+inline Vec<Number<O>> load_operands(const O* p) {
+    Vec<Number<O>> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+template <typename O>
+inline void put_row(O* row, const Number<O>* from, int64_t count) {
+    using T = Number<O>;
+    for (int64_t c = 0; c < count; c += WIDTH<T>) put(row, c, load(from + c, count - c), count - c);
 }
 
 // e^x as 2^k * e^r with |r| <= ln 2 / 2, the second factor by its power series
@@ -111,56 +192,65 @@ struct Buffer {
 };
 
 // out (rows, NR) = or += row[i][0..length) * panel (length, NR), of which the first V vectors; `out` has room for whole tiles
-template <typename T, bool ADD, int V>
-void multiply_tiles(const T* const* row, int rows, int64_t offset, int64_t length, const T* panel, T* out) {
+template <typename O, bool ADD, int V>
+void multiply_tiles(const O* const* row, int rows, int64_t offset, int64_t length, const O* panel, Number<O>* out) {
+    using T = Number<O>;
     for (int first = 0; first < rows; first += MR, out += MR * NR<T>) {
-        const T* a[MR];
+        const O* a[MR];
         for (int i = 0; i < MR; ++i) a[i] = row[first + i < rows ? first + i : rows - 1] + offset;
         Vec<T> sum[MR][V];
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int j = 0; j < V; ++j) sum[i][j] = ADD ? load(out + i * NR<T> + j * WIDTH<T>) : Vec<T>{};
-        const T* b = panel;
+        const O* b = panel;
         for (int64_t k = 0; k < length; ++k, b += NR<T>) {
             Vec<T> column[V];
-#pragma GCC unroll 2
-            for (int j = 0; j < V; ++j) column[j] = load(b + j * WIDTH<T>);
+#pragma GCC unroll 4
+            for (int j = 0; j < V; ++j) column[j] = load_operands(b + j * WIDTH<T>);
 #pragma GCC unroll 16
             for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-                for (int j = 0; j < V; ++j) sum[i][j] += a[i][k] * column[j];
+#pragma GCC unroll 4
+                for (int j = 0; j < V; ++j) sum[i][j] = multiply_add(sum[i][j], a[i][k], column[j]);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int j = 0; j < V; ++j) store(out + i * NR<T> + j * WIDTH<T>, sum[i][j]);
     }
 }
-template <typename T>
-void multiply(bool add, int64_t columns, const T* const* row, int rows, int64_t offset, int64_t length, const T* panel,
-              T* out) {
-    auto run = columns > WIDTH<T> ? (add ? multiply_tiles<T, true, 2> : multiply_tiles<T, false, 2>)
-                                  : (add ? multiply_tiles<T, true, 1> : multiply_tiles<T, false, 1>);
+template <typename O, bool ADD>
+void multiply(int64_t columns, const O* const* row, int rows, int64_t offset, int64_t length, const O* panel,
+              Number<O>* out) {
+    constexpr int64_t W = WIDTH<Number<O>>;
+    auto run = columns > 2 * W ? multiply_tiles<O, ADD, 3>
+               : columns > W   ? multiply_tiles<O, ADD, 2>
+                               : multiply_tiles<O, ADD, 1>;
     run(row, rows, offset, length, panel, out);
+}
+template <typename O>
+void multiply(bool add, int64_t columns, const O* const* row, int rows, int64_t offset, int64_t length, const O* panel,
+              Number<O>* out) {
+    (add ? multiply<O, true> : multiply<O, false>)(columns, row, rows, offset, length, panel, out);
 }
 
 // out (MR, NR) += a^T b over `count` rows of a (count, MR) and the first V vectors of b (count, NR)
-template <typename T, int V>
-void accumulate(const T* a, const T* b, int64_t count, T* out) {
+template <typename O, int V>
+void accumulate(const O* a, const O* b, int64_t count, Number<O>* out) {
+    using T = Number<O>;
     Vec<T> sum[MR][V] = {};
     for (int64_t m = 0; m < count; ++m, a += MR, b += NR<T>) {
         Vec<T> column[V];
-#pragma GCC unroll 2
-        for (int j = 0; j < V; ++j) column[j] = load(b + j * WIDTH<T>);
+#pragma GCC unroll 4
+        for (int j = 0; j < V; ++j) column[j] = load_operands(b + j * WIDTH<T>);
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
-            for (int j = 0; j < V; ++j) sum[i][j] += a[i] * column[j];
+#pragma GCC unroll 4
+            for (int j = 0; j < V; ++j) sum[i][j] = multiply_add(sum[i][j], a[i], column[j]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int j = 0; j < V; ++j) {
             T* o = out + i * NR<T> + j * WIDTH<T>;
             store(o, load(o) + sum[i][j]);
@@ -219,50 +309,55 @@ struct Lines {
     }
 };
 
-// columns [column, column + NR) of w^T, where w is (., width) row by row: panel (count, NR) from w[row + c][first + k]
-template <typename T>
-T* pack_transposed(const T* w, int64_t width, int64_t row, int64_t first, int64_t count, int64_t columns, T* panel) {
-    for (int64_t k = 0; k < count; ++k, panel += NR<T>)
-        for (int64_t c = 0; c < NR<T>; ++c) panel[c] = c < columns ? w[(row + c) * width + first + k] : 0;
-    return panel;
+// columns of w^T, where w is (., width) row by row: panel (count, NR) of operands from w[row + c][first + k]
+template <typename O>
+O* pack_transposed(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t count, int64_t columns, O* line,
+                   O* panel) {
+    constexpr int64_t N = NR<O>;
+    const int64_t length = ceiling(count, PACK<O>);
+    for (int64_t c = 0; c < columns; ++c) {
+        put_row(line, w + (row + c) * width + first, count);
+        for (int64_t k = 0; k < length; ++k) panel[k * N + c] = line[k];
+    }
+    return panel + length * N;
 }
-// the same of w itself: panel (count, NR) from w[row + k][first + c]
-template <typename T>
-T* pack(const T* w, int64_t width, int64_t row, int64_t first, int64_t count, int64_t columns, T* panel) {
-    for (int64_t k = 0; k < count; ++k, panel += NR<T>)
-        for (int64_t c = 0; c < NR<T>; ++c) panel[c] = c < columns ? w[(row + k) * width + first + c] : 0;
+// the same of w itself: panel (count, NR) of operands from w[row + k][first + c]
+template <typename O>
+O* pack(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t count, int64_t columns, O* panel) {
+    using T = Number<O>;
+    const T zeros[NR<T>] = {};
+    for (int64_t k = 0; k < count; k += PACK<O>, panel += NR<T>) {
+        const T* rows[PACK<O>];
+        for (int i = 0; i < PACK<O>; ++i) rows[i] = k + i < count ? w + (row + k + i) * width + first : zeros;
+        for (int64_t v = 0; v < columns; v += WIDTH<T>) weave(rows, v, columns - v, panel + v);
+    }
     return panel;
 }
 
-template <typename T>
-void forward(const T* x, const T* wi, const T* wh, const T* bi, const T* bh, T* h, T* gates, const int64_t* shape) {
+template <typename O>
+void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const Number<O>* bi, const Number<O>* bh,
+             Number<O>* h, Number<O>* gates, const int64_t* shape) {
+    using T = Number<O>;
     const Lines l(shape, NR<T>);
-    const int64_t C = l.C, KC = l.K * C;
+    const int64_t C = l.C, CO = ceiling(C, PACK<O>), KC = l.K * C;
     // for every group of NR channels: r and z over neighbours and position, n over neighbours, n over the position
-    const int64_t panel = 3 * (KC + C) * NR<T>;
-    Buffer<T> weights(l.groups * panel), biases(l.groups * 4 * NR<T>), line0(l.padded_count * C), line1(l.padded_count * C);
-    Buffer<T> outs(l.threads * 4 * BLOCK * NR<T>);
-    for (int64_t g = 0; g < l.groups; ++g) {
-        const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
-        T* p = &weights[g * panel];
-        for (int gate = 0; gate < 3; ++gate) {
-            p = pack_transposed(wi, KC, gate * C + c, 0, KC, columns, p);
-            p = pack_transposed(wh, C, gate * C + c, 0, C, columns, p);
-        }
-        T* b = &biases[g * 4 * NR<T>];
-        for (int64_t i = 0; i < columns; ++i) {
-            b[i] = bi[c + i] + bh[c + i];
-            b[NR<T> + i] = bi[C + c + i] + bh[C + c + i];
-            b[2 * NR<T> + i] = bi[2 * C + c + i];
-            b[3 * NR<T> + i] = bh[2 * C + c + i];
-        }
+    const int64_t third = (l.K + 1) * CO * NR<T>;
+    Buffer<O> weights(l.groups * 3 * third), line0(l.padded_count * CO), line1(l.padded_count * CO);
+    Buffer<O> owns(PACK<O> > 1 ? l.threads * BLOCK * CO : 0), scratch(l.threads * CO);
+    Buffer<T> biases(l.groups * 4 * NR<T>), outs(l.threads * 4 * BLOCK * NR<T>);
+    for (int64_t c = 0; c < C; ++c) {
+        T* b = &biases[c / NR<T> * 4 * NR<T> + c % NR<T>];
+        b[0] = bi[c] + bh[c];
+        b[NR<T>] = bi[C + c] + bh[C + c];
+        b[2 * NR<T>] = bi[2 * C + c];
+        b[3 * NR<T>] = bh[2 * C + c];
     }
     std::vector<Part> parts;  // neighbours that lie side by side are read in one go
     for (int64_t j = 0; j < l.K; ++j) {
         if (j && l.step(j) == l.step(j - 1) + 1)
-            parts.back().length += C;
+            parts.back().length += CO;
         else
-            parts.push_back({l.step(j) * C, C});
+            parts.push_back({l.step(j) * CO, CO});
     }
 #ifdef _OPENMP
 #pragma omp parallel num_threads(l.threads)
@@ -270,29 +365,43 @@ void forward(const T* x, const T* wi, const T* wh, const T* bi, const T* bh, T* 
     {
         const Team team;
         int64_t first, last;
+        team.share(l.groups * 3, &first, &last);
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t c = i / 3 * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>, row = i % 3 * C + c;
+            O *p = &weights[i * third], *line = &scratch[team.thread * CO];
+            for (int64_t j = 0; j < l.K; ++j) p = pack_transposed(wi, KC, row, j * C, C, columns, line, p);
+            pack_transposed(wh, C, row, 0, C, columns, line, p);
+        }
         l.rows(team, &first, &last);
         T* out = &outs[team.thread * 4 * BLOCK * NR<T>];
-        const T *near[BLOCK], *own[BLOCK];
+        const O *near[BLOCK], *own[BLOCK];
         for (int64_t r = first; r < last; ++r) {
             std::memcpy(h + l.place[r], x + l.place[r], sizeof(T) * C);
             if (gates) std::memset(gates + l.place[r] * 4, 0, sizeof(T) * C * 4);
-            std::memcpy(&line0[l.padded[r] * C], x + l.place[r], sizeof(T) * C);
+            put_row(&line0[l.padded[r] * CO], x + l.place[r], C);
         }
         for (int64_t t = 1; t < l.L; ++t) {
 #ifdef _OPENMP
 #pragma omp barrier
 #endif
-            const T* before = t % 2 ? line0.data : line1.data;
-            T* now = t % 2 ? line1.data : line0.data;
+            const O* before = t % 2 ? line0.data : line1.data;
+            O* now = t % 2 ? line1.data : line0.data;
             for (int64_t block = first; block < last; block += BLOCK) {
                 const int rows = static_cast<int>(last - block < BLOCK ? last - block : BLOCK);
                 for (int i = 0; i < rows; ++i) {
-                    near[i] = before + l.padded[block + i] * C;
-                    own[i] = x + l.place[block + i] + t * l.st;
+                    near[i] = before + l.padded[block + i] * CO;
+                    const T* s = x + l.place[block + i] + t * l.st;
+                    if constexpr (PACK<O> == 1) {
+                        own[i] = s;
+                    } else {
+                        O* narrow = &owns[(team.thread * BLOCK + i) * CO];
+                        put_row(narrow, s, C);
+                        own[i] = narrow;
+                    }
                 }
                 for (int64_t g = 0; g < l.groups; ++g) {
                     const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
-                    const T* p = &weights[g * panel];
+                    const O* p = &weights[g * 3 * third];
                     T* product[4];
                     for (int i = 0; i < 4; ++i) product[i] = out + i * BLOCK * NR<T>;
                     for (int gate = 0; gate < 3; ++gate) {
@@ -302,31 +411,29 @@ void forward(const T* x, const T* wi, const T* wh, const T* bi, const T* bh, T* 
                             p += parts[part].length * NR<T>;
                         }
                         // r and z take the position's share at once; n keeps it apart, for r to weigh
-                        multiply(gate < 2, columns, own, rows, 0, C, p, product[gate < 2 ? gate : 3]);
-                        p += C * NR<T>;
+                        multiply(gate < 2, columns, own, rows, 0, CO, p, product[gate < 2 ? gate : 3]);
+                        p += CO * NR<T>;
                     }
                     const T* b = &biases[g * 4 * NR<T>];
                     for (int i = 0; i < rows; ++i) {
-                        T result[5][NR<T>], state[NR<T>] = {};  // r, z, n, the hidden share of n, h
-                        std::memcpy(state, own[i] + c, sizeof(T) * columns);
-                        for (int v = 0; v < NR<T>; v += WIDTH<T>) {
-                            const int64_t at = i * NR<T> + v;
+                        const int64_t place = l.place[block + i] + t * l.st;
+                        O* state = now + l.padded[block + i] * CO;
+                        for (int64_t v = 0; v < columns; v += WIDTH<T>) {
+                            const int64_t at = i * NR<T> + v, n_ = columns - v;
                             const Vec<T> r = sigmoid<T>(load(product[0] + at) + load(b + v));
                             const Vec<T> z = sigmoid<T>(load(product[1] + at) + load(b + NR<T> + v));
                             const Vec<T> hidden = load(product[3] + at) + load(b + 3 * NR<T> + v);
                             const Vec<T> n = hyperbolic<T>(load(product[2] + at) + load(b + 2 * NR<T> + v) + r * hidden);
-                            store(result[0] + v, r);
-                            store(result[1] + v, z);
-                            store(result[2] + v, n);
-                            store(result[3] + v, hidden);
-                            store(result[4] + v, n + z * (load(state + v) - n));
+                            const Vec<T> swept = n + z * (load(x + place + c + v, n_) - n);
+                            store(h + place + c + v, swept, n_);
+                            put(state, c + v, swept, n_);
+                            if (!gates) continue;
+                            T* kept = gates + place * 4 + c + v;
+                            store(kept, r, n_);
+                            store(kept + C, z, n_);
+                            store(kept + 2 * C, n, n_);
+                            store(kept + 3 * C, hidden, n_);
                         }
-                        const int64_t place = l.place[block + i] + t * l.st + c;
-                        std::memcpy(h + place, result[4], sizeof(T) * columns);
-                        std::memcpy(now + l.padded[block + i] * C + c, result[4], sizeof(T) * columns);
-                        if (gates)
-                            for (int k = 0; k < 4; ++k)
-                                std::memcpy(gates + (place - c) * 4 + k * C + c, result[k], sizeof(T) * columns);
                     }
                 }
             }
@@ -334,81 +441,95 @@ void forward(const T* x, const T* wi, const T* wh, const T* bi, const T* bh, T* 
     }
 }
 
-template <typename T>
-void backward(const T* grad, const T* x, const T* h, const T* gates, const T* wi, const T* wh, T* dx, T* dwi, T* dwh,
-              T* dbi, T* dbh, const int64_t* shape) {
+template <typename O>
+void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, const Number<O>* gates, const Number<O>* wi,
+              const Number<O>* wh, Number<O>* dx, Number<O>* dwi, Number<O>* dwh, Number<O>* dbi, Number<O>* dbh,
+              const int64_t* shape) {
+    using T = Number<O>;
     const Lines l(shape, NR<T>);
-    const int64_t C = l.C, KC = l.K * C, M = l.M;
+    const int64_t C = l.C, CO = ceiling(C, PACK<O>), CP = CO * PACK<O>, KC = l.K * C, M = l.M, MO = ceiling(M, PACK<O>);
     // carry: for every neighbour 3C rows of W_i; then 3C rows of W_h
-    const int64_t panel = 3 * (KC + C) * NR<T>;
-    Buffer<T> weights(l.groups * panel);
-    for (int64_t g = 0; g < l.groups; ++g) {
-        const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
-        T* p = &weights[g * panel];
-        for (int64_t j = 0; j < l.K; ++j) p = pack(wi, KC, 0, j * C + c, 3 * C, columns, p);
-        pack(wh, C, 0, c, 3 * C, columns, p);
-    }
+    const int64_t panel = 3 * (l.K + 1) * CO * NR<T>;
+    Buffer<O> weights(l.groups * panel);
     // slopes of one line: (dr, dz, dn, dn * r) of every position with margins, double so that lines need one meeting
-    const int64_t W = 4 * C;
-    Buffer<T> slopes0(l.padded_count * W), slopes1(l.padded_count * W), carry(M * C);
+    const int64_t W = 4 * CP, WO = 4 * CO;
+    Buffer<O> slopes0(l.padded_count * WO), slopes1(l.padded_count * WO);
+    Buffer<T> carry(M * C), exact(l.threads * PACK<O> * (W + NR<T>));
     // the same of `depth` lines as tiles of MR gate channels, for the gradients of the weights
-    const int64_t tiles = ceiling(W, MR), depth = ceiling(128, M) < l.L ? ceiling(128, M) : l.L, room = depth * M;
-    Buffer<T> turned0(tiles * room * MR), turned1(tiles * room * MR);
+    const int64_t tiles = ceiling(W, MR), depth = ceiling(256, M) < l.L ? ceiling(256, M) : l.L, room = depth * MO;
+    Buffer<O> turned0(tiles * room * MR), turned1(tiles * room * MR), wovens(l.threads * (W + NR<T>));
     const int64_t panels = (l.K + 1) * l.groups;  // of neighbours, then of the position itself
     Buffer<T> sums(panels * tiles * MR * NR<T>);
-    Buffer<T> bias_sums_of(l.threads * W), sources(l.threads * room * NR<T>), outs(l.threads * 2 * BLOCK * NR<T>);
+    Buffer<T> bias_sums(ceiling(M, MR) * W), outs(l.threads * 2 * BLOCK * NR<T>);  // sums of every MR rows
+    Buffer<O> sources(l.threads * room * NR<T>);
 #ifdef _OPENMP
 #pragma omp parallel num_threads(l.threads)
 #endif
     {
         const Team team;
         int64_t first, last, panel_first, panel_last;
-        l.rows(team, &first, &last);
         team.share(panels, &panel_first, &panel_last);
-        T *bias_sums = &bias_sums_of[team.thread * W], *source = &sources[team.thread * room * NR<T>];
-        T *back = &outs[team.thread * 2 * BLOCK * NR<T>], *side = back + BLOCK * NR<T>;
-        const T* row[BLOCK];
+        for (int64_t q = panel_first; q < panel_last; ++q) {
+            const int64_t j = q % (l.K + 1), c = q / (l.K + 1) * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
+            O* p = &weights[q * 3 * CO * NR<T>];
+            for (int gate = 0; gate < 3; ++gate)
+                p = j < l.K ? pack(wi, KC, gate * C, j * C + c, C, columns, p) : pack(wh, C, gate * C, c, C, columns, p);
+        }
+        l.rows(team, &first, &last);
+        T *d[PACK<O>], *back = &outs[team.thread * 2 * BLOCK * NR<T>], *side = back + BLOCK * NR<T>;
+        for (int i = 0; i < PACK<O>; ++i) d[i] = &exact[(team.thread * PACK<O> + i) * (W + NR<T>)];
+        O *source = &sources[team.thread * room * NR<T>], *woven = &wovens[team.thread * (W + NR<T>)];
+        const O* row[BLOCK];
+        const T zeros[NR<T>] = {};
         int64_t slot = 0, batch = 0;
         for (int64_t t = l.L - 1; t > 0; --t) {
-            T* slopes = t % 2 ? slopes1.data : slopes0.data;
-            T* turned = batch % 2 ? turned1.data : turned0.data;
+            O* slopes = t % 2 ? slopes1.data : slopes0.data;
+            O* turned = batch % 2 ? turned1.data : turned0.data;
             for (int64_t r = first; r < last; ++r) {
                 const int64_t place = l.place[r] + t * l.st;
-                const T *__restrict kept = gates + place * 4, *__restrict s = x + place;
-                const T *__restrict upper = grad + place, *__restrict later = &carry[r * C];
-                T *__restrict d = slopes + l.padded[r] * W, *__restrict down = dx + place;
-                for (int64_t c = 0; c < C; ++c) {
-                    const T r_ = kept[c], z = kept[C + c], n = kept[2 * C + c], hidden = kept[3 * C + c];
-                    const T g = upper[c] + later[c];
-                    const T dn = g * (1 - z) * (1 - n * n);
-                    d[c] = dn * hidden * r_ * (1 - r_);
-                    d[C + c] = g * (s[c] - n) * z * (1 - z);
-                    d[2 * C + c] = dn;
-                    d[3 * C + c] = dn * r_;
-                    down[c] = g * z;
+                const T *kept = gates + place * 4, *later = &carry[r * C];
+                const int part = r % PACK<O>;
+                T* to = d[part];
+                for (int64_t c = 0; c < C; c += WIDTH<T>) {
+                    const int64_t n_ = C - c;
+                    const Vec<T> r_ = load(kept + c, n_), z = load(kept + C + c, n_), n = load(kept + 2 * C + c, n_);
+                    const Vec<T> hidden = load(kept + 3 * C + c, n_);
+                    const Vec<T> g = load(grad + place + c, n_) + load(later + c, n_);
+                    const Vec<T> dn = g * (1 - z) * (1 - n * n);
+                    store(to + c, dn * hidden * r_ * (1 - r_), n_);
+                    store(to + CP + c, g * (load(x + place + c, n_) - n) * z * (1 - z), n_);
+                    store(to + 2 * CP + c, dn, n_);
+                    store(to + 3 * CP + c, dn * r_, n_);
+                    store(dx + place + c, g * z, n_);
                 }
-                for (int64_t c = 0; c < W; ++c) bias_sums[c] += d[c];
-                T* to = turned + (slot * M + r) * MR;
-                for (int64_t i = 0; i < W / MR; ++i, to += room * MR) std::memcpy(to, d + i * MR, sizeof(T) * MR);
-                for (int64_t c = W / MR * MR; c < W; ++c) to[c % MR] = d[c];
+                T* sum = &bias_sums[r / MR * W];
+                for (int64_t c = 0; c < W; c += WIDTH<T>) store(sum + c, load(sum + c, W - c) + load(to + c), W - c);
+                put_row(slopes + l.padded[r] * WO, to, W);
+                if (part < PACK<O> - 1 && r < M - 1) continue;
+                if (part < PACK<O> - 1) std::memset(d[PACK<O> - 1], 0, sizeof(T) * W);  // an odd last row
+                for (int64_t c = 0; c < W; c += WIDTH<T>) weave(d, c, WIDTH<T>, woven + c);
+                O* tile = turned + (slot * MO + r / PACK<O>) * MR;
+                for (int64_t i = 0; i < tiles; ++i, tile += room * MR) std::memcpy(tile, woven + i * MR, sizeof(O) * MR);
             }
 #ifdef _OPENMP
 #pragma omp barrier
 #endif
             for (int64_t block = first; block < last; block += BLOCK) {
                 const int rows = static_cast<int>(last - block < BLOCK ? last - block : BLOCK);
-                for (int i = 0; i < rows; ++i) row[i] = slopes + l.padded[block + i] * W;
+                for (int i = 0; i < rows; ++i) row[i] = slopes + l.padded[block + i] * WO;
                 for (int64_t g = 0; g < l.groups; ++g) {
-                    const T* p = &weights[g * panel];
+                    const O* p = &weights[g * panel];
                     const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
-                    for (int64_t j = 0; j < l.K; ++j, p += 3 * C * NR<T>)
-                        multiply(j > 0, columns, row, rows, -l.step(j) * W, 3 * C, p, back);
-                    multiply(false, columns, row, rows, 0, 2 * C, p, side);
-                    multiply(true, columns, row, rows, 3 * C, C, p + 2 * C * NR<T>, side);
+                    for (int64_t j = 0; j < l.K; ++j, p += 3 * CO * NR<T>)
+                        multiply(j > 0, columns, row, rows, -l.step(j) * WO, 3 * CO, p, back);
+                    multiply(false, columns, row, rows, 0, 2 * CO, p, side);
+                    multiply(true, columns, row, rows, 3 * CO, CO, p + 2 * CO * NR<T>, side);
                     for (int i = 0; i < rows; ++i) {
-                        std::memcpy(&carry[(block + i) * C + c], back + i * NR<T>, sizeof(T) * columns);
-                        T* down = dx + l.place[block + i] + t * l.st + c;
-                        for (int64_t k = 0; k < columns; ++k) down[k] += side[i * NR<T> + k];
+                        T *later = &carry[(block + i) * C + c], *down = dx + l.place[block + i] + t * l.st + c;
+                        for (int64_t v = 0; v < columns; v += WIDTH<T>) {
+                            store(later + v, load(back + i * NR<T> + v), columns - v);
+                            store(down + v, load(down + v, columns - v) + load(side + i * NR<T> + v), columns - v);
+                        }
                     }
                 }
             }
@@ -417,30 +538,37 @@ void backward(const T* grad, const T* x, const T* h, const T* gates, const T* wi
             for (int64_t q = panel_first; q < panel_last; ++q) {
                 const int64_t j = q / l.groups, c = q % l.groups * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
                 const bool own = j == l.K;
-                T* to = source;
+                O* to = source;
                 for (int64_t k = 0; k < slot; ++k) {
                     const int64_t line = t + slot - 1 - k;
+                    const T* rows[PACK<O>];
+                    int part = 0;
+                    auto flush = [&] {
+                        for (int64_t v = 0; v < columns; v += WIDTH<T>) weave(rows, v, columns - v, to + v);
+                        to += NR<T>;
+                        part = 0;
+                    };
                     for (int64_t n = 0; n < l.N; ++n)
                         for (int64_t y = 0; y < l.T1; ++y)
-                            for (int64_t px = 0; px < l.T2; ++px, to += NR<T>) {
+                            for (int64_t px = 0; px < l.T2; ++px) {
                                 const int64_t a = own ? y : y + l.dy[j], b = own ? px : px + l.dx[j];
-                                if (a < 0 || a >= l.T1 || b < 0 || b >= l.T2) {
-                                    std::memset(to, 0, sizeof(T) * NR<T>);
-                                    continue;
-                                }
-                                const T* from = own ? x : h;
                                 const int64_t at = l.start + n * l.sn + a * l.sy + b * l.sx + (line - !own) * l.st + c;
-                                if (columns == NR<T>)
-                                    std::memcpy(to, from + at, sizeof(T) * NR<T>);
-                                else
-                                    std::memcpy(to, from + at, sizeof(T) * columns);
+                                const bool inside = a >= 0 && a < l.T1 && b >= 0 && b < l.T2;
+                                rows[part] = inside ? (own ? x : h) + at : zeros;
+                                if (++part == PACK<O>) flush();
                             }
+                    if (part) {
+                        rows[PACK<O> - 1] = zeros;
+                        flush();
+                    }
                 }
+                auto run = columns > 2 * WIDTH<T> ? accumulate<O, 3>
+                           : columns > WIDTH<T>   ? accumulate<O, 2>
+                                                  : accumulate<O, 1>;
                 for (int64_t i = 0; i < tiles; ++i) {
                     const int64_t low = i * MR, high = low + MR;  // gate channels of this tile
-                    const bool wanted = own ? low < 2 * C || high > 3 * C : low < 3 * C;
-                    auto run = columns > WIDTH<T> ? accumulate<T, 2> : accumulate<T, 1>;
-                    if (wanted) run(turned + i * room * MR, source, slot * M, &sums[(q * tiles + i) * MR * NR<T>]);
+                    const bool wanted = own ? low < 2 * CP || high > 3 * CP : low < 3 * CP;
+                    if (wanted) run(turned + i * room * MR, source, slot * MO, &sums[(q * tiles + i) * MR * NR<T>]);
                 }
             }
             slot = 0;
@@ -453,41 +581,49 @@ void backward(const T* grad, const T* x, const T* h, const T* gates, const T* wi
         const int64_t j = q / l.groups, c = q % l.groups * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
         const bool own = j == l.K;
         for (int64_t i = 0; i < 3 * C; ++i) {
-            const int64_t channel = own && i >= 2 * C ? i + C : i;
+            const int64_t gate = i / C, channel = (own && gate == 2 ? 3 : gate) * CP + i % C;
             T* to = own ? dwh + i * C + c : dwi + i * KC + j * C + c;
-            std::memcpy(to, &sums[q * tiles * MR * NR<T> + channel * NR<T>], sizeof(T) * columns);
+            std::memcpy(to, &sums[(q * tiles * MR + channel) * NR<T>], sizeof(T) * columns);
         }
     }
     for (int64_t i = 0; i < 3 * C; ++i) {
+        const int64_t gate = i / C, c = i % C;
         dbi[i] = dbh[i] = 0;
-        for (int thread = 0; thread < l.threads; ++thread) {
-            dbi[i] += bias_sums_of[thread * W + i];
-            dbh[i] += bias_sums_of[thread * W + (i < 2 * C ? i : i + C)];
+        for (int64_t tile = 0; tile < ceiling(M, MR); ++tile) {
+            const T* sum = &bias_sums[tile * W];
+            dbi[i] += sum[gate * CP + c];
+            dbh[i] += sum[(gate == 2 ? 3 : gate) * CP + c];
         }
     }
 }
 
 }  // namespace
 
-#define EXPORT(T, NAME)                                                                                               \
-    extern "C" int sweep_forward_##NAME(const T* x, const T* wi, const T* wh, const T* bi, const T* bh, T* h, T* gates, \
-                                        const int64_t* shape) {                                                       \
-        try {                                                                                                         \
-            forward<T>(x, wi, wh, bi, bh, h, gates, shape);                                                           \
-            return 0;                                                                                                 \
-        } catch (...) {                                                                                               \
-            return 1;                                                                                                 \
-        }                                                                                                             \
-    }                                                                                                                 \
-    extern "C" int sweep_backward_##NAME(const T* grad, const T* x, const T* h, const T* gates, const T* wi,          \
-                                         const T* wh, T* dx, T* dwi, T* dwh, T* dbi, T* dbh, const int64_t* shape) {  \
-        try {                                                                                                         \
-            backward<T>(grad, x, h, gates, wi, wh, dx, dwi, dwh, dbi, dbh, shape);                                    \
-            return 0;                                                                                                 \
-        } catch (...) {                                                                                               \
-            return 1;                                                                                                 \
-        }                                                                                                             \
+#define EXPORT(O, NAME)                                                                                              \
+    extern "C" int sweep_forward_##NAME(const Number<O>* x, const Number<O>* wi, const Number<O>* wh,                \
+                                        const Number<O>* bi, const Number<O>* bh, Number<O>* h, Number<O>* gates,    \
+                                        const int64_t* shape) {                                                      \
+        try {                                                                                                        \
+            forward<O>(x, wi, wh, bi, bh, h, gates, shape);                                                          \
+            return 0;                                                                                                \
+        } catch (...) {                                                                                              \
+            return 1;                                                                                                \
+        }                                                                                                            \
+    }                                                                                                                \
+    extern "C" int sweep_backward_##NAME(const Number<O>* grad, const Number<O>* x, const Number<O>* h,              \
+                                         const Number<O>* gates, const Number<O>* wi, const Number<O>* wh,           \
+                                         Number<O>* dx, Number<O>* dwi, Number<O>* dwh, Number<O>* dbi,              \
+                                         Number<O>* dbh, const int64_t* shape) {                                     \
+        try {                                                                                                        \
+            backward<O>(grad, x, h, gates, wi, wh, dx, dwi, dwh, dbi, dbh, shape);                                   \
+            return 0;                                                                                                \
+        } catch (...) {                                                                                              \
+            return 1;                                                                                                \
+        }                                                                                                            \
     }
 
 EXPORT(float, f32)
 EXPORT(double, f64)
+#ifdef __AVX512BF16__
+EXPORT(Pair, bf16)
+#endif

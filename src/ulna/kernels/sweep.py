@@ -91,8 +91,9 @@ def _shifted(line: Tensor, offset: tuple[int, ...]) -> Tensor:
 def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     """`sweep_reference`, as fast as this machine can: the same values and gradients.
 
-    The state is kept in the precision of the weights; under autocast, products on torch's own operations read their
-    operands in its precision. While a network is exported it is the reference, whose loop every format knows.
+    State, gates and sums are kept in the precision of the weights. Under autocast, products read their operands in its
+    precision, unless that is slower: the native kernel does so in bf16 where the CPU has instructions for it. While a
+    network is exported it is the reference, whose loop every format knows.
 
     Shape:
         (N, C, *S) -> (N, C, *S)
@@ -134,7 +135,9 @@ def describe() -> str:
     """Which path a sweep takes on this machine's CPU, in words."""
     if chosen() == "reference":
         return "the reference loop"
-    return "a native kernel" if _compiled(torch.empty(0)) else "torch operations, line by line (no native kernel)"
+    if not _compiled(torch.empty(0)):
+        return "torch operations, line by line (no native kernel)"
+    return f"a native kernel ({'bf16' if sweep_native.multiplies_bf16() else 'still float32'} products under autocast)"
 
 
 def sweep_flops(x: Any, weight_in: Any, weight_hidden: Any, *rest: Any, **_: Any) -> int:
@@ -173,7 +176,7 @@ def _sweep(
     """(N, *S, C) -> the map after the sweep, and with `keep` the gates for the backward pass."""
     x, weights = x.contiguous(), (weight_in, weight_hidden, bias_in, bias_hidden)
     if _compiled(x):
-        return sweep_native.forward(x, weights, axis, reverse, keep)
+        return sweep_native.forward(x, weights, axis, reverse, keep, operands)
     with torch.autocast(x.device.type, enabled=False):
         return sweep_lines.forward(x, weights, axis, reverse, keep, operands)
 
@@ -208,7 +211,7 @@ def _sweep_backward(
     """Gradients of the map and the four weights."""
     grad, x, weights = grad.contiguous(), x.contiguous(), (weight_in, weight_hidden)
     if _compiled(x):
-        return sweep_native.backward(grad, x, swept, gates, weights, axis, reverse)
+        return sweep_native.backward(grad, x, swept, gates, weights, axis, reverse, operands)
     with torch.autocast(x.device.type, enabled=False):
         return sweep_lines.backward(grad, x, swept, gates, weights, axis, reverse, operands)
 

@@ -1,4 +1,4 @@
-"""The sweep in C++, on a CPU in float32 and float64: see sweep.cpp."""
+"""The sweep in C++, on a CPU in float32 and float64, and with products of bf16 operands: see sweep.cpp."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ def available(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in NAMES and native.library("sweep") is not None
 
 
-def forward(x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, keep: bool) -> tuple[Tensor, Tensor]:
+def multiplies_bf16() -> bool:
+    """Whether that C++ has products of bf16 operands: compiler and processor both know the instruction."""
+    library = native.library("sweep")
+    return library is not None and hasattr(library, "sweep_forward_bf16")
+
+
+def forward(
+    x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, keep: bool, operands: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Sweep; returns the map and what the backward pass needs.
 
     Args:
@@ -27,6 +35,7 @@ def forward(x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, ke
         axis: the spatial axis that is swept.
         reverse: from its end.
         keep: whether there will be a backward pass.
+        operands: the precision in which products read: bfloat16 where it can be, for a map in float32; else the map's.
 
     Shape:
         (N, *S, C) -> (N, *S, C), gates r, z, n and the hidden share of n (N, *S, 4C) or (0,)
@@ -34,12 +43,20 @@ def forward(x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, ke
     weights = tuple(w.contiguous() for w in weights)
     swept = torch.empty_like(x)
     gates = x.new_empty((*x.shape[:-1], 4 * x.shape[-1]) if keep else 0)
-    _call("forward", x.dtype, x, *weights, swept, gates if keep else None, shape=_shape(x, weights, axis, reverse))
+    shape = _shape(x, weights, axis, reverse)
+    _call("forward", _name(x.dtype, operands), x, *weights, swept, gates if keep else None, shape=shape)
     return swept, gates
 
 
 def backward(
-    grad: Tensor, x: Tensor, swept: Tensor, gates: Tensor, weights: tuple[Tensor, Tensor], axis: int, reverse: bool
+    grad: Tensor,
+    x: Tensor,
+    swept: Tensor,
+    gates: Tensor,
+    weights: tuple[Tensor, Tensor],
+    axis: int,
+    reverse: bool,
+    operands: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of map, weight_in, weight_hidden, bias_in and bias_hidden.
 
@@ -51,11 +68,12 @@ def backward(
         weights: weight_in and weight_hidden.
         axis: the spatial axis that was swept.
         reverse: from its end.
+        operands: as in `forward`.
     """
     weights = (weights[0].contiguous(), weights[1].contiguous())
     shape = _shape(x, weights, axis, reverse)
     results = (torch.empty_like(x), *(torch.empty_like(w) for w in weights), *x.new_empty(2, 3 * x.shape[-1]).unbind())
-    _call("backward", x.dtype, grad, x, swept, gates, *weights, *results, shape=shape)
+    _call("backward", _name(x.dtype, operands), grad, x, swept, gates, *weights, *results, shape=shape)
     dx, d_in, d_hidden, b_in, b_hidden = results
     return dx, d_in, d_hidden, b_in.clone(), b_hidden.clone()
 
@@ -76,8 +94,13 @@ def _shape(x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool) -> 
     ]
 
 
-def _call(what: str, dtype: torch.dtype, *tensors: Tensor | None, shape: list[int]) -> None:
-    function = getattr(native.library("sweep"), f"sweep_{what}_{NAMES[dtype]}")
+def _name(dtype: torch.dtype, operands: torch.dtype) -> str:
+    lowered = dtype == torch.float32 and operands == torch.bfloat16 and multiplies_bf16()
+    return "bf16" if lowered else NAMES[dtype]
+
+
+def _call(what: str, name: str, *tensors: Tensor | None, shape: list[int]) -> None:
+    function = getattr(native.library("sweep"), f"sweep_{what}_{name}")
     pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
     if function(*pointers, (ctypes.c_int64 * len(shape))(*shape)):
         raise MemoryError(f"no memory for the buffers of a sweep over {shape[0]} maps of {shape[4]} channels")
