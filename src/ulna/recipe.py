@@ -69,7 +69,8 @@ class Architecture(Frozen):
     `channels` is one width per level; left out, the widths are `base_channels` doubled at every level up to
     `max_channels` (left out: `MOST_CHANNELS`), over `levels` levels (left out: `max_levels`,
     or fewer where planning finds the images too small). `strides` is the step from each level to the next, one number
-    or one per axis; left out, planning chooses, and without a plan every step is 2.
+    or one per axis; left out, planning chooses, and without a plan every step is 2. `ends_at` is the head at which a pruned
+    network ends: of the network that the other fields describe, it has what that head reads, and pads as that one does.
     """
 
     topology: str = "unet"
@@ -86,6 +87,7 @@ class Architecture(Frozen):
     head: OneSlot = Slot(kind="dense")
     deep_supervision: bool = False
     readout: Literal["final", "mean"] = "final"
+    ends_at: str | None = None
 
 
 class Loss(Frozen):

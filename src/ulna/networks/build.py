@@ -99,6 +99,10 @@ def from_architecture(
     wiring = wire(architecture)
     check_slots(architecture)
     reads = _reads(architecture, wiring)
+    if architecture.ends_at is not None:
+        if architecture.ends_at not in ends(architecture):
+            raise UsageError(f"architecture.ends_at: {unknown('head', architecture.ends_at, ends(architecture))}")
+        reads = (architecture.ends_at,)
     wiring = wiring.keep(*reads)._replace(heads=tuple(name for name in wiring.heads if name in reads))
 
     width: dict[str, int] = {}
@@ -131,6 +135,21 @@ def wire(architecture: Architecture) -> Wiring:
     if architecture.topology not in TOPOLOGIES:
         raise unknown("topology", architecture.topology, TOPOLOGIES)
     return TOPOLOGIES[architecture.topology](levels(architecture))
+
+
+def ends(architecture: Architecture) -> tuple[str, ...]:
+    """The heads at which this network can end, in the order of its wiring: those that answer at the image's own size.
+
+    Source: UNet++ Sec. 3.2: the number of the head is the level of pruning, L1 to L4.
+
+    Raises:
+        UsageError: for an unknown topology or head, with the nearest.
+    """
+    wiring = wire(architecture)
+    reads = _reads(architecture, wiring)
+    if not HEADS[architecture.head.kind].prunable:
+        return ()
+    return tuple(name for name in reads if wiring.node(name).level == 0)
 
 
 def levels(architecture: Architecture) -> int:

@@ -31,6 +31,8 @@ class Dense(Head):
         {node: (N, C, *S)} -> Outputs with (N, K, *S), or (N, K, P) at points
     """
 
+    prunable = True
+
     def __init__(
         self,
         spatial_dims: int,

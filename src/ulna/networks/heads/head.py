@@ -30,10 +30,12 @@ class Outputs(NamedTuple):
 class Head(nn.Module, ABC):
     """The contract of a head; a head with several answers overrides `only`.
 
+    `prunable`: it answers at every node that it reads, and a network can end at one of them.
     `sparse`: it reads single points at little cost, by their place in the patch; so it is trained on points, and large
     images are predicted by patches of the size that it was trained on.
     """
 
+    prunable = False
     sparse = False
 
     @staticmethod
