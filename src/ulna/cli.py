@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.verbs import VERBS, find
 
+METAVARS = {"set": "KEY=VALUE", "vary": "KEY=V1,V2", "beside": "STUDY"}
 RESEARCH_USE = "Research use only; not a medical device."
 
 
@@ -135,8 +136,8 @@ def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
                 hint = Annotated[plain | None, tyro.conf.arg(metavar=shown, help_behavior_hint="")]
             else:
                 hint = plain
-        elif parameter.name == "set":
-            hint = Annotated[hint, tyro.conf.arg(metavar="KEY=VALUE")]
+        elif parameter.name in METAVARS:
+            hint = Annotated[hint, tyro.conf.arg(metavar=METAVARS[parameter.name])]
         parameters.append(parameter.replace(annotation=hint))
     together = any(several for _, _, several in positional)
     if together:

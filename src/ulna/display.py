@@ -199,6 +199,28 @@ def _value(measure: dict[str, float | None], *, interval: bool = True) -> str:
     return shown
 
 
+def _compare(console: Console, study: Any) -> None:
+    from ulna.study.publishing import subtitle
+
+    outcome = study.outcome
+    table = _table("model", "parameters", "GMACs", "Dice \\[95 %]", "sd seeds", "ms", title=subtitle(outcome))
+    table.columns[0].overflow = "fold"
+    for model in outcome.models:
+        cost, dice = outcome.costs.models[model], outcome.described[model]["dice"]
+        spread = "-" if dice.sd_seeds is None else f"{dice.sd_seeds:.3f}"
+        measure = {"mean": dice.mean, "low": dice.low, "high": dice.high}
+        millions = f"{cost.parameters / 1e6:.2f} M"
+        table.add_row(model, millions, f"{cost.gmacs:.3g}", _value(measure), spread, f"{cost.wall_ms[0]:.1f}")
+    console.print(table)
+    if outcome.warning:
+        console.print(outcome.warning, style="yellow", highlight=False)
+    for sentence in outcome.sentences:
+        _plain(console, sentence)
+    for note in outcome.footnotes:
+        _plain(console, f"note: {note}", style="dim")
+    _plain(console, f"report: {study.folder / 'report.html'}")
+
+
 def _demo(console: Console, made: Any) -> None:
     _evaluation_table(console, made.evaluation.summary, title=f"{made.evaluation.summary['cases']} test cases")
     console.print("the data are synthetic, made by ulna: these figures say nothing about real images", style="yellow")
@@ -213,6 +235,7 @@ def _quoted(path: Any) -> str:
 
 SHOW: dict[str, Callable[[Console, Any], None]] = {
     "check": _check,
+    "compare": _compare,
     "demo": _demo,
     "evaluate": _evaluate,
     "models": _models,

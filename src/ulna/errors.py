@@ -55,18 +55,19 @@ class DataError(UsageError):
 
 
 class PartialFailure(UlnaError):
-    """Some cases failed; the rest is written.
+    """Some cases, or some trainings of a study, failed; the rest is written.
 
     Args:
-        failed: case id -> reason.
-        done: how many cases were written.
+        failed: name -> reason.
+        done: how many were written.
+        what: the name for many of them.
     """
 
-    def __init__(self, failed: dict[str, str], done: int) -> None:
+    def __init__(self, failed: dict[str, str], done: int, what: str = "cases") -> None:
         self.failed, self.done = dict(failed), done
-        lines = "\n".join(f"  {case}: {reason}" for case, reason in self.failed.items())
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in self.failed.items())
         super().__init__(
-            f"{len(self.failed)} of {len(self.failed) + done} cases failed, the others are written\n{lines}"
+            f"{len(self.failed)} of {len(self.failed) + done} {what} failed, the others are written\n{lines}"
         )
 
 

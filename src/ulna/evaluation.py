@@ -57,12 +57,16 @@ class Evaluation:
 
     def write(self, folder: Path) -> None:
         """metrics.csv and summary.json."""
+        self.write_rows(folder / "metrics.csv")
+        write_text(folder / "summary.json", json.dumps(self.summary, indent=1, allow_nan=False))
+
+    def write_rows(self, path: Path) -> None:
+        """A table with a row per case and class."""
         text = io.StringIO()
         table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(self.rows)
-        write_text(folder / "metrics.csv", text.getvalue())
-        write_text(folder / "summary.json", json.dumps(self.summary, indent=1, allow_nan=False))
+        write_text(path, text.getvalue())
 
 
 def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None) -> Evaluation:

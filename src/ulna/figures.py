@@ -227,7 +227,7 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path, *, dark: bool = Fals
             linestyle="none",
         )
     right.legend(loc="best", fontsize=9.5, labelcolor=INK[dark], facecolor=PAPER[dark], edgecolor="none", framealpha=1)
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
 def _plain(axes: Any, title: str, dark: bool) -> None:
@@ -287,10 +287,12 @@ def panels(
             handlelength=0.9,
             handleheight=0.9,
         )
-    return _write(figure, path)
+    return write_figure(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> Path:
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+
     def save(temporary: Path) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts that the font lacks

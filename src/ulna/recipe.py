@@ -145,6 +145,7 @@ class Training(Frozen):
     clip_gradients: float | None = Field(default=12.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0)
+    split_seed: int | None = Field(default=None, ge=0)  # of the split where none is given; None: `seed`
     foreground: Probability = 0.33  # share of patches placed on a structure
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
     channels_last: bool = True  # in 3D only where native kernels read maps so: elsewhere it is slower
@@ -403,6 +404,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, section by section; lists and single values are replaced."""
     both = dict(base)
+    if "kind" in changes:  # a section that names its kind stands for itself: no options of another kind
+        both.pop("options", None)
     for name, value in changes.items():
         old = both.get(name)
         both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value

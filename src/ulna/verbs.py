@@ -38,6 +38,9 @@ VERBS: dict[str, Verb] = {
         "ulna.evaluation:evaluate",
         "Compare predicted masks with references, case by case and class by class.",
     ),
+    "compare": Verb(
+        "ulna.study.comparing:compare", "Train several networks alike, and say with statistics which is better."
+    ),
 }
 
 

@@ -73,6 +73,7 @@ def summarise(
             ["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"]
         ),
     }
+    evaluation.write_rows(folder / "cases.csv")
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
     figures.panels(drawn, folder / "figures" / f"{part}.png")
     return summary

@@ -216,10 +216,11 @@ def _writable(folder: Path) -> Path:
 
 def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[str, ...]]:
     dataset = Dataset.from_folder(data)
-    split_cases(dataset, recipe.training.seed, recipe.training.fold)  # what is impossible is told before all is read
+    seed = recipe.training.seed if recipe.training.split_seed is None else recipe.training.split_seed
+    split_cases(dataset, seed, recipe.training.fold)  # what is impossible is told before all is read
     report = inspect(dataset)
     report.raise_if_bad()
-    split = split_cases(dataset.grouped(report.copies), recipe.training.seed, recipe.training.fold)
+    split = split_cases(dataset.grouped(report.copies), seed, recipe.training.fold)
     labels = report.labels or Labels()
     plan = make_plan(fingerprint(report, split.train, dataset.channel_names), recipe, labels)
     if recipe.planning.whitening is not None:

@@ -1,0 +1,312 @@
+"""The verb `compare`: several networks on the same data, alike in everything else, with statistics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ulna.data.checking import Report, inspect
+from ulna.data.dataset import Dataset, split_hash
+from ulna.data.dataset import split as split_cases
+from ulna.data.limits import memory as machine_memory
+from ulna.errors import PartialFailure, UsageError
+from ulna.files import write_text
+from ulna.planning import fingerprint, forecast_training
+from ulna.recipe import Labels, Recipe, Split, parse, read_yaml
+from ulna.study.costs import Costs, measure_costs, pick_case
+from ulna.study.jobs import Job, command, make_jobs, run_jobs
+from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude
+from ulna.study.publishing import publish
+from ulna.study.scores import read_scores
+from ulna.study.variants import Budget, Settled, Variant, make_variants, settings_of, settle
+
+log = logging.getLogger("ulna")
+
+STUDY_FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `compare` found.
+
+    Args:
+        folder: results.csv, table.md, table.tex, figures/, report.html, and runs/ with a run folder a training.
+        outcome: every figure.
+        failed: trainings that failed, with the reason.
+    """
+
+    folder: Path
+    outcome: Outcome
+    failed: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"folder": str(self.folder), **self.outcome.to_json(), "failed": self.failed}
+
+
+def compare(
+    data: Path | str,
+    /,
+    *,
+    models: str | Sequence[str],
+    out: Path | str,
+    seeds: int = 1,
+    folds: int | None = None,
+    match: str | None = None,
+    vary: Sequence[str] = (),
+    epochs: int | None = None,
+    max_hours: float | None = None,
+    recipe: Path | str | None = None,
+    set: Sequence[str] = (),
+    margin: float = 0.01,
+    jobs: int = 1,
+    beside: Sequence[str] = (),
+) -> Study:
+    """Train several networks alike, and say with statistics which is better.
+
+    One split, one grid, one patch, one batch, one schedule and one stopping rule hold for all; what differs beside the
+    architecture stands in footnotes. A study that was stopped, or killed, does what is missing when it is called again.
+
+    Args:
+        data: a data set in any known layout: a folder, or an .npz file.
+        models: names of networks, A,B,C; see `ulna models`.
+        out: the study folder.
+        seeds: trainings of every network; one says nothing about the architecture.
+        folds: so many folds in place of the one split.
+        match: a size to scale every network to: params=8.5M or gmacs=3G.
+        vary: KEY=V1,V2,...: one row for each value, such as loss.kind=dice,cross_entropy.
+        epochs: at most so many a training.
+        max_hours: at most so long a training.
+        recipe: a YAML file with everything else, the same for all.
+        set: changes of single fields for all, KEY=VALUE.
+        margin: the smallest difference of mean Dice that matters.
+        jobs: trainings at once, as far as the memory allows.
+        beside: finished studies of the same networks on other data, for the ranking.
+
+    Raises:
+        UsageError: if anything about the data, a network or the folder is wrong; nothing is lost then.
+        PartialFailure: if some trainings failed; the others are in the tables.
+
+    Example:
+        ulna compare data/nuclei --models unet,unetpp,nnunet --seeds 3 --max-hours 0.5 --out studies/nuclei
+    """
+    data, out = Path(data), Path(out)
+    names = [part.strip() for text in ([models] if isinstance(models, str) else models) for part in text.split(",")]
+    _check_numbers(seeds, folds, margin, jobs)
+    variants = make_variants([n for n in names if n], _base(recipe, epochs, max_hours), _listed(vary), _listed(set))
+    budget = None if match is None else Budget.read(match)
+    before = _stored(out)
+    dataset, report = _read(data)
+    splits = _splits(dataset, report, variants[0].recipe, folds)
+    labels = report.labels or Labels()
+    settled = settle(
+        variants,
+        fingerprint(report, splits[0].train, dataset.channel_names),
+        labels,
+        match=budget,
+        fixed=before.get("plan") if before else None,
+    )
+    settings = _settings(settled, splits, report, budget, variants, folds)
+    if before is not None:
+        _check_same(out, before, settings)
+    write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
+
+    todo = make_jobs(settled.variants, seeds, folds, out / "runs")
+    at_once = _at_once(jobs, settled, splits[0])
+    again = command(_arguments(data, names, out, seeds, folds, match, vary, epochs, max_hours, recipe, set, jobs))
+    log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
+    failed = run_jobs(todo, data, at_once=at_once, resume_command=again)
+
+    complete = _complete(settled.variants, todo)
+    if not complete:
+        raise UsageError(
+            "no network has all its trainings:\n" + "\n".join(f"  {job}: {why}" for job, why in failed.items())
+        )
+    groups = {case.id: case.group for case in dataset.grouped(report.copies).cases if case.group is not None}
+    done = [job for job in todo if job.variant.name in complete]
+    costs = _costs(done, data, dataset, splits[0], out)
+    outcome = conclude(
+        read_scores(done, groups),
+        done,
+        costs,
+        margin=margin,
+        footnotes=_footnotes(settled, budget, failed),
+        data=data.resolve().name,
+        command=again,
+        beside=[Path(one) for one in _listed(beside)],
+    )
+    write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
+    publish(outcome, done, dataset, out)
+    if failed:
+        raise PartialFailure(failed, len(todo) - len(failed), "trainings")
+    return Study(out, outcome, failed)
+
+
+def _listed(values: str | Sequence[str]) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)
+
+
+def _check_numbers(seeds: int, folds: int | None, margin: float, jobs: int) -> None:
+    wrong = []
+    if seeds < 1:
+        wrong.append(f"--seeds {seeds}: train every network at least once")
+    if folds is not None and folds < 2:
+        wrong.append(f"--folds {folds}: two or more, or leave it out")
+    if not 0 < margin < 1:
+        wrong.append(f"--margin {margin:g}: a difference of Dice between 0 and 1, such as 0.01")
+    if jobs < 1:
+        wrong.append(f"--jobs {jobs}: at least one training at once")
+    if wrong:
+        raise UsageError("\n".join(wrong))
+
+
+def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None) -> dict[str, Any]:
+    """What is stated for all: the recipe file without its network, and the flags."""
+    stated = dict(read_yaml(Path(recipe))) if recipe is not None else {}
+    stated.pop("model", None)
+    stated.pop("architecture", None)
+    parse(Recipe, stated, source=str(recipe or ""))
+    flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": stated.get("training", {}).get("seed", 0)}
+    training = {**stated.get("training", {}), **{k: v for k, v in flags.items() if v is not None}}
+    return {**stated, "training": training}
+
+
+def _read(data: Path) -> tuple[Dataset, Report]:
+    dataset = Dataset.from_folder(data)
+    report = inspect(dataset)
+    report.raise_if_bad()
+    return dataset, report
+
+
+def _splits(dataset: Dataset, report: Report, recipe: Recipe, folds: int | None) -> list[Split]:
+    """The split, or all folds. No group is ever in two sets: the data set sees to it."""
+    grouped, seed = dataset.grouped(report.copies), recipe.training.split_seed or 0
+    numbers: list[int | None] = [recipe.training.fold] if folds is None else list(range(folds))
+    return [split_cases(grouped, seed, number) for number in numbers]
+
+
+def _settings(
+    settled: Settled,
+    splits: Sequence[Split],
+    report: Report,
+    budget: Budget | None,
+    variants: Sequence[Variant],
+    folds: int | None,
+) -> dict[str, Any]:
+    """What must stay as it is for a study that goes on; networks and seeds may be added."""
+    return {
+        "data": settled.plan.fingerprint["digest"],
+        "splits": [split_hash(split) for split in splits],
+        "folds": folds,
+        "match": None if budget is None else str(budget),
+        "plan": {"patch": list(settled.plan.patch), "batch": settled.plan.batch},
+        "recipes": {variant.name: settings_of(variant.recipe) for variant in variants},
+        "architectures": {v.name: v.recipe.architecture.model_dump(mode="json") for v in settled.variants},
+    }
+
+
+def _stored(out: Path) -> dict[str, Any] | None:
+    path = out / STUDY_FILE
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out}: holds something else than a study; choose another --out")
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {name: values[name] for name in ("data", "splits", "folds", "match", "plan", "recipes", "architectures")}
+    except (ValueError, KeyError, OSError) as error:
+        raise UsageError(f"{path}: damaged ({error}); restore it, or choose another --out") from None
+
+
+def _check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to mix trainings that were made with other settings; what was there before stays listed."""
+    said = {"data": "the data", "splits": "the split", "folds": "--folds", "match": "--match"}
+    differing = [
+        f"{what} ({before[key]} there, {now[key]} now)" for key, what in said.items() if before[key] != now[key]
+    ]
+    for kind in ("recipes", "architectures"):
+        both = sorted(before[kind].keys() & now[kind].keys())
+        differing += [
+            f"the {kind[:-1]} of {name}: {_first_difference(before[kind][name], now[kind][name])}"
+            for name in both
+            if before[kind][name] != now[kind][name]
+        ]
+        now[kind] = {**before[kind], **now[kind]}
+    if differing:
+        raise UsageError(f"{out}: a study with other settings: {'; '.join(sorted(differing))}; choose another --out")
+
+
+def _first_difference(before: Any, now: Any) -> str:
+    if isinstance(before, str):
+        lines = zip(before.splitlines(), now.splitlines(), strict=False)
+        return next((f"{a.strip()} there, {b.strip()} now" for a, b in lines if a != b), "another length")
+    return next((f"{key} is {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]), "")
+
+
+def _at_once(wanted: int, settled: Settled, split: Split) -> int:
+    """As many trainings at once as are wanted and as the memory holds."""
+    cases = len(split.train) + len(split.val)
+    needs = [
+        forecast_training(v.recipe, settled.plan.replaced(strides=v.recipe.architecture.strides), cases=cases)
+        for v in settled.variants
+    ]
+    for variant, need in zip(settled.variants, needs, strict=True):
+        need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
+    fit = max(1, int(machine_memory() / max(need.total for need in needs)))
+    if fit < wanted:
+        log.info("note: %d trainings at once: the memory holds no more", fit)
+    return min(wanted, fit, os.cpu_count() or 1)
+
+
+def _complete(variants: Sequence[Variant], jobs: Sequence[Job]) -> list[str]:
+    """The networks of which every training is done."""
+    return [v.name for v in variants if all(job.done for job in jobs if job.variant.name == v.name)]
+
+
+def _costs(jobs: Sequence[Job], data: Path, dataset: Dataset, split: Split, out: Path) -> Costs:
+    first = {job.variant.name: job.run for job in reversed(jobs)}
+    order = list(dict.fromkeys(job.variant.name for job in jobs))
+    wanted = {*(split.test or split.val)}
+    case = pick_case([case for case in dataset.cases if case.id in wanted])
+    return measure_costs({name: first[name] for name in order}, data, case, out / "costs.json")
+
+
+def _footnotes(settled: Settled, budget: Budget | None, failed: Mapping[str, str]) -> list[str]:
+    notes = list(settled.footnotes)
+    if budget is not None:
+        notes.append(
+            f"every network is scaled to {budget} by one factor on all its widths; "
+            "published figures hold for the unscaled ones"
+        )
+    notes += [f"{variant.name}: {note}" for variant in settled.variants for note in variant.footnotes]
+    notes += [f"{job} failed ({why}); its network is left out" for job, why in failed.items()]
+    return notes
+
+
+def _arguments(
+    data: Path,
+    names: Sequence[str],
+    out: Path,
+    seeds: int,
+    folds: int | None,
+    match: str | None,
+    vary: str | Sequence[str],
+    epochs: int | None,
+    max_hours: float | None,
+    recipe: Path | str | None,
+    changes: str | Sequence[str],
+    jobs: int,
+) -> list[str]:
+    """The command line of this study."""
+    words = ["compare", str(data), "--models", ",".join(names), "--seeds", str(seeds)]
+    single = {"--folds": folds, "--match": match, "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe}
+    for flag, value in single.items():
+        words += [] if value is None else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    for flag, values in (("--vary", _listed(vary)), ("--set", _listed(changes))):
+        words += [word for value in values for word in (flag, value)]
+    return [*words, *(["--jobs", str(jobs)] if jobs > 1 else []), "--out", str(out)]

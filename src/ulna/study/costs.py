@@ -1,0 +1,169 @@
+"""What every network of a study costs: size, work, time and memory, measured on this machine in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ulna.allocation import keep_freed_memory
+from ulna.arithmetic import default_device
+from ulna.data.case import Case
+from ulna.files import write_text
+from ulna.networks.build import count_parameters
+from ulna.networks.cost import count_gmacs
+from ulna.progress import bar
+from ulna.segmenter import Segmenter
+
+ROUNDS = 15
+WARM_UP = 2
+# No more than so long for the times of all networks; at least three rounds are made.
+LONGEST_S = 240.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one network costs.
+
+    Args:
+        parameters: trainable values.
+        gmacs: of one forward pass over a patch.
+        wall_ms: median and 95th percentile of predicting one image, from the image in memory to its mask.
+        cpu_ms: process time of the same, median: what all threads took together.
+        prediction_mb: peak memory of a process that predicts that image; None on a GPU, where it is not measured.
+    """
+
+    parameters: int
+    gmacs: float
+    wall_ms: tuple[float, float]
+    cpu_ms: float
+    prediction_mb: float | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of all networks, and the conditions."""
+
+    models: dict[str, Cost]
+    conditions: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"models": {name: asdict(cost) for name, cost in self.models.items()}, "conditions": self.conditions}
+
+
+def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) -> Costs:
+    """Measure, or read what was measured for the same weights before.
+
+    All networks predict the same image in turn, round after round, so that what else the machine does strikes all alike.
+
+    Args:
+        runs: model -> one of its run folders.
+        data: the data set.
+        case: of it, whose image is predicted.
+        kept: the file in which the result is kept.
+    """
+    key = {name: f"{run}:{(run / 'weights.safetensors').stat().st_mtime_ns}" for name, run in runs.items()}
+    stored = _stored(kept, key)
+    if stored is not None:
+        return stored
+    keep_freed_memory()
+    volume = case.read_image()
+    segmenters = {name: Segmenter.load(run) for name, run in runs.items()}
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    start = time.perf_counter()
+    with bar("measuring times", ROUNDS + WARM_UP) as advance:
+        for number in range(ROUNDS + WARM_UP):
+            if number >= 3 + WARM_UP and time.perf_counter() - start > LONGEST_S:
+                break
+            for name, segmenter in segmenters.items():
+                at, used = time.perf_counter(), time.process_time()
+                segmenter.mask(volume)
+                if number >= WARM_UP:
+                    wall[name].append(1e3 * (time.perf_counter() - at))
+                    cpu[name].append(1e3 * (time.process_time() - used))
+            advance()
+    models: dict[str, Cost] = {}
+    for name, segmenter in segmenters.items():
+        models[name] = Cost(
+            count_parameters(segmenter.network),
+            count_gmacs(segmenter.network, segmenter.plan.patch),
+            (float(np.median(wall[name])), float(np.percentile(wall[name], 95))),
+            float(np.median(cpu[name])),
+            None if default_device().type == "cuda" else _prediction_mb(runs[name], data, case),
+        )
+    plan = next(iter(segmenters.values())).plan
+    conditions = {
+        "device": str(default_device()),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "image": list(volume.size),
+        "patch": list(plan.patch),
+        "rounds": len(next(iter(wall.values()))),
+        "load_before": load,
+    }
+    costs = Costs(models, conditions)
+    write_text(kept, json.dumps({"key": key, **costs.to_json()}, indent=1))
+    return costs
+
+
+def _stored(kept: Path, key: Mapping[str, str]) -> Costs | None:
+    try:
+        values = json.loads(kept.read_text(encoding="utf-8"))
+        if values["key"] != key:
+            return None
+        models = {n: Cost(**{**c, "wall_ms": tuple(c["wall_ms"])}) for n, c in values["models"].items()}
+        return Costs(models, values["conditions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+_PREDICT = """
+import sys, resource
+from ulna.allocation import keep_freed_memory
+from ulna.data.dataset import Dataset
+from ulna.segmenter import Segmenter
+keep_freed_memory()
+case = Dataset.from_folder(sys.argv[2]).case(sys.argv[3])
+Segmenter.load(sys.argv[1]).mask(case.read_image())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak / (2**20 if sys.platform == "darwin" else 2**10))
+"""
+
+
+def _prediction_mb(run: Path, data: Path, case: Case) -> float | None:
+    """Peak memory of a fresh process that predicts one image."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PREDICT, str(run), str(data), case.id], capture_output=True, text=True, check=False
+    )
+    try:
+        return round(float(done.stdout), 1)
+    except ValueError:
+        return None
+
+
+def conditions_in_words(conditions: Mapping[str, Any]) -> str:
+    """One line under a table."""
+    load = conditions.get("load_before")
+    return (
+        f"times: one image of {'x'.join(map(str, conditions['image']))}, {conditions['rounds']} rounds in turn, "
+        f"{conditions['device']}, {conditions['threads']} threads, torch {conditions['torch']}"
+        + (f", load before {load:.2f}" if load is not None else "")
+        + f"; GMACs of a forward pass over {'x'.join(map(str, conditions['patch']))}"
+    )
+
+
+def pick_case(cases: Sequence[Case]) -> Case:
+    """The case whose image is predicted for the times: the first by id."""
+    return min(cases, key=lambda case: case.id)

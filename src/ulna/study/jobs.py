@@ -1,0 +1,212 @@
+"""The trainings of a study, each in a process of its own: what is done stays done, what failed is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ulna.errors import Interrupted
+from ulna.files import write_text
+from ulna.progress import bar
+from ulna.recipe import Recipe, to_yaml
+from ulna.study.variants import Variant
+
+log = logging.getLogger(__name__)
+
+# What a training writes last but for its pictures: then its figures are there to be read.
+DONE = "summary.json"
+# A worker leaves a checkpoint at its next step; after so many seconds it is ended.
+PATIENCE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a study.
+
+    Args:
+        variant: what is trained.
+        seed: of weights and random changes.
+        fold: of the data set's folds; None for its one split.
+        run: its run folder.
+    """
+
+    variant: Variant
+    seed: int
+    fold: int | None
+    run: Path
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.variant.name} seed {self.seed}" + ("" if self.fold is None else f" fold {self.fold}")
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the training, whole."""
+        recipe = self.variant.recipe
+        return recipe.replaced(training=recipe.training.replaced(seed=self.seed, fold=self.fold))
+
+    @property
+    def done(self) -> bool:
+        """Whether it has its figures."""
+        return (self.run / DONE).exists() and (self.run / "cases.csv").exists()
+
+    def summary(self) -> dict[str, Any]:
+        """What the run says about itself."""
+        return json.loads((self.run / DONE).read_text(encoding="utf-8"))
+
+
+def make_jobs(variants: Sequence[Variant], seeds: int, folds: int | None, runs: Path) -> list[Job]:
+    """All trainings, so that every seed of all variants is complete before the next one begins."""
+    parts: list[int | None] = [None] if folds is None else list(range(folds))
+    return [
+        Job(variant, seed, fold, runs / variant.folder / (f"seed{seed}" + ("" if fold is None else f"-fold{fold}")))
+        for seed in range(seeds)
+        for fold in parts
+        for variant in variants
+    ]
+
+
+def run_jobs(jobs: Sequence[Job], data: Path, *, at_once: int, resume_command: str) -> dict[str, str]:
+    """Train what is not done yet; returns the reasons of those that failed.
+
+    Args:
+        jobs: in the order to begin them.
+        data: the data set.
+        at_once: processes beside each other; they share the threads of the machine.
+        resume_command: what a person types to go on.
+
+    Raises:
+        Interrupted: after a signal, when every training has left a checkpoint.
+    """
+    waiting = [job for job in jobs if not job.done]
+    if not waiting:
+        return {}
+    log.info("%d of %d trainings are to be done", len(waiting), len(jobs))
+    failed: dict[str, str] = {}
+    running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+    start, finished = time.perf_counter(), 0
+    with _signals() as signals, bar("trainings", len(jobs)) as advance:
+        advance(len(jobs) - len(waiting))
+        queue = list(waiting)
+        try:
+            while queue or running:
+                while queue and len(running) < at_once and not signals:
+                    job = queue.pop(0)
+                    log.info("%s: begins (%s)", job.name, job.run)
+                    running[job.name] = (job, _begin(job, data, at_once))
+                if signals:
+                    raise Interrupted(signals[0], resume_command)
+                time.sleep(0.1)
+                for job, process in list(running.values()):
+                    if process.poll() is None:
+                        continue
+                    del running[job.name]
+                    finished += 1
+                    advance()
+                    each = (time.perf_counter() - start) / finished
+                    left = f"about {_duration(each * (len(queue) + len(running)))} to go"
+                    if process.returncode == 0 and job.done:
+                        summary = job.summary()
+                        dice = summary[summary["evaluated_on"]]["mean"]["dice"]["mean"]
+                        log.info("%s: Dice %.4f on %s; %s", job.name, dice, summary["evaluated_on"], left)
+                    else:
+                        failed[job.name] = _why(job, process.returncode)
+                        log.warning("%s: failed (%s); %s", job.name, failed[job.name], left)
+        finally:
+            _end([process for _, process in running.values()])
+    return failed
+
+
+def _begin(job: Job, data: Path, at_once: int) -> subprocess.Popen[bytes]:
+    job.run.parent.mkdir(parents=True, exist_ok=True)
+    recipe = job.run.with_name(job.run.name + ".yaml")
+    write_text(recipe, to_yaml(job.recipe))
+    environment = dict(os.environ)
+    if at_once > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
+    told = job.run.with_name(job.run.name + ".txt")
+    with told.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ulna.study.worker", str(os.getpid()), str(data), str(recipe), str(job.run)],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,  # a Ctrl-C reaches the study alone, which then stops its trainings one by one
+        )
+
+
+def _why(job: Job, code: int) -> str:
+    """The last thing that a training said."""
+    try:
+        said = job.run.with_name(job.run.name + ".txt").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        said = ""
+    errors = said.rsplit("error: ", 1)
+    if len(errors) == 2:
+        return " ".join(errors[1].split())
+    if code == -signal.SIGKILL:
+        return "killed from outside: most likely the memory was full"
+    return f"exit code {code}: " + (said.splitlines()[-1] if said else "it said nothing")
+
+
+def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask every training to stop at its next step, and wait for its checkpoint."""
+    for process in running:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+    until = time.monotonic() + PATIENCE_S
+    for process in running:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that have come: SIGTERM and Ctrl-C; a second one acts as if nobody listened."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        seen.append(number)
+        restore()
+        log.info("stopping: every training leaves a checkpoint; once more to stop at once")
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield seen
+    finally:
+        restore()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
+
+
+def command(arguments: Sequence[str]) -> str:
+    """A command line as a person types it."""
+    return shlex.join(["ulna", *arguments])

@@ -1,0 +1,241 @@
+"""What a study found, in numbers and sentences: from the scores of its trainings to what may be concluded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulna.errors import UsageError
+from ulna.study import statistics
+from ulna.study.costs import Costs
+from ulna.study.jobs import Job
+from ulna.study.published import Published, published_for
+from ulna.study.ranking import Ranking, rank_datasets
+from ulna.study.scores import MEASURES, Row, of_measure
+
+OUTCOME_FILE = "outcome.json"
+ONE_SEED = "One seed: not evidence about the architectures, for another seed may turn the order round."
+SHARED_VALIDATION = (
+    "scores come from the validation cases that also chose the epoch: all networks look better than they are"
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Every figure of a study.
+
+    Args:
+        data: name of the data set.
+        command: that repeats the study.
+        models: rows, in the order they were named.
+        part: which cases were scored: test, or val where the data set keeps none (or folds are used).
+        unit: "case", or "patient" where several cases of one were averaged.
+        units: how many.
+        cases: how many cases.
+        seeds: trainings of every network.
+        splits: hash of the split, or of every fold.
+        length_unit: of HD95 and ASSD.
+        margin: the smallest difference of Dice that matters.
+        rows: a row per model, seed, case and class.
+        scores: Dice of every model and unit, mean over seeds: (models, units).
+        described: model -> measure -> mean, deviations and interval.
+        pairs: every two models compared.
+        sentences: what the pairs say.
+        warning: what must be read first; empty if nothing.
+        pooled_iou: IoU over all pixels of all cases at once, mean over classes and trainings.
+        hours: of training, mean over the trainings.
+        training_mb: peak memory of training, largest.
+        costs: size, work, time.
+        published: figures of the papers for these models on such data.
+        footnotes: what differs, and how.
+        ranking: over several data sets; None for one.
+    """
+
+    data: str
+    command: str
+    models: list[str]
+    part: str
+    unit: str
+    units: int
+    cases: int
+    seeds: int
+    splits: list[str]
+    length_unit: str
+    margin: float
+    rows: list[Row]
+    scores: NDArray[np.float64]
+    described: dict[str, dict[str, statistics.Description]]
+    pairs: list[statistics.Pair]
+    sentences: list[str]
+    warning: str
+    pooled_iou: dict[str, float]
+    hours: dict[str, float]
+    training_mb: dict[str, float]
+    costs: Costs
+    published: list[Published]
+    footnotes: list[str]
+    ranking: Ranking | None
+    ranking_sentence: str
+
+    def measured(self, model: str) -> str:
+        """Our figures of a model in percent, beside a paper's."""
+        dice, iou = (self.described[model][name] for name in ("dice", "iou"))
+        spread = "" if dice.sd_seeds is None else f" ± {100 * dice.sd_seeds:.2f}"
+        return f"Dice {100 * dice.mean:.2f}{spread}, IoU {100 * iou.mean:.2f}, pooled IoU {100 * self.pooled_iou[model]:.2f}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "data": self.data,
+            "models": self.models,
+            "part": self.part,
+            "unit": self.unit,
+            "units": self.units,
+            "cases": self.cases,
+            "seeds": self.seeds,
+            "splits": self.splits,
+            "described": {
+                model: {name: _plain(asdict(one)) for name, one in measures.items()}
+                for model, measures in self.described.items()
+            },
+            "pairs": [_plain(asdict(pair)) for pair in self.pairs],
+            "sentences": self.sentences,
+            "warning": self.warning,
+            "pooled_iou": self.pooled_iou,
+            "hours": self.hours,
+            "training_mb": self.training_mb,
+            "costs": self.costs.to_json(),
+            "footnotes": self.footnotes,
+            "command": self.command,
+        }
+
+
+def conclude(
+    rows: Sequence[Row],
+    jobs: Sequence[Job],
+    costs: Costs,
+    *,
+    margin: float,
+    footnotes: Sequence[str],
+    data: str,
+    command: str,
+    beside: Sequence[Path] = (),
+) -> Outcome:
+    """Everything that the scores say.
+
+    Args:
+        rows: of finished trainings.
+        jobs: those trainings.
+        costs: of their networks.
+        margin: the smallest difference of Dice that matters.
+        footnotes: of the study.
+        data: name of the data set.
+        command: that repeats the study.
+        beside: finished studies of the same models on other data.
+
+    Raises:
+        UsageError: if models were scored on other cases, or a study beside has other models.
+    """
+    seeds = len({job.seed for job in jobs})
+    groups = {row.case: row.group for row in rows}
+    summaries = {job.name: job.summary() for job in jobs}
+    part = next(iter(summaries.values()))["evaluated_on"]
+    evaluated = next(iter(summaries.values()))[part]
+    models, names, scores = statistics.per_unit(of_measure(rows), groups)
+    by_measure = {measure: statistics.describe(of_measure(rows, measure), groups) for measure in MEASURES}
+    described = {model: {measure: by_measure[measure][model] for measure in MEASURES} for model in models}
+    unit = "patient" if len(set(groups.values())) < len(groups) else "case"
+    pairs = statistics.compare_pairs(models, scores, margin, seeds=seeds) if len(models) > 1 else []
+    dice = by_measure["dice"]
+    sentences = [statistics.sentence(pair, unit + "s") + _of_seeds(pair, dice, seeds) for pair in pairs]
+    notes = list(footnotes)
+    if part == "val":
+        notes.append(SHARED_VALIDATION)
+    ranking, said = _ranked(models, data, scores, beside)
+    return Outcome(
+        data=data,
+        command=command,
+        models=models,
+        part=part,
+        unit=unit,
+        units=len(names),
+        cases=len(groups),
+        seeds=seeds,
+        splits=list(dict.fromkeys(s["split_hash"] for s in summaries.values())),
+        length_unit=evaluated["unit"],
+        margin=margin,
+        rows=list(rows),
+        scores=scores,
+        described=described,
+        pairs=pairs,
+        sentences=sentences,
+        warning=ONE_SEED if seeds == 1 else "",
+        pooled_iou={m: _mean([_pooled(summaries[j.name]) for j in jobs if j.variant.name == m]) for m in models},
+        hours={
+            m: _mean([summaries[j.name]["training_seconds"] / 3600 for j in jobs if j.variant.name == m])
+            for m in models
+        },
+        training_mb={m: max(summaries[j.name]["peak_memory_mb"] for j in jobs if j.variant.name == m) for m in models},
+        costs=costs,
+        published=published_for(data, models),
+        footnotes=notes,
+        ranking=ranking,
+        ranking_sentence=said,
+    )
+
+
+def _of_seeds(pair: statistics.Pair, dice: Mapping[str, statistics.Description], seeds: int) -> str:
+    """A word where a difference that the cases support is no larger than what another seed may bring."""
+    a, b = dice[pair.a].sd_seeds, dice[pair.b].sd_seeds
+    if a is None or b is None or pair.verdict not in ("better", "worse"):
+        return ""
+    error = math.sqrt((a**2 + b**2) / seeds)
+    if abs(pair.difference) >= 2 * error:
+        return ""
+    return f" But other seeds may turn it round: the means of {seeds} seeds are known to {100 * error:.2f} points only."
+
+
+def _ranked(
+    models: Sequence[str], data: str, scores: NDArray[np.float64], beside: Sequence[Path]
+) -> tuple[Ranking | None, str]:
+    if not beside:
+        return None, ""
+    table, named = [scores.mean(axis=1)], [data]
+    for folder in beside:
+        path = folder / OUTCOME_FILE
+        try:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            table.append(np.array([other["described"][model]["dice"]["mean"] for model in models]))
+            named.append(other["data"])
+        except KeyError as error:
+            raise UsageError(f"{folder}: has no {error}; a ranking needs the same networks in every study") from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{folder}: is no finished study ({error})") from None
+    ranking = rank_datasets(np.stack(table))
+    order = sorted(zip(ranking.mean_ranks, models, strict=True))
+    listed = ", ".join(f"{model} {rank:.2f}" for rank, model in order)
+    return ranking, (
+        f"Mean ranks over {', '.join(named)}: {listed}. Friedman test p = {ranking.p:.3g}; two networks differ where their "
+        f"ranks lie more than {ranking.critical:.2f} apart (Nemenyi)."
+    )
+
+
+def _pooled(summary: Mapping[str, Any]) -> float:
+    pooled = summary[summary["evaluated_on"]]["pooled"]
+    return _mean([of_class["iou"] for of_class in pooled.values() if of_class["iou"] is not None])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """NaN is nothing in JSON."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

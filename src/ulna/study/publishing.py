@@ -1,0 +1,275 @@
+"""The files of a study: results.csv, table.md, table.tex, figures/ and report.html."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ulna.data.dataset import Dataset
+from ulna.data.read import encode_labels
+from ulna.files import write_text
+from ulna.segmenter import Segmenter
+from ulna.study import drawings
+from ulna.study.costs import conditions_in_words
+from ulna.study.jobs import Job
+from ulna.study.outcome import Outcome
+from ulna.study.scores import write_scores
+
+SHOWN_WORST = 4
+PICTURES = ("cases", "tradeoff", "curves", "worst", "ranks")
+METHOD = (
+    "Pairs: Wilcoxon signed-rank test on {unit} means over seeds, p by Holm over all pairs; 95 % bootstrap intervals; "
+    "equivalent: within {margin} of Dice by two one-sided tests. A test speaks of further {unit}s for these trainings; the "
+    "deviation over seeds shows how far another training may lie."
+)
+
+
+class Table(NamedTuple):
+    """A table in words: every cell a figure and a remark."""
+
+    headings: list[str]
+    rows: list[list[tuple[str, str]]]
+
+
+def publish(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: Path) -> None:
+    """Write everything that people take from a study.
+
+    Args:
+        outcome: what was found.
+        jobs: the finished trainings.
+        dataset: for pictures of the hardest cases.
+        out: the study folder.
+    """
+    write_scores(outcome.rows, out / "results.csv")
+    _draw(outcome, jobs, dataset, out / "figures")
+    write_text(out / "table.md", markdown(outcome))
+    write_text(out / "table.tex", latex(outcome))
+    write_text(out / "report.html", _page(outcome, out / "figures"))
+
+
+def main_table(outcome: Outcome) -> Table:
+    """Accuracy and cost, a row a network."""
+    headings = ["model", "parameters", "GMACs", "Dice [95 %]", "sd seeds", f"sd {outcome.unit}s", "IoU",
+                f"HD95 {outcome.length_unit}", "hours",
+                "p50 / p95 ms", "CPU ms", "train MB", "predict MB"]  # fmt: skip
+    rows = []
+    for model in outcome.models:
+        dice, iou, hd95 = (outcome.described[model][name] for name in ("dice", "iou", "hd95"))
+        cost = outcome.costs.models[model]
+        rows.append(
+            [
+                (model, ""),
+                (f"{cost.parameters:,}", ""),
+                (f"{cost.gmacs:.3g}", ""),
+                (_figure(dice.mean, 4), f"[{_figure(dice.low, 4)}, {_figure(dice.high, 4)}]"),
+                (_figure(dice.sd_seeds, 4), ""),
+                (_figure(dice.sd_units, 3), ""),
+                (_figure(iou.mean, 4), ""),
+                (_figure(hd95.mean, 2), ""),
+                (f"{outcome.hours[model]:.2f}", ""),
+                (f"{cost.wall_ms[0]:.1f} / {cost.wall_ms[1]:.1f}", ""),
+                (f"{cost.cpu_ms:.1f}", ""),
+                (f"{outcome.training_mb[model]:.0f}", ""),
+                ("–" if cost.prediction_mb is None else f"{cost.prediction_mb:.0f}", ""),
+            ]
+        )
+    return Table(headings, rows)
+
+
+def pair_table(outcome: Outcome) -> Table:
+    """Every pair: difference, tests, effect size."""
+    headings = [
+        "pair",
+        "difference of Dice [95 %]",
+        "p",
+        "p (Holm)",
+        "effect [95 %]",
+        "verdict",
+        f"{outcome.unit}s needed",
+    ]
+    rows = [
+        [
+            (f"{pair.a} − {pair.b}", ""),
+            (f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", ""),
+            (_probability(pair.p), ""),
+            (_probability(pair.p_holm), ""),
+            (f"{_figure(pair.effect, 2)} [{_figure(pair.effect_low, 2)}, {_figure(pair.effect_high, 2)}]", ""),
+            (pair.verdict, ""),
+            ("–" if pair.needed is None else f"{pair.needed:,}", ""),
+        ]
+        for pair in outcome.pairs
+    ]
+    return Table(headings, rows)
+
+
+def markdown(outcome: Outcome) -> str:
+    """table.md."""
+    parts = [f"# {title(outcome)}", subtitle(outcome)]
+    if outcome.warning:
+        parts.append(f"**{outcome.warning}**")
+    parts += ["\n".join(f"- {sentence}" for sentence in outcome.sentences), _markdown(main_table(outcome)),
+              conditions_in_words(outcome.costs.conditions)]  # fmt: skip
+    if outcome.pairs:
+        parts += ["## Pairs", _markdown(pair_table(outcome)), method(outcome)]
+    if outcome.ranking is not None:
+        parts += ["## Over several data sets", outcome.ranking_sentence]
+    if outcome.published:
+        parts.append("## Published beside measured")
+        for table in outcome.published:
+            rows = [[(m, ""), (figures, ""), (outcome.measured(m), "")] for m, figures in table.rows.items()]
+            parts += [
+                _markdown(Table(["model", "published", "measured here"], rows)),
+                f"{table.paper}: {table.protocol}.",
+            ]
+    parts += ["## Footnotes", "\n".join(f"- {note}" for note in outcome.footnotes), f"```\n{outcome.command}\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def latex(outcome: Outcome) -> str:
+    """table.tex: the main table, for booktabs."""
+    table = main_table(outcome)
+    lines = [
+        "% " + subtitle(outcome),
+        "\\begin{tabular}{l" + "r" * (len(table.headings) - 1) + "}",
+        "\\toprule",
+        " & ".join(map(_escaped, table.headings)) + " \\\\",
+        "\\midrule",
+        *(" & ".join(_escaped(_joined(cell)) for cell in row) + " \\\\" for row in table.rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def title(outcome: Outcome) -> str:
+    """Of page and table."""
+    return f"{outcome.data}: {len(outcome.models)} networks compared"
+
+
+def subtitle(outcome: Outcome) -> str:
+    """How much was measured."""
+    seeds = "1 seed" if outcome.seeds == 1 else f"{outcome.seeds} seeds"
+    of = f" of {outcome.cases} cases" if outcome.unit != "case" else ""
+    hashes = ", ".join(outcome.splits)
+    return f"{outcome.units} {outcome.unit}s{of} ({outcome.part}), {seeds}, all trained alike; split {hashes}"
+
+
+def method(outcome: Outcome) -> str:
+    """The tests, in one line."""
+    return METHOD.format(unit=outcome.unit, margin=_points(outcome.margin))
+
+
+def _points(value: float) -> str:
+    number = f"{100 * value:g}"
+    return f"{number} point" if number == "1" else f"{number} points"
+
+
+def _draw(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, folder: Path) -> None:
+    models = outcome.models
+    drawings.boxes(models, outcome.scores, outcome.unit, folder / "cases.png")
+    points = []
+    for model in models:
+        dice, cost = outcome.described[model]["dice"], outcome.costs.models[model]
+        points.append(drawings.Point(model, dice.mean, dice.low, dice.high, cost.gmacs, cost.wall_ms[0]))
+    drawings.tradeoff(points, folder / "tradeoff.png")
+    curves = {m: [_curve(job.run / "metrics.csv") for job in jobs if job.variant.name == m] for m in models}
+    drawings.learning(curves, folder / "curves.png")
+    _draw_worst(outcome, jobs, dataset, folder / "worst.png")
+    if outcome.ranking is not None:
+        drawings.ranks(models, outcome.ranking, folder / "ranks.png")
+
+
+def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: Path) -> None:
+    """The cases with the lowest mean Dice over all networks, as the first training of each saw them."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.variant.name, job)
+    scored = {
+        m: {row.case: row.values["dice"] for row in outcome.rows
+            if (row.model, row.seed, row.fold, row.classes) == (m, job.seed, job.fold, "mean")}
+        for m, job in first.items()
+    }  # fmt: skip
+    common = set.intersection(*(set(of) for of in scored.values()))
+    chosen = sorted(common, key=lambda case: (np.mean([of[case] for of in scored.values()]), case))[:SHOWN_WORST]
+    cases: list[tuple[str, Any, Any]] = []
+    masks: dict[str, list[Any]] = {model: [] for model in first}
+    segmenters = {model: Segmenter.load(job.run) for model, job in first.items()}
+    labels = next(iter(segmenters.values())).plan.labels
+    for name in chosen:
+        case = dataset.case(name)
+        volume = case.read_image()
+        cases.append((name, volume.array, encode_labels(case.read_labels(), labels)))
+        for model, segmenter in segmenters.items():
+            masks[model].append(segmenter.mask(volume))
+    drawings.worst(cases, masks, {m: [scored[m][name] for name in chosen] for m in first}, path)
+
+
+def _curve(path: Path) -> list[float]:
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    return [float(row["val_dice"]) for row in rows]
+
+
+def _page(outcome: Outcome, folder: Path) -> str:
+    pictures: dict[str, str] = {}
+    for name in PICTURES:
+        file = folder / f"{name}.png"
+        found = file.exists() and (name != "ranks" or outcome.ranking is not None)
+        pictures[name] = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode('ascii')}" if found else ""
+    pairs = pair_table(outcome)
+    published = [
+        {"paper": t.paper, "protocol": t.protocol, "rows": [(m, f, outcome.measured(m)) for m, f in t.rows.items()]}
+        for t in outcome.published
+    ]
+    verdicts = [pair.verdict for pair in outcome.pairs] + [""] * len(outcome.sentences)
+    environment = Environment(
+        loader=PackageLoader("ulna.study", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    values: dict[str, Any] = {
+        "title": title(outcome),
+        "subtitle": subtitle(outcome),
+        "warning": outcome.warning,
+        "said": list(zip(verdicts, outcome.sentences, strict=False)),
+        "method": method(outcome),
+        "table": main_table(outcome),
+        "conditions": conditions_in_words(outcome.costs.conditions),
+        "pictures": pictures,
+        "pairs": {"headings": pairs.headings, "rows": [[cell[0] for cell in row] for row in pairs.rows]},
+        "ranking": outcome.ranking_sentence,
+        "published": published,
+        "footnotes": outcome.footnotes,
+        "command": outcome.command,
+        "version": version("ulna"),
+    }
+    return environment.get_template("comparison.html").render(values)
+
+
+def _markdown(table: Table) -> str:
+    lines = ["| " + " | ".join(table.headings) + " |", "|" + "---|" * len(table.headings)]
+    lines += ["| " + " | ".join(_joined(cell).replace("|", "\\|") for cell in row) + " |" for row in table.rows]
+    return "\n".join(lines)
+
+
+def _joined(cell: tuple[str, str]) -> str:
+    return " ".join(part for part in cell if part)
+
+
+def _escaped(text: str) -> str:
+    for sign in "\\&%$#_{}":
+        text = text.replace(sign, {"\\": "\\textbackslash "}.get(sign, "\\" + sign))
+    return text.replace("−", "$-$").replace("–", "--")
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _probability(p: float) -> str:
+    return "–" if not math.isfinite(p) else ("< 0.0001" if p < 1e-4 else f"{p:.4f}")

@@ -1,0 +1,101 @@
+"""The figures of a study's trainings, case by case: what every table, test and drawing reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ulna.errors import UsageError
+from ulna.files import write_text
+from ulna.study.jobs import Job
+
+MEASURES = ("dice", "iou", "ppv", "sensitivity", "hd95", "assd", "nsd")
+
+
+class Row(NamedTuple):
+    """One case of one training: the mean over the classes, and every class."""
+
+    model: str
+    seed: int
+    fold: int | None
+    case: str
+    group: str
+    classes: str  # "mean", or the name of a class
+    values: Mapping[str, float]  # measure -> figure; NaN where it is not defined
+
+
+def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
+    """Rows of all finished trainings.
+
+    Args:
+        jobs: finished or not; those that are not are passed over.
+        groups: case -> patient, where known.
+
+    Raises:
+        UsageError: if a table is damaged.
+    """
+    rows: list[Row] = []
+    for job in jobs:
+        if not job.done:
+            continue
+        by_case: dict[str, list[Row]] = {}
+        for row in _read(job.run / "cases.csv"):
+            case = row["case"]
+            values = {name: _number(row[name]) for name in MEASURES}
+            one = Row(job.variant.name, job.seed, job.fold, case, groups.get(case, case), row["class"], values)
+            by_case.setdefault(case, []).append(one)
+        for of_case in by_case.values():
+            means = {name: _mean([row.values[name] for row in of_case]) for name in MEASURES}
+            rows.append(of_case[0]._replace(classes="mean", values=means))
+            if len(of_case) > 1:
+                rows += of_case
+    return rows
+
+
+def of_measure(rows: Sequence[Row], measure: str = "dice") -> dict[tuple[str, int, str], float]:
+    """(model, seed, case) -> the mean over classes: what the statistics read. A case stands in one fold only."""
+    return {(row.model, row.seed, row.case): row.values[measure] for row in rows if row.classes == "mean"}
+
+
+def write_scores(rows: Sequence[Row], path: Path) -> None:
+    """results.csv: a row per model, seed, case and class."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["model", "seed", "fold", "case", "group", "class", *MEASURES])
+    for row in rows:
+        fold = "" if row.fold is None else row.fold
+        table.writerow(
+            [row.model, row.seed, fold, row.case, row.group, row.classes, *(repr(row.values[m]) for m in MEASURES)]
+        )
+    write_text(path, text.getvalue())
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        missing = [name for name in ("case", "class", *MEASURES) if not rows or rows[0].get(name) is None]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error}); remove the run folder, and the study trains it again"
+        ) from None
+    if missing:
+        raise UsageError(f"{path}: has no {missing[0]}; remove the run folder, and the study trains it again")
+    return rows
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan

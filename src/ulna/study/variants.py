@@ -1,0 +1,266 @@
+"""What a study compares: networks that differ in their architecture, or in one varied field, and in nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ulna.errors import UsageError
+from ulna.networks.build import count_parameters, named, validate, widths
+from ulna.networks.catalog import NAMED
+from ulna.networks.cost import count_gmacs
+from ulna.planning import Fingerprint, make_plan, resolve
+from ulna.recipe import Architecture, Labels, Plan, Recipe, merged, parse, set_value, to_yaml
+
+# Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at
+# which points. Everything else of a training is the study's own, the same for all.
+OF_THE_NETWORK = ("loss.heads", "points.")
+# How far a matched network may lie from its budget before the study says so.
+NEAR = 0.02
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a study.
+
+    Args:
+        name: of the row: the model, and what is varied.
+        recipe: with the architecture, before planning or after.
+        footnotes: in what it differs from the others beside its architecture.
+    """
+
+    name: str
+    recipe: Recipe
+    footnotes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The name as part of a path."""
+        return re.sub(r"[^A-Za-z0-9._=+-]+", "_", self.name)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A size that every network is scaled to: `params=8.5M` or `gmacs=3G`."""
+
+    kind: str  # params, gmacs
+    value: float
+
+    @classmethod
+    def read(cls, text: str) -> Budget:
+        """From the command line.
+
+        Raises:
+            UsageError: if it is no budget.
+
+        Example:
+            >>> Budget.read("params=8.5M"), Budget.read("gmacs=3G")
+            (Budget(kind='params', value=8500000.0), Budget(kind='gmacs', value=3.0))
+        """
+        form = re.fullmatch(r"\s*(params|gmacs)\s*=\s*([0-9][0-9_.]*)\s*([kKMG]?)\s*", text)
+        if form is None:
+            raise UsageError(f"--match {text}: expected params=8.5M or gmacs=3G")
+        kind, number, unit = form.groups()
+        try:
+            value = float(number) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[unit]
+        except ValueError:
+            raise UsageError(f"--match {text}: {number} is not a number") from None
+        if kind == "gmacs" and unit:
+            value /= 1e9
+        if value <= 0:
+            raise UsageError(f"--match {text}: give a size above 0")
+        return cls(kind, value)
+
+    def __str__(self) -> str:
+        return f"{self.value:,.0f} parameters" if self.kind == "params" else f"{self.value:g} GMACs"
+
+
+def make_variants(
+    models: Sequence[str], base: Mapping[str, Any], vary: Sequence[str], changes: Sequence[str]
+) -> list[Variant]:
+    """The rows of a study, before planning.
+
+    Args:
+        models: names of networks.
+        base: what the study's recipe file and flags state, the same for all.
+        vary: `KEY=V1,V2,...`; several make every combination.
+        changes: `KEY=VALUE` for all.
+
+    Raises:
+        UsageError: with every name, key or value that is wrong.
+    """
+    problems: list[str] = []
+    variants: list[Variant] = []
+    axes = [_axis(text) for text in vary]
+    for model in models:
+        try:
+            architecture = named(model)
+            stated = {**base, "model": model, "architecture": architecture.model_dump()}
+            recipe = parse(Recipe, merged(Recipe(model=model, architecture=architecture).model_dump(), stated))
+            notes = []
+            for key, value in NAMED[model].recipe.items():
+                if key.startswith(OF_THE_NETWORK):
+                    recipe = set_value(recipe, f"{key}={value}")
+                    notes.append(f"{key} = {value}, which belongs to this network's heads")
+                elif _value_at(recipe, key) != value:
+                    notes.append(
+                        f"its own recipe would set {key} = {value}; the study trains it with {_value_at(recipe, key)}, "
+                        "as all others"
+                    )
+            for change in changes:
+                recipe = set_value(recipe, change)
+            for chosen in itertools.product(*axes):
+                varied, said = recipe, ""
+                for key, value in chosen:
+                    varied = set_value(varied, f"{key}={value}")
+                    said += f" {_short(key)}={value}"
+                variants.append(Variant(model + said, varied, tuple(notes)))
+        except UsageError as error:
+            problems.append(f"{model}: {error}")
+    if problems:
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    if not variants:
+        raise UsageError("--models names no network; `ulna models` lists them")
+    doubled = [v.name for v in variants if [w.name for w in variants].count(v.name) > 1]
+    if doubled:
+        raise UsageError(f"{doubled[0]} is named twice; name every network once")
+    return variants
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Variants that train alike: one grid, one patch, one batch; every architecture stated in full."""
+
+    variants: list[Variant]
+    plan: Plan  # that of the first, for what all share
+    footnotes: tuple[str, ...] = field(default=())
+
+
+def settle(
+    variants: Sequence[Variant],
+    data: Fingerprint,
+    labels: Labels,
+    *,
+    match: Budget | None,
+    fixed: Mapping[str, Any] | None = None,
+) -> Settled:
+    """Plan for all of them at once: the smallest patch and the smallest batch that any of them would be given.
+
+    Args:
+        variants: as `make_variants` made them.
+        data: of the training cases.
+        labels: of the data set.
+        match: the size to scale every network to.
+        fixed: patch and batch of a study that goes on.
+
+    Raises:
+        UsageError: with every network that these data, or the budget, do not allow.
+    """
+    problems: list[str] = []
+    plans: list[Plan] = []
+    for variant in variants:
+        try:
+            plans.append(make_plan(data, variant.recipe, labels))
+        except UsageError as error:
+            problems.append(f"{variant.name}: {error}")
+    if problems:
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    footnotes: list[str] = []
+    if fixed is None:
+        at_patch = min(range(len(plans)), key=lambda i: math.prod(plans[i].patch))
+        at_batch = min(range(len(plans)), key=lambda i: plans[i].batch)
+        patch, batch = plans[at_patch].patch, plans[at_batch].batch
+        if len({plan.patch for plan in plans}) > 1:
+            footnotes.append(
+                f"patch {_times(patch)} for all: the smallest that any would be given ({variants[at_patch].name})"
+            )
+        if len({plan.batch for plan in plans}) > 1:
+            footnotes.append(f"batch {batch} for all: the smallest that any would be given ({variants[at_batch].name})")
+    else:
+        patch, batch = tuple(fixed["patch"]), int(fixed["batch"])
+    done: list[Variant] = []
+    shared: Plan | None = None
+    for variant in variants:
+        try:
+            recipe = variant.recipe.replaced(planning=variant.recipe.planning.replaced(patch=patch, batch=batch))
+            plan = make_plan(data, recipe, labels)
+            architecture = resolve(recipe, plan)
+            notes = list(variant.footnotes)
+            if match is not None:
+                architecture, note = _matched(architecture, match, plan)
+                notes += [note] if note else []
+            recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
+            done.append(Variant(variant.name, recipe, tuple(notes)))
+            shared = shared or plan
+        except UsageError as error:
+            problems.append(f"{variant.name}: {error}")
+    if problems or shared is None:
+        raise UsageError("\n".join(dict.fromkeys(problems)))
+    return Settled(done, shared, tuple(footnotes))
+
+
+def _matched(architecture: Architecture, budget: Budget, plan: Plan) -> tuple[Architecture, str]:
+    """Every width scaled by one factor, to come as close to the budget as whole widths allow; a footnote if not near."""
+    shape: dict[str, Any] = {
+        "in_channels": plan.in_channels,
+        "classes": plan.labels.outputs,
+        "spatial_dims": plan.spatial_dims,
+        "multilabel": plan.labels.multilabel,
+    }
+    base = widths(architecture, plan.spatial_dims)
+
+    def scaled(factor: float) -> Architecture:
+        return architecture.replaced(channels=tuple(max(1, round(width * factor)) for width in base), levels=None)
+
+    def size(factor: float) -> float:
+        network = validate(scaled(factor), **shape)
+        return count_parameters(network) if budget.kind == "params" else count_gmacs(network, plan.patch)
+
+    low, high = 1 / (2 * max(base)), 1.0
+    if size(low) > budget.value:
+        least = f"{size(low):,.0f} parameters" if budget.kind == "params" else f"{size(low):.3g} GMACs"
+        raise UsageError(f"cannot be scaled to {budget}: the narrowest has {least}")
+    while size(high) < budget.value:
+        low, high = high, 2 * high
+    while scaled(low) != scaled(high) and high / low > 1 + 1e-4:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if size(middle) < budget.value else (low, middle)
+    factor = min(low, high, key=lambda f: abs(size(f) - budget.value))
+    away = size(factor) / budget.value - 1
+    note = f"{100 * away:+.1f} % away from {budget}, as near as whole widths come" if abs(away) > NEAR else ""
+    return scaled(factor), note
+
+
+def settings_of(recipe: Recipe) -> str:
+    """A recipe without its architecture and its seed: what all variants of a study must share, unless it is varied."""
+    shared = recipe.replaced(
+        model="", architecture=Architecture(), training=recipe.training.replaced(seed=0, fold=None)
+    )
+    return to_yaml(shared)
+
+
+def _axis(text: str) -> list[tuple[str, str]]:
+    key, equals, values = text.partition("=")
+    chosen = [value.strip() for value in re.split(r",(?![^\[({]*[\])}])", values) if value.strip()]
+    if not equals or not key.strip() or len(chosen) < 2:
+        raise UsageError(f"--vary {text}: expected KEY=V1,V2,..., for example loss.kind=dice,cross_entropy")
+    return [(key.strip(), value) for value in chosen]
+
+
+def _value_at(recipe: Recipe, path: str) -> Any:
+    value: Any = recipe
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _short(key: str) -> str:
+    return key.removeprefix("architecture.")
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))

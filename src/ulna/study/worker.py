@@ -1,0 +1,71 @@
+"""One training of a study in a process of its own: `python -m ulna.study.worker STUDY_PID DATA RECIPE RUN`.
+
+It ends with the study: where the study was killed, it leaves a checkpoint at its next step. Two workers never write one
+run folder: the second waits for the lock of the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from ulna.errors import Interrupted, UsageError
+
+# How often a worker looks whether its study is still there.
+LOOK_S = 0.5
+
+
+def main(study: int, data: Path, recipe: Path, run: Path) -> int:
+    """Train, or go on; returns the exit code of `ulna train`."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    threading.Thread(target=_follow, args=(study,), daemon=True).start()
+    try:
+        with _alone(run.with_name(run.name + ".lock")):
+            from ulna.training.train import train
+
+            if (run / "recipe.yaml").exists():
+                train(data, out=run, resume=True)
+            else:
+                train(data, out=run, recipe=recipe)
+    except Interrupted as error:
+        return 128 + error.signal
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - what the study reads when this training fails
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: a defect of ulna: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def _follow(study: int) -> None:
+    while os.getppid() == study:
+        time.sleep(LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system: two studies at once on one folder are then the user's care
+        yield
+        return
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == "__main__":
+    number, *paths = sys.argv[1:]
+    sys.exit(main(int(number), *map(Path, paths)))

@@ -1,0 +1,124 @@
+"""What makes a comparison fair: everything but the architecture is the same, and what is not is said."""
+
+import pytest
+
+from ulna.errors import UsageError
+from ulna.networks.build import count_parameters, validate
+from ulna.networks.cost import count_gmacs
+from ulna.planning import Fingerprint
+from ulna.recipe import Labels
+from ulna.study.variants import Budget, make_variants, settings_of, settle
+
+SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}
+
+
+def facts(size=(96, 96), cases=100, channels=3):
+    each = {"min": list(size), "median": list(size), "max": list(size)}
+    ones = {name: [1.0] * len(size) for name in ("min", "median", "max")}
+    return Fingerprint(
+        cases=cases, digest="0", spatial_dims=len(size), channels=channels,
+        channel_names=[f"channel {c}" for c in range(channels)], dtypes=["uint8"], size=each, spacing=ones,
+        world_axes=None, unit="px", intensity=[{"min": 0, "max": 255}] * channels, foreground=[], classes=["a", "b"],
+    )  # fmt: skip
+
+
+def test_only_the_architecture_differs():
+    variants = make_variants(["unet", "carvalho/unet_polyps", "laird/unet", "omega_net"], {}, [], [])
+    settled = settle(variants, facts(), Labels(), match=None)
+    assert len({settings_of(v.recipe).replace("heads", "") for v in settled.variants[:3]}) == 1
+    assert len({(v.recipe.planning.patch, v.recipe.planning.batch) for v in settled.variants}) == 1
+
+
+def test_what_a_recipe_of_its_own_would_have_set_is_a_footnote():
+    polyps, omega = make_variants(["carvalho/unet_polyps", "omega_net"], {}, [], [])
+    assert any("optimizer.lr = 0.0001" in note and "with 0.001" in note for note in polyps.footnotes)
+    assert any("loss.heads" in note and "belongs to this network" in note for note in omega.footnotes)
+    assert omega.recipe.loss.heads != "equal"
+
+
+def test_what_is_stated_for_all_holds_for_all():
+    base = {"optimizer": {"lr": 3e-4}, "loss": {"kind": "dice"}}
+    for variant in make_variants(["unet", "carvalho/unet_polyps"], base, [], ["training.patience=7"]):
+        assert variant.recipe.optimizer.lr == 3e-4
+        assert variant.recipe.loss.kind == "dice"
+        assert variant.recipe.training.patience == 7
+
+
+def test_the_smallest_batch_holds_for_all():
+    variants = make_variants(["unet", "nas_unet"], {}, [], [])
+    settled = settle(variants, facts((128, 128)), Labels(), match=None)
+    alone = [settle([v], facts((128, 128)), Labels(), match=None).plan.batch for v in variants]
+    assert alone[0] != alone[1]
+    assert settled.plan.batch == min(alone)
+    assert any(note.startswith(f"batch {min(alone)} for all") for note in settled.footnotes)
+
+
+@pytest.mark.parametrize("model", ["unet", "unetpp", "attention_unet", "sdu_net", "omega_net"])
+def test_parameters_are_matched(model):
+    settled = settle(make_variants([model], {}, [], []), facts(), Labels(), match=Budget.read("params=1M"))
+    network = validate(settled.variants[0].recipe.architecture, **SHAPE)
+    assert count_parameters(network) == pytest.approx(1e6, rel=0.03)
+
+
+@pytest.mark.parametrize("model", ["unet", "unetpp", "nnunet"])
+def test_gmacs_are_matched(model):
+    settled = settle(make_variants([model], {}, [], []), facts(), Labels(), match=Budget.read("gmacs=0.5G"))
+    network = validate(settled.variants[0].recipe.architecture, **SHAPE)
+    assert count_gmacs(network, (96, 96)) == pytest.approx(0.5, rel=0.08)
+
+
+def test_a_budget_out_of_reach_names_the_floor():
+    variants = make_variants(["unet"], {}, [], [])
+    with pytest.raises(UsageError, match="unet: cannot be scaled to 10 parameters: the narrowest has"):
+        settle(variants, facts(), Labels(), match=Budget.read("params=10"))
+
+
+@pytest.mark.parametrize("text", ["", "8.5M", "params=", "params=x", "flops=3G", "params=0", "gmacs=-1"])
+def test_a_wrong_budget_is_refused(text):
+    with pytest.raises(UsageError, match=r"params=8\.5M or gmacs=3G|above 0"):
+        Budget.read(text)
+
+
+def test_values_are_varied_in_every_combination():
+    rows = make_variants(["unet"], {}, ["loss.kind=dice,cross_entropy", "architecture.channels=[4, 8],[8, 16]"], [])
+    assert [row.name for row in rows] == [
+        "unet loss.kind=dice channels=[4, 8]",
+        "unet loss.kind=dice channels=[8, 16]",
+        "unet loss.kind=cross_entropy channels=[4, 8]",
+        "unet loss.kind=cross_entropy channels=[8, 16]",
+    ]
+    assert rows[3].recipe.loss.kind == "cross_entropy"
+    assert rows[3].recipe.architecture.channels == (8, 16)
+    assert len({row.folder for row in rows}) == 4
+    assert not any("/" in row.folder or " " in row.folder for row in rows)
+
+
+def test_an_option_of_a_block_can_be_varied():
+    rows = make_variants(["sdu_net"], {}, ["architecture.conv.sdn.state_channels=8,16"], [])
+    assert [r.recipe.architecture.conv[0].options["state_channels"] for r in rows] == [8, 16]
+
+
+def test_every_wrong_name_is_told_at_once():
+    with pytest.raises(UsageError) as caught:
+        make_variants(["unett", "unet", "nnunett"], {}, [], [])
+    assert "did you mean 'unet'" in str(caught.value)
+    assert "did you mean 'nnunet'" in str(caught.value)
+
+
+def test_a_network_named_twice_is_refused():
+    with pytest.raises(UsageError, match="unet is named twice"):
+        make_variants(["unet", "unet"], {}, [], [])
+
+
+@pytest.mark.parametrize("text", ["loss.kind", "loss.kind=dice", "=1,2"])
+def test_a_wrong_variation_is_refused(text):
+    with pytest.raises(UsageError, match="expected KEY=V1,V2"):
+        make_variants(["unet"], {}, [text], [])
+
+
+def test_networks_that_the_data_do_not_allow_are_all_named():
+    variants = make_variants(["unet", "carvalho/unet_polyps", "carvalho/unetpp_polyps"], {}, [], [])
+    with pytest.raises(UsageError) as caught:
+        settle(variants, facts((12, 12)), Labels(), match=None)
+    assert "carvalho/unet_polyps: " in str(caught.value)
+    assert "carvalho/unetpp_polyps: " in str(caught.value)
