@@ -1,7 +1,7 @@
-"""The tests behind a study's verdicts: signed ranks, Holm's correction, effect size and how many cases a test needs.
+"""The tests and intervals behind a study's verdicts, and how many cases a test needs.
 
-All take paired differences (*, units): one figure for each patient or case, already averaged over seeds. A difference is
-first rounded to 12 decimals, or the noise of the subtraction would break ties and turn zeros into wins.
+Tests take paired differences (*, units): one figure for each patient or case, already averaged over seeds. A difference
+is first rounded to 12 decimals, or the noise of the subtraction would break ties and turn zeros into wins.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ulna.errors import UsageError
+from ulna.metrics import bootstrap_interval
 
 Floats = NDArray[np.float64]
 Alternative = Literal["two-sided", "greater", "less"]
@@ -117,22 +118,50 @@ def rank_biserial(differences: ArrayLike) -> Any:
     return (np.sign(d) * ranks).sum(axis=-1) / ranks.sum(axis=-1)
 
 
+def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """`ulna.metrics.bootstrap_interval` of the mean, widened for few units.
+
+    A bootstrap takes the spread of the units at hand for that of all, which is too small by (n - 1) / n in variance and
+    itself a guess: of 95 % intervals of 10 skewed scores 89 % hold the mean, of 34 scores 92 %. The level is raised by as
+    much as a t interval is wider than a normal one with that spread: 93 % and 94 %. With 100 units hardly anything changes.
+
+    Args:
+        values: (units,); NaN are left out.
+        level: share of such intervals that hold the mean.
+        resamples: of the bootstrap.
+
+    Source: Hesterberg, Am. Stat. 69 (2015) 371-386, 4.3 (the expanded percentile interval).
+    """
+    from scipy.stats import norm, t
+
+    n = np.count_nonzero(~np.isnan(np.asarray(values, dtype=np.float64)))
+    if n > 1:
+        wide = 2 * norm.cdf(t.ppf((1 + level) / 2, n - 1) * math.sqrt(n / (n - 1))) - 1
+        level = min(float(wide), 1 - 1e-9)  # of two or three units it is 1 in floats
+    return bootstrap_interval(values, level=level, resamples=resamples)
+
+
 def effect_interval(
     differences: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
     """The bootstrap interval of `rank_biserial` over resampled units; (NaN, NaN) for fewer than two.
 
     Bias-corrected and accelerated, since an effect near its end of 1 is skewed; percentiles where that is undefined and
-    for more than 1,000 units, where both agree. If one model wins on every unit, so it does in every resample, and both
-    ends are 1: the interval then says nothing about rare cases. With 10 units it covers less than its level near ±1.
+    for more than 1,000 units, where both agree. If one model wins on every unit, so it does in every resample; the far
+    end is then 2s^2 - 1 with s, the smallest share of wins of which such a sample is not too rare: s^units = (1 - level) / 2.
 
-    Source: Efron, J. Am. Stat. Assoc. 82 (1987) 171-185; `scipy.stats.bootstrap`.
+    Source: Efron, J. Am. Stat. Assoc. 82 (1987) 171-185; `scipy.stats.bootstrap`; Clopper and Pearson, Biometrika 26
+    (1934) 404-413.
     """
     from scipy.stats import bootstrap
 
     d = _rounded(differences)
     if d.size < 2:
         return math.nan, math.nan
+    if abs(np.sign(d).sum()) == d.size:
+        # the effect is that of P(d1 + d2 > 0), and two wins have a positive sum
+        far, won = 2 * ((1 - level) / 2) ** (2 / d.size) - 1, d[0] > 0
+        return (far, 1.0) if won else (-1.0, -far)
 
     def interval(method: str) -> tuple[float, float]:
         with warnings.catch_warnings():
