@@ -1,0 +1,281 @@
+"""The verb `explain`: what it writes for pictures and for volumes, of one run and of several, and what it refuses."""
+
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ulna
+from tests.plans import make
+from ulna import cli, explaining
+from ulna.errors import UsageError
+from ulna.explaining import explain
+from ulna.files import Tensors, write_tensors, write_text
+from ulna.inference import explaining as methods
+from ulna.recipe import Labels, Normalization, Recipe, Split, to_yaml
+from ulna.segmenter import network_for
+from ulna.verbs import Verb
+
+AFFINE = np.array([[-1.5, 0, 0, 10], [0, 0.8, 0, -20], [0, 0, 2.0, 5], [0, 0, 0, 1.0]])
+
+
+def run_folder(folder, seed=0, *, model="unet", topology="unet", bias=None, options=None, **plan):
+    """A run folder with random weights; `bias` is that of every logit."""
+    dims = plan.get("spatial_dims", 2)
+    plan = make(**{"strides": ((2,) * dims,), **plan})
+    changes = {"channels": (4, 8), "strides": plan.strides, "topology": topology, **(options or {})}
+    recipe = Recipe(model=model).replaced(architecture=changes)
+    network = network_for(recipe, plan, torch.Generator().manual_seed(seed))
+    if bias is not None:
+        with torch.no_grad():
+            for conv in network.head.convs.values():
+                conv.bias.copy_(torch.tensor(bias))
+    write_text(folder / "recipe.yaml", to_yaml(recipe))
+    write_text(folder / "plan.yaml", to_yaml(plan))
+    write_text(folder / "splits.json", json.dumps(Split(train=("a",), val=("b",)).model_dump(mode="json")))
+    write_tensors(folder / "weights.safetensors", Tensors(dict(network.state_dict()), {}))
+    return folder
+
+
+def channels(count):
+    return {
+        "in_channels": count,
+        "channel_names": tuple(f"MR{n}" for n in range(count)),
+        "normalization": (Normalization(kind="zscore"),) * count,
+    }
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "images" / "scan.png"
+    path.parent.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (37, 50), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A volume with two channels, at its place in the world."""
+    path = tmp_path / "images" / "scan.nii.gz"
+    path.parent.mkdir()
+    array = np.random.default_rng(0).normal(size=(12, 10, 9, 2)).astype(np.float32)
+    nib.save(nib.Nifti1Image(array, AFFINE), path)
+    return path
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_picture_gives_pictures(tmp_path, picture):
+    made = explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
+    captum = methods.GRAD_CAM_EXTRA not in made.facts["left_out"].values()
+    expected = {"saliency.png", "uncertainty.png", "overlay.png", "explain.json"} | (
+        {"gradcam.png"} if captum else set()
+    )
+    assert names(made.folder) == set(made.files) == expected
+    for name in expected - {"explain.json"}:
+        with Image.open(made.folder / name) as image:
+            assert np.asarray(image).std() > 5
+    facts = json.loads((made.folder / "explain.json").read_text())
+    assert facts == made.facts
+    assert made.to_json() == {"folder": str(made.folder), **facts}
+    assert facts["runs"] == ["run"]
+    assert facts["target"] == "foreground"
+    assert "no proof" in facts["note"]
+    assert {"spread", "attention"} <= set(facts["left_out"])
+    for about in facts["maps"].values():
+        assert about["file"] in made.files
+        assert about["method"]
+
+
+def test_the_maps_that_are_drawn_are_those_of_the_methods(tmp_path, picture, monkeypatch):
+    """The whole way of a volume's values: mask, region, gradient, and the grid of the image."""
+    run, drawn = run_folder(tmp_path / "run", seed=2), {}
+    monkeypatch.setitem(
+        explaining._WRITERS, 2, lambda *given: drawn.update(zip("ovmil", given, strict=True)) or names_of(given)
+    )
+
+    def names_of(given):
+        return dict.fromkeys(["overlay", *given[-1]], "x.png")
+
+    explain(run, picture, out=tmp_path / "why")
+    segment = ulna.load(run)
+    result = segment(picture)
+    assert np.array_equal(drawn["m"], result.mask)
+    assert np.array_equal(drawn["i"], result.mask == 1)
+    values = np.asarray(Image.open(picture), np.float32)
+    x = torch.from_numpy((values - values.mean()) / values.std())[None, None].requires_grad_()
+    (gradient,) = torch.autograd.grad(segment.network(x)[0, 0][torch.from_numpy(result.mask == 1)].sum(), x)
+    (panel,) = drawn["l"]["saliency"]
+    np.testing.assert_allclose(panel.values, gradient[0, 0].abs(), rtol=1e-3, atol=1e-4)
+    p = result.probabilities[0].astype(np.float64)
+    (entropy,) = drawn["l"]["uncertainty"]
+    np.testing.assert_allclose(entropy.values, -p * np.log(p) - (1 - p) * np.log1p(-p), atol=1e-5)
+
+
+def test_a_volume_gives_nifti_in_its_own_geometry_and_one_sheet(tmp_path, scan):
+    run = run_folder(
+        tmp_path / "run", model="attention_unet", spatial_dims=3, options={"skip": "attention_gate"}, **channels(2)
+    )
+    made = explain(run, scan, out=tmp_path / "why", tta=True)
+    assert {"saliency.nii.gz", "uncertainty.nii.gz", "attention.nii.gz", "overlay.nii.gz", "contact_sheet.png"} <= set(
+        made.files
+    )
+    assert names(made.folder) == set(made.files)
+    maps = {name: nib.load(made.folder / name) for name in made.files if name.endswith(".nii.gz")}
+    for image in maps.values():
+        assert image.shape[:3] == (12, 10, 9)
+        np.testing.assert_allclose(image.affine, AFFINE, atol=1e-5)
+        assert np.isfinite(image.get_fdata()).all()
+    assert maps["saliency.nii.gz"].shape == (12, 10, 9, 2)
+    assert made.facts["maps"]["saliency"]["channels"] == ["MR0", "MR1"]
+    assert sum(made.facts["maps"]["saliency"]["share"]) == pytest.approx(1)
+    assert maps["uncertainty.nii.gz"].shape == (12, 10, 9, 2)
+    assert made.facts["maps"]["uncertainty"]["maps"] == ["entropy", "spread"]
+    assert made.facts["maps"]["uncertainty"]["members"] == 8  # mirrored along three axes
+    gate = maps["attention.nii.gz"].get_fdata()
+    assert gate.shape == (12, 10, 9)
+    assert 0 <= gate.min() < gate.max() <= 1
+    mask = ulna.load(run).mirrored()(scan).mask
+    assert np.array_equal(maps["overlay.nii.gz"].get_fdata(), mask)
+
+
+def test_resampled_volumes_come_back_on_their_own_grid(tmp_path, scan):
+    run = run_folder(
+        tmp_path / "run",
+        spatial_dims=3,
+        spacing=(1.0, 1.0, 1.0),
+        unit="mm",
+        whole_image_limit=100,
+        patch=(8, 8, 8),
+        **channels(2),
+    )
+    made = explain(run, scan, out=tmp_path / "why")
+    assert nib.load(made.folder / "saliency.nii.gz").shape == (12, 10, 9, 2)
+    assert made.facts["maps"]["saliency"]["window"] == [8, 8, 8]
+    assert "by windows" in made.facts["maps"]["saliency"]["reading"]
+    if "gradcam" in made.facts["maps"]:
+        assert made.facts["maps"]["gradcam"]["piece"]["size"] == [8, 8, 8]
+        cam = nib.load(made.folder / "gradcam.nii.gz").get_fdata()
+        assert (cam == 0).any()
+
+
+def test_omega_net_shows_position_and_channel_attention(tmp_path, picture):
+    options = {
+        "skip": [{"kind": "mdsa", "paths": ["main"], "options": {"features": 3}}, "concat"],
+        "deep_supervision": True,
+    }
+    made = explain(run_folder(tmp_path / "run", topology="omega", options=options), picture, out=tmp_path / "why")
+    assert "attention.png" in made.files
+    about = made.facts["maps"]["attention"]
+    assert [text.split(" attention")[0] for text in about["maps"]] == ["position"] * 3
+    assert len(about["matrices"]) == 1
+    assert made.facts["maps"]["uncertainty"]["of"] == "heads"
+    assert made.facts["maps"]["uncertainty"]["members"] == 2
+
+
+def test_several_runs_are_uncertain_where_they_differ(tmp_path, picture, monkeypatch):
+    a, b = run_folder(tmp_path / "a", 0), run_folder(tmp_path / "b", 1)
+    found, original = [], methods.uncertainty
+
+    def spy(members, **options):
+        found.append(original(members, **options))
+        return found[-1]
+
+    monkeypatch.setattr(methods, "uncertainty", spy)
+    made = explain([a, b], picture, out=tmp_path / "why")
+    assert made.facts["runs"] == ["a", "b"]
+    assert (made.facts["maps"]["uncertainty"]["of"], made.facts["maps"]["uncertainty"]["members"]) == ("runs", 2)
+    each = [ulna.load(run)(picture).probabilities for run in (a, b)]
+    np.testing.assert_allclose(found[0].spread, np.abs(each[0] - each[1]) / 2, atol=1e-6)
+    same = run_folder(tmp_path / "same", 0)
+    explain([a, same], picture, out=tmp_path / "again")
+    assert found[1].spread.abs().max() == 0
+    for run in (a, b):
+        explain(run, picture, out=tmp_path / f"{run.name} alone")
+    # all else is of the first run; the region here is too, for both runs predict the same
+    pictures = [(tmp_path / name / "saliency.png").read_bytes() for name in ("again", "a alone", "b alone")]
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_the_heads_of_a_network_are_members_and_the_mask_is_its_own_answer(tmp_path, picture):
+    options = {"channels": (4, 6, 8), "deep_supervision": True}
+    run = run_folder(tmp_path / "run", topology="unetpp", options=options, strides=((2, 2), (2, 2)))
+    made = explain(run, picture, out=tmp_path / "why")
+    assert (made.facts["maps"]["uncertainty"]["of"], made.facts["maps"]["uncertainty"]["members"]) == ("heads", 2)
+    assert made.facts["voxels"] == int(np.count_nonzero(ulna.load(run)(picture).mask))
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_target_is_the_largest_structure_or_the_one_that_is_named(tmp_path, picture, multilabel):
+    names = ("liver", "tumour") if multilabel else ("background", "liver", "tumour")
+    bias = [-50.0, 50.0] if multilabel else [0.0, 0.0, 50.0]
+    run = run_folder(tmp_path / "run", labels=Labels(names=names, multilabel=multilabel), bias=bias)
+    made = explain(run, picture, out=tmp_path / "why")
+    assert (made.facts["target"], made.facts["voxels"]) == ("tumour", 37 * 50)
+    named = explain(run, picture, out=tmp_path / "named", target="liver")
+    assert (named.facts["target"], named.facts["voxels"]) == ("liver", 0)
+    assert "the sums run over the whole image" in named.facts["region"]
+    with pytest.raises(UsageError, match="--target: no class named 'tumor'; did you mean 'tumour'"):
+        explain(run, picture, out=tmp_path / "wrong", target="tumor")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_without_captum_the_rest_is_written(tmp_path, picture, monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    made = explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
+    assert "ulna[explain]" in made.facts["left_out"]["gradcam"]
+    assert "gradcam.png" not in names(made.folder)
+    assert {"saliency.png", "uncertainty.png", "overlay.png"} <= names(made.folder)
+
+
+def test_with_captum_it_is_drawn(tmp_path, picture):
+    pytest.importorskip("captum.attr", reason="captum is not installed")
+    made = explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
+    assert made.facts["maps"]["gradcam"]["node"] == "x1_0"
+    assert "gradcam.png" in names(made.folder)
+
+
+def test_what_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, picture, scan_of_another_kind):
+    run, out = run_folder(tmp_path / "run"), tmp_path / "why"
+    with pytest.raises(UsageError, match=r"nowhere\.png"):
+        explain(run, tmp_path / "nowhere.png", out=out)
+    with pytest.raises(UsageError, match="not a run folder"):
+        explain(tmp_path, picture, out=out)
+    for folder in (run, picture.parent):
+        with pytest.raises(UsageError, match="choose another --out"):
+            explain(run, picture, out=folder)
+    with pytest.raises(UsageError, match="planned for 2D"):
+        explain(run, scan_of_another_kind, out=out)
+    Image.new("L", (20, 20)).save(picture.with_name("other.png"))
+    with pytest.raises(UsageError, match="holds 2 images; name one"):
+        explain(run, picture.parent, out=out)
+    assert not out.exists() or not any(out.iterdir())
+    assert names(run) == {"recipe.yaml", "plan.yaml", "splits.json", "weights.safetensors"}
+
+
+@pytest.fixture
+def scan_of_another_kind(tmp_path):
+    path = tmp_path / "volumes" / "scan.nii.gz"
+    path.parent.mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((6, 7, 8), np.float32), AFFINE), path)
+    return path
+
+
+def test_the_command_line_takes_several_runs_and_then_the_image(tmp_path, picture, monkeypatch, capfd):
+    monkeypatch.setitem(cli.VERBS, "explain", Verb("ulna.explaining:explain", cli.description(explain)))
+    runs, out = [str(run_folder(tmp_path / name, seed)) for seed, name in enumerate("ab")], tmp_path / "why"
+    assert (
+        cli.run(["explain", *runs, str(picture), "--out", str(out), "--target", "foreground", "--tta", "--json"]) == 0
+    )
+    printed = json.loads(capfd.readouterr().out)
+    assert printed["runs"] == ["a", "b"]
+    assert printed["tta"] is True
+    assert (out / "explain.json").exists()
+    assert cli.run(["explain", runs[0], str(picture), "--out", str(out), "--target", "foregound"]) == 2
+    assert "did you mean 'foreground'" in capfd.readouterr().err
