@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ulna
 from tests.training.tiny import TINY
@@ -13,9 +14,12 @@ from ulna import cli
 from ulna.errors import UsageError
 from ulna.files import read_tensors
 from ulna.networks.build import build, count_parameters, ends, named
+from ulna.networks.catalog import NAMED
+from ulna.planning import forecast_training, resolve
 from ulna.recipe import Plan, Recipe, from_yaml
 from ulna.study import pruning
 from ulna.study.pruning import COLUMNS, measure_times, pick, prune, seconds_in
+from ulna.study.pruning_figure import draw_levels
 from ulna.training.train import train
 
 # what is common to a level's run and its parent
@@ -24,7 +28,7 @@ SHARED = ("plan.yaml", "splits.json")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Bright squares on noise, of two sizes."""
+    """Bright rectangles on noise: six to train on, three to validate, two to test."""
     folder = tmp_path_factory.mktemp("squares")
     rng = np.random.default_rng(0)
     for part, count in (("train", 6), ("val", 3), ("test", 2)):
@@ -301,11 +305,41 @@ def test_a_network_that_ends_early_has_the_depth_and_the_blocks_of_the_whole():
     assert {name: tensor.shape for name, tensor in small.state_dict().items()} == expected
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("name", [name for name, entry in NAMED.items() if len(ends(entry.architecture)) > 1])
+def test_every_network_with_several_heads_is_stated_to_end_at_each(name, spatial_dims):
+    shape = {"channels": (4, 6, 8), "classes": 3, "spatial_dims": spatial_dims}
+    whole = build(name, **shape).eval()
+    image = torch.randn(1, 1, *(13, 21, 9)[:spatial_dims])
+    with torch.inference_mode():
+        heads = whole.outputs(image).heads
+        assert len(heads) == 2
+        for head, logits in heads.items():
+            small = build(name, **shape, ends_at=head).eval()
+            small.load_state_dict(whole.prune(head).state_dict())
+            assert torch.equal(small(image), logits)
+
+
+@pytest.mark.parametrize("limit_ms", [None, 30.0, 5000.0])
+def test_the_figure_is_drawn_for_one_case_too(tmp_path, limit_ms):
+    one = {
+        "parameters": 99_000,
+        "dice": 0.7,
+        "dice_low": None,
+        "dice_high": None,
+        "iou": 0.6,
+        "iou_low": 0.5,
+        "iou_high": 0.8,
+    }
+    rows = [{**one, "level": level, "p50_ms": p50, "p95_ms": 2 * p50} for level, p50 in (("L1", 10.0), ("L2", 20.0))]
+    with Image.open(draw_levels(rows, tmp_path / "a.png", conditions="1 case", limit_ms=limit_ms)) as picture:
+        assert picture.format == "PNG"
+        assert picture.size == (1900, 820)
+
+
 def test_plans_are_made_for_a_pruned_architecture_too(run_of, tmp_path):
     folder = prune(run_of("unetpp"), out=tmp_path / "small", level=1).folder
     plan, recipe = from_yaml(Plan, folder / "plan.yaml"), from_yaml(Recipe, folder / "recipe.yaml")
-    from ulna.planning import forecast_training, resolve
-
     assert resolve(recipe, plan) == recipe.architecture
     whole = from_yaml(Recipe, run_of("unetpp") / "recipe.yaml")
     assert forecast_training(recipe, plan, cases=3).total < forecast_training(whole, plan, cases=3).total
