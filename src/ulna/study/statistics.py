@@ -170,7 +170,8 @@ def compare_pairs(
     - better or worse: the signed-rank test adjusted by Holm over all pairs, where mean and ranks point the same way.
     - equivalent: two one-sided signed-rank tests, adjusted by Holm over all pairs, and the 95 % interval of the mean
       difference within the margin. The interval is asked for because ranks do not see how large a rare failure is: a
-      model that fails on few cases could pass the tests and have a mean beyond the margin. Equivalence comes before
+      model that fails on few cases could pass the tests and have a mean beyond the margin. Failures of which the units
+      hold none stay unseen: those of 1 case in 20 are missing in every sixth study of 34. Equivalence comes before
       better and worse: a difference that is sure, but too small to matter, is one of no consequence.
     - too few: not even a model that wins on every unit could pass Holm's first step.
 
