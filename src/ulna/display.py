@@ -221,6 +221,29 @@ def _compare(console: Console, study: Any) -> None:
     _plain(console, f"report: {study.folder / 'report.html'}")
 
 
+def _prune(console: Console, pruned: Any) -> None:
+    table = _table("level", "head", "parameters", "GMACs", "Dice \\[95 %]", "ms", "MB")
+    for row in pruned.rows:
+        dice = {"mean": row["dice"], "low": row["dice_low"], "high": row["dice_high"]}
+        shown = [f"{row['parameters']:,}", f"{row['gmacs']:.3g}", _value(dice)]
+        shown += ["-" if row[k] is None else f"{row[k]:.{digits}f}" for k, digits in (("p50_ms", 1), ("memory_mb", 1))]
+        table.add_row(
+            str(row["level"]), str(row["head"]), *shown, style="bold" if row["level"] == pruned.chosen else None
+        )
+    console.print(table)
+    if pruned.chosen is None:
+        _plain(console, f"tables and figure: {pruned.folder}")
+        _plain(console, "next: ulna prune RUN --level N --out RUN2", style="dim")
+    else:
+        _plain(console, f"run folder of {pruned.chosen}: {pruned.folder}")
+
+
+def _explain(console: Console, explanation: Any) -> None:
+    for name in explanation.files:
+        _plain(console, str(explanation.folder / name))
+    _plain(console, "saliency maps are no proof of what a network uses", style="dim")
+
+
 def _demo(console: Console, made: Any) -> None:
     _evaluation_table(console, made.evaluation.summary, title=f"{made.evaluation.summary['cases']} test cases")
     console.print("the data are synthetic, made by ulna: these figures say nothing about real images", style="yellow")
@@ -238,8 +261,10 @@ SHOW: dict[str, Callable[[Console, Any], None]] = {
     "compare": _compare,
     "demo": _demo,
     "evaluate": _evaluate,
+    "explain": _explain,
     "models": _models,
     "plan": _plan,
     "predict": _predict,
+    "prune": _prune,
     "train": _train,
 }

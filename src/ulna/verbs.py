@@ -38,6 +38,14 @@ VERBS: dict[str, Verb] = {
         "ulna.evaluation:evaluate",
         "Compare predicted masks with references, case by case and class by class.",
     ),
+    "explain": Verb(
+        "ulna.explaining:explain",
+        "Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
+    ),
+    "prune": Verb(
+        "ulna.study.pruning:prune",
+        "Measure every pruning level of a deep-supervised run on this machine, or write the smaller network of one.",
+    ),
     "compare": Verb(
         "ulna.study.comparing:compare", "Train several networks alike, and say with statistics which is better."
     ),
