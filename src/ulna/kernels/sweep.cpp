@@ -4,7 +4,8 @@
 // all images together are one product of M = N * T1 * T2 rows a line. Threads own rows; they meet once a line.
 // Previous lines are kept in buffers with a margin of zeros, so that every neighbour is a plain offset.
 //
-// Products run in tiles of MR rows and NR columns that stay in registers. A packed panel holds NR columns, row after row.
+// Products run in tiles of MR rows and up to NR columns that stay in registers. A packed panel holds the columns of one
+// tile, row after row, in whole vectors.
 // Their operands are the map's own numbers, or pairs of bfloat16 that one instruction multiplies and adds in float32;
 // everything between products is in the map's precision. No sum depends on how many threads there are.
 
@@ -140,10 +141,17 @@ inline Vec<Number<O>> load_operands(const O* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
+// f(c, n) for every vector of a row, n of its numbers valid; inlined twice, so that whole vectors have no branches
+#define INLINED __attribute__((always_inline))
+template <typename T, typename F>
+inline void over_vectors(int64_t count, F f) {
+    int64_t c = 0;
+    for (; c + WIDTH<T> <= count; c += WIDTH<T>) f(c, WIDTH<T>);
+    if (c < count) f(c, count - c);
+}
 template <typename O>
 inline void put_row(O* row, const Number<O>* from, int64_t count) {
-    using T = Number<O>;
-    for (int64_t c = 0; c < count; c += WIDTH<T>) put(row, c, load(from + c, count - c), count - c);
+    over_vectors<Number<O>>(count, [&](int64_t c, int64_t n) INLINED { put(row, c, load(from + c, n), n); });
 }
 
 // e^x as 2^k * e^r with |r| <= ln 2 / 2, the second factor by its power series
@@ -191,7 +199,7 @@ struct Buffer {
     T& operator[](int64_t i) { return data[i]; }
 };
 
-// out (rows, NR) = or += row[i][0..length) * panel (length, NR), of which the first V vectors; `out` has room for whole tiles
+// out (rows, NR) = or += row[i][0..length) * panel (length, V vectors); `out` has room for whole tiles
 template <typename O, bool ADD, int V>
 void multiply_tiles(const O* const* row, int rows, int64_t offset, int64_t length, const O* panel, Number<O>* out) {
     using T = Number<O>;
@@ -204,7 +212,7 @@ void multiply_tiles(const O* const* row, int rows, int64_t offset, int64_t lengt
 #pragma GCC unroll 4
             for (int j = 0; j < V; ++j) sum[i][j] = ADD ? load(out + i * NR<T> + j * WIDTH<T>) : Vec<T>{};
         const O* b = panel;
-        for (int64_t k = 0; k < length; ++k, b += NR<T>) {
+        for (int64_t k = 0; k < length; ++k, b += V * WIDTH<T>) {
             Vec<T> column[V];
 #pragma GCC unroll 4
             for (int j = 0; j < V; ++j) column[j] = load_operands(b + j * WIDTH<T>);
@@ -234,12 +242,12 @@ void multiply(bool add, int64_t columns, const O* const* row, int rows, int64_t 
     (add ? multiply<O, true> : multiply<O, false>)(columns, row, rows, offset, length, panel, out);
 }
 
-// out (MR, NR) += a^T b over `count` rows of a (count, MR) and the first V vectors of b (count, NR)
+// out (MR, NR) += a^T b over `count` rows of a (count, MR) and b (count, V vectors)
 template <typename O, int V>
 void accumulate(const O* a, const O* b, int64_t count, Number<O>* out) {
     using T = Number<O>;
     Vec<T> sum[MR][V] = {};
-    for (int64_t m = 0; m < count; ++m, a += MR, b += NR<T>) {
+    for (int64_t m = 0; m < count; ++m, a += MR, b += V * WIDTH<T>) {
         Vec<T> column[V];
 #pragma GCC unroll 4
         for (int j = 0; j < V; ++j) column[j] = load_operands(b + j * WIDTH<T>);
@@ -309,27 +317,35 @@ struct Lines {
     }
 };
 
-// columns of w^T, where w is (., width) row by row: panel (count, NR) of operands from w[row + c][first + k]
+// The columns that a panel covers: C of them in groups of NR, the last group in as many vectors as it needs
 template <typename O>
-O* pack_transposed(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t count, int64_t columns, O* line,
-                   O* panel) {
-    constexpr int64_t N = NR<O>;
-    const int64_t length = ceiling(count, PACK<O>);
-    for (int64_t c = 0; c < columns; ++c) {
-        put_row(line, w + (row + c) * width + first, count);
-        for (int64_t k = 0; k < length; ++k) panel[k * N + c] = line[k];
+struct Columns {
+    int64_t first, count, wide;  // wide: in whole vectors
+    Columns(int64_t C, int64_t group) : first(group * NR<O>), count(C - first < NR<O> ? C - first : NR<O>) {
+        wide = ceiling(count, WIDTH<O>) * WIDTH<O>;
     }
-    return panel + length * N;
-}
-// the same of w itself: panel (count, NR) of operands from w[row + k][first + c]
+};
+
+// columns of w^T, where w is (., width) row by row: panel (count, wide) of operands from w[row + c][first + k]
 template <typename O>
-O* pack(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t count, int64_t columns, O* panel) {
+O* pack_transposed(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t count, Columns<O> columns,
+                   O* line, O* panel) {
+    const int64_t length = ceiling(count, PACK<O>);
+    for (int64_t c = 0; c < columns.count; ++c) {
+        put_row(line, w + (row + c) * width + first, count);
+        for (int64_t k = 0; k < length; ++k) panel[k * columns.wide + c] = line[k];
+    }
+    return panel + length * columns.wide;
+}
+// the same of w itself: panel (count, wide) of operands from w[row + k][first + c]
+template <typename O>
+O* pack(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t count, Columns<O> columns, O* panel) {
     using T = Number<O>;
     const T zeros[NR<T>] = {};
-    for (int64_t k = 0; k < count; k += PACK<O>, panel += NR<T>) {
+    for (int64_t k = 0; k < count; k += PACK<O>, panel += columns.wide) {
         const T* rows[PACK<O>];
         for (int i = 0; i < PACK<O>; ++i) rows[i] = k + i < count ? w + (row + k + i) * width + first : zeros;
-        for (int64_t v = 0; v < columns; v += WIDTH<T>) weave(rows, v, columns - v, panel + v);
+        for (int64_t v = 0; v < columns.count; v += WIDTH<T>) weave(rows, v, columns.count - v, panel + v);
     }
     return panel;
 }
@@ -340,9 +356,9 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
     using T = Number<O>;
     const Lines l(shape, NR<T>);
     const int64_t C = l.C, CO = ceiling(C, PACK<O>), KC = l.K * C;
-    // for every group of NR channels: r and z over neighbours and position, n over neighbours, n over the position
-    const int64_t third = (l.K + 1) * CO * NR<T>;
-    Buffer<O> weights(l.groups * 3 * third), line0(l.padded_count * CO), line1(l.padded_count * CO);
+    // for every group of channels: r and z over neighbours and position, n over neighbours, n over the position
+    const int64_t third = (l.K + 1) * CO;  // rows of a panel
+    Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * 3 * third), line0(l.padded_count * CO), line1(l.padded_count * CO);
     Buffer<O> owns(PACK<O> > 1 ? l.threads * BLOCK * CO : 0), scratch(l.threads * CO);
     Buffer<T> biases(l.groups * 4 * NR<T>), outs(l.threads * 4 * BLOCK * NR<T>);
     for (int64_t c = 0; c < C; ++c) {
@@ -367,8 +383,9 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
         int64_t first, last;
         team.share(l.groups * 3, &first, &last);
         for (int64_t i = first; i < last; ++i) {
-            const int64_t c = i / 3 * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>, row = i % 3 * C + c;
-            O *p = &weights[i * third], *line = &scratch[team.thread * CO];
+            const Columns<O> columns(C, i / 3);
+            const int64_t row = i % 3 * C + columns.first;
+            O *p = &weights[3 * third * columns.first + i % 3 * third * columns.wide], *line = &scratch[team.thread * CO];
             for (int64_t j = 0; j < l.K; ++j) p = pack_transposed(wi, KC, row, j * C, C, columns, line, p);
             pack_transposed(wh, C, row, 0, C, columns, line, p);
         }
@@ -400,40 +417,40 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
                     }
                 }
                 for (int64_t g = 0; g < l.groups; ++g) {
-                    const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
-                    const O* p = &weights[g * 3 * third];
+                    const auto [c, columns, wide] = Columns<O>(C, g);
+                    const O* p = &weights[3 * third * c];
                     T* product[4];
                     for (int i = 0; i < 4; ++i) product[i] = out + i * BLOCK * NR<T>;
                     for (int gate = 0; gate < 3; ++gate) {
                         for (size_t part = 0; part < parts.size(); ++part) {
                             multiply(part > 0, columns, near, rows, parts[part].offset, parts[part].length, p,
                                      product[gate]);
-                            p += parts[part].length * NR<T>;
+                            p += parts[part].length * wide;
                         }
                         // r and z take the position's share at once; n keeps it apart, for r to weigh
                         multiply(gate < 2, columns, own, rows, 0, CO, p, product[gate < 2 ? gate : 3]);
-                        p += CO * NR<T>;
+                        p += CO * wide;
                     }
                     const T* b = &biases[g * 4 * NR<T>];
                     for (int i = 0; i < rows; ++i) {
                         const int64_t place = l.place[block + i] + t * l.st;
                         O* state = now + l.padded[block + i] * CO;
-                        for (int64_t v = 0; v < columns; v += WIDTH<T>) {
-                            const int64_t at = i * NR<T> + v, n_ = columns - v;
+                        over_vectors<T>(columns, [&](int64_t v, int64_t count) INLINED {
+                            const int64_t at = i * NR<T> + v;
                             const Vec<T> r = sigmoid<T>(load(product[0] + at) + load(b + v));
                             const Vec<T> z = sigmoid<T>(load(product[1] + at) + load(b + NR<T> + v));
                             const Vec<T> hidden = load(product[3] + at) + load(b + 3 * NR<T> + v);
                             const Vec<T> n = hyperbolic<T>(load(product[2] + at) + load(b + 2 * NR<T> + v) + r * hidden);
-                            const Vec<T> swept = n + z * (load(x + place + c + v, n_) - n);
-                            store(h + place + c + v, swept, n_);
-                            put(state, c + v, swept, n_);
-                            if (!gates) continue;
+                            const Vec<T> swept = n + z * (load(x + place + c + v, count) - n);
+                            store(h + place + c + v, swept, count);
+                            put(state, c + v, swept, count);
+                            if (!gates) return;
                             T* kept = gates + place * 4 + c + v;
-                            store(kept, r, n_);
-                            store(kept + C, z, n_);
-                            store(kept + 2 * C, n, n_);
-                            store(kept + 3 * C, hidden, n_);
-                        }
+                            store(kept, r, count);
+                            store(kept + C, z, count);
+                            store(kept + 2 * C, n, count);
+                            store(kept + 3 * C, hidden, count);
+                        });
                     }
                 }
             }
@@ -449,17 +466,22 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
     const Lines l(shape, NR<T>);
     const int64_t C = l.C, CO = ceiling(C, PACK<O>), CP = CO * PACK<O>, KC = l.K * C, M = l.M, MO = ceiling(M, PACK<O>);
     // carry: for every neighbour 3C rows of W_i; then 3C rows of W_h
-    const int64_t panel = 3 * (l.K + 1) * CO * NR<T>;
-    Buffer<O> weights(l.groups * panel);
+    const int64_t panel = 3 * (l.K + 1) * CO;  // rows
+    Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * panel);
     // slopes of one line: (dr, dz, dn, dn * r) of every position with margins, double so that lines need one meeting
     const int64_t W = 4 * CP, WO = 4 * CO;
     Buffer<O> slopes0(l.padded_count * WO), slopes1(l.padded_count * WO);
     Buffer<T> carry(M * C), exact(l.threads * PACK<O> * (W + NR<T>));
     // the same of `depth` lines as tiles of MR gate channels, for the gradients of the weights
-    const int64_t tiles = ceiling(W, MR), depth = ceiling(256, M) < l.L ? ceiling(256, M) : l.L, room = depth * MO;
+    const int64_t tiles = ceiling(W, MR), depth = ceiling(128, M) < l.L ? ceiling(128, M) : l.L, room = depth * MO;
     Buffer<O> turned0(tiles * room * MR), turned1(tiles * room * MR), wovens(l.threads * (W + NR<T>));
-    const int64_t panels = (l.K + 1) * l.groups;  // of neighbours, then of the position itself
-    Buffer<T> sums(panels * tiles * MR * NR<T>);
+    // panels of neighbours, then of the position itself; the former have no use for dn * r
+    const int64_t panels = (l.K + 1) * l.groups, near_tiles = ceiling(3 * CP, MR);
+    auto sums_at = [&](int64_t q) {
+        const int64_t near = q < l.K * l.groups ? q : l.K * l.groups;
+        return (near * near_tiles + (q - near) * tiles) * MR * NR<T>;
+    };
+    Buffer<T> sums(sums_at(panels));
     Buffer<T> bias_sums(ceiling(M, MR) * W), outs(l.threads * 2 * BLOCK * NR<T>);  // sums of every MR rows
     Buffer<O> sources(l.threads * room * NR<T>);
 #ifdef _OPENMP
@@ -470,10 +492,12 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
         int64_t first, last, panel_first, panel_last;
         team.share(panels, &panel_first, &panel_last);
         for (int64_t q = panel_first; q < panel_last; ++q) {
-            const int64_t j = q % (l.K + 1), c = q / (l.K + 1) * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
-            O* p = &weights[q * 3 * CO * NR<T>];
+            const int64_t j = q / l.groups;
+            const Columns<O> columns(C, q % l.groups);
+            O* p = &weights[panel * columns.first + j * 3 * CO * columns.wide];
             for (int gate = 0; gate < 3; ++gate)
-                p = j < l.K ? pack(wi, KC, gate * C, j * C + c, C, columns, p) : pack(wh, C, gate * C, c, C, columns, p);
+                p = j < l.K ? pack(wi, KC, gate * C, j * C + columns.first, C, columns, p)
+                            : pack(wh, C, gate * C, columns.first, C, columns, p);
         }
         l.rows(team, &first, &last);
         T *d[PACK<O>], *back = &outs[team.thread * 2 * BLOCK * NR<T>], *side = back + BLOCK * NR<T>;
@@ -490,20 +514,25 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
                 const T *kept = gates + place * 4, *later = &carry[r * C];
                 const int part = r % PACK<O>;
                 T* to = d[part];
-                for (int64_t c = 0; c < C; c += WIDTH<T>) {
-                    const int64_t n_ = C - c;
-                    const Vec<T> r_ = load(kept + c, n_), z = load(kept + C + c, n_), n = load(kept + 2 * C + c, n_);
-                    const Vec<T> hidden = load(kept + 3 * C + c, n_);
-                    const Vec<T> g = load(grad + place + c, n_) + load(later + c, n_);
-                    const Vec<T> dn = g * (1 - z) * (1 - n * n);
-                    store(to + c, dn * hidden * r_ * (1 - r_), n_);
-                    store(to + CP + c, g * (load(x + place + c, n_) - n) * z * (1 - z), n_);
-                    store(to + 2 * CP + c, dn, n_);
-                    store(to + 3 * CP + c, dn * r_, n_);
-                    store(dx + place + c, g * z, n_);
+                if (r + 1 < last) {  // the next position's gates lie elsewhere: nobody else would fetch them in time
+                    const T* next = gates + (l.place[r + 1] + t * l.st) * 4;
+                    for (int64_t c = 0; c < 4 * C; c += 64 / sizeof(T)) __builtin_prefetch(next + c);
                 }
+                over_vectors<T>(C, [&](int64_t c, int64_t count) INLINED {
+                    const Vec<T> r_ = load(kept + c, count), z = load(kept + C + c, count);
+                    const Vec<T> n = load(kept + 2 * C + c, count), hidden = load(kept + 3 * C + c, count);
+                    const Vec<T> g = load(grad + place + c, count) + load(later + c, count);
+                    const Vec<T> dn = g * (1 - z) * (1 - n * n);
+                    store(to + c, dn * hidden * r_ * (1 - r_), count);
+                    store(to + CP + c, g * (load(x + place + c, count) - n) * z * (1 - z), count);
+                    store(to + 2 * CP + c, dn, count);
+                    store(to + 3 * CP + c, dn * r_, count);
+                    store(dx + place + c, g * z, count);
+                });
                 T* sum = &bias_sums[r / MR * W];
-                for (int64_t c = 0; c < W; c += WIDTH<T>) store(sum + c, load(sum + c, W - c) + load(to + c), W - c);
+                over_vectors<T>(W, [&](int64_t c, int64_t count) INLINED {
+                    store(sum + c, load(sum + c, count) + load(to + c), count);
+                });
                 put_row(slopes + l.padded[r] * WO, to, W);
                 if (part < PACK<O> - 1 && r < M - 1) continue;
                 if (part < PACK<O> - 1) std::memset(d[PACK<O> - 1], 0, sizeof(T) * W);  // an odd last row
@@ -518,34 +547,36 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
                 const int rows = static_cast<int>(last - block < BLOCK ? last - block : BLOCK);
                 for (int i = 0; i < rows; ++i) row[i] = slopes + l.padded[block + i] * WO;
                 for (int64_t g = 0; g < l.groups; ++g) {
-                    const O* p = &weights[g * panel];
-                    const int64_t c = g * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
-                    for (int64_t j = 0; j < l.K; ++j, p += 3 * CO * NR<T>)
+                    const auto [c, columns, wide] = Columns<O>(C, g);
+                    const O* p = &weights[panel * c];
+                    for (int64_t j = 0; j < l.K; ++j, p += 3 * CO * wide)
                         multiply(j > 0, columns, row, rows, -l.step(j) * WO, 3 * CO, p, back);
                     multiply(false, columns, row, rows, 0, 2 * CO, p, side);
-                    multiply(true, columns, row, rows, 3 * CO, CO, p + 2 * CO * NR<T>, side);
+                    multiply(true, columns, row, rows, 3 * CO, CO, p + 2 * CO * wide, side);
                     for (int i = 0; i < rows; ++i) {
                         T *later = &carry[(block + i) * C + c], *down = dx + l.place[block + i] + t * l.st + c;
-                        for (int64_t v = 0; v < columns; v += WIDTH<T>) {
-                            store(later + v, load(back + i * NR<T> + v), columns - v);
-                            store(down + v, load(down + v, columns - v) + load(side + i * NR<T> + v), columns - v);
-                        }
+                        const T *now = back + i * NR<T>, *more = side + i * NR<T>;
+                        over_vectors<T>(columns, [&](int64_t v, int64_t count) INLINED {
+                            store(later + v, load(now + v), count);
+                            store(down + v, load(down + v, count) + load(more + v), count);
+                        });
                     }
                 }
             }
             if (++slot < depth && t > 1) continue;
             // the lines gathered so far are t .. t + slot - 1, the latest first in the buffer
             for (int64_t q = panel_first; q < panel_last; ++q) {
-                const int64_t j = q / l.groups, c = q % l.groups * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
+                const int64_t j = q / l.groups;
+                const auto [c, columns, wide] = Columns<O>(C, q % l.groups);
                 const bool own = j == l.K;
                 O* to = source;
                 for (int64_t k = 0; k < slot; ++k) {
                     const int64_t line = t + slot - 1 - k;
                     const T* rows[PACK<O>];
                     int part = 0;
-                    auto flush = [&] {
-                        for (int64_t v = 0; v < columns; v += WIDTH<T>) weave(rows, v, columns - v, to + v);
-                        to += NR<T>;
+                    auto flush = [&, columns = columns, wide = wide] {
+                        over_vectors<T>(columns, [&](int64_t v, int64_t count) INLINED { weave(rows, v, count, to + v); });
+                        to += wide;
                         part = 0;
                     };
                     for (int64_t n = 0; n < l.N; ++n)
@@ -565,10 +596,9 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
                 auto run = columns > 2 * WIDTH<T> ? accumulate<O, 3>
                            : columns > WIDTH<T>   ? accumulate<O, 2>
                                                   : accumulate<O, 1>;
-                for (int64_t i = 0; i < tiles; ++i) {
-                    const int64_t low = i * MR, high = low + MR;  // gate channels of this tile
-                    const bool wanted = own ? low < 2 * CP || high > 3 * CP : low < 3 * CP;
-                    if (wanted) run(turned + i * room * MR, source, slot * MO, &sums[(q * tiles + i) * MR * NR<T>]);
+                for (int64_t i = 0; i < (own ? tiles : near_tiles); ++i) {
+                    const bool wanted = !own || i * MR < 2 * CP || (i + 1) * MR > 3 * CP;  // all but dn
+                    if (wanted) run(turned + i * room * MR, source, slot * MO, &sums[sums_at(q) + i * MR * NR<T>]);
                 }
             }
             slot = 0;
@@ -578,12 +608,14 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
             for (int64_t c = 0; c < C; ++c) dx[l.place[r] + c] = grad[l.place[r] + c] + carry[r * C + c];
     }
     for (int64_t q = 0; q < panels; ++q) {
-        const int64_t j = q / l.groups, c = q % l.groups * NR<T>, columns = C - c < NR<T> ? C - c : NR<T>;
+        const int64_t j = q / l.groups;
+        const Columns<O> columns(C, q % l.groups);
+        const int64_t c = columns.first;
         const bool own = j == l.K;
         for (int64_t i = 0; i < 3 * C; ++i) {
             const int64_t gate = i / C, channel = (own && gate == 2 ? 3 : gate) * CP + i % C;
             T* to = own ? dwh + i * C + c : dwi + i * KC + j * C + c;
-            std::memcpy(to, &sums[(q * tiles * MR + channel) * NR<T>], sizeof(T) * columns);
+            std::memcpy(to, &sums[sums_at(q) + channel * NR<T>], sizeof(T) * columns.count);
         }
     }
     for (int64_t i = 0; i < 3 * C; ++i) {
