@@ -221,21 +221,31 @@ def _compare(console: Console, study: Any) -> None:
     _plain(console, f"report: {study.folder / 'report.html'}")
 
 
-def _prune(console: Console, pruned: Any) -> None:
-    table = _table("level", "head", "parameters", "GMACs", "Dice \\[95 %]", "ms", "MB")
-    for row in pruned.rows:
-        dice = {"mean": row["dice"], "low": row["dice_low"], "high": row["dice_high"]}
-        shown = [f"{row['parameters']:,}", f"{row['gmacs']:.3g}", _value(dice)]
-        shown += ["-" if row[k] is None else f"{row[k]:.{digits}f}" for k, digits in (("p50_ms", 1), ("memory_mb", 1))]
-        table.add_row(
-            str(row["level"]), str(row["head"]), *shown, style="bold" if row["level"] == pruned.chosen else None
-        )
+def _prune(console: Console, made: Any) -> None:
+    measured = made.rows[0]["p50_ms"] is not None
+    columns = ["level", "ends at", "parameters", "GMACs"]
+    columns += ["Dice", "IoU", "ms", "MiB"] if measured else []
+    table = _table(*columns)
+    table.columns[0].no_wrap = True
+    for row in made.rows:
+        cells = [row["level"], row["head"] or "all heads", f"{row['parameters']:,}", f"{row['gmacs']:.3g}"]
+        if measured:
+            cells.append(_value({"mean": row["dice"], "low": row["dice_low"], "high": row["dice_high"]}))
+            cells += [f"{row['iou']:.3f}", f"{row['p50_ms']:.1f}", f"{row['memory_mb']:.0f}"]
+        table.add_row(*cells, style="bold" if row["level"] == made.chosen else None)
     console.print(table)
-    if pruned.chosen is None:
-        _plain(console, f"tables and figure: {pruned.folder}")
-        _plain(console, "next: ulna prune RUN --level N --out RUN2", style="dim")
+    if measured:
+        said = (
+            f"mean over {made.rows[0]['cases']} validation cases [95 % bootstrap interval]; ms: median wall time an "
+            "image; MiB: forecast of what a prediction adds to the program"
+        )
+        console.print(said, style="dim", markup=False, highlight=False)
+    if made.chosen is None:
+        _plain(console, f"tables and figure: {made.folder}")
+        _plain(console, "next: the same command with --level, --head or --latency, and another --out", style="dim")
     else:
-        _plain(console, f"run folder of {pruned.chosen}: {pruned.folder}")
+        _plain(console, f"run folder of {made.chosen}: {made.folder}")
+        _plain(console, f"next: ulna predict {_quoted(made.folder)} IMAGES --out masks", style="dim")
 
 
 def _explain(console: Console, explanation: Any) -> None:

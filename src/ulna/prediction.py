@@ -21,9 +21,10 @@ from ulna.data.read import write_labels, write_npz_masks, write_probabilities
 from ulna.errors import PartialFailure, UsageError, unknown
 from ulna.files import write_text
 from ulna.inference.predict import to_labels
+from ulna.levels import levels_of, named_level, pruned
 from ulna.progress import track
 from ulna.recipe import Split
-from ulna.segmenter import Segmenter, load, read_split
+from ulna.segmenter import Ensemble, Segmenter, load, read_split
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ def predict(
     *,
     out: Path | str,
     split: str | None = None,
+    level: int | None = None,
     tta: bool = False,
     probabilities: bool = False,
 ) -> Predictions:
@@ -60,6 +62,7 @@ def predict(
         data: an image, a folder of images, a data set, or an .npz file.
         out: folder for the masks and predict.json.
         split: only the cases of this part of the run's own split: train, val or test.
+        level: predict with the smaller network of this pruning level, counted from 1; see `ulna prune`.
         tta: average over mirrored copies of every image: slower, sometimes better.
         probabilities: also write the probabilities.
 
@@ -72,7 +75,7 @@ def predict(
     """
     keep_freed_memory()
     runs, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
-    segmenter = load(runs)
+    segmenter = load(runs) if level is None else _at_level(runs, level)
     if tta:
         segmenter = segmenter.mirrored()
     dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
@@ -99,6 +102,7 @@ def predict(
         facts = {
             "model": segmenter.recipe.model,
             "runs": [one.resolve().name for one in runs],
+            "level": level,
             "labels": segmenter.plan.labels.model_dump(mode="json"),
             "tta": tta,
             "asked": [case.id for case in cases],
@@ -113,6 +117,16 @@ def predict(
     if failed:
         raise PartialFailure(failed, len(rows))
     return Predictions(out, rows)
+
+
+def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
+    """The smaller network of every run."""
+    members: dict[str, Segmenter] = {}
+    for run in runs:
+        segmenter = Segmenter.load(run)
+        chosen = named_level(levels_of(run, segmenter.recipe), level=level, head=None)
+        members[str(run)] = pruned(segmenter, chosen.head if chosen else None)
+    return next(iter(members.values())) if len(members) == 1 else Ensemble(members)
 
 
 def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:

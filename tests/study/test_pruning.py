@@ -351,3 +351,20 @@ def test_the_command_line_prunes(run_of, tmp_path, capsys):
     assert cli.run([*arguments, "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["chosen"] == "L1"
     assert cli.run([*arguments, "--quiet"]) == 2
+
+
+def test_predict_takes_a_level(run_of, data, tmp_path):
+    """`predict --level` answers as the run that `prune` writes for that level, and refuses one that is not there."""
+    run = run_of("unetpp")
+    prune(run, out=tmp_path / "l1", level=1)
+    for name, given in (("pruned", {"run": tmp_path / "l1"}), ("level", {"run": run, "level": 1}), ("whole", {"run": run})):
+        ulna.predict(given.pop("run"), data / "test.npz", out=tmp_path / name, probabilities=True, **given)
+    one, two, whole = (
+        {path.name: path.read_bytes() for path in sorted((tmp_path / name).glob("*_probabilities*"))}
+        for name in ("pruned", "level", "whole")
+    )
+    assert one == two
+    assert one
+    assert one != whole
+    with pytest.raises(UsageError, match="--level: no level named '9'"):
+        ulna.predict(run, data / "test.npz", out=tmp_path / "none", level=9)

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +31,15 @@ from ulna.allocation import keep_freed_memory
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.read import encode_labels
-from ulna.errors import UsageError, unknown
+from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import TEMPORARY, Tensors, read_tensors, write_tensors, write_text
-from ulna.networks.build import count_parameters, ends
+from ulna.levels import Level, levels_of, named_level, pruned
+from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
 from ulna.prediction import TOO_LARGE
 from ulna.progress import track
-from ulna.recipe import Recipe, Split, to_yaml
+from ulna.recipe import Split, to_yaml
 from ulna.segmenter import Segmenter, read_split
 from ulna.study.pruning_figure import draw_levels
 from ulna.training.summary import final_part
@@ -66,13 +67,6 @@ MEASURED_AS = {
     "memory_mb": "forecast, in MiB, of what predicting the largest of these images adds to the program at its peak: maps, "
     "image, result and the weights with their folded copy",
 }
-
-
-class Level(NamedTuple):
-    """A level of pruning: its name, and the head it ends at; None is the whole network, which averages its heads."""
-
-    name: str
-    head: str | None
 
 
 @dataclass(frozen=True)
@@ -170,43 +164,6 @@ def prune(
     return Pruned(out, rows, chosen and chosen.name)
 
 
-def levels_of(run: Path, recipe: Recipe) -> list[Level]:
-    """The levels of a run, smallest first; the whole network is one more where it averages its heads.
-
-    Raises:
-        UsageError: if the network has one head at the image's own size.
-    """
-    architecture = recipe.architecture
-    if architecture.ends_at is not None:
-        raise UsageError(f"{run}: is pruned already, to {architecture.ends_at}; prune the run that it came from")
-    heads = ends(architecture)
-    if len(heads) < 2:
-        kept = f"only {heads[0]}, answers" if heads else "which reads all levels at once, answers"
-        raise UsageError(
-            f"{run}: its network has one head to end at ({kept} at the size of the image), so there is nothing to prune; "
-            "train a nested network with deep supervision, such as --model unetpp --set architecture.deep_supervision=true"
-        )
-    levels = [Level(f"L{number}", name) for number, name in enumerate(heads, start=1)]
-    return [*levels, Level("mean", None)] if architecture.readout == "mean" else levels
-
-
-def named_level(levels: Sequence[Level], *, level: int | None, head: str | None) -> Level | None:
-    """The level of that number or at that head; None where neither is given.
-
-    Raises:
-        UsageError: if there is none, with the nearest.
-    """
-    by_head = {one.head: one for one in levels if one.head is not None}
-    if level is not None:
-        by_number = dict(enumerate(by_head.values(), start=1))
-        if level not in by_number:
-            raise UsageError(f"--level: {unknown('level', level, by_number)}")
-        return by_number[level]
-    if head is not None and head not in by_head:
-        raise UsageError(f"--head: {unknown('head', head, by_head)}")
-    return None if head is None else by_head[head]
-
-
 def seconds_in(text: str) -> float:
     """A duration in seconds.
 
@@ -240,17 +197,6 @@ def pick(rows: Sequence[Mapping[str, Any]], limit: float) -> str:
             "--level"
         )
     return str(max(within, key=lambda row: (row["dice"], -row["p50_ms"]))["level"])
-
-
-def pruned(parent: Segmenter, head: str | None) -> Segmenter:
-    """The segmenter that ends at one head of another, whose weights it shares; at None the other itself."""
-    if head is None:
-        return parent
-    recipe = parent.recipe
-    architecture = recipe.architecture.replaced(ends_at=head)
-    # the one head that is left has all the weight: weights by name would name heads that are gone
-    recipe = recipe.replaced(architecture=architecture, loss=recipe.loss.replaced(heads="equal"))
-    return Segmenter(parent.network.prune(head), parent.plan, recipe, parent.device)
 
 
 def measure_times(
