@@ -145,24 +145,39 @@ def test_a_volume_gives_nifti_in_its_own_geometry_and_one_sheet(tmp_path, scan):
     assert np.array_equal(maps["overlay.nii.gz"].get_fdata(), mask)
 
 
-def test_resampled_volumes_come_back_on_their_own_grid(tmp_path, scan):
-    run = run_folder(
-        tmp_path / "run",
-        spatial_dims=3,
-        spacing=(1.0, 1.0, 1.0),
-        unit="mm",
-        whole_image_limit=100,
-        patch=(8, 8, 8),
-        **channels(2),
-    )
+def test_large_volumes_go_by_windows_and_come_back_on_their_own_grid(tmp_path, scan):
+    grid = {"spacing": (1.0, 1.0, 1.0), "unit": "mm", "whole_image_limit": 100, "patch": (8, 8, 8)}
+    run = run_folder(tmp_path / "run", spatial_dims=3, options={"skip": "attention_gate"}, **grid, **channels(2))
     made = explain(run, scan, out=tmp_path / "why")
+    maps = made.facts["maps"]
     assert nib.load(made.folder / "saliency.nii.gz").shape == (12, 10, 9, 2)
-    assert made.facts["maps"]["saliency"]["window"] == [8, 8, 8]
-    assert "by windows" in made.facts["maps"]["saliency"]["reading"]
-    if "gradcam" in made.facts["maps"]:
-        assert made.facts["maps"]["gradcam"]["piece"]["size"] == [8, 8, 8]
-        cam = nib.load(made.folder / "gradcam.nii.gz").get_fdata()
-        assert (cam == 0).any()
+    assert maps["saliency"]["window"] == [8, 8, 8]
+    assert "by windows" in maps["saliency"]["reading"]
+    for name in {"gradcam", "attention"} & set(maps):
+        corner, size = maps[name]["piece"]["corner"], maps[name]["piece"]["size"]
+        assert size == [8, 8, 8]
+        values = nib.load(made.folder / maps[name]["file"]).get_fdata()
+        assert values.shape == (12, 10, 9)
+        # centres of voxels on the grid of 1 mm; linear interpolation reaches half a step beyond the piece
+        outside = np.zeros(values.shape, bool)
+        for axis, length in enumerate((1.5, 0.8, 2.0)):
+            place = (np.arange(values.shape[axis]) + 0.5) * length - 0.5
+            beyond = (place <= corner[axis] - 1) | (place >= corner[axis] + 8)
+            outside |= beyond.reshape([-1 if a == axis else 1 for a in range(3)])
+        assert outside.any()
+        assert np.abs(values[outside]).max() == 0
+        if name == "attention":
+            assert (values[~outside] > 0).all()
+
+
+def test_mirrored_copies_answer_together_as_a_prediction_with_tta_does(tmp_path, picture, monkeypatch):
+    found, original = [], methods.uncertainty
+    monkeypatch.setattr(methods, "uncertainty", lambda *a, **k: found.append(original(*a, **k)) or found[-1])
+    run = run_folder(tmp_path / "run")
+    made = explain(run, picture, out=tmp_path / "why", tta=True)
+    assert (made.facts["maps"]["uncertainty"]["of"], found[0].members) == ("mirrored copies", 4)
+    np.testing.assert_allclose(found[0].mean, ulna.load(run).mirrored()(picture).probabilities, atol=1e-5)
+    assert found[0].spread.max() > 1e-3
 
 
 def test_omega_net_shows_position_and_channel_attention(tmp_path, picture):

@@ -365,13 +365,14 @@ def _attention(segmenter: Segmenter, network: Network, subject: _Subject, found:
         return
     found.layers["attention"] = []
     for one in coefficients:
-        title = f"{one.kind} attention at {one.node}, of the map of {one.skip}"
+        gate = one.kind == "gate"  # the gates of a node in one row
+        title = f"gates at {one.node}" if gate else f"{one.kind} attention at {one.node}, of the map of {one.skip}"
         if one.kind == "channel":
             caption = f"{len(one.weights)} x {len(one.weights)} channels"
             found.layers["attention"].append(_Panel(title, caption, one.weights.cpu().numpy(), 1.0, in_image=False))
             continue
         maps = methods.on_plan_grid(one.weights, piece.size, network)
-        captions = ["how much passes"] if one.kind == "gate" else [f"feature {k}" for k in range(len(maps))]
+        captions = [f"how much of {one.skip} passes"] if gate else [f"feature {k}" for k in range(len(maps))]
         found.layers["attention"] += [
             _Panel(title, caption, methods.on_image_grid(values[None], subject.prepared, piece)[0].numpy(), 1.0)
             for caption, values in zip(captions, maps, strict=True)
