@@ -95,3 +95,12 @@ def test_import_ulna_is_quick_because_rooms_wait():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"
     assert time.perf_counter() - start < 60  # a hang, not a speed
+
+
+def test_flags_of_every_verb_may_stand_before_it(capsys):
+    assert cli.run(["--json", "models", "unet"]) == 0
+    before = capsys.readouterr().out
+    assert cli.run(["models", "unet", "--json"]) == 0
+    assert capsys.readouterr().out == before
+    assert cli.run(["--quiet"]) == 0
+    assert "usage: ulna VERB" in capsys.readouterr().out

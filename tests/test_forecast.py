@@ -35,6 +35,21 @@ def test_parts_are_told_largest_first_and_too_much_is_refused(monkeypatch):
         need.check("this", "do that")
 
 
+def test_what_lies_on_a_gpu_is_compared_with_its_memory(monkeypatch):
+    need = Forecast({"maps of a step": 9e9, "cases kept": 3e9})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("ulna.forecast.memory", lambda: 4e9)
+    monkeypatch.setattr("ulna.forecast.gpu_memory", lambda: 10e9)
+    need.check("this", "do that")
+    monkeypatch.setattr("ulna.forecast.gpu_memory", lambda: 8e9)
+    with pytest.raises(UsageError, match=r"9\.0 GB of GPU memory .*the GPU has 8\.0 GB; do that"):
+        need.check("this", "do that")
+    monkeypatch.setattr("ulna.forecast.gpu_memory", lambda: 10e9)
+    monkeypatch.setattr("ulna.forecast.memory", lambda: 2e9)
+    with pytest.raises(UsageError, match=r"this machine has 2\.0 GB; do that"):
+        need.check("this", "do that")
+
+
 def test_a_training_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     np.savez(

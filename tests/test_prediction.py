@@ -129,3 +129,11 @@ def test_without_probabilities_no_more_than_a_slab_of_them_is_held(tmp_path, ima
     monkeypatch.setattr(prediction.Segmenter, "probabilities", None)
     ulna.predict(run, images, out=tmp_path / "masks")
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+
+
+def test_an_image_of_other_dimensions_is_told_as_such(tmp_path):
+    """Also where the plan resamples: the memory of such an image cannot be forecast."""
+    run = run_folder(tmp_path / "run", 0, spacing=(1.0, 1.0))
+    np.save(tmp_path / "volume.npy", np.zeros((9, 9, 9), np.float32))
+    with pytest.raises(UsageError, match="a 3D image; this model was planned for 2D images"):
+        ulna.predict(run, tmp_path / "volume.npy", out=tmp_path / "masks")

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.verbs import VERBS, find
 
+EVERYWHERE = ("--quiet", "--json")
 METAVARS = {"set": "KEY=VALUE", "vary": "KEY=V1,V2", "beside": "STUDY"}
 RESEARCH_USE = "Research use only; not a medical device."
 
@@ -31,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; returns the exit code."""
-    if not arguments or arguments[0] in ("-h", "--help"):
+    first = next((n for n, word in enumerate(arguments) if word not in EVERYWHERE), len(arguments))
+    arguments = [*arguments[first:], *arguments[:first]]  # `ulna --quiet VERB` is `ulna VERB --quiet`
+    if not arguments or arguments[0] in ("-h", "--help", *EVERYWHERE):
         print(overview())
         return 0
     if arguments[0] == "--version":

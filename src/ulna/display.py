@@ -249,9 +249,22 @@ def _prune(console: Console, made: Any) -> None:
 
 
 def _explain(console: Console, explanation: Any) -> None:
-    for name in explanation.files:
-        _plain(console, str(explanation.folder / name))
-    _plain(console, "saliency maps are no proof of what a network uses", style="dim")
+    facts = explanation.facts
+    members = facts["maps"]["uncertainty"]
+    table = _table("map", "file", "of", title=f"{facts['target']} in {facts['image']}, {facts['voxels']} predicted")
+    for column in table.columns[1:]:
+        column.justify = "left"
+    for name, about in facts["maps"].items():
+        of = f"{members['members']} {members['of']}" if name == "uncertainty" and members["members"] > 1 else ""
+        if name == "saliency":
+            shares = zip(about["channels"], about["share"], strict=True)
+            of = ", ".join(f"{channel} {share:.0%}" for channel, share in shares)
+        table.add_row(name, about["file"], of)
+    console.print(table)
+    for name, reason in facts["left_out"].items():
+        _plain(console, f"left out: {name}: {reason}", style="dim")
+    _plain(console, facts["note"], style="yellow")
+    _plain(console, f"maps: {explanation.folder}")
 
 
 def _demo(console: Console, made: Any) -> None:

@@ -28,6 +28,10 @@ PROGRAM = 500 * 10**6
 MESH_POINTS = 32 * 1024
 
 
+# Parts that lie in the memory of the GPU where there is one
+ON_THE_GPU = ("maps of a step", "weights, gradients and moments", "maps of a window", "slab")
+
+
 class Forecast(NamedTuple):
     """Bytes at the peak, by what takes them."""
 
@@ -48,8 +52,20 @@ class Forecast(NamedTuple):
         Raises:
             UsageError: with the parts and the remedy.
         """
-        if self.total > memory():
+        taken = self.total
+        if torch.cuda.is_available():
+            room, held = gpu_memory(), sum(size for name, size in self.parts.items() if name in ON_THE_GPU)
+            if held > room:
+                need = f"{held / 1e9:.1f} GB of GPU memory ({self})"
+                raise UsageError(f"{what} needs about {need}, and the GPU has {room / 1e9:.1f} GB; {remedy}")
+            taken -= held
+        if taken > memory():
             raise UsageError(f"{what} needs about {self}, and this machine has {memory() / 1e9:.1f} GB; {remedy}")
+
+
+def gpu_memory() -> int:
+    """Bytes of the GPU that is used."""
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool, cases: int) -> Forecast:

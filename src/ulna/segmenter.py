@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ulna.arithmetic import choose_precision, default_device
 from ulna.blocks import nd
-from ulna.data.preprocess import prepare
+from ulna.data.preprocess import check_fit, prepare
 from ulna.data.read import Source, case_name, read_image, suffix_of, write_labels
 from ulna.errors import UsageError
 from ulna.files import read_tensors
@@ -134,7 +134,12 @@ class Segmenter:
         return collect(self.slabs(volume, axis), volume.size, axis)
 
     def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
-        """The memory that predicting a volume takes at its peak; `probabilities`: of all classes, for the whole volume."""
+        """The memory that predicting a volume takes at its peak; `probabilities`: of all classes, for the whole volume.
+
+        Raises:
+            UsageError: if the volume does not fit the plan.
+        """
+        check_fit(volume, self.plan)
         return prediction_memory(
             self.plan, volume, self.network, maps_per_voxel=self._maps_per_voxel, probabilities=probabilities
         )

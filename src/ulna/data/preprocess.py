@@ -32,11 +32,11 @@ class Prepared(NamedTuple):
     size: tuple[int, ...]
 
 
-def prepare(volume: Volume, plan: Plan) -> Prepared:
-    """Resample to the plan's spacing (linear), normalise every channel, and whiten: Volume (C, *S) -> (C, *S').
+def check_fit(volume: Volume, plan: Plan) -> None:
+    """Refuse an image of another kind than the plan is for.
 
     Raises:
-        UsageError: if the volume has other dimensions or channels than the plan.
+        UsageError: if the volume has other dimensions, channels or units of length.
     """
     name = volume.path or "image"
     if volume.spatial_dims != plan.spatial_dims:
@@ -52,6 +52,16 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
             f"{name}: its spacing is in {volume.unit}, this model works on a grid of {plan.spacing} {plan.unit}; "
             "give an image that states its spacing as the training images did"
         )
+
+
+def prepare(volume: Volume, plan: Plan) -> Prepared:
+    """Resample to the plan's spacing (linear), normalise every channel, and whiten: Volume (C, *S) -> (C, *S').
+
+    Raises:
+        UsageError: if the volume has other dimensions or channels than the plan.
+    """
+    check_fit(volume, plan)
+    name = volume.path or "image"
     array = np.ascontiguousarray(volume.array, dtype=np.float32)
     if not np.isfinite(array).all():
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
