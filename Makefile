@@ -13,10 +13,10 @@ demo: .venv/.core
 	$(BIN)/ulna demo --out demo
 
 test: .venv/.test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 slow: .venv/.test
-	$(BIN)/python -m pytest -n auto -m slow --timeout 1800
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow --timeout 1800
 
 check: .venv/.dev
 	$(BIN)/ruff check .

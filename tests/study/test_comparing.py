@@ -21,6 +21,9 @@ from ulna.study import comparing
 from ulna.study.comparing import compare
 from ulna.study.scores import MEASURES
 
+# what is trained once for all of them is trained in one process
+pytestmark = pytest.mark.xdist_group("compare")
+
 MODELS = "unet,unetpp"
 TABLES = ("results.csv", "table.md", "table.tex", "report.html", "outcome.json")
 

@@ -22,6 +22,9 @@ from ulna.study.pruning import COLUMNS, measure_times, pick, prune, seconds_in
 from ulna.study.pruning_figure import draw_levels
 from ulna.training.train import train
 
+# what is trained once for all of them is trained in one process
+pytestmark = pytest.mark.xdist_group("prune")
+
 # what is common to a level's run and its parent
 SHARED = ("plan.yaml", "splits.json")
 
@@ -357,7 +360,11 @@ def test_predict_takes_a_level(run_of, data, tmp_path):
     """`predict --level` answers as the run that `prune` writes for that level, and refuses one that is not there."""
     run = run_of("unetpp")
     prune(run, out=tmp_path / "l1", level=1)
-    for name, given in (("pruned", {"run": tmp_path / "l1"}), ("level", {"run": run, "level": 1}), ("whole", {"run": run})):
+    for name, given in (
+        ("pruned", {"run": tmp_path / "l1"}),
+        ("level", {"run": run, "level": 1}),
+        ("whole", {"run": run}),
+    ):
         ulna.predict(given.pop("run"), data / "test.npz", out=tmp_path / name, probabilities=True, **given)
     one, two, whole = (
         {path.name: path.read_bytes() for path in sorted((tmp_path / name).glob("*_probabilities*"))}
