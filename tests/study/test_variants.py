@@ -1,12 +1,14 @@
 """What makes a comparison fair: everything but the architecture is the same, and what is not is said."""
 
+from pathlib import Path
+
 import pytest
 
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.cost import count_gmacs
 from ulna.planning import Fingerprint
-from ulna.recipe import Labels
+from ulna.recipe import Labels, read_yaml
 from ulna.study.variants import Budget, make_variants, settings_of, settle
 
 SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}
@@ -122,3 +124,22 @@ def test_networks_that_the_data_do_not_allow_are_all_named():
         settle(variants, facts((12, 12)), Labels(), match=None)
     assert "carvalho/unet_polyps: " in str(caught.value)
     assert "carvalho/unetpp_polyps: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("vary", "sizes"),
+    [
+        ("architecture.conv.sdn.state_channels=25,50,100,150", 4),
+        ("architecture.conv.sdn.directions=1,2,3,4", 4),
+        ("architecture.conv.sdn.directions=[right, left],[right, down]", 1),
+        ("architecture.conv.sdn.levels=[3],[2, 3],[1, 2, 3],[0, 1, 2, 3]", 4),
+    ],
+)
+def test_the_ablations_of_the_sdu_net_paper_are_one_command_each(vary, sizes):
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "carvalho_ablation.yaml"
+    rows = make_variants([], read_yaml(recipe), [vary], [])
+    settled = settle(rows, facts((144, 192), cases=500), Labels(), match=None)
+    counts = {count_parameters(validate(v.recipe.architecture, **SHAPE)) for v in settled.variants}
+    assert len(settled.variants) == max(2, sizes)
+    assert len(counts) == sizes
+    assert all(v.recipe.planning.batch == 20 and v.recipe.optimizer.lr == 1e-4 for v in settled.variants)

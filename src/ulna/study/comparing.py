@@ -53,7 +53,7 @@ def compare(
     data: Path | str,
     /,
     *,
-    models: str | Sequence[str],
+    models: str | Sequence[str] | None = None,
     out: Path | str,
     seeds: int = 1,
     folds: int | None = None,
@@ -74,10 +74,10 @@ def compare(
 
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
-        models: names of networks, A,B,C; see `ulna models`.
+        models: names of networks, A,B,C, see `ulna models`; left out, the network of the recipe.
         out: the study folder.
         seeds: trainings of every network; one says nothing about the architecture.
-        folds: so many folds in place of the one split.
+        folds: train on so many of the data set's folds, of five where splits.json gives none.
         match: a size to scale every network to: params=8.5M or gmacs=3G.
         vary: KEY=V1,V2,...: one row for each value, such as loss.kind=dice,cross_entropy.
         epochs: at most so many a training.
@@ -96,9 +96,9 @@ def compare(
         ulna compare data/nuclei --models unet,unetpp,nnunet --seeds 3 --max-hours 0.5 --out studies/nuclei
     """
     data, out = Path(data), Path(out)
-    names = [part.strip() for text in ([models] if isinstance(models, str) else models) for part in text.split(",")]
+    names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
     _check_numbers(seeds, folds, margin, jobs)
-    variants = make_variants([n for n in names if n], _base(recipe, epochs, max_hours), _listed(vary), _listed(set))
+    variants = make_variants(names, _base(recipe, epochs, max_hours), _listed(vary), _listed(set))
     budget = None if match is None else Budget.read(match)
     before = _stored(out)
     dataset, report = _read(data)
@@ -166,10 +166,8 @@ def _check_numbers(seeds: int, folds: int | None, margin: float, jobs: int) -> N
 
 
 def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None) -> dict[str, Any]:
-    """What is stated for all: the recipe file without its network, and the flags."""
+    """What is stated for all: the recipe file and the flags."""
     stated = dict(read_yaml(Path(recipe))) if recipe is not None else {}
-    stated.pop("model", None)
-    stated.pop("architecture", None)
     parse(Recipe, stated, source=str(recipe or ""))
     flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": stated.get("training", {}).get("seed", 0)}
     training = {**stated.get("training", {}), **{k: v for k, v in flags.items() if v is not None}}
@@ -303,7 +301,7 @@ def _arguments(
     jobs: int,
 ) -> list[str]:
     """The command line of this study."""
-    words = ["compare", str(data), "--models", ",".join(names), "--seeds", str(seeds)]
+    words = ["compare", str(data), *(["--models", ",".join(names)] if names else []), "--seeds", str(seeds)]
     single = {"--folds": folds, "--match": match, "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe}
     for flag, value in single.items():
         words += [] if value is None else [flag, f"{value:g}" if isinstance(value, float) else str(value)]

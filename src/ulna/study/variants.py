@@ -85,8 +85,8 @@ def make_variants(
     """The rows of a study, before planning.
 
     Args:
-        models: names of networks.
-        base: what the study's recipe file and flags state, the same for all.
+        models: names of networks; empty takes the one that `base` states.
+        base: what the study's recipe file and flags state, the same for all; its own network counts only without `models`.
         vary: `KEY=V1,V2,...`; several make every combination.
         changes: `KEY=VALUE` for all.
 
@@ -95,10 +95,13 @@ def make_variants(
     """
     problems: list[str] = []
     variants: list[Variant] = []
+    given = [base["model"]] if "model" in base else []
     axes = [_axis(text) for text in vary]
-    for model in models:
+    own = base.get("architecture", {}) if not models else {}
+    base = {name: value for name, value in base.items() if name not in ("model", "architecture")}
+    for model in models or given:
         try:
-            architecture = named(model)
+            architecture = parse(Architecture, merged(named(model).model_dump(), own))
             stated = {**base, "model": model, "architecture": architecture.model_dump()}
             recipe = parse(Recipe, merged(Recipe(model=model, architecture=architecture).model_dump(), stated))
             notes = []
@@ -124,7 +127,7 @@ def make_variants(
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
     if not variants:
-        raise UsageError("--models names no network; `ulna models` lists them")
+        raise UsageError("--models names no network, and no --recipe does; `ulna models` lists them")
     doubled = [v.name for v in variants if [w.name for w in variants].count(v.name) > 1]
     if doubled:
         raise UsageError(f"{doubled[0]} is named twice; name every network once")
