@@ -20,6 +20,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace {
 
@@ -112,10 +115,10 @@ template <typename T>
 inline void put(T* row, int64_t at, Vec<T> v, int64_t n) {
     store(row + at, v, n);
 }
-// operands along the rows of a matrix: n columns from `at` on of as many rows as an operand has numbers
+// operands along the rows of a matrix: a vector of columns of as many rows as an operand has numbers
 template <typename T>
-inline void weave(const T* const* rows, int64_t at, int64_t n, T* to) {
-    store(to, load(rows[0] + at, n));
+inline T weave(const T (&rows)[1]) {  // T: a vector
+    return rows[0];
 }
 #ifdef __AVX512BF16__
 inline Vec<float> multiply_add(Vec<float> sum, Pair a, Vec<float> b) {
@@ -126,13 +129,11 @@ inline void put(Pair* row, int64_t at, Vec<float> v, int64_t n) {
     uint16_t* to = reinterpret_cast<uint16_t*>(row) + at;
     std::memcpy(to, &halves, n >= WIDTH<float> ? sizeof halves : n * sizeof(uint16_t));
 }
-inline void weave(const float* const* rows, int64_t at, int64_t n, Pair* to) {
+inline Vec<float> weave(const Vec<float> (&rows)[2]) {
     typedef uint16_t Halves __attribute__((vector_size(BYTES / 2)));
     typedef uint32_t Words __attribute__((vector_size(BYTES)));
-    const Halves a = (Halves)_mm512_cvtneps_pbh((__m512)load(rows[0] + at, n));
-    const Halves b = (Halves)_mm512_cvtneps_pbh((__m512)load(rows[1] + at, n));
-    const Words pairs = __builtin_convertvector(a, Words) | __builtin_convertvector(b, Words) << 16;
-    std::memcpy(to, &pairs, sizeof pairs);
+    const Halves a = (Halves)_mm512_cvtneps_pbh((__m512)rows[0]), b = (Halves)_mm512_cvtneps_pbh((__m512)rows[1]);
+    return (Vec<float>)(__builtin_convertvector(a, Words) | __builtin_convertvector(b, Words) << 16);
 }
 #endif
 template <typename O>
@@ -140,6 +141,10 @@ inline Vec<Number<O>> load_operands(const O* p) {
     Vec<Number<O>> v;
     std::memcpy(&v, p, sizeof v);
     return v;
+}
+template <typename O>
+inline void store_operands(O* p, Vec<Number<O>> v) {
+    std::memcpy(p, &v, sizeof v);
 }
 // f(c, n) for every vector of a row, n of its numbers valid; inlined twice, so that whole vectors have no branches
 #define INLINED __attribute__((always_inline))
@@ -152,6 +157,16 @@ inline void over_vectors(int64_t count, F f) {
 template <typename O>
 inline void put_row(O* row, const Number<O>* from, int64_t count) {
     over_vectors<Number<O>>(count, [&](int64_t c, int64_t n) INLINED { put(row, c, load(from + c, n), n); });
+}
+// a row of operands along the rows of a matrix, in whole vectors
+template <typename O>
+inline void weave_row(O* row, const Number<O>* const (&rows)[PACK<O>], int64_t count) {
+    using T = Number<O>;
+    over_vectors<T>(count, [&](int64_t c, int64_t n) INLINED {
+        Vec<T> parts[PACK<O>];
+        for (int i = 0; i < PACK<O>; ++i) parts[i] = load(rows[i] + c, n);
+        store_operands(row + c, weave(parts));
+    });
 }
 
 // e^x as 2^k * e^r with |r| <= ln 2 / 2, the second factor by its power series
@@ -188,11 +203,11 @@ inline Vec<T> hyperbolic(Vec<T> x) {
 template <typename T>
 struct Buffer {
     T* data = nullptr;
-    explicit Buffer(int64_t count) {
+    explicit Buffer(int64_t count, bool zeros = true) {
         void* p = nullptr;
         if (posix_memalign(&p, 64, sizeof(T) * (count + NR<T>))) throw std::bad_alloc();
         data = static_cast<T*>(p);
-        std::memset(data, 0, sizeof(T) * (count + NR<T>));
+        if (zeros) std::memset(data, 0, sizeof(T) * (count + NR<T>));
     }
     Buffer(const Buffer&) = delete;
     ~Buffer() { std::free(data); }
@@ -266,6 +281,16 @@ void accumulate(const O* a, const O* b, int64_t count, Number<O>* out) {
 }
 
 int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Large pages for a result that is written here first: a tenth of a sweep's time went into faults of small ones
+inline void in_large_pages([[maybe_unused]] void* p, [[maybe_unused]] int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    constexpr uintptr_t PAGE = 2 << 20;
+    const uintptr_t start = (reinterpret_cast<uintptr_t>(p) + PAGE - 1) / PAGE * PAGE;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) / PAGE * PAGE;
+    if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+}
 
 struct Part {
     int64_t offset, length;  // of a row, in values
@@ -345,7 +370,7 @@ O* pack(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t c
     for (int64_t k = 0; k < count; k += PACK<O>, panel += columns.wide) {
         const T* rows[PACK<O>];
         for (int i = 0; i < PACK<O>; ++i) rows[i] = k + i < count ? w + (row + k + i) * width + first : zeros;
-        for (int64_t v = 0; v < columns.count; v += WIDTH<T>) weave(rows, v, columns.count - v, panel + v);
+        weave_row(panel, rows, columns.count);
     }
     return panel;
 }
@@ -360,7 +385,7 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
     const int64_t third = (l.K + 1) * CO;  // rows of a panel
     Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * 3 * third), line0(l.padded_count * CO), line1(l.padded_count * CO);
     Buffer<O> owns(PACK<O> > 1 ? l.threads * BLOCK * CO : 0), scratch(l.threads * CO);
-    Buffer<T> biases(l.groups * 4 * NR<T>), outs(l.threads * 4 * BLOCK * NR<T>);
+    Buffer<T> biases(l.groups * 4 * NR<T>), outs(l.threads * 4 * BLOCK * NR<T>, false);
     for (int64_t c = 0; c < C; ++c) {
         T* b = &biases[c / NR<T> * 4 * NR<T> + c % NR<T>];
         b[0] = bi[c] + bh[c];
@@ -368,6 +393,8 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
         b[2 * NR<T>] = bi[2 * C + c];
         b[3 * NR<T>] = bh[2 * C + c];
     }
+    in_large_pages(h, l.M * l.L * C * sizeof(T));
+    if (gates) in_large_pages(gates, l.M * l.L * C * 4 * sizeof(T));
     std::vector<Part> parts;  // neighbours that lie side by side are read in one go
     for (int64_t j = 0; j < l.K; ++j) {
         if (j && l.step(j) == l.step(j - 1) + 1)
@@ -465,25 +492,31 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
     using T = Number<O>;
     const Lines l(shape, NR<T>);
     const int64_t C = l.C, CO = ceiling(C, PACK<O>), CP = CO * PACK<O>, KC = l.K * C, M = l.M, MO = ceiling(M, PACK<O>);
+    in_large_pages(dx, M * l.L * C * sizeof(T));
     // carry: for every neighbour 3C rows of W_i; then 3C rows of W_h
     const int64_t panel = 3 * (l.K + 1) * CO;  // rows
     Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * panel);
     // slopes of one line: (dr, dz, dn, dn * r) of every position with margins, double so that lines need one meeting
-    const int64_t W = 4 * CP, WO = 4 * CO;
+    const int64_t WO = 4 * CO;
     Buffer<O> slopes0(l.padded_count * WO), slopes1(l.padded_count * WO);
-    Buffer<T> carry(M * C), exact(l.threads * PACK<O> * (W + NR<T>));
+    Buffer<T> carry(M * C);
     // the same of `depth` lines as tiles of MR gate channels, for the gradients of the weights
-    const int64_t tiles = ceiling(W, MR), depth = ceiling(128, M) < l.L ? ceiling(128, M) : l.L, room = depth * MO;
-    Buffer<O> turned0(tiles * room * MR), turned1(tiles * room * MR), wovens(l.threads * (W + NR<T>));
+    const int64_t tiles = ceiling(C, MR), depth = ceiling(128, M) < l.L ? ceiling(128, M) : l.L, room = depth * MO;
+    Buffer<O> turned0(4 * tiles * room * MR, false), turned1(4 * tiles * room * MR, false);
     // panels of neighbours, then of the position itself; the former have no use for dn * r
-    const int64_t panels = (l.K + 1) * l.groups, near_tiles = ceiling(3 * CP, MR);
-    auto sums_at = [&](int64_t q) {
-        const int64_t near = q < l.K * l.groups ? q : l.K * l.groups;
-        return (near * near_tiles + (q - near) * tiles) * MR * NR<T>;
-    };
-    Buffer<T> sums(sums_at(panels));
-    Buffer<T> bias_sums(ceiling(M, MR) * W), outs(l.threads * 2 * BLOCK * NR<T>);  // sums of every MR rows
-    Buffer<O> sources(l.threads * room * NR<T>);
+    const int64_t panels = (l.K + 1) * l.groups;
+    Buffer<T> sums(panels * 3 * tiles * MR * NR<T>);
+    const int64_t wide = ceiling(C, WIDTH<T>) * WIDTH<T>;
+    Buffer<T> bias_sums(ceiling(M, MR) * 4 * wide), outs(l.threads * 2 * BLOCK * NR<T>, false);  // sums of every MR rows
+    Buffer<O> sources(l.threads * room * NR<T>, false);
+    std::vector<int64_t> reads;  // for every panel's neighbour and row: its place in a line, -1 outside
+    for (int64_t j = 0; j <= l.K; ++j)
+        for (int64_t r = 0; r < M; ++r) {
+            const int64_t dy = j < l.K ? l.dy[j] : 0, dx_ = j < l.K ? l.dx[j] : 0;
+            const int64_t px = r % l.T2 + dx_, y = r / l.T2 % l.T1 + dy;
+            const bool inside = px >= 0 && px < l.T2 && y >= 0 && y < l.T1;
+            reads.push_back(inside ? l.place[r] + dy * l.sy + dx_ * l.sx : -1);
+        }
 #ifdef _OPENMP
 #pragma omp parallel num_threads(l.threads)
 #endif
@@ -500,45 +533,53 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
                             : pack(wh, C, gate * C, columns.first, C, columns, p);
         }
         l.rows(team, &first, &last);
-        T *d[PACK<O>], *back = &outs[team.thread * 2 * BLOCK * NR<T>], *side = back + BLOCK * NR<T>;
-        for (int i = 0; i < PACK<O>; ++i) d[i] = &exact[(team.thread * PACK<O> + i) * (W + NR<T>)];
-        O *source = &sources[team.thread * room * NR<T>], *woven = &wovens[team.thread * (W + NR<T>)];
+        T *back = &outs[team.thread * 2 * BLOCK * NR<T>], *side = back + BLOCK * NR<T>;
+        O* source = &sources[team.thread * room * NR<T>];
         const O* row[BLOCK];
         const T zeros[NR<T>] = {};
         int64_t slot = 0, batch = 0;
         for (int64_t t = l.L - 1; t > 0; --t) {
             O* slopes = t % 2 ? slopes1.data : slopes0.data;
             O* turned = batch % 2 ? turned1.data : turned0.data;
-            for (int64_t r = first; r < last; ++r) {
-                const int64_t place = l.place[r] + t * l.st;
-                const T *kept = gates + place * 4, *later = &carry[r * C];
-                const int part = r % PACK<O>;
-                T* to = d[part];
-                if (r + 1 < last) {  // the next position's gates lie elsewhere: nobody else would fetch them in time
-                    const T* next = gates + (l.place[r + 1] + t * l.st) * 4;
+            for (int64_t r = first; r < last; r += PACK<O>) {
+                const int count = last - r < PACK<O> ? 1 : PACK<O>;  // an odd last row is followed by zeros
+                int64_t places[PACK<O>];
+                for (int i = 0; i < count; ++i) places[i] = l.place[r + i] + t * l.st;
+                for (int64_t i = r + PACK<O>; i < r + 2 * PACK<O> && i < last; ++i) {
+                    // the next position's gates lie elsewhere: nobody else would fetch them in time
+                    const T* next = gates + (l.place[i] + t * l.st) * 4;
                     for (int64_t c = 0; c < 4 * C; c += 64 / sizeof(T)) __builtin_prefetch(next + c);
                 }
-                over_vectors<T>(C, [&](int64_t c, int64_t count) INLINED {
-                    const Vec<T> r_ = load(kept + c, count), z = load(kept + C + c, count);
-                    const Vec<T> n = load(kept + 2 * C + c, count), hidden = load(kept + 3 * C + c, count);
-                    const Vec<T> g = load(grad + place + c, count) + load(later + c, count);
-                    const Vec<T> dn = g * (1 - z) * (1 - n * n);
-                    store(to + c, dn * hidden * r_ * (1 - r_), count);
-                    store(to + CP + c, g * (load(x + place + c, count) - n) * z * (1 - z), count);
-                    store(to + 2 * CP + c, dn, count);
-                    store(to + 3 * CP + c, dn * r_, count);
-                    store(dx + place + c, g * z, count);
+                T* sum = &bias_sums[r / MR * 4 * wide];
+                over_vectors<T>(C, [&](int64_t c, int64_t valid) INLINED {
+                    Vec<T> d[4][PACK<O>] = {};
+                    for (int i = 0; i < count; ++i) {
+                        const T* kept = gates + places[i] * 4 + c;
+                        const Vec<T> r_ = load(kept, valid), z = load(kept + C, valid), n = load(kept + 2 * C, valid);
+                        const Vec<T> hidden = load(kept + 3 * C, valid), s = load(x + places[i] + c, valid);
+                        const Vec<T> g = load(grad + places[i] + c, valid) + load(&carry[(r + i) * C + c], valid);
+                        const Vec<T> dn = g * (1 - z) * (1 - n * n);
+                        d[0][i] = dn * hidden * r_ * (1 - r_);
+                        d[1][i] = g * (s - n) * z * (1 - z);
+                        d[2][i] = dn;
+                        d[3][i] = dn * r_;
+                        store(dx + places[i] + c, g * z, valid);
+                        O* line = slopes + l.padded[r + i] * WO;
+                        for (int k = 0; k < 4; ++k) {
+                            put(line, k * CP + c, d[k][i], valid);
+                            store(sum + k * wide + c, load(sum + k * wide + c) + d[k][i]);
+                        }
+                    }
+                    for (int k = 0; k < 4; ++k) {
+                        O part[WIDTH<T>];
+                        store_operands(part, weave(d[k]));
+                        constexpr int STEP = WIDTH<T> < MR ? WIDTH<T> : MR;
+                        for (int64_t i = 0; i < WIDTH<T> && i < valid; i += STEP) {
+                            const int64_t tile = k * tiles + (c + i) / MR, at = slot * MO + r / PACK<O>;
+                            std::memcpy(turned + (tile * room + at) * MR + (c + i) % MR, part + i, sizeof(O) * STEP);
+                        }
+                    }
                 });
-                T* sum = &bias_sums[r / MR * W];
-                over_vectors<T>(W, [&](int64_t c, int64_t count) INLINED {
-                    store(sum + c, load(sum + c, count) + load(to + c), count);
-                });
-                put_row(slopes + l.padded[r] * WO, to, W);
-                if (part < PACK<O> - 1 && r < M - 1) continue;
-                if (part < PACK<O> - 1) std::memset(d[PACK<O> - 1], 0, sizeof(T) * W);  // an odd last row
-                for (int64_t c = 0; c < W; c += WIDTH<T>) weave(d, c, WIDTH<T>, woven + c);
-                O* tile = turned + (slot * MO + r / PACK<O>) * MR;
-                for (int64_t i = 0; i < tiles; ++i, tile += room * MR) std::memcpy(tile, woven + i * MR, sizeof(O) * MR);
             }
 #ifdef _OPENMP
 #pragma omp barrier
@@ -572,33 +613,22 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
                 O* to = source;
                 for (int64_t k = 0; k < slot; ++k) {
                     const int64_t line = t + slot - 1 - k;
-                    const T* rows[PACK<O>];
-                    int part = 0;
-                    auto flush = [&, columns = columns, wide = wide] {
-                        over_vectors<T>(columns, [&](int64_t v, int64_t count) INLINED { weave(rows, v, count, to + v); });
-                        to += wide;
-                        part = 0;
-                    };
-                    for (int64_t n = 0; n < l.N; ++n)
-                        for (int64_t y = 0; y < l.T1; ++y)
-                            for (int64_t px = 0; px < l.T2; ++px) {
-                                const int64_t a = own ? y : y + l.dy[j], b = own ? px : px + l.dx[j];
-                                const int64_t at = l.start + n * l.sn + a * l.sy + b * l.sx + (line - !own) * l.st + c;
-                                const bool inside = a >= 0 && a < l.T1 && b >= 0 && b < l.T2;
-                                rows[part] = inside ? (own ? x : h) + at : zeros;
-                                if (++part == PACK<O>) flush();
-                            }
-                    if (part) {
-                        rows[PACK<O> - 1] = zeros;
-                        flush();
+                    const T* from = (own ? x : h) + (line - !own) * l.st + c;
+                    for (int64_t r = 0; r < M; r += PACK<O>, to += wide) {
+                        const T* rows[PACK<O>];
+                        for (int i = 0; i < PACK<O>; ++i) {
+                            const int64_t at = r + i < M ? reads[j * M + r + i] : -1;
+                            rows[i] = at < 0 ? zeros : from + at;
+                        }
+                        weave_row(to, rows, columns);
                     }
                 }
                 auto run = columns > 2 * WIDTH<T> ? accumulate<O, 3>
                            : columns > WIDTH<T>   ? accumulate<O, 2>
                                                   : accumulate<O, 1>;
-                for (int64_t i = 0; i < (own ? tiles : near_tiles); ++i) {
-                    const bool wanted = !own || i * MR < 2 * CP || (i + 1) * MR > 3 * CP;  // all but dn
-                    if (wanted) run(turned + i * room * MR, source, slot * MO, &sums[sums_at(q) + i * MR * NR<T>]);
+                for (int64_t i = 0; i < 3 * tiles; ++i) {
+                    const int64_t tile = own && i >= 2 * tiles ? i + tiles : i;  // dn * r for the position itself
+                    run(turned + tile * room * MR, source, slot * MO, &sums[(q * 3 * tiles + i) * MR * NR<T>]);
                 }
             }
             slot = 0;
@@ -613,18 +643,18 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
         const int64_t c = columns.first;
         const bool own = j == l.K;
         for (int64_t i = 0; i < 3 * C; ++i) {
-            const int64_t gate = i / C, channel = (own && gate == 2 ? 3 : gate) * CP + i % C;
+            const int64_t channel = (q * 3 + i / C) * tiles * MR + i % C;
             T* to = own ? dwh + i * C + c : dwi + i * KC + j * C + c;
-            std::memcpy(to, &sums[sums_at(q) + channel * NR<T>], sizeof(T) * columns.count);
+            std::memcpy(to, &sums[channel * NR<T>], sizeof(T) * columns.count);
         }
     }
     for (int64_t i = 0; i < 3 * C; ++i) {
         const int64_t gate = i / C, c = i % C;
         dbi[i] = dbh[i] = 0;
         for (int64_t tile = 0; tile < ceiling(M, MR); ++tile) {
-            const T* sum = &bias_sums[tile * W];
-            dbi[i] += sum[gate * CP + c];
-            dbh[i] += sum[(gate == 2 ? 3 : gate) * CP + c];
+            const T* sum = &bias_sums[tile * 4 * wide];
+            dbi[i] += sum[gate * wide + c];
+            dbh[i] += sum[(gate == 2 ? 3 : gate) * wide + c];
         }
     }
 }
