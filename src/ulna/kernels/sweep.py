@@ -5,18 +5,18 @@ Legend: N images, C state channels, *S spatial axes, L lines along the swept axi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from ulna.kernels import sweep_lines, sweep_native
+from ulna.kernels import sweep_lines, sweep_native, sweep_triton
 from ulna.kernels.window import window
 
-PATHS = ("auto", "native", "lines", "reference")
+PATHS = ("auto", "native", "triton", "lines", "reference")
 _pinned: list[str] = []
 
 
@@ -117,7 +117,9 @@ def chosen() -> str:
 
 @contextmanager
 def force(path: str) -> Iterator[None]:
-    """Pin the path within a `with`: "native", "lines" (torch's own operations), "reference", or "auto".
+    """Pin the path within a `with`: "native", "triton", "lines" (torch's own operations), "reference", or "auto".
+
+    "native" and "triton" are for one kind of device each; where they cannot be, "lines" it is.
 
     Raises:
         ValueError: for another path.
@@ -131,11 +133,16 @@ def force(path: str) -> Iterator[None]:
         _pinned.pop()
 
 
-def describe() -> str:
-    """Which path a sweep takes on this machine's CPU, in words."""
+def describe(device: str = "cpu") -> str:
+    """Which path a sweep takes on a device of this machine ("cpu", "cuda"), in words."""
     if chosen() == "reference":
         return "the reference loop"
-    if not _compiled(torch.empty(0)):
+    x = torch.empty(0, device=device)
+    if _triton(x):
+        return "a Triton kernel" + (" in Triton's interpreter" if device == "cpu" else "")
+    if device != "cpu":
+        return "torch operations, line by line (no Triton kernel)"
+    if not _compiled(x):
         return "torch operations, line by line (no native kernel)"
     return f"a native kernel ({'bf16' if sweep_native.multiplies_bf16() else 'still float32'} products under autocast)"
 
@@ -158,6 +165,24 @@ def _compiled(x: Tensor) -> bool:
     return chosen() in ("auto", "native") and sweep_native.available(x)
 
 
+def _triton(x: Tensor) -> bool:
+    # its interpreter is so slow that a CPU takes it only when asked to
+    return chosen() in (("auto", "triton") if x.is_cuda else ("triton",)) and sweep_triton.available(x)
+
+
+def _tried(kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """What a Triton kernel answers; None if it fails where another path would do: it is then not tried again."""
+    try:
+        return kernel(*arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # no compiler for its launcher, a version that reads the kernel otherwise, ...
+        if chosen() == "triton":
+            raise
+        sweep_triton.give_up(error)
+        return None
+
+
 # Operators of torch, so that its compiler, its FLOP counter and the meta device know them by name
 
 
@@ -178,6 +203,8 @@ def _sweep(
     if _compiled(x):
         return sweep_native.forward(x, weights, axis, reverse, keep, operands)
     with torch.autocast(x.device.type, enabled=False):
+        if _triton(x) and (found := _tried(sweep_triton.forward, x, weights, axis, reverse, keep, operands)):
+            return cast(tuple[Tensor, Tensor], found)
         return sweep_lines.forward(x, weights, axis, reverse, keep, operands)
 
 
@@ -212,8 +239,11 @@ def _sweep_backward(
     grad, x, weights = grad.contiguous(), x.contiguous(), (weight_in, weight_hidden)
     if _compiled(x):
         return sweep_native.backward(grad, x, swept, gates, weights, axis, reverse, operands)
+    arguments = (grad, x, swept, gates, weights, axis, reverse, operands)
     with torch.autocast(x.device.type, enabled=False):
-        return sweep_lines.backward(grad, x, swept, gates, weights, axis, reverse, operands)
+        if _triton(x) and (found := _tried(sweep_triton.backward, *arguments)):
+            return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor], found)
+        return sweep_lines.backward(*arguments)
 
 
 @_sweep_backward.register_fake
