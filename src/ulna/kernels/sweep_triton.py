@@ -78,7 +78,7 @@ def forward(
     packed[K, :, :C, :C] = w_hidden.view(3, C, C).transpose(1, 2)
     buffer = x.new_empty((2, shape.rows, CP), dtype=operands)
     tensors = (x, swept, gates, buffer, packed, b_in.contiguous(), b_hidden.contiguous())
-    _launch("forward", shape, tensors, REVERSE=reverse, KEEP=keep)
+    _launch("forward", shape, reverse, tensors, KEEP=keep)
     return swept, gates
 
 
@@ -108,7 +108,7 @@ def backward(
     dx = torch.empty_like(x)
     slopes = x.new_empty((shape.lines * shape.rows, 4 * CP), dtype=operands)
     read = x.new_empty((shape.lines * shape.rows, (K + 1) * CP), dtype=operands)
-    _launch("backward", shape, (grad, x, swept, gates, dx, slopes, read, packed), REVERSE=reverse)
+    _launch("backward", shape, reverse, (grad, x, swept, gates, dx, slopes, read, packed))
     slopes_in, slopes_hidden = slopes[:, : 3 * CP], slopes[:, CP:]
     d_in = (slopes_in.T @ read[:, : K * CP]).view(3, CP, K, CP)[:, :C, :, :C]
     d_hidden = (slopes_hidden.T @ read[:, K * CP :]).view(3, CP, CP)[:, :C, :C]
@@ -167,7 +167,7 @@ def tiles(rows: int) -> tuple[int, int]:
     return (32, 32) if rows >= 384 else (32, 16)
 
 
-def _launch(name: str, shape: _Shape, tensors: tuple[Tensor, ...], **flags: bool) -> None:
+def _launch(name: str, shape: _Shape, reverse: bool, tensors: tuple[Tensor, ...], **flags: bool) -> None:
     BM, BC = tiles(shape.rows)
     of_rows, of_channels = -(-shape.rows // BM), shape.padded // BC
     order = tensors[0].new_zeros(1 + shape.lines * of_rows, dtype=torch.int32)
@@ -178,6 +178,7 @@ def _launch(name: str, shape: _Shape, tensors: tuple[Tensor, ...], **flags: bool
             *tensors,
             order,
             *(shape.lines, shape.rows, shape.height, shape.width, shape.channels, *shape.strides, cells, reach),
+            *((shape.lines - 1, -1) if reverse else (0, 1)),
             K=shape.neighbours,
             CP=shape.padded,
             BM=BM,

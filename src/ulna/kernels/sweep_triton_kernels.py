@@ -19,8 +19,13 @@ try:
     from triton import jit
 except ImportError:  # then nobody calls what is below
 
-    def jit(function):
-        return function
+    def jit(function=None, **_):
+        return function or jit
+
+
+# Numbers of the geometry, for which no variant of a kernel need be compiled when they happen to be 1 or even
+GEOMETRY = ("lines", "rows", "height", "width", "stride_n", "stride_t", "stride_a", "stride_b", "cells", "reach")
+ORDER = ("first", "sense")
 
 
 @jit
@@ -73,7 +78,7 @@ def _sigmoid(x):
     return tl.where(x < 0, e, 1.0) / (1 + e)
 
 
-@jit
+@jit(do_not_specialize=GEOMETRY + ORDER)
 def forward(
     x,  # (N, *S, C) float32
     swept,  # the same
@@ -94,10 +99,11 @@ def forward(
     stride_b,
     cells,
     reach,  # in rows
+    first,  # the line where the sweep starts
+    sense,  # 1, or -1 towards line 0
     K: tl.constexpr,
     CP: tl.constexpr,
     KEEP: tl.constexpr,
-    REVERSE: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
     BK: tl.constexpr,
@@ -105,7 +111,7 @@ def forward(
     t, tile, tile_c = _ticket(flags, lines, rows, CP // BC, BM)
     row, c = tile * BM + tl.arange(0, BM), tile_c * BC + tl.arange(0, BC)
     inside, a, b = row < rows, row % (height * width) // width, row % width
-    line = lines - 1 - t if REVERSE else t
+    line = first + sense * t
     at = (row // (height * width)).to(tl.int64) * stride_n + line.to(tl.int64) * stride_t + a * stride_a + b * stride_b
     real = inside[:, None] & (c < channels)[None, :]
     s = tl.load(x + at[:, None] * channels + c[None, :], mask=real, other=0.0)
@@ -161,7 +167,7 @@ def forward(
         tl.store(kept + 3 * channels, share, mask=real)
 
 
-@jit
+@jit(do_not_specialize=GEOMETRY + ORDER)
 def backward(
     grad,  # (N, *S, C) float32, of the swept map
     x,
@@ -183,9 +189,10 @@ def backward(
     stride_b,
     cells,
     reach,
+    first,
+    sense,
     K: tl.constexpr,
     CP: tl.constexpr,
-    REVERSE: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
     BK: tl.constexpr,
@@ -193,7 +200,7 @@ def backward(
     t, tile, tile_c = _ticket(flags, lines, rows, CP // BC, BM)  # t counts from the line where the sweep ended
     row, c = tile * BM + tl.arange(0, BM), tile_c * BC + tl.arange(0, BC)
     inside, a, b = row < rows, row % (height * width) // width, row % width
-    line, sense = (t, -1) if REVERSE else (lines - 1 - t, 1)
+    line = first + sense * (lines - 1 - t)
     at = (row // (height * width)).to(tl.int64) * stride_n + line.to(tl.int64) * stride_t + a * stride_a + b * stride_b
     real = inside[:, None] & (c < channels)[None, :]
     computed = (row < tl.where(t < lines - 1, rows, 0))[:, None]  # the sweep's first line is a copy
