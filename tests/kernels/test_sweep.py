@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ulna.kernels import native
+from ulna.kernels import native, sweep_native
+from ulna.kernels import sweep as sweep_module
 from ulna.kernels.sweep import Direction, Gates, describe, force, sweep, sweep_reference
 from ulna.kernels.window import window
 
@@ -137,11 +138,12 @@ def test_other_numbers_of_neighbours_are_refused(dims, count):
         window(dims, count)
 
 
-def gradients(path, x, gates, direction, weights):
-    """The map after the sweep and the gradients of everything, by one path."""
+def gradients(path, x, gates, direction, weights, *, bf16=False):
+    """The map after the sweep and the gradients of everything, by one path; bf16: under autocast, as in training."""
     with force(path):
-        y = sweep(x, gates, direction)
-    found = torch.autograd.grad((y * weights).sum(), (x, *gates), allow_unused=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = sweep(x, gates, direction)
+        found = torch.autograd.grad((y * weights).sum(), (x, *gates), allow_unused=True)
     return [y, *(torch.zeros_like(t) if g is None else g for t, g in zip((x, *gates), found, strict=True))]
 
 
@@ -157,11 +159,20 @@ def skip_without(path):
         pytest.skip("no C++ compiler on this machine")
 
 
+def skip_without_bf16():
+    skip_without("native")
+    if not sweep_native.multiplies_bf16():
+        pytest.skip("this machine's processor or compiler has no instruction for products of bf16 numbers")
+
+
 SIZES = [
     *((1, size) for size in [(5, 7), (1, 4), (4, 1), (1, 1)]),
     *((3, size) for size in [(5, 7), (13, 6), (1, 4), (4, 1), (1, 1)]),
     *((k, size) for k in (1, 5, 9) for size in [(3, 4, 2), (1, 3, 2), (2, 1, 1)]),
 ]
+
+
+WIDTHS = [(1, 2), (3, 1), (20, 3), (50, 1)]  # channels, images: narrower than a vector, wider by part of one, two tiles
 
 
 # float32: against the definition in float64, so that its own rounding does not count
@@ -170,7 +181,7 @@ SIZES = [
 @pytest.mark.parametrize("path", ["native", "lines"])
 def test_fast_paths_equal_the_reference_in_values_and_all_gradients(path, neighbours, size, dtype, tolerance):
     skip_without(path)
-    for channels, batch in ((1, 2), (3, 1), (20, 3)):  # narrower than a vector, and wider by a part of one
+    for channels, batch in WIDTHS:
         x, gates, weights = case(channels, neighbours, size, batch, dtype)
         exact = [t.detach().to(DOUBLE).requires_grad_() for t in (x, *gates)]
         for direction in (Direction(a, r) for a in range(len(size)) for r in (False, True)):
@@ -179,6 +190,80 @@ def test_fast_paths_equal_the_reference_in_values_and_all_gradients(path, neighb
             for a, b in zip(expected, got, strict=True):
                 assert b.dtype == dtype
                 assert (a - b).abs().max() <= tolerance * max(1.0, a.abs().max().item())
+
+
+class Rounded(torch.autograd.Function):
+    """A number as a product in bf16 reads it; its gradient stays as it is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.bfloat16().to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class RoundedSlope(torch.autograd.Function):
+    """The other way round: what products of the backward pass read."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.bfloat16().to(grad.dtype)
+
+
+def linear_of_bf16(x, weight, bias):
+    return RoundedSlope.apply(torch.nn.functional.linear(Rounded.apply(x), Rounded.apply(weight))) + bias
+
+
+@pytest.mark.parametrize(("neighbours", "size"), SIZES)
+def test_bf16_operands_keep_values_and_all_gradients(neighbours, size, monkeypatch):
+    skip_without_bf16()
+    for channels, batch in WIDTHS:
+        x, gates, weights = case(channels, neighbours, size, batch, torch.float32)
+        gates = Gates(*(g.detach().div(3**0.5).requires_grad_() for g in gates))  # as large as a layer draws them
+        exact = [t.detach().to(DOUBLE).requires_grad_() for t in (x, *gates)]
+        for direction in (Direction(a, r) for a in range(len(size)) for r in (False, True)):
+            wanted = "reference", exact[0], Gates(*exact[1:]), direction, weights.to(DOUBLE)
+            expected = gradients(*wanted)
+            with monkeypatch.context() as patch:
+                patch.setattr(sweep_module, "linear", linear_of_bf16)
+                rounded = gradients(*wanted)
+            got = gradients("native", x, gates, direction, weights, bf16=True)
+            for a, b, c in zip(expected, rounded, got, strict=True):
+                assert c.dtype == torch.float32
+                # nothing but operands is rounded: what is left are the few that float32 rounds the other way
+                assert (b - c).abs().max() <= 2e-3 * max(1.0, b.abs().max().item())
+                # a single channel has no others for its rounding to cancel against
+                assert (a - c).norm() <= (1e-2 if channels > 1 else 2e-2) * max(1.0, a.norm().item())
+            if size[direction.axis] > 1:  # a swept line is not what products in float32 would give
+                assert not torch.equal(got[0], gradients("native", x, gates, direction, weights)[0])
+
+
+def test_bf16_operands_take_maps_and_gradients_laid_out_in_any_way():
+    skip_without_bf16()
+    x, gates, weights = case(5, 3, (6, 4), 2, torch.float32)
+    expected = gradients("native", x, gates, Direction(1), weights, bf16=True)
+    wide = torch.zeros(2, 5, 12, 4)
+    wide[:, :, ::2] = x.detach()
+    strided = weights.transpose(2, 3).contiguous().transpose(2, 3)
+    for view in (wide[:, :, ::2], x.detach().to(memory_format=torch.channels_last)):
+        got = gradients("native", view.detach().requires_grad_(), gates, Direction(1), strided, bf16=True)
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_without_instructions_for_bf16_the_native_sweep_stays_in_float32(monkeypatch):
+    skip_without("native")
+    x, gates, weights = case(5, 3, (6, 4), 2, torch.float32)
+    expected = gradients("native", x, gates, Direction(1), weights)
+    monkeypatch.setattr(sweep_native, "multiplies_bf16", lambda: False)
+    assert "float32" in describe()
+    got = gradients("native", x, gates, Direction(1), weights, bf16=True)
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
 @pytest.mark.parametrize("path", ["native", "lines"])
@@ -207,33 +292,35 @@ def test_gradients_of_fast_paths_by_differences(path, neighbours, size):
         )
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("path", ["native", "lines"])
-def test_two_runs_agree_bit_for_bit(path, threads):
-    skip_without(path)
+def test_two_runs_agree_bit_for_bit(path, threads, bf16):
+    skip_without_bf16() if bf16 else skip_without(path)
     x, gates, weights = case(20, 3, (9, 11), 2, torch.float32)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        one, two = (gradients(path, x, gates, Direction(0), weights) for _ in range(2))
+        one, two = (gradients(path, x, gates, Direction(0), weights, bf16=bf16) for _ in range(2))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_threads_share_rows_without_changing_the_result():
-    skip_without("native")
-    x, gates, weights = case(20, 9, (4, 5, 3), 2, DOUBLE)
+@pytest.mark.parametrize(("dtype", "bf16"), [(DOUBLE, False), (torch.float32, False), (torch.float32, True)])
+@pytest.mark.parametrize(("neighbours", "size"), [(9, (4, 5, 3)), (3, (20, 13))])
+def test_threads_share_rows_without_changing_a_bit(dtype, bf16, neighbours, size):
+    skip_without_bf16() if bf16 else skip_without("native")
+    x, gates, weights = case(50, neighbours, size, 2, dtype)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(gradients("native", x, gates, Direction(2), weights))
+            results.append(gradients("native", x, gates, Direction(len(size) - 1), weights, bf16=bf16))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("path", ["native", "lines"])
@@ -241,28 +328,27 @@ def test_autocast_keeps_the_state_in_float32(path):
     skip_without(path)
     x, gates, weights = case(20, 3, (6, 5), 2, torch.float32)
     expected = gradients("reference", x, gates, Direction(0), weights)
-    with torch.autocast("cpu", torch.bfloat16):
-        got = gradients(path, x.detach().bfloat16().requires_grad_(), gates, Direction(0), weights)
+    got = gradients(path, x.detach().bfloat16().requires_grad_(), gates, Direction(0), weights, bf16=True)
     assert got[0].dtype == torch.float32
     for a, b in zip(expected, got, strict=True):
         assert (a - b).abs().max() <= 1e-2 * max(1.0, a.abs().max().item())  # bf16 has 8 bits
 
 
 def test_gates_stay_finite_at_their_extremes():
-    for path in ("native", "lines"):
+    for path, bf16 in (("native", False), ("lines", False), ("native", True)):
         skip_without(path)
         x, gates, weights = case(4, 3, (5, 5), 1, torch.float32)
         big = Gates(*(g.detach().mul(1e4).requires_grad_() for g in gates))
-        assert all(t.isfinite().all() for t in gradients(path, x, big, Direction(0), weights))
+        assert all(t.isfinite().all() for t in gradients(path, x, big, Direction(0), weights, bf16=bf16))
 
 
 def test_missing_values_are_not_hidden():
-    for path in ("native", "lines"):
+    for path, bf16 in (("native", False), ("lines", False), ("native", True)):
         skip_without(path)
         x, gates, _ = case(4, 3, (5, 5), 1, torch.float32)
         x = x.detach()
         x[0, 1, 2, 2] = torch.nan
-        with force(path), torch.no_grad():
+        with force(path), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             y = sweep(x, gates, Direction(0))
         assert y[0, :, 3, 1:4].isnan().all()
         assert y[0, :, :2].isfinite().all()
