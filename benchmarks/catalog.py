@@ -23,7 +23,6 @@ from ulna.arithmetic import autocast, choose_precision
 from ulna.blocks import nd
 from ulna.networks.build import build
 from ulna.networks.cost import Model, models
-from ulna.recipe import SPARSE_POINTS
 
 REPEATS = 5
 SLOW = 5.0  # seconds, from which on three must do
@@ -54,7 +53,7 @@ def measure(model: Model, precision: str) -> dict[str, Any]:
     net = net.to(memory_format=layout)  # type: ignore[call-overload]
     image = torch.randn(1, channels, *size).contiguous(memory_format=layout)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=True)
-    count = min(SPARSE_POINTS, image[0, 0].numel()) if net.head.sparse else None
+    count = model.points(tuple(size))
     points = None
     if count is not None:
         points = torch.stack([torch.randint(0, n, (1, count)) for n in size], dim=-1)

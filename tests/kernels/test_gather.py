@@ -90,3 +90,10 @@ def test_linear_reading_is_upsampling():
 def test_another_mode_is_refused():
     with pytest.raises(ValueError, match="nearest or linear"):
         gather(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, dtype=torch.long), (2, 2), mode="cubic")
+
+
+def test_sums_of_many_gradients_in_bf16_lose_none_of_them():
+    """A sum kept in bf16 stays at 256, where adding 1 changes nothing."""
+    fmap = channels_last(torch.zeros(1, 8, 2, 2, dtype=torch.bfloat16)).requires_grad_()
+    gather(fmap, torch.zeros(1, 1000, 2, dtype=torch.long), (4, 4)).sum().backward()
+    assert fmap.grad[0, :, 0, 0].tolist() == [1000.0] * 8

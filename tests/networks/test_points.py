@@ -37,6 +37,15 @@ def test_rows_have_the_counted_parameters():
     assert count("marimont/implicit_unet", spatial_dims=3, classes=2, head=seven) == 19_586_978
 
 
+def test_the_recommended_build_has_a_narrower_decoder_and_fewer_points_in_small_patches():
+    assert {dims: count("implicit_unet", spatial_dims=dims) for dims in (2, 3)} == {2: 11_345_761, 3: 18_248_865}
+    paper = {"kind": "points"}
+    assert count("implicit_unet", spatial_dims=3, classes=2, head=paper) == 19_850_146
+    assert recommended("implicit_unet").points.count == 1 / 32
+    (model,) = models("implicit_unet")
+    assert model.points((48, 48, 48)) == 48**3 // 32
+
+
 def test_rows_do_the_counted_work():
     """GMac at 160 x 160 x 96 of specs, Implicit U-Net 4: 182.5 for the encoder, 68.3 for 30,000 points; 559.3 for U-Net."""
     (implicit,), (unet,) = models("marimont/implicit_unet"), models("marimont/unet")
@@ -223,7 +232,8 @@ def test_linear_gathering_is_smooth_where_nearest_jumps():
         ({"depth": 0}, "one hidden layer"),
         ({"reinject": 9}, "layers 2 to 8"),
         ({"frequencies": -1}, "0 or more"),
-        ({"dropout": 2.0}, "dropout"),
+        ({"dropout": 2.0}, "dropout is 2"),
+        ({"dropout": 1.0}, "from 0 to below 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):

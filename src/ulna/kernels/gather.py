@@ -8,9 +8,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MODES = ("nearest", "linear")
 Reader = Callable[[Tensor, Tensor], Tensor]  # (N, C, *M), indices (N, P, D) into the map -> (N, P, C)
@@ -90,5 +92,31 @@ def _rows(fmap: Tensor, index: Tensor) -> Tensor:
     last = fmap.movedim(1, -1)
     if last.is_contiguous():
         first = voxels * torch.arange(images, device=fmap.device)[:, None]
-        return last.reshape(-1, channels).index_select(0, (flat + first).flatten()).reshape(*flat.shape, channels)
+        rows, at = last.reshape(-1, channels), (flat + first).flatten()
+        picked = rows.index_select(0, at) if torch.compiler.is_compiling() else _Rows.apply(rows, at)  # type: ignore[no-untyped-call]
+        return picked.reshape(*flat.shape, channels)
     return fmap.flatten(2).gather(2, flat[:, None].expand(-1, channels, -1)).transpose(1, 2)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows of a matrix: (V, C), indices (P,) -> (P, C); first derivatives only.
+
+    torch's own backward pass goes row by row where the gradient is a part of wider rows, as that of joined vectors is, and
+    takes sums in the precision of the map: of several hundred bf16 summands, the later ones vanish.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, at: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.shape, ctx.dtype = rows.shape, rows.dtype
+        return rows.index_select(0, at)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (at,) = ctx.saved_tensors
+        # where there are fewer points than rows, few rows are summed, and the map of sums is large
+        low = ctx.dtype in (torch.bfloat16, torch.float16)
+        dtype = torch.float32 if low and len(at) >= ctx.shape[0] else ctx.dtype
+        total = dy.new_zeros(ctx.shape, dtype=dtype).index_add_(0, at, dy.to(dtype).contiguous())
+        return total.to(ctx.dtype), None

@@ -83,12 +83,23 @@ class Model:
         """
         size = size or self.entry.input[1:]
         network = self.network(in_channels=in_channels, classes=classes, spatial_dims=len(size))
-        return count_gmacs(network, size, points=_points(network, size))
+        return count_gmacs(network, size, points=self.points(size))
 
     def ptflops_gmacs(self) -> float:
         """The same for the image of the paper's figure, under the rules of the counter that the SDU-Net paper used."""
         network, size = self.network(), self.entry.input[1:]
-        return count_ptflops_gmacs(network, size, points=_points(network, size))
+        return count_ptflops_gmacs(network, size, points=self.points(size))
+
+    def points(self, size: tuple[int, ...]) -> int | None:
+        """How many points of a patch it trains on by itself; None where it reads all voxels.
+
+        Example:
+            >>> [models(name)[0].points((96, 96, 64)) for name in ("implicit_unet", "marimont/implicit_unet", "unet")]
+            [18432, 30000, None]
+        """
+        count = self.entry.recipe.get("points.count", SPARSE_POINTS)
+        voxels = math.prod(size)
+        return min(round(count * voxels if count < 1 else count), voxels) if self.network().head.sparse else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -162,10 +173,6 @@ def kept_per_voxel(network: Network, size: tuple[int, ...], *, points: int | Non
     values = sum(t.untyped_storage().nbytes() / t.element_size() for at, t in kept.items() if at not in weights)
     del outputs  # it holds the graph, and the graph what was kept
     return values / (2 * math.prod(size))
-
-
-def _points(network: Network, size: tuple[int, ...]) -> int | None:
-    return min(SPARSE_POINTS, math.prod(size)) if network.head.sparse else None
 
 
 def _words(slot: Slot) -> str:

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from ulna.blocks import nd
 from ulna.blocks.resample import Linear
-from ulna.networks.heads.decoder import WeightNormLinear
+from ulna.networks.heads.decoder import PointDecoder
 from ulna.networks.network import Network
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
-_FULLY_CONNECTED = (nn.Linear, WeightNormLinear)
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nd.InstanceNorm)
 _POOLS = (nn.MaxPool2d, nn.MaxPool3d)
 _BY_ELEMENT = (*nd.ACTIVATIONS.values(), nn.Upsample)
@@ -57,8 +56,10 @@ def _operations(module: Any, source: Any, output: Any) -> int:
         return _convolution(module, output[0, 0].numel())
     if isinstance(module, _TRANSPOSED):
         return source[0, 0].numel() * module.weight.numel() + (output.numel() if module.bias is not None else 0)
-    if isinstance(module, _FULLY_CONNECTED):
+    if isinstance(module, nn.Linear):
         return output.numel() * (source.shape[-1] + 1)
+    if isinstance(module, PointDecoder):  # its layers are multiplied together, not called as modules
+        return output[..., 0].numel() * module.operations()
     if isinstance(module, _NORMS):
         return 2 * source.numel()
     if isinstance(module, _BY_ELEMENT):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ulna.errors import UsageError
+from ulna.kernels.perceptron import perceptron
 
 
 class WeightNormLinear(nn.Module):
@@ -72,6 +73,8 @@ class PointDecoder(nn.Module):
             raise UsageError(f"the decoder has one hidden layer of one unit or more; got width={width}, depth={depth}")
         if not (reinject == 0 or 2 <= reinject <= depth):
             raise UsageError(f"reinject is {reinject}; layers 2 to {depth} can read the input again, 0 is none")
+        if not 0 <= dropout < 1:
+            raise UsageError(f"dropout is {dropout}; from 0 to below 1 is possible")
         self.reinject = reinject
         self.hidden = nn.ModuleList(
             WeightNormLinear(
@@ -80,19 +83,32 @@ class PointDecoder(nn.Module):
             )
             for layer in range(1, depth + 1)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.final = nn.Linear(width, maps)
 
     def weights(self) -> list[Tensor]:
         """The normalised weights of the hidden layers, made once for as many points as are decoded with them."""
-        return [layer.weight() for layer in cast("Iterable[WeightNormLinear]", self.hidden)]
+        return [layer.weight() for layer in self._hidden()]
+
+    def operations(self) -> int:
+        """Products, and additions of biases, for one point."""
+        return sum(len(layer.v) * (layer.v.shape[1] + 1) for layer in self._hidden()) + self.final.out_features * (
+            self.final.in_features + 1
+        )
 
     def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        entered = x
-        for number, (layer, weight) in enumerate(zip(self.hidden, weights, strict=True), start=1):
-            x = torch.cat([x, entered], dim=-1) if number == self.reinject else x
-            x = self.dropout(layer(x, weight).relu())
-        return self.final(x)
+        biases = [layer.bias for layer in self._hidden()]
+        logits = perceptron(
+            x.flatten(0, -2),
+            [*weights, self.final.weight],
+            [*biases, self.final.bias],
+            dropout=self.dropout if self.training else 0.0,
+            reinject=self.reinject,
+        )
+        return logits.reshape(*x.shape[:-1], -1)
+
+    def _hidden(self) -> Iterable[WeightNormLinear]:
+        return cast("Iterable[WeightNormLinear]", self.hidden)
 
 
 def encode(points: Tensor, size: Sequence[int], frequencies: int) -> Tensor:

@@ -81,10 +81,14 @@ class Points(Head):
         return Outputs(logits, {"points": logits}, points)
 
     def _chunks(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None) -> Iterator[Tensor]:
-        """The points, or all voxels in the order of memory, a few at a time: (N, P, D)."""
+        """The points, or all voxels in the order of memory, a few at a time: (N, P, D).
+
+        With gradients, all at once: the backward pass would make a gradient of every whole map for each portion.
+        """
         first = maps[self.nodes[0]]
         images, voxels = first.shape[0], math.prod(size)
-        step = max(1, CHUNK // images)
+        most = voxels if points is None else points.shape[1]
+        step = max(1, most if torch.is_grad_enabled() else CHUNK // images)
         if points is not None:
             yield from torch.split(points, step, dim=1)
             return

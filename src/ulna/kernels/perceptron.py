@@ -1,0 +1,144 @@
+"""Fully connected layers at many points: a block of rows goes through all of them while it lies in the cache.
+
+Legend: R rows (points), Cin values of a row, K outputs, W width of the hidden layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# rows of a block: what lies between two products, ReLU, dropout and their gradients, then finds its values in the cache
+ROWS = 1024
+LANE = torch.int16  # a draw of 64 random bits decides on four values
+LANES = 2**16
+
+
+def perceptron_reference(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dropout: float = 0.0, reinject: int = 0
+) -> Tensor:
+    """The definition, on any device and in any precision: hidden layers with ReLU and dropout, then a plain one.
+
+    Source: Implicit U-Net, Sec. 2.
+
+    Args:
+        x: values of the points.
+        weights: of every layer, the last one without ReLU; weights are (W, Cin), then (W, W), then (K, W).
+        biases: of every layer.
+        dropout: probability, after every hidden layer.
+        reinject: the layer, counted from 1, that reads x a second time beside what comes in, with W + Cin columns; 0: none.
+
+    Shape:
+        (R, Cin) -> (R, K)
+    """
+    y = x
+    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
+        y = F.linear(torch.cat([y, x], dim=-1) if number == reinject else y, weight, bias)
+        if number < len(weights):
+            y = F.dropout(y.relu(), dropout)
+    return y
+
+
+def perceptron(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dropout: float = 0.0, reinject: int = 0
+) -> Tensor:
+    """As `perceptron_reference`, block by block, in the precision of autocast where that is on.
+
+    For the backward pass the hidden layers' outputs alone are kept: where one is 0, ReLU or dropout has made it so. Random
+    bits for dropout come from torch's own generator; its probability is taken to 1 / 65,536. First derivatives only.
+    """
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject)
+    kind = x.device.type
+    if x.dtype == torch.float32 and x.device.type != "meta" and torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
+    layers = [*weights, *biases]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *layers)):
+        return _Perceptron.apply(x, dropout, reinject, *layers)  # type: ignore[no-untyped-call]
+    return _forward(x, _layers(layers, x), dropout, reinject, None)
+
+
+class _Perceptron(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropout: float, reinject: int, *layers: Tensor) -> Tensor:
+        cast = _layers(layers, x)
+        hidden = [x.new_empty(len(x), len(bias)) for bias in cast[1][:-1]]
+        ctx.save_for_backward(x, *layers, *hidden)
+        ctx.dropout, ctx.reinject = dropout, reinject
+        return _forward(x, cast, dropout, reinject, hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, *saved = ctx.saved_tensors
+        count = len(ctx.needs_input_grad) - 3
+        layers, hidden = saved[:count], saved[count:]
+        ws, _ = _layers(layers, x)
+        # sums over blocks are in the precision of the weights, whatever the products are in
+        totals = [torch.zeros_like(t) for t in layers]
+        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        scale = 1 / (1 - ctx.dropout)
+        for start in range(0, len(x), ROWS):
+            rows = slice(start, start + ROWS)
+            g = dout[rows].to(x.dtype).contiguous()
+            for layer in reversed(range(len(ws))):
+                y = hidden[layer - 1][rows] if layer else x[rows]
+                wide = y.shape[1]
+                totals[layer][:, :wide].add_(g.t() @ y)
+                totals[len(ws) + layer].add_(g.sum(0, dtype=layers[0].dtype))
+                if layer + 1 == ctx.reinject:
+                    totals[layer][:, wide:].add_(g.t() @ x[rows])
+                    if dx is not None:
+                        dx[rows].addmm_(g, ws[layer][:, wide:])
+                if layer:
+                    g = torch.ops.aten.threshold_backward(g @ ws[layer][:, :wide], y, 0)
+                    g = g.mul_(scale) if ctx.dropout else g
+                elif dx is not None:
+                    dx[rows].addmm_(g, ws[0])
+        return dx, None, None, *totals
+
+
+def _forward(
+    x: Tensor,
+    layers: tuple[Sequence[Tensor], Sequence[Tensor]],
+    dropout: float,
+    reinject: int,
+    hidden: Sequence[Tensor] | None,
+) -> Tensor:
+    """All rows, block by block; the outputs of the hidden layers go to `hidden` where that is given."""
+    ws, bs = layers
+    out = x.new_empty(len(x), len(bs[-1]))
+    for start in range(0, len(x), ROWS):
+        rows = slice(start, start + ROWS)
+        y = x[rows]
+        for layer, (weight, bias) in enumerate(zip(ws, bs, strict=True)):
+            wide = y.shape[1]
+            last = layer + 1 == len(ws)
+            room = out[rows] if last else hidden[layer][rows] if hidden else x.new_empty(len(y), len(bias))
+            torch.addmm(bias, y, weight[:, :wide].t(), out=room)
+            if layer + 1 == reinject:
+                room.addmm_(x[rows], weight[:, wide:].t())
+            if not last:
+                room.relu_()
+                if dropout:
+                    room.mul_(_kept(room, dropout)).mul_(1 / (1 - dropout))
+            y = room
+    return out
+
+
+def _kept(like: Tensor, dropout: float) -> Tensor:
+    """1 for every value that is kept, 0 for one that is dropped: as many as `like` has, of its kind."""
+    bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    lanes = bits.view(LANE)[: like.numel()].view(like.shape)
+    return torch.ge(lanes, round(dropout * LANES) - LANES // 2, out=torch.empty_like(like))
+
+
+def _layers(layers: Sequence[Tensor], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and biases, in the precision of the rows."""
+    cast = [t.detach().to(x.dtype) for t in layers]
+    return cast[: len(cast) // 2], cast[len(cast) // 2 :]

@@ -1,0 +1,86 @@
+"""Layers at many points, block by block, against the layers written out; dropout by its share and its derivative."""
+
+import pytest
+import torch
+
+import ulna.kernels.perceptron as room
+from ulna.kernels.perceptron import perceptron, perceptron_reference
+
+
+def layers(*sides, reinject=0, dtype=torch.float64):
+    """Random weights and biases between layers of so many values."""
+    wide = [side + (sides[0] if number == reinject else 0) for number, side in enumerate(sides[:-1], start=1)]
+    weights = [torch.randn(out, enter, dtype=dtype) for enter, out in zip(wide, sides[1:], strict=True)]
+    biases = [torch.randn(out, dtype=dtype) for out in sides[1:]]
+    return [t.requires_grad_() for t in weights], [t.requires_grad_() for t in biases]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20])
+@pytest.mark.parametrize("reinject", [0, 2, 3])
+def test_blocks_give_the_values_and_gradients_of_the_definition(rows, reinject, monkeypatch):
+    monkeypatch.setattr(room, "ROWS", 7)  # the last block of 20 rows is a partial one
+    torch.manual_seed(0)
+    weights, biases = layers(5, 4, 6, 4, 2, reinject=reinject)
+    x = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True)
+    ours, defined = (f(x, weights, biases, reinject=reinject) for f in (perceptron, perceptron_reference))
+    torch.testing.assert_close(ours, defined)
+    seed = torch.randn_like(ours)
+    every = [x, *weights, *biases]
+    for a, b in zip(torch.autograd.grad(ours, every, seed), torch.autograd.grad(defined, every, seed), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        assert torch.equal(perceptron(x, weights, biases, reinject=reinject), ours)
+
+
+def test_a_frozen_input_or_decoder_has_no_gradient():
+    weights, biases = layers(3, 4, 2)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    perceptron(x, weights, biases).sum().backward()
+    assert x.grad is None
+    assert weights[0].grad is not None
+    frozen = [[t.detach() for t in some] for some in (weights, biases)]
+    assert not perceptron(x, *frozen).requires_grad
+    entered = x.clone().requires_grad_()
+    perceptron(entered, *frozen).sum().backward()
+    assert entered.grad is not None
+
+
+def test_dropout_drops_its_share_of_every_layer_and_keeps_the_mean():
+    torch.manual_seed(0)
+    wide = 400
+    ones, none = torch.ones(wide, 1), torch.zeros(wide)
+    y = perceptron(torch.ones(300, 1), [ones, torch.eye(wide)], [none, none], dropout=0.2)
+    assert sorted(y.unique().tolist()) == pytest.approx([0.0, 1.25])
+    assert (y == 0).float().mean() == pytest.approx(0.2, abs=0.005)
+    assert not torch.equal(y[0], y[1])
+    assert not torch.equal(y[:, 0], y[:, 1])
+
+
+def test_with_dropout_the_gradient_is_that_of_finite_differences(monkeypatch):
+    monkeypatch.setattr(room, "ROWS", 4)
+    torch.manual_seed(0)
+    weights, biases = layers(3, 5, 4, 2)
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(x, *given):
+        torch.manual_seed(1)  # the same values are dropped
+        return perceptron(x, given[:3], given[3:], dropout=0.3)
+
+    assert torch.autograd.gradcheck(run, (x, *weights, *biases))
+
+
+def test_products_are_in_bf16_under_autocast_and_sums_of_their_gradients_are_not():
+    torch.manual_seed(0)
+    weights, biases = layers(8, 16, 16, 2, dtype=torch.float32)
+    x = torch.randn(4000, 8)
+    perceptron_reference(x, weights, biases).sum().backward()
+    exact = [t.grad.clone() for t in (*weights, *biases)]
+    for t in (*weights, *biases):
+        t.grad = None
+    with torch.autocast("cpu", torch.bfloat16):
+        y = perceptron(x, weights, biases)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    for t, grad in zip((*weights, *biases), exact, strict=True):
+        assert t.grad.dtype == torch.float32
+        assert (t.grad - grad).norm() < 0.03 * grad.norm()
