@@ -1,14 +1,19 @@
 """The Triton kernels of the sweep against its definition: in Triton's interpreter in float32, and on a GPU.
 
 The interpreter is chosen when Triton is imported, so those tests run in a process of their own, which one test starts.
-It runs one program after the other and knows no bf16 products: what only a GPU can show, the tests marked `gpu` do.
+It knows no bf16 products and runs one program after the other, unless a test shares them out among processes; the rest,
+above all the order of reads and writes in a GPU's memory, the tests marked `gpu` show.
 """
 
+import importlib
 import importlib.util
 import logging
 import os
+import random
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,6 +141,57 @@ def test_interpreter_is_taken_only_when_it_is_asked_for(monkeypatch):
         called.clear()
         sweep(x.double(), Gates(*(g.double() for g in gates)), Direction(0))  # float64 is not for it
         assert not called
+
+
+class AtOnce:
+    """A kernel whose programs run in several processes at a time on shared memory; each takes what ticket is next."""
+
+    def __init__(self, kernel, processes):
+        self.kernel, self.processes = kernel, processes
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **flags: self.run(grid[0], arguments, flags)
+
+    def run(self, programs, arguments, flags):
+        shared = [a.clone().share_memory_() if isinstance(a, torch.Tensor) else a for a in arguments]
+        children = []
+        for number in range(self.processes):
+            share = programs // self.processes + (number < programs % self.processes)
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    random.seed(number)
+                    if share:
+                        self.kernel[(share,)](*shared, **flags)
+                    code = 0
+                finally:
+                    os._exit(code)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * self.processes
+        for argument, result in zip(arguments, shared, strict=True):
+            if isinstance(argument, torch.Tensor):
+                argument.copy_(result)
+
+
+@interpreted
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_interpreter_waits_for_what_it_reads_and_spares_what_others_read(monkeypatch, reverse):
+    def late(*arguments):
+        wait(*arguments)
+        time.sleep(random.choice([0, 0, 0.05, 0.4]))
+
+    kernels = importlib.import_module("ulna.kernels.sweep_triton_kernels")
+    wait = kernels._wait
+    monkeypatch.setattr(kernels, "_wait", late)
+    at_once = SimpleNamespace(forward=AtOnce(kernels.forward, 9), backward=AtOnce(kernels.backward, 9))
+    monkeypatch.setattr(sweep_triton, "_kernels", lambda: at_once)
+    monkeypatch.setattr(sweep_triton, "tiles", lambda rows: (16, 16))  # six programs a line
+    x, gates, weights = case(20, 3, (5, 40), 1, torch.float32)
+    direction = Direction(0, reverse)
+    close(exact(x, gates, direction, weights), gradients("triton", x, gates, direction, weights), TOLERANCE)
 
 
 def test_a_kernel_that_fails_is_said_once_and_does_without(monkeypatch, caplog):
