@@ -1,11 +1,14 @@
-"""Memory that a step frees is kept for the next one."""
+"""Memory of this process: what a step frees is kept for the next one, and how much was held at most."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 import platform
+import sys
 from functools import cache
+
+import torch
 
 log = logging.getLogger(__name__)
 
@@ -30,3 +33,13 @@ def keep_freed_memory() -> bool:
         log.debug("this C library has no mallopt; freed memory goes back to the system")
         return False
     return all([mallopt(_MMAP_THRESHOLD, _LARGEST), mallopt(_TRIM_THRESHOLD, 2 * _LARGEST - 1)])
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process (of the GPU where one is used)."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 MEASURES = {
@@ -194,7 +196,7 @@ def _value(measure: dict[str, float | None], *, interval: bool = True) -> str:
         return "-"
     digits = 3 if mean < 1.5 else 2
     shown = f"{mean:.{digits}f}"
-    if interval and low is not None and high is not None:
+    if interval and low is not None and high is not None and math.isfinite(low):
         shown += f" \\[{low:.{digits}f}, {high:.{digits}f}]"
     return shown
 
@@ -210,7 +212,7 @@ def _compare(console: Console, study: Any) -> None:
         spread = "-" if dice.sd_seeds is None else f"{dice.sd_seeds:.3f}"
         measure = {"mean": dice.mean, "low": dice.low, "high": dice.high}
         millions = f"{cost.parameters / 1e6:.2f} M"
-        table.add_row(model, millions, f"{cost.gmacs:.3g}", _value(measure), spread, f"{cost.wall_ms[0]:.1f}")
+        table.add_row(escape(model), millions, f"{cost.gmacs:.3g}", _value(measure), spread, f"{cost.wall_ms[0]:.1f}")
     console.print(table)
     if outcome.warning:
         console.print(outcome.warning, style="yellow", highlight=False)

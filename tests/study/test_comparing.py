@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ TABLES = ("results.csv", "table.md", "table.tex", "report.html", "outcome.json")
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """Fourteen discs, eight of them to test, of four patients."""
+    """Fourteen discs, eight of them to test."""
     root = tmp_path_factory.mktemp("many discs")
     rng = np.random.default_rng(1)
     for folder in ("images", "labels"):
@@ -44,6 +45,8 @@ def many(tmp_path_factory):
         Image.fromarray(mask.astype(np.uint8)).save(root / "labels" / f"disc{number}.png")
     ids = [f"disc{number}" for number in range(14)]
     (root / "splits.json").write_text(json.dumps({"train": ids[:4], "val": ids[4:6], "test": ids[6:]}))
+    # the last two test images are of one patient, who is called like another case
+    (root / "groups.json").write_text(json.dumps({"disc12": "disc6", "disc13": "disc6"}))
     return root
 
 
@@ -87,8 +90,11 @@ def test_figures_are_those_of_the_runs(study):
     outcome = study.outcome
     for model in outcome.models:
         own = [float(row["dice"]) for row in rows if row["model"] == model]
-        assert outcome.described[model]["dice"].mean == pytest.approx(np.mean(own))
-    assert outcome.units == 8
+        shared = [float(row["dice"]) for row in rows if row["model"] == model and row["group"] == "disc6"]
+        alone = sum(own) - sum(shared)
+        assert len(shared) == 4
+        assert outcome.described[model]["dice"].mean == pytest.approx((alone + 2 * np.mean(shared)) / 14)
+    assert (outcome.unit, outcome.units, outcome.cases) == ("patient", 7, 8)
     (pair,) = outcome.pairs
     assert pair.difference == pytest.approx(
         outcome.described[pair.a]["dice"].mean - outcome.described[pair.b]["dice"].mean
@@ -126,10 +132,13 @@ def test_other_settings_are_refused_and_nothing_is_lost(study, many):
 
 
 def test_one_seed_is_no_evidence(study, many):
-    alone = compare(many, models="unet", out=study.folder, seeds=1, epochs=2, set=TINY)
-    assert "not evidence" in alone.outcome.warning
-    assert alone.outcome.pairs == []
+    once = compare(many, models=MODELS, out=study.folder, seeds=1, epochs=2, set=TINY)
+    assert "not evidence" in once.outcome.warning
+    assert "not evidence" in once.outcome.sentences[0]
     assert "not evidence" in (study.folder / "table.md").read_text()
+    alone = compare(many, models="unet", out=study.folder, seeds=1, epochs=2, set=TINY)
+    assert (alone.outcome.pairs, alone.outcome.warning) == ([], "")
+    assert "Pairs" not in (study.folder / "report.html").read_text()
 
 
 def test_a_training_that_fails_is_listed_and_does_not_stop_the_others(many, tmp_path):
@@ -176,6 +185,10 @@ def test_a_folder_of_something_else_is_refused(many, tmp_path):
         ({"match": "flops=3"}, "params=8.5M or gmacs=3G"),
         ({"vary": ["loss.kind"]}, "expected KEY=V1,V2"),
         ({"folds": 3}, "one split"),
+        ({"set": ["training.seed=3"]}, "use --seeds"),
+        ({"vary": ["model=unet,unetpp"]}, "use --models"),
+        ({"vary": ["training.split_seed=1,2"]}, "cannot be varied"),
+        ({"beside": ["nowhere"]}, "no finished study"),
     ],
 )
 def test_wrong_usage_is_one_clear_sentence_and_writes_nothing(many, tmp_path, changes, said):
@@ -184,13 +197,37 @@ def test_wrong_usage_is_one_clear_sentence_and_writes_nothing(many, tmp_path, ch
     assert not (tmp_path / "study").exists()
 
 
+def test_the_printed_command_is_the_study_again(many, tmp_path, monkeypatch):
+    """Also numbers that have no short form, and settings that only the conclusions need."""
+    asked = {
+        "models": MODELS,
+        "seeds": 2,
+        "max_hours": 1 / 3,
+        "margin": 0.02,
+        "jobs": 1,
+        "set": [*TINY, "points.alpha=0.25"],
+    }
+    told = []
+    monkeypatch.setattr(
+        comparing, "run_jobs", lambda *a, resume_command, **k: told.append(resume_command) or {"x": "y"}
+    )
+    for number in range(2):
+        with pytest.raises(UsageError, match="no network has all its trainings"):
+            compare(many, out=tmp_path / "study", **asked)
+        if number == 0:
+            continue
+    _, _, *words = shlex.split(told[0])
+    assert cli.run(["compare", *words, "--quiet"]) == 2
+    assert told[2] == told[1] == told[0]
+
+
 def test_the_command_line_shows_the_table(study, many, capsys):
     settings = [word for setting in TINY for word in ("--set", setting)]
     code = cli.run(["compare", str(many), "--models", MODELS, "--seeds", "2", "--epochs", "2", *settings,
                     "--out", str(study.folder), "--quiet"])  # fmt: skip
     assert code == 0
     told = capsys.readouterr().out
-    assert "8 cases (test), 2 seeds" in told
+    assert "7 patients of 8 cases (test), 2 seeds" in told
     assert "unetpp" in told
 
 
@@ -217,7 +254,9 @@ def start(many, out, log):
 
 
 def results(out):
-    return (out / "results.csv").read_bytes()
+    """The scores, and what the table says beside times, memory and the folder's name."""
+    table = (out / "table.md").read_text()
+    return (out / "results.csv").read_bytes(), table.partition("## Pairs")[2].partition("```")[0]
 
 
 @pytest.mark.slow
@@ -246,7 +285,7 @@ def test_a_signal_stops_the_trainings_and_names_the_command_that_goes_on(many, t
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     said = log.read_text()
-    assert f"ulna compare {many!s}".split("/")[0] in said
+    assert f"--out {out}" in said
     assert "go on with: ulna compare" in said
     begun = [path.parent for path in out.glob("runs/*/*/recipe.yaml")]
     assert all((run / "checkpoints").exists() for run in begun)

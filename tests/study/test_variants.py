@@ -8,8 +8,8 @@ from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.cost import count_gmacs
 from ulna.planning import Fingerprint
-from ulna.recipe import Labels, read_yaml
-from ulna.study.variants import Budget, make_variants, settings_of, settle
+from ulna.recipe import Labels, Recipe, read_yaml
+from ulna.study.variants import Budget, Variant, make_variants, settings_of, settle
 
 SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}
 
@@ -93,6 +93,50 @@ def test_values_are_varied_in_every_combination():
     assert rows[3].recipe.architecture.channels == (8, 16)
     assert len({row.folder for row in rows}) == 4
     assert not any("/" in row.folder or " " in row.folder for row in rows)
+
+
+def test_values_may_hold_brackets_within_brackets():
+    rows = make_variants(
+        ["unet"], {}, ["architecture.strides=[[2, 2], [1, 2]],[[2, 2], [2, 2]]"], ["architecture.levels=3"]
+    )
+    assert [row.recipe.architecture.strides for row in rows] == [((2, 2), (1, 2)), ((2, 2), (2, 2))]
+
+
+def test_names_that_look_alike_in_a_path_have_folders_of_their_own():
+    names = ["a x=[1, 2]", "a x={1, 2}", "a x=" + "y" * 400, "a x=" + "y" * 399]
+    folders = [Variant(name, Recipe()).folder for name in names]
+    assert len(set(folders)) == 4
+    assert all(len(folder) < 120 and "/" not in folder for folder in folders)
+    assert Variant("zhou/unet", Recipe()).folder == "zhou_unet"
+
+
+def test_what_is_fixed_by_a_row_stays_and_a_study_that_goes_on_says_the_same():
+    rows = make_variants(["unet"], {}, ["planning.batch=2,8"], [])
+    assert [v.recipe.planning.batch for v in settle(rows, facts(), Labels(), match=None).variants] == [2, 8]
+    variants = make_variants(["unet", "nas_unet"], {}, [], [])
+    first = settle(variants, facts((128, 128)), Labels(), match=None)
+    again = settle(
+        variants, facts((128, 128)), Labels(), match=None, fixed={"patch": first.plan.patch, "batch": first.plan.batch}
+    )
+    assert first.footnotes
+    assert again.footnotes == first.footnotes
+
+
+def test_a_footnote_tells_what_was_trained_after_all_changes():
+    polyps, nnunet = make_variants(
+        ["carvalho/unet_polyps", "nnunet"], {}, [], ["optimizer.lr=1e-4", "loss.heads=equal"]
+    )
+    assert not any("optimizer.lr" in note for note in polyps.footnotes)
+    assert not any("loss.heads" in note for note in nnunet.footnotes)
+    assert nnunet.recipe.loss.heads == "equal"
+
+
+def test_a_changed_architecture_is_told_beside_published_figures():
+    plain, changed = (
+        make_variants(["zhou/unet"], {}, [], change)[0] for change in ([], ["architecture.skip=additive"])
+    )
+    assert not any("architecture was changed" in note for note in plain.footnotes)
+    assert any("architecture was changed" in note for note in changed.footnotes)
 
 
 def test_an_option_of_a_block_can_be_varied():

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split_hash
 from ulna.data.dataset import split as split_cases
 from ulna.data.limits import memory as machine_memory
 from ulna.errors import PartialFailure, UsageError
-from ulna.files import write_text
+from ulna.files import TEMPORARY, write_text
+from ulna.forecast import ON_THE_GPU, gpu_memory
 from ulna.planning import fingerprint, forecast_training
 from ulna.recipe import Labels, Recipe, Split, parse, read_yaml
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, command, make_jobs, run_jobs
-from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude
+from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside
 from ulna.study.publishing import publish
 from ulna.study.scores import read_scores
 from ulna.study.variants import Budget, Settled, Variant, make_variants, settings_of, settle
@@ -100,6 +103,7 @@ def compare(
     _check_numbers(seeds, folds, margin, jobs)
     variants = make_variants(names, _base(recipe, epochs, max_hours), _listed(vary), _listed(set))
     budget = None if match is None else Budget.read(match)
+    others = read_beside([Path(one) for one in _listed(beside)], [variant.name for variant in variants])
     before = _stored(out)
     dataset, report = _read(data)
     splits = _splits(dataset, report, variants[0].recipe, folds)
@@ -114,11 +118,16 @@ def compare(
     settings = _settings(settled, splits, report, budget, variants, folds)
     if before is not None:
         _check_same(out, before, settings)
+    at_once = _at_once(jobs, settled, splits[0])
     write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
 
     todo = make_jobs(settled.variants, seeds, folds, out / "runs")
-    at_once = _at_once(jobs, settled, splits[0])
-    again = command(_arguments(data, names, out, seeds, folds, match, vary, epochs, max_hours, recipe, set, jobs))
+    flags = {
+        "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--match": match, "--vary": vary,
+        "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe, "--set": set,
+        "--margin": None if margin == 0.01 else margin, "--jobs": None if jobs == 1 else jobs, "--beside": beside,
+    }  # fmt: skip
+    again = command(["compare", str(data), *_words(flags), "--out", str(out)])
     log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
     failed = run_jobs(todo, data, at_once=at_once, resume_command=again)
 
@@ -128,6 +137,7 @@ def compare(
             "no network has all its trainings:\n" + "\n".join(f"  {job}: {why}" for job, why in failed.items())
         )
     groups = {case.id: case.group for case in dataset.grouped(report.copies).cases if case.group is not None}
+    named = any(case.group is not None for case in dataset.cases)
     done = [job for job in todo if job.variant.name in complete]
     costs = _costs(done, data, dataset, splits[0], out)
     outcome = conclude(
@@ -135,10 +145,11 @@ def compare(
         done,
         costs,
         margin=margin,
+        unit="patient" if named else "image" if groups else "case",
         footnotes=_footnotes(settled, budget, failed),
         data=data.resolve().name,
         command=again,
-        beside=[Path(one) for one in _listed(beside)],
+        beside=others,
     )
     write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
     publish(outcome, done, dataset, out)
@@ -169,8 +180,12 @@ def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None
     """What is stated for all: the recipe file and the flags."""
     stated = dict(read_yaml(Path(recipe))) if recipe is not None else {}
     parse(Recipe, stated, source=str(recipe or ""))
-    flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": stated.get("training", {}).get("seed", 0)}
-    training = {**stated.get("training", {}), **{k: v for k, v in flags.items() if v is not None}}
+    own = stated.get("training", {})
+    if own.get("fold") is not None:
+        raise UsageError(f"{recipe}: training.fold: the study sets it itself; use --folds")
+    seed = own.get("seed", 0) if own.get("split_seed") is None else own["split_seed"]
+    flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": seed}
+    training = {**own, **{k: v for k, v in flags.items() if v is not None}}
     return {**stated, "training": training}
 
 
@@ -211,7 +226,7 @@ def _settings(
 def _stored(out: Path) -> dict[str, Any] | None:
     path = out / STUDY_FILE
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(not path.name.startswith(TEMPORARY) for path in out.iterdir())):
             raise UsageError(f"{out}: holds something else than a study; choose another --out")
         return None
     try:
@@ -256,6 +271,9 @@ def _at_once(wanted: int, settled: Settled, split: Split) -> int:
     for variant, need in zip(settled.variants, needs, strict=True):
         need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
     fit = max(1, int(machine_memory() / max(need.total for need in needs)))
+    if torch.cuda.is_available():
+        held = max(sum(size for name, size in need.parts.items() if name in ON_THE_GPU) for need in needs)
+        fit = max(1, min(fit, int(gpu_memory() / held)))
     if fit < wanted:
         log.info("note: %d trainings at once: the memory holds no more", fit)
     return min(wanted, fit, os.cpu_count() or 1)
@@ -278,7 +296,7 @@ def _footnotes(settled: Settled, budget: Budget | None, failed: Mapping[str, str
     notes = list(settled.footnotes)
     if budget is not None:
         notes.append(
-            f"every network is scaled to {budget} by one factor on all its widths; "
+            f"every network is scaled to {budget} by one factor on the widths of its levels; "
             "published figures hold for the unscaled ones"
         )
     notes += [f"{variant.name}: {note}" for variant in settled.variants for note in variant.footnotes]
@@ -286,25 +304,10 @@ def _footnotes(settled: Settled, budget: Budget | None, failed: Mapping[str, str
     return notes
 
 
-def _arguments(
-    data: Path,
-    names: Sequence[str],
-    out: Path,
-    seeds: int,
-    folds: int | None,
-    match: str | None,
-    vary: str | Sequence[str],
-    epochs: int | None,
-    max_hours: float | None,
-    recipe: Path | str | None,
-    changes: str | Sequence[str],
-    jobs: int,
-) -> list[str]:
-    """The command line of this study."""
-    words = ["compare", str(data), *(["--models", ",".join(names)] if names else []), "--seeds", str(seeds)]
-    single = {"--folds": folds, "--match": match, "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe}
-    for flag, value in single.items():
-        words += [] if value is None else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
-    for flag, values in (("--vary", _listed(vary)), ("--set", _listed(changes))):
-        words += [word for value in values for word in (flag, value)]
-    return [*words, *(["--jobs", str(jobs)] if jobs > 1 else []), "--out", str(out)]
+def _words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as a person types them."""
+    words = []
+    for flag, value in flags.items():
+        values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+        words += [word for one in values for word in (flag, str(one))]
+    return words

@@ -145,7 +145,10 @@ print(peak / (2**20 if sys.platform == "darwin" else 2**10))
 def _prediction_mb(run: Path, data: Path, case: Case) -> float | None:
     """Peak memory of a fresh process that predicts one image."""
     done = subprocess.run(
-        [sys.executable, "-c", _PREDICT, str(run), str(data), case.id], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", _PREDICT, str(run), str(data), case.id],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     try:
         return round(float(done.stdout), 1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulna.errors import Interrupted
+from ulna.errors import Interrupted, UsageError
 from ulna.files import write_text
 from ulna.progress import bar
 from ulna.recipe import Recipe, to_yaml
@@ -118,7 +118,7 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, at_once: int, resume_command: s
                     advance()
                     each = (time.perf_counter() - start) / finished
                     left = f"about {_duration(each * (len(queue) + len(running)))} to go"
-                    if process.returncode == 0 and job.done:
+                    if job.done:  # its figures are there, whatever came after them
                         summary = job.summary()
                         dice = summary[summary["evaluated_on"]]["mean"]["dice"]["mean"]
                         log.info("%s: Dice %.4f on %s; %s", job.name, dice, summary["evaluated_on"], left)
@@ -131,7 +131,10 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, at_once: int, resume_command: s
 
 
 def _begin(job: Job, data: Path, at_once: int) -> subprocess.Popen[bytes]:
-    job.run.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        job.run.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{job.run.parent}: cannot be made ({error.strerror}); choose another --out") from None
     recipe = job.run.with_name(job.run.name + ".yaml")
     write_text(recipe, to_yaml(job.recipe))
     environment = dict(os.environ)
@@ -140,7 +143,7 @@ def _begin(job: Job, data: Path, at_once: int) -> subprocess.Popen[bytes]:
     told = job.run.with_name(job.run.name + ".txt")
     with told.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "ulna.study.worker", str(os.getpid()), str(data), str(recipe), str(job.run)],
+            [sys.executable, "-P", "-m", "ulna.study.worker", str(os.getpid()), str(data), str(recipe), str(job.run)],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -158,7 +161,7 @@ def _why(job: Job, code: int) -> str:
     errors = said.rsplit("error: ", 1)
     if len(errors) == 2:
         return " ".join(errors[1].split())
-    if code == -signal.SIGKILL:
+    if code == -9:  # SIGKILL
         return "killed from outside: most likely the memory was full"
     return f"exit code {code}: " + (said.splitlines()[-1] if said else "it said nothing")
 

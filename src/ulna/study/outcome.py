@@ -18,7 +18,7 @@ from ulna.study.costs import Costs
 from ulna.study.jobs import Job
 from ulna.study.published import Published, published_for
 from ulna.study.ranking import Ranking, rank_datasets
-from ulna.study.scores import MEASURES, Row, of_measure
+from ulna.study.scores import MEASURES, Row, of_measure, scored_twice
 
 OUTCOME_FILE = "outcome.json"
 ONE_SEED = "One seed: not evidence about the architectures, for another seed may turn the order round."
@@ -50,6 +50,7 @@ class Outcome:
         sentences: what the pairs say.
         warning: what must be read first; empty if nothing.
         pooled_iou: IoU over all pixels of all cases at once, mean over classes and trainings.
+        epochs: trained, mean over the trainings.
         hours: of training, mean over the trainings.
         training_mb: peak memory of training, largest.
         costs: size, work, time.
@@ -76,6 +77,7 @@ class Outcome:
     sentences: list[str]
     warning: str
     pooled_iou: dict[str, float]
+    epochs: dict[str, float]
     hours: dict[str, float]
     training_mb: dict[str, float]
     costs: Costs
@@ -86,9 +88,21 @@ class Outcome:
 
     def measured(self, model: str) -> str:
         """Our figures of a model in percent, beside a paper's."""
-        dice, iou = (self.described[model][name] for name in ("dice", "iou"))
+        dice, iou, ppv, sensitivity = (self.described[model][n] for n in ("dice", "iou", "ppv", "sensitivity"))
         spread = "" if dice.sd_seeds is None else f" ± {100 * dice.sd_seeds:.2f}"
-        return f"Dice {100 * dice.mean:.2f}{spread}, IoU {100 * iou.mean:.2f}, pooled IoU {100 * self.pooled_iou[model]:.2f}"
+        return (
+            f"Dice {100 * dice.mean:.2f}{spread}{self._of_classes(model)}, IoU {100 * iou.mean:.2f}, pooled IoU "
+            f"{100 * self.pooled_iou[model]:.2f}, PPV {100 * ppv.mean:.2f}, sensitivity {100 * sensitivity.mean:.2f}"
+        )
+
+    def _of_classes(self, model: str) -> str:
+        """Dice of every class, where there are several."""
+        of_class: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row.model == model and row.classes != "mean":
+                of_class.setdefault(row.classes, []).append(row.values["dice"])
+        listed = ", ".join(f"{name} {100 * _mean(values):.2f}" for name, values in of_class.items())
+        return f" ({listed})" if listed else ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -109,6 +123,7 @@ class Outcome:
             "sentences": self.sentences,
             "warning": self.warning,
             "pooled_iou": self.pooled_iou,
+            "epochs": self.epochs,
             "hours": self.hours,
             "training_mb": self.training_mb,
             "costs": self.costs.to_json(),
@@ -123,10 +138,11 @@ def conclude(
     costs: Costs,
     *,
     margin: float,
+    unit: str,
     footnotes: Sequence[str],
     data: str,
     command: str,
-    beside: Sequence[Path] = (),
+    beside: Mapping[str, Mapping[str, float]],
 ) -> Outcome:
     """Everything that the scores say.
 
@@ -135,30 +151,36 @@ def conclude(
         jobs: those trainings.
         costs: of their networks.
         margin: the smallest difference of Dice that matters.
+        unit: what a group of cases is: "patient", "image" or, where every case is one, "case".
         footnotes: of the study.
         data: name of the data set.
         command: that repeats the study.
-        beside: finished studies of the same models on other data.
+        beside: data set -> model -> mean Dice, of finished studies.
 
     Raises:
-        UsageError: if models were scored on other cases, or a study beside has other models.
+        UsageError: if models were scored on other cases.
     """
     seeds = len({job.seed for job in jobs})
-    groups = {row.case: row.group for row in rows}
+    # a patient may have the name of another case
+    groups = {row.case: f"group {row.group}" if row.group else f"case {row.case}" for row in rows}
     summaries = {job.name: job.summary() for job in jobs}
     part = next(iter(summaries.values()))["evaluated_on"]
     evaluated = next(iter(summaries.values()))[part]
     models, names, scores = statistics.per_unit(of_measure(rows), groups)
     by_measure = {measure: statistics.describe(of_measure(rows, measure), groups) for measure in MEASURES}
     described = {model: {measure: by_measure[measure][model] for measure in MEASURES} for model in models}
-    unit = "patient" if len(set(groups.values())) < len(groups) else "case"
     pairs = statistics.compare_pairs(models, scores, margin, seeds=seeds) if len(models) > 1 else []
     dice = by_measure["dice"]
     sentences = [statistics.sentence(pair, unit + "s") + _of_seeds(pair, dice, seeds) for pair in pairs]
     notes = list(footnotes)
     if part == "val":
         notes.append(SHARED_VALIDATION)
+    if scored_twice(rows):
+        notes.append("folds score the same cases: a case counts once, with its mean over folds")
+    notes += _cut_off(jobs, summaries) + _conditions(summaries)
     ranking, said = _ranked(models, data, scores, beside)
+    if beside and ranking is None:
+        notes.append(said)
     return Outcome(
         data=data,
         command=command,
@@ -176,8 +198,9 @@ def conclude(
         described=described,
         pairs=pairs,
         sentences=sentences,
-        warning=ONE_SEED if seeds == 1 else "",
+        warning=ONE_SEED if seeds == 1 and len(models) > 1 else "",
         pooled_iou={m: _mean([_pooled(summaries[j.name]) for j in jobs if j.variant.name == m]) for m in models},
+        epochs={m: _mean([summaries[j.name]["epochs"] for j in jobs if j.variant.name == m]) for m in models},
         hours={
             m: _mean([summaries[j.name]["training_seconds"] / 3600 for j in jobs if j.variant.name == m])
             for m in models
@@ -202,28 +225,68 @@ def _of_seeds(pair: statistics.Pair, dice: Mapping[str, statistics.Description],
     return f" But other seeds may turn it round: the means of {seeds} seeds are known to {100 * error:.2f} points only."
 
 
+def _cut_off(jobs: Sequence[Job], summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The networks whose trainings ended with their time: they may not have come as far as the others."""
+    cut: dict[str, list[int]] = {}
+    for job in jobs:
+        training, done = job.recipe.training, summaries[job.name]
+        patient = done["epochs"] - done["best_epoch"] < training.patience
+        if training.max_hours is not None and done["epochs"] < training.epochs and patient:
+            cut.setdefault(job.variant.name, []).append(done["epochs"])
+    if not cut:
+        return []
+    listed = ", ".join(f"{name} after {' and '.join(map(str, epochs))} epochs" for name, epochs in cut.items())
+    return [f"trainings that ended with their time, not for want of progress: {listed}"]
+
+
+def _conditions(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """In what the machines of a study differed, which a study that goes on elsewhere would hide."""
+    notes = []
+    for what in ("device", "precision", "threads", "versions"):
+        by_value: dict[str, list[str]] = {}
+        for name, summary in summaries.items():
+            by_value.setdefault(json.dumps(summary[what], sort_keys=True), []).append(name)
+        if len(by_value) > 1:
+            told = "; ".join(f"{value}: {', '.join(names)}" for value, names in by_value.items())
+            notes.append(f"not all trainings had the same {what}: {told}")
+    return notes
+
+
+def read_beside(folders: Sequence[Path], models: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean Dice of the same models in finished studies: data set -> model -> Dice.
+
+    Raises:
+        UsageError: if a folder is no finished study, or has not all models.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for folder in folders:
+        try:
+            other = json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8"))
+            described = other["described"]
+            missing = [model for model in models if model not in described]
+            if missing:
+                raise UsageError(f"{folder}: has no {missing[0]}; a ranking needs the same networks in every study")
+            found[other["data"]] = {model: float(described[model]["dice"]["mean"]) for model in models}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"{folder}: is no finished study ({error})") from None
+    return found
+
+
 def _ranked(
-    models: Sequence[str], data: str, scores: NDArray[np.float64], beside: Sequence[Path]
+    models: Sequence[str], data: str, scores: NDArray[np.float64], beside: Mapping[str, Mapping[str, float]]
 ) -> tuple[Ranking | None, str]:
     if not beside:
         return None, ""
-    table, named = [scores.mean(axis=1)], [data]
-    for folder in beside:
-        path = folder / OUTCOME_FILE
-        try:
-            other = json.loads(path.read_text(encoding="utf-8"))
-            table.append(np.array([other["described"][model]["dice"]["mean"] for model in models]))
-            named.append(other["data"])
-        except KeyError as error:
-            raise UsageError(f"{folder}: has no {error}; a ranking needs the same networks in every study") from None
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{folder}: is no finished study ({error})") from None
+    if len(models) < 3:
+        return None, f"no ranking over data sets: it needs 3 networks or more, there are {len(models)}"
+    table = [scores.mean(axis=1), *(np.array([means[model] for model in models]) for means in beside.values())]
     ranking = rank_datasets(np.stack(table))
-    order = sorted(zip(ranking.mean_ranks, models, strict=True))
-    listed = ", ".join(f"{model} {rank:.2f}" for rank, model in order)
+    listed = ", ".join(f"{model} {rank:.2f}" for rank, model in sorted(zip(ranking.mean_ranks, models, strict=True)))
     return ranking, (
-        f"Mean ranks over {', '.join(named)}: {listed}. Friedman test p = {ranking.p:.3g}; two networks differ where their "
-        f"ranks lie more than {ranking.critical:.2f} apart (Nemenyi)."
+        f"Mean ranks over {', '.join([data, *beside])}: {listed}. Friedman test p = {ranking.p:.3g}; two networks differ "
+        f"where their ranks lie more than {ranking.critical:.2f} apart (Nemenyi)."
     )
 
 

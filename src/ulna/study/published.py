@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
@@ -33,7 +34,7 @@ def published_for(data: str, models: Sequence[str]) -> list[Published]:
     tables = yaml.safe_load((files("ulna.study") / "published.yaml").read_text(encoding="utf-8"))
     found = []
     for table in tables:
-        if table["data"] not in data.lower():
+        if not re.search(rf"(?<![a-z]){table['data']}", data.lower()):  # liver, but not delivery
             continue
         rows = {
             model: ", ".join(f"{table['measures'][name]} {figure}" for name, figure in figures.items())

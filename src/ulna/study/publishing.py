@@ -58,7 +58,7 @@ def publish(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: Path) 
 def main_table(outcome: Outcome) -> Table:
     """Accuracy and cost, a row a network."""
     headings = ["model", "parameters", "GMACs", "Dice [95 %]", "sd seeds", f"sd {outcome.unit}s", "IoU",
-                f"HD95 {outcome.length_unit}", "hours",
+                f"HD95 {outcome.length_unit}", "epochs", "hours",
                 "p50 / p95 ms", "CPU ms", "train MB", "predict MB"]  # fmt: skip
     rows = []
     for model in outcome.models:
@@ -74,6 +74,7 @@ def main_table(outcome: Outcome) -> Table:
                 (_figure(dice.sd_units, 3), ""),
                 (_figure(iou.mean, 4), ""),
                 (_figure(hd95.mean, 2), ""),
+                (f"{outcome.epochs[model]:.0f}", ""),
                 (f"{outcome.hours[model]:.2f}", ""),
                 (f"{cost.wall_ms[0]:.1f} / {cost.wall_ms[1]:.1f}", ""),
                 (f"{cost.cpu_ms:.1f}", ""),
@@ -98,7 +99,7 @@ def pair_table(outcome: Outcome) -> Table:
     rows = [
         [
             (f"{pair.a} − {pair.b}", ""),
-            (f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]", ""),
+            (f"{pair.difference:+.4f} [{_figure(pair.low, 4)}, {_figure(pair.high, 4)}]", ""),
             (_probability(pair.p), ""),
             (_probability(pair.p_holm), ""),
             (f"{_figure(pair.effect, 2)} [{_figure(pair.effect_low, 2)}, {_figure(pair.effect_high, 2)}]", ""),
@@ -151,7 +152,8 @@ def latex(outcome: Outcome) -> str:
 
 def title(outcome: Outcome) -> str:
     """Of page and table."""
-    return f"{outcome.data}: {len(outcome.models)} networks compared"
+    networks = "1 network" if len(outcome.models) == 1 else f"{len(outcome.models)} networks compared"
+    return f"{outcome.data}: {networks}"
 
 
 def subtitle(outcome: Outcome) -> str:

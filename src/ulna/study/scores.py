@@ -25,7 +25,7 @@ class Row(NamedTuple):
     seed: int
     fold: int | None
     case: str
-    group: str
+    group: str  # patient; empty where not known
     classes: str  # "mean", or the name of a class
     values: Mapping[str, float]  # measure -> figure; NaN where it is not defined
 
@@ -35,7 +35,7 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
 
     Args:
         jobs: finished or not; those that are not are passed over.
-        groups: case -> patient, where known.
+        groups: case -> patient, where known; a case that is not in it is a unit of its own.
 
     Raises:
         UsageError: if a table is damaged.
@@ -48,7 +48,7 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
         for row in _read(job.run / "cases.csv"):
             case = row["case"]
             values = {name: _number(row[name]) for name in MEASURES}
-            one = Row(job.variant.name, job.seed, job.fold, case, groups.get(case, case), row["class"], values)
+            one = Row(job.variant.name, job.seed, job.fold, case, groups.get(case, ""), row["class"], values)
             by_case.setdefault(case, []).append(one)
         for of_case in by_case.values():
             means = {name: _mean([row.values[name] for row in of_case]) for name in MEASURES}
@@ -59,8 +59,18 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
 
 
 def of_measure(rows: Sequence[Row], measure: str = "dice") -> dict[tuple[str, int, str], float]:
-    """(model, seed, case) -> the mean over classes: what the statistics read. A case stands in one fold only."""
-    return {(row.model, row.seed, row.case): row.values[measure] for row in rows if row.classes == "mean"}
+    """(model, seed, case) -> the mean over classes, and over folds where several score a case: what the statistics read."""
+    found: dict[tuple[str, int, str], list[float]] = {}
+    for row in rows:
+        if row.classes == "mean":
+            found.setdefault((row.model, row.seed, row.case), []).append(row.values[measure])
+    return {key: _mean(values) for key, values in found.items()}
+
+
+def scored_twice(rows: Sequence[Row]) -> bool:
+    """Whether folds score a case more than once."""
+    keys = [(row.model, row.seed, row.case) for row in rows if row.classes == "mean"]
+    return len(set(keys)) < len(keys)
 
 
 def write_scores(rows: Sequence[Row], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
@@ -39,8 +40,11 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """The name as part of a path."""
-        return re.sub(r"[^A-Za-z0-9._=+-]+", "_", self.name)
+        """The name as part of a path; names that would be cut, or that look alike then, end in a hash."""
+        safe = re.sub(r"[^A-Za-z0-9._=+-]+", "_", self.name)
+        if re.fullmatch(r"[A-Za-z0-9._=+/-]{1,100}", self.name):
+            return safe
+        return f"{safe[:90]}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -97,23 +101,14 @@ def make_variants(
     variants: list[Variant] = []
     given = [base["model"]] if "model" in base else []
     axes = [_axis(text) for text in vary]
+    _check_keys([key for axis in axes for key, _ in axis[:1]], [change.partition("=")[0].strip() for change in changes])
     own = base.get("architecture", {}) if not models else {}
     base = {name: value for name, value in base.items() if name not in ("model", "architecture")}
     for model in models or given:
         try:
             architecture = parse(Architecture, merged(named(model).model_dump(), own))
-            stated = {**base, "model": model, "architecture": architecture.model_dump()}
-            recipe = parse(Recipe, merged(Recipe(model=model, architecture=architecture).model_dump(), stated))
-            notes = []
-            for key, value in NAMED[model].recipe.items():
-                if key.startswith(OF_THE_NETWORK):
-                    recipe = set_value(recipe, f"{key}={value}")
-                    notes.append(f"{key} = {value}, which belongs to this network's heads")
-                elif _value_at(recipe, key) != value:
-                    notes.append(
-                        f"its own recipe would set {key} = {value}; the study trains it with {_value_at(recipe, key)}, "
-                        "as all others"
-                    )
+            recipe = _of_the_network(Recipe(model=model, architecture=architecture))
+            recipe = parse(Recipe, merged(recipe.model_dump(), base))
             for change in changes:
                 recipe = set_value(recipe, change)
             for chosen in itertools.product(*axes):
@@ -121,7 +116,7 @@ def make_variants(
                 for key, value in chosen:
                     varied = set_value(varied, f"{key}={value}")
                     said += f" {_short(key)}={value}"
-                variants.append(Variant(model + said, varied, tuple(notes)))
+                variants.append(Variant(model + said, varied, _footnotes(varied)))
         except UsageError as error:
             problems.append(f"{model}: {error}")
     if problems:
@@ -172,24 +167,26 @@ def settle(
             problems.append(f"{variant.name}: {error}")
     if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
-    footnotes: list[str] = []
     if fixed is None:
-        at_patch = min(range(len(plans)), key=lambda i: math.prod(plans[i].patch))
-        at_batch = min(range(len(plans)), key=lambda i: plans[i].batch)
-        patch, batch = plans[at_patch].patch, plans[at_batch].batch
-        if len({plan.patch for plan in plans}) > 1:
-            footnotes.append(
-                f"patch {_times(patch)} for all: the smallest that any would be given ({variants[at_patch].name})"
-            )
-        if len({plan.batch for plan in plans}) > 1:
-            footnotes.append(f"batch {batch} for all: the smallest that any would be given ({variants[at_batch].name})")
+        patch, batch = min((plan.patch for plan in plans), key=math.prod), min(plan.batch for plan in plans)
     else:
         patch, batch = tuple(fixed["patch"]), int(fixed["batch"])
+    footnotes = [
+        f"{what} {_times(shared) if isinstance(shared, tuple) else shared} for all, the smallest that any would be given; "
+        "alone: " + ", ".join(f"{name} {_times(one) if isinstance(one, tuple) else one}" for name, one in alone.items())
+        for what, shared, alone in (
+            ("patch", patch, _left_open(variants, plans, "patch")),
+            ("batch", batch, _left_open(variants, plans, "batch")),
+        )
+        if any(one != shared for one in alone.values())
+    ]
     done: list[Variant] = []
-    shared: Plan | None = None
+    first: Plan | None = None
     for variant in variants:
         try:
-            recipe = variant.recipe.replaced(planning=variant.recipe.planning.replaced(patch=patch, batch=batch))
+            own = variant.recipe.planning
+            planning = own.replaced(patch=own.patch or patch, batch=own.batch or batch)
+            recipe = variant.recipe.replaced(planning=planning)
             plan = make_plan(data, recipe, labels)
             architecture = resolve(recipe, plan)
             notes = list(variant.footnotes)
@@ -198,12 +195,18 @@ def settle(
                 notes += [note] if note else []
             recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
             done.append(Variant(variant.name, recipe, tuple(notes)))
-            shared = shared or plan
+            first = first or plan
         except UsageError as error:
             problems.append(f"{variant.name}: {error}")
-    if problems or shared is None:
+    if problems or first is None:
         raise UsageError("\n".join(dict.fromkeys(problems)))
-    return Settled(done, shared, tuple(footnotes))
+    return Settled(done, first, tuple(footnotes))
+
+
+def _left_open(variants: Sequence[Variant], plans: Sequence[Plan], what: str) -> dict[str, Any]:
+    """What the planner would give each of those whose recipe does not fix it."""
+    pairs = zip(variants, plans, strict=True)
+    return {v.name: getattr(plan, what) for v, plan in pairs if getattr(v.recipe.planning, what) is None}
 
 
 def _matched(architecture: Architecture, budget: Budget, plan: Plan) -> tuple[Architecture, str]:
@@ -246,9 +249,52 @@ def settings_of(recipe: Recipe) -> str:
     return to_yaml(shared)
 
 
+def _of_the_network(recipe: Recipe) -> Recipe:
+    """With what its recommended recipe says of its heads and points."""
+    for key, value in NAMED[recipe.model].recipe.items():
+        if key.startswith(OF_THE_NETWORK):
+            recipe = set_value(recipe, f"{key}={value}")
+    return recipe
+
+
+def _footnotes(recipe: Recipe) -> tuple[str, ...]:
+    """In what a training differs from the others beside its architecture, and from its network's own recipe."""
+    notes = []
+    for key, value in NAMED[recipe.model].recipe.items():
+        now = _value_at(recipe, key)
+        if key.startswith(OF_THE_NETWORK):
+            if now == value:
+                notes.append(f"{key} = {value}, which belongs to this network's heads")
+        elif now != value:
+            here = "what the planner chooses for all" if now is None else now
+            notes.append(
+                f"its own recipe would set {key} = {value}; the study trains it with {here}, as it says for all"
+            )
+    if recipe.architecture != NAMED[recipe.model].architecture:
+        notes.append("its architecture was changed by the study; published figures hold for the unchanged one")
+    return tuple(notes)
+
+
+def _check_keys(varied: Sequence[str], changed: Sequence[str]) -> None:
+    """Refuse the fields that a study sets by itself."""
+    flags = {"model": "--models", "training.seed": "--seeds", "training.fold": "--folds"}
+    wrong = [f"{key}: the study sets it itself; use {flags[key]}" for key in (*varied, *changed) if key in flags]
+    one_for_all = ("training.split_seed", "planning.memory_gb")
+    wrong += [f"{key}: is one for all rows, it cannot be varied" for key in varied if key in one_for_all]
+    if wrong:
+        raise UsageError("\n".join(wrong))
+
+
 def _axis(text: str) -> list[tuple[str, str]]:
     key, equals, values = text.partition("=")
-    chosen = [value.strip() for value in re.split(r",(?![^\[({]*[\])}])", values) if value.strip()]
+    chosen, depth = [""], 0
+    for sign in values:  # a comma within brackets belongs to the value
+        depth += (sign in "[{(") - (sign in ")}]")
+        if sign == "," and depth == 0:
+            chosen.append("")
+        else:
+            chosen[-1] += sign
+    chosen = [value.strip() for value in chosen if value.strip()]
     if not equals or not key.strip() or len(chosen) < 2:
         raise UsageError(f"--vary {text}: expected KEY=V1,V2,..., for example loss.kind=dice,cross_entropy")
     return [(key.strip(), value) for value in chosen]

@@ -31,6 +31,8 @@ def main(study: int, data: Path, recipe: Path, run: Path) -> int:
         with _alone(run.with_name(run.name + ".lock")):
             from ulna.training.train import train
 
+            if (run / "summary.json").exists() and (run / "cases.csv").exists():
+                return 0  # the worker before, whose lock this one waited for, has done it
             if (run / "recipe.yaml").exists():
                 train(data, out=run, resume=True)
             else:
@@ -58,9 +60,10 @@ def _alone(lock: Path) -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends."""
     try:
         import fcntl
-    except ImportError:  # not on this system: two studies at once on one folder are then the user's care
-        yield
-        return
+    except ImportError:  # then nothing would keep a worker that outlived its study from the run of the next one
+        raise UsageError(
+            "a study needs a system with file locks (Linux, macOS); train the networks one by one"
+        ) from None
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

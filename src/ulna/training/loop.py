@@ -20,6 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ulna.allocation import peak_memory_mb
 from ulna.arithmetic import choose_precision
 from ulna.blocks import nd
 from ulna.data.points import count_points, sample_points
@@ -59,6 +60,7 @@ class State:
         self.step = 0  # of the epoch under way: steps done, their losses, and how long they took
         self.losses: list[float] = []
         self.step_s = 0.0
+        self.peak_mb = 0.0  # of memory, over all processes that trained
 
     @property
     def epoch_s(self) -> float:
@@ -311,6 +313,7 @@ class Loop:
             self._save()
 
     def _save(self) -> None:
+        self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
         optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= optimizer_tensors | {"random": torch.get_rng_state()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from ulna import figures
+from ulna.allocation import peak_memory_mb
 from ulna.arithmetic import choose_precision, default_device
 from ulna.data.case import Case
 from ulna.data.read import encode_labels
@@ -60,7 +60,7 @@ def summarise(
         part: evaluation.summary,
         "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),
         "training_seconds": round(state.elapsed_s, 1),
-        "peak_memory_mb": _peak_memory_mb(),
+        "peak_memory_mb": max(state.peak_mb, peak_memory_mb()),
         "device": _device(),
         "precision": choose_precision(recipe.training.precision, default_device()),
         "threads": torch.get_num_threads(),
@@ -98,16 +98,6 @@ def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation,
         title = f"{case.id}  Dice {evaluation.case_dice(case.id):.3f}"
         panels.append((title, figures.comparison(volume.array, mask, reference)))
     return evaluation, panels
-
-
-def _peak_memory_mb() -> float:
-    """Peak memory of this process (of the GPU where one is used)."""
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
 def _device() -> str:
