@@ -215,6 +215,16 @@ def test_a_kernel_that_fails_is_said_once_and_does_without(monkeypatch, caplog):
     ]
 
 
+def test_triton_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv(sweep_triton.SWITCH, "0")
+    monkeypatch.setattr(sweep_triton, "INTERPRETED", True)
+    sweep_triton._kernels.cache_clear()
+    try:
+        assert not sweep_triton.available(torch.zeros(1))
+    finally:
+        sweep_triton._kernels.cache_clear()
+
+
 def test_a_kernel_that_is_pinned_fails_aloud(monkeypatch):
     def fails(*_):
         raise RuntimeError("no compiler")

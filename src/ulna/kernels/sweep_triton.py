@@ -11,7 +11,7 @@ Why one launch: a line is little work. With C = 150 (160 padded), 48 x 48 and ba
   take 0.6 MB with the hidden side, the line buffer twice 0.3 MB.
 - The product of the position's own state needs no line before. A program computes it before it waits, so it costs no
   time of the sequence, and no (positions, 3C) lie in memory; likewise what the gradients of the weights will read.
-- Weights and line are padded to whole tiles: reads are of 16 bytes, and only positions need a mask.
+- Weights and line are padded to whole tiles: they are read by 8 or 16 bytes a thread, and only positions need a mask.
 
 None of these times is measured yet: `python benchmarks/sweep_gpu.py` does.
 """
@@ -31,6 +31,7 @@ from ulna.kernels.window import window
 
 log = logging.getLogger(__name__)
 
+SWITCH = "ULNA_TRITON"  # environment variable: 0 switches these kernels off
 STEP = 32  # BK; channels are padded to a multiple of it
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when it is imported
 _broken: list[str] = []
@@ -38,7 +39,10 @@ _broken: list[str] = []
 
 @cache
 def _kernels() -> Any:
-    """The module of the kernels, or None where Triton cannot be imported (said once in the log)."""
+    """The module of the kernels, or None where Triton cannot be imported or is switched off (said once in the log)."""
+    if os.environ.get(SWITCH, "1") == "0":
+        log.debug("Triton kernels are switched off (%s=0)", SWITCH)
+        return None
     try:
         import triton  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
 
