@@ -1,33 +1,37 @@
 """Sweeps of a spatial dependency layer: the loop as published against ours, interleaved in one process.
 
-    python benchmarks/sweep.py                     # 48x48, 24x24, 12x12; C = 150, two directions, batch 8
+    python benchmarks/sweep.py                     # 48x48, 24x24, 12x12; C = 150, two directions, batch 8; float32
+                                                   # and, where the machine has products for it, bf16 under autocast
     python benchmarks/sweep.py --networks          # a training step of SDU-Net and SDNU-Net against their baselines
     python benchmarks/sweep.py --device cuda       # the same on a GPU (torch operations only)
 
-Median of the repeats, with half the distance between the quartiles; peak memory from a process of its own each.
+Median of the repeats, with half the distance between the quartiles; factors against the published loop in float32;
+shares of the best product rate in the same precision; peak memory from a process of its own each (Linux).
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ulna.arithmetic import multiplies_bf16
+from ulna.kernels import native, sweep_native
 from ulna.kernels.sweep import Direction, Gates, describe, force, sweep
 from ulna.networks.build import build
 
 CHANNELS, BATCH = 150, 8
 SIZES = (48, 24, 12)
 SWEEPS = (Direction(1), Direction(0))  # one after the other, as in a layer
-WAYS = ("published", "lines", "native")
+PUBLISHED = "published"
 
 
 def published(x: Tensor, cell: nn.GRUCell, direction: Direction) -> Tensor:
@@ -42,24 +46,41 @@ def published(x: Tensor, cell: nn.GRUCell, direction: Direction) -> Tensor:
     return x.transpose(2, 3) if direction.axis == 1 else x
 
 
+def ways(device: str) -> list[str]:
+    """What there is to compare on this machine: a path, and "bf16" after it where operands are cast."""
+    found = [PUBLISHED, "lines"]
+    if device == "cpu" and native.library("sweep") is not None:
+        found.append("native")
+    lowered = [f"{way} bf16" for way in found if way != "native" or sweep_native.multiplies_bf16()]
+    return found + (lowered if multiplies_bf16(torch.device(device)) else [])
+
+
+def lowers(way: str) -> bool:
+    """Whether operands are cast to bf16."""
+    return way.endswith("bf16")
+
+
 def layer(way: str, size: int, device: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """A map, and two sweeps over it in one of the ways."""
+    path = way.split()[0]
+    cast = torch.autocast(device, torch.bfloat16, enabled=lowers(way))
     torch.manual_seed(0)
     cells = [nn.GRUCell(3 * CHANNELS, CHANNELS).to(device) for _ in SWEEPS]
     x = torch.randn(BATCH, CHANNELS, size, size, device=device)
-    if way == "published":
+    if path == PUBLISHED:
 
         def run(x: Tensor) -> Tensor:
             x = x * 1  # the loop writes into its input, which in a network is the result of a convolution
-            for cell, direction in zip(cells, SWEEPS, strict=True):
-                x = published(x, cell, direction)
+            with cast:
+                for cell, direction in zip(cells, SWEEPS, strict=True):
+                    x = published(x, cell, direction)
             return x
 
         return x, run
 
     def run(x: Tensor) -> Tensor:
         x = x * 1
-        with force(way):
+        with force(path), cast:
             for cell, direction in zip(cells, SWEEPS, strict=True):
                 x = sweep(x, Gates(cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh), direction)
         return x
@@ -93,11 +114,18 @@ def interleaved(works: dict[str, Callable[[], object]], repeats: int, device: st
     return found
 
 
-def best_rate(device: str) -> float:
-    """The best product rate of this machine in float32, over large products and a convolution: operations a second."""
-    a = torch.randn(2048, 2048, device=device)
-    maps = torch.randn(8, 128, 96, 96, device=device).contiguous(memory_format=torch.channels_last)
-    kernel = torch.randn(128, 128, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+def backward(way: str, swept: Tensor, weights: Tensor) -> None:
+    """The backward pass, on the path of the forward pass."""
+    path = way.split()[0]
+    with force("auto" if path == PUBLISHED else path):
+        swept.backward(weights)
+
+
+def best_rate(device: str, dtype: torch.dtype) -> float:
+    """The best product rate of this machine, over large products and a convolution: operations a second."""
+    a = torch.randn(2048, 2048, device=device, dtype=dtype)
+    maps = torch.randn(8, 128, 96, 96, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(128, 128, 3, 3, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     works = {
         2 * 2048**3: lambda: a @ a,
         2 * 8 * 128 * 128 * 9 * 96 * 96: lambda: nn.functional.conv2d(maps, kernel, padding=1),
@@ -113,44 +141,59 @@ def peak(way: str, size: int) -> int:
 
 
 def print_peak(way: str, size: int) -> None:
-    """Print the growth of the process's largest size, in MB."""
-    layer(way, 4, "cpu")[1](layer(way, 4, "cpu")[0]).sum().backward()  # libraries and threads are there
-    x, run = layer(way, size, "cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(x.requires_grad_()).sum().backward()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """Print the growth of the process's memory over what it held before, in MB."""
+    for edge in (4, size):  # once small: libraries and threads are there
+        x, run = layer(way, edge, "cpu")
+        before = resident("VmRSS")
+        swept = run(x.requires_grad_())
+        backward(way, swept, torch.ones_like(swept))
+    print((resident("VmHWM") - before) // 1024)
+
+
+def resident(which: str) -> int:
+    """kB of memory that this process holds (VmRSS), or held at most (VmHWM).
+
+    Not getrusage: a new process starts there with the largest size of the one that started it.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which))
 
 
 def compare_sweeps(repeats: int, device: str) -> None:
     """Print a table of the ways for every size."""
-    rate = best_rate(device)
-    print(f"best product rate {rate / 1e9:.0f} GFLOP/s; sweeps: {describe()}\n")
+    compared = ways(device)
+    rates = {
+        lowered: best_rate(device, torch.bfloat16 if lowered else torch.float32) for lowered in map(lowers, compared)
+    }
+    words = ", ".join(f"{rate / 1e9:.0f} in {'bf16' if lowered else 'float32'}" for lowered, rate in rates.items())
+    print(f"best product rate, GFLOP/s: {words}; {torch.get_num_threads()} threads; sweeps: {describe()}\n")
     print("| map | way | forward, ms | share | forward + backward, ms | share | against published | peak, MB |")
     print("|---|---|---|---|---|---|---|---|")
-    ways = WAYS if device == "cpu" and describe() == "a native kernel" else WAYS[:2]
     for size in SIZES:
         operations = len(SWEEPS) * 2 * BATCH * size * (size - 1) * 12 * CHANNELS**2
         forth: dict[str, Callable[[], object]] = {}
         both: dict[str, Callable[[], object]] = {}
-        for way in ways:
+        for way in compared:
             x, run = layer(way, size, device)
-            weights = torch.randn_like(x)
-            leaf = x.detach().clone().requires_grad_()
+            leaf, weights = x.detach().clone().requires_grad_(), torch.randn_like(x)
 
             def forward(run: Callable[[Tensor], Tensor] = run, x: Tensor = x) -> None:
                 with torch.no_grad():
                     run(x)
 
             def forward_backward(
-                run: Callable[[Tensor], Tensor] = run, leaf: Tensor = leaf, weights: Tensor = weights
+                way: str = way,
+                run: Callable[[Tensor], Tensor] = run,
+                leaf: Tensor = leaf,
+                weights: Tensor = weights,
             ) -> None:
-                run(leaf).backward(weights)
+                backward(way, run(leaf), weights)
 
             forth[way], both[way] = forward, forward_backward
         one, two = interleaved(forth, repeats, device), interleaved(both, repeats, device)
-        for way in ways:
-            (f, f_spread), (b, b_spread) = one[way], two[way]
-            factors = f"{one['published'][0] / f:.2f} / {two['published'][0] / b:.2f}"
+        for way in compared:
+            (f, f_spread), (b, b_spread), rate = one[way], two[way], rates[lowers(way)]
+            factors = f"{one[PUBLISHED][0] / f:.2f} / {two[PUBLISHED][0] / b:.2f}"
             memory = peak(way, size) if device == "cpu" else ""
             print(
                 f"| {size}×{size} | {way} | {f * 1e3:.1f} ± {f_spread * 1e3:.1f} | {operations / f / rate:.0%} | "
