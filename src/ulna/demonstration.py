@@ -333,9 +333,15 @@ def _tube(
     arc = np.stack([0.3 * np.cos(angle) - 0.18, 0.3 * np.sin(angle), 0.22 * (t - 0.5)], -1)
     line = (0.5 + generator.uniform(-0.06, 0.06, 3) + arc) * extent
     radius = extent.min() * (0.15 - 0.07 * t) * generator.uniform(0.85, 1.1)
-    depth = radius - np.linalg.norm(grid[..., None, :] - line, axis=-1)  # (*S, points), above 0 inside
-    part = np.where(t < generator.uniform(0.4, 0.5), 1, 2)[depth.argmax(-1)]
-    label = np.where(depth.max(-1) > 0, part, 0).astype(np.uint8)
+    depth, nearest = np.full(size, -np.inf), np.zeros(size, np.intp)  # above 0 inside
+    for place, (centre, wide) in enumerate(
+        zip(line, radius, strict=True)
+    ):  # large volumes have no room for all at once
+        inside = wide - np.linalg.norm(grid - centre, axis=-1)
+        nearest[inside > depth] = place
+        np.maximum(depth, inside, out=depth)
+    part = np.where(t < generator.uniform(0.4, 0.5), 1, 2)[nearest]
+    label = np.where(depth > 0, part, 0).astype(np.uint8)
     tissue = np.array([300.0, 620.0, 520.0])[label] + 45 * _noise(size, (2.5,), generator)
     bias = 1 + 0.12 * _noise(size, (0.35 * min(size),), generator)
     image = gaussian_filter(tissue * bias, 0.6) + generator.normal(0, 35, size)

@@ -5,7 +5,7 @@ Legend: R rows (points), Cin values of a row, K outputs, W width of the hidden l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -83,8 +83,7 @@ class _Perceptron(torch.autograd.Function):
         totals = [torch.zeros_like(t) for t in layers]
         dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         scale = 1 / (1 - ctx.dropout)
-        for start in range(0, len(x), ROWS):
-            rows = slice(start, start + ROWS)
+        for rows in _blocks(x):
             g = dout[rows].to(x.dtype).contiguous()
             for layer in reversed(range(len(ws))):
                 y = hidden[layer - 1][rows] if layer else x[rows]
@@ -113,8 +112,7 @@ def _forward(
     """All rows, block by block; the outputs of the hidden layers go to `hidden` where that is given."""
     ws, bs = layers
     out = x.new_empty(len(x), len(bs[-1]))
-    for start in range(0, len(x), ROWS):
-        rows = slice(start, start + ROWS)
+    for rows in _blocks(x):
         y = x[rows]
         for layer, (weight, bias) in enumerate(zip(ws, bs, strict=True)):
             wide = y.shape[1]
@@ -129,6 +127,12 @@ def _forward(
                     room.mul_(_kept(room, dropout)).mul_(1 / (1 - dropout))
             y = room
     return out
+
+
+def _blocks(x: Tensor) -> Iterator[slice]:
+    """Rows that go through the layers together; a GPU takes all of them, small products would leave it idle."""
+    step = ROWS if x.device.type == "cpu" else max(1, len(x))
+    return (slice(start, start + step) for start in range(0, len(x), step))
 
 
 def _kept(like: Tensor, dropout: float) -> Tensor:

@@ -105,7 +105,7 @@ class PointDecoder(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             reinject=self.reinject,
         )
-        return logits.reshape(*x.shape[:-1], -1)
+        return logits.reshape(*x.shape[:-1], self.final.out_features)
 
     def _hidden(self) -> Iterable[WeightNormLinear]:
         return cast("Iterable[WeightNormLinear]", self.hidden)

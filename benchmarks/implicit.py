@@ -1,0 +1,348 @@
+"""The Implicit U-Net beside a U-Net with its encoder: training steps, their memory, and prediction in three stages.
+
+    python benchmarks/implicit.py                          # all works; or some: step-96 step-160 predict
+    python benchmarks/implicit.py predict --size 96 96 64 --patch 48 48 32 --steps 20     # a small one, to try
+
+Training: forward, loss on sampled points, backward, optimiser, as `ulna train` takes a step; the contenders in turn in one
+process. Memory is the peak of a process of its own that does two steps, less what it holds before the network is built.
+
+Prediction: of a phantom that ulna draws (synthetic, a bent tube in two parts; it says nothing about real images), by the
+recommended build in three stages and at every voxel, and by the U-Net, as `ulna predict` does it. The networks are trained
+for `--steps` steps on patches of another phantom, so that their answers have boundaries where there are some; their Dice is
+that of such a short training. With `--image`, times alone on an image of one's own, whose values go from 0 to 1 first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import conditions, in_own_process, interleaved, peak_mb, product_rate, ratio, write
+from torch import Tensor
+
+from ulna.allocation import keep_freed_memory
+from ulna.arithmetic import autocast, choose_precision
+from ulna.blocks import nd
+from ulna.data.points import count_points, sample_points
+from ulna.data.preprocess import Prepared
+from ulna.demonstration import make_phantom
+from ulna.inference.predict import collect, predict_slabs, slab_axis, to_labels
+from ulna.inference.sparse import Tally
+from ulna.losses import make_loss
+from ulna.networks.build import count_parameters, from_architecture
+from ulna.networks.cost import count_gmacs
+from ulna.networks.network import Network
+from ulna.planning import recommended
+from ulna.recipe import Inference, Labels, Normalization, Plan, Recipe
+from ulna.training.loop import OPTIMIZERS
+
+WIDTHS = (32, 64, 128, 256, 320)
+CPU = torch.device("cpu")
+CLASSES = 3  # background and the two parts of the phantom
+PAPER = "marimont/implicit_unet"
+CONTENDERS = ("nnunet", "implicit_unet", "marimont/unet", PAPER)
+# (faster, slower): what each ratio of a step compares
+RATIOS = {
+    "recommended against nnunet": ("implicit_unet", "nnunet"),
+    "recommended against the paper's U-Net": ("implicit_unet", "marimont/unet"),
+    "paper's build against the paper's U-Net": (PAPER, "marimont/unet"),
+}
+PATCHES = {"step-96": (96, 96, 64), "step-160": (160, 160, 96)}
+WORKS = (*PATCHES, "predict")
+
+
+@dataclass
+class Contender:
+    """A network and what it trains with."""
+
+    network: Network
+    recipe: Recipe
+    points: int | None  # None: every voxel of a patch
+
+    @classmethod
+    def named(cls, name: str, patch: Sequence[int]) -> Contender:
+        """As `ulna train --model NAME` has it, with the encoder's widths of the paper."""
+        recipe = recommended(name)
+        if "/" not in name:
+            recipe = recipe.replaced(architecture=recipe.architecture.replaced(channels=WIDTHS))
+        torch.manual_seed(0)
+        network = from_architecture(recipe.architecture, in_channels=1, classes=CLASSES, spatial_dims=len(patch))
+        network.to(memory_format=nd.layout(len(patch), True))  # type: ignore[call-overload]
+        points = count_points(recipe.points, math.prod(patch), sparse=network.head.sparse)
+        return cls(network, recipe, points)
+
+
+def trainer(contender: Contender, batches: Callable[[], tuple[Tensor, Tensor]], dims: int) -> Callable[[], float]:
+    """One training step on the next batch, which gives its loss."""
+    network, recipe = contender.network, contender.recipe
+    precision = choose_precision("auto", CPU)
+    loss_of = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
+    optimizer = OPTIMIZERS[recipe.optimizer.kind](network.parameters(), recipe.optimizer)
+    generator = torch.Generator().manual_seed(0)
+    settings = recipe.points
+
+    def step() -> float:
+        network.train()
+        images, labels = batches()
+        images = images.contiguous(memory_format=nd.layout(dims, True))
+        points = None
+        if contender.points is not None:
+            points = sample_points(
+                labels, dims, count=contender.points, alpha=settings.alpha, sigma=settings.sigma, generator=generator
+            )
+        with autocast(precision, CPU):
+            outputs = network.outputs(images, points)
+        loss, _ = loss_of(outputs, labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def ball(patch: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """An image and its labels, a ball in two halves: for steps whose time alone counts."""
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in patch), indexing="ij")
+    inside = torch.stack(axes).square().sum(0) < 0.3
+    labels = inside * (1 + (axes[0] > 0).long())
+    noise = torch.randn(tuple(patch), generator=torch.Generator().manual_seed(0))
+    return (labels + noise)[None, None], labels[None]
+
+
+def memory(name: str, *patch: str) -> float:
+    """MB that two steps need; run in a process of its own."""
+    keep_freed_memory()
+    size = tuple(map(int, patch))
+
+    def run(side: Sequence[int]) -> None:
+        batch = ball(side)
+        step = trainer(Contender.named(name, side), lambda: batch, len(side))
+        step()
+        step()
+
+    run([32] * len(size))  # libraries and kernels are loaded before the count begins
+    before = peak_mb()
+    run(size)
+    return peak_mb() - before
+
+
+def steps(patch: tuple[int, ...], rounds: int, limit: float) -> dict[str, Any]:
+    """Seconds, work and memory of a training step of every contender."""
+    batch = ball(patch)
+    contenders = {name: Contender.named(name, patch) for name in CONTENDERS}
+    seconds = interleaved({n: trainer(c, lambda: batch, len(patch)) for n, c in contenders.items()}, rounds)
+    facts = {}
+    for name, contender in contenders.items():
+        gmacs = count_gmacs(contender.network, patch, points=contender.points)
+        rate = 3 * 2 * gmacs / statistics.median(seconds[name])
+        facts[name] = {
+            "parameters": count_parameters(contender.network),
+            "points": contender.points,
+            "gmacs": round(gmacs, 1),
+            "seconds": [round(s, 4) for s in seconds[name]],
+            "share_of_product_rate": round(rate / limit, 2),
+        }
+    del contenders, contender  # the children need the room
+    for name in CONTENDERS:
+        facts[name]["peak_mb"] = round(in_own_process(__file__, "--memory", name, *map(str, patch)))
+        f = facts[name]
+        print(
+            f"  {name:24} {f['parameters']:>11,} parameters, {f['points'] or 'all':>6} points, {f['gmacs']:6.1f} GMACs, "
+            f"{statistics.median(f['seconds']):.3f} s = {f['share_of_product_rate']:.0%} of the product rate, "
+            f"{f['peak_mb']} MB",
+            flush=True,
+        )
+    compared = {}
+    for label, (ours, theirs) in RATIOS.items():
+        times = ratio(seconds[ours], seconds[theirs])  # below 1: ours takes that share of theirs
+        compared[label] = {
+            "time": times,
+            "memory": round(facts[ours]["peak_mb"] / facts[theirs]["peak_mb"], 2),
+        }
+        print(
+            f"  {label}: time {times['median']:.2f} [{times['low']:.2f}, {times['high']:.2f}], "
+            f"memory {compared[label]['memory']:.2f}"
+        )
+    return {"patch": list(patch), "contenders": facts, "shares": compared}
+
+
+def phantom(size: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+    """The first case of a data set that ulna draws: (1, *S) of mean 0 and spread 1, and its labels (*S)."""
+    import nibabel
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = make_phantom(Path(folder) / "data", count=3, size=tuple(size), seed=seed)  # type: ignore[arg-type]
+        image, labels = (
+            np.asarray(nibabel.load(made / part / name).dataobj)  # type: ignore[attr-defined]
+            for part, name in (("imagesTr", "phantom_00_0000.nii.gz"), ("labelsTr", "phantom_00.nii.gz"))
+        )
+    values = torch.from_numpy(image.astype(np.float32))[None]
+    return (values - values.mean()) / values.std(), torch.from_numpy(labels.astype(np.int64))
+
+
+def patches(image: Tensor, labels: Tensor, patch: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Batches of one patch about a random voxel of the structures, or anywhere in one of three."""
+    generator = torch.Generator().manual_seed(0)
+    inside, last = labels.nonzero(), torch.tensor([n - p for n, p in zip(labels.shape, patch, strict=True)])
+
+    def batch() -> tuple[Tensor, Tensor]:
+        start = (torch.rand(len(patch), generator=generator) * (last + 1)).long()
+        if torch.rand((), generator=generator) < 2 / 3:
+            start = inside[torch.randint(len(inside), (), generator=generator)] - torch.tensor(patch) // 2
+        start = start.clamp(min=torch.zeros_like(last), max=last)
+        window = tuple(slice(a, a + p) for a, p in zip(start.tolist(), patch, strict=True))
+        return image[(None, slice(None), *window)], labels[(None, *window)]
+
+    return batch
+
+
+def plan_for(patch: Sequence[int]) -> Plan:
+    """Prediction by windows of the patch, of an image that is prepared already."""
+    dims = len(patch)
+    return Plan(
+        spatial_dims=3,
+        in_channels=1,
+        channel_names=("image",),
+        labels=Labels(names=("background", *(f"part {n}" for n in range(1, CLASSES)))),
+        spacing=None,
+        unit="px",
+        normalization=(Normalization(kind="none"),),
+        patch=tuple(patch),
+        batch=1,
+        strides=((2,) * dims,) * (len(WIDTHS) - 1),
+        whole_image_limit=0,  # by windows, whichever the network
+        mirror_axes=(),
+        turn_axes=None,
+        reasons={},
+        fingerprint={},
+    )
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """The mean over the structures that either has, in points of 100."""
+    each = []
+    for label in range(1, CLASSES):
+        a, b = one == label, other == label
+        if both := float(a.sum() + b.sum()):
+            each.append(100 * 2 * float((a & b).sum()) / both)
+    return statistics.mean(each) if each else 100.0
+
+
+def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
+    """Three stages, every voxel and the U-Net on one volume, in turn."""
+    patch, precision = tuple(arguments.patch or PATCHES["step-96"]), choose_precision("auto", CPU)
+    networks = {name: Contender.named(name, patch) for name in ("nnunet", "implicit_unet")}
+    training = phantom([max(n, p) for n, p in zip(arguments.train_size, patch, strict=True)], seed=1)
+    for name, contender in networks.items():
+        contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=arguments.lr))
+        step = trainer(contender, patches(*training, patch), len(patch))
+        losses = [step() for _ in range(arguments.steps)]
+        contender.network.eval()
+        print(f"  {name}: loss {losses[0]:.3f} at first, {statistics.mean(losses[-5:]):.3f} in the end", flush=True)
+    image, truth = phantom(arguments.size, seed=0) if arguments.image is None else (read(arguments.image), None)
+    size, plan, axis = tuple(image.shape[1:]), plan_for(patch), slab_axis(tuple(image.shape[1:]))
+    tallies: dict[str, Tally] = {}
+    labels: dict[str, np.ndarray] = {}
+
+    def run(way: str, name: str, spacing: int) -> None:
+        tallies[way] = Tally()
+        slabs = predict_slabs(
+            networks[name].network,
+            plan,
+            Prepared(image, size),
+            axis,
+            settings=Inference(spacing=spacing, overlap=arguments.overlap),
+            device=CPU,
+            precision=precision,
+            tally=tallies[way],
+        )
+        labels[way] = to_labels(collect(slabs, size, axis), plan.labels)
+
+    ways = {
+        "three stages": lambda: run("three stages", "implicit_unet", Inference().spacing),
+        "every voxel": lambda: run("every voxel", "implicit_unet", 1),
+        "nnunet": lambda: run("nnunet", "nnunet", 1),
+    }
+    seconds = interleaved(ways, arguments.rounds, warm_up=0)
+    asked = tallies["three stages"]
+    facts = {
+        "volume": "a phantom drawn by ulna, synthetic" if truth is not None else "an image given by --image",
+        "size": list(size),
+        "patch": list(patch),
+        "overlap": arguments.overlap,
+        "trained_steps": arguments.steps,
+        "trained_on": "patches of another phantom",
+        "seconds": {way: [round(s, 2) for s in each] for way, each in seconds.items()},
+        "share_of_voxels": {
+            "mesh": round(asked.mesh / asked.voxels, 4),
+            "refined": round(asked.refined / asked.voxels, 4),
+        },
+        "every_voxel_over_three_stages": ratio(seconds["every voxel"], seconds["three stages"]),
+        "three_stages_share_of_nnunet": ratio(seconds["three stages"], seconds["nnunet"]),
+        "dice_of_three_stages_with_every_voxel": round(dice(labels["three stages"], labels["every voxel"]), 2),
+    }
+    if truth is not None:
+        facts["dice_with_truth"] = {way: round(dice(made, truth.numpy()), 2) for way, made in labels.items()}
+    for key, value in facts.items():
+        print(f"  {key}: {value}")
+    return facts
+
+
+def read(path: Path) -> Tensor:
+    """An image file's values, brought to the range from 0 to 1: (1, *S)."""
+    import nibabel
+
+    values = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)  # type: ignore[attr-defined]
+    return torch.from_numpy((values - values.min()) / max(float(np.ptp(values)), 1e-6))[None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("works", nargs="*", help=f"of {', '.join(WORKS)}; all by default")
+    parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=5, help="of steps; predictions take 1 in 5 of them, at least 1")
+    parser.add_argument("--patch", type=int, nargs=3, help="in place of a work's own")
+    parser.add_argument("--size", type=int, nargs=3, default=(256, 256, 128), help="of the predicted phantom")
+    parser.add_argument("--train-size", type=int, nargs=3, default=(128, 128, 96), help="of the phantom trained on")
+    parser.add_argument("--image", type=Path, help="predict this file in place of a phantom")
+    parser.add_argument("--steps", type=int, default=60, help="of training ahead of a prediction")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of that training")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of the windows")
+    parser.add_argument("--out", default="implicit", help="name of the file in benchmarks/results")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(json.dumps(memory(*arguments.memory)))
+        return
+    for work in arguments.works:
+        if work not in WORKS:
+            parser.error(f"no work {work!r}; there are {', '.join(WORKS)}")
+    keep_freed_memory()
+    facts, precision = conditions(), choose_precision("auto", CPU)
+    limit = product_rate(torch.bfloat16 if precision == "bf16" else torch.float32)
+    print(
+        f"{facts['processor']}, {facts['threads']} threads, {precision}, product rate {limit:.0f} GFLOP/s", flush=True
+    )
+    results: dict[str, Any] = {"conditions": facts, "precision": precision, "product_rate_gflops": round(limit, 1)}
+    rounds = arguments.rounds
+    for work in arguments.works or WORKS:
+        print(work, flush=True)
+        if work in PATCHES:
+            results[work] = steps(tuple(arguments.patch or PATCHES[work]), rounds, limit)
+        else:
+            arguments.rounds = max(1, rounds // 5)
+            results[work] = prediction(arguments, limit)
+        write(arguments.out, results)
+
+
+if __name__ == "__main__":
+    main()
