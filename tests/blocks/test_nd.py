@@ -87,3 +87,23 @@ def test_instance_norm_is_the_same_in_every_memory_layout(layout):
     shape = (1, 3, 1, 1, 1)
     expected = (x - mean) / (spread + 1e-5).sqrt() * norm.weight.view(shape) + norm.bias.view(shape)
     torch.testing.assert_close(norm(x.contiguous(memory_format=layout)), expected)
+
+
+@pytest.mark.parametrize(("dims", "size"), [(2, 40), (3, 12)])
+@pytest.mark.parametrize("channels", [12, 17, 24, 40])
+def test_a_dilated_convolution_under_autocast_has_its_whole_gradient(dims, size, channels):
+    """Whatever lies in freed memory: here NaN."""
+    layout = nd.layout(dims, True)
+    conv = nd.conv(dims, channels, 10, dilation=2).to(memory_format=layout)
+    x = torch.randn(2, channels, *(size,) * dims).contiguous(memory_format=layout)
+    slope = torch.randn(2, 10, *(size,) * dims)
+    conv(x).backward(slope)
+    want, conv.weight.grad = conv.weight.grad, None
+    for _ in range(5):
+        junk = [torch.full((300_003,), float("nan")) for _ in range(6)]
+        del junk
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        y.backward(slope.to(y.dtype))
+        assert torch.allclose(conv.weight.grad, want, atol=0.02 * float(want.abs().max()))
+        conv.weight.grad = None

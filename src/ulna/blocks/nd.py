@@ -64,14 +64,36 @@ class Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        return convolve(x, self.weight, self.bias) if _keeps_size(self) else super().forward(_whole(x))
+        if _keeps_size(self):
+            return convolve(x, self.weight, self.bias)
+        whole = _whole(x)
+        if _dilated_on_cpu(self, whole):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(whole.float())
+        return super().forward(whole)
 
 
 class Conv3d(nn.Conv3d):
     """nn.Conv3d, likewise."""
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        return convolve(x, self.weight, self.bias) if _keeps_size(self) else super().forward(_whole(x))
+        if _keeps_size(self):
+            return convolve(x, self.weight, self.bias)
+        whole = _whole(x)
+        if _dilated_on_cpu(self, whole):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(whole.float())
+        return super().forward(whole)
+
+
+def _dilated_on_cpu(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
+    """Whether autocast would multiply in bf16 what must stay float32.
+
+    The library that torch 2.13 calls on CPUs with bf16 instructions leaves parts of the weight gradient of a dilated
+    convolution unwritten (2D maps of 32 pixels a side and more, channels last, 17 to 31, 40, 56, 72, ... of them): what
+    happens to lie in memory comes back, NaN too.
+    """
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and set(conv.dilation) != {1}
 
 
 def _whole(x: Tensor | Sequence[Tensor]) -> Tensor:
