@@ -69,11 +69,11 @@ class Contender:
     points: int | None  # None: every voxel of a patch
 
     @classmethod
-    def named(cls, name: str, patch: Sequence[int]) -> Contender:
-        """As `ulna train --model NAME` has it, with the encoder's widths of the paper."""
+    def named(cls, name: str, patch: Sequence[int], widths: Sequence[int] = WIDTHS) -> Contender:
+        """As `ulna train --model NAME` has it; a row of the paper has its own widths."""
         recipe = recommended(name)
-        if "/" not in name:
-            recipe = recipe.replaced(architecture=recipe.architecture.replaced(channels=WIDTHS))
+        if "/" not in name or widths != WIDTHS:
+            recipe = recipe.replaced(architecture=recipe.architecture.replaced(channels=tuple(widths)))
         torch.manual_seed(0)
         network = from_architecture(recipe.architecture, in_channels=1, classes=CLASSES, spatial_dims=len(patch))
         network.to(memory_format=nd.layout(len(patch), True))  # type: ignore[call-overload]
@@ -124,15 +124,16 @@ def memory(name: str, *patch: str) -> float:
     keep_freed_memory()
     size = tuple(map(int, patch))
 
-    def run(side: Sequence[int]) -> None:
+    def run(side: Sequence[int], widths: Sequence[int]) -> None:
         batch = ball(side)
-        step = trainer(Contender.named(name, side), lambda: batch, len(side))
+        step = trainer(Contender.named(name, side, widths), lambda: batch, len(side))
         step()
         step()
 
-    run([32] * len(size))  # libraries and kernels are loaded before the count begins
+    # libraries and kernels are loaded before the count begins, by a small network: what it frees is kept
+    run([32] * len(size), [8] * len(WIDTHS))
     before = peak_mb()
-    run(size)
+    run(size, WIDTHS)
     return peak_mb() - before
 
 

@@ -15,7 +15,7 @@ def layers(*sides, reinject=0, dtype=torch.float64):
     return [t.requires_grad_() for t in weights], [t.requires_grad_() for t in biases]
 
 
-@pytest.mark.parametrize("rows", [1, 7, 20])
+@pytest.mark.parametrize("rows", [0, 1, 7, 20])
 @pytest.mark.parametrize("reinject", [0, 2, 3])
 def test_blocks_give_the_values_and_gradients_of_the_definition(rows, reinject, monkeypatch):
     monkeypatch.setattr(room, "ROWS", 7)  # the last block of 20 rows is a partial one
@@ -84,3 +84,11 @@ def test_products_are_in_bf16_under_autocast_and_sums_of_their_gradients_are_not
     for t, grad in zip((*weights, *biases), exact, strict=True):
         assert t.grad.dtype == torch.float32
         assert (t.grad - grad).norm() < 0.03 * grad.norm()
+
+
+def test_one_layer_is_a_plain_one():
+    weights, biases = layers(3, 2)
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    y = perceptron(x, weights, biases, dropout=0.5)
+    torch.testing.assert_close(y, x @ weights[0].T + biases[0])
+    assert torch.autograd.gradcheck(lambda x: perceptron(x, weights, biases), (x,))

@@ -67,18 +67,18 @@ class _Perceptron(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropout: float, reinject: int, *layers: Tensor) -> Tensor:
         cast = _layers(layers, x)
-        hidden = [x.new_empty(len(x), len(bias)) for bias in cast[1][:-1]]
-        ctx.save_for_backward(x, *layers, *hidden)
+        # one piece of memory, which has room for large maps when it is free again
+        kept = x.new_empty(len(x) * sum(len(bias) for bias in cast[1][:-1]))
+        ctx.save_for_backward(x, kept, *layers)
         ctx.dropout, ctx.reinject = dropout, reinject
-        return _forward(x, cast, dropout, reinject, hidden)
+        return _forward(x, cast, dropout, reinject, _split(kept, cast[1]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, *saved = ctx.saved_tensors
-        count = len(ctx.needs_input_grad) - 3
-        layers, hidden = saved[:count], saved[count:]
-        ws, _ = _layers(layers, x)
+        x, kept, *layers = ctx.saved_tensors
+        ws, bs = _layers(layers, x)
+        hidden = _split(kept, bs)
         # sums over blocks are in the precision of the weights, whatever the products are in
         totals = [torch.zeros_like(t) for t in layers]
         dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
@@ -127,6 +127,13 @@ def _forward(
                     room.mul_(_kept(room, dropout)).mul_(1 / (1 - dropout))
             y = room
     return out
+
+
+def _split(kept: Tensor, biases: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of the hidden layers, one behind the other: [(R, W), ...]."""
+    widths = [len(bias) for bias in biases[:-1]]
+    rows = len(kept) // max(1, sum(widths))
+    return [part.view(rows, width) for part, width in zip(kept.split([rows * w for w in widths]), widths, strict=True)]
 
 
 def _blocks(x: Tensor) -> Iterator[slice]:
