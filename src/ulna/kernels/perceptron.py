@@ -133,7 +133,8 @@ def _split(kept: Tensor, biases: Sequence[Tensor]) -> list[Tensor]:
     """The outputs of the hidden layers, one behind the other: [(R, W), ...]."""
     widths = [len(bias) for bias in biases[:-1]]
     rows = len(kept) // max(1, sum(widths))
-    return [part.view(rows, width) for part, width in zip(kept.split([rows * w for w in widths]), widths, strict=True)]
+    parts = torch.split(kept, [rows * width for width in widths])
+    return [part.view(rows, width) for part, width in zip(parts, widths, strict=True)]
 
 
 def _blocks(x: Tensor) -> Iterator[slice]:
