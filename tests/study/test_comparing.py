@@ -267,7 +267,7 @@ def test_a_study_killed_at_twenty_moments_ends_with_the_same_table(many, tmp_pat
     for _ in range(20):
         process = start(many, out, log)
         try:
-            process.wait(chance.uniform(2.0, 14.0))
+            process.wait(chance.uniform(2.0, 10.0))
         except subprocess.TimeoutExpired:
             process.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
             process.wait(60)
