@@ -141,6 +141,7 @@ def test_one_seed_is_no_evidence(study, many):
     assert "Pairs" not in (study.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_is_listed_and_does_not_stop_the_others(many, tmp_path):
     out = tmp_path / "study"
     (out / "runs" / "unetpp").mkdir(parents=True)

@@ -12,6 +12,7 @@ from ulna.study.ranking import rank_datasets
 from ulna.study.significance import effect_interval, mean_interval, needed_units, signed_rank
 from ulna.study.statistics import compare_pairs
 
+pytestmark = pytest.mark.slow  # thousands of studies
 NAMES = ["unet", "unetpp", "nnunet", "sdunet"]
 LIFT = np.array([[0.01], [0.0]])  # the first of two models is better by one point
 
