@@ -6,7 +6,8 @@
     python benchmarks/sweep.py --device cuda       # the same on a GPU (torch operations only)
 
 Median of the repeats, with half the distance between the quartiles; factors against the published loop in float32;
-shares of the best product rate in the same precision; peak memory from a process of its own each (Linux).
+shares of the best product rate in the same precision; peak memory from a process of its own each (Linux). With `--out`
+the table is kept in benchmarks/results too.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from measure import conditions, write
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ulna.arithmetic import multiplies_bf16
+from ulna.allocation import keep_freed_memory
+from ulna.arithmetic import autocast, multiplies_bf16
 from ulna.kernels import native, sweep_native
 from ulna.kernels.sweep import Direction, Gates, describe, force, sweep
 from ulna.networks.build import build
@@ -159,14 +163,15 @@ def resident(which: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(which))
 
 
-def compare_sweeps(repeats: int, device: str) -> None:
-    """Print a table of the ways for every size."""
+def compare_sweeps(repeats: int, device: str) -> dict[str, Any]:
+    """Print a table of the ways for every size, and give it back."""
     compared = ways(device)
     rates = {
         lowered: best_rate(device, torch.bfloat16 if lowered else torch.float32) for lowered in map(lowers, compared)
     }
     words = ", ".join(f"{rate / 1e9:.0f} in {'bf16' if lowered else 'float32'}" for lowered, rate in rates.items())
     print(f"best product rate, GFLOP/s: {words}; {torch.get_num_threads()} threads; sweeps: {describe()}\n")
+    rows: list[dict[str, Any]] = []
     print("| map | way | forward, ms | share | forward + backward, ms | share | against published | peak, MB |")
     print("|---|---|---|---|---|---|---|---|")
     for size in SIZES:
@@ -200,37 +205,73 @@ def compare_sweeps(repeats: int, device: str) -> None:
                 f"{b * 1e3:.1f} ± {b_spread * 1e3:.1f} | {3 * operations / b / rate:.0%} | {factors} | {memory} |",
                 flush=True,
             )
+            rows.append(
+                {
+                    "map": [size, size],
+                    "way": way,
+                    "forward_ms": [round(f * 1e3, 2), round(f_spread * 1e3, 2)],
+                    "forward_share": round(operations / f / rate, 3),
+                    "forward_backward_ms": [round(b * 1e3, 2), round(b_spread * 1e3, 2)],
+                    "forward_backward_share": round(3 * operations / b / rate, 3),
+                    "times_faster": [round(one[PUBLISHED][0] / f, 2), round(two[PUBLISHED][0] / b, 2)],
+                    "peak_mb": memory,
+                }
+            )
+    return {
+        "sweeps": describe(device),
+        "product_rate_gflops": {"bf16" if lowered else "float32": round(rate / 1e9) for lowered, rate in rates.items()},
+        "rows": rows,
+    }
 
 
-def compare_networks(repeats: int, device: str) -> None:
-    """Print a training step of the networks with sweeps against those without, at 3 x 144 x 192, batch 8."""
-    print("| network | training step, ms | against its baseline |")
-    print("|---|---|---|")
-    for baseline, with_sweeps in (("unet", "sdu_net"), ("unetpp", "sdnu_net")):
-        works: dict[str, Callable[[], object]] = {}
-        for name in (baseline, with_sweeps):
-            torch.manual_seed(0)
-            net = build(f"carvalho/{name}_polyps", in_channels=3).to(device).train()
-            net = net.to(memory_format=torch.channels_last)
-            image = torch.randn(BATCH, 3, 144, 192, device=device).contiguous(memory_format=torch.channels_last)
-            target = (image[:, :1] > 0).float()
-            optimizer = torch.optim.Adam(net.parameters(), 1e-4)
+def compare_networks(repeats: int, device: str) -> dict[str, Any]:
+    """A training step of the networks with sweeps against those without, at 3 x 144 x 192, batch 8: print and give back.
 
-            def step(
-                net: nn.Module = net,
-                optimizer: torch.optim.Optimizer = optimizer,
-                image: Tensor = image,
-                target: Tensor = target,
-            ) -> None:
-                optimizer.zero_grad()
-                nn.functional.binary_cross_entropy_with_logits(net(image), target).backward()
-                optimizer.step()
+    In float32, and in bf16 as `ulna train` takes it where the machine has products for it.
+    """
+    keep_freed_memory()
+    rows: list[dict[str, Any]] = []
+    print("| precision | network | training step, ms | against its baseline |")
+    print("|---|---|---|---|")
+    for precision in ("32", "bf16") if multiplies_bf16(torch.device(device)) else ("32",):
+        for baseline, with_sweeps in (("unet", "sdu_net"), ("unetpp", "sdnu_net")):
+            works = {
+                name: training_step(f"carvalho/{name}_polyps", precision, device) for name in (baseline, with_sweeps)
+            }
+            times = interleaved(works, repeats, device)
+            for name, (taken, spread) in times.items():
+                ratio = taken / times[baseline][0]
+                print(
+                    f"| {precision} | carvalho/{name}_polyps | {taken * 1e3:.0f} ± {spread * 1e3:.0f} | {ratio:.2f} |",
+                    flush=True,
+                )
+                rows.append(
+                    {
+                        "precision": precision,
+                        "model": f"carvalho/{name}_polyps",
+                        "training_step_ms": [round(taken * 1e3, 1), round(spread * 1e3, 1)],
+                        "against_baseline": round(ratio, 2),
+                    }
+                )
+    return {"batch": BATCH, "image": [3, 144, 192], "sweeps": describe(device), "rows": rows}
 
-            works[name] = step
-        times = interleaved(works, repeats, device)
-        for name, (taken, spread) in times.items():
-            ratio = taken / times[baseline][0]
-            print(f"| carvalho/{name}_polyps | {taken * 1e3:.0f} ± {spread * 1e3:.0f} | {ratio:.2f} |", flush=True)
+
+def training_step(model: str, precision: str, device: str) -> Callable[[], object]:
+    """One step of a network on a random batch, as `ulna train` takes it."""
+    torch.manual_seed(0)
+    net = build(model, in_channels=3).to(device).train().to(memory_format=torch.channels_last)
+    image = torch.randn(BATCH, 3, 144, 192, device=device).contiguous(memory_format=torch.channels_last)
+    target = (image[:, :1] > 0).float()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(precision, torch.device(device)):
+            logits = net(image)
+        nn.functional.binary_cross_entropy_with_logits(logits.float(), target).backward()
+        optimizer.step()
+
+    return step
 
 
 def main() -> None:
@@ -240,15 +281,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--networks", action="store_true")
+    parser.add_argument("--out", help="name of a file in benchmarks/results")
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "SIZE"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
     if flags.peak:
         print_peak(flags.peak[0], int(flags.peak[1]))
-    elif flags.networks:
-        compare_networks(flags.repeats, flags.device)
-    else:
-        compare_sweeps(flags.repeats, flags.device)
+        return
+    facts, compare = conditions(), compare_networks if flags.networks else compare_sweeps
+    if flags.device == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name()
+    table = compare(flags.repeats, flags.device)
+    if flags.out:
+        write(flags.out, {"conditions": facts, **table})
 
 
 if __name__ == "__main__":

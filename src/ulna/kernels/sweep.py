@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
-from ulna.kernels import sweep_lines, sweep_native, sweep_triton
-from ulna.kernels.window import window
+from ulna.kernels import sweep_lines, sweep_native, sweep_scan, sweep_triton
+from ulna.kernels.window import shifted, window
 
 PATHS = ("auto", "native", "triton", "lines", "reference")
 _pinned: list[str] = []
@@ -68,7 +68,7 @@ def sweep_reference(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     offsets = window(x.ndim - 3, gates.neighbours)
     swept = lines[:1]
     for s in lines[1:]:
-        u = torch.cat([_shifted(swept[-1], offset) for offset in offsets], dim=-1)
+        u = torch.cat([shifted(swept[-1], offset) for offset in offsets], dim=-1)
         ir, iz, i_n = linear(u, gates.weight_in, gates.bias_in).chunk(3, dim=-1)
         hr, hz, hn = linear(s, gates.weight_hidden, gates.bias_hidden).chunk(3, dim=-1)
         r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
@@ -79,27 +79,22 @@ def sweep_reference(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     return torch.stack(swept, dim=1 + direction.axis).movedim(-1, 1)
 
 
-def _shifted(line: Tensor, offset: tuple[int, ...]) -> Tensor:
-    """(N, *T, C): the value `offset` away from every position, 0 outside."""
-    margins = [margin for step in reversed(offset) for margin in (max(-step, 0), max(step, 0))]
-    padded = pad(line, [0, 0, *margins])
-    for axis, (step, length) in enumerate(zip(offset, line.shape[1:-1], strict=True), start=1):
-        padded = padded.narrow(axis, max(step, 0), length)
-    return padded
-
-
 def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     """`sweep_reference`, as fast as this machine can: the same values and gradients.
 
     State, gates and sums are kept in the precision of the weights. Under autocast, products read their operands in its
-    precision, unless that is slower: the native kernel does so in bf16 where the CPU has instructions for it. While a
-    network is exported it is the reference, whose loop every format knows.
+    precision, unless that is slower: the native kernel does so in bf16 where the CPU has instructions for it.
+
+    While a network is exported, it is one loop operator (`Scan` in ONNX) if gradients are off, as `torch.no_grad()` has
+    them; else the reference, every line of it written out, which can be trained.
 
     Shape:
         (N, C, *S) -> (N, C, *S)
     """
     dtype = gates.weight_in.dtype
     x = x.to(dtype)
+    if torch.compiler.is_exporting() and not torch.is_grad_enabled():
+        return sweep_scan.forward(x.movedim(1, -1), gates, *direction).movedim(-1, 1)
     if chosen() == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return sweep_reference(x, gates, direction)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *gates))
