@@ -11,9 +11,10 @@ from PIL import Image
 
 import ulna
 from tests.plans import make
-from ulna import cli, explaining
+from ulna import cli
 from ulna.errors import UsageError
-from ulna.explaining import explain
+from ulna.explaining import pictures
+from ulna.explaining.explain import explain
 from ulna.files import Tensors, write_tensors, write_text
 from ulna.inference import explaining as methods
 from ulna.recipe import Labels, Normalization, Recipe, Split, to_yaml
@@ -97,7 +98,7 @@ def test_the_maps_that_are_drawn_are_those_of_the_methods(tmp_path, picture, mon
     """The whole way of a volume's values: mask, region, gradient, and the grid of the image."""
     run, drawn = run_folder(tmp_path / "run", seed=2), {}
     monkeypatch.setitem(
-        explaining._WRITERS, 2, lambda *given: drawn.update(zip("ovmil", given, strict=True)) or names_of(given)
+        pictures.WRITERS, 2, lambda *given: drawn.update(zip("ovmil", given, strict=True)) or names_of(given)
     )
 
     def names_of(given):
@@ -283,7 +284,7 @@ def scan_of_another_kind(tmp_path):
 
 
 def test_the_command_line_takes_several_runs_and_then_the_image(tmp_path, picture, monkeypatch, capfd):
-    monkeypatch.setitem(cli.VERBS, "explain", Verb("ulna.explaining:explain", cli.description(explain)))
+    monkeypatch.setitem(cli.VERBS, "explain", Verb("ulna.explaining.explain:explain", cli.description(explain)))
     runs, out = [str(run_folder(tmp_path / name, seed)) for seed, name in enumerate("ab")], tmp_path / "why"
     assert (
         cli.run(["explain", *runs, str(picture), "--out", str(out), "--target", "foreground", "--tta", "--json"]) == 0

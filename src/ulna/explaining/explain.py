@@ -1,0 +1,225 @@
+"""The verb `explain`: what the answer for one image hangs on, and how sure it is, as pictures and as volumes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ulna.data.case import Case
+from ulna.data.dataset import Dataset
+from ulna.data.limits import memory
+from ulna.data.preprocess import prepare, prepare_labels
+from ulna.errors import UsageError, unknown
+from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
+from ulna.explaining.pictures import WRITERS, Mask
+from ulna.files import write_text
+from ulna.forecast import Forecast
+from ulna.inference import explaining as methods
+from ulna.inference.folding import folded
+from ulna.inference.predict import predict_volume, to_labels
+from ulna.networks.heads import Dense
+from ulna.networks.network import Network
+from ulna.recipe import Labels
+from ulna.segmenter import Ensemble, Segmenter, load
+from ulna.volume import Volume
+
+EXPLAIN_FILE = "explain.json"
+NO_PROOF = (
+    "these maps are no proof of what a network uses: a gradient tells how the answer changes with an infinitely small "
+    "change of the image, an attention coefficient is one factor of many, and a sure network can be wrong"
+)
+TOO_LARGE = "cut the image, or use a machine with more memory"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` wrote: the folder, the names of the files in it, and what each shows and how it was made."""
+
+    folder: Path
+    files: tuple[str, ...]
+    facts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"folder": str(self.folder), **self.facts}
+
+
+def explain(
+    run: Path | str | Sequence[Path | str],
+    image: Path | str,
+    /,
+    *,
+    out: Path | str,
+    target: str | None = None,
+    tta: bool = False,
+) -> Explanation:
+    """Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
+
+    Writes PNG for a 2D image; for a volume NIfTI in its geometry, and a contact sheet of the slice with the most of the
+    class. Saliency maps are no proof of what a network uses. Grad-CAM needs captum (pip install 'ulna[explain]').
+
+    Args:
+        run: a run folder of `ulna train`; of several, the spread of their answers is shown, and all else of the first.
+        image: an image.
+        out: folder for the maps and explain.json, which says how each was made.
+        target: the class to explain; left out, the structure with the most predicted voxels.
+        tta: predict mirrored copies of the image too; of a single run, the spread of these answers is shown.
+
+    Returns:
+        The folder, its files, and what stands in explain.json.
+
+    Raises:
+        UsageError: if the run, the image or the folder cannot be used, or there is no such class.
+
+    Example:
+        ulna explain runs/nuclei-unetpp scan.png --out why
+    """
+    runs, image, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(image), Path(out)
+    segmenter = load(runs)
+    labels = segmenter.plan.labels
+    wanted = None if target is None else _index(target, labels)
+    case = _only_case(image, segmenter.plan.in_channels)
+    _make_folder(out, case)
+    volume = case.read_image()
+    prepared = prepare(volume, segmenter.plan)
+    _need(segmenter, volume).check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
+
+    kind, members = _members(segmenter, volume, tta)
+    doubt = methods.uncertainty(members, exclusive=not labels.multilabel)
+    # heads differ from the network's answer, which may be the last of them
+    answer = segmenter.probabilities(volume) if kind == "heads" else doubt.mean
+    mask = to_labels(answer, labels, segmenter.recipe.inference.threshold)
+    index = _largest(mask, labels) if wanted is None else wanted
+    inside = _region(mask, index, labels)
+    region = prepare_labels(inside.astype(np.uint8), volume.spacing, segmenter.plan).bool()
+    empty = not bool(region.any())
+    summed = torch.ones_like(region) if empty else region
+    size = methods.window_size(segmenter.network, segmenter.plan, region.shape, memory() / 2)
+    piece = methods.telling_piece(summed, size, segmenter.recipe.inference.overlap)
+    subject = Subject(prepared, index, _names(labels)[index], summed, size, piece)
+
+    network = folded(segmenter.network).requires_grad_(False)  # a copy: only the image needs gradients
+    found = Found(
+        about={"overlay": {"method": "the predicted label map; in pictures its outline, and maps over the image"}}
+    )
+    add_saliency(segmenter, network, subject, found)
+    add_uncertainty(doubt, kind, subject, labels, found)
+    add_grad_cam(segmenter, network, subject, found)
+    add_attention(segmenter, network, subject, found)
+
+    files = WRITERS[volume.spatial_dims](out, volume, mask, inside, found.layers)
+    voxels = int(np.count_nonzero(inside))
+    written = [*dict.fromkeys(files.values()), EXPLAIN_FILE]
+    facts = {
+        "model": segmenter.recipe.model,
+        "runs": [one.resolve().name for one in runs],
+        "network": f"uncertainty is of all runs, all other maps of {runs[0].resolve().name}",
+        "image": case.id,
+        "target": subject.name,
+        "voxels": voxels,
+        "region": f"no voxel of the network's grid is predicted as {subject.name}: the sums run over the whole image"
+        if empty
+        else f"the sums run over the {voxels} voxels predicted as {subject.name}",
+        "tta": tta,
+        "maps": {name: {"file": files[name], **about} for name, about in found.about.items()},
+        "left_out": found.left_out,
+        "note": NO_PROOF,
+        "files": written,
+    }
+    write_text(out / EXPLAIN_FILE, json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False))
+    return Explanation(out, tuple(written), facts)
+
+
+def _only_case(image: Path, channels: int) -> Case:
+    cases = Dataset.from_folder(image, need_labels=False, channels=channels).cases
+    if len(cases) != 1:
+        raise UsageError(f"{image}: holds {len(cases)} images; name one of them")
+    return cases[0]
+
+
+def _make_folder(out: Path, case: Case) -> None:
+    """Make the folder; never one that holds the image or a run."""
+    if out.resolve() in {source.path.resolve().parent for source in case.images} or (out / "recipe.yaml").exists():
+        raise UsageError(f"{out}: holds the image or a run, which maps could replace; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
+
+
+def _need(segmenter: Segmenter, volume: Volume) -> Forecast:
+    """A prediction with its probabilities, and what the members leave: their mean, their spread and the entropy."""
+    kept = 3 * 4 * segmenter.plan.labels.outputs * math.prod(volume.size)
+    return Forecast({**segmenter.forecast(volume, probabilities=True).parts, "mean and spread": kept})
+
+
+def _members(segmenter: Segmenter, volume: Volume, tta: bool) -> tuple[str, Iterator[Tensor]]:
+    """Several answers for one image, (K, *S) each, and what they are answers of; one where there is no more."""
+    if isinstance(segmenter, Ensemble):
+        each = [member.mirrored() if tta else member for member in segmenter.members]
+        return "runs", (member.probabilities(volume) for member in each)
+    if tta and segmenter.plan.mirror_axes:
+        return "mirrored copies", (
+            _mirrored_answer(segmenter, volume, axes) for axes in methods.mirrorings(segmenter.plan.mirror_axes)
+        )
+    heads = _full_heads(segmenter.network)
+    if len(heads) > 1:
+        return "heads", (_head_answer(segmenter, volume, head) for head in heads)
+    return "answer", iter([segmenter.probabilities(volume)])
+
+
+def _mirrored_answer(segmenter: Segmenter, volume: Volume, axes: tuple[int, ...]) -> Tensor:
+    turned = tuple(axis + 1 for axis in axes)
+    mirrored = volume.with_array(np.ascontiguousarray(np.flip(volume.array, turned)))
+    return segmenter.probabilities(mirrored).flip(turned)
+
+
+def _head_answer(segmenter: Segmenter, volume: Volume, head: str) -> Tensor:
+    return predict_volume(
+        folded(segmenter.network.prune(head)),
+        segmenter.plan,
+        volume,
+        settings=segmenter.recipe.inference,
+        device=segmenter.device,
+        precision=segmenter.precision,
+    )
+
+
+def _full_heads(network: Network) -> list[str]:
+    """The heads that answer at the image's own size; of coarser ones the spread would show their resolution."""
+    if not isinstance(network.head, Dense):
+        return []
+    return [name for name in network.head.convs if network.wiring.node(name).level == 0]
+
+
+def _names(labels: Labels) -> tuple[str, ...]:
+    """The class of every map of the network."""
+    return labels.names[-labels.outputs :]
+
+
+def _index(target: str, labels: Labels) -> int:
+    if target not in _names(labels):
+        raise UsageError(f"--target: {unknown('class', target, _names(labels))}")
+    return _names(labels).index(target)
+
+
+def _largest(mask: NDArray[Any], labels: Labels) -> int:
+    """The structure with the most predicted voxels; the first one where nothing is predicted."""
+    structures = [index for index, name in enumerate(_names(labels)) if name in labels.foreground]
+    return max(structures, key=lambda index: np.count_nonzero(_region(mask, index, labels)))
+
+
+def _region(mask: NDArray[Any], index: int, labels: Labels) -> Mask:
+    """(*S): the voxels of a label map that have the class of a map of the network."""
+    if labels.multilabel:
+        return np.asarray(mask[index] != 0)
+    return np.asarray(mask == (1 if labels.outputs == 1 else index))
