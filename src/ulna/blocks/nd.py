@@ -56,34 +56,29 @@ def conv(
     )
 
 
-class Conv2d(nn.Conv2d):
-    """nn.Conv2d; a plain one that keeps the size goes to the kernel that is fastest for it.
+class _Conv:
+    """What torch's convolution lacks: a plain one that keeps the size goes to the kernel that is fastest for it.
 
     Shape:
-        (N, C, H, W), or several maps whose channels add up to C -> (N, K, H, W)
+        (N, C, *S), or several maps whose channels add up to C -> (N, K, *S')
     """
 
-    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self: Any, x: Tensor | Sequence[Tensor]) -> Tensor:
         if _keeps_size(self):
             return convolve(x, self.weight, self.bias)
-        whole = _whole(x)
+        whole = x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)
         if _dilated_on_cpu(self, whole):
             with torch.autocast("cpu", enabled=False):
-                return super().forward(whole.float())
-        return super().forward(whole)
+                return self._conv_forward(whole.float(), self.weight, self.bias)
+        return self._conv_forward(whole, self.weight, self.bias)
 
 
-class Conv3d(nn.Conv3d):
-    """nn.Conv3d, likewise."""
+class Conv2d(_Conv, nn.Conv2d):
+    """nn.Conv2d, fast: (N, C, H, W), or several such maps -> (N, K, H', W')."""
 
-    def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
-        if _keeps_size(self):
-            return convolve(x, self.weight, self.bias)
-        whole = _whole(x)
-        if _dilated_on_cpu(self, whole):
-            with torch.autocast("cpu", enabled=False):
-                return super().forward(whole.float())
-        return super().forward(whole)
+
+class Conv3d(_Conv, nn.Conv3d):
+    """nn.Conv3d, fast: (N, C, D, H, W), or several such maps -> (N, K, D', H', W')."""
 
 
 def _dilated_on_cpu(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
@@ -94,10 +89,6 @@ def _dilated_on_cpu(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
     happens to lie in memory comes back, NaN too.
     """
     return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and set(conv.dilation) != {1}
-
-
-def _whole(x: Tensor | Sequence[Tensor]) -> Tensor:
-    return x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)
 
 
 def _keeps_size(conv: nn.Conv2d | nn.Conv3d) -> bool:
