@@ -5,6 +5,7 @@
     python benchmarks/sweep.py --networks          # a training step of SDU-Net and SDNU-Net against their baselines
     python benchmarks/sweep.py --device cuda       # the same on a GPU (torch operations only)
 
+The published loop runs as it comes, and once more with memory that is kept for the next call, as `ulna train` has it for all.
 Median of the repeats, with half the distance between the quartiles; factors against the published loop in float32;
 shares of the best product rate in the same precision; peak memory from a process of its own each (Linux). With `--out`
 the table is kept in benchmarks/results too.
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import conditions, write
+from measure import allocator, conditions, write
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -35,7 +36,7 @@ from ulna.networks.build import build
 CHANNELS, BATCH = 150, 8
 SIZES = (48, 24, 12)
 SWEEPS = (Direction(1), Direction(0))  # one after the other, as in a layer
-PUBLISHED = "published"
+PUBLISHED, KEPT = "published", "published, memory kept"
 
 
 def published(x: Tensor, cell: nn.GRUCell, direction: Direction) -> Tensor:
@@ -52,10 +53,12 @@ def published(x: Tensor, cell: nn.GRUCell, direction: Direction) -> Tensor:
 
 def ways(device: str) -> list[str]:
     """What there is to compare on this machine: a path, and "bf16" after it where operands are cast."""
-    found = [PUBLISHED, "lines"]
+    found = [PUBLISHED, *([KEPT] if device == "cpu" else []), "lines"]
     if device == "cpu" and native.library("sweep") is not None:
         found.append("native")
-    lowered = [f"{way} bf16" for way in found if way != "native" or sweep_native.multiplies_bf16()]
+    lowered = [
+        f"{way} bf16" for way in found if way != PUBLISHED and (way != "native" or sweep_native.multiplies_bf16())
+    ]
     return found + (lowered if multiplies_bf16(torch.device(device)) else [])
 
 
@@ -64,9 +67,14 @@ def lowers(way: str) -> bool:
     return way.endswith("bf16")
 
 
+def path_of(way: str) -> str:
+    """The path that computes."""
+    return PUBLISHED if way.startswith(PUBLISHED) else way.split()[0]
+
+
 def layer(way: str, size: int, device: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """A map, and two sweeps over it in one of the ways."""
-    path = way.split()[0]
+    path = path_of(way)
     cast = torch.autocast(device, torch.bfloat16, enabled=lowers(way))
     torch.manual_seed(0)
     cells = [nn.GRUCell(3 * CHANNELS, CHANNELS).to(device) for _ in SWEEPS]
@@ -105,11 +113,13 @@ def seconds(work: Callable[[], object], device: str) -> float:
 
 def interleaved(works: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, tuple[float, float]]:
     """Median and half the interquartile distance of every work, in turns, after one call each."""
-    for work in works.values():
+    for name, work in works.items():
+        allocator(keeps=name != PUBLISHED)
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
+            allocator(keeps=name != PUBLISHED)
             times[name].append(seconds(work, device))
     found = {}
     for name, taken in times.items():
@@ -120,7 +130,7 @@ def interleaved(works: dict[str, Callable[[], object]], repeats: int, device: st
 
 def backward(way: str, swept: Tensor, weights: Tensor) -> None:
     """The backward pass, on the path of the forward pass."""
-    path = way.split()[0]
+    path = path_of(way)
     with force("auto" if path == PUBLISHED else path):
         swept.backward(weights)
 
