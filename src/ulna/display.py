@@ -223,6 +223,30 @@ def _compare(console: Console, study: Any) -> None:
     _plain(console, f"report: {study.folder / 'report.html'}")
 
 
+def _bench(console: Console, made: Any) -> None:
+    conditions = made.facts["conditions"]
+    table = _table("", "Dice \\[95 %]", "s an epoch", "MB training", "ms a prediction", "voxels asked")
+    before = None
+    for row in made.facts["rows"]:
+        if row["field"] != before:
+            before = row["field"]
+            table.add_section()
+        dice = dict(zip(("mean", "low", "high"), row["dice"], strict=True))
+        training = [f"{row['epoch_s']:.1f}", f"{row['training_mb']:.0f}"] if "epoch_s" in row else ["", ""]
+        asked = f"{row['asked']:.1%}" if "asked" in row else ""
+        name = f"{row['field'].rpartition('.')[2]} = {row['value']:g}"
+        table.add_row(
+            name, _value(dice), *training, f"{row['prediction_ms']:.1f}", asked, style="bold" if row["base"] else None
+        )
+    console.print(table)
+    _plain(console, "bold: the recommended build; one field is varied at a time", style="dim")
+    if conditions["synthetic"]:
+        console.print(
+            "the data are synthetic, made by ulna: these figures say nothing about real images", style="yellow"
+        )
+    _plain(console, f"curves: {made.facts['figure']}")
+
+
 def _prune(console: Console, made: Any) -> None:
     measured = made.rows[0]["p50_ms"] is not None
     columns = ["level", "ends at", "parameters", "GMACs"]
@@ -282,6 +306,7 @@ def _quoted(path: Any) -> str:
 
 
 SHOW: dict[str, Callable[[Console, Any], None]] = {
+    "bench": _bench,
     "check": _check,
     "compare": _compare,
     "demo": _demo,

@@ -39,7 +39,7 @@ VERBS: dict[str, Verb] = {
         "Compare predicted masks with references, case by case and class by class.",
     ),
     "explain": Verb(
-        "ulna.explaining:explain",
+        "ulna.explaining.explain:explain",
         "Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
     ),
     "prune": Verb(
@@ -48,6 +48,10 @@ VERBS: dict[str, Verb] = {
     ),
     "compare": Verb(
         "ulna.study.comparing:compare", "Train several networks alike, and say with statistics which is better."
+    ),
+    "bench": Verb(
+        "ulna.benchmarking.bench:bench",
+        "Measure what the choices of a network cost, and what they gain, on this machine.",
     ),
 }
 

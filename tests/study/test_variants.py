@@ -55,6 +55,20 @@ def test_the_smallest_batch_holds_for_all():
     assert any(note.startswith(f"batch {min(alone)} for all") for note in settled.footnotes)
 
 
+def test_one_field_is_varied_at_a_time():
+    vary = ["optimizer.lr=1e-3,1e-2", "loss.kind=dice,cross_entropy"]
+    rows = make_variants(["unet"], {"optimizer": {"lr": 1e-3}}, vary, [], one_at_a_time=True)
+    assert [row.name for row in rows] == [
+        "unet",  # has the first rate already
+        "unet optimizer.lr=1e-2",
+        "unet loss.kind=dice",
+        "unet loss.kind=cross_entropy",
+    ]
+    assert rows[1].recipe.loss == rows[0].recipe.loss != rows[2].recipe.loss
+    assert rows[2].recipe.optimizer.lr == rows[0].recipe.optimizer.lr == 1e-3
+    assert len(make_variants(["unet"], {}, vary, [])) == 4
+
+
 @pytest.mark.parametrize("model", ["unet", "unetpp", "attention_unet", "sdu_net", "omega_net"])
 def test_parameters_are_matched(model):
     settled = settle(make_variants([model], {}, [], []), facts(), Labels(), match=Budget.read("params=1M"))

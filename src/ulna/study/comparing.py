@@ -62,6 +62,7 @@ def compare(
     folds: int | None = None,
     match: str | None = None,
     vary: Sequence[str] = (),
+    one_at_a_time: bool = False,
     epochs: int | None = None,
     max_hours: float | None = None,
     recipe: Path | str | None = None,
@@ -82,7 +83,8 @@ def compare(
         seeds: trainings of every network; one says nothing about the architecture.
         folds: train on so many of the data set's folds, of five where splits.json gives none.
         match: a size to scale every network to: params=8.5M or gmacs=3G.
-        vary: KEY=V1,V2,...: one row for each value, such as loss.kind=dice,cross_entropy.
+        vary: KEY=V1,V2,...: one row for each value, such as loss.kind=dice,cross_entropy; several: every combination.
+        one_at_a_time: with several --vary, change one field at a time; the unchanged network stands beside them.
         epochs: at most so many a training.
         max_hours: at most so long a training.
         recipe: a YAML file with everything else, the same for all.
@@ -101,7 +103,9 @@ def compare(
     data, out = Path(data), Path(out)
     names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
     _check_numbers(seeds, folds, margin, jobs)
-    variants = make_variants(names, _base(recipe, epochs, max_hours), _listed(vary), _listed(set))
+    variants = make_variants(
+        names, _base(recipe, epochs, max_hours), _listed(vary), _listed(set), one_at_a_time=one_at_a_time
+    )
     budget = None if match is None else Budget.read(match)
     others = read_beside([Path(one) for one in _listed(beside)], [variant.name for variant in variants])
     before = _stored(out)
@@ -124,6 +128,7 @@ def compare(
     todo = make_jobs(settled.variants, seeds, folds, out / "runs")
     flags = {
         "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--match": match, "--vary": vary,
+        "--one-at-a-time": one_at_a_time or None,
         "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe, "--set": set,
         "--margin": None if margin == 0.01 else margin, "--jobs": None if jobs == 1 else jobs, "--beside": beside,
     }  # fmt: skip
@@ -309,5 +314,5 @@ def _words(flags: Mapping[str, Any]) -> list[str]:
     words = []
     for flag, value in flags.items():
         values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-        words += [word for one in values for word in (flag, str(one))]
+        words += [flag] if value is True else [word for one in values for word in (flag, str(one))]
     return words

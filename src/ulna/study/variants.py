@@ -84,7 +84,12 @@ class Budget:
 
 
 def make_variants(
-    models: Sequence[str], base: Mapping[str, Any], vary: Sequence[str], changes: Sequence[str]
+    models: Sequence[str],
+    base: Mapping[str, Any],
+    vary: Sequence[str],
+    changes: Sequence[str],
+    *,
+    one_at_a_time: bool = False,
 ) -> list[Variant]:
     """The rows of a study, before planning.
 
@@ -93,6 +98,7 @@ def make_variants(
         base: what the study's recipe file and flags state, the same for all; its own network counts only without `models`.
         vary: `KEY=V1,V2,...`; several make every combination.
         changes: `KEY=VALUE` for all.
+        one_at_a_time: vary one field of every network and leave the others as they are; the unvaried network is a row too.
 
     Raises:
         UsageError: with every name, key or value that is wrong.
@@ -111,12 +117,13 @@ def make_variants(
             recipe = parse(Recipe, merged(recipe.model_dump(), base))
             for change in changes:
                 recipe = set_value(recipe, change)
-            for chosen in itertools.product(*axes):
+            for chosen in _singly(axes) if one_at_a_time else itertools.product(*axes):
                 varied, said = recipe, ""
                 for key, value in chosen:
                     varied = set_value(varied, f"{key}={value}")
                     said += f" {_short(key)}={value}"
-                variants.append(Variant(model + said, varied, _footnotes(varied)))
+                if not (one_at_a_time and chosen and varied == recipe):  # a value that is there already
+                    variants.append(Variant(model + said, varied, _footnotes(varied)))
         except UsageError as error:
             problems.append(f"{model}: {error}")
     if problems:
@@ -298,6 +305,11 @@ def _axis(text: str) -> list[tuple[str, str]]:
     if not equals or not key.strip() or len(chosen) < 2:
         raise UsageError(f"--vary {text}: expected KEY=V1,V2,..., for example loss.kind=dice,cross_entropy")
     return [(key.strip(), value) for value in chosen]
+
+
+def _singly(axes: Sequence[Sequence[tuple[str, str]]]) -> list[tuple[tuple[str, str], ...]]:
+    """Nothing changed, then every value of every field by itself."""
+    return [(), *((pair,) for axis in axes for pair in axis)]
 
 
 def _value_at(recipe: Recipe, path: str) -> Any:
