@@ -9,6 +9,7 @@
 // Their operands are the map's own numbers, or pairs of bfloat16 that one instruction multiplies and adds in float32;
 // everything between products is in the map's precision. No sum depends on how many threads there are.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -322,6 +323,7 @@ struct Lines {
     explicit Lines(const int64_t* s, int width)
         : N(s[0]), L(s[1]), T1(s[2]), T2(s[3]), C(s[4]), K(s[5]), sn(s[6]), st(s[7]), sy(s[8]), sx(s[9]), start(s[10]),
           M(s[0] * s[2] * s[3]), groups(ceiling(s[4], width)), threads(1), dy(s + 12), dx(s + 12 + s[5]) {
+        const int64_t above = std::any_of(dy, dy + K, [](int64_t step) { return step != 0; });  // rows of margin
 #ifdef _OPENMP
         const int64_t tiles = ceiling(M, MR);
         threads = static_cast<int>(s[11] < tiles ? s[11] : tiles);
@@ -330,9 +332,9 @@ struct Lines {
             for (int64_t y = 0; y < T1; ++y)
                 for (int64_t x = 0; x < T2; ++x) {
                     place.push_back(start + n * sn + y * sy + x * sx);
-                    padded.push_back((n * (T1 + 2) + y + 1) * (T2 + 2) + x + 1);
+                    padded.push_back((n * (T1 + 2 * above) + y + above) * (T2 + 2) + x + 1);
                 }
-        padded_count = N * (T1 + 2) * (T2 + 2);
+        padded_count = N * (T1 + 2 * above) * (T2 + 2);
     }
     int64_t step(int64_t j) const { return dy[j] * (T2 + 2) + dx[j]; }  // to neighbour j, in positions with margins
     void rows(const Team& team, int64_t* first, int64_t* last) const {
@@ -351,16 +353,26 @@ struct Columns {
     }
 };
 
+// zeros in the columns that only fill the last vector: a panel is written once, and whole
+template <typename O>
+void fill_up(Columns<O> columns, O* panel) {
+    for (int64_t c = columns.count; c < columns.wide; ++c) panel[c] = O{};
+}
 // columns of w^T, where w is (., width) row by row: panel (count, wide) of operands from w[row + c][first + k]
 template <typename O>
 O* pack_transposed(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t count, Columns<O> columns,
-                   O* line, O* panel) {
-    const int64_t length = ceiling(count, PACK<O>);
-    for (int64_t c = 0; c < columns.count; ++c) {
-        put_row(line, w + (row + c) * width + first, count);
-        for (int64_t k = 0; k < length; ++k) panel[k * columns.wide + c] = line[k];
+                   O* panel) {
+    constexpr int64_t SOME = 16;  // rows of the panel that stay in the first cache while all columns pass
+    O line[SOME];
+    for (int64_t k = 0; k < count; k += SOME * PACK<O>) {
+        const int64_t numbers = std::min(count - k, SOME * PACK<O>), length = ceiling(numbers, PACK<O>);
+        for (int64_t c = 0; c < columns.count; ++c) {
+            put_row(line, w + (row + c) * width + first + k, numbers);
+            for (int64_t i = 0; i < length; ++i) panel[i * columns.wide + c] = line[i];
+        }
+        for (int64_t i = 0; i < length; ++i, panel += columns.wide) fill_up(columns, panel);
     }
-    return panel + length * columns.wide;
+    return panel;
 }
 // the same of w itself: panel (count, wide) of operands from w[row + k][first + c]
 template <typename O>
@@ -371,6 +383,7 @@ O* pack(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t c
         const T* rows[PACK<O>];
         for (int i = 0; i < PACK<O>; ++i) rows[i] = k + i < count ? w + (row + k + i) * width + first : zeros;
         weave_row(panel, rows, columns.count);
+        fill_up(columns, panel);
     }
     return panel;
 }
@@ -383,8 +396,8 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
     const int64_t C = l.C, CO = ceiling(C, PACK<O>), KC = l.K * C;
     // for every group of channels: r and z over neighbours and position, n over neighbours, n over the position
     const int64_t third = (l.K + 1) * CO;  // rows of a panel
-    Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * 3 * third), line0(l.padded_count * CO), line1(l.padded_count * CO);
-    Buffer<O> owns(PACK<O> > 1 ? l.threads * BLOCK * CO : 0), scratch(l.threads * CO);
+    Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * 3 * third, false);
+    Buffer<O> line0(l.padded_count * CO), line1(l.padded_count * CO), owns(PACK<O> > 1 ? l.threads * BLOCK * CO : 0);
     Buffer<T> biases(l.groups * 4 * NR<T>), outs(l.threads * 4 * BLOCK * NR<T>, false);
     for (int64_t c = 0; c < C; ++c) {
         T* b = &biases[c / NR<T> * 4 * NR<T> + c % NR<T>];
@@ -412,9 +425,9 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
         for (int64_t i = first; i < last; ++i) {
             const Columns<O> columns(C, i / 3);
             const int64_t row = i % 3 * C + columns.first;
-            O *p = &weights[3 * third * columns.first + i % 3 * third * columns.wide], *line = &scratch[team.thread * CO];
-            for (int64_t j = 0; j < l.K; ++j) p = pack_transposed(wi, KC, row, j * C, C, columns, line, p);
-            pack_transposed(wh, C, row, 0, C, columns, line, p);
+            O* p = &weights[3 * third * columns.first + i % 3 * third * columns.wide];
+            for (int64_t j = 0; j < l.K; ++j) p = pack_transposed(wi, KC, row, j * C, C, columns, p);
+            pack_transposed(wh, C, row, 0, C, columns, p);
         }
         l.rows(team, &first, &last);
         T* out = &outs[team.thread * 4 * BLOCK * NR<T>];
@@ -495,7 +508,7 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
     in_large_pages(dx, M * l.L * C * sizeof(T));
     // carry: for every neighbour 3C rows of W_i; then 3C rows of W_h
     const int64_t panel = 3 * (l.K + 1) * CO;  // rows
-    Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * panel);
+    Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * panel, false);
     // slopes of one line: (dr, dz, dn, dn * r) of every position with margins, double so that lines need one meeting
     const int64_t WO = 4 * CO;
     Buffer<O> slopes0(l.padded_count * WO), slopes1(l.padded_count * WO);
@@ -505,7 +518,8 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
     Buffer<O> turned0(4 * tiles * room * MR, false), turned1(4 * tiles * room * MR, false);
     // panels of neighbours, then of the position itself; the former have no use for dn * r
     const int64_t panels = (l.K + 1) * l.groups;
-    Buffer<T> sums(panels * 3 * tiles * MR * NR<T>);
+    const int64_t panel_sums = 3 * tiles * MR * NR<T>;
+    Buffer<T> sums(panels * panel_sums, false);
     const int64_t wide = ceiling(C, WIDTH<T>) * WIDTH<T>;
     Buffer<T> bias_sums(ceiling(M, MR) * 4 * wide), outs(l.threads * 2 * BLOCK * NR<T>, false);  // sums of every MR rows
     Buffer<O> sources(l.threads * room * NR<T>, false);
@@ -524,6 +538,7 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
         const Team team;
         int64_t first, last, panel_first, panel_last;
         team.share(panels, &panel_first, &panel_last);
+        std::memset(&sums[panel_first * panel_sums], 0, sizeof(T) * (panel_last - panel_first) * panel_sums);
         for (int64_t q = panel_first; q < panel_last; ++q) {
             const int64_t j = q / l.groups;
             const Columns<O> columns(C, q % l.groups);
@@ -628,7 +643,7 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
                                                   : accumulate<O, 1>;
                 for (int64_t i = 0; i < 3 * tiles; ++i) {
                     const int64_t tile = own && i >= 2 * tiles ? i + tiles : i;  // dn * r for the position itself
-                    run(turned + tile * room * MR, source, slot * MO, &sums[(q * 3 * tiles + i) * MR * NR<T>]);
+                    run(turned + tile * room * MR, source, slot * MO, &sums[q * panel_sums + i * MR * NR<T>]);
                 }
             }
             slot = 0;
@@ -636,16 +651,14 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
         }
         for (int64_t r = first; r < last; ++r)
             for (int64_t c = 0; c < C; ++c) dx[l.place[r] + c] = grad[l.place[r] + c] + carry[r * C + c];
-    }
-    for (int64_t q = 0; q < panels; ++q) {
-        const int64_t j = q / l.groups;
-        const Columns<O> columns(C, q % l.groups);
-        const int64_t c = columns.first;
-        const bool own = j == l.K;
-        for (int64_t i = 0; i < 3 * C; ++i) {
-            const int64_t channel = (q * 3 + i / C) * tiles * MR + i % C;
-            T* to = own ? dwh + i * C + c : dwi + i * KC + j * C + c;
-            std::memcpy(to, &sums[channel * NR<T>], sizeof(T) * columns.count);
+        for (int64_t q = panel_first; q < panel_last; ++q) {
+            const int64_t j = q / l.groups;
+            const Columns<O> columns(C, q % l.groups);
+            for (int64_t i = 0; i < 3 * C; ++i) {
+                T* to = j == l.K ? dwh + i * C + columns.first : dwi + i * KC + j * C + columns.first;
+                const T* from = &sums[q * panel_sums + (i / C * tiles * MR + i % C) * NR<T>];
+                std::memcpy(to, from, sizeof(T) * columns.count);
+            }
         }
     }
     for (int64_t i = 0; i < 3 * C; ++i) {
