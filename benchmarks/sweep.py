@@ -35,6 +35,7 @@ from ulna.networks.build import build
 
 CHANNELS, BATCH = 150, 8
 SIZES = (48, 24, 12)
+PROCESSES = 3  # whose peaks of memory are taken
 SWEEPS = (Direction(1), Direction(0))  # one after the other, as in a layer
 PUBLISHED, KEPT = "published", "published, memory kept"
 
@@ -149,13 +150,15 @@ def best_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def peak(way: str, size: int) -> int:
-    """MB that one forward and backward pass needs beyond what the process had before, in a process of its own."""
+    """MB that one forward and backward pass needs beyond what the process had before: median of processes of its own."""
     command = [sys.executable, __file__, "--peak", way, str(size), "--threads", str(torch.get_num_threads())]
-    return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    each = [int(subprocess.run(command, capture_output=True, check=True, text=True).stdout) for _ in range(PROCESSES)]
+    return round(statistics.median(each))
 
 
 def print_peak(way: str, size: int) -> None:
     """Print the growth of the process's memory over what it held before, in MB."""
+    allocator(keeps=way != PUBLISHED)
     for edge in (4, size):  # once small: libraries and threads are there
         x, run = layer(way, edge, "cpu")
         before = resident("VmRSS")
@@ -180,7 +183,7 @@ def compare_sweeps(repeats: int, device: str) -> dict[str, Any]:
         lowered: best_rate(device, torch.bfloat16 if lowered else torch.float32) for lowered in map(lowers, compared)
     }
     words = ", ".join(f"{rate / 1e9:.0f} in {'bf16' if lowered else 'float32'}" for lowered, rate in rates.items())
-    print(f"best product rate, GFLOP/s: {words}; {torch.get_num_threads()} threads; sweeps: {describe()}\n")
+    print(f"best product rate, GFLOP/s: {words}; {torch.get_num_threads()} threads; sweeps: {describe(device)}\n")
     rows: list[dict[str, Any]] = []
     print("| map | way | forward, ms | share | forward + backward, ms | share | against published | peak, MB |")
     print("|---|---|---|---|---|---|---|---|")

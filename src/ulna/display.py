@@ -75,9 +75,12 @@ def _models(console: Console, models: list[Any]) -> None:
         "parameters in millions. ulna models NAME shows source and slots.",
         style="dim",
     )
+    import torch
+
     from ulna.kernels.sweep import describe
 
-    console.print(f"sweeps (sdn blocks) on this machine's CPU: {describe()}", style="dim")
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        console.print(f"sweeps (sdn blocks) on this machine's {device.upper()}: {describe(device)}", style="dim")
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -224,23 +227,28 @@ def _compare(console: Console, study: Any) -> None:
 
 
 def _bench(console: Console, made: Any) -> None:
-    conditions = made.facts["conditions"]
-    table = _table("", "Dice \\[95 %]", "s an epoch", "MB training", "ms a prediction", "voxels asked")
+    table = _table("", "Dice \\[95 %]", "epochs", "s an epoch", "MB training", "ms a prediction", "voxels asked")
     before = None
     for row in made.facts["rows"]:
         if row["field"] != before:
             before = row["field"]
             table.add_section()
         dice = dict(zip(("mean", "low", "high"), row["dice"], strict=True))
-        training = [f"{row['epoch_s']:.1f}", f"{row['training_mb']:.0f}"] if "epoch_s" in row else ["", ""]
+        training = ["", "", ""]
+        if "epochs" in row:
+            training = [f"{row['epochs']:.0f}", f"{row['epoch_s']:.1f}", f"{row['training_mb']:.0f}"]
         asked = f"{row['asked']:.1%}" if "asked" in row else ""
         name = f"{row['field'].rpartition('.')[2]} = {row['value']:g}"
         table.add_row(
             name, _value(dice), *training, f"{row['prediction_ms']:.1f}", asked, style="bold" if row["base"] else None
         )
     console.print(table)
-    _plain(console, "bold: the recommended build; one field is varied at a time", style="dim")
-    if conditions["synthetic"]:
+    _plain(console, "bold: the unvaried network; one field is varied at a time", style="dim")
+    if made.facts["warning"]:
+        _plain(console, made.facts["warning"], style="yellow")
+    for note in made.facts["footnotes"]:
+        _plain(console, f"note: {note}", style="dim")
+    if made.facts["conditions"]["synthetic"]:
         console.print(
             "the data are synthetic, made by ulna: these figures say nothing about real images", style="yellow"
         )

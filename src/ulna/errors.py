@@ -61,10 +61,11 @@ class PartialFailure(UlnaError):
         failed: name -> reason.
         done: how many were written.
         what: the name for many of them.
+        result: what was found without them, as the verb would have given it back.
     """
 
-    def __init__(self, failed: dict[str, str], done: int, what: str = "cases") -> None:
-        self.failed, self.done = dict(failed), done
+    def __init__(self, failed: dict[str, str], done: int, what: str = "cases", result: object = None) -> None:
+        self.failed, self.done, self.result = dict(failed), done, result
         lines = "\n".join(f"  {name}: {reason}" for name, reason in self.failed.items())
         super().__init__(
             f"{len(self.failed)} of {len(self.failed) + done} {what} failed, the others are written\n{lines}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ulna.kernels.sweep import Direction, Gates, sweep, sweep_reference
+from ulna.kernels.sweep import Direction, Gates, force, sweep, sweep_reference
 from ulna.networks.build import build
 
 CASES = [
@@ -53,6 +53,12 @@ def test_a_map_of_one_line_needs_no_loop():
         program = torch.export.export(layer, (x,))
     assert loops(program) == 0
     assert torch.equal(program.module()(x), x)
+
+
+def test_a_pinned_reference_is_exported_as_it_stands():
+    layer, x = Sweep(4, 3, Direction(0)), torch.randn(1, 4, 3, 5)
+    with torch.no_grad(), force("reference"):
+        assert loops(torch.export.export(layer, (x,))) == 0
 
 
 def test_with_gradients_on_an_exported_sweep_can_be_trained():

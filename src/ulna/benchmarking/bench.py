@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ulna.benchmarking import implicit
-from ulna.errors import UsageError, unknown
+from ulna.errors import PartialFailure, unknown
 from ulna.files import write_text
+from ulna.study.jobs import command, words
 
-# name -> what it measures; each is called with the data, the folder, and the flags of a training
+# name -> what it measures; each is called with the data, the folder, the flags of a training and the command to go on with
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"implicit": implicit.measure}
 RESULT = "bench.json"
+HOURS = 0.1  # of a training, where nothing else is said
+LIMITS = ("training.epochs", "training.max_hours")
 
 
 @dataclass(frozen=True)
@@ -50,34 +53,44 @@ def bench(
     """Measure what the choices of a network cost, and what they gain, on this machine.
 
     `implicit`: points a patch, width of the decoder, share and scatter of the boundary points, and the mesh of prediction,
-    one at a time around the recommended Implicit U-Net, against Dice, time and memory. Thirteen trainings; stopped, or
-    killed, it does what is missing when it is called again.
+    one at a time around the recommended Implicit U-Net, against Dice, time and memory. Thirteen trainings a seed; stopped,
+    or killed, it does what is missing when it is called again.
 
     Args:
         name: implicit.
         data: a data set of volumes in any known layout; left out, a small synthetic one that ulna draws.
         out: the folder for bench.json, curves.png and the trainings.
         epochs: at most so many a training.
-        max_hours: at most so long a training; 0.1 where no epochs are given.
+        max_hours: at most so long a training; 0.1 where neither this nor epochs is given.
         seeds: trainings of every choice.
         set: changes of single fields for all, KEY=VALUE.
 
     Raises:
         UsageError: for an unknown name, or if anything about the data or the folder is wrong; nothing is lost then.
-        PartialFailure: if some trainings failed.
+        PartialFailure: if some trainings failed; the others are in the table.
 
     Example:
         ulna bench implicit data/hippocampus --out bench-implicit
     """
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is a file; choose another --out")
-    if epochs is None and max_hours is None:
-        max_hours = 0.1
+    folder, changes = Path(out), [set] if isinstance(set, str) else list(set)
+    flags = {"--epochs": epochs, "--max-hours": max_hours, "--seeds": None if seeds == 1 else seeds, "--set": changes}
+    given = [] if data is None else [str(data)]
+    again = command(["bench", name, *given, *words(flags), "--out", str(folder)])
+    if epochs is None and max_hours is None and not any(change.strip().startswith(LIMITS) for change in changes):
+        max_hours = HOURS
     facts = BENCHMARKS[name](
-        None if data is None else Path(data), folder, epochs=epochs, max_hours=max_hours, seeds=seeds, set=set
+        None if data is None else Path(data),
+        folder,
+        seeds=seeds,
+        changes=changes,
+        again=again,
+        epochs=epochs,
+        max_hours=max_hours,
     )
+    made = Bench(name, folder, facts)
     write_text(folder / RESULT, json.dumps(facts, indent=1, allow_nan=False))
-    return Bench(name, folder, facts)
+    if facts["failed"]:
+        raise PartialFailure(facts["failed"], facts["trainings"] - len(facts["failed"]), "trainings", made)
+    return made

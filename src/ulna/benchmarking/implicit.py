@@ -6,28 +6,36 @@ showing others.
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ulna.allocation import keep_freed_memory
 from ulna.benchmarking.curves import draw_curves
 from ulna.data.dataset import Dataset
 from ulna.data.read import encode_labels
-from ulna.demonstration import make_phantom
+from ulna.demonstration import STATEMENT, make_phantom
+from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate_pairs
+from ulna.files import TEMPORARY
+from ulna.inference.sparse import Tally
+from ulna.networks.catalog import NAMED
 from ulna.progress import track
-from ulna.recipe import Plan, from_yaml
+from ulna.recipe import Recipe, from_yaml
 from ulna.segmenter import Segmenter, read_split
 from ulna.study.comparing import Study, compare
-from ulna.volume import Volume
+from ulna.study.costs import pick_case
+from ulna.study.statistics import Description, describe
+from ulna.study.variants import make_variants
 
 MODEL = "implicit_unet"
-# field of the recipe -> what a reader calls it, and the values tried
+# field of the recipe -> what a reader calls it, and the values tried beside the network's own
 VARIED: dict[str, tuple[str, tuple[float, ...]]] = {
     "points.count": ("points, share of a patch", (1 / 128, 1 / 64, 1 / 32, 1 / 16)),
     "architecture.head.points.width": ("decoder width", (64, 128, 256, 512)),
@@ -36,119 +44,208 @@ VARIED: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 SPACING = "inference.spacing"
 SPACINGS = (1, 2, 4, 8)
+COUNT, SIZE = 16, (64, 64, 48)  # of the synthetic volumes
+ROUNDS = 7  # predictions of an image with every mesh, in turn
+WRITTEN = ("data", "study", "bench.json", "curves.png")
 
 
-def measure(data: Path | None, out: Path, *, seeds: int, set: Sequence[str], **limits: Any) -> dict[str, Any]:
+def measure(
+    data: Path | None, out: Path, *, seeds: int, changes: Sequence[str], again: str, **limits: Any
+) -> dict[str, Any]:
     """Train the recommended build and its variations as a study, predict with several meshes, and draw.
 
     Args:
         data: a data set of volumes; None draws one.
         out: the folder.
         seeds: trainings of each.
-        set: changes for all.
+        changes: for all, KEY=VALUE.
+        again: the command that goes on after a stop.
         limits: `epochs` and `max_hours` of a training.
 
     Returns:
-        `conditions`, and `rows` of field, value, whether it is the unvaried network's own, Dice with its interval, seconds an
-        epoch, MB of training, ms of a prediction; those of the mesh have the share of the voxels that were asked in place
-        of what training costs.
+        `conditions`; `rows` of field, value, whether it is the unvaried network's own, Dice with its interval, epochs,
+        seconds an epoch and MB of training, ms of a prediction, where those of the mesh have the share of the voxels that
+        were asked in place of what training costs; `warning`, `footnotes` and `failed` of the study.
     """
-    synthetic = data is None
-    if data is None:
-        data = out / "data"
-        if not data.exists():
-            make_phantom(data, count=16, size=(64, 64, 48))
+    settings = [*(f"{key}={value}" for key, value in NAMED[MODEL].recipe.items()), *changes]
     vary = [f"{field}={','.join(f'{value:g}' for value in values)}" for field, (_, values) in VARIED.items()]
-    study = compare(
-        data, models=MODEL, out=out / "study", seeds=seeds, vary=vary, one_at_a_time=True, set=set, **limits
-    )
-    run = study.folder / "runs" / MODEL / "seed0"
-    rows = [row for field, (_, values) in VARIED.items() for row in _training_rows(study, field, values)]
-    rows += _mesh_rows(run, data)
-    plan = from_yaml(Plan, run / "plan.yaml")
+    variants = make_variants(
+        [MODEL], {}, vary, settings, one_at_a_time=True
+    )  # says what is wrong before anything is drawn
+    own = _own(variants[0].recipe)
+    _check_folder(out, data)
+    synthetic = data is None
+    data = _drawn(out) if data is None else data
+    try:
+        study = compare(
+            data,
+            models=MODEL,
+            out=out / "study",
+            seeds=seeds,
+            vary=vary,
+            one_at_a_time=True,
+            set=settings,
+            **limits,
+        )
+    except Interrupted as stop:
+        raise Interrupted(stop.signal, again) from None
+    except PartialFailure as failure:
+        if not isinstance(failure.result, Study) or MODEL not in failure.result.outcome.models:
+            raise
+        study = failure.result
+    outcome = study.outcome
+    runs = [study.folder / "runs" / MODEL / f"seed{seed}" for seed in range(seeds)]
+    rows = [row for field, (_, values) in VARIED.items() for row in _training_rows(study, field, values, own[field])]
+    rows += _mesh_rows(study, runs, data, own[SPACING])
+    training = from_yaml(Recipe, runs[0] / "recipe.yaml").training
     conditions = {
+        **outcome.costs.conditions,
         "data": data.resolve().name,
         "synthetic": synthetic,
-        "part": study.outcome.part,
-        "cases": study.outcome.cases,
+        "part": outcome.part,
+        "cases": outcome.cases,
         "seeds": seeds,
-        **limits,
-        "changes": list(set),
-        "patch": list(plan.patch),
-        "batch": plan.batch,
-        **study.outcome.costs.conditions,
+        "epochs": training.epochs,
+        "max_hours": training.max_hours,
+        "changes": list(changes),
     }
-    said = ("made by ulna, not real; " if synthetic else "") + (
-        f"{study.outcome.cases} {study.outcome.part} cases of {conditions['data']}, {seeds} seed{'s' * (seeds > 1)}, "
-        + " and ".join(f"{value:g} {name.replace('max_', '')}" for name, value in limits.items() if value is not None)
-        + f" a training, {conditions['device']}, {conditions['threads']} threads"
+    limit = f"{training.epochs} epochs" if training.max_hours is None else f"{training.max_hours:g} hours"
+    said = (
+        f"{outcome.cases} {outcome.part} cases of {conditions['data']}{' (made by ulna, not real)' * synthetic}, {seeds} "
+        f"seed{'s' * (seeds > 1)}, {limit} a training, {conditions['device']}, {conditions['threads']} threads"
     )
     names = {field: name for field, (name, _) in VARIED.items()} | {SPACING: "spacing of the mesh, voxels"}
     draw_curves(rows, names, out / "curves.png", conditions=said)
-    return {"conditions": conditions, "rows": rows, "figure": str(out / "curves.png")}
+    return {
+        "conditions": conditions,
+        "rows": rows,
+        "warning": outcome.warning,
+        "footnotes": outcome.footnotes,
+        "failed": study.failed,
+        "trainings": seeds * len(variants),
+        "figure": str(out / "curves.png"),
+    }
 
 
-def _training_rows(study: Study, field: str, values: Sequence[float]) -> Iterator[dict[str, Any]]:
-    """One a value. The value that has no row of its own is the unvaried network's: a study with a failed one ends before."""
+def _own(recipe: Recipe) -> dict[str, float | None]:
+    """The values of the unvaried network."""
+    return {
+        "points.count": recipe.points.count,
+        "architecture.head.points.width": recipe.architecture.head.options.get("width"),
+        "points.alpha": recipe.points.alpha,
+        "points.sigma": recipe.points.sigma,
+        SPACING: recipe.inference.spacing,
+    }
+
+
+def _check_folder(out: Path, data: Path | None) -> None:
+    """Refuse a folder that holds anything but an earlier benchmark, or that of other data."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out}: is a file; choose another --out")
+    others = [p.name for p in out.iterdir() if p.name not in WRITTEN and not p.name.startswith(TEMPORARY)]
+    drawn = out / "data"
+    if others or (drawn.exists() and _statement(drawn) != STATEMENT):
+        raise UsageError(
+            f"{out}: holds something else than a benchmark ({(others or ['data'])[0]}); choose another --out"
+        )
+    if data is None and (out / "study").exists() and not drawn.exists():
+        raise UsageError(f"{out}: was begun with a data set; name it again, or choose another --out")
+    if data is not None and drawn.exists():
+        raise UsageError(f"{out}: was begun with synthetic data; leave the data set out, or choose another --out")
+
+
+def _statement(folder: Path) -> str | None:
+    path = folder / "SYNTHETIC"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _drawn(out: Path) -> Path:
+    """The synthetic data set, whole or absent."""
+    target, temporary = out / "data", out / f"{TEMPORARY}{os.getpid()}-data"
+    if target.exists():
+        return target
+    try:
+        for leftover in out.glob(f"{TEMPORARY}*-data"):
+            shutil.rmtree(leftover)
+        temporary.mkdir(parents=True)
+        make_phantom(temporary, count=COUNT, size=SIZE)
+        temporary.rename(target)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
+    return target
+
+
+def _training_rows(study: Study, field: str, values: Sequence[float], own: float | None) -> Iterator[dict[str, Any]]:
+    """One a value, but for those whose training failed."""
     outcome = study.outcome
-    for value in values:
-        name = f"{MODEL} {field.removeprefix('architecture.')}={value:g}"
-        own = name in outcome.models
-        name = name if own else MODEL
-        dice = outcome.described[name]["dice"]
-        yield {
-            "field": field,
-            "value": value,
-            "base": not own,
-            "dice": [dice.mean, dice.low, dice.high],
-            "epoch_s": 3600 * outcome.hours[name] / outcome.epochs[name],
-            "training_mb": outcome.training_mb[name],
-            "prediction_ms": outcome.costs.models[name].wall_ms[0],
-        }
+    for value in sorted({*values, *([] if own is None else [own])}):
+        name = MODEL if value == own else f"{MODEL} {field.removeprefix('architecture.')}={value:g}"
+        if name in outcome.models:
+            yield {
+                "field": field,
+                "value": value,
+                "base": value == own,
+                "dice": _interval(outcome.described[name]["dice"]),
+                "epochs": outcome.epochs[name],
+                "epoch_s": 3600 * outcome.hours[name] / outcome.epochs[name],
+                "training_mb": outcome.training_mb[name],
+                "prediction_ms": outcome.costs.models[name].wall_ms[0],
+            }
 
 
-def _mesh_rows(run: Path, data: Path) -> list[dict[str, Any]]:
-    """One a step of the mesh, by the unvaried network's first run; image by image, all meshes in turn."""
-    split, dataset = read_split(run), Dataset.from_folder(data)
+def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None) -> list[dict[str, Any]]:
+    """One a step of the mesh, by all runs of the unvaried network on all scored cases; times on the image of the study's."""
+    split, dataset = read_split(runs[0]), Dataset.from_folder(data)
     wanted = {*(split.test or split.val)}
     cases = [case for case in dataset.cases if case.id in wanted]
+    spacings = sorted({*SPACINGS, *([] if own is None else [int(own)])})
+    scores: dict[tuple[str, int, str], float] = {}
+    asked = {spacing: Tally() for spacing in spacings}
+    for seed, run in enumerate(runs):
+        segmenters = _on_meshes(Segmenter.load(run), asked)
+        for case in track(cases, "predicting on meshes"):
+            volume, labels = case.read_image(), segmenters[1].plan.labels
+            reference = encode_labels(case.read_labels(), labels)
+            for spacing, segmenter in segmenters.items():
+                pair = (case.id, segmenter.mask(volume), reference, volume)
+                scores[f"{spacing}", seed, case.id] = evaluate_pairs([pair], labels).case_dice(case.id)
+    described = describe(scores, {row.case: row.group for row in study.outcome.rows if row.group})
     keep_freed_memory()
-    first = Segmenter.load(run)
-    inference = first.recipe.inference
-    segmenters = {
-        spacing: Segmenter(
-            first.network,
-            first.plan,
-            first.recipe.replaced(inference=inference.replaced(spacing=spacing)),
-            first.device,
-        )
-        for spacing in SPACINGS
-    }
-    seconds: dict[int, list[float]] = {spacing: [] for spacing in SPACINGS}
-    masks: dict[int, list[tuple[str, NDArray[Any], NDArray[Any], Volume]]] = {spacing: [] for spacing in SPACINGS}
-    warm = False
-    for case in track(cases, "predicting on meshes"):
-        volume, labels = case.read_image(), case.read_labels()
+    volume = pick_case(cases).read_image()
+    seconds: dict[int, list[float]] = {spacing: [] for spacing in spacings}
+    segmenters = _on_meshes(Segmenter.load(runs[0]), {spacing: Tally() for spacing in spacings})
+    for number in range(ROUNDS + 1):
         for spacing, segmenter in segmenters.items():
-            if not warm:
-                segmenter.mask(volume)
             start = time.perf_counter()
-            mask = segmenter.mask(volume)
-            seconds[spacing].append(time.perf_counter() - start)
-            masks[spacing].append((case.id, mask, encode_labels(labels, segmenter.plan.labels), volume))
-        warm = True
-    rows = []
-    for spacing, segmenter in segmenters.items():
-        dice = evaluate_pairs(masks[spacing], segmenter.plan.labels).summary["mean"]["dice"]
-        tally = segmenter.tally
-        rows.append(
-            {
-                "field": SPACING,
-                "value": spacing,
-                "base": spacing == inference.spacing,
-                "dice": [dice["mean"], dice["low"], dice["high"]],
-                "asked": (tally.mesh + tally.refined) / tally.voxels,
-                "prediction_ms": 1e3 * float(np.median(seconds[spacing])),
-            }
-        )
-    return rows
+            segmenter.mask(volume)
+            if number:
+                seconds[spacing].append(time.perf_counter() - start)
+    return [
+        {
+            "field": SPACING,
+            "value": spacing,
+            "base": spacing == own,
+            "dice": _interval(described[f"{spacing}"]),
+            "asked": (asked[spacing].mesh + asked[spacing].refined) / asked[spacing].voxels,
+            "prediction_ms": 1e3 * float(np.median(seconds[spacing])),
+        }
+        for spacing in spacings
+    ]
+
+
+def _on_meshes(trained: Segmenter, tallies: Mapping[int, Tally]) -> dict[int, Segmenter]:
+    """A run's network with meshes of several steps, each counting what it asks."""
+    segmenters = {}
+    for spacing, tally in tallies.items():
+        inference = trained.recipe.inference.replaced(spacing=spacing)
+        recipe = trained.recipe.replaced(inference=inference)
+        segmenters[spacing] = Segmenter(trained.network, trained.plan, recipe, trained.device)
+        segmenters[spacing].tally = tally
+    return segmenters
+
+
+def _interval(found: Description) -> list[float | None]:
+    """Mean, low, high; None for what one unit does not give."""
+    return [value if math.isfinite(value) else None for value in (found.mean, found.low, found.high)]

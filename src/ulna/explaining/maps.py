@@ -51,6 +51,7 @@ class Subject(NamedTuple):
 
 
 def add_saliency(segmenter: Segmenter, network: Network, subject: Subject, found: Found) -> None:
+    """Saliency of the target, a map per channel."""
     plan, image = segmenter.plan, subject.prepared.image.to(segmenter.device)
     maps = methods.saliency(
         network,
@@ -84,6 +85,7 @@ def add_saliency(segmenter: Segmenter, network: Network, subject: Subject, found
 
 
 def add_uncertainty(doubt: methods.Uncertainty, kind: str, subject: Subject, labels: Labels, found: Found) -> None:
+    """Entropy of the mean answer and, of several answers, their spread."""
     entropy = doubt.entropy[0 if len(doubt.entropy) == 1 else subject.target].numpy()
     title = f"uncertainty, {doubt.members} {kind}" if doubt.members > 1 else "uncertainty"
     found.layers["uncertainty"] = [Panel(title, f"entropy, 0 to {doubt.most:.2f} nats", entropy, doubt.most)]
@@ -110,6 +112,7 @@ def add_uncertainty(doubt: methods.Uncertainty, kind: str, subject: Subject, lab
 
 
 def add_grad_cam(segmenter: Segmenter, network: Network, subject: Subject, found: Found) -> None:
+    """Grad-CAM at the deepest node; left out, with the reason, where captum is missing."""
     piece = subject.piece
     image, region = (part[piece.window].to(segmenter.device) for part in (subject.prepared.image, subject.region))
     try:
@@ -130,6 +133,7 @@ def add_grad_cam(segmenter: Segmenter, network: Network, subject: Subject, found
 
 
 def add_attention(segmenter: Segmenter, network: Network, subject: Subject, found: Found) -> None:
+    """The coefficients of the network's own attention blocks, if it has any."""
     piece = subject.piece
     image = subject.prepared.image[piece.window].to(segmenter.device)
     coefficients = methods.attention_maps(network, image)

@@ -22,7 +22,7 @@ from ulna.forecast import ON_THE_GPU, gpu_memory
 from ulna.planning import fingerprint, forecast_training
 from ulna.recipe import Labels, Recipe, Split, parse, read_yaml
 from ulna.study.costs import Costs, measure_costs, pick_case
-from ulna.study.jobs import Job, command, make_jobs, run_jobs
+from ulna.study.jobs import Job, command, make_jobs, run_jobs, words
 from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside
 from ulna.study.publishing import publish
 from ulna.study.scores import read_scores
@@ -132,7 +132,7 @@ def compare(
         "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe, "--set": set,
         "--margin": None if margin == 0.01 else margin, "--jobs": None if jobs == 1 else jobs, "--beside": beside,
     }  # fmt: skip
-    again = command(["compare", str(data), *_words(flags), "--out", str(out)])
+    again = command(["compare", str(data), *words(flags), "--out", str(out)])
     log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
     failed = run_jobs(todo, data, at_once=at_once, resume_command=again)
 
@@ -158,9 +158,10 @@ def compare(
     )
     write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
     publish(outcome, done, dataset, out)
+    study = Study(out, outcome, failed)
     if failed:
-        raise PartialFailure(failed, len(todo) - len(failed), "trainings")
-    return Study(out, outcome, failed)
+        raise PartialFailure(failed, len(todo) - len(failed), "trainings", study)
+    return study
 
 
 def _listed(values: str | Sequence[str]) -> list[str]:
@@ -307,12 +308,3 @@ def _footnotes(settled: Settled, budget: Budget | None, failed: Mapping[str, str
     notes += [f"{variant.name}: {note}" for variant in settled.variants for note in variant.footnotes]
     notes += [f"{job} failed ({why}); its network is left out" for job, why in failed.items()]
     return notes
-
-
-def _words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as a person types them."""
-    words = []
-    for flag, value in flags.items():
-        values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-        words += [flag] if value is True else [word for one in values for word in (flag, str(one))]
-    return words

@@ -130,15 +130,14 @@ def _stored(kept: Path, key: Mapping[str, str]) -> Costs | None:
 
 
 _PREDICT = """
-import sys, resource
-from ulna.allocation import keep_freed_memory
+import sys
+from ulna.allocation import keep_freed_memory, peak_memory_mb
 from ulna.data.dataset import Dataset
 from ulna.segmenter import Segmenter
 keep_freed_memory()
 case = Dataset.from_folder(sys.argv[2]).case(sys.argv[3])
 Segmenter.load(sys.argv[1]).mask(case.read_image())
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(peak / (2**20 if sys.platform == "darwin" else 2**10))
+print(peak_memory_mb())
 """
 
 

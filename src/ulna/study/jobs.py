@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,3 +213,12 @@ def _duration(seconds: float) -> str:
 def command(arguments: Sequence[str]) -> str:
     """A command line as a person types it."""
     return shlex.join(["ulna", *arguments])
+
+
+def words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as a person types them."""
+    typed: list[str] = []
+    for flag, value in flags.items():
+        values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+        typed += [flag] if value is True else [word for one in values for word in (flag, str(one))]
+    return typed
