@@ -21,7 +21,7 @@ from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.verbs import VERBS, find
 
 EVERYWHERE = ("--quiet", "--json")
-METAVARS = {"set": "KEY=VALUE", "vary": "KEY=V1,V2", "beside": "STUDY"}
+METAVARS = {"set": "KEY=VALUE", "vary": "KEY=V1,V2", "beside": "STUDY", "name": "NAME"}
 RESEARCH_USE = "Research use only; not a medical device."
 
 

@@ -40,11 +40,11 @@ class Bench:
 
 
 def bench(
-    name: str,
+    name: str = "implicit",
     data: Path | str | None = None,
     /,
     *,
-    out: Path | str,
+    out: Path | str | None = None,
     epochs: int | None = None,
     max_hours: float | None = None,
     seeds: int = 1,
@@ -57,9 +57,9 @@ def bench(
     or killed, it does what is missing when it is called again.
 
     Args:
-        name: implicit.
+        name: which benchmark; implicit.
         data: a data set of volumes in any known layout; left out, a small synthetic one that ulna draws.
-        out: the folder for bench.json, curves.png and the trainings.
+        out: the folder for bench.json, curves.png and the trainings; runs/bench-NAME by default.
         epochs: at most so many a training.
         max_hours: at most so long a training; 0.1 where neither this nor epochs is given.
         seeds: trainings of every choice.
@@ -74,7 +74,8 @@ def bench(
     """
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
-    folder, changes = Path(out), [set] if isinstance(set, str) else list(set)
+    folder = Path("runs") / f"bench-{name}" if out is None else Path(out)
+    changes = [set] if isinstance(set, str) else list(set)
     flags = {"--epochs": epochs, "--max-hours": max_hours, "--seeds": None if seeds == 1 else seeds, "--set": changes}
     given = [] if data is None else [str(data)]
     again = command(["bench", name, *given, *words(flags), "--out", str(folder)])

@@ -109,10 +109,10 @@ def measure(
         "max_hours": training.max_hours,
         "changes": list(changes),
     }
-    limit = f"{training.epochs} epochs" if training.max_hours is None else f"{training.max_hours:g} hours"
+    limit = _many(training.epochs, "epoch") if training.max_hours is None else f"{training.max_hours:g} hours"
     said = (
-        f"{outcome.cases} {outcome.part} cases of {conditions['data']}{' (made by ulna, not real)' * synthetic}, {seeds} "
-        f"seed{'s' * (seeds > 1)}, {limit} a training, {conditions['device']}, {conditions['threads']} threads"
+        f"{_many(outcome.cases, f'{outcome.part} case')} of {conditions['data']}{' (made by ulna, not real)' * synthetic}, "
+        f"{_many(seeds, 'seed')}, {limit} a training, {conditions['device']}, {_many(conditions['threads'], 'thread')}"
     )
     names = {field: name for field, (name, _) in VARIED.items()} | {SPACING: "spacing of the mesh, voxels"}
     draw_curves(rows, names, out / "curves.png", conditions=said)
@@ -125,6 +125,10 @@ def measure(
         "trainings": seeds * len(variants),
         "figure": str(out / "curves.png"),
     }
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _own(recipe: Recipe) -> dict[str, float | None]:
