@@ -15,6 +15,7 @@ CASES = [
     for axis in range(len(shape) - 2)
     for reverse in (False, True)
 ]
+FAST = [*CASES[:4], CASES[-1]]  # an export takes a second
 LEVELS = {"kind": "sdn", "levels": (-2,), "options": {"state_channels": 4, "residual": True}}
 
 
@@ -37,7 +38,10 @@ def loops(program):
     return sum(node.target is torch.ops.higher_order.scan for node in program.graph.nodes)
 
 
-@pytest.mark.parametrize(("shape", "neighbours", "direction"), CASES)
+@pytest.mark.parametrize(
+    ("shape", "neighbours", "direction"),
+    [case if case in FAST else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_an_exported_sweep_is_one_loop_and_equals_the_reference(shape, neighbours, direction):
     torch.manual_seed(0)
     layer, x = Sweep(shape[1], neighbours, direction), torch.randn(shape)
@@ -71,7 +75,13 @@ def test_with_gradients_on_an_exported_sweep_can_be_trained():
 
 @pytest.mark.filterwarnings("ignore")  # the exporters' own
 @pytest.mark.parametrize(
-    ("name", "size"), [("sdu_net", (12, 10)), ("sdnu_net", (9, 12)), ("sdu_net", (8, 6, 5))], ids=str
+    ("name", "size"),
+    [
+        ("sdu_net", (12, 10)),
+        pytest.param("sdnu_net", (9, 12), marks=pytest.mark.slow),
+        pytest.param("sdu_net", (8, 6, 5), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_networks_with_sweeps_run_in_onnx(name, size):
     pytest.importorskip("onnxscript", reason="ONNX is not installed")
