@@ -61,11 +61,9 @@ def boxes(models: Sequence[str], scores: NDArray[np.float64], unit: str, path: P
         places, scores.mean(axis=1), "D", color="white", markeredgecolor=figures.INK[False], markersize=6, zorder=4
     )
     axes.set_xticks(places, [_broken(model) for model in models])
-    _style(axes, f"{measure} of every {unit}, mean over seeds", "")
+    _style(axes, f"{measure} of every {unit}, mean over seeds", f"diamond: mean; a line joins one {unit}")
+    axes.xaxis.label.set_fontsize(7.5)
     axes.set_xlim(-0.6, len(models) - 0.4)
-    figure.text(
-        0.99, 0.005, "diamond: mean; a line joins one " + unit, ha="right", fontsize=7.5, color=figures.MUTED[False]
-    )
     return figures.write_figure(figure, path)
 
 
