@@ -72,7 +72,11 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
         case: of it, whose image is predicted.
         kept: the file in which the result is kept.
     """
-    key = {name: f"{run}:{(run / 'weights.safetensors').stat().st_mtime_ns}" for name, run in runs.items()}
+    # not by whole paths: a study that is moved, or named by another way to it, keeps its times
+    key = {
+        name: f"{run.parent.name}/{run.name}:{(run / 'weights.safetensors').stat().st_mtime_ns}"
+        for name, run in runs.items()
+    }
     stored = _stored(kept, key)
     if stored is not None:
         return stored
