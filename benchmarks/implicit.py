@@ -36,7 +36,7 @@ from ulna.data.points import count_points, sample_points
 from ulna.data.preprocess import Prepared
 from ulna.demonstration import make_phantom
 from ulna.inference.predict import collect, predict_slabs, slab_axis, to_labels
-from ulna.inference.sparse import Tally
+from ulna.inference.sparse import Tally, on_boundary
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, from_architecture
 from ulna.networks.cost import count_gmacs
@@ -124,14 +124,16 @@ def memory(name: str, *patch: str) -> float:
     keep_freed_memory()
     size = tuple(map(int, patch))
 
-    def run(side: Sequence[int], widths: Sequence[int]) -> None:
-        batch = ball(side)
-        step = trainer(Contender.named(name, side, widths), lambda: batch, len(side))
+    def run(side: Sequence[int], widths: Sequence[int], points: int | None = None) -> None:
+        batch, contender = ball(side), Contender.named(name, side, widths)
+        if points is not None and contender.points is not None:
+            contender.points = points
+        step = trainer(contender, lambda: batch, len(side))
         step()
         step()
 
-    # libraries and kernels are loaded before the count begins, by a small network: what it frees is kept
-    run([32] * len(size), [8] * len(WIDTHS))
+    # libraries and kernels are loaded before the count begins, by a small network at few points: what it frees is kept
+    run([32] * len(size), [8] * len(WIDTHS), points=1024)
     before = peak_mb()
     run(size, WIDTHS)
     return peak_mb() - before
@@ -243,7 +245,7 @@ def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
     """Three stages, every voxel and the U-Net on one volume, in turn."""
     patch, precision = tuple(arguments.patch or PATCHES["step-96"]), choose_precision("auto", CPU)
     networks = {name: Contender.named(name, patch) for name in ("nnunet", "implicit_unet")}
-    training = phantom([max(n, p) for n, p in zip(arguments.train_size, patch, strict=True)], seed=1)
+    training = phantom([max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)], seed=1)
     for name, contender in networks.items():
         contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=arguments.lr))
         step = trainer(contender, patches(*training, patch), len(patch))
@@ -293,6 +295,9 @@ def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
         "dice_of_three_stages_with_every_voxel": round(dice(labels["three stages"], labels["every voxel"]), 2),
     }
     if truth is not None:
+        spacing = Inference().spacing
+        cells = on_boundary(truth[None, None, ::spacing, ::spacing, ::spacing])
+        facts["share_that_the_truth_would_refine"] = round(float(cells.float().mean()), 4)
         facts["dice_with_truth"] = {way: round(dice(made, truth.numpy()), 2) for way, made in labels.items()}
     for key, value in facts.items():
         print(f"  {key}: {value}")
@@ -314,9 +319,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of steps; predictions take 1 in 5 of them, at least 1")
     parser.add_argument("--patch", type=int, nargs=3, help="in place of a work's own")
     parser.add_argument("--size", type=int, nargs=3, default=(256, 256, 128), help="of the predicted phantom")
-    parser.add_argument("--train-size", type=int, nargs=3, default=(128, 128, 96), help="of the phantom trained on")
+    parser.add_argument("--train-size", type=int, nargs=3, help="of the phantom trained on; as --size by default")
     parser.add_argument("--image", type=Path, help="predict this file in place of a phantom")
-    parser.add_argument("--steps", type=int, default=60, help="of training ahead of a prediction")
+    parser.add_argument("--steps", type=int, default=200, help="of training ahead of a prediction")
     parser.add_argument("--lr", type=float, default=1e-3, help="of that training")
     parser.add_argument("--overlap", type=float, default=0.5, help="of the windows")
     parser.add_argument("--out", default="implicit", help="name of the file in benchmarks/results")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ulna.errors import UsageError, unknown
 from ulna.kernels import native, normalize
 from ulna.kernels.convolution import convolve
+from ulna.kernels.slabs import convolve_in_slabs, suits
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
 NORMS = ("batch", "instance", "none")
@@ -64,6 +65,9 @@ class _Conv:
     """
 
     def forward(self: Any, x: Tensor | Sequence[Tensor]) -> Tensor:
+        if suits(x if isinstance(x, Tensor) else x[0], self.weight, dilation=self.dilation, groups=self.groups):
+            whole = x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)
+            return convolve_in_slabs(whole, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _keeps_size(self):
             return convolve(x, self.weight, self.bias)
         whole = x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)

@@ -1,0 +1,109 @@
+"""Convolutions of large volumes in low precision on a CPU, whose weight gradient is summed up slab by slab."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# Voxels of a slab. The library that torch calls copies the input and the gradient of the output for a weight gradient, once
+# a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread, the highest need of a whole training step. Of a slab it is a fourth.
+SLAB = 2**17
+
+
+def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) -> bool:
+    """Whether a convolution is one whose weight gradient is better taken in slabs."""
+    return (
+        type(x) is Tensor
+        and x.ndim == 5
+        and x.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and weight.requires_grad
+        and _precision(x) in (torch.bfloat16, torch.float16)
+        and {*dilation, groups} == {1}
+        and x[:, 0].numel() >= 2 * SLAB
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    )
+
+
+def convolve_in_slabs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """A convolution in the precision of autocast; the same values as torch's, and first derivatives only.
+
+    Slabs lie along the first spatial axis. Their weight gradients are added in float32, so that the sum is no less exact
+    than torch's.
+
+    Shape:
+        (N, C, D, H, W), (K, C, *kernel), (K,) -> (N, K, D', H', W')
+    """
+    dtype = _precision(x)
+    return _Slabs.apply(  # type: ignore[no-any-return,no-untyped-call]
+        x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), tuple(stride), tuple(padding)
+    )
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+class _Slabs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
+        return F.conv3d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.stride, ctx.padding
+        dw = torch.zeros_like(weight, dtype=torch.float32)
+        for rows, reads, margins in _slabs(x, dy, weight.shape[2], stride[0], padding[0]):
+            part = x[:, :, reads]
+            if any(margins):
+                part = F.pad(part, (0, 0, 0, 0, *margins))
+            part = part.contiguous(memory_format=torch.channels_last_3d)
+            slab = dy[:, :, rows].contiguous(memory_format=torch.channels_last_3d)
+            dw += _backward(slab, part, weight, stride, (0, *padding[1:]), (False, True, False))[1]
+        db = dy.sum(dim=(0, 2, 3, 4), dtype=torch.float32).to(dy.dtype) if ctx.has_bias else None
+        # after the weights': the working space of either is not needed beside the other's
+        dx = _backward(dy, x, weight, stride, padding, (True, False, False))[0] if ctx.needs_input_grad[0] else None
+        return dx, dw.to(weight.dtype), db, None, None
+
+
+def _slabs(
+    x: Tensor, dy: Tensor, kernel: int, stride: int, padding: int
+) -> Iterator[tuple[slice, slice, tuple[int, int]]]:
+    """Rows of the output, the rows of the input that they read, and how many zeros they read before and behind."""
+    depth, outputs = x.shape[2], dy.shape[2]
+    count = min(outputs, -(-x[:, 0].numel() // SLAB))
+    for number in range(count):
+        first, end = number * outputs // count, (number + 1) * outputs // count
+        low, high = first * stride - padding, (end - 1) * stride - padding + kernel
+        inside = slice(max(low, 0), min(high, depth))
+        yield slice(first, end), inside, (inside.start - low, high - inside.stop)
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    asked: tuple[bool, bool, bool],
+) -> Sequence[Tensor]:
+    """Gradients of the input, the weights and the bias: those that are asked for."""
+    plain = (1, 1, 1)
+    made: Sequence[Tensor] = torch.ops.aten.convolution_backward(
+        dy, x, weight, None, stride, padding, plain, False, (0, 0, 0), 1, asked
+    )
+    return made

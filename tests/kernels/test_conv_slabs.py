@@ -1,0 +1,60 @@
+"""Weight gradients in slabs against a convolution in float64, and against torch's own in bf16."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ulna.blocks import nd
+from ulna.kernels import slabs
+from ulna.kernels.slabs import convolve_in_slabs
+
+# (N, C, *S), K, kernel, stride: strides that leave rows over, several images, slabs of one row, more slabs asked than rows
+CASES = [
+    ((1, 4, 13, 9, 10), 6, (3, 3, 3), (1, 1, 1)),
+    ((2, 4, 13, 9, 10), 6, (3, 3, 3), (2, 2, 2)),
+    ((1, 4, 12, 8, 10), 3, (3, 3, 3), (2, 1, 2)),
+    ((1, 3, 11, 7, 6), 5, (1, 3, 3), (1, 2, 2)),
+    ((1, 3, 10, 8, 6), 5, (2, 2, 2), (2, 2, 2)),
+    ((1, 4, 9, 8, 7), 2, (5, 3, 1), (1, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("slab", [70, 250])
+@pytest.mark.parametrize(("size", "outputs", "kernel", "stride"), CASES)
+def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB", slab)
+    generator = torch.Generator().manual_seed(sum(size))
+    padding = [(n - 1) // 2 for n in kernel]
+    shapes = size, (outputs, size[1], *kernel), (outputs,)
+    values = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
+    ours = [v.clone().requires_grad_() for v in values]
+    exact = [v.double().requires_grad_() for v in values]
+    y = convolve_in_slabs(*ours, stride=stride, padding=padding)
+    truth = F.conv3d(*exact, stride, padding)
+    dy = torch.randn(truth.shape, generator=generator).bfloat16()
+    y.backward(dy)
+    truth.backward(dy.double())
+    for mine, true in zip((y, *(v.grad for v in ours)), (truth, *(v.grad for v in exact)), strict=True):
+        assert mine.dtype == torch.bfloat16 and mine.shape == true.shape
+        assert (mine - true).abs().max() < 0.008 * true.abs().max()  # two roundings to bf16
+
+
+def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB", 100)
+    taken = []
+    real = nd.convolve_in_slabs
+    monkeypatch.setattr(nd, "convolve_in_slabs", lambda x, *a, **k: taken.append(x.shape) or real(x, *a, **k))
+    conv, x = nd.conv(3, 2, 4), torch.randn(1, 2, 6, 8, 8)
+    conv(x)  # float32
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            conv(x)
+        assert not taken
+        y = conv([x[:, :1], x[:, 1:]])
+    assert taken == [x.shape] and y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        z = F.conv3d(x, conv.weight, conv.bias, padding=1)
+    once = torch.autograd.grad(z.float().square().sum(), conv.weight)[0]
+    assert (conv.weight.grad - once).abs().max() < 0.02 * once.abs().max()
+    assert conv.weight.grad.dtype == torch.float32
