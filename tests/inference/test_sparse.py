@@ -89,11 +89,15 @@ class Ball:
 
     def __init__(self, centre, radius):
         self.centre, self.radius, self.asked = torch.tensor(centre), radius, []
+        self.head = self
 
     def encode(self, image):
         return {}, image.shape[2:]
 
-    def head(self, maps, size, points):
+    def reader(self, maps, size):
+        return self.read
+
+    def read(self, points):
         self.asked.append(points.shape[1])
         logits = self.radius - (points - self.centre).double().norm(dim=-1)[:, None]
         return Outputs(logits, {}, points)
@@ -105,7 +109,7 @@ def test_a_ball_wider_than_the_mesh_is_found_to_the_voxel_from_few_points(spacin
     ball, tally = Ball((15.2, 16.9, 14.6), radius), Tally()
     p = staged(ball, torch.zeros(1, 1, 32, 32, 32), spacing=spacing, tally=tally)
     grid = torch.cartesian_prod(*(torch.arange(32),) * 3)[None]
-    assert torch.equal((p > 0.5).flatten(), (ball.head({}, (), grid).logits > 0).flatten())
+    assert torch.equal((p > 0.5).flatten(), (ball.read(grid).logits > 0).flatten())
     assert tally.voxels == 32**3
     assert tally.mesh == (32 // spacing) ** 3
     assert ball.asked[:2] == [tally.mesh, tally.refined]

@@ -63,7 +63,7 @@ def test_dense_work_is_that_of_the_encoder_and_a_decoder_at_every_voxel():
 
 
 @pytest.mark.parametrize(
-    ("point", "q"), [((0, 0, 0), (-1, -1, -1)), ((4, 2, 1), (1, 0, -1)), ((3, 4, 1), (0.5, 1, -1))]
+    ("point", "q"), [((0, 0, 0), (-1, -1, -1)), ((4, 2, 0), (1, 0, -1)), ((3, 4, 0), (0.5, 1, -1))]
 )
 def test_the_encoding_is_its_formula(point, q):
     """q = 2p / (S - 1) - 1, an axis of one voxel at -1; then sines and cosines of 2^l pi q."""
@@ -137,6 +137,35 @@ def test_points_have_the_logits_of_the_dense_answer(dims, gather, monkeypatch):
     assert outputs.heads["points"] is outputs.logits
     monkeypatch.setattr(heads.points, "CHUNK", 7)  # the last chunk is a partial one
     torch.testing.assert_close(net(image), dense)
+
+
+@pytest.mark.parametrize(("dims", "coarse"), [(2, 1), (3, 2)])
+def test_prediction_multiplies_coarse_maps_once_and_answers_as_training_does(dims, coarse):
+    """Half the levels are read point by point; those of stride 8 in 2D, and of 4 and 8 in 3D, are folded in."""
+    size = (16, 24, 8)[:dims]
+    net = narrow(dims=dims, classes=3, channels=(3, 4, 5, 6)).double()
+    maps = net.features(torch.randn(2, 1, *size, dtype=torch.float64))
+    points = random_points(size).repeat(2, 1, 1)
+    asked = net.head(maps, size, points).logits
+    with torch.no_grad():
+        folded = net.head._fold(maps, size, net.head.decoder.weights()[0])
+        assert len(folded.fine) == 4 - coarse
+        assert folded.product.shape[2:] == maps[net.head.nodes[4 - coarse]].shape[2:]
+        read = net.head.reader(maps, size)
+        torch.testing.assert_close(read(points).logits, asked)
+        dense = read(None).logits
+    at = torch.stack([one[(slice(None), *p.unbind(-1))] for one, p in zip(dense, points, strict=True)])
+    assert torch.equal(read(points).logits, at)
+
+
+@pytest.mark.parametrize("options", [{"gather": "linear"}, {"reinject": 2}])
+def test_where_the_first_layer_cannot_be_folded_it_is_not(options):
+    net = narrow(channels=(3, 4, 5, 6), head={"kind": "points", "options": {**NARROW["options"], **options}}).double()
+    image = torch.randn(1, 1, 16, 24, dtype=torch.float64)
+    with torch.no_grad():
+        assert net.head._fold(net.features(image), (16, 24), net.head.decoder.weights()[0]) is None
+        alone = net(image)
+    torch.testing.assert_close(alone, net(image))
 
 
 def test_the_head_reads_every_level_where_the_point_lies():

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ulna.blocks import nd
-from ulna.networks.heads import probabilities
+from ulna.networks.heads import Reader, probabilities
 from ulna.networks.network import Network
 from ulna.recipe import Inference
 
@@ -53,13 +51,13 @@ def by_stages(
     maps, size = network.encode(windows)
     answers = []
     for number in range(len(windows)):
-        read = partial(network.head, {name: m[number : number + 1] for name, m in maps.items()}, size)
+        read = network.head.reader({name: m[number : number + 1] for name, m in maps.items()}, size)
         answers.append(_one_window(read, windows.shape[2:], settings, multilabel, tally or Tally(), windows.device))
     return probabilities(torch.cat(answers), multilabel=multilabel)
 
 
 def _one_window(
-    read: Any, size: torch.Size, settings: Inference, multilabel: bool, tally: Tally, device: torch.device
+    read: Reader, size: torch.Size, settings: Inference, multilabel: bool, tally: Tally, device: torch.device
 ) -> Tensor:
     """Logits of one window, (1, K, *S)."""
     spacing = settings.spacing

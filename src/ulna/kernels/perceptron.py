@@ -20,7 +20,13 @@ LANES = 2**16
 
 
 def perceptron_reference(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dropout: float = 0.0, reinject: int = 0
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    dropout: float = 0.0,
+    reinject: int = 0,
+    first: Tensor | None = None,
 ) -> Tensor:
     """The definition, on any device and in any precision: hidden layers with ReLU and dropout, then a plain one.
 
@@ -32,20 +38,28 @@ def perceptron_reference(
         biases: of every layer.
         dropout: probability, after every hidden layer.
         reinject: the layer, counted from 1, that reads x a second time beside what comes in, with W + Cin columns; 0: none.
+        first: (R, W), added to the first product in place of that layer's bias; for prediction, it gets no gradient.
 
     Shape:
         (R, Cin) -> (R, K)
     """
     y = x
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
-        y = F.linear(torch.cat([y, x], dim=-1) if number == reinject else y, weight, bias)
+        entered = torch.cat([y, x], dim=-1) if number == reinject else y
+        y = F.linear(entered, weight, bias) if number > 1 or first is None else F.linear(entered, weight) + first
         if number < len(weights):
             y = F.dropout(y.relu(), dropout)
     return y
 
 
 def perceptron(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], *, dropout: float = 0.0, reinject: int = 0
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    dropout: float = 0.0,
+    reinject: int = 0,
+    first: Tensor | None = None,
 ) -> Tensor:
     """As `perceptron_reference`, block by block, in the precision of autocast where that is on.
 
@@ -53,14 +67,14 @@ def perceptron(
     bits for dropout come from torch's own generator; its probability is taken to 1 / 65,536. First derivatives only.
     """
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject)
+        return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, first=first)
     kind = x.device.type
     if x.dtype == torch.float32 and x.device.type != "meta" and torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
     layers = [*weights, *biases]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *layers)):
+    if first is None and torch.is_grad_enabled() and any(t.requires_grad for t in (x, *layers)):
         return _Perceptron.apply(x, dropout, reinject, *layers)  # type: ignore[no-untyped-call]
-    return _forward(x, _layers(layers, x), dropout, reinject, None)
+    return _forward(x, _layers(layers, x), dropout, reinject, None, first)
 
 
 class _Perceptron(torch.autograd.Function):
@@ -108,6 +122,7 @@ def _forward(
     dropout: float,
     reinject: int,
     hidden: Sequence[Tensor] | None,
+    first: Tensor | None = None,
 ) -> Tensor:
     """All rows, block by block; the outputs of the hidden layers go to `hidden` where that is given."""
     ws, bs = layers
@@ -118,7 +133,7 @@ def _forward(
             wide = y.shape[1]
             last = layer + 1 == len(ws)
             room = out[rows] if last else hidden[layer][rows] if hidden else x.new_empty(len(y), len(bias))
-            torch.addmm(bias, y, weight[:, :wide].t(), out=room)
+            torch.addmm(bias if layer or first is None else first[rows], y, weight[:, :wide].t(), out=room)
             if layer + 1 == reinject:
                 room.addmm_(x[rows], weight[:, wide:].t())
             if not last:

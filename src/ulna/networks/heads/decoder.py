@@ -90,13 +90,18 @@ class PointDecoder(nn.Module):
         """The normalised weights of the hidden layers, made once for as many points as are decoded with them."""
         return [layer.weight() for layer in self._hidden()]
 
+    def first_bias(self) -> Tensor:
+        """Of the first hidden layer: (W,)."""
+        return next(iter(self._hidden())).bias
+
     def operations(self) -> int:
         """Products, and additions of biases, for one point."""
         return sum(len(layer.v) * (layer.v.shape[1] + 1) for layer in self._hidden()) + self.final.out_features * (
             self.final.in_features + 1
         )
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, weights: Sequence[Tensor], first: Tensor | None = None) -> Tensor:
+        """`first`: (N, P, W), what the first layer adds to its product in place of its bias."""
         biases = [layer.bias for layer in self._hidden()]
         logits = perceptron(
             x.flatten(0, -2),
@@ -104,6 +109,7 @@ class PointDecoder(nn.Module):
             [*biases, self.final.bias],
             dropout=self.dropout if self.training else 0.0,
             reinject=self.reinject,
+            first=None if first is None else first.flatten(0, -2),
         )
         return logits.reshape(*x.shape[:-1], self.final.out_features)
 
@@ -127,8 +133,10 @@ def encode(points: Tensor, size: Sequence[int], frequencies: int) -> Tensor:
     Shape:
         (N, P, D) -> (N, P, 2 L D), float32
     """
-    last = points.new_tensor([max(n - 1, 1) for n in size]).to(torch.float32)
-    q = 2 * points.to(torch.float32) / last - 1
     scales = math.pi * 2.0 ** torch.arange(frequencies, device=points.device, dtype=torch.float32)
-    angles = q[..., None, :] * scales[:, None]  # (N, P, L, D)
-    return torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3)
+    places = []
+    for axis, length in enumerate(size):  # few values an axis, so that they are looked up, not computed at every point
+        q = 2 * torch.arange(length, device=points.device, dtype=torch.float32) / max(length - 1, 1) - 1
+        angles = q[:, None] * scales
+        places.append(torch.stack([angles.sin(), angles.cos()], dim=-1)[points[..., axis]])  # (N, P, L, 2)
+    return torch.stack(places, dim=-1).flatten(-3)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class Outputs(NamedTuple):
     logits: Tensor
     heads: dict[str, Tensor]
     points: Tensor | None = None
+
+
+Reader = Callable[[Tensor | None], Outputs]
 
 
 class Head(nn.Module, ABC):
@@ -59,6 +63,13 @@ class Head(nn.Module, ABC):
         Returns:
             Outputs with (N, K, *S), or (N, K, P) at points.
         """
+
+    def reader(self, maps: dict[str, Tensor], size: Sequence[int]) -> Reader:
+        """What reads the same maps several times, at points or, without any, everywhere: as `forward` does.
+
+        Made without gradients, it reads without.
+        """
+        return partial(self, maps, size)
 
     def only(self, name: str) -> Head:
         """The head at one node alone.

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
+from ulna.blocks import nd
 from ulna.errors import UsageError, unknown
 from ulna.kernels.gather import MODES
 from ulna.kernels.gather import gather as read_at
 from ulna.networks.heads.decoder import PointDecoder, encode
-from ulna.networks.heads.head import Head, Outputs
+from ulna.networks.heads.head import Head, Outputs, Reader
 from ulna.networks.wiring import Wiring
 
 CHUNK = 16384  # points decoded at once: without gradients, memory stays bounded at any number of them
+COARSE = 32  # a map with this many times fewer vectors than the image has voxels, or more
 
 
 class Points(Head):
@@ -73,12 +77,51 @@ class Points(Head):
         return wiring.pyramid
 
     def forward(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None = None) -> Outputs:
+        return self.reader(maps, size)(points)
+
+    def reader(self, maps: dict[str, Tensor], size: Sequence[int]) -> Reader:
         weights = self.decoder.weights()
-        parts = [self._at(some, maps, size, weights) for some in self._chunks(maps, size, points)]
-        logits = torch.cat(parts, dim=2)
-        if points is None:
-            logits = logits.reshape(*logits.shape[:2], *size)
-        return Outputs(logits, {"points": logits}, points)
+        folded = self._fold(maps, size, weights[0])
+
+        def read(points: Tensor | None = None) -> Outputs:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and folded is None):
+                parts = [self._at(some, maps, size, weights, folded) for some in self._chunks(maps, size, points)]
+                logits = torch.cat(parts, dim=2)
+            if points is None:
+                logits = logits.reshape(*logits.shape[:2], *size)
+            return Outputs(logits, {"points": logits}, points)
+
+        return read
+
+    def _fold(self, maps: dict[str, Tensor], size: Sequence[int], weight: Tensor) -> _Folded | None:
+        """The products of coarse maps with the first layer, once a vector of theirs in place of once a point of the image.
+
+        In prediction, where a vector of a coarse map is read at many points. It is the same sum in another order; which
+        maps are coarse depends on their sizes alone, so that a point has one answer however many are asked beside it.
+        """
+        first = maps[self.nodes[0]]
+        coarse = [name for name in self.nodes if COARSE * maps[name][0, 0].numel() <= math.prod(size)]
+        if not coarse or torch.is_grad_enabled() or self.mode != "nearest" or self.decoder.reinject or not _real(first):
+            return None
+        grid = maps[coarse[0]].shape[2:]  # of the finest of them
+        if any(n % m for name in coarse for n, m in zip((*size, *grid), (*grid, *maps[name].shape[2:]), strict=True)):
+            return None
+        widths = [maps[name].shape[1] for name in self.nodes]
+        columns = dict(
+            zip(self.nodes, torch.split(weight, [*widths, weight.shape[1] - sum(widths)], dim=1), strict=False)
+        )
+        total: Tensor | None = None
+        for name in coarse:
+            product = linear(maps[name].movedim(1, -1), columns[name]).movedim(-1, 1)
+            for axis, (n, m) in enumerate(zip(grid, product.shape[2:], strict=True), start=2):
+                product = product.repeat_interleave(n // m, dim=axis)
+            total = product.float() if total is None else total + product
+        assert total is not None
+        total = total + self.decoder.first_bias()[:, None].reshape(-1, *(1 for _ in size))
+        fine = [name for name in self.nodes if name not in coarse]
+        rest = torch.cat([*(columns[name] for name in fine), weight[:, sum(widths) :]], dim=1)
+        layout = nd.layout(len(size), True)
+        return _Folded(tuple(fine), rest, total.to(product.dtype).contiguous(memory_format=layout))
 
     def _chunks(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None) -> Iterator[Tensor]:
         """The points, or all voxels in the order of memory, a few at a time: (N, P, D).
@@ -96,7 +139,43 @@ class Points(Head):
             flat = torch.arange(start, min(start + step, voxels), device=first.device)
             yield torch.stack(torch.unravel_index(flat, tuple(size)), dim=-1).expand(images, -1, -1)
 
-    def _at(self, points: Tensor, maps: dict[str, Tensor], size: Sequence[int], weights: Sequence[Tensor]) -> Tensor:
-        vectors = [read_at(maps[name], points, size, mode=self.mode) for name in self.nodes]
-        vectors.append(encode(points, size, self.frequencies).to(vectors[0].dtype))
-        return self.decoder(torch.cat(vectors, dim=-1), weights).transpose(1, 2)
+    def _at(
+        self,
+        points: Tensor,
+        maps: dict[str, Tensor],
+        size: Sequence[int],
+        weights: Sequence[Tensor],
+        folded: _Folded | None,
+    ) -> Tensor:
+        nodes = self.nodes if folded is None else folded.fine
+        vectors = [read_at(maps[name], points, size, mode=self.mode) for name in nodes]
+        vectors.append(encode(points, size, self.frequencies).to(maps[self.nodes[0]].dtype))
+        x = torch.cat(vectors, dim=-1)
+        if folded is None:
+            return self.decoder(x, weights).transpose(1, 2)
+        first = read_at(folded.product, points, size)
+        return self.decoder(x, [folded.weight, *weights[1:]], first).transpose(1, 2)
+
+
+class _Folded(NamedTuple):
+    """The first layer of the decoder, with coarse maps multiplied already.
+
+    Args:
+        fine: the nodes that are still read point by point.
+        weight: (W, their channels and those of the place).
+        product: (N, W, *S / stride of the finest coarse map), the bias included.
+    """
+
+    fine: tuple[str, ...]
+    weight: Tensor
+    product: Tensor
+
+
+def _real(x: Tensor) -> bool:
+    """Values in memory, of no trace."""
+    return (
+        type(x) is Tensor
+        and x.device.type != "meta"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    )
