@@ -45,14 +45,15 @@ def test_windows_of_a_batch_are_answered_each_by_itself():
     torch.testing.assert_close(staged(net, images, spacing=4), alone, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("spacing", [2, 3, 4, 8])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_with_every_cell_on_a_boundary_it_is_the_dense_answer_exactly(dims, spacing, monkeypatch):
+def test_with_every_cell_on_a_boundary_it_is_the_dense_answer_exactly(dims, spacing, bf16, monkeypatch):
     monkeypatch.setattr(room, "on_boundary", lambda labels: torch.ones_like(labels[:, 0], dtype=torch.bool))
     net, image = network(dims, 3), torch.randn(1, 1, *SIZES[dims])
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         dense = probabilities(net(image))
-    assert torch.equal(staged(net, image, spacing=spacing), dense)
+        assert torch.equal(staged(net, image, spacing=spacing), dense)
 
 
 @pytest.mark.parametrize("size", [(13, 9), (1, 1), (3, 20), (7, 5, 9)])

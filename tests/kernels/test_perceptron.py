@@ -32,6 +32,38 @@ def test_blocks_give_the_values_and_gradients_of_the_definition(rows, reinject, 
         assert torch.equal(perceptron(x, weights, biases, reinject=reinject), ours)
 
 
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_prediction_gives_the_values_of_the_definition(dtype, depth, first, monkeypatch):
+    """In bf16 products, bias and ReLU may be one call; the first layer's sum may come from elsewhere."""
+    monkeypatch.setattr(room, "ROWS_PREDICTED", 7)
+    torch.manual_seed(0)
+    weights, biases = layers(5, *[6] * (depth - 1), 2, dtype=dtype)
+    x = torch.randn(20, 5, dtype=dtype)
+    added = torch.randn(20, len(biases[0]), dtype=dtype) if first else None
+    with torch.no_grad():
+        made = perceptron(x, weights, biases, first=added)
+        exact = perceptron_reference(
+            x.double(),
+            [w.double() for w in weights],
+            [b.double() for b in biases],
+            first=None if added is None else added.double(),
+        )
+    assert made.dtype == dtype
+    tolerance = 1e-12 if dtype == torch.float64 else 0.02
+    torch.testing.assert_close(made.double(), exact, atol=tolerance * exact.abs().max().item(), rtol=0)
+
+
+def test_a_row_has_the_same_answer_whatever_is_asked_beside_it():
+    """Sparse answers are dense ones at some places, in bf16 too."""
+    torch.manual_seed(0)
+    weights, biases = layers(156, 256, 256, 3, dtype=torch.bfloat16)
+    x, some = torch.randn(5000, 156, dtype=torch.bfloat16), torch.randperm(5000)[:1234]
+    with torch.no_grad():
+        assert torch.equal(perceptron(x, weights, biases)[some], perceptron(x[some], weights, biases))
+
+
 def test_a_frozen_input_or_decoder_has_no_gradient():
     weights, biases = layers(3, 4, 2)
     x = torch.randn(6, 3, dtype=torch.float64)

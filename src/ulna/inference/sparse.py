@@ -121,7 +121,7 @@ def _labels(logits: Tensor, threshold: float, multilabel: bool) -> Tensor:
     """(N, K, *S) -> (N, 1, *S) class indices, or (N, K, *S) of 0 and 1 where every map has its own sigmoid."""
     if multilabel or logits.shape[1] == 1:
         return probabilities(logits, multilabel=multilabel) > threshold
-    return logits.argmax(dim=1, keepdim=True)
+    return logits.max(dim=1, keepdim=True).indices
 
 
 def _spread(cells: Tensor, spacing: int, size: torch.Size) -> Tensor:

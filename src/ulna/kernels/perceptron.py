@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 # rows of a block: what lies between two products, ReLU, dropout and their gradients, then finds its values in the cache
 ROWS = 1024
+# without gradients little lies between two products, and what a call costs counts for more
+ROWS_PREDICTED = 4096
+FUSED = ["X", "W", "B", "attr", "scalars", "algorithm"]  # arguments of a call of torch's own compiler
 LANE = torch.int16  # a draw of 64 random bits decides on four values
 LANES = 2**16
 
@@ -127,6 +130,10 @@ def _forward(
     """All rows, block by block; the outputs of the hidden layers go to `hidden` where that is given."""
     ws, bs = layers
     out = x.new_empty(len(x), len(bs[-1]))
+    if hidden is None and not dropout and not reinject and _fuses(x):
+        for rows in _blocks(x, ROWS_PREDICTED):
+            out[rows] = _fused(x[rows], ws, bs, None if first is None else first[rows])
+        return out
     for rows in _blocks(x):
         y = x[rows]
         for layer, (weight, bias) in enumerate(zip(ws, bs, strict=True)):
@@ -144,6 +151,26 @@ def _forward(
     return out
 
 
+def _fuses(x: Tensor) -> bool:
+    """Whether torch's library has the product, the bias and ReLU in one call for these rows."""
+    packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if packet is None or x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.numel():
+        return False
+    return [argument.name for argument in packet.default._schema.arguments] == FUSED
+
+
+def _fused(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], first: Tensor | None) -> Tensor:
+    y, call = x, torch.ops.mkldnn._linear_pointwise
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        last = layer + 1 == len(weights)
+        if layer or first is None:
+            y = call(y, weight, bias, "none" if last else "relu", [], "")
+        else:
+            y = torch.addmm(first, y, weight.t())
+            y = y if last else y.relu_()
+    return y
+
+
 def _split(kept: Tensor, biases: Sequence[Tensor]) -> list[Tensor]:
     """The outputs of the hidden layers, one behind the other: [(R, W), ...]."""
     widths = [len(bias) for bias in biases[:-1]]
@@ -152,9 +179,9 @@ def _split(kept: Tensor, biases: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(rows, width) for part, width in zip(parts, widths, strict=True)]
 
 
-def _blocks(x: Tensor) -> Iterator[slice]:
+def _blocks(x: Tensor, most: int = ROWS) -> Iterator[slice]:
     """Rows that go through the layers together; a GPU takes all of them, small products would leave it idle."""
-    step = ROWS if x.device.type == "cpu" else max(1, len(x))
+    step = most if x.device.type == "cpu" else max(1, len(x))
     return (slice(start, start + step) for start in range(0, len(x), step))
 
 
