@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,9 +20,13 @@ def available(x: Tensor) -> bool:
 
 
 def multiplies_bf16() -> bool:
-    """Whether that C++ has products of bf16 operands: compiler and processor both know the instruction."""
-    library = native.library("sweep")
-    return library is not None and hasattr(library, "sweep_forward_bf16")
+    """Whether that C++ has products of bf16 operands: compiler, processor and system all offer the instruction."""
+    return (library := native.library("sweep")) is not None and _permits_bf16(library)
+
+
+@cache
+def _permits_bf16(library: ctypes.CDLL) -> bool:
+    return hasattr(library, "sweep_permits_bf16") and bool(library.sweep_permits_bf16())
 
 
 def forward(
