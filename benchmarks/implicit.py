@@ -243,7 +243,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
     """Three stages, every voxel and the U-Net on one volume, in turn."""
     patch, precision = tuple(arguments.patch or PATCHES["step-96"]), choose_precision("auto", CPU)
-    networks = {name: Contender.named(name, patch, classes=2) for name in ("nnunet", "implicit_unet")}
+    networks = {name: Contender.named(name, patch, classes=1) for name in ("nnunet", "implicit_unet")}
     training = phantom([max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)], seed=1)
     for name, contender in networks.items():
         contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=arguments.lr))

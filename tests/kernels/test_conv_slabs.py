@@ -50,11 +50,40 @@ def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
         with torch.no_grad():
             conv(x)
         assert not taken
-        y = conv([x[:, :1], x[:, 1:]])
+        parts = [x[:, :1].clone().requires_grad_(), x[:, 1:].clone().requires_grad_()]
+        y = conv(parts)
     assert taken == [x.shape] and y.dtype == torch.bfloat16
     y.float().square().sum().backward()
+    assert all(part.grad.abs().sum() > 0 for part in parts)
     with torch.autocast("cpu", torch.bfloat16):
         z = F.conv3d(x, conv.weight, conv.bias, padding=1)
     once = torch.autograd.grad(z.float().square().sum(), conv.weight)[0]
     assert (conv.weight.grad - once).abs().max() < 0.02 * once.abs().max()
-    assert conv.weight.grad.dtype == torch.float32
+
+
+def test_shares_that_cancel_are_as_exact_as_their_own_rounding(monkeypatch):
+    """Half the gradient up, half down: every slab's share is rounded by itself, so the error is one of the shares."""
+    monkeypatch.setattr(slabs, "SLAB", 512)
+    x = torch.randn(1, 4, 16, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    w = torch.zeros(4, 4, 3, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.ones(1, 4, 16, 16, 16).bfloat16()
+    dy[:, :, 8:] = -1
+    convolve_in_slabs(x + 1, w, None, stride=(1, 1, 1), padding=(1, 1, 1)).backward(dy)
+    exact = w.detach().double().requires_grad_()
+    F.conv3d((x + 1).double(), exact, padding=1).backward(dy.double())
+    share = (x + 1)[:, :, :8].double().abs().sum() / 4  # of one half, for one input channel, about
+    assert (w.grad - exact.grad).abs().max() < 2**-8 * share
+
+
+def test_what_autocast_leaves_alone_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB", 8)
+    conv, x = nd.conv(3, 1, 2).double(), torch.randn(1, 1, 4, 4, 4, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype == torch.float64
+    whole = nd.conv(3, 1, 2)
+    with pytest.raises(RuntimeError):
+        whole(x.bfloat16())  # float32 weights, and nobody casts
+    monkeypatch.setenv("ULNA_NATIVE", "0")
+    with torch.autocast("cpu", torch.bfloat16):
+        y = whole(x.float())
+    assert torch.autograd.grad(y.float().square().sum(), whole.weight, create_graph=True)[0].requires_grad

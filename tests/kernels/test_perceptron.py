@@ -32,27 +32,40 @@ def test_blocks_give_the_values_and_gradients_of_the_definition(rows, reinject, 
         assert torch.equal(perceptron(x, weights, biases, reinject=reinject), ours)
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_prediction_gives_the_values_of_the_definition(dtype, depth, first, monkeypatch):
+def test_prediction_gives_the_values_of_the_definition(dtype, depth, first, fused, monkeypatch):
     """In bf16 products, bias and ReLU may be one call; the first layer's sum may come from elsewhere."""
     monkeypatch.setattr(room, "ROWS_PREDICTED", 7)
+    if not fused:
+        monkeypatch.setattr(room, "_fuses", lambda x: False)
     torch.manual_seed(0)
     weights, biases = layers(5, *[6] * (depth - 1), 2, dtype=dtype)
     x = torch.randn(20, 5, dtype=dtype)
     added = torch.randn(20, len(biases[0]), dtype=dtype) if first else None
     with torch.no_grad():
-        made = perceptron(x, weights, biases, first=added)
+        made = perceptron(x, weights, biases, addend=added)
         exact = perceptron_reference(
             x.double(),
             [w.double() for w in weights],
             [b.double() for b in biases],
-            first=None if added is None else added.double(),
+            addend=None if added is None else added.double(),
         )
     assert made.dtype == dtype
     tolerance = 1e-12 if dtype == torch.float64 else 0.02
     torch.testing.assert_close(made.double(), exact, atol=tolerance * exact.abs().max().item(), rtol=0)
+
+
+def test_an_addend_has_its_gradient_like_everything_else():
+    torch.manual_seed(0)
+    weights, biases = layers(5, 6, 2)
+    x, addend = (torch.randn(4, n, dtype=torch.float64, requires_grad=True) for n in (5, 6))
+    made = perceptron(x, weights, biases, addend=addend)
+    every = [x, addend, *weights, biases[1]]
+    assert torch.autograd.gradcheck(lambda x, a, v, w, b: perceptron(x, [v, w], [biases[0], b], addend=a), every)
+    assert made.shape == (4, 2)
 
 
 def test_a_row_has_the_same_answer_whatever_is_asked_beside_it():

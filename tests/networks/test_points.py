@@ -152,10 +152,33 @@ def test_prediction_multiplies_coarse_maps_once_and_answers_as_training_does(dim
         assert len(folded.fine) == 4 - coarse
         assert folded.product.shape[2:] == maps[net.head.nodes[4 - coarse]].shape[2:]
         read = net.head.reader(maps, size)
-        torch.testing.assert_close(read(points).logits, asked)
+        torch.testing.assert_close(read(points).logits, asked, rtol=1e-12, atol=1e-12)
         dense = read(None).logits
     at = torch.stack([one[(slice(None), *p.unbind(-1))] for one, p in zip(dense, points, strict=True)])
     assert torch.equal(read(points).logits, at)
+
+
+def test_in_low_precision_the_folded_answer_is_as_near_as_the_plain_one():
+    net = narrow(dims=3, classes=3, channels=(8, 8, 16, 16))
+    image = torch.randn(1, 1, 16, 24, 8)
+    with torch.no_grad():
+        exact = net.double()(image.double())
+        net.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = net.features(image)
+            folded = net.head(maps, image.shape[2:]).logits
+        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+            plain = net.head({n: m.detach() for n, m in maps.items()}, image.shape[2:]).logits.detach()
+    errors = [(logits.double() - exact).norm() / exact.norm() for logits in (folded, plain)]
+    assert errors[0] < 1.5 * errors[1]
+
+
+def test_sizes_that_strides_do_not_divide_are_not_folded():
+    net = narrow(channels=(3, 4, 5, 6))
+    maps = net.features(torch.randn(1, 1, 16, 24))
+    with torch.no_grad():
+        assert net.head._fold(maps, (16, 24), net.head.decoder.weights()[0]) is not None
+        assert net.head._fold(maps, (15, 24), net.head.decoder.weights()[0]) is None
 
 
 @pytest.mark.parametrize("options", [{"gather": "linear"}, {"reinject": 2}])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MODES = ("nearest", "linear")
-Reader = Callable[[Tensor, Tensor], Tensor]  # (N, C, *M), indices (N, P, D) into the map -> (N, P, C)
+LookUp = Callable[[Tensor, Tensor], Tensor]  # (N, C, *M), indices (N, P, D) into the map -> (N, P, C)
 
 
 def gather_reference(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "nearest") -> Tensor:
@@ -49,7 +49,7 @@ def gather(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "ne
     return _read(_rows, fmap, points, size, mode)
 
 
-def _read(at: Reader, fmap: Tensor, points: Tensor, size: Sequence[int], mode: str) -> Tensor:
+def _read(at: LookUp, fmap: Tensor, points: Tensor, size: Sequence[int], mode: str) -> Tensor:
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; choose {' or '.join(MODES)}")
     shape = fmap.shape[2:]

@@ -29,7 +29,7 @@ def library(name: str) -> ctypes.CDLL | None:
     The first call on a machine compiles, in about a second; the result is kept in the user's cache folder under a name
     that changes with source, compiler and processor.
     """
-    if os.environ.get(SWITCH, "1") == "0":
+    if not switched_on():
         log.debug("native kernels are switched off (%s=0)", SWITCH)
         return None
     try:
@@ -43,6 +43,11 @@ def library(name: str) -> ctypes.CDLL | None:
         reason = str(getattr(error, "stderr", None) or error).strip() or type(error).__name__
         log.info("native kernel %s is not used, torch's own is (%s)", name, reason.splitlines()[0])
         return None
+
+
+def switched_on() -> bool:
+    """Whether the user wants our own kernels."""
+    return os.environ.get(SWITCH, "1") != "0"
 
 
 def available() -> bool:

@@ -29,7 +29,7 @@ def perceptron_reference(
     *,
     dropout: float = 0.0,
     reinject: int = 0,
-    first: Tensor | None = None,
+    addend: Tensor | None = None,
 ) -> Tensor:
     """The definition, on any device and in any precision: hidden layers with ReLU and dropout, then a plain one.
 
@@ -41,7 +41,7 @@ def perceptron_reference(
         biases: of every layer.
         dropout: probability, after every hidden layer.
         reinject: the layer, counted from 1, that reads x a second time beside what comes in, with W + Cin columns; 0: none.
-        first: (R, W), added to the first product in place of that layer's bias; for prediction, it gets no gradient.
+        addend: (R, W), added to the first product in place of that layer's bias.
 
     Shape:
         (R, Cin) -> (R, K)
@@ -49,7 +49,7 @@ def perceptron_reference(
     y = x
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
         entered = torch.cat([y, x], dim=-1) if number == reinject else y
-        y = F.linear(entered, weight, bias) if number > 1 or first is None else F.linear(entered, weight) + first
+        y = F.linear(entered, weight, bias) if number > 1 or addend is None else F.linear(entered, weight) + addend
         if number < len(weights):
             y = F.dropout(y.relu(), dropout)
     return y
@@ -62,22 +62,25 @@ def perceptron(
     *,
     dropout: float = 0.0,
     reinject: int = 0,
-    first: Tensor | None = None,
+    addend: Tensor | None = None,
 ) -> Tensor:
     """As `perceptron_reference`, block by block, in the precision of autocast where that is on.
 
     For the backward pass the hidden layers' outputs alone are kept: where one is 0, ReLU or dropout has made it so. Random
-    bits for dropout come from torch's own generator; its probability is taken to 1 / 65,536. First derivatives only.
+    bits for dropout come from torch's own generator; its probability is taken to 1 / 65,536. First derivatives only. With
+    gradients and an `addend`, it is the definition that runs.
     """
     if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, first=first)
+        return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
     kind = x.device.type
     if x.dtype == torch.float32 and x.device.type != "meta" and torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
     layers = [*weights, *biases]
-    if first is None and torch.is_grad_enabled() and any(t.requires_grad for t in (x, *layers)):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *layers, *([] if addend is None else [addend]))):
+        if addend is not None:
+            return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
         return _Perceptron.apply(x, dropout, reinject, *layers)  # type: ignore[no-untyped-call]
-    return _forward(x, _layers(layers, x), dropout, reinject, None, first)
+    return _forward(x, _layers(layers, x), dropout, reinject, None, addend)
 
 
 class _Perceptron(torch.autograd.Function):
@@ -125,14 +128,14 @@ def _forward(
     dropout: float,
     reinject: int,
     hidden: Sequence[Tensor] | None,
-    first: Tensor | None = None,
+    addend: Tensor | None = None,
 ) -> Tensor:
     """All rows, block by block; the outputs of the hidden layers go to `hidden` where that is given."""
     ws, bs = layers
     out = x.new_empty(len(x), len(bs[-1]))
     if hidden is None and not dropout and not reinject and _fuses(x):
         for rows in _blocks(x, ROWS_PREDICTED):
-            out[rows] = _fused(x[rows], ws, bs, None if first is None else first[rows])
+            out[rows] = _fused(x[rows], ws, bs, None if addend is None else addend[rows])
         return out
     for rows in _blocks(x):
         y = x[rows]
@@ -140,7 +143,7 @@ def _forward(
             wide = y.shape[1]
             last = layer + 1 == len(ws)
             room = out[rows] if last else hidden[layer][rows] if hidden else x.new_empty(len(y), len(bias))
-            torch.addmm(bias if layer or first is None else first[rows], y, weight[:, :wide].t(), out=room)
+            torch.addmm(bias if layer or addend is None else addend[rows], y, weight[:, :wide].t(), out=room)
             if layer + 1 == reinject:
                 room.addmm_(x[rows], weight[:, wide:].t())
             if not last:
@@ -153,20 +156,22 @@ def _forward(
 
 def _fuses(x: Tensor) -> bool:
     """Whether torch's library has the product, the bias and ReLU in one call for these rows."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.numel():
+        return False
     packet = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if packet is None or x.dtype != torch.bfloat16 or x.device.type != "cpu" or not x.numel():
+    if packet is None or not torch.backends.mkldnn.enabled or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     return [argument.name for argument in packet.default._schema.arguments] == FUSED
 
 
-def _fused(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], first: Tensor | None) -> Tensor:
+def _fused(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], addend: Tensor | None) -> Tensor:
     y, call = x, torch.ops.mkldnn._linear_pointwise
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         last = layer + 1 == len(weights)
-        if layer or first is None:
+        if layer or addend is None:
             y = call(y, weight, bias, "none" if last else "relu", [], "")
         else:
-            y = torch.addmm(first, y, weight.t())
+            y = torch.addmm(addend, y, weight.t())
             y = y if last else y.relu_()
     return y
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ulna.kernels import native
+
 # Voxels of a slab. The library that torch calls copies the input and the gradient of the output for a weight gradient, once
-# a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread, the highest need of a whole training step. Of a slab it is a fourth.
+# a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread, the highest need of a whole training step. Of a slab it is a fifth.
 SLAB = 2**17
 
 
@@ -19,25 +21,28 @@ def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) ->
     """Whether a convolution is one whose weight gradient is better taken in slabs."""
     return (
         type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        and native.switched_on()
         and x.ndim == 5
         and x.device.type == "cpu"
         and torch.is_grad_enabled()
         and weight.requires_grad
         and _precision(x) in (torch.bfloat16, torch.float16)
+        and (torch.is_autocast_enabled("cpu") or weight.dtype == x.dtype)
         and {*dilation, groups} == {1}
         and x[:, 0].numel() >= 2 * SLAB
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     )
 
 
 def convolve_in_slabs(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
-    """A convolution in the precision of autocast; the same values as torch's, and first derivatives only.
+    """A convolution in the precision of autocast, with the same values as torch's.
 
-    Slabs lie along the first spatial axis. Their weight gradients are added in float32, so that the sum is no less exact
-    than torch's.
+    Slabs lie along the first spatial axis. The weight gradient of each is rounded to the low precision once, and they are
+    added in float32: as exact as torch's, but where slabs cancel each other, what was rounded stays. First derivatives
+    only: for second ones, or torch.func, switch native kernels off (ULNA_NATIVE=0), and this with them.
 
     Shape:
         (N, C, D, H, W), (K, C, *kernel), (K,) -> (N, K, D', H', W')
@@ -49,7 +54,8 @@ def convolve_in_slabs(
 
 
 def _precision(x: Tensor) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # as autocast itself has it
+    return torch.get_autocast_dtype("cpu") if casts else x.dtype
 
 
 class _Slabs(torch.autograd.Function):

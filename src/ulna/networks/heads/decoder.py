@@ -100,8 +100,8 @@ class PointDecoder(nn.Module):
             self.final.in_features + 1
         )
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor], first: Tensor | None = None) -> Tensor:
-        """`first`: (N, P, W), what the first layer adds to its product in place of its bias."""
+    def forward(self, x: Tensor, weights: Sequence[Tensor], addend: Tensor | None = None) -> Tensor:
+        """`addend`: (N, P, W), what the first layer adds to its product in place of its bias."""
         biases = [layer.bias for layer in self._hidden()]
         logits = perceptron(
             x.flatten(0, -2),
@@ -109,7 +109,7 @@ class PointDecoder(nn.Module):
             [*biases, self.final.bias],
             dropout=self.dropout if self.training else 0.0,
             reinject=self.reinject,
-            first=None if first is None else first.flatten(0, -2),
+            addend=None if addend is None else addend.flatten(0, -2),
         )
         return logits.reshape(*x.shape[:-1], self.final.out_features)
 

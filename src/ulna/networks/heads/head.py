@@ -67,7 +67,7 @@ class Head(nn.Module, ABC):
     def reader(self, maps: dict[str, Tensor], size: Sequence[int]) -> Reader:
         """What reads the same maps several times, at points or, without any, everywhere: as `forward` does.
 
-        Made without gradients, it reads without.
+        Made with gradients off, it is to be read with gradients off.
         """
         return partial(self, maps, size)
 

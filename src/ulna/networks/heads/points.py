@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ulna.blocks import nd
 from ulna.errors import UsageError, unknown
 from ulna.kernels.gather import MODES
 from ulna.kernels.gather import gather as read_at
@@ -80,11 +79,11 @@ class Points(Head):
         return self.reader(maps, size)(points)
 
     def reader(self, maps: dict[str, Tensor], size: Sequence[int]) -> Reader:
-        weights = self.decoder.weights()
+        weights, graded = self.decoder.weights(), torch.is_grad_enabled()
         folded = self._fold(maps, size, weights[0])
 
         def read(points: Tensor | None = None) -> Outputs:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and folded is None):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and graded):
                 parts = [self._at(some, maps, size, weights, folded) for some in self._chunks(maps, size, points)]
                 logits = torch.cat(parts, dim=2)
             if points is None:
@@ -96,12 +95,19 @@ class Points(Head):
     def _fold(self, maps: dict[str, Tensor], size: Sequence[int], weight: Tensor) -> _Folded | None:
         """The products of coarse maps with the first layer, once a vector of theirs in place of once a point of the image.
 
-        In prediction, where a vector of a coarse map is read at many points. It is the same sum in another order; which
-        maps are coarse depends on their sizes alone, so that a point has one answer however many are asked beside it.
+        In prediction, where a vector of a coarse map is read at many points. It is the same sum in another order; in low
+        precision the products of every map are rounded first. Which maps are coarse depends on their sizes alone, so that a
+        point has one answer however many are asked beside it.
         """
-        first = maps[self.nodes[0]]
+        finest = maps[self.nodes[0]]
         coarse = [name for name in self.nodes if COARSE * maps[name][0, 0].numel() <= math.prod(size)]
-        if not coarse or torch.is_grad_enabled() or self.mode != "nearest" or self.decoder.reinject or not _real(first):
+        if (
+            not coarse
+            or torch.is_grad_enabled()
+            or self.mode != "nearest"
+            or self.decoder.reinject
+            or not _real(finest)
+        ):
             return None
         grid = maps[coarse[0]].shape[2:]  # of the finest of them
         if any(n % m for name in coarse for n, m in zip((*size, *grid), (*grid, *maps[name].shape[2:]), strict=True)):
@@ -115,12 +121,13 @@ class Points(Head):
             product = linear(maps[name].movedim(1, -1), columns[name]).movedim(-1, 1)
             for axis, (n, m) in enumerate(zip(grid, product.shape[2:], strict=True), start=2):
                 product = product.repeat_interleave(n // m, dim=axis)
-            total = product.float() if total is None else total + product
+            wide = product.to(torch.promote_types(product.dtype, torch.float32))
+            total = wide if total is None else total + wide
         assert total is not None
         total = total + self.decoder.first_bias()[:, None].reshape(-1, *(1 for _ in size))
         fine = [name for name in self.nodes if name not in coarse]
         rest = torch.cat([*(columns[name] for name in fine), weight[:, sum(widths) :]], dim=1)
-        layout = nd.layout(len(size), True)
+        layout = torch.channels_last if len(size) == 2 else torch.channels_last_3d  # whole vectors are read
         return _Folded(tuple(fine), rest, total.to(product.dtype).contiguous(memory_format=layout))
 
     def _chunks(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None) -> Iterator[Tensor]:
@@ -153,8 +160,8 @@ class Points(Head):
         x = torch.cat(vectors, dim=-1)
         if folded is None:
             return self.decoder(x, weights).transpose(1, 2)
-        first = read_at(folded.product, points, size)
-        return self.decoder(x, [folded.weight, *weights[1:]], first).transpose(1, 2)
+        addend = read_at(folded.product, points, size)
+        return self.decoder(x, [folded.weight, *weights[1:]], addend).transpose(1, 2)
 
 
 class _Folded(NamedTuple):
