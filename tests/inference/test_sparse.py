@@ -22,9 +22,10 @@ def network(dims, classes):
     ).eval()
 
 
-def staged(net, image, *, spacing, tally=None, multilabel=False):
+def staged(net, image, *, spacing, refine="halving", tally=None, multilabel=False):
+    settings = Inference(spacing=spacing, refine=refine)
     with torch.inference_mode():
-        return by_stages(net, image, settings=Inference(spacing=spacing), multilabel=multilabel, tally=tally)
+        return by_stages(net, image, settings=settings, multilabel=multilabel, tally=tally)
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -46,14 +47,15 @@ def test_windows_of_a_batch_are_answered_each_by_itself():
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("spacing", [2, 3, 4, 8])
+@pytest.mark.parametrize("refine", ["halving", "once"])
+@pytest.mark.parametrize("spacing", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_with_every_cell_on_a_boundary_it_is_the_dense_answer_exactly(dims, spacing, bf16, monkeypatch):
+def test_with_every_cell_on_a_boundary_it_is_the_dense_answer_exactly(dims, spacing, refine, bf16, monkeypatch):
     monkeypatch.setattr(room, "on_boundary", lambda labels: torch.ones_like(labels[:, 0], dtype=torch.bool))
     net, image = network(dims, 3), torch.randn(1, 1, *SIZES[dims])
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         dense = probabilities(net(image))
-        assert torch.equal(staged(net, image, spacing=spacing), dense)
+        assert torch.equal(staged(net, image, spacing=spacing, refine=refine), dense)
 
 
 @pytest.mark.parametrize("size", [(13, 9), (1, 1), (3, 20), (7, 5, 9)])
@@ -108,13 +110,20 @@ class Ball:
 @pytest.mark.parametrize("radius", [6.0, 9.3])
 def test_a_ball_wider_than_the_mesh_is_found_to_the_voxel_from_few_points(spacing, radius):
     ball, tally = Ball((15.2, 16.9, 14.6), radius), Tally()
-    p = staged(ball, torch.zeros(1, 1, 32, 32, 32), spacing=spacing, tally=tally)
+    p = staged(ball, torch.zeros(1, 1, 32, 32, 32), spacing=spacing, refine="once", tally=tally)
     grid = torch.cartesian_prod(*(torch.arange(32),) * 3)[None]
     assert torch.equal((p > 0.5).flatten(), (ball.read(grid).logits > 0).flatten())
     assert tally.voxels == 32**3
     assert tally.mesh == (32 // spacing) ** 3
     assert ball.asked[:2] == [tally.mesh, tally.refined]
     assert 0 < tally.refined < 0.5 * tally.voxels
+    halved = Tally()
+    ball.asked.clear()
+    again = staged(ball, torch.zeros(1, 1, 32, 32, 32), spacing=spacing, tally=halved)
+    assert torch.equal(again > 0.5, p > 0.5)
+    assert ball.asked == [tally.mesh, *ball.asked[1:]] and sum(ball.asked[1:]) == halved.refined
+    # at half the step an eighth of what "once" asks, then the voxels of a shell half as thick
+    assert halved.refined == tally.refined if spacing == 2 else halved.refined < 0.75 * tally.refined
 
 
 def test_far_from_boundaries_every_voxel_has_the_answer_of_its_mesh_point():

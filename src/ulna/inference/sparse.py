@@ -1,4 +1,4 @@
-"""Prediction in three stages for heads that read points: a coarse mesh, the cells on a boundary, every voxel of those.
+"""Prediction in three stages for heads that read points: a coarse mesh, the cells on a boundary, the voxels of those.
 
 Most of an image lies far from any boundary, where the coarse answer is the fine one. A structure that the mesh steps over,
 smaller than its spacing, is not found.
@@ -6,7 +6,7 @@ smaller than its spacing, is not found.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +34,12 @@ def by_stages(
 
     With `settings.spacing` 1, or where every cell lies on a boundary, every voxel is asked and the answer is the dense one.
 
-    Source: Implicit U-Net, Sec. 2 (broad and fine boundary prediction; spacing 4). Reading: the mesh starts at index 0; a
-    voxel belongs to the mesh point at or before it; a cell is on a boundary if the 3 x 3 x 3 cells around it have more than
-    one label; all voxels of such a cell are asked (specs, Implicit U-Net 6).
+    With `settings.refine` "halving" what lies in a cell on a boundary is asked at half the step, then in the smaller cells
+    that are still on one, down to single voxels: half as many points and fewer, for the same answers along boundaries.
+
+    Source: Implicit U-Net, Sec. 2 (broad and fine boundary prediction; spacing 4; "once"). Reading: the mesh starts at
+    index 0; a voxel belongs to the mesh point at or before it; a cell is on a boundary if the 3 x 3 x 3 cells around it have
+    more than one label; all voxels of such a cell are asked (specs, Implicit U-Net 6).
 
     Args:
         network: with a head that reads points.
@@ -60,20 +63,22 @@ def _one_window(
     read: Reader, size: torch.Size, settings: Inference, multilabel: bool, tally: Tally, device: torch.device
 ) -> Tensor:
     """Logits of one window, (1, K, *S)."""
-    spacing = settings.spacing
-    mesh = torch.cartesian_prod(*(torch.arange(0, n, spacing, device=device) for n in size))
-    coarse = read(mesh[None]).logits
-    coarse = coarse.reshape(*coarse.shape[:2], *(-(-n // spacing) for n in size))
-    logits = _spread(coarse, spacing, size)
+    step = settings.spacing
+    mesh = torch.cartesian_prod(*(torch.arange(0, n, step, device=device) for n in size))
+    logits = read(mesh[None]).logits
+    logits = logits.reshape(*logits.shape[:2], *(-(-n // step) for n in size))
     tally.voxels, tally.mesh = tally.voxels + size.numel(), tally.mesh + len(mesh)
-    if spacing == 1:
-        return logits
-    cells = on_boundary(_labels(coarse, settings.threshold, multilabel))
-    asked = _spread(cells[:, None], spacing, size)[0, 0]
-    fine = asked.nonzero()  # in the order of memory, as a dense answer is read
-    if len(fine):
-        logits[:, :, asked] = read(fine[None]).logits
-    tally.refined += len(fine)
+    while step > 1:
+        finer = step // 2 if settings.refine == "halving" and step % 2 == 0 else 1
+        grid, times = [-(-n // finer) for n in size], step // finer
+        cells = on_boundary(_labels(logits, settings.threshold, multilabel))
+        logits = _spread(logits, times, grid)
+        asked = _spread(cells[:, None], times, grid)[0, 0]
+        points = asked.nonzero() * finer  # in the order of memory, as a dense answer is read
+        if len(points):
+            logits[:, :, asked] = read(points[None]).logits
+        tally.refined += len(points)
+        step = finer
     return logits
 
 
@@ -124,8 +129,8 @@ def _labels(logits: Tensor, threshold: float, multilabel: bool) -> Tensor:
     return logits.max(dim=1, keepdim=True).indices
 
 
-def _spread(cells: Tensor, spacing: int, size: torch.Size) -> Tensor:
-    """Every voxel gets the value of its cell: (N, K, *ceil(S / spacing)) -> (N, K, *S)."""
+def _spread(cells: Tensor, times: int, size: Sequence[int]) -> Tensor:
+    """Every point of a finer grid gets the value of its cell: (N, K, *ceil(S / times)) -> (N, K, *S)."""
     for axis, length in enumerate(size, start=2):
-        cells = cells.index_select(axis, torch.arange(length, device=cells.device) // spacing)
+        cells = cells.index_select(axis, torch.arange(length, device=cells.device) // times)
     return cells

@@ -21,6 +21,7 @@ _PROTOCOL: Mapping[str, Any] = {
     "optimizer.kind": "adamw",
     "optimizer.lr": 1e-4,
     "inference.overlap": 0.3,
+    "inference.refine": "once",
 }
 
 # Sec. 2: "2 blocks of 2 convolutions followed by 2 blocks of 4", the strided one included. Reading: these follow a stem of
