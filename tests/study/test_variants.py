@@ -38,6 +38,16 @@ def test_what_a_recipe_of_its_own_would_have_set_is_a_footnote():
     assert omega.recipe.loss.heads != "equal"
 
 
+def test_the_pooling_of_points_goes_with_the_network_while_the_loss_is_the_one_it_speaks_of():
+    (alone,) = make_variants(["implicit_unet"], {}, [], [])
+    assert alone.recipe.loss.options == {"reduction": "batch"}
+    assert any("loss.options" in note and "belongs to this network" in note for note in alone.footnotes)
+    for base in ({"loss": {"kind": "dice"}}, {"loss": {"options": {"smooth": 0.5}}}):
+        (stated,) = make_variants(["implicit_unet"], base, [], [])
+        assert stated.recipe.loss.options == base["loss"].get("options", {})
+        assert any("its own recipe would set loss.options" in note for note in stated.footnotes)
+
+
 def test_what_is_stated_for_all_holds_for_all():
     base = {"optimizer": {"lr": 3e-4}, "loss": {"kind": "dice"}}
     for variant in make_variants(["unet", "carvalho/unet_polyps"], base, [], ["training.patience=7"]):

@@ -18,8 +18,10 @@ from ulna.planning import Fingerprint, make_plan, resolve
 from ulna.recipe import Architecture, Labels, Plan, Recipe, merged, parse, set_value, to_yaml
 
 # Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at
-# which points. Everything else of a training is the study's own, the same for all.
+# which points; for a head that reads points also how the same loss pools them, since those of one patch may hold none of a
+# class. Everything else of a training is the study's own, the same for all.
 OF_THE_NETWORK = ("loss.heads", "points.")
+POOLING = "loss.options"
 # How far a matched network may lie from its budget before the study says so.
 NEAR = 0.02
 
@@ -122,7 +124,10 @@ def make_variants(
                 for key, value in chosen:
                     varied = set_value(varied, f"{key}={value}")
                     said += f" {_short(key)}={value}"
-                if not (one_at_a_time and chosen and varied == recipe):  # a value that is there already
+                varied = _pooling_points(varied)
+                if not (
+                    one_at_a_time and chosen and varied == _pooling_points(recipe)
+                ):  # a value that is there already
                     variants.append(Variant(model + said, varied, _footnotes(varied)))
         except UsageError as error:
             problems.append(f"{model}: {error}")
@@ -264,12 +269,27 @@ def _of_the_network(recipe: Recipe) -> Recipe:
     return recipe
 
 
+def _pooling_points(recipe: Recipe) -> Recipe:
+    """With what the recommended recipe says of pooling, if the study has the loss that it speaks of, as it comes."""
+    own = NAMED[recipe.model].recipe
+    kind = own.get("loss.kind", Recipe().loss.kind)
+    if (
+        POOLING not in own
+        or recipe.architecture.head.kind != "points"
+        or recipe.loss.options
+        or recipe.loss.kind != kind
+    ):
+        return recipe
+    return set_value(recipe, f"{POOLING}={own[POOLING]}")
+
+
 def _footnotes(recipe: Recipe) -> tuple[str, ...]:
     """In what a training differs from the others beside its architecture, and from its network's own recipe."""
     notes = []
     for key, value in NAMED[recipe.model].recipe.items():
         now = _value_at(recipe, key)
-        if key.startswith(OF_THE_NETWORK):
+        pooled = key == POOLING and now == value and recipe.architecture.head.kind == "points"
+        if key.startswith(OF_THE_NETWORK) or pooled:
             if now == value:
                 notes.append(f"{key} = {value}, which belongs to this network's heads")
         elif now != value:
