@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ulna import figures
@@ -115,6 +115,7 @@ def learning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> Pat
                 label=model if at == 0 else None,
             )  # fmt: skip
     _style(axes, "Validation Dice, one line a training", "epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside right upper", frameon=False, fontsize=8.5)
     return figures.write_figure(figure, path)
 
