@@ -234,14 +234,29 @@ def test_bf16_operands_keep_values_and_all_gradients(neighbours, size, monkeypat
                 patch.setattr(sweep_module, "linear", linear_of_bf16)
                 rounded = gradients(*wanted)
             got = gradients("native", x, gates, direction, weights, bf16=True)
-            for a, b, c in zip(expected, rounded, got, strict=True):
+            gates_rounded = sweep_native.kept_dtype(x, torch.bfloat16) == torch.float16
+            for i, (a, b, c) in enumerate(zip(expected, rounded, got, strict=True)):
                 assert c.dtype == torch.float32
-                # nothing but operands is rounded: what is left are the few that float32 rounds the other way
-                assert (b - c).abs().max() <= 2e-3 * max(1.0, b.abs().max().item())
+                # nothing but operands is rounded: what is left are the few that float32 rounds the other way; by matrices
+                # also the gates that a gradient reads, so that more slopes are rounded the other way, each by 1/256
+                close = 1e-2 if i and gates_rounded else 2e-3
+                assert (b - c).abs().max() <= close * max(1.0, b.abs().max().item())
                 # a single channel has no others for its rounding to cancel against
                 assert (a - c).norm() <= (1e-2 if channels > 1 else 2e-2) * max(1.0, a.norm().item())
             if size[direction.axis] > 1:  # a swept line is not what products in float32 would give
                 assert not torch.equal(got[0], gradients("native", x, gates, direction, weights)[0])
+
+
+@pytest.mark.parametrize(("neighbours", "size"), [(3, (40, 37)), (9, (5, 14, 9))])
+def test_bf16_operands_over_many_blocks_of_positions_channels_and_lines(neighbours, size):
+    skip_without_bf16()
+    x, gates, weights = case(70, neighbours, size, 2, torch.float32)
+    gates = Gates(*(g.detach().div(3**0.5).requires_grad_() for g in gates))
+    for direction in (Direction(a, r) for a in range(len(size)) for r in (False, True)):
+        expected = gradients("native", x, gates, direction, weights)
+        got = gradients("native", x, gates, direction, weights, bf16=True)
+        for a, b in zip(expected, got, strict=True):
+            assert (a - b).norm() <= 1e-2 * a.norm()
 
 
 def test_bf16_operands_take_maps_and_gradients_laid_out_in_any_way():

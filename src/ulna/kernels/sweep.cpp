@@ -6,9 +6,8 @@
 //
 // Products run in tiles of MR rows and up to NR columns that stay in registers. A packed panel holds the columns of one
 // tile, row after row, in whole vectors.
-// Their operands are the map's own numbers, or pairs of bfloat16 that one instruction multiplies and adds in float32: of
-// vectors, or of whole matrices in registers where the processor has those (AMX). Everything between products is in the
-// map's precision. No sum depends on how many threads there are.
+// Their operands are the map's own numbers, or pairs of bfloat16 that one instruction multiplies and adds in float32;
+// everything between products is in the map's precision. No sum depends on how many threads there are.
 
 #include <algorithm>
 #include <cstdint>
@@ -24,11 +23,6 @@
 #endif
 #ifdef __linux__
 #include <sys/mman.h>
-#endif
-#if defined(__AVX512BF16__) && defined(__AMX_BF16__) && defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#define MATRICES
 #endif
 
 namespace {
@@ -61,18 +55,6 @@ struct Numbers<Pair> {
 };
 template <typename O>
 using Number = typename Numbers<O>::T;  // what maps, sums and gates are in
-
-// Rows of a matrix in registers, and the operands of each: 16 x 64 bytes
-constexpr int SIDE = 16;
-// channels whose slopes lie together for the gradients of the weights
-template <typename O>
-constexpr int GROUP = MR;
-#ifdef MATRICES
-template <>
-constexpr int GROUP<Pair> = SIDE;
-#endif
-template <typename O>
-constexpr bool BY_MATRICES = GROUP<O> != MR;
 
 template <typename T>
 struct Lanes;
@@ -261,118 +243,6 @@ void multiply_tiles(const O* const* row, int rows, int64_t offset, int64_t lengt
             for (int j = 0; j < V; ++j) store(out + i * NR<T> + j * WIDTH<T>, sum[i][j]);
     }
 }
-// Matrix registers 0 to 2 hold sums, 3 rows of the left operand, 4 to 6 of the right one, all whole. A thread has them from
-// here to the end of the scope; what the library that torch calls had set is put back.
-template <typename O>
-struct Matrices {
-    Matrices() {}
-};
-#ifdef MATRICES
-// The compiler does not know what matrix registers read and write: stores must be done before, and loads come after. And
-// gcc's own intrinsics for the configuration tell it of 8 of their 64 bytes.
-inline void memory_in_order(const void* p) { asm volatile("" ::"r"(p) : "memory"); }
-template <>
-struct Matrices<Pair> {
-    struct Configuration {
-        alignas(64) uint8_t bytes[64];
-    };
-    Configuration before;
-    Matrices() {
-        asm volatile("sttilecfg %0" : "=m"(before));
-        Configuration now = {{1}};
-        for (int i = 0; i < 7; ++i) {
-            now.bytes[16 + 2 * i] = 64;    // bytes of a row
-            now.bytes[48 + i] = SIDE;  // rows
-        }
-        asm volatile("ldtilecfg %0" ::"m"(now) : "memory");
-    }
-    ~Matrices() {
-        if (before.bytes[0])
-            asm volatile("ldtilecfg %0" ::"m"(before) : "memory");
-        else
-            _tile_release();
-    }
-};
-
-// `n` operands of 16 rows, then zeros
-inline void load_left(const Pair* const* row, int64_t at, int64_t n, Pair* room) {
-    const __mmask16 valid = (1u << n) - 1;
-    memory_in_order(room);
-    for (int i = 0; i < SIDE; ++i) _mm512_store_si512(room + i * SIDE, _mm512_maskz_loadu_epi32(valid, row[i] + at));
-    memory_in_order(room);
-    _tile_loadd(3, room, 64);
-}
-// sums += left * the next 16 rows of a panel of V vectors
-template <int V>
-inline void add_product(const Pair* panel) {
-    _tile_loadd(4, panel, V * 64);
-    if constexpr (V > 1) _tile_loadd(5, panel + SIDE, V * 64);
-    if constexpr (V > 2) _tile_loadd(6, panel + 2 * SIDE, V * 64);
-    _tile_dpbf16ps(0, 3, 4);
-    if constexpr (V > 1) _tile_dpbf16ps(1, 3, 5);
-    if constexpr (V > 2) _tile_dpbf16ps(2, 3, 6);
-}
-template <int V>
-inline void load_sums(const float* out) {
-    memory_in_order(out);
-    _tile_loadd(0, out, NR<float> * 4);
-    if constexpr (V > 1) _tile_loadd(1, out + SIDE, NR<float> * 4);
-    if constexpr (V > 2) _tile_loadd(2, out + 2 * SIDE, NR<float> * 4);
-}
-template <int V>
-inline void store_sums(float* out) {
-    _tile_stored(0, out, NR<float> * 4);
-    if constexpr (V > 1) _tile_stored(1, out + SIDE, NR<float> * 4);
-    if constexpr (V > 2) _tile_stored(2, out + 2 * SIDE, NR<float> * 4);
-    memory_in_order(out);
-}
-// As `multiply_tiles` and `accumulate`. Behind a panel lie 16 more rows of numbers, whatever they are: zeros meet them.
-template <bool ADD, int V>
-void multiply_matrices(const Pair* const* row, int rows, int64_t offset, int64_t length, const Pair* panel,
-                       float* out) {
-    alignas(64) Pair room[SIDE * SIDE];
-    for (int first = 0; first < rows; first += SIDE, out += SIDE * NR<float>) {
-        const Pair* a[SIDE];
-        for (int i = 0; i < SIDE; ++i) a[i] = row[first + i < rows ? first + i : rows - 1] + offset;
-        const int64_t step = a[1] - a[0];
-        bool even = true;  // rows at one distance are read where they lie
-        for (int i = 2; i < SIDE; ++i) even &= a[i] - a[i - 1] == step;
-        if constexpr (ADD) {
-            load_sums<V>(out);
-        } else {
-            memory_in_order(out);
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-        }
-        const Pair* b = panel;
-        for (int64_t k = 0; k < length; k += SIDE, b += SIDE * V * SIDE) {
-            if (even && length - k >= SIDE)
-                _tile_loadd(3, a[0] + k, step * 4);
-            else
-                load_left(a, k, length - k < SIDE ? length - k : SIDE, room);
-            add_product<V>(b);
-        }
-        store_sums<V>(out);
-    }
-}
-template <int V>
-void accumulate_matrices(const Pair* a, int64_t width, const Pair* b, int64_t count, float* out) {
-    alignas(64) Pair room[SIDE * SIDE];
-    const Pair* row[SIDE];
-    for (int i = 0; i < SIDE; ++i) row[i] = a + i * width;
-    load_sums<V>(out);
-    for (int64_t k = 0; k < count; k += SIDE, b += SIDE * V * SIDE) {
-        if (count - k >= SIDE)
-            _tile_loadd(3, a + k, width * 4);
-        else
-            load_left(row, k, count - k, room);
-        add_product<V>(b);
-    }
-    store_sums<V>(out);
-}
-#endif
-
 template <typename O, bool ADD>
 void multiply(int64_t columns, const O* const* row, int rows, int64_t offset, int64_t length, const O* panel,
               Number<O>* out) {
@@ -380,12 +250,6 @@ void multiply(int64_t columns, const O* const* row, int rows, int64_t offset, in
     auto run = columns > 2 * W ? multiply_tiles<O, ADD, 3>
                : columns > W   ? multiply_tiles<O, ADD, 2>
                                : multiply_tiles<O, ADD, 1>;
-#ifdef MATRICES
-    if constexpr (BY_MATRICES<O>)
-        run = columns > 2 * W ? multiply_matrices<ADD, 3>
-              : columns > W   ? multiply_matrices<ADD, 2>
-                              : multiply_matrices<ADD, 1>;
-#endif
     run(row, rows, offset, length, panel, out);
 }
 template <typename O>
@@ -394,10 +258,9 @@ void multiply(bool add, int64_t columns, const O* const* row, int rows, int64_t 
     (add ? multiply<O, true> : multiply<O, false>)(columns, row, rows, offset, length, panel, out);
 }
 
-// out (MR, NR) += a^T b over `count` rows of a (count, MR) and b (count, V vectors); by matrices a is (16, width), its
-// first `count` columns are read, and out (16, NR) += a b
+// out (MR, NR) += a^T b over `count` rows of a (count, MR) and b (count, V vectors)
 template <typename O, int V>
-void accumulate(const O* a, int64_t, const O* b, int64_t count, Number<O>* out) {
+void accumulate(const O* a, const O* b, int64_t count, Number<O>* out) {
     using T = Number<O>;
     Vec<T> sum[MR][V] = {};
     for (int64_t m = 0; m < count; ++m, a += MR, b += V * WIDTH<T>) {
@@ -533,9 +396,7 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
     const int64_t C = l.C, CO = ceiling(C, PACK<O>), KC = l.K * C;
     // for every group of channels: r and z over neighbours and position, n over neighbours, n over the position
     const int64_t third = (l.K + 1) * CO;  // rows of a panel
-    const int64_t packed = ceiling(C, WIDTH<T>) * WIDTH<T> * 3 * third;
-    Buffer<O> weights(packed + SIDE * NR<T>, false);
-    std::fill(&weights[packed], &weights[packed + SIDE * NR<T>], O{});
+    Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * 3 * third, false);
     Buffer<O> line0(l.padded_count * CO), line1(l.padded_count * CO), owns(PACK<O> > 1 ? l.threads * BLOCK * CO : 0);
     Buffer<T> biases(l.groups * 4 * NR<T>), outs(l.threads * 4 * BLOCK * NR<T>, false);
     for (int64_t c = 0; c < C; ++c) {
@@ -559,7 +420,6 @@ void forward(const Number<O>* x, const Number<O>* wi, const Number<O>* wh, const
 #endif
     {
         const Team team;
-        const Matrices<O> matrices;
         int64_t first, last;
         team.share(l.groups * 3, &first, &last);
         for (int64_t i = first; i < last; ++i) {
@@ -648,25 +508,21 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
     in_large_pages(dx, M * l.L * C * sizeof(T));
     // carry: for every neighbour 3C rows of W_i; then 3C rows of W_h
     const int64_t panel = 3 * (l.K + 1) * CO;  // rows
-    const int64_t packed = ceiling(C, WIDTH<T>) * WIDTH<T> * panel;
-    Buffer<O> weights(packed + SIDE * NR<T>, false);
-    std::fill(&weights[packed], &weights[packed + SIDE * NR<T>], O{});
+    Buffer<O> weights(ceiling(C, WIDTH<T>) * WIDTH<T> * panel, false);
     // slopes of one line: (dr, dz, dn, dn * r) of every position with margins, double so that lines need one meeting
     const int64_t WO = 4 * CO;
     Buffer<O> slopes0(l.padded_count * WO), slopes1(l.padded_count * WO);
     Buffer<T> carry(M * C);
-    // the same of `depth` lines as tiles of a group of gate channels, for the gradients of the weights
-    constexpr int GR = GROUP<O>;
-    const int64_t tiles = ceiling(C, GR), depth = ceiling(128, M) < l.L ? ceiling(128, M) : l.L, room = depth * MO;
-    Buffer<O> turned0(4 * tiles * room * GR, false), turned1(4 * tiles * room * GR, false);
+    // the same of `depth` lines as tiles of MR gate channels, for the gradients of the weights
+    const int64_t tiles = ceiling(C, MR), depth = ceiling(128, M) < l.L ? ceiling(128, M) : l.L, room = depth * MO;
+    Buffer<O> turned0(4 * tiles * room * MR, false), turned1(4 * tiles * room * MR, false);
     // panels of neighbours, then of the position itself; the former have no use for dn * r
     const int64_t panels = (l.K + 1) * l.groups;
-    const int64_t panel_sums = 3 * tiles * GR * NR<T>;
+    const int64_t panel_sums = 3 * tiles * MR * NR<T>;
     Buffer<T> sums(panels * panel_sums, false);
     const int64_t wide = ceiling(C, WIDTH<T>) * WIDTH<T>;
     Buffer<T> bias_sums(ceiling(M, MR) * 4 * wide), outs(l.threads * 2 * BLOCK * NR<T>, false);  // sums of every MR rows
-    const int64_t source_size = (room + SIDE) * NR<T>;
-    Buffer<O> sources(l.threads * source_size, false);
+    Buffer<O> sources(l.threads * room * NR<T>, false);
     std::vector<int64_t> reads;  // for every panel's neighbour and row: its place in a line, -1 outside
     for (int64_t j = 0; j <= l.K; ++j)
         for (int64_t r = 0; r < M; ++r) {
@@ -680,7 +536,6 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
 #endif
     {
         const Team team;
-        const Matrices<O> matrices;
         int64_t first, last, panel_first, panel_last;
         team.share(panels, &panel_first, &panel_last);
         std::memset(&sums[panel_first * panel_sums], 0, sizeof(T) * (panel_last - panel_first) * panel_sums);
@@ -694,7 +549,7 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
         }
         l.rows(team, &first, &last);
         T *back = &outs[team.thread * 2 * BLOCK * NR<T>], *side = back + BLOCK * NR<T>;
-        O* source = &sources[team.thread * source_size];
+        O* source = &sources[team.thread * room * NR<T>];
         const O* row[BLOCK];
         const T zeros[NR<T>] = {};
         int64_t slot = 0, batch = 0;
@@ -733,16 +588,10 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
                     for (int k = 0; k < 4; ++k) {
                         O part[WIDTH<T>];
                         store_operands(part, weave(d[k]));
-                        const int64_t at = slot * MO + r / PACK<O>;
-                        if constexpr (BY_MATRICES<O>) {
-                            O* to = turned + (k * tiles + c / GR) * GR * room + at;
-                            for (int64_t i = 0; i < valid; ++i) to[i * room] = part[i];
-                            continue;
-                        }
-                        constexpr int STEP = WIDTH<T> < GR ? WIDTH<T> : GR;
+                        constexpr int STEP = WIDTH<T> < MR ? WIDTH<T> : MR;
                         for (int64_t i = 0; i < WIDTH<T> && i < valid; i += STEP) {
-                            const int64_t tile = k * tiles + (c + i) / GR;
-                            std::memcpy(turned + (tile * room + at) * GR + (c + i) % GR, part + i, sizeof(O) * STEP);
+                            const int64_t tile = k * tiles + (c + i) / MR, at = slot * MO + r / PACK<O>;
+                            std::memcpy(turned + (tile * room + at) * MR + (c + i) % MR, part + i, sizeof(O) * STEP);
                         }
                     }
                 });
@@ -792,17 +641,9 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
                 auto run = columns > 2 * WIDTH<T> ? accumulate<O, 3>
                            : columns > WIDTH<T>   ? accumulate<O, 2>
                                                   : accumulate<O, 1>;
-#ifdef MATRICES
-                if constexpr (BY_MATRICES<O>) {
-                    run = columns > 2 * WIDTH<T> ? accumulate_matrices<3>
-                          : columns > WIDTH<T>   ? accumulate_matrices<2>
-                                                 : accumulate_matrices<1>;
-                    std::fill(to, to + SIDE * wide, O{});
-                }
-#endif
                 for (int64_t i = 0; i < 3 * tiles; ++i) {
                     const int64_t tile = own && i >= 2 * tiles ? i + tiles : i;  // dn * r for the position itself
-                    run(turned + tile * room * GR, room, source, slot * MO, &sums[q * panel_sums + i * GR * NR<T>]);
+                    run(turned + tile * room * MR, source, slot * MO, &sums[q * panel_sums + i * MR * NR<T>]);
                 }
             }
             slot = 0;
@@ -815,7 +656,7 @@ void backward(const Number<O>* grad, const Number<O>* x, const Number<O>* h, con
             const Columns<O> columns(C, q % l.groups);
             for (int64_t i = 0; i < 3 * C; ++i) {
                 T* to = j == l.K ? dwh + i * C + columns.first : dwi + i * KC + j * C + columns.first;
-                const T* from = &sums[q * panel_sums + (i / C * tiles * GR + i % C) * NR<T>];
+                const T* from = &sums[q * panel_sums + (i / C * tiles * MR + i % C) * NR<T>];
                 std::memcpy(to, from, sizeof(T) * columns.count);
             }
         }
@@ -860,13 +701,4 @@ EXPORT(float, f32)
 EXPORT(double, f64)
 #ifdef __AVX512BF16__
 EXPORT(Pair, bf16)
-// Whether this process may use what the products of pairs need: the system gives matrix registers to those who ask
-extern "C" int sweep_permits_bf16() {
-#ifdef MATRICES
-    constexpr int REQUEST = 0x1023, MATRIX_REGISTERS = 18;
-    return syscall(SYS_arch_prctl, REQUEST, MATRIX_REGISTERS) == 0;
-#else
-    return 1;
-#endif
-}
 #endif

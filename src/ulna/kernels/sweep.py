@@ -215,7 +215,8 @@ def _(
     keep: bool,
     operands: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 4 * x.shape[-1]) if keep else 0)
+    kept = sweep_native.kept_dtype(x, operands) if _compiled(x) else x.dtype
+    return x.new_empty(x.shape), x.new_empty((*x.shape[:-1], 4 * x.shape[-1]) if keep else 0, dtype=kept)
 
 
 @torch.library.custom_op("ulna::sweep_backward", mutates_args=())

@@ -1,4 +1,5 @@
-"""The sweep in C++, on a CPU in float32 and float64, and with products of bf16 operands: see sweep.cpp."""
+"""The sweep in C++, on a CPU in float32 and float64 (sweep.cpp), and with products of bf16 operands: those of vectors
+there, those of whole matrices, where the processor has registers for them, in sweep_matrices.cpp."""
 
 from __future__ import annotations
 
@@ -20,13 +21,20 @@ def available(x: Tensor) -> bool:
 
 
 def multiplies_bf16() -> bool:
-    """Whether that C++ has products of bf16 operands: compiler, processor and system all offer the instruction."""
-    return (library := native.library("sweep")) is not None and _permits_bf16(library)
+    """Whether that C++ has products of bf16 operands: compiler and processor both know the instruction."""
+    return _matrices() is not None or hasattr(native.library("sweep"), "sweep_forward_bf16")
 
 
 @cache
-def _permits_bf16(library: ctypes.CDLL) -> bool:
-    return hasattr(library, "sweep_permits_bf16") and bool(library.sweep_permits_bf16())
+def _matrices() -> ctypes.CDLL | None:
+    """The sweep by matrix registers, where processor, compiler and system offer them."""
+    library = native.library("sweep_matrices")
+    return library if library is not None and library.sweep_permits() else None
+
+
+def kept_dtype(x: Tensor, operands: torch.dtype) -> torch.dtype:
+    """The precision of the gates that `forward` keeps for the backward pass of a map."""
+    return torch.float16 if available(x) and _lowers(x.dtype, operands) and _matrices() is not None else x.dtype
 
 
 def forward(
@@ -43,13 +51,14 @@ def forward(
         operands: the precision in which products read: bfloat16 where it can be, for a map in float32; else the map's.
 
     Shape:
-        (N, *S, C) -> (N, *S, C), gates r, z, n and the hidden share of n (N, *S, 4C) or (0,)
+        (N, *S, C) -> (N, *S, C), gates r, z, n and the hidden share of n (N, *S, 4C) or (0,),
+        in an order that `backward` knows
     """
     weights = tuple(w.contiguous() for w in weights)
     swept = torch.empty_like(x)
-    gates = x.new_empty((*x.shape[:-1], 4 * x.shape[-1]) if keep else 0)
+    gates = x.new_empty((*x.shape[:-1], 4 * x.shape[-1]) if keep else 0, dtype=kept_dtype(x, operands))
     shape = _shape(x, weights, axis, reverse)
-    _call("forward", _name(x.dtype, operands), x, *weights, swept, gates if keep else None, shape=shape)
+    _call("forward", x.dtype, operands, x, *weights, swept, gates if keep else None, shape=shape)
     return swept, gates
 
 
@@ -78,7 +87,7 @@ def backward(
     weights = (weights[0].contiguous(), weights[1].contiguous())
     shape = _shape(x, weights, axis, reverse)
     results = (torch.empty_like(x), *(torch.empty_like(w) for w in weights), *x.new_empty(2, 3 * x.shape[-1]).unbind())
-    _call("backward", _name(x.dtype, operands), grad, x, swept, gates, *weights, *results, shape=shape)
+    _call("backward", x.dtype, operands, grad, x, swept, gates, *weights, *results, shape=shape)
     dx, d_in, d_hidden, b_in, b_hidden = results
     return dx, d_in, d_hidden, b_in.clone(), b_hidden.clone()
 
@@ -99,13 +108,14 @@ def _shape(x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool) -> 
     ]
 
 
-def _name(dtype: torch.dtype, operands: torch.dtype) -> str:
-    lowered = dtype == torch.float32 and operands == torch.bfloat16 and multiplies_bf16()
-    return "bf16" if lowered else NAMES[dtype]
+def _lowers(dtype: torch.dtype, operands: torch.dtype) -> bool:
+    return dtype == torch.float32 and operands == torch.bfloat16 and multiplies_bf16()
 
 
-def _call(what: str, name: str, *tensors: Tensor | None, shape: list[int]) -> None:
-    function = getattr(native.library("sweep"), f"sweep_{what}_{name}")
+def _call(what: str, dtype: torch.dtype, operands: torch.dtype, *tensors: Tensor | None, shape: list[int]) -> None:
+    library, name = native.library("sweep"), NAMES[dtype]
+    if _lowers(dtype, operands):
+        library, name = _matrices() or library, "bf16"
     pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
-    if function(*pointers, (ctypes.c_int64 * len(shape))(*shape)):
+    if getattr(library, f"sweep_{what}_{name}")(*pointers, (ctypes.c_int64 * len(shape))(*shape)):
         raise MemoryError(f"no memory for the buffers of a sweep over {shape[0]} maps of {shape[4]} channels")
