@@ -8,13 +8,15 @@ process. Memory is the peak of a process of its own that does two steps, less wh
 
 Prediction: of a phantom that ulna draws (synthetic, a bent tube; it says nothing about real images), by the
 recommended build in three stages and at every voxel, and by the U-Net, as `ulna predict` does it. The networks are trained
-for `--steps` steps on patches of another phantom, so that their answers have boundaries where there are some; their Dice is
-that of such a short training. With `--image`, times alone on an image of one's own, whose values go from 0 to 1 first.
+for `--steps` steps on patches of other phantoms, so that their answers have boundaries where there are some; their Dice is
+that of such a short training, and `--keep FOLDER` keeps them for the next call. With `--image`, times alone on an image of
+one's own, whose values go from 0 to 1 first.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -59,6 +61,7 @@ RATIOS = {
 }
 PATCHES = {"step-96": (96, 96, 64), "step-160": (160, 160, 96)}
 WORKS = (*PATCHES, "predict")
+TRAINING_PHANTOMS = 3
 
 
 @dataclass
@@ -196,14 +199,16 @@ def phantom(size: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
     return (values - values.mean()) / values.std(), torch.from_numpy((labels > 0).astype(np.int64))
 
 
-def patches(image: Tensor, labels: Tensor, patch: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Batches of one patch about a random voxel of the structure, or anywhere in one of three."""
-    generator = torch.Generator().manual_seed(0)
-    inside, last = labels.nonzero(), torch.tensor([n - p for n, p in zip(labels.shape, patch, strict=True)])
+def patches(cases: Sequence[tuple[Tensor, Tensor]], patch: Sequence[int]) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Batches of one patch about a random voxel of the structure, or, every other time, anywhere; a case in turn."""
+    generator, order = torch.Generator().manual_seed(0), itertools.cycle(cases)
 
     def batch() -> tuple[Tensor, Tensor]:
+        image, labels = next(order)
+        last = torch.tensor([n - p for n, p in zip(labels.shape, patch, strict=True)])
         start = (torch.rand(len(patch), generator=generator) * (last + 1)).long()
-        if torch.rand((), generator=generator) < 2 / 3:
+        if torch.rand((), generator=generator) < 1 / 2:
+            inside = labels.nonzero()
             start = inside[torch.randint(len(inside), (), generator=generator)] - torch.tensor(patch) // 2
         start = start.clamp(min=torch.zeros_like(last), max=last)
         window = tuple(slice(a, a + p) for a, p in zip(start.tolist(), patch, strict=True))
@@ -254,17 +259,35 @@ class Known:
         return lambda points: Outputs(self.truth[tuple(points[0].T)][None, None] - 0.5, {}, points)
 
 
+def train(networks: dict[str, Contender], patch: Sequence[int], arguments: argparse.Namespace) -> None:
+    """On patches of other phantoms; what an earlier call of the same settings kept is read in place of that."""
+    sides = [max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)]
+    kept = {
+        name: arguments.keep and Path(arguments.keep) / f"{name}-{arguments.steps}-{arguments.lr}.pt"
+        for name in networks
+    }
+    missing = [name for name, file in kept.items() if not (file and file.exists())]
+    cases = [phantom(sides, seed=1 + i) for i in range(TRAINING_PHANTOMS)] if missing else []
+    for name, contender in networks.items():
+        if name in missing:
+            lr = arguments.lr
+            contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=lr))
+            step = trainer(contender, patches(cases, patch), len(patch))
+            losses = [step() for _ in range(arguments.steps)]
+            print(f"  {name}: loss {losses[0]:.3f} at first, {statistics.mean(losses[-5:]):.3f} in the end", flush=True)
+            if kept[name]:
+                kept[name].parent.mkdir(parents=True, exist_ok=True)
+                torch.save(contender.network.state_dict(), kept[name])
+        else:
+            contender.network.load_state_dict(torch.load(kept[name], weights_only=True))
+        contender.network.eval()
+
+
 def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
     """Three stages, every voxel and the U-Net on one volume, in turn."""
     patch, precision = tuple(arguments.patch or PATCHES["step-96"]), choose_precision("auto", CPU)
     networks = {name: Contender.named(name, patch, classes=1) for name in ("nnunet", "implicit_unet")}
-    training = phantom([max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)], seed=1)
-    for name, contender in networks.items():
-        contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=arguments.lr))
-        step = trainer(contender, patches(*training, patch), len(patch))
-        losses = [step() for _ in range(arguments.steps)]
-        contender.network.eval()
-        print(f"  {name}: loss {losses[0]:.3f} at first, {statistics.mean(losses[-5:]):.3f} in the end", flush=True)
+    train(networks, patch, arguments)
     image, truth = phantom(arguments.size, seed=0) if arguments.image is None else (read(arguments.image), None)
     size, plan, axis = tuple(image.shape[1:]), plan_for(patch), slab_axis(tuple(image.shape[1:]))
     tallies: dict[str, Tally] = {}
@@ -297,7 +320,7 @@ def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
         "patch": list(patch),
         "overlap": arguments.overlap,
         "trained_steps": arguments.steps,
-        "trained_on": "patches of another phantom",
+        "trained_on": f"patches of {TRAINING_PHANTOMS} other phantoms",
         "seconds": {way: [round(s, 2) for s in each] for way, each in seconds.items()},
         "share_of_voxels": {
             "mesh": round(asked.mesh / asked.voxels, 4),
@@ -335,6 +358,9 @@ def main() -> None:
     parser.add_argument("--train-size", type=int, nargs=3, help="of the phantom trained on; as --size by default")
     parser.add_argument("--image", type=Path, help="predict this file in place of a phantom")
     parser.add_argument("--steps", type=int, default=100, help="of training ahead of a prediction")
+    parser.add_argument(
+        "--keep", type=Path, help="folder of the networks so trained: read from there, or written to it"
+    )
     parser.add_argument("--lr", type=float, default=1e-3, help="of that training")
     parser.add_argument("--overlap", type=float, default=0.5, help="of the windows")
     parser.add_argument("--out", default="implicit", help="name of the file in benchmarks/results")
