@@ -30,7 +30,7 @@ using Half = uint16_t;               // a bfloat16
 constexpr int64_t SIDE = 16;         // rows of a matrix register, and numbers of float32 in a row
 constexpr int64_t BLOCK = 2 * SIDE;  // positions, or channels, of a product; also the numbers of bfloat16 in a row
 constexpr int64_t SQUARE = BLOCK * BLOCK;
-constexpr int64_t TOGETHER = 1024;  // positions that the gradients of the weights are summed over in one go, or more
+constexpr int64_t TOGETHER = 512;  // positions that the gradients of the weights are summed over in one go, or more
 
 inline __mmask16 first(int64_t count) { return count >= SIDE ? 0xffff : count <= 0 ? 0 : (1u << count) - 1; }
 inline __m512 load(const float* p, __mmask16 valid) { return _mm512_maskz_loadu_ps(valid, p); }
