@@ -107,3 +107,16 @@ def test_a_dilated_convolution_under_autocast_has_its_whole_gradient(dims, size,
         y.backward(slope.to(y.dtype))
         assert torch.allclose(conv.weight.grad, want, atol=0.02 * float(want.abs().max()))
         conv.weight.grad = None
+
+
+def test_maxima_of_volumes_stay_in_the_precision_of_the_map_under_autocast():
+    x = torch.randn(1, 2, 6, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    exact = x.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = nd.max_pool(3, (2, 1, 2))(x)
+    wanted = torch.nn.functional.max_pool3d(exact, (2, 1, 2))
+    assert y.dtype == torch.bfloat16 and torch.equal(y.float(), wanted)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    y.backward(dy)
+    wanted.backward(dy.float())
+    assert torch.equal(x.grad.float(), exact.grad)

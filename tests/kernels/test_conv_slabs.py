@@ -39,11 +39,31 @@ def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, m
         assert (mine - true).abs().max() < 0.008 * true.abs().max()  # two roundings to bf16
 
 
+def test_several_maps_are_their_concatenation(monkeypatch):
+    monkeypatch.setattr(slabs, "SLAB", 150)
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, c, 9, 7, 8, generator=generator).bfloat16().requires_grad_() for c in (3, 1, 4)]
+    weight = torch.randn(5, 8, 3, 3, 3, generator=generator).bfloat16().requires_grad_()
+    settings = {"stride": (1, 1, 1), "padding": (1, 1, 1)}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape[1]) or t, lambda t: t):
+        y = convolve_in_slabs(maps, weight, None, **settings)
+    assert sorted(kept) == [1, 3, 4, 8]  # the maps themselves and the weight, but no copy of all
+    dy = torch.randn(y.shape, generator=generator).bfloat16()
+    wanted = [weight, maps[0], maps[2]]  # one of them asks for no gradient
+    maps[1].requires_grad_(False)
+    got = torch.autograd.grad(convolve_in_slabs(maps, weight, None, **settings), wanted, dy)
+    whole = convolve_in_slabs(torch.cat(maps, dim=1), weight, None, **settings)
+    assert torch.equal(y, whole)
+    for a, b in zip(got, torch.autograd.grad(whole, wanted, dy), strict=True):
+        assert (a - b).abs().max() <= 0.008 * b.abs().max()
+
+
 def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
     monkeypatch.setattr(slabs, "SLAB", 100)
     taken = []
     real = nd.convolve_in_slabs
-    monkeypatch.setattr(nd, "convolve_in_slabs", lambda x, *a, **k: taken.append(x.shape) or real(x, *a, **k))
+    monkeypatch.setattr(nd, "convolve_in_slabs", lambda x, *a, **k: taken.append(len(x)) or real(x, *a, **k))
     conv, x = nd.conv(3, 2, 4), torch.randn(1, 2, 6, 8, 8)
     conv(x)  # float32
     with torch.autocast("cpu", torch.bfloat16):
@@ -52,7 +72,7 @@ def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
         assert not taken
         parts = [x[:, :1].clone().requires_grad_(), x[:, 1:].clone().requires_grad_()]
         y = conv(parts)
-    assert taken == [x.shape] and y.dtype == torch.bfloat16
+    assert taken == [2] and y.dtype == torch.bfloat16
     y.float().square().sum().backward()
     assert all(part.grad.abs().sum() > 0 for part in parts)
     with torch.autocast("cpu", torch.bfloat16):

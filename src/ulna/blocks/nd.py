@@ -66,8 +66,7 @@ class _Conv:
 
     def forward(self: Any, x: Tensor | Sequence[Tensor]) -> Tensor:
         if suits(x if isinstance(x, Tensor) else x[0], self.weight, dilation=self.dilation, groups=self.groups):
-            whole = x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)
-            return convolve_in_slabs(whole, self.weight, self.bias, stride=self.stride, padding=self.padding)
+            return convolve_in_slabs(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _keeps_size(self):
             return convolve(x, self.weight, self.bias)
         whole = x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)
@@ -242,9 +241,22 @@ def max_pool(
     kind: Any = nn.MaxPool2d if spatial_dims == 2 else nn.MaxPool3d
     step = per_axis(stride, spatial_dims)
     if kernel_size is None:
-        return kind(step)
+        return nn.MaxPool2d(step) if spatial_dims == 2 else _MaxPool3d(step)
     kernel = per_axis(kernel_size, spatial_dims)
     return kind(kernel, stride=step, padding=tuple(n // 2 for n in kernel))
+
+
+class _MaxPool3d(nn.MaxPool3d):
+    """Of windows side by side, in the precision of the map: autocast on a CPU widens it, and keeps it so, for nothing.
+
+    Neither a maximum nor its gradient, which goes to one voxel of a window, is rounded.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x)
 
 
 def average_pool(spatial_dims: int, stride: int | Sequence[int] = 1) -> nn.Module:

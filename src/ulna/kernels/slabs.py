@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from ulna.kernels import native
 
-# Voxels of a slab. The library that torch calls copies the input and the gradient of the output for a weight gradient, once
-# a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread, the highest need of a whole training step. Of a slab it is a fifth.
-SLAB = 2**17
+# Voxels of a slab where there are up to so many channels, fewer where there are more. The library that torch calls copies
+# the input and the gradient of the output for a weight gradient, once a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread,
+# the highest need of a whole training step. Of a slab it is a fifth.
+SLAB, CHANNELS = 2**17, 32
 
 
 def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) -> bool:
@@ -36,21 +37,29 @@ def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) ->
 
 
 def convolve_in_slabs(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: Sequence[int], padding: Sequence[int]
+    x: Tensor | Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
 ) -> Tensor:
     """A convolution in the precision of autocast, with the same values as torch's.
 
-    Slabs lie along the first spatial axis. The weight gradient of each is rounded to the low precision once, and they are
-    added in float32: as exact as torch's, but where slabs cancel each other, what was rounded stays. First derivatives
-    only: for second ones, or torch.func, switch native kernels off (ULNA_NATIVE=0), and this with them.
+    Of several maps, whose channels together are the input, the joined one is not kept for the backward pass, and no
+    gradient is made of it. Slabs lie along the first spatial axis. The weight gradient of each is rounded to the low
+    precision once, and they are added in float32: as exact as torch's, but where slabs cancel each other, what was rounded
+    stays. First derivatives only: for second ones, or torch.func, switch native kernels off (ULNA_NATIVE=0), and this with
+    them.
 
     Shape:
-        (N, C, D, H, W), (K, C, *kernel), (K,) -> (N, K, D', H', W')
+        (N, C, D, H, W) or [(N, Ci, D, H, W), ...], (K, C, *kernel), (K,) -> (N, K, D', H', W')
     """
-    dtype = _precision(x)
-    return _Slabs.apply(  # type: ignore[no-any-return,no-untyped-call]
-        x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), tuple(stride), tuple(padding)
-    )
+    maps = [x] if isinstance(x, Tensor) else list(x)
+    dtype = _precision(maps[0])
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    made: Tensor = _Slabs.apply(weight, bias, tuple(stride), tuple(padding), *(m.to(dtype) for m in maps))  # type: ignore[no-untyped-call]
+    return made
 
 
 def _precision(x: Tensor) -> torch.dtype:
@@ -61,20 +70,28 @@ def _precision(x: Tensor) -> torch.dtype:
 class _Slabs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        *maps: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(weight, *maps)
         ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        return F.conv3d(x, weight, bias, stride, padding)
+        return F.conv3d(_joined(maps), weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        weight, *maps = ctx.saved_tensors
         stride, padding = ctx.stride, ctx.padding
         dw = torch.zeros_like(weight, dtype=torch.float32)
-        for rows, reads, margins in _slabs(x, dy, weight.shape[2], stride[0], padding[0]):
-            part = x[:, :, reads]
+        slab_count = -(-maps[0][:, 0].numel() * max(weight.shape[1], CHANNELS) // (SLAB * CHANNELS))
+        for rows, reads, margins in _slabs(
+            maps[0].shape[2], dy.shape[2], slab_count, weight.shape[2], stride[0], padding[0]
+        ):
+            part = _joined([m[:, :, reads] for m in maps])
             if any(margins):
                 part = F.pad(part, (0, 0, 0, 0, *margins))
             part = part.contiguous(memory_format=torch.channels_last_3d)
@@ -82,16 +99,23 @@ class _Slabs(torch.autograd.Function):
             dw += _backward(slab, part, weight, stride, (0, *padding[1:]), (False, True, False))[1]
         db = dy.sum(dim=(0, 2, 3, 4), dtype=torch.float32).to(dy.dtype) if ctx.has_bias else None
         # after the weights': the working space of either is not needed beside the other's
-        dx = _backward(dy, x, weight, stride, padding, (True, False, False))[0] if ctx.needs_input_grad[0] else None
-        return dx, dw.to(weight.dtype), db, None, None
+        dx: list[Tensor | None] = []
+        for m, w, asked in zip(
+            maps, weight.split([m.shape[1] for m in maps], dim=1), ctx.needs_input_grad[4:], strict=True
+        ):
+            dx.append(_backward(dy, m, w.contiguous(), stride, padding, (True, False, False))[0] if asked else None)
+        return dw.to(weight.dtype), db, None, None, *dx
+
+
+def _joined(maps: Sequence[Tensor]) -> Tensor:
+    return maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1)
 
 
 def _slabs(
-    x: Tensor, dy: Tensor, kernel: int, stride: int, padding: int
+    depth: int, outputs: int, count: int, kernel: int, stride: int, padding: int
 ) -> Iterator[tuple[slice, slice, tuple[int, int]]]:
     """Rows of the output, the rows of the input that they read, and how many zeros they read before and behind."""
-    depth, outputs = x.shape[2], dy.shape[2]
-    count = min(outputs, -(-x[:, 0].numel() // SLAB))
+    count = min(outputs, count)
     for number in range(count):
         first, end = number * outputs // count, (number + 1) * outputs // count
         low, high = first * stride - padding, (end - 1) * stride - padding + kernel
