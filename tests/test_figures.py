@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ulna import figures
 from ulna.errors import UsageError
 from ulna.figures import FALSE_NEGATIVE, FALSE_POSITIVE, RIGHT, best_slice, comparison, curves, overlay, panels, to_rgb
 
@@ -150,3 +151,12 @@ def test_dark_8_bit_colour_is_brightened_by_one_factor() -> None:
     picture = to_rgb(dark)
     assert picture[3, 3].tolist() == [255, 128, 0]
     assert not picture[0, 0].any()
+
+
+def test_long_captions_fold_at_words():
+    assert figures._folded("unet  0.913") == "unet  0.913"
+    folded = figures._folded("laird/unet loss.kind=dice_squared  0.238")
+    assert folded.split("\n") == ["laird/unet", "loss.kind=dice_squared  0.238"]
+    assert figures._folded("one_word_that_is_longer_than_any_picture_is_wide") == (
+        "one_word_that_is_longer_than_any_picture_is_wide"
+    )

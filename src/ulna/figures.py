@@ -23,6 +23,7 @@ from scipy.ndimage import binary_erosion
 
 from ulna.files import write_whole
 
+CAPTION = 32  # letters that fit above a picture of a contact sheet
 RGB = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Colour = tuple[int, int, int]
@@ -275,7 +276,7 @@ def panels(
             axes.set_axis_off()
             if entry is not None:
                 axes.imshow(entry[1], interpolation="nearest")
-                axes.set_title(entry[0], fontsize=8.5, color=MUTED[True], pad=4, parse_math=False)
+                axes.set_title(_folded(entry[0]), fontsize=8.5, color=MUTED[True], pad=4, parse_math=False)
     if legend:
         figure.legend(
             handles=[Patch(facecolor=np.array(colour) / 255, label=meaning) for meaning, colour in legend],
@@ -288,6 +289,17 @@ def panels(
             handleheight=0.9,
         )
     return write_figure(figure, path)
+
+
+def _folded(caption: str) -> str:
+    """A caption in as many lines as it takes to fit above its picture."""
+    lines = [""]
+    for word in caption.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > CAPTION:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return "\n".join(lines)
 
 
 def write_figure(figure: Figure, path: Path) -> Path:

@@ -137,3 +137,16 @@ def test_one_layer_is_a_plain_one():
     y = perceptron(x, weights, biases, dropout=0.5)
     torch.testing.assert_close(y, x @ weights[0].T + biases[0])
     assert torch.autograd.gradcheck(lambda x: perceptron(x, weights, biases), (x,))
+
+
+def test_few_numbers_of_rows_reach_the_library_that_keeps_a_program_for_each(monkeypatch):
+    seen = []
+    monkeypatch.setattr(room, "_fuses", lambda x: True)
+    monkeypatch.setattr(room, "ROWS_PREDICTED", 256)
+    monkeypatch.setattr(room, "_fused", lambda x, ws, bs, add: seen.append((len(x), len(add))) or x[:, :2] + add)
+    weights, biases = layers(5, 2, dtype=torch.float32)
+    for count in range(1, 600, 7):
+        x, addend = torch.randn(count, 5), torch.randn(count, 2)
+        with torch.no_grad():
+            assert torch.equal(perceptron(x, weights, biases, addend=addend), x[:, :2] + addend)
+    assert {*seen} == {(64, 64), (128, 128), (256, 256)}

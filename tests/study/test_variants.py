@@ -38,6 +38,13 @@ def test_what_a_recipe_of_its_own_would_have_set_is_a_footnote():
     assert omega.recipe.loss.heads != "equal"
 
 
+def test_a_varied_field_is_named_by_its_row_and_is_no_footnote():
+    base, focal = make_variants(["laird/unet"], {}, ["loss.kind=dice,focal_tversky"], [])
+    for variant in (base, focal):
+        assert not any("loss.kind" in note for note in variant.footnotes)
+        assert any("optimizer.lr" in note for note in variant.footnotes)
+
+
 def test_the_pooling_of_points_goes_with_the_network_while_the_loss_is_the_one_it_speaks_of():
     (alone,) = make_variants(["implicit_unet"], {}, [], [])
     assert alone.recipe.loss.options == {"reduction": "batch"}

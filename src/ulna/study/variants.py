@@ -128,7 +128,7 @@ def make_variants(
                 if not (
                     one_at_a_time and chosen and varied == _pooling_points(recipe)
                 ):  # a value that is there already
-                    variants.append(Variant(model + said, varied, _footnotes(varied)))
+                    variants.append(Variant(model + said, varied, _footnotes(varied, [key for key, _ in chosen])))
         except UsageError as error:
             problems.append(f"{model}: {error}")
     if problems:
@@ -283,10 +283,12 @@ def _pooling_points(recipe: Recipe) -> Recipe:
     return set_value(recipe, f"{POOLING}={own[POOLING]}")
 
 
-def _footnotes(recipe: Recipe) -> tuple[str, ...]:
-    """In what a training differs from the others beside its architecture, and from its network's own recipe."""
+def _footnotes(recipe: Recipe, varied: Sequence[str]) -> tuple[str, ...]:
+    """In what a training differs from the others beside its architecture and the fields varied, and from its own recipe."""
     notes = []
     for key, value in NAMED[recipe.model].recipe.items():
+        if key in varied:  # the row's name says it
+            continue
         now = _value_at(recipe, key)
         pooled = key == POOLING and now == value and recipe.architecture.head.kind == "points"
         if key.startswith(OF_THE_NETWORK) or pooled:
