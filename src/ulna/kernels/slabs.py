@@ -1,4 +1,4 @@
-"""Convolutions of large volumes in low precision on a CPU, whose weight gradient is summed up slab by slab."""
+"""Convolutions of large maps in low precision on a CPU, whose weight gradient is summed up slab by slab."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) ->
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and native.switched_on()
-        and x.ndim == 5
+        and x.ndim in (4, 5)
         and x.device.type == "cpu"
         and torch.is_grad_enabled()
         and weight.requires_grad
@@ -53,7 +53,7 @@ def convolve_in_slabs(
     them.
 
     Shape:
-        (N, C, D, H, W) or [(N, Ci, D, H, W), ...], (K, C, *kernel), (K,) -> (N, K, D', H', W')
+        (N, C, *S) or [(N, Ci, *S), ...], (K, C, *kernel), (K,) -> (N, K, *S')
     """
     maps = [x] if isinstance(x, Tensor) else list(x)
     dtype = _precision(maps[0])
@@ -79,7 +79,7 @@ class _Slabs(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, *maps)
         ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        return F.conv3d(_joined(maps), weight, bias, stride, padding)
+        return (F.conv2d if weight.ndim == 4 else F.conv3d)(_joined(maps), weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
@@ -87,17 +87,18 @@ class _Slabs(torch.autograd.Function):
         weight, *maps = ctx.saved_tensors
         stride, padding = ctx.stride, ctx.padding
         dw = torch.zeros_like(weight, dtype=torch.float32)
+        layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
         slab_count = -(-maps[0][:, 0].numel() * max(weight.shape[1], CHANNELS) // (SLAB * CHANNELS))
         for rows, reads, margins in _slabs(
             maps[0].shape[2], dy.shape[2], slab_count, weight.shape[2], stride[0], padding[0]
         ):
             part = _joined([m[:, :, reads] for m in maps])
             if any(margins):
-                part = F.pad(part, (0, 0, 0, 0, *margins))
-            part = part.contiguous(memory_format=torch.channels_last_3d)
-            slab = dy[:, :, rows].contiguous(memory_format=torch.channels_last_3d)
+                part = F.pad(part, (*(0, 0) * (part.ndim - 3), *margins))
+            part = part.contiguous(memory_format=layout)
+            slab = dy[:, :, rows].contiguous(memory_format=layout)
             dw += _backward(slab, part, weight, stride, (0, *padding[1:]), (False, True, False))[1]
-        db = dy.sum(dim=(0, 2, 3, 4), dtype=torch.float32).to(dy.dtype) if ctx.has_bias else None
+        db = dy.sum(dim=[0, *range(2, dy.ndim)], dtype=torch.float32).to(dy.dtype) if ctx.has_bias else None
         # after the weights': the working space of either is not needed beside the other's
         dx: list[Tensor | None] = []
         for m, w, asked in zip(
@@ -132,8 +133,8 @@ def _backward(
     asked: tuple[bool, bool, bool],
 ) -> Sequence[Tensor]:
     """Gradients of the input, the weights and the bias: those that are asked for."""
-    plain = (1, 1, 1)
+    plain, zeros = [1] * len(stride), [0] * len(stride)
     made: Sequence[Tensor] = torch.ops.aten.convolution_backward(
-        dy, x, weight, None, stride, padding, plain, False, (0, 0, 0), 1, asked
+        dy, x, weight, None, stride, padding, plain, False, zeros, 1, asked
     )
     return made
