@@ -262,10 +262,8 @@ class Known:
 def train(networks: dict[str, Contender], patch: Sequence[int], arguments: argparse.Namespace) -> None:
     """On patches of other phantoms; what an earlier call of the same settings kept is read in place of that."""
     sides = [max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)]
-    kept = {
-        name: arguments.keep and Path(arguments.keep) / f"{name}-{arguments.steps}-{arguments.lr}.pt"
-        for name in networks
-    }
+    said = "-".join(map(str, (*patch, *sides, TRAINING_PHANTOMS, arguments.steps, arguments.lr)))
+    kept = {name: arguments.keep and Path(arguments.keep) / f"{name}-{said}.pt" for name in networks}
     missing = [name for name, file in kept.items() if not (file and file.exists())]
     cases = [phantom(sides, seed=1 + i) for i in range(TRAINING_PHANTOMS)] if missing else []
     for name, contender in networks.items():

@@ -259,6 +259,19 @@ def test_bf16_operands_over_many_blocks_of_positions_channels_and_lines(neighbou
             assert (a - b).norm() <= 1e-2 * a.norm()
 
 
+@pytest.mark.parametrize(("forth", "back"), [("lines", "native"), ("native", "lines"), ("native", "auto")])
+def test_the_backward_pass_reads_gates_as_they_were_kept_whatever_path_is_pinned_by_then(forth, back):
+    skip_without_bf16()
+    x, gates, weights = case(20, 3, (6, 5), 2, torch.float32)
+    expected = gradients("reference", x, gates, Direction(1), weights)
+    with force(forth), torch.autocast("cpu", torch.bfloat16):
+        y = sweep(x, gates, Direction(1))
+    with force(back):
+        found = torch.autograd.grad((y * weights).sum(), (x, *gates))
+    for a, b in zip(expected[1:], found, strict=True):
+        assert (a - b).abs().max() <= 2e-2 * max(1.0, a.abs().max().item())
+
+
 def test_bf16_operands_take_maps_and_gradients_laid_out_in_any_way():
     skip_without_bf16()
     x, gates, weights = case(5, 3, (6, 4), 2, torch.float32)

@@ -65,7 +65,8 @@ class _Conv:
     """
 
     def forward(self: Any, x: Tensor | Sequence[Tensor]) -> Tensor:
-        if suits(x if isinstance(x, Tensor) else x[0], self.weight, dilation=self.dilation, groups=self.groups):
+        maps = [x] if isinstance(x, Tensor) else x
+        if all(suits(m, self.weight, dilation=self.dilation, groups=self.groups) for m in maps):
             return convolve_in_slabs(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _keeps_size(self):
             return convolve(x, self.weight, self.bias)
@@ -253,7 +254,7 @@ class _MaxPool3d(nn.MaxPool3d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x)

@@ -25,6 +25,7 @@ def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) ->
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and native.switched_on()
+        and x.ndim == weight.ndim
         and x.ndim in (4, 5)
         and x.device.type == "cpu"
         and torch.is_grad_enabled()

@@ -82,7 +82,8 @@ def sweep_reference(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
 def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     """`sweep_reference`, as fast as this machine can: the same values and gradients.
 
-    State, gates and sums are kept in the precision of the weights. Under autocast, products read their operands in its
+    State, gates and sums are in the precision of the weights; by matrix registers, gates are kept for the backward pass in
+    float16. Under autocast, products read their operands in its
     precision, unless that is slower: the native kernel does so in bf16 where the CPU has instructions for it.
 
     While a network is exported, it is one loop operator (`Scan` in ONNX) if gradients are off, as `torch.no_grad()` has
@@ -233,7 +234,7 @@ def _sweep_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the map and the four weights."""
     grad, x, weights = grad.contiguous(), x.contiguous(), (weight_in, weight_hidden)
-    if _compiled(x):
+    if _compiled(x) or gates.dtype != x.dtype:  # gates of another precision are the native kernel's
         return sweep_native.backward(grad, x, swept, gates, weights, axis, reverse, operands)
     arguments = (grad, x, swept, gates, weights, axis, reverse, operands)
     with torch.autocast(x.device.type, enabled=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,8 +58,8 @@ def forward(
     weights = tuple(w.contiguous() for w in weights)
     swept = torch.empty_like(x)
     gates = x.new_empty((*x.shape[:-1], 4 * x.shape[-1]) if keep else 0, dtype=kept_dtype(x, operands))
-    shape = _shape(x, weights, axis, reverse)
-    _call("forward", x.dtype, operands, x, *weights, swept, gates if keep else None, shape=shape)
+    function = _function("forward", x.dtype, operands, by_matrices=gates.dtype != x.dtype)
+    _call(function, x, *weights, swept, gates if keep else None, shape=_shape(x, weights, axis, reverse))
     return swept, gates
 
 
@@ -85,9 +86,9 @@ def backward(
         operands: as in `forward`.
     """
     weights = (weights[0].contiguous(), weights[1].contiguous())
-    shape = _shape(x, weights, axis, reverse)
+    function = _function("backward", x.dtype, operands, by_matrices=gates.dtype != x.dtype)
     results = (torch.empty_like(x), *(torch.empty_like(w) for w in weights), *x.new_empty(2, 3 * x.shape[-1]).unbind())
-    _call("backward", x.dtype, operands, grad, x, swept, gates, *weights, *results, shape=shape)
+    _call(function, grad, x, swept, gates, *weights, *results, shape=_shape(x, weights, axis, reverse))
     dx, d_in, d_hidden, b_in, b_hidden = results
     return dx, d_in, d_hidden, b_in.clone(), b_hidden.clone()
 
@@ -112,10 +113,16 @@ def _lowers(dtype: torch.dtype, operands: torch.dtype) -> bool:
     return dtype == torch.float32 and operands == torch.bfloat16 and multiplies_bf16()
 
 
-def _call(what: str, dtype: torch.dtype, operands: torch.dtype, *tensors: Tensor | None, shape: list[int]) -> None:
-    library, name = native.library("sweep"), NAMES[dtype]
-    if _lowers(dtype, operands):
-        library, name = _matrices() or library, "bf16"
+def _function(what: str, dtype: torch.dtype, operands: torch.dtype, *, by_matrices: bool) -> Any:
+    """The kernel of a pass; that of the backward pass is the one that reads the gates as they were kept."""
+    if by_matrices:
+        return getattr(_matrices(), f"sweep_{what}_bf16")
+    library = native.library("sweep")
+    lowered = _lowers(dtype, operands) and hasattr(library, f"sweep_{what}_bf16")
+    return getattr(library, f"sweep_{what}_{'bf16' if lowered else NAMES[dtype]}")
+
+
+def _call(function: Any, *tensors: Tensor | None, shape: list[int]) -> None:
     pointers = [ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors]
-    if getattr(library, f"sweep_{what}_{name}")(*pointers, (ctypes.c_int64 * len(shape))(*shape)):
+    if function(*pointers, (ctypes.c_int64 * len(shape))(*shape)):
         raise MemoryError(f"no memory for the buffers of a sweep over {shape[0]} maps of {shape[4]} channels")
