@@ -40,3 +40,13 @@ def discs(tmp_path_factory):
     ids = [f"disc{number}" for number in range(8)]
     (root / "splits.json").write_text(json.dumps({"train": ids[:5], "val": ids[5:7], "test": ids[7:]}))
     return root
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests begin first, so that the others fill what time the workers have left."""
+
+    def later(item):
+        slow = item.get_closest_marker("slow")
+        return not (slow and slow.kwargs.get("longest"))
+
+    items.sort(key=later)

@@ -260,7 +260,7 @@ def results(out):
     return (out / "results.csv").read_bytes(), table.partition("## Pairs")[2].partition("```")[0]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 def test_a_study_killed_at_twenty_moments_ends_with_the_same_table(many, tmp_path):
     whole, out, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log.txt"
     assert start(many, whole, log).wait(280) == 0, log.read_text()

@@ -91,7 +91,7 @@ def reported(outcome, *codes):
     assert "cannot be written" in outcome.err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 def test_every_operation_of_a_training_can_fail(discs, tmp_path):
     tiny = ["--set", "training.samples_per_epoch=4", "--set", "training.min_steps=2"]
 

@@ -79,7 +79,7 @@ def whole(discs, tmp_path_factory):
     return tmp / "run", outcome
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 def test_forty_kills_cost_nothing(discs, tmp_path, whole):
     run, outcome = whole
     draw = random.Random(0)
@@ -92,7 +92,7 @@ def test_forty_kills_cost_nothing(discs, tmp_path, whole):
         assert blow.code == -signal.SIGKILL or (operation == "delay" and blow.code == 0)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 def test_twenty_stops_exit_with_143_and_the_command(discs, tmp_path, whole):
     run, outcome = whole
     draw = random.Random(1)

@@ -161,7 +161,7 @@ def _filled(rows: Tensor) -> Tensor:
     """The rows, and rows of zeros up to a power of two.
 
     The library keeps a program for every number of rows that it has met, a thousand of them, each up to a megabyte. A
-    prediction asks about another number of points every time: two gigabytes after 40 epochs.
+    prediction asks about another number of points every time: two gigabytes after 45 epochs.
     """
     count = max(FEWEST_ROWS, 1 << (len(rows) - 1).bit_length())
     return rows if count == len(rows) else F.pad(rows, (0, 0, 0, count - len(rows)))

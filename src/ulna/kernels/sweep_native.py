@@ -26,11 +26,15 @@ def multiplies_bf16() -> bool:
     return _matrices() is not None or hasattr(native.library("sweep"), "sweep_forward_bf16")
 
 
-@cache
 def _matrices() -> ctypes.CDLL | None:
     """The sweep by matrix registers, where processor, compiler and system offer them."""
     library = native.library("sweep_matrices")
-    return library if library is not None and library.sweep_permits() else None
+    return library if library is not None and _permits(library) else None
+
+
+@cache
+def _permits(library: ctypes.CDLL) -> bool:
+    return bool(library.sweep_permits())
 
 
 def kept_dtype(x: Tensor, operands: torch.dtype) -> torch.dtype:
