@@ -107,10 +107,11 @@ def prediction_memory(
     size, classes = volume.size, plan.labels.outputs
     spacing = plan.spacing or volume.spacing
     grid = [max(1, round(n * a / b)) for n, a, b in zip(size, volume.spacing, spacing, strict=True)]
-    whole = math.prod(grid) <= plan.whole_image_limit and not weights.head.sparse
-    window = grid if whole else [min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
+    sparse = weights.head.sparse
+    whole = math.prod(grid) <= plan.whole_image_limit and not sparse
+    window = grid if whole else [p if sparse else min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
     axis = max(range(len(size)), key=lambda a: size[a])
-    share = window[axis] / grid[axis]  # of the image that a slab is
+    share = min(1.0, window[axis] / grid[axis])  # of the image that a slab is
     return Forecast(
         {
             "maps of a window": OVERHEAD * maps_per_voxel * math.prod(window),

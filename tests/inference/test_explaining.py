@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tests.plans import make
 from ulna.blocks.attention_gate import Gate
 from ulna.blocks.self_attention import ChannelAttention, SpatialAttention
-from ulna.data.preprocess import Prepared
+from ulna.data.preprocess import Prepared, framed
 from ulna.errors import UsageError
 from ulna.inference.explaining import (
     Piece,
@@ -357,6 +357,15 @@ def test_maps_come_back_on_the_grid_of_the_image_and_pieces_in_their_place(spati
     same = Prepared(torch.zeros(1, *grid), grid)
     values = torch.rand(1, *grid)
     assert torch.equal(on_image_grid(values, same), values)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_margins_around_an_image_smaller_than_a_patch_do_not_come_back(spatial_dims):
+    image = torch.rand(1, *(7, 8, 5)[:spatial_dims])
+    frame = framed(Prepared(image, tuple(image.shape[1:])), (10, 8, 6)[:spatial_dims])
+    assert frame.image.shape == (1, *(10, 8, 6)[:spatial_dims])
+    assert torch.equal(frame.image[0, 0], frame.image[0, 1])  # the outermost voxels again
+    assert torch.equal(on_image_grid(frame.image, frame), image)
 
 
 def test_mirrorings_are_all_sets_of_axes():

@@ -2,14 +2,19 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 import ulna.inference.sparse as room
+from tests.plans import make
+from ulna.data.preprocess import Prepared
+from ulna.data.sampling import crop_patch
+from ulna.inference.predict import collect, predict_slabs
 from ulna.inference.sparse import Tally, by_stages, on_boundary, smoothed
 from ulna.networks.build import build
 from ulna.networks.heads import Outputs, probabilities
-from ulna.recipe import Inference
+from ulna.recipe import Inference, Labels
 
 SIZES = {2: (16, 24), 3: (8, 12, 16)}
 NARROW = {"kind": "points", "options": {"width": 16, "depth": 3}}
@@ -161,3 +166,29 @@ def test_smoothing_is_the_mean_of_the_voxels_around_whatever_the_slabs(shape, po
                 row += some
 
         torch.testing.assert_close(torch.cat([s.clone() for s in smoothed(slabs(), axis)], axis + 1), expected)
+
+
+@pytest.mark.parametrize("size", [(13, 21), (16, 11), (5, 30), (7, 8, 15), (6, 13, 20)])
+def test_an_image_smaller_than_a_patch_is_asked_at_the_places_where_training_put_it(size):
+    dims, net = len(size), network(len(size), 3)
+    plan = make(spatial_dims=dims, strides=((2,) * dims,) * 2, patch=SIZES[dims], labels=Labels(names=("a", "b", "c")))
+    image = torch.randn(1, *size)
+    settings = Inference(spacing=1, smooth=False)
+    for axis in range(dims):
+        slabs = predict_slabs(
+            net, plan, Prepared(image, size), axis, settings=settings, device=torch.device("cpu"), precision="fp32"
+        )
+        made = collect(slabs, size, axis)
+        fits = [n <= p for n, p in zip(size, plan.patch, strict=True)]
+        if all(fits):
+            chance = np.random.default_rng(0)
+            seen, _ = crop_patch(
+                image, torch.zeros(size, dtype=torch.uint8), plan.patch, foreground=0, generator=chance
+            )
+            first = [(p - n) // 2 for n, p in zip(size, plan.patch, strict=True)]
+            with torch.inference_mode():
+                answer = probabilities(net(seen[None]))[0]
+            window = (..., *(slice(a, a + n) for a, n in zip(first, size, strict=True)))
+            torch.testing.assert_close(made, answer[window], atol=1e-6, rtol=1e-5)
+        assert made.shape == (3, *size)
+        assert made.sum(0).allclose(torch.ones(size))

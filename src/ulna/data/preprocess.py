@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,10 +27,42 @@ class Prepared(NamedTuple):
     Args:
         image: (C, *S'), float32, normalised.
         size: *S of the volume it came from.
+        margins: what `framed` put before and behind the image along every axis of S'; empty for nothing.
     """
 
     image: Tensor
     size: tuple[int, ...]
+    margins: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def inside(self) -> tuple[Any, ...]:
+        """The index of what lies between the margins, in an array whose last axes are S'."""
+        sides = zip(self.margins, self.image.shape[1:], strict=True) if self.margins else ()
+        return (..., *(slice(before, length - behind) for (before, behind), length in sides))
+
+
+def margins(size: Sequence[int], patch: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """What an image lacks of a patch, before and behind it along every axis: half each, the larger half behind.
+
+    Example:
+        >>> margins((35, 56, 60), (40, 56, 40))
+        ((2, 3), (0, 0), (0, 0))
+    """
+    missing = [max(p - n, 0) for n, p in zip(size, patch, strict=True)]
+    return tuple((m // 2, m - m // 2) for m in missing)
+
+
+def extend(maps: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
+    """Repeat the outermost voxels: (K, *S) -> (K, *S with its margins)."""
+    if not any(itertools.chain(*sides)):
+        return maps
+    return F.pad(maps[None], [*itertools.chain(*reversed(sides))], mode="replicate")[0]
+
+
+def framed(prepared: Prepared, patch: Sequence[int]) -> Prepared:
+    """An image as training sees it, never smaller than a patch: for networks that go by the place in one."""
+    sides = margins(prepared.image.shape[1:], patch)
+    return Prepared(extend(prepared.image, sides), prepared.size, sides)
 
 
 def check_fit(volume: Volume, plan: Plan) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ulna.data.preprocess import extend, margins
+
 
 def sample_stream(seed: int, epoch: int, sample: int) -> np.random.Generator:
     """The random stream of one training sample: the same numbers whatever ran before it, in whichever process.
@@ -63,11 +65,9 @@ def _random_foreground(labels: Tensor, dims: int, generator: np.random.Generator
 
 
 def _pad(image: Tensor, labels: Tensor, patch: Sequence[int]) -> tuple[Tensor, Tensor]:
-    missing = [max(p - n, 0) for n, p in zip(image.shape[1:], patch, strict=True)]
-    if not any(missing):
+    sides = margins(image.shape[1:], patch)
+    if sides == margins(patch, patch):
         return image, labels
-    widths = [w for m in reversed(missing) for w in (m // 2, m - m // 2)]
     maps = labels if labels.ndim == image.ndim else labels[None]
-    padded = torch.nn.functional.pad(maps[None].float(), widths, mode="replicate")[0].to(labels.dtype)
-    image = torch.nn.functional.pad(image[None], widths, mode="replicate")[0]
-    return image, padded if labels.ndim == image.ndim else padded[0]
+    padded = extend(maps.float(), sides).to(labels.dtype)
+    return extend(image, sides), padded if labels.ndim == image.ndim else padded[0]

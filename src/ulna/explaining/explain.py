@@ -17,7 +17,7 @@ from torch import Tensor
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.limits import memory
-from ulna.data.preprocess import prepare, prepare_labels
+from ulna.data.preprocess import framed, prepare, prepare_labels
 from ulna.errors import UsageError, unknown
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import WRITERS, Mask
@@ -101,6 +101,10 @@ def explain(
     index = _largest(mask, labels) if wanted is None else wanted
     inside = _region(mask, index, labels)
     region = prepare_labels(inside.astype(np.uint8), volume.spacing, segmenter.plan).bool()
+    if segmenter.network.head.sparse:  # as it predicts
+        prepared, whole = framed(prepared, segmenter.plan.patch), region
+        region = region.new_zeros(prepared.image.shape[1:])
+        region[prepared.inside] = whole
     empty = not bool(region.any())
     summed = torch.ones_like(region) if empty else region
     size = methods.window_size(segmenter.network, segmenter.plan, region.shape, memory() / 2)

@@ -299,15 +299,15 @@ def on_plan_grid(maps: Tensor, size: Sequence[int], network: Network) -> Tensor:
 def on_image_grid(maps: Tensor, prepared: Prepared, piece: Piece | None = None) -> Tensor:
     """The way back from the grid of the plan: (M, *S') -> (M, *S), float32, on the CPU.
 
-    Maps of a `piece`, (M, *s), are 0 outside it.
+    Maps of a `piece`, (M, *s), are 0 outside it; margins of the image are cut off.
     """
     grid, maps = tuple(prepared.image.shape[1:]), maps.float().cpu()
     if piece is not None and piece.size != grid:
         whole = torch.zeros(len(maps), *grid)
         whole[piece.window] = maps
         maps = whole
-    axis = slab_axis(prepared.size)
-    return collect(restore([maps], grid, prepared.size, axis), prepared.size, axis)
+    maps, axis = maps[prepared.inside], slab_axis(prepared.size)
+    return collect(restore([maps], tuple(maps.shape[1:]), prepared.size, axis), prepared.size, axis)
 
 
 def _pieces(grid: Sequence[int], size: Sequence[int], overlap: float) -> list[Piece]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ulna.arithmetic import autocast
 from ulna.blocks import nd
-from ulna.data.preprocess import Prepared, prepare, restore
+from ulna.data.preprocess import Prepared, framed, prepare, restore
 from ulna.inference.sliding import by_windows
 from ulna.inference.sparse import Tally, by_stages, smoothed
 from ulna.networks.heads import probabilities
@@ -60,11 +60,12 @@ def predict_slabs(
     Yields:
         (K, *S), float32, on the CPU, with some rows along `axis`, in order; good until the next one is asked for.
     """
-    image = prepared.image.to(device)
-    grid = tuple(image.shape[1:])
+    grid = tuple(prepared.image.shape[1:])
     mirrored = _mirrorings(plan.mirror_axes) if settings.tta else [()]
-    # a head that reads points goes by their place in a patch of the size that it was trained on
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
+    if sparse:  # it goes by the place in a patch of the size that it was trained on
+        prepared = framed(prepared, plan.patch)
+    image = prepared.image.to(device)
     whole = math.prod(grid) <= plan.whole_image_limit and not sparse
     patch = grid if whole else plan.patch
 
@@ -87,7 +88,9 @@ def predict_slabs(
         assert maps is not None
         return maps / len(mirrored)
 
-    slabs = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis)
+    # an axis with margins is one window long, so a slab has all of it
+    windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis)
+    slabs: Iterator[Tensor] = (slab[prepared.inside] for slab in windows)
     if sparse and settings.smooth:
         slabs = smoothed(slabs, axis)
     yield from restore((slab.cpu() for slab in slabs), grid, prepared.size, axis)
