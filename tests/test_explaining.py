@@ -12,6 +12,7 @@ from PIL import Image
 import ulna
 from tests.plans import make
 from ulna import cli
+from ulna.data.dataset import Dataset
 from ulna.errors import UsageError
 from ulna.explaining import pictures
 from ulna.explaining.explain import explain
@@ -269,10 +270,28 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, picture
     with pytest.raises(UsageError, match="planned for 2D"):
         explain(run, scan_of_another_kind, out=out)
     Image.new("L", (20, 20)).save(picture.with_name("other.png"))
-    with pytest.raises(UsageError, match="holds 2 images; name one"):
+    with pytest.raises(UsageError, match=r"holds 2 images; name one of them with --case \("):
         explain(run, picture.parent, out=out)
+    with pytest.raises(UsageError, match="no case named 'othr'; did you mean 'other'"):
+        explain(run, picture.parent, out=out, case="othr")
     assert not out.exists() or not any(out.iterdir())
     assert names(run) == {"recipe.yaml", "plan.yaml", "splits.json", "weights.safetensors"}
+
+
+def test_one_case_of_an_array_file_or_of_several_channels_is_named(tmp_path, picture):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "many.npz", images=rng.integers(0, 255, (3, 20, 24), dtype=np.uint8))
+    ids = [case.id for case in Dataset.from_folder(tmp_path / "many.npz", need_labels=False, channels=1).cases]
+    made = explain(run_folder(tmp_path / "run"), tmp_path / "many.npz", out=tmp_path / "why", case=ids[1])
+    assert made.facts["image"] == ids[1]
+    assert np.asarray(Image.open(tmp_path / "why" / "overlay.png")).ndim == 3
+    folder = tmp_path / "set" / "imagesTr"
+    folder.mkdir(parents=True)
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        Image.fromarray(rng.integers(0, 255, (20, 24), dtype=np.uint8)).save(folder / f"{name}.png")
+    two = run_folder(tmp_path / "two", **channels(2))
+    made = explain(two, folder, out=tmp_path / "both", case="b")
+    assert made.facts["image"] == "b"
 
 
 @pytest.fixture

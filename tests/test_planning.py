@@ -2,10 +2,12 @@ import math
 
 import pytest
 
+from ulna import planning
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import Fingerprint, make_plan, recommended, resolve
 from ulna.recipe import Labels, Recipe, set_value
+from ulna.training.train import choose
 
 
 def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names=None, low=None, high=None):
@@ -178,3 +180,24 @@ def test_the_recommended_recipe_of_a_model():
     assert recommended("nnunet").loss.heads == "halving"
     assert recommended("zhou/unetpp_ds").loss.kind == "unetpp"
     assert recommended("unet") == Recipe(model="unet", architecture=recommended("unet").architecture)
+
+
+@pytest.mark.parametrize("model", ["implicit_unet", "wang/unet"])
+def test_the_plan_shown_is_the_one_that_a_training_makes(discs, tmp_path, monkeypatch, model):
+    asked = []
+    monkeypatch.setattr(
+        planning, "make_plan", lambda data, recipe, labels: asked.append(recipe) or make_plan(data, recipe, labels)
+    )
+    planning.plan(discs, model=model, memory=3.0)
+    assert asked == [set_value(choose(model=model, recipe=None), "planning.memory_gb=3.0")]
+
+
+def test_another_head_drops_what_the_model_recommends_for_its_own():
+    points = "architecture.head=points"
+    assert choose(model="omega_net", recipe=None).loss.heads == {"aux0": 1, "main0": 10}
+    changed = choose(model="omega_net", recipe=None, set=(points,))
+    assert (changed.loss.heads, changed.loss.options) == ("equal", {"reduction": "batch"})
+    assert choose(model="nnunet", recipe=None, set=(points,)).loss.heads == "equal"
+    stated = choose(model="unetpp", recipe=None, set=(points, "loss.options={weight: 2}"))
+    assert stated.loss.options == {"weight": 2}
+    assert choose(model="unetpp", recipe=None, set=("architecture.head=dense",)).loss.options == {}

@@ -52,6 +52,8 @@ def _models(console: Console, models: list[Any]) -> None:
         if entry.mismatch:
             table.add_row("mismatch", entry.mismatch)
         console.print(table)
+        if "sdn" in model.slots["conv"]:
+            _say_sweeps(console)
         return
     table = _table("model", "image", "parameters", "paper", "GMACs", "ptflops", "paper")
     table.columns[0].no_wrap = True
@@ -75,6 +77,10 @@ def _models(console: Console, models: list[Any]) -> None:
         "parameters in millions. ulna models NAME shows source and slots.",
         style="dim",
     )
+    _say_sweeps(console)
+
+
+def _say_sweeps(console: Console) -> None:
     import torch
 
     from ulna.kernels.sweep import describe
@@ -221,6 +227,8 @@ def _compare(console: Console, study: Any) -> None:
         console.print(outcome.warning, style="yellow", highlight=False)
     for sentence in outcome.sentences:
         _plain(console, sentence)
+    if outcome.ranking is not None:
+        _plain(console, outcome.ranking_sentence)
     for note in outcome.footnotes:
         _plain(console, f"note: {note}", style="dim")
     _plain(console, f"report: {study.folder / 'report.html'}")

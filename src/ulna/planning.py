@@ -23,6 +23,8 @@ from ulna.forecast import Forecast, training_memory
 from ulna.mirroring import mirror_axes, turn_axes, world_axes
 from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
+from ulna.networks.catalog.marimont import POINTWISE
+from ulna.networks.heads import HEADS
 from ulna.progress import track
 from ulna.recipe import Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
 from ulna.sizing import choose_sizes, resolved
@@ -180,7 +182,8 @@ def plan(
     Example:
         ulna plan data/nuclei --model unetpp
     """
-    recipe = Recipe(model=model, architecture=named(model)).replaced(planning={"memory_gb": memory})
+    recipe = recommended(model)
+    recipe = recipe.replaced(planning=recipe.planning.replaced(memory_gb=memory))
     dataset = Dataset.from_folder(data)
     report = inspect(dataset)
     report.raise_if_bad()
@@ -200,6 +203,23 @@ def recommended(model: str) -> Recipe:
     for path, value in NAMED[model].recipe.items():
         recipe = set_value(recipe, f"{path}={value}")
     return recipe
+
+
+def fitted_to_head(recipe: Recipe) -> Recipe:
+    """With another head than the model's own, what the model recommends for its heads gives way.
+
+    Heads that are gone have no weight, and a head that reads points learns as that of the Implicit U-Net does. What the
+    recipe states otherwise stays.
+    """
+    own, kind = recommended(recipe.model), recipe.architecture.head.kind
+    if kind == own.architecture.head.kind or recipe.loss.kind != own.loss.kind:
+        return recipe
+    loss = recipe.loss
+    if loss.heads == own.loss.heads:
+        loss = loss.replaced(heads="equal")
+    if HEADS[kind].sparse and loss.options == own.loss.options:
+        loss = loss.replaced(options=POINTWISE["loss.options"])
+    return recipe.replaced(loss=loss)
 
 
 def _grid(

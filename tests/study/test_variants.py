@@ -106,6 +106,14 @@ def test_a_budget_out_of_reach_names_the_floor():
         settle(variants, facts(), Labels(), match=Budget.read("params=10"))
 
 
+def test_gmacs_of_a_head_that_reads_points_are_those_of_a_training_step():
+    rows = make_variants(["implicit_unet"], {}, [], ["points.count=100"])
+    (variant,) = settle(rows, facts(), Labels(), match=Budget.read("gmacs=0.5G")).variants
+    network = validate(variant.recipe.architecture, **SHAPE)
+    assert count_gmacs(network, (96, 96), points=100) == pytest.approx(0.5, rel=0.08)
+    assert count_gmacs(network, (96, 96)) > 2  # the decoder alone, at every pixel
+
+
 @pytest.mark.parametrize("text", ["", "8.5M", "params=", "params=x", "flops=3G", "params=0", "gmacs=-1"])
 def test_a_wrong_budget_is_refused(text):
     with pytest.raises(UsageError, match=r"params=8\.5M or gmacs=3G|above 0"):
@@ -218,3 +226,4 @@ def test_the_ablations_of_the_sdu_net_paper_are_one_command_each(vary, sizes):
     assert len(settled.variants) == max(2, sizes)
     assert len(counts) == sizes
     assert all(v.recipe.planning.batch == 20 and v.recipe.optimizer.lr == 1e-4 for v in settled.variants)
+    assert all(v.recipe.training.accumulate == 4 for v in settled.variants)  # 20 images on each of 4 GPUs

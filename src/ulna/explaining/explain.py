@@ -59,6 +59,7 @@ def explain(
     /,
     *,
     out: Path | str,
+    case: str | None = None,
     target: str | None = None,
     tta: bool = False,
 ) -> Explanation:
@@ -69,8 +70,9 @@ def explain(
 
     Args:
         run: a run folder of `ulna train`; of several, the spread of their answers is shown, and all else of the first.
-        image: an image.
+        image: an image, or a data set that holds it.
         out: folder for the maps and explain.json, which says how each was made.
+        case: the id of the image in a data set of several.
         target: the class to explain; left out, the structure with the most predicted voxels.
         tta: predict mirrored copies of the image too; of a single run, the spread of these answers is shown.
 
@@ -78,7 +80,7 @@ def explain(
         The folder, its files, and what stands in explain.json.
 
     Raises:
-        UsageError: if the run, the image or the folder cannot be used, or there is no such class.
+        UsageError: if the run, the image or the folder cannot be used, or there is no such case or class.
 
     Example:
         ulna explain runs/nuclei-unetpp scan.png --out why
@@ -87,9 +89,9 @@ def explain(
     segmenter = load(runs)
     labels = segmenter.plan.labels
     wanted = None if target is None else _index(target, labels)
-    case = _only_case(image, segmenter.plan.in_channels)
-    _make_folder(out, case)
-    volume = case.read_image()
+    chosen = _choose(image, case, segmenter.plan.in_channels)
+    _make_folder(out, chosen)
+    volume = chosen.read_image()
     prepared = prepare(volume, segmenter.plan)
     _need(segmenter, volume).check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
 
@@ -127,7 +129,7 @@ def explain(
         "model": segmenter.recipe.model,
         "runs": [one.resolve().name for one in runs],
         "network": f"uncertainty is of all runs, all other maps of {runs[0].resolve().name}",
-        "image": case.id,
+        "image": chosen.id,
         "target": subject.name,
         "voxels": voxels,
         "region": f"no voxel of the network's grid is predicted as {subject.name}: the sums run over the whole image"
@@ -143,11 +145,14 @@ def explain(
     return Explanation(out, tuple(written), facts)
 
 
-def _only_case(image: Path, channels: int) -> Case:
-    cases = Dataset.from_folder(image, need_labels=False, channels=channels).cases
-    if len(cases) != 1:
-        raise UsageError(f"{image}: holds {len(cases)} images; name one of them")
-    return cases[0]
+def _choose(image: Path, case: str | None, channels: int) -> Case:
+    dataset = Dataset.from_folder(image, need_labels=False, channels=channels)
+    if case is not None:
+        return dataset.case(case)
+    if len(dataset.cases) != 1:
+        some = ", ".join(one.id for one in dataset.cases[:3])
+        raise UsageError(f"{image}: holds {len(dataset.cases)} images; name one of them with --case ({some}, ...)")
+    return dataset.cases[0]
 
 
 def _make_folder(out: Path, case: Case) -> None:

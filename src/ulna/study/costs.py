@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 
 from ulna.allocation import keep_freed_memory
-from ulna.arithmetic import default_device
+from ulna.arithmetic import default_device, device_name
 from ulna.data.case import Case
+from ulna.data.points import count_points
 from ulna.files import write_text
 from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
@@ -36,7 +38,7 @@ class Cost:
 
     Args:
         parameters: trainable values.
-        gmacs: of one forward pass over a patch.
+        gmacs: of one forward pass over a patch; a head that reads points is counted at those of a training step.
         wall_ms: median and 95th percentile of predicting one image, from the image in memory to its mask.
         cpu_ms: process time of the same, median: what all threads took together.
         prediction_mb: peak memory of a process that predicts that image; None on a GPU, where it is not measured.
@@ -99,10 +101,15 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
                     cpu[name].append(1e3 * (time.process_time() - used))
             advance()
     models: dict[str, Cost] = {}
+    asked: dict[str, int] = {}
     for name, segmenter in segmenters.items():
+        plan, recipe = segmenter.plan, segmenter.recipe
+        points = count_points(recipe.points, math.prod(plan.patch), sparse=segmenter.network.head.sparse)
+        if points is not None:
+            asked[name] = points
         models[name] = Cost(
             count_parameters(segmenter.network),
-            count_gmacs(segmenter.network, segmenter.plan.patch),
+            count_gmacs(segmenter.network, plan.patch, points=points),
             (float(np.median(wall[name])), float(np.percentile(wall[name], 95))),
             float(np.median(cpu[name])),
             None if default_device().type == "cuda" else _prediction_mb(runs[name], data, case),
@@ -110,10 +117,13 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
     plan = next(iter(segmenters.values())).plan
     conditions = {
         "device": str(default_device()),
+        "device_name": device_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "image": list(volume.size),
         "patch": list(plan.patch),
+        "points": asked,
+        "tta": any(segmenter.recipe.inference.tta for segmenter in segmenters.values()),
         "rounds": len(next(iter(wall.values()))),
         "load_before": load,
     }
@@ -125,7 +135,7 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
 def _stored(kept: Path, key: Mapping[str, str]) -> Costs | None:
     try:
         values = json.loads(kept.read_text(encoding="utf-8"))
-        if values["key"] != key:
+        if values["key"] != key or "points" not in values["conditions"]:  # an earlier ulna counted all voxels
             return None
         models = {n: Cost(**{**c, "wall_ms": tuple(c["wall_ms"])}) for n, c in values["models"].items()}
         return Costs(models, values["conditions"])
@@ -162,11 +172,13 @@ def _prediction_mb(run: Path, data: Path, case: Case) -> float | None:
 def conditions_in_words(conditions: Mapping[str, Any]) -> str:
     """One line under a table."""
     load = conditions.get("load_before")
+    points = "".join(f", {name} read at {n:,} points as in training" for name, n in conditions["points"].items())
     return (
         f"times: one image of {'x'.join(map(str, conditions['image']))}, {conditions['rounds']} rounds in turn, "
-        f"{conditions['device']}, {conditions['threads']} threads, torch {conditions['torch']}"
+        f"{conditions['device_name']}, {conditions['threads']} threads, "
+        f"{'with' if conditions['tta'] else 'no'} mirrored copies, torch {conditions['torch']}"
         + (f", load before {load:.2f}" if load is not None else "")
-        + f"; GMACs of a forward pass over {'x'.join(map(str, conditions['patch']))}"
+        + f"; GMACs of a forward pass over {'x'.join(map(str, conditions['patch']))}{points}"
     )
 
 

@@ -127,6 +127,8 @@ class Outcome:
             "hours": self.hours,
             "training_mb": self.training_mb,
             "costs": self.costs.to_json(),
+            "published": [table._asdict() for table in self.published],
+            "ranking": None if self.ranking is None else {**asdict(self.ranking), "sentence": self.ranking_sentence},
             "footnotes": self.footnotes,
             "command": self.command,
         }
@@ -266,7 +268,8 @@ def read_beside(folders: Sequence[Path], models: Sequence[str]) -> dict[str, dic
             missing = [model for model in models if model not in described]
             if missing:
                 raise UsageError(f"{folder}: has no {missing[0]}; a ranking needs the same networks in every study")
-            found[other["data"]] = {model: float(described[model]["dice"]["mean"]) for model in models}
+            name = other["data"] if other["data"] not in found else f"{other['data']} ({folder})"
+            found[name] = {model: float(described[model]["dice"]["mean"]) for model in models}
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, UsageError):
                 raise

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from ulna.allocation import keep_freed_memory
+from ulna.arithmetic import device_name
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.read import encode_labels
@@ -279,7 +280,7 @@ def _measure(
         },
         "patch": list(first.plan.patch),
         "rounds": len(taken[rows[0]["level"]]),
-        "device": _device(first.device),
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "precision": first.precision,
         "tta": first.recipe.inference.tta,
@@ -306,12 +307,6 @@ def _memory_mb(segmenter: Segmenter, volume: Volume) -> float:
     parts = segmenter.forecast(volume, probabilities=False).parts
     weights = sum(tensor.nbytes for tensor in segmenter.network.state_dict().values())
     return (sum(size for name, size in parts.items() if name != "program") + 2 * weights) / 2**20
-
-
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU {platform.processor() or platform.machine()}"
 
 
 def _conditions_line(facts: Mapping[str, Any]) -> str:
@@ -345,7 +340,7 @@ def _write_run(folder: Path, run: Path, segmenter: Segmenter, level: Level, fact
         **{name: before[name] for name in INHERITED if name in before},
         "parameters": count_parameters(segmenter.network),
         "pruned_from": {**origin, "parameters": before.get("parameters"), "val_dice": before.get("val_dice")},
-        "device": _device(segmenter.device),
+        "device": device_name(),
         "precision": segmenter.precision,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy")}

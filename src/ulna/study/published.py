@@ -27,6 +27,8 @@ class Published(NamedTuple):
 def published_for(data: str, models: Sequence[str]) -> list[Published]:
     """Tables that hold one of these models on data of such a name.
 
+    A varied network is in a table under its whole name, such as "laird/unet loss.kind=dice".
+
     Example:
         >>> published_for("nuclei96", ["zhou/unet"])[0].rows
         {'zhou/unet': 'pooled IoU 90.77'}
@@ -34,7 +36,7 @@ def published_for(data: str, models: Sequence[str]) -> list[Published]:
     tables = yaml.safe_load((files("ulna.study") / "published.yaml").read_text(encoding="utf-8"))
     found = []
     for table in tables:
-        if not re.search(rf"(?<![a-z]){table['data']}", data.lower()):  # liver, but not delivery
+        if not any(re.search(rf"(?<![a-z]){word}", data.lower()) for word in table["data"]):  # liver, but not delivery
             continue
         rows = {
             model: ", ".join(f"{table['measures'][name]} {figure}" for name, figure in figures.items())

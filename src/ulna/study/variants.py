@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ulna.data.points import count_points
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, named, validate, widths
 from ulna.networks.catalog import NAMED
@@ -203,7 +204,7 @@ def settle(
             architecture = resolve(recipe, plan)
             notes = list(variant.footnotes)
             if match is not None:
-                architecture, note = _matched(architecture, match, plan)
+                architecture, note = _matched(architecture, match, plan, recipe)
                 notes += [note] if note else []
             recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
             done.append(Variant(variant.name, recipe, tuple(notes)))
@@ -221,7 +222,7 @@ def _left_open(variants: Sequence[Variant], plans: Sequence[Plan], what: str) ->
     return {v.name: getattr(plan, what) for v, plan in pairs if getattr(v.recipe.planning, what) is None}
 
 
-def _matched(architecture: Architecture, budget: Budget, plan: Plan) -> tuple[Architecture, str]:
+def _matched(architecture: Architecture, budget: Budget, plan: Plan, recipe: Recipe) -> tuple[Architecture, str]:
     """Every width scaled by one factor, to come as close to the budget as whole widths allow; a footnote if not near."""
     shape: dict[str, Any] = {
         "in_channels": plan.in_channels,
@@ -229,14 +230,16 @@ def _matched(architecture: Architecture, budget: Budget, plan: Plan) -> tuple[Ar
         "spatial_dims": plan.spatial_dims,
         "multilabel": plan.labels.multilabel,
     }
-    base = widths(architecture, plan.spatial_dims)
+    base, voxels = widths(architecture, plan.spatial_dims), math.prod(plan.patch)
 
     def scaled(factor: float) -> Architecture:
         return architecture.replaced(channels=tuple(max(1, round(width * factor)) for width in base), levels=None)
 
     def size(factor: float) -> float:
         network = validate(scaled(factor), **shape)
-        return count_parameters(network) if budget.kind == "params" else count_gmacs(network, plan.patch)
+        if budget.kind == "params":
+            return count_parameters(network)
+        return count_gmacs(network, plan.patch, points=count_points(recipe.points, voxels, sparse=network.head.sparse))
 
     low, high = 1 / (2 * max(base)), 1.0
     if size(low) > budget.value:

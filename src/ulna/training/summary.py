@@ -15,7 +15,7 @@ import torch
 
 from ulna import figures
 from ulna.allocation import peak_memory_mb
-from ulna.arithmetic import choose_precision, default_device
+from ulna.arithmetic import choose_precision, default_device, device_name
 from ulna.data.case import Case
 from ulna.data.read import encode_labels
 from ulna.data.splitting import split_hash
@@ -61,7 +61,7 @@ def summarise(
         "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),
         "training_seconds": round(state.elapsed_s, 1),
         "peak_memory_mb": max(state.peak_mb, peak_memory_mb()),
-        "device": _device(),
+        "device": device_name(),
         "precision": choose_precision(recipe.training.precision, default_device()),
         "threads": torch.get_num_threads(),
         "seed": recipe.training.seed,
@@ -98,9 +98,3 @@ def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation,
         title = f"{case.id}  Dice {evaluation.case_dice(case.id):.3f}"
         panels.append((title, figures.comparison(volume.array, mask, reference)))
     return evaluation, panels
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU {platform.processor() or platform.machine()}"

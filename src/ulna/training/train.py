@@ -28,7 +28,7 @@ from ulna.errors import UsageError
 from ulna.files import TEMPORARY, remove_leftovers, write_text
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
-from ulna.planning import fingerprint, forecast_training, make_plan, recommended, resolve, whitened
+from ulna.planning import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
 from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, read_yaml, set_value, to_yaml
 from ulna.segmenter import network_for, read_split
 from ulna.training.loop import Loop, State
@@ -157,7 +157,7 @@ def choose(
         if assignment.partition("=")[0].strip() == "model":
             raise UsageError(f"--set {assignment}: choose the network with --model")
         chosen = set_value(chosen, assignment)
-    return chosen
+    return fitted_to_head(chosen)
 
 
 def _validate(recipe: Recipe) -> None:
