@@ -235,23 +235,25 @@ def _compare(console: Console, study: Any) -> None:
 
 
 def _bench(console: Console, made: Any) -> None:
-    table = _table("", "Dice \\[95 %]", "epochs", "s an epoch", "MB training", "ms a prediction", "voxels asked")
+    table = _table("", "Dice \\[95 %]", "epochs", "s an epoch", "MB", "ms a prediction", "voxels asked")
     before = None
     for row in made.facts["rows"]:
         if row["field"] != before:
             before = row["field"]
             table.add_section()
         dice = dict(zip(("mean", "low", "high"), row["dice"], strict=True))
-        training = ["", "", ""]
         if "epochs" in row:
             training = [f"{row['epochs']:.0f}", f"{row['epoch_s']:.1f}", f"{row['training_mb']:.0f}"]
+        else:
+            training = ["", "", "-" if row["prediction_mb"] is None else f"{row['prediction_mb']:.0f}"]
         asked = f"{row['asked']:.1%}" if "asked" in row else ""
         name = f"{row['field'].rpartition('.')[2]} = {row['value']:g}"
         table.add_row(
             name, _value(dice), *training, f"{row['prediction_ms']:.1f}", asked, style="bold" if row["base"] else None
         )
     console.print(table)
-    _plain(console, "bold: the unvaried network; one field is varied at a time", style="dim")
+    said = "bold: the unvaried network; one field is varied at a time; MB of a training, of a prediction for a mesh"
+    _plain(console, said, style="dim")
     if made.facts["warning"]:
         _plain(console, made.facts["warning"], style="yellow")
     for note in made.facts["footnotes"]:

@@ -132,7 +132,17 @@ def test_curves_show_every_value_and_mark_the_networks_own(tmp_path, monkeypatch
         }
         for value in (1, 1 / 32)
     ]
-    rows += [{"field": "b", "value": 4, "base": True, "dice": [0.9, 0.8, 0.95], "prediction_ms": 3.0, "asked": 0.1}]
+    rows += [
+        {
+            "field": "b",
+            "value": 4,
+            "base": True,
+            "dice": [0.9, 0.8, 0.95],
+            "prediction_ms": 3.0,
+            "prediction_mb": 90.0,
+            "asked": 0.1,
+        }
+    ]
     draw_curves(rows, {"a": "first", "b": "second"}, tmp_path / "curves.png", conditions="here")
     top_left, top_right = drawn[0].axes[:2]
     assert [label.get_text() for label in top_left.get_xticklabels()] == ["1/32", "1"]

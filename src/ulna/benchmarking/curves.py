@@ -16,7 +16,7 @@ _INK, _MUTED, _GRID, _PAPER = INK[False], MUTED[False], GRID[False], PAPER[False
 SHOWN = (
     (("dice",), {"dice": "Dice, 95 % interval"}),
     (("epoch_s", "prediction_ms"), {"epoch_s": "seconds an epoch", "prediction_ms": "ms a prediction"}),
-    (("training_mb", "asked"), {"training_mb": "MB of training", "asked": "voxels asked, share"}),
+    (("training_mb", "prediction_mb"), {"training_mb": "MB of training", "prediction_mb": "MB of a prediction"}),
 )
 
 
@@ -46,16 +46,17 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], pat
 
 
 def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], key: str) -> None:
-    values = [row[key][0] if isinstance(row[key], Sequence) else row[key] for row in rows]
-    at = range(len(rows))
+    known = [(x, row) for x, row in enumerate(rows) if row[key] is not None]
+    at = [x for x, _ in known]
+    values = [row[key][0] if isinstance(row[key], Sequence) else row[key] for _, row in known]
     axes.plot(at, values, color=DICE, linewidth=1.6, zorder=2)
     if key == "dice":
         reach = [[v - (v if row[key][1] is None else row[key][1]) for v, row in zip(values, rows, strict=True)]]
         reach += [[(v if row[key][2] is None else row[key][2]) - v for v, row in zip(values, rows, strict=True)]]
         axes.errorbar(at, values, yerr=reach, fmt="none", ecolor=_MUTED, elinewidth=0.9, capsize=2.5, zorder=1)
     else:
-        axes.set_ylim(0, 1.12 * max(values))
-    for x, value, row in zip(at, values, rows, strict=True):
+        axes.set_ylim(0, 1.12 * max(values, default=1))
+    for (x, row), value in zip(known, values, strict=True):
         axes.plot(x, value, "o", color=DICE, markerfacecolor=DICE if row["base"] else _PAPER, markersize=6, zorder=3)
     axes.set_xlim(-0.4, len(rows) - 0.6)
     axes.tick_params(colors=_INK, labelsize=8.5, length=0, pad=3)

@@ -30,7 +30,7 @@ from ulna.progress import track
 from ulna.recipe import Recipe, from_yaml
 from ulna.segmenter import Segmenter, read_split
 from ulna.study.comparing import Study, compare
-from ulna.study.costs import pick_case
+from ulna.study.costs import pick_case, prediction_mb
 from ulna.study.statistics import Description, describe
 from ulna.study.variants import make_variants
 
@@ -65,7 +65,8 @@ def measure(
     Returns:
         `conditions`; `rows` of field, value, whether it is the unvaried network's own, Dice with its interval, epochs,
         seconds an epoch and MB of training, ms of a prediction, where those of the mesh have the share of the voxels that
-        were asked in place of what training costs; `warning`, `footnotes` and `failed` of the study.
+        were asked and the MB of a prediction (None where it failed) in place of what training costs; `warning`,
+        `footnotes` and `failed` of the study.
     """
     settings = [*(f"{key}={value}" for key, value in NAMED[MODEL].recipe.items()), *changes]
     vary = [f"{field}={','.join(f'{value:g}' for value in values)}" for field, (_, values) in VARIED.items()]
@@ -217,7 +218,8 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
                 scores[f"{spacing}", seed, case.id] = evaluate_pairs([pair], labels).case_dice(case.id)
     described = describe(scores, {row.case: row.group for row in study.outcome.rows if row.group})
     keep_freed_memory()
-    volume = pick_case(cases).read_image()
+    case = pick_case(cases)
+    volume = case.read_image()
     seconds: dict[int, list[float]] = {spacing: [] for spacing in spacings}
     segmenters = _on_meshes(Segmenter.load(runs[0]), {spacing: Tally() for spacing in spacings})
     for number in range(ROUNDS + 1):
@@ -234,6 +236,7 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
             "dice": _interval(described[f"{spacing}"]),
             "asked": (asked[spacing].mesh + asked[spacing].refined) / asked[spacing].voxels,
             "prediction_ms": 1e3 * float(np.median(seconds[spacing])),
+            "prediction_mb": prediction_mb(runs[0], data, case, f"{SPACING}={spacing}"),
         }
         for spacing in spacings
     ]

@@ -112,7 +112,7 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
             count_gmacs(segmenter.network, plan.patch, points=points),
             (float(np.median(wall[name])), float(np.percentile(wall[name], 95))),
             float(np.median(cpu[name])),
-            None if default_device().type == "cuda" else _prediction_mb(runs[name], data, case),
+            None if default_device().type == "cuda" else prediction_mb(runs[name], data, case),
         )
     plan = next(iter(segmenters.values())).plan
     conditions = {
@@ -147,18 +147,22 @@ _PREDICT = """
 import sys
 from ulna.allocation import keep_freed_memory, peak_memory_mb
 from ulna.data.dataset import Dataset
+from ulna.recipe import set_value
 from ulna.segmenter import Segmenter
 keep_freed_memory()
 case = Dataset.from_folder(sys.argv[2]).case(sys.argv[3])
-Segmenter.load(sys.argv[1]).mask(case.read_image())
+segmenter = Segmenter.load(sys.argv[1])
+for assignment in sys.argv[4:]:
+    segmenter.recipe = set_value(segmenter.recipe, assignment)
+segmenter.mask(case.read_image())
 print(peak_memory_mb())
 """
 
 
-def _prediction_mb(run: Path, data: Path, case: Case) -> float | None:
-    """Peak memory of a fresh process that predicts one image."""
+def prediction_mb(run: Path, data: Path, case: Case, *changes: str) -> float | None:
+    """Peak memory of a fresh process that predicts one image; with changes of the recipe such as inference.spacing=2."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _PREDICT, str(run), str(data), case.id],
+        [sys.executable, "-P", "-c", _PREDICT, str(run), str(data), case.id, *changes],
         capture_output=True,
         text=True,
         check=False,
