@@ -35,6 +35,7 @@ def test_rows_have_the_counted_parameters():
     assert {k: count("marimont/unet", spatial_dims=3, classes=k) for k in counted} == counted
     seven = {"kind": "points", "options": {"depth": 7}}
     assert count("marimont/implicit_unet", spatial_dims=3, classes=2, head=seven) == 19_586_978
+    assert count("marimont/implicit_unet", spatial_dims=3, classes=2, channels=(32, 64, 128, 256)) == 10_061_730
 
 
 def test_the_recommended_build_has_a_narrower_decoder_and_fewer_points_in_small_patches():

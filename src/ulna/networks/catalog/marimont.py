@@ -25,7 +25,8 @@ _PROTOCOL: Mapping[str, Any] = {
 }
 
 # Sec. 2: "2 blocks of 2 convolutions followed by 2 blocks of 4", the strided one included. Reading: these follow a stem of
-# two at full resolution, so that the deepest vector covers the 16 voxels that Sec. 2 names (specs, Implicit U-Net 1)
+# two at full resolution, so that the deepest vector covers the 16 voxels that Sec. 2 names (specs, Implicit U-Net 1). The
+# other reading, four levels in all, is architecture.channels=[32, 64, 128, 256]; its deepest vector covers 8 voxels
 IMPLICIT_UNET = Architecture(
     topology="encoder",
     conv=(
