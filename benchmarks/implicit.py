@@ -2,12 +2,14 @@
 
     python benchmarks/implicit.py                          # all works; or some: step-96 step-160 predict
     python benchmarks/implicit.py predict --size 96 96 64 --patch 48 48 32 --steps 20     # a small one, to try
+    python benchmarks/implicit.py --device cuda --batch 2                                 # on a GPU, two patches a step
 
 Training: forward, loss on sampled points, backward, optimiser, as `ulna train` takes a step; the contenders in turn in one
-process. Memory is the peak of a process of its own that does two steps, less what it holds before the network is built.
+process. Memory is the peak of a process of its own that does two steps, less what it holds before the network is built; on a
+GPU, what torch allocated there.
 
 Prediction: of a phantom that ulna draws (synthetic, a bent tube; it says nothing about real images), by the
-recommended build in three stages and at every voxel, and by the U-Net, as `ulna predict` does it. The networks are trained
+recommended build in three stages and at every voxel, and by both U-Nets, as `ulna predict` does it. The networks are trained
 for `--steps` steps on patches of other phantoms, so that their answers have boundaries where there are some; their Dice is
 that of such a short training, and `--keep FOLDER` keeps them for the next call. With `--image`, times alone on an image of
 one's own, whose values go from 0 to 1 first.
@@ -49,7 +51,6 @@ from ulna.recipe import Inference, Labels, Normalization, Plan, Recipe
 from ulna.training.loop import OPTIMIZERS
 
 WIDTHS = (32, 64, 128, 256, 320)
-CPU = torch.device("cpu")
 CLASSES = 3  # background and two parts; prediction is of one structure, which a short training learns
 PAPER = "marimont/implicit_unet"
 CONTENDERS = ("nnunet", "implicit_unet", "marimont/unet", PAPER)
@@ -61,6 +62,7 @@ RATIOS = {
 }
 PATCHES = {"step-96": (96, 96, 64), "step-160": (160, 160, 96)}
 WORKS = (*PATCHES, "predict")
+U_NETS = ("nnunet", "marimont/unet")
 TRAINING_PHANTOMS = 3
 
 
@@ -74,7 +76,12 @@ class Contender:
 
     @classmethod
     def named(
-        cls, name: str, patch: Sequence[int], widths: Sequence[int] = WIDTHS, classes: int = CLASSES
+        cls,
+        name: str,
+        patch: Sequence[int],
+        device: torch.device,
+        widths: Sequence[int] = WIDTHS,
+        classes: int = CLASSES,
     ) -> Contender:
         """As `ulna train --model NAME` has it; a row of the paper has its own widths."""
         recipe = recommended(name)
@@ -82,30 +89,32 @@ class Contender:
             recipe = recipe.replaced(architecture=recipe.architecture.replaced(channels=tuple(widths)))
         torch.manual_seed(0)
         network = from_architecture(recipe.architecture, in_channels=1, classes=classes, spatial_dims=len(patch))
-        network.to(memory_format=nd.layout(len(patch), True))  # type: ignore[call-overload]
+        network.to(device, memory_format=nd.layout(len(patch), True, device))  # type: ignore[call-overload]
         points = count_points(recipe.points, math.prod(patch), sparse=network.head.sparse)
         return cls(network, recipe, points)
 
 
-def trainer(contender: Contender, batches: Callable[[], tuple[Tensor, Tensor]], dims: int) -> Callable[[], float]:
+def trainer(
+    contender: Contender, batches: Callable[[], tuple[Tensor, Tensor]], dims: int, device: torch.device
+) -> Callable[[], float]:
     """One training step on the next batch, which gives its loss."""
     network, recipe = contender.network, contender.recipe
-    precision = choose_precision("auto", CPU)
+    precision = choose_precision("auto", device)
     loss_of = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
     optimizer = OPTIMIZERS[recipe.optimizer.kind](network.parameters(), recipe.optimizer)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     settings = recipe.points
 
     def step() -> float:
         network.train()
-        images, labels = batches()
-        images = images.contiguous(memory_format=nd.layout(dims, True))
+        images, labels = (values.to(device) for values in batches())
+        images = images.contiguous(memory_format=nd.layout(dims, True, device))
         points = None
         if contender.points is not None:
             points = sample_points(
                 labels, dims, count=contender.points, alpha=settings.alpha, sigma=settings.sigma, generator=generator
             )
-        with autocast(precision, CPU):
+        with autocast(precision, device):
             outputs = network.outputs(images, points)
         loss, _ = loss_of(outputs, labels)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -116,43 +125,46 @@ def trainer(contender: Contender, batches: Callable[[], tuple[Tensor, Tensor]], 
     return step
 
 
-def ball(patch: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """An image and its labels, a ball in two halves: for steps whose time alone counts."""
+def balls(patch: Sequence[int], batch: int) -> tuple[Tensor, Tensor]:
+    """Images and their labels, a ball in two halves: for steps whose time alone counts."""
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in patch), indexing="ij")
     inside = torch.stack(axes).square().sum(0) < 0.3
     labels = inside * (1 + (axes[0] > 0).long())
-    noise = torch.randn(tuple(patch), generator=torch.Generator().manual_seed(0))
-    return (labels + noise)[None, None], labels[None]
+    noise = torch.randn((batch, 1, *patch), generator=torch.Generator().manual_seed(0))
+    return labels + noise, labels.expand(batch, *patch)
 
 
-def memory(name: str, *patch: str) -> float:
+def memory(name: str, on: str, count: str, *patch: str) -> float:
     """MB that two steps need; run in a process of its own."""
     keep_freed_memory()
-    size = tuple(map(int, patch))
+    size, device = tuple(map(int, patch)), torch.device(on)
+
+    def most() -> float:
+        return peak_mb() if device.type == "cpu" else torch.cuda.max_memory_allocated() / 2**20
 
     def run(side: Sequence[int], widths: Sequence[int], points: int | None = None) -> None:
-        batch, contender = ball(side), Contender.named(name, side, widths)
+        batch, contender = balls(side, int(count)), Contender.named(name, side, device, widths)
         if points is not None and contender.points is not None:
             contender.points = points
-        step = trainer(contender, lambda: batch, len(side))
+        step = trainer(contender, lambda: batch, len(side), device)
         step()
         step()
 
     # libraries and kernels are loaded before the count begins, by a small network at few points: what it frees is kept
     run([32] * len(size), [8] * len(WIDTHS), points=1024)
-    before = peak_mb()
+    before = most() if device.type == "cpu" else 0.0
     run(size, WIDTHS)
-    return peak_mb() - before
+    return most() - before
 
 
-def steps(patch: tuple[int, ...], rounds: int, limit: float) -> dict[str, Any]:
-    """Seconds, work and memory of a training step of every contender."""
-    batch = ball(patch)
-    contenders = {name: Contender.named(name, patch) for name in CONTENDERS}
-    seconds = interleaved({n: trainer(c, lambda: batch, len(patch)) for n, c in contenders.items()}, rounds)
+def steps(patch: tuple[int, ...], count: int, rounds: int, limit: float, device: torch.device) -> dict[str, Any]:
+    """Seconds, work and memory of a training step of every contender, on `count` patches."""
+    batch = balls(patch, count)
+    contenders = {name: Contender.named(name, patch, device) for name in CONTENDERS}
+    seconds = interleaved({n: trainer(c, lambda: batch, len(patch), device) for n, c in contenders.items()}, rounds)
     facts = {}
     for name, contender in contenders.items():
-        gmacs = count_gmacs(contender.network, patch, points=contender.points)
+        gmacs = count * count_gmacs(contender.network, patch, points=contender.points)
         rate = 3 * 2 * gmacs / statistics.median(seconds[name])
         facts[name] = {
             "parameters": count_parameters(contender.network),
@@ -163,7 +175,8 @@ def steps(patch: tuple[int, ...], rounds: int, limit: float) -> dict[str, Any]:
         }
     del contenders, contender  # the children need the room
     for name in CONTENDERS:
-        facts[name]["peak_mb"] = round(in_own_process(__file__, "--memory", name, *map(str, patch)))
+        own = in_own_process(__file__, "--memory", name, device.type, str(count), *map(str, patch))
+        facts[name]["peak_mb"] = round(own)
         f = facts[name]
         print(
             f"  {name:24} {f['parameters']:>11,} parameters, {f['points'] or 'all':>6} points, {f['gmacs']:6.1f} GMACs, "
@@ -182,7 +195,7 @@ def steps(patch: tuple[int, ...], rounds: int, limit: float) -> dict[str, Any]:
             f"  {label}: time {times['median']:.2f} [{times['low']:.2f}, {times['high']:.2f}], "
             f"memory {compared[label]['memory']:.2f}"
         )
-    return {"patch": list(patch), "contenders": facts, "shares": compared}
+    return {"patch": list(patch), "batch": count, "contenders": facts, "shares": compared}
 
 
 def phantom(size: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
@@ -259,33 +272,35 @@ class Known:
         return lambda points: Outputs(self.truth[tuple(points[0].T)][None, None] - 0.5, {}, points)
 
 
-def train(networks: dict[str, Contender], patch: Sequence[int], arguments: argparse.Namespace) -> None:
+def train(
+    networks: dict[str, Contender], patch: Sequence[int], arguments: argparse.Namespace, device: torch.device
+) -> None:
     """On patches of other phantoms; what an earlier call of the same settings kept is read in place of that."""
     sides = [max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)]
     said = "-".join(map(str, (*patch, *sides, TRAINING_PHANTOMS, arguments.steps, arguments.lr)))
-    kept = {name: arguments.keep and Path(arguments.keep) / f"{name}-{said}.pt" for name in networks}
+    kept = {n: arguments.keep and Path(arguments.keep) / f"{n.replace('/', '_')}-{said}.pt" for n in networks}
     missing = [name for name, file in kept.items() if not (file and file.exists())]
     cases = [phantom(sides, seed=1 + i) for i in range(TRAINING_PHANTOMS)] if missing else []
     for name, contender in networks.items():
         if name in missing:
             lr = arguments.lr
             contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=lr))
-            step = trainer(contender, patches(cases, patch), len(patch))
+            step = trainer(contender, patches(cases, patch), len(patch), device)
             losses = [step() for _ in range(arguments.steps)]
             print(f"  {name}: loss {losses[0]:.3f} at first, {statistics.mean(losses[-5:]):.3f} in the end", flush=True)
             if kept[name]:
                 kept[name].parent.mkdir(parents=True, exist_ok=True)
                 torch.save(contender.network.state_dict(), kept[name])
         else:
-            contender.network.load_state_dict(torch.load(kept[name], weights_only=True))
+            contender.network.load_state_dict(torch.load(kept[name], map_location=device, weights_only=True))
         contender.network.eval()
 
 
-def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
-    """Three stages, every voxel and the U-Net on one volume, in turn."""
-    patch, precision = tuple(arguments.patch or PATCHES["step-96"]), choose_precision("auto", CPU)
-    networks = {name: Contender.named(name, patch, classes=1) for name in ("nnunet", "implicit_unet")}
-    train(networks, patch, arguments)
+def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Three stages, every voxel and both U-Nets on one volume, in turn."""
+    patch, precision = tuple(arguments.patch or PATCHES["step-96"]), choose_precision("auto", device)
+    networks = {name: Contender.named(name, patch, device, classes=1) for name in (*U_NETS, "implicit_unet")}
+    train(networks, patch, arguments, device)
     image, truth = phantom(arguments.size, seed=0) if arguments.image is None else (read(arguments.image), None)
     size, plan, axis = tuple(image.shape[1:]), plan_for(patch), slab_axis(tuple(image.shape[1:]))
     tallies: dict[str, Tally] = {}
@@ -299,7 +314,7 @@ def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
             Prepared(image, size),
             axis,
             settings=Inference(spacing=spacing, overlap=arguments.overlap),
-            device=CPU,
+            device=device,
             precision=precision,
             tally=tallies[way],
         )
@@ -308,8 +323,7 @@ def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
     ways = {
         "three stages": lambda: run("three stages", "implicit_unet", Inference().spacing),
         "every voxel": lambda: run("every voxel", "implicit_unet", 1),
-        "nnunet": lambda: run("nnunet", "nnunet", 1),
-    }
+    } | {name: lambda name=name: run(name, name, 1) for name in U_NETS}  # type: ignore[misc]
     seconds = interleaved(ways, arguments.rounds, warm_up=0)
     asked = tallies["three stages"]
     facts = {
@@ -325,7 +339,7 @@ def prediction(arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
             "refined": round(asked.refined / asked.voxels, 4),
         },
         "every_voxel_over_three_stages": ratio(seconds["every voxel"], seconds["three stages"]),
-        "three_stages_share_of_nnunet": ratio(seconds["three stages"], seconds["nnunet"]),
+        **{f"three_stages_share_of_{name}": ratio(seconds["three stages"], seconds[name]) for name in U_NETS},
         "dice_of_three_stages_with_every_voxel": round(dice(labels["three stages"], labels["every voxel"]), 2),
     }
     if truth is not None:
@@ -350,6 +364,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", help=f"of {', '.join(WORKS)}; all by default")
     parser.add_argument("--memory", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, default=1, help="patches of a training step")
     parser.add_argument("--rounds", type=int, default=5, help="of steps; predictions take 1 in 5 of them, at least 3")
     parser.add_argument("--patch", type=int, nargs=3, help="in place of a work's own")
     parser.add_argument("--size", type=int, nargs=3, default=(256, 256, 128), help="of the predicted phantom")
@@ -370,20 +386,22 @@ def main() -> None:
         if work not in WORKS:
             parser.error(f"no work {work!r}; there are {', '.join(WORKS)}")
     keep_freed_memory()
-    facts, precision = conditions(), choose_precision("auto", CPU)
-    limit = product_rate(torch.bfloat16 if precision == "bf16" else torch.float32)
-    print(
-        f"{facts['processor']}, {facts['threads']} threads, {precision}, product rate {limit:.0f} GFLOP/s", flush=True
-    )
+    device = torch.device(arguments.device)
+    facts, precision = conditions(), choose_precision("auto", device)
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name()
+    limit = product_rate(torch.bfloat16 if precision == "bf16" else torch.float32, device.type)
+    where = facts.get("gpu", facts["processor"])
+    print(f"{where}, {facts['threads']} threads, {precision}, product rate {limit:.0f} GFLOP/s", flush=True)
     results: dict[str, Any] = {"conditions": facts, "precision": precision, "product_rate_gflops": round(limit, 1)}
     rounds = arguments.rounds
     for work in arguments.works or WORKS:
         print(work, flush=True)
         if work in PATCHES:
-            results[work] = steps(tuple(arguments.patch or PATCHES[work]), rounds, limit)
+            results[work] = steps(tuple(arguments.patch or PATCHES[work]), arguments.batch, rounds, limit, device)
         else:
             arguments.rounds = max(3, rounds // 5)
-            results[work] = prediction(arguments, limit)
+            results[work] = prediction(arguments, device)
         write(arguments.out, results)
 
 
