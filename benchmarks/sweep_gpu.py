@@ -120,13 +120,18 @@ def compare(repeats: int, operands: torch.dtype | None) -> None:
     """Print a table of the ways for every size."""
     print("| map | way | forward, ms | forward + backward, ms | times published | bar | peak, MB |")
     print("|---|---|---|---|---|---|---|")
-    ours = ["triton", "lines"] if sweep_triton.available(torch.empty(0, device="cuda")) else ["lines"]
+    ours = ["graphs", "lines"]
+    if sweep_triton.available(torch.empty(0, device="cuda")):
+        ours.insert(0, "triton")
     for size, bar in BARS.items():
         layers = {way: Layer(way, size, "cuda", operands) for way in ("published", *ours)}
         forth: dict[str, Callable[[], object]] = {way: layer.forward for way, layer in layers.items()}
         both: dict[str, Callable[[], object]] = {way: layer.both for way, layer in layers.items()}
-        name = f"{ours[0]}, captured"
-        forth[name], both[name] = captured(layers[ours[0]].forward), captured(layers[ours[0]].both)
+        for way in {ours[0], "lines"} - {"graphs"}:  # all of the work in one graph
+            forth[f"{way}, captured"], both[f"{way}, captured"] = (
+                captured(layers[way].forward),
+                captured(layers[way].both),
+            )
         one, two = interleaved(forth, repeats), interleaved(both, repeats)
         for way in forth:
             (f, f_spread), (b, b_spread) = one[way], two[way]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ulna.kernels import sweep_lines, sweep_native, sweep_scan, sweep_triton
+from ulna.kernels import sweep_graphs, sweep_lines, sweep_native, sweep_scan, sweep_triton
 from ulna.kernels.window import shifted, window
 
-PATHS = ("auto", "native", "triton", "lines", "reference")
+PATHS = ("auto", "native", "triton", "graphs", "lines", "reference")
 _pinned: list[str] = []
 
 
@@ -113,9 +113,9 @@ def chosen() -> str:
 
 @contextmanager
 def force(path: str) -> Iterator[None]:
-    """Pin the path within a `with`: "native", "triton", "lines" (torch's own operations), "reference", or "auto".
+    """Pin the path within a `with`: "native", "triton", "graphs", "lines" (torch's own operations), "reference", or "auto".
 
-    "native" and "triton" are for one kind of device each; where they cannot be, "lines" it is.
+    "native" is for CPUs, "triton" and "graphs" (lines, recorded) are for GPUs; where they cannot be, "lines" it is.
 
     Raises:
         ValueError: for another path.
@@ -137,7 +137,8 @@ def describe(device: str = "cpu") -> str:
     if _triton(x):
         return "a Triton kernel" + (" in Triton's interpreter" if device == "cpu" else "")
     if device != "cpu":
-        return "torch operations, line by line (no Triton kernel)"
+        how = "recorded as a CUDA graph" if _recorded(x) else "line by line"
+        return f"torch operations, {how} (no Triton kernel)"
     if not _compiled(x):
         return "torch operations, line by line (no native kernel)"
     return f"a native kernel ({'bf16' if sweep_native.multiplies_bf16() else 'still float32'} products under autocast)"
@@ -164,6 +165,10 @@ def _compiled(x: Tensor) -> bool:
 def _triton(x: Tensor) -> bool:
     # its interpreter is so slow that a CPU takes it only when asked to
     return chosen() in (("auto", "triton") if x.is_cuda else ("triton",)) and sweep_triton.available(x)
+
+
+def _recorded(x: Tensor) -> bool:
+    return chosen() in ("auto", "graphs") and sweep_graphs.available(x)
 
 
 def _tried(kernel: Callable[..., Any], *arguments: Any) -> Any:
@@ -201,7 +206,8 @@ def _sweep(
     with torch.autocast(x.device.type, enabled=False):
         if _triton(x) and (found := _tried(sweep_triton.forward, x, weights, axis, reverse, keep, operands)):
             return cast(tuple[Tensor, Tensor], found)
-        return sweep_lines.forward(x, weights, axis, reverse, keep, operands)
+        by = sweep_graphs if _recorded(x) else sweep_lines
+        return cast(tuple[Tensor, Tensor], by.forward(x, weights, axis, reverse, keep, operands))
 
 
 @_sweep.register_fake
@@ -240,7 +246,8 @@ def _sweep_backward(
     with torch.autocast(x.device.type, enabled=False):
         if _triton(x) and (found := _tried(sweep_triton.backward, *arguments)):
             return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor], found)
-        return sweep_lines.backward(*arguments)
+        by = sweep_graphs if _recorded(x) else sweep_lines
+        return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor], by.backward(*arguments))
 
 
 @_sweep_backward.register_fake
