@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.training.tiny import TINY
 from ulna import cli
-from ulna.errors import PartialFailure, UsageError
+from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.study import comparing
 from ulna.study.comparing import compare
 from ulna.study.scores import MEASURES
@@ -120,6 +120,16 @@ def test_a_second_call_trains_nothing_and_gives_the_same(study, many, monkeypatc
     monkeypatch.setattr(subprocess, "Popen", None)
     compare(many, models=MODELS, out=study.folder, seeds=2, epochs=2, set=TINY)
     assert before == {name: (study.folder / name).read_bytes() for name in TABLES}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_trainings_names_the_command_that_goes_on(study, many, monkeypatch, number):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(comparing, "measure_costs", lambda *a: os.kill(os.getpid(), number) or time.sleep(5))
+    with pytest.raises(Interrupted, match="go on with: ulna compare") as caught:
+        compare(many, models=MODELS, out=study.folder, seeds=2, epochs=2, set=TINY)
+    assert caught.value.signal == number
+    assert signal.getsignal(number) == before
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(study, many):

@@ -31,6 +31,7 @@ from ulna.recipe import Recipe, from_yaml
 from ulna.segmenter import Segmenter, read_split
 from ulna.study.comparing import Study, compare
 from ulna.study.costs import pick_case, prediction_mb
+from ulna.study.jobs import stoppable
 from ulna.study.statistics import Description, describe
 from ulna.study.variants import make_variants
 
@@ -97,7 +98,8 @@ def measure(
     outcome = study.outcome
     runs = [study.folder / "runs" / MODEL / f"seed{seed}" for seed in range(seeds)]
     rows = [row for field, (_, values) in VARIED.items() for row in _training_rows(study, field, values, own[field])]
-    rows += _mesh_rows(study, runs, data, own[SPACING])
+    with stoppable(again):
+        rows += _mesh_rows(study, runs, data, own[SPACING])
     training = from_yaml(Recipe, runs[0] / "recipe.yaml").training
     conditions = {
         **outcome.costs.conditions,

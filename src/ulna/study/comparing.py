@@ -22,7 +22,7 @@ from ulna.forecast import ON_THE_GPU, gpu_memory
 from ulna.planning import fingerprint, forecast_training
 from ulna.recipe import Labels, Recipe, Split, parse, read_yaml
 from ulna.study.costs import Costs, measure_costs, pick_case
-from ulna.study.jobs import Job, command, make_jobs, run_jobs, words
+from ulna.study.jobs import Job, command, make_jobs, run_jobs, stoppable, words
 from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside
 from ulna.study.publishing import publish
 from ulna.study.scores import read_scores
@@ -136,28 +136,29 @@ def compare(
     log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
     failed = run_jobs(todo, data, at_once=at_once, resume_command=again)
 
-    complete = _complete(settled.variants, todo)
-    if not complete:
-        raise UsageError(
-            "no network has all its trainings:\n" + "\n".join(f"  {job}: {why}" for job, why in failed.items())
+    with stoppable(again):
+        complete = _complete(settled.variants, todo)
+        if not complete:
+            raise UsageError(
+                "no network has all its trainings:\n" + "\n".join(f"  {job}: {why}" for job, why in failed.items())
+            )
+        groups = {case.id: case.group for case in dataset.grouped(report.copies).cases if case.group is not None}
+        named = any(case.group is not None for case in dataset.cases)
+        done = [job for job in todo if job.variant.name in complete]
+        costs = _costs(done, data, dataset, splits[0], out)
+        outcome = conclude(
+            read_scores(done, groups),
+            done,
+            costs,
+            margin=margin,
+            unit="patient" if named else "image" if groups else "case",
+            footnotes=_footnotes(settled, budget, failed),
+            data=data.resolve().name,
+            command=again,
+            beside=others,
         )
-    groups = {case.id: case.group for case in dataset.grouped(report.copies).cases if case.group is not None}
-    named = any(case.group is not None for case in dataset.cases)
-    done = [job for job in todo if job.variant.name in complete]
-    costs = _costs(done, data, dataset, splits[0], out)
-    outcome = conclude(
-        read_scores(done, groups),
-        done,
-        costs,
-        margin=margin,
-        unit="patient" if named else "image" if groups else "case",
-        footnotes=_footnotes(settled, budget, failed),
-        data=data.resolve().name,
-        command=again,
-        beside=others,
-    )
-    write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
-    publish(outcome, done, dataset, out)
+        write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
+        publish(outcome, done, dataset, out)
     study = Study(out, outcome, failed)
     if failed:
         raise PartialFailure(failed, len(todo) - len(failed), "trainings", study)

@@ -181,6 +181,36 @@ def _end(running: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 @contextlib.contextmanager
+def stoppable(resume_command: str) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end what stands in the block at once, and name the command that goes on.
+
+    For what is quickly done again and leaves no half-written file.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(number: int, frame: object) -> None:
+        restore()
+        raise Interrupted(number, resume_command)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
     """The signals that have come: SIGTERM and Ctrl-C; a second one acts as if nobody listened."""
     seen: list[int] = []
