@@ -4,9 +4,10 @@ import pytest
 
 from ulna import planning
 from ulna.errors import UsageError
+from ulna.files import write_text
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import Fingerprint, make_plan, recommended, resolve
-from ulna.recipe import Labels, Recipe, set_value
+from ulna.recipe import Labels, Recipe, set_value, to_yaml
 from ulna.training.train import choose
 
 
@@ -192,7 +193,7 @@ def test_the_plan_shown_is_the_one_that_a_training_makes(discs, tmp_path, monkey
     assert asked == [set_value(choose(model=model, recipe=None), "planning.memory_gb=3.0")]
 
 
-def test_another_head_drops_what_the_model_recommends_for_its_own():
+def test_another_head_drops_what_the_model_recommends_for_its_own(tmp_path):
     points = "architecture.head=points"
     assert choose(model="omega_net", recipe=None).loss.heads == {"aux0": 1, "main0": 10}
     changed = choose(model="omega_net", recipe=None, set=(points,))
@@ -201,3 +202,8 @@ def test_another_head_drops_what_the_model_recommends_for_its_own():
     stated = choose(model="unetpp", recipe=None, set=(points, "loss.options={weight: 2}"))
     assert stated.loss.options == {"weight": 2}
     assert choose(model="unetpp", recipe=None, set=("architecture.head=dense",)).loss.options == {}
+    assert choose(model="unetpp", recipe=None, set=(points, "loss.options={}")).loss.options == {}
+    other = choose(model="omega_net", recipe=None, set=(points, "loss.kind=cross_entropy"))
+    assert (other.loss.heads, other.loss.options) == ("equal", {})
+    write_text(tmp_path / "file.yaml", to_yaml(other.replaced(loss=other.loss.replaced(kind="dice"))))
+    assert choose(model=None, recipe=tmp_path / "file.yaml").loss.options == {}  # as a study hands it to its trainings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,19 +205,23 @@ def recommended(model: str) -> Recipe:
     return recipe
 
 
-def fitted_to_head(recipe: Recipe) -> Recipe:
+def fitted_to_head(recipe: Recipe, stated: Collection[str]) -> Recipe:
     """With another head than the model's own, what the model recommends for its heads gives way.
 
-    Heads that are gone have no weight, and a head that reads points learns as that of the Implicit U-Net does. What the
-    recipe states otherwise stays.
+    Heads that are gone have no weight, and a head that reads points pools Dice over a batch, as that of the Implicit U-Net
+    does.
+
+    Args:
+        recipe: as it was chosen.
+        stated: the fields of the loss that a person stated, which stay: "heads", "options".
     """
     own, kind = recommended(recipe.model), recipe.architecture.head.kind
-    if kind == own.architecture.head.kind or recipe.loss.kind != own.loss.kind:
+    if kind == own.architecture.head.kind:
         return recipe
     loss = recipe.loss
-    if loss.heads == own.loss.heads:
+    if "heads" not in stated:
         loss = loss.replaced(heads="equal")
-    if HEADS[kind].sparse and loss.options == own.loss.options:
+    if "options" not in stated and HEADS[kind].sparse and loss.kind == own.loss.kind:
         loss = loss.replaced(options=POINTWISE["loss.options"])
     return recipe.replaced(loss=loss)
 

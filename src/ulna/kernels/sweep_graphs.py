@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +20,10 @@ from ulna.kernels import sweep_lines
 
 log = logging.getLogger(__name__)
 
-MOST = 32  # recordings that are kept, the latest used
+MOST = 64  # recordings that are kept, the first ones; what comes later goes line by line
 Tensors = tuple[Tensor, ...]
 _kept: dict[Any, Recording] = {}
+_met: set[Any] = set()
 _broken: list[str] = []
 
 
@@ -35,7 +37,10 @@ class Recording(NamedTuple):
 
 def available(x: Tensor) -> bool:
     """Whether sweeps of this map can be recorded: on a GPU, and not within another recording."""
-    return x.is_cuda and not _broken and not torch.cuda.is_current_stream_capturing()
+    if not x.is_cuda or _broken:
+        return False
+    with _on(x.device):
+        return not torch.cuda.is_current_stream_capturing()
 
 
 def forward(x: Tensor, weights: Tensors, axis: int, reverse: bool, keep: bool, operands: torch.dtype) -> Tensors:
@@ -68,24 +73,34 @@ def _backward(tensors: Tensors, *settings: Any) -> Tensors:
 
 
 def _replayed(work: Callable[..., Tensors], tensors: Tensors, *settings: Any) -> Tensors:
+    """Recorded when a shape comes for the second time: images that all differ in size are never worth it."""
     key = (work, settings, *((t.shape, t.dtype, t.device) for t in tensors))
-    recording = _kept.pop(key, None)
+    recording = _kept.get(key)
     if recording is None:
-        try:
-            recording = _record(work, tensors, *settings)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            _broken.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
-            log.warning("sweeps cannot be recorded as a CUDA graph, they run line by line (%s)", _broken[0])
+        if key not in _met:
+            _met.add(key)
             return work(tensors, *settings)
-    _kept[key] = recording  # the latest used is the last
-    while len(_kept) > MOST:
-        del _kept[next(iter(_kept))]
-    for memory, tensor in zip(recording.inputs, tensors, strict=True):
-        memory.copy_(tensor)
-    recording.replay()
-    return tuple(output.clone() for output in recording.outputs)
+        if len(_kept) >= MOST:
+            return work(tensors, *settings)
+    # memory made in inference mode could not be written outside it
+    with torch.inference_mode(False), torch.no_grad(), _on(tensors[0].device):
+        if recording is None:
+            try:
+                recording = _kept[key] = _record(work, tensors, *settings)
+            except RuntimeError as error:  # out of memory too: lines need less
+                _kept.clear()
+                _broken.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+                log.warning("sweeps cannot be recorded as a CUDA graph, they run line by line (%s)", _broken[0])
+                return work(tensors, *settings)
+        for memory, tensor in zip(recording.inputs, tensors, strict=True):
+            memory.copy_(tensor)
+        recording.replay()
+        return tuple(output.clone() for output in recording.outputs)
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """With that GPU as the current one, whose streams are recorded."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _record(work: Callable[..., Tensors], tensors: Tensors, *settings: Any) -> Recording:

@@ -112,7 +112,7 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
             count_gmacs(segmenter.network, plan.patch, points=points),
             (float(np.median(wall[name])), float(np.percentile(wall[name], 95))),
             float(np.median(cpu[name])),
-            None if default_device().type == "cuda" else prediction_mb(runs[name], data, case),
+            prediction_mb(runs[name], data, case),
         )
     plan = next(iter(segmenters.values())).plan
     conditions = {
@@ -160,7 +160,12 @@ print(peak_memory_mb())
 
 
 def prediction_mb(run: Path, data: Path, case: Case, *changes: str) -> float | None:
-    """Peak memory of a fresh process that predicts one image; with changes of the recipe such as inference.spacing=2."""
+    """Peak memory of a fresh process that predicts one image; with changes of the recipe such as inference.spacing=2.
+
+    None on a GPU, where it is not measured, and where the process failed.
+    """
+    if default_device().type == "cuda":
+        return None
     done = subprocess.run(
         [sys.executable, "-P", "-c", _PREDICT, str(run), str(data), case.id, *changes],
         capture_output=True,
@@ -176,7 +181,8 @@ def prediction_mb(run: Path, data: Path, case: Case, *changes: str) -> float | N
 def conditions_in_words(conditions: Mapping[str, Any]) -> str:
     """One line under a table."""
     load = conditions.get("load_before")
-    points = "".join(f", {name} read at {n:,} points as in training" for name, n in conditions["points"].items())
+    numbers = sorted(set(conditions["points"].values()))
+    points = f", or {' or '.join(f'{n:,}' for n in numbers)} points of it as in training" if numbers else ""
     return (
         f"times: one image of {'x'.join(map(str, conditions['image']))}, {conditions['rounds']} rounds in turn, "
         f"{conditions['device_name']}, {conditions['threads']} threads, "

@@ -200,14 +200,20 @@ def stoppable(resume_command: str) -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         restore()
-        raise Interrupted(number, resume_command)
+        raise _Stopped(number)
 
     for number in before:
         signal.signal(number, stop)
     try:
         yield
+    except _Stopped as stopped:
+        raise Interrupted(stopped.args[0], resume_command) from None
     finally:
         restore()
+
+
+class _Stopped(BaseException):
+    """A signal: no fault of an image that is being read, which `except Exception` would make of it."""
 
 
 @contextlib.contextmanager

@@ -157,7 +157,11 @@ def choose(
         if assignment.partition("=")[0].strip() == "model":
             raise UsageError(f"--set {assignment}: choose the network with --model")
         chosen = set_value(chosen, assignment)
-    return fitted_to_head(chosen)
+    keys = [one.partition("=")[0].strip() for one in ([set] if isinstance(set, str) else set)]
+    if any(key.startswith("architecture.head") for key in keys):  # a file says all that it wants
+        said = {key.split(".")[1] for key in keys if key.startswith("loss.")}
+        chosen = fitted_to_head(chosen, said | {*(stated.get("loss") or {})})
+    return chosen
 
 
 def _validate(recipe: Recipe) -> None:
