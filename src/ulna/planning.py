@@ -216,7 +216,7 @@ def fitted_to_head(recipe: Recipe, stated: Collection[str]) -> Recipe:
         stated: the fields of the loss that a person stated, which stay: "heads", "options".
     """
     own, kind = recommended(recipe.model), recipe.architecture.head.kind
-    if kind == own.architecture.head.kind:
+    if kind == own.architecture.head.kind or kind not in HEADS:  # an unknown one is refused where the network is built
         return recipe
     loss = recipe.loss
     if "heads" not in stated:
