@@ -7,10 +7,8 @@ import json
 import logging
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from ulna.files import write_text
 from ulna.progress import bar
 from ulna.recipe import Recipe, to_yaml
 from ulna.study.variants import Variant
+from ulna.training.stopping import on_first_signal
 
 log = logging.getLogger(__name__)
 
@@ -189,27 +188,15 @@ def stoppable(resume_command: str) -> Iterator[None]:
     Raises:
         Interrupted: after a signal.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def stop(number: int, frame: object) -> None:
-        restore()
+    def stop(number: int) -> None:
         raise _Stopped(number)
 
-    for number in before:
-        signal.signal(number, stop)
     try:
-        yield
+        with on_first_signal(stop):
+            yield
     except _Stopped as stopped:
         raise Interrupted(stopped.args[0], resume_command) from None
-    finally:
-        restore()
 
 
 class _Stopped(BaseException):
@@ -220,26 +207,13 @@ class _Stopped(BaseException):
 def _signals() -> Iterator[list[int]]:
     """The signals that have come: SIGTERM and Ctrl-C; a second one acts as if nobody listened."""
     seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield seen
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: object) -> None:
+    def note(number: int) -> None:
         seen.append(number)
-        restore()
         log.info("stopping: every training leaves a checkpoint; once more to stop at once")
 
-    for number in before:
-        signal.signal(number, note)
-    try:
+    with on_first_signal(note):
         yield seen
-    finally:
-        restore()
 
 
 def _duration(seconds: float) -> str:

@@ -32,30 +32,18 @@ class Stop:
         Raises:
             Interrupted: on leaving, if a signal has stopped the work.
         """
-        if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        def note(number: int, frame: object) -> None:
+        def note(number: int) -> None:
             self._signal = number
-            restore()
             if self._saved:
                 raise _StopNow
             log.info("stopping at the next step; once more to stop at once")
 
-        for number in before:
-            signal.signal(number, note)
         try:
-            yield
+            with on_first_signal(note):
+                yield
         except _StopNow:
             raise Interrupted(self._signal, self.resume_command) from None
-        finally:
-            restore()
 
     def check(self, save: Callable[[], None]) -> None:
         """At a place from where the training can go on: save and stop there, if a signal has come.
@@ -79,3 +67,27 @@ class Stop:
 
 class _StopNow(BaseException):
     """Raised where the signal arrives; not an Exception, so that nothing on the way takes it for a failure."""
+
+
+@contextmanager
+def on_first_signal(act: Callable[[int], None]) -> Iterator[None]:
+    """Call `act` with the number of the first SIGTERM or Ctrl-C; a second one acts as if nobody listened."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def heard(number: int, frame: object) -> None:
+        restore()
+        act(number)
+
+    for number in before:
+        signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        restore()
