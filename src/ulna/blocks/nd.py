@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError, unknown
-from ulna.kernels import native, normalize
+from ulna.kernels import depthwise, native, normalize
 from ulna.kernels.convolution import convolve
 from ulna.kernels.slabs import convolve_in_slabs, suits
 
@@ -71,6 +71,8 @@ class _Conv:
         if _keeps_size(self):
             return convolve(x, self.weight, self.bias)
         whole = x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)
+        if depthwise.suits(whole, self.weight, dilation=self.dilation, groups=self.groups, padding=self.padding):
+            return depthwise.convolve_depthwise(whole, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _dilated_on_cpu(self, whole):
             with torch.autocast("cpu", enabled=False):
                 return self._conv_forward(whole.float(), self.weight, self.bias)

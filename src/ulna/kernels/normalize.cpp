@@ -13,6 +13,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#define MASKS  // the first values of a vector are read and written alone by one instruction
+#endif
+
 #ifdef __AVX512F__
 constexpr int L = 16;  // floats in a vector
 #else
@@ -25,23 +30,50 @@ typedef float Vector __attribute__((vector_size(L * sizeof(float))));
 typedef uint32_t Bits __attribute__((vector_size(L * sizeof(uint32_t))));
 typedef uint16_t Halves __attribute__((vector_size(L * sizeof(uint16_t))));
 
-static inline Vector load(const float* p, int64_t n) {  // the first n values, then zeros
+#ifdef MASKS
+static inline __mmask16 lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+static inline Vector read_some(const float* p, int64_t n) { return (Vector)_mm512_maskz_loadu_ps(lanes(n), p); }
+static inline Halves read_some(const uint16_t* p, int64_t n) { return (Halves)_mm256_maskz_loadu_epi16(lanes(n), p); }
+static inline void write_some(float* p, Vector v, int64_t n) { _mm512_mask_storeu_ps(p, lanes(n), (__m512)v); }
+static inline void write_some(uint16_t* p, Halves h, int64_t n) { _mm256_mask_storeu_epi16(p, lanes(n), (__m256i)h); }
+#else
+static inline Vector read_some(const float* p, int64_t n) {
     Vector v = {};
-    std::memcpy(&v, p, n == L ? sizeof v : n * sizeof(float));
+    std::memcpy(&v, p, n * sizeof(float));
     return v;
 }
-static inline void store(float* p, Vector v, int64_t n) { std::memcpy(p, &v, n == L ? sizeof v : n * sizeof(float)); }
+static inline Halves read_some(const uint16_t* p, int64_t n) {
+    Halves h = {};
+    std::memcpy(&h, p, n * sizeof(uint16_t));
+    return h;
+}
+static inline void write_some(float* p, Vector v, int64_t n) { std::memcpy(p, &v, n * sizeof(float)); }
+static inline void write_some(uint16_t* p, Halves h, int64_t n) { std::memcpy(p, &h, n * sizeof(uint16_t)); }
+#endif
+
+static inline Vector load(const float* p, int64_t n) {  // the first n values, then zeros
+    if (n < L) return read_some(p, n);
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline void store(float* p, Vector v, int64_t n) {
+    if (n < L) return write_some(p, v, n);
+    std::memcpy(p, &v, sizeof v);
+}
 
 static inline Vector load(const uint16_t* p, int64_t n) {  // bfloat16: the upper half of a float32
-    Halves h = {};
-    std::memcpy(&h, p, n == L ? sizeof h : n * sizeof(uint16_t));
+    Halves h;
+    if (n < L) h = read_some(p, n);
+    else std::memcpy(&h, p, sizeof h);
     return (Vector)(__builtin_convertvector(h, Bits) << 16);
 }
 static inline void store(uint16_t* p, Vector v, int64_t n) {  // rounded to nearest, ties to even
     const Bits b = (Bits)v, rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
     const Bits nan = (b >> 16) | 0x40;  // stays one
     const Halves h = __builtin_convertvector(v == v ? rounded : nan, Halves);
-    std::memcpy(p, &h, n == L ? sizeof h : n * sizeof(uint16_t));
+    if (n < L) return write_some(p, h, n);
+    std::memcpy(p, &h, sizeof h);
 }
 
 static inline Vector activated(Vector z, float slope) { return z > 0 ? z : z * slope; }

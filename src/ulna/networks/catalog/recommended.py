@@ -88,11 +88,18 @@ RECOMMENDED: dict[str, Entry] = {
         "UNet++ with residual spatial dependency layers at its two levels above the deepest, deep supervision",
     ),
     # 512 units at 30,000 points do more work than the encoder at 96 x 96 x 64, and leave little of what the paper saves:
-    # half the width has a third of the work at a point, and a share of the voxels keeps the proportion in any patch
+    # half the width has a third of the work at a point, and a share of the voxels keeps the proportion in any patch. The
+    # encoder is that of `nnunet`: the paper's four convolutions at the two deepest levels are half of all parameters
     "implicit_unet": Entry(
-        IMPLICIT_UNET.replaced(head=Slot(kind="points", options={"width": 256})),
+        IMPLICIT_UNET.replaced(
+            conv=(
+                Slot(kind="double_conv", levels=(0,), options=_NNUNET),
+                Slot(kind="double_conv", options={**_NNUNET, "convs": 1}),
+            ),
+            head=Slot(kind="points", options={"width": 256}),
+        ),
         "Naval Marimont 2022, Fig. 2",
-        "an encoder whose levels are read by a decoder of 256 units, in training at one voxel of 32",
+        "the encoder of nnU-Net, whose levels are read by a decoder of 256 units, in training at one voxel of 32",
         recipe={**POINTWISE, "points.count": 1 / 32},
     ),
     "nnunet": Entry(

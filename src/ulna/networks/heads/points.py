@@ -158,6 +158,7 @@ class Points(Head):
         vectors = [read_at(maps[name], points, size, mode=self.mode) for name in nodes]
         vectors.append(encode(points, size, self.frequencies).to(maps[self.nodes[0]].dtype))
         x = torch.cat(vectors, dim=-1)
+        del vectors  # as much memory as x, which the decoder needs
         if folded is None:
             return self.decoder(x, weights).transpose(1, 2)
         addend = read_at(folded.product, points, size)

@@ -1,0 +1,74 @@
+"""Depthwise convolutions against torch's in float64."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ulna.blocks import nd
+from ulna.kernels import depthwise
+from ulna.kernels.depthwise import convolve_depthwise
+
+# (N, C, *S), kernel, stride: odd sizes, a row of one pixel, kernels wider than the map, unlike axes
+CASES = [
+    ((2, 5, 9, 10), (3, 3), (1, 1)),
+    ((1, 4, 9, 12), (5, 5), (1, 1)),
+    ((2, 3, 8, 7), (7, 7), (2, 2)),
+    ((1, 2, 1, 9), (5, 3), (1, 1)),
+    ((2, 6, 5, 11), (3, 5), (1, 2)),
+    ((1, 3, 5, 6, 7), (3, 3, 3), (1, 1, 1)),
+    ((2, 2, 4, 3, 9), (5, 5, 5), (1, 1, 1)),
+    ((1, 3, 6, 5, 8), (1, 5, 3), (1, 2, 2)),
+]
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 0.008}  # bf16: one rounding of the sums, one of the result
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("size", "kernel", "stride"), CASES)
+def test_values_and_gradients_are_those_of_the_definition(size, kernel, stride, dtype):
+    generator = torch.Generator().manual_seed(sum(size))
+    padding = [n // 2 for n in kernel]
+    values = [torch.randn(s, generator=generator).to(dtype) for s in (size, (size[1], 1, *kernel), size[1:2])]
+    ours = [v.clone().requires_grad_() for v in values]
+    exact = [v.double().requires_grad_() for v in values]
+    y = convolve_depthwise(*ours, stride=stride, padding=padding)
+    truth = (F.conv2d if len(kernel) == 2 else F.conv3d)(*exact, stride, padding, 1, size[1])
+    dy = torch.randn(truth.shape, generator=generator).to(dtype)
+    y.backward(dy)
+    truth.backward(dy.double())
+    for mine, true in zip((y, *(v.grad for v in ours)), (truth, *(v.grad for v in exact)), strict=True):
+        assert mine.dtype == dtype and mine.shape == true.shape
+        assert (mine - true).abs().max() <= TOLERANCES[dtype] * true.abs().max()
+
+
+def test_an_input_that_asks_for_no_gradient_gets_none():
+    weight = torch.randn(3, 1, 3, 3, requires_grad=True)
+    x = torch.randn(1, 3, 6, 6)
+    convolve_depthwise(x, weight, None, stride=(1, 1), padding=(1, 1)).sum().backward()
+    assert x.grad is None and weight.grad is not None
+
+
+def test_a_network_takes_them_by_itself(monkeypatch):
+    taken = []
+    real = depthwise.convolve_depthwise
+    monkeypatch.setattr(depthwise, "convolve_depthwise", lambda x, *a, **k: taken.append(x.dtype) or real(x, *a, **k))
+    conv, x = nd.conv(2, 6, 6, kernel_size=5, groups=6), torch.randn(1, 6, 8, 8)
+    y = conv(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = conv(x)
+    assert len(taken) == 2
+    assert (y.dtype, low.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.allclose(y, low.float(), atol=0.05)
+    others = [
+        (nd.conv(2, 6, 6, groups=3), x),  # groups of several channels
+        (nd.conv(2, 6, 12, groups=6), x),  # several outputs of a channel
+        (nd.conv(2, 6, 6, groups=6, dilation=2), x),
+        (nd.conv(2, 1, 1), x[:, :1]),
+        (conv.double(), x.double()),
+    ]
+    for other, image in others:
+        other(image)
+    with torch.no_grad():
+        conv.float()(x)
+    monkeypatch.setenv("ULNA_NATIVE", "0")
+    conv(x)
+    assert len(taken) == 2
