@@ -47,28 +47,33 @@ def test_an_input_that_asks_for_no_gradient_gets_none():
     assert x.grad is None and weight.grad is not None
 
 
-def test_a_network_takes_them_by_itself(monkeypatch):
+def test_a_network_takes_them_by_itself_where_they_are_faster(monkeypatch):
     taken = []
     real = depthwise.convolve_depthwise
-    monkeypatch.setattr(depthwise, "convolve_depthwise", lambda x, *a, **k: taken.append(x.dtype) or real(x, *a, **k))
-    conv, x = nd.conv(2, 6, 6, kernel_size=5, groups=6), torch.randn(1, 6, 8, 8)
-    y = conv(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = conv(x)
-    assert len(taken) == 2
-    assert (y.dtype, low.dtype) == (torch.float32, torch.bfloat16)
-    assert torch.allclose(y, low.float(), atol=0.05)
+    monkeypatch.setattr(depthwise, "convolve_depthwise", lambda x, *a, **k: taken.append(x.shape) or real(x, *a, **k))
+
+    def low(conv, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return conv(x)
+
+    plane, volume = torch.randn(1, 6, 8, 8), torch.randn(1, 6, 4, 5, 6)
+    wide, cube = nd.conv(2, 6, 6, kernel_size=5, groups=6), nd.conv(3, 6, 6, groups=6)
+    y = low(wide, plane)
+    assert y.dtype == torch.bfloat16 and torch.allclose(y.float(), wide(plane), atol=0.05)
+    assert (cube(volume).dtype, low(cube, volume).dtype) == (torch.float32, torch.bfloat16)
+    assert taken == [plane.shape, volume.shape, volume.shape]  # the plane in float32 is torch's
     others = [
-        (nd.conv(2, 6, 6, groups=3), x),  # groups of several channels
-        (nd.conv(2, 6, 12, groups=6), x),  # several outputs of a channel
-        (nd.conv(2, 6, 6, groups=6, dilation=2), x),
-        (nd.conv(2, 1, 1), x[:, :1]),
-        (conv.double(), x.double()),
+        (nd.conv(2, 6, 6, groups=6), plane),  # small
+        (nd.conv(3, 6, 6, groups=3), volume),  # groups of several channels
+        (nd.conv(3, 6, 12, groups=6), volume),  # several outputs of a channel
+        (nd.conv(3, 6, 6, groups=6, dilation=2), volume),
+        (nd.conv(3, 1, 1), volume[:, :1]),
     ]
     for other, image in others:
-        other(image)
+        low(other, image)
+    nd.conv(3, 6, 6, groups=6).double()(volume.double())
     with torch.no_grad():
-        conv.float()(x)
+        cube(volume)
     monkeypatch.setenv("ULNA_NATIVE", "0")
-    conv(x)
-    assert len(taken) == 2
+    cube(volume)
+    assert len(taken) == 3

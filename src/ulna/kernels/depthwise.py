@@ -14,7 +14,7 @@ from ulna.kernels import native
 
 
 def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int, padding: Sequence[int]) -> bool:
-    """Whether a convolution is a depthwise one that is better done here: trained on a CPU, of odd kernel, at most float32."""
+    """Whether a convolution is a depthwise one that trains faster here: of volumes, or of wide kernels in bfloat16."""
     return (
         type(x) is Tensor
         and not torch.compiler.is_compiling()
@@ -30,6 +30,7 @@ def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int, pa
         and weight.requires_grad
         and x.dtype in (torch.float32, torch.bfloat16)
         and (weight.dtype == x.dtype or torch.is_autocast_enabled("cpu"))
+        and (x.ndim == 5 or (max(weight.shape[2:]) > 3 and _precision(x) == torch.bfloat16))
     )
 
 
@@ -39,16 +40,15 @@ def convolve_depthwise(
     """A depthwise convolution in the precision of autocast, with the same values as torch's.
 
     The gradient of the input at stride 1 is the same convolution with the kernel turned round, which costs what the forward
-    pass costs; torch's takes 2 to 3 times as long in 2D and up to 25 times in 3D. The rest is taken in float32: in bfloat16
-    the library needs 3 to 9 times as long for a weight gradient, and rounds its sums. First derivatives only: for second
-    ones, or torch.func, switch native kernels off (ULNA_NATIVE=0), and this with them.
+    pass costs: much less than torch's in volumes. The other gradients are taken in float32, for which the library has faster
+    code than for bfloat16. First derivatives only: for second ones, or torch.func, switch native kernels off (ULNA_NATIVE=0),
+    and this with them.
 
     Shape:
         (N, C, *S), (C, 1, *kernel), (C,) -> (N, C, *S / stride)
     """
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    dtype = _precision(x)
+    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     made: Tensor = _Depthwise.apply(x, weight, bias, tuple(stride), tuple(padding))  # type: ignore[no-untyped-call]
     return made
 
@@ -88,6 +88,10 @@ class _Depthwise(torch.autograd.Function):
             dx = _convolve(dy.contiguous(memory_format=layout), turned, None, ctx.stride, ctx.padding)
         db = wide_dy.sum(dim=[0, *range(2, dy.ndim)]).to(dy.dtype) if ctx.has_bias else None
         return None if dx is None else dx.to(x.dtype), dw.to(weight.dtype), db, None, None
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
