@@ -172,6 +172,33 @@ def test_large_volumes_go_by_windows_and_come_back_on_their_own_grid(tmp_path, s
             assert (values[~outside] > 0).all()
 
 
+POINTWISE = {"topology": "encoder", "head": {"kind": "points", "options": {"width": 8, "depth": 2}}}
+
+
+def test_an_image_smaller_than_a_patch_is_explained_where_points_are_read(tmp_path, picture, monkeypatch):
+    """37 x 50 in patches of 48 x 32: five rows of margin before, six behind."""
+    run = run_folder(tmp_path / "run", options=POINTWISE, patch=(48, 32))
+    given = {}
+    real = methods.saliency
+
+    def watched(*arguments, **named):
+        given.update(named, image=arguments[1])
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(methods, "saliency", watched)
+    for answer in (0, 1):  # of nothing, and of everything
+        monkeypatch.setattr(
+            "ulna.explaining.explain.to_labels", lambda maps, *_, a=answer: np.full((37, 50), a, np.uint8)
+        )
+        found = explain(run, picture, out=tmp_path / f"why{answer}")
+        assert given["image"].shape[1:] == (48, 50) and given["margins"] == ((5, 6), (0, 0))
+        rows = given["region"].any(1)  # the sums run over the image alone, also where they run over all of it
+        assert rows.tolist() == [False] * 5 + [True] * 37 + [False] * 6
+        piece = found.facts["maps"]["gradcam"]["piece"] if "gradcam" in found.facts["maps"] else None
+        assert piece in (None, {"corner": [0, 0], "size": [37, 32]}, {"corner": [0, 18], "size": [37, 32]})
+        assert (tmp_path / f"why{answer}" / found.facts["maps"]["saliency"]["file"]).exists()
+
+
 def test_mirrored_copies_answer_together_as_a_prediction_with_tta_does(tmp_path, picture, monkeypatch):
     found, original = [], methods.uncertainty
     monkeypatch.setattr(methods, "uncertainty", lambda *a, **k: found.append(original(*a, **k)) or found[-1])

@@ -326,6 +326,33 @@ def test_an_image_is_explained_whole_where_prediction_takes_it_whole_and_gradien
     assert window_size(network_of("implicit_unet"), plan, (10, 20), room=1e9) == (8, 8)
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_repeated_voxels_count_with_all_their_copies(spatial_dims):
+    """The derivative by the image that is framed, taken through the repetition itself."""
+    network = network_of("implicit_unet", spatial_dims=spatial_dims, in_channels=1, channels=(4, 6))
+    size, patch = (7, 8, 5)[:spatial_dims], (12, 8, 6)[:spatial_dims]
+    prepared = Prepared(torch.randn(1, *size, generator=torch.Generator().manual_seed(0)), size)
+    frame = framed(prepared, patch)
+    region = torch.zeros(patch, dtype=torch.bool)
+    region[frame.inside] = True
+    maps = saliency(
+        network,
+        frame.image,
+        plan_of(spatial_dims, 1, patch=patch),
+        target=0,
+        region=region,
+        size=patch,
+        overlap=0.5,
+        margins=frame.margins,
+    )
+    x = prepared.image.clone().requires_grad_()
+    framed_again = framed(Prepared(x, size), patch).image
+    torch.autograd.backward((network(framed_again[None])[0, 0] * region).sum())
+    torch.testing.assert_close(maps[frame.inside], x.grad.abs(), rtol=1e-4, atol=1e-6)
+    maps[frame.inside] = 0
+    assert maps.abs().max() == 0
+
+
 def test_the_telling_piece_has_the_most_of_the_region():
     region = torch.zeros(20, 12, dtype=torch.bool)
     region[0, 0] = True

@@ -38,10 +38,16 @@ def test_rows_have_the_counted_parameters():
     assert count("marimont/implicit_unet", spatial_dims=3, classes=2, channels=(32, 64, 128, 256)) == 10_061_730
 
 
-def test_the_recommended_build_has_a_narrower_decoder_and_fewer_points_in_small_patches():
-    assert {dims: count("implicit_unet", spatial_dims=dims) for dims in (2, 3)} == {2: 11_345_761, 3: 18_248_865}
-    paper = {"kind": "points"}
-    assert count("implicit_unet", spatial_dims=3, classes=2, head=paper) == 19_850_146
+def test_the_recommended_build_is_an_encoder_of_nnunet_a_narrower_decoder_and_fewer_points_in_small_patches():
+    assert {dims: count("implicit_unet", spatial_dims=dims) for dims in (2, 3)} == {2: 5_442_913, 3: 9_176_865}
+    ours, theirs = (build(name, spatial_dims=3, channels=(4, 6, 8)).stages for name in ("implicit_unet", "nnunet"))
+    shapes = [
+        {name: p.shape for name, p in stages.named_parameters() if name.split(".")[0] in ours}
+        for stages in (ours, theirs)
+    ]
+    assert shapes[0] == shapes[1]
+    decoder = build("implicit_unet", spatial_dims=3).head.decoder
+    assert (len(decoder.hidden), decoder.hidden[1].v.shape) == (8, (256, 256))
     assert recommended("implicit_unet").points.count == 1 / 32
     (model,) = models("implicit_unet")
     assert model.points((48, 48, 48)) == 48**3 // 32

@@ -108,7 +108,10 @@ def explain(
         region = region.new_zeros(prepared.image.shape[1:])
         region[prepared.inside] = whole
     empty = not bool(region.any())
-    summed = torch.ones_like(region) if empty else region
+    summed = region
+    if empty:
+        summed = torch.zeros_like(region)
+        summed[prepared.inside] = True
     size = methods.window_size(segmenter.network, segmenter.plan, region.shape, memory() / 2)
     piece = methods.telling_piece(summed, size, segmenter.recipe.inference.overlap)
     subject = Subject(prepared, index, _names(labels)[index], summed, size, piece)

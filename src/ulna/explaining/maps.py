@@ -61,6 +61,7 @@ def add_saliency(segmenter: Segmenter, network: Network, subject: Subject, found
         region=subject.region.to(segmenter.device),
         size=subject.size,
         overlap=segmenter.recipe.inference.overlap,
+        margins=subject.prepared.margins,
     )
     sums = maps.double().flatten(1).sum(1)
     shares = (sums / sums.sum().clamp_min(1e-300)).tolist()
@@ -172,8 +173,16 @@ def _said(piece: methods.Piece, subject: Subject) -> dict[str, Any]:
     """Which part of the image was seen, where it is not all of it."""
     if piece.size == tuple(subject.prepared.image.shape[1:]):
         return {"piece": None}
+    prepared = subject.prepared
+    before = [side for side, _ in prepared.margins] or [0] * len(piece.size)
+    length = prepared.image[prepared.inside].shape[1:]
+    first = [max(start - side, 0) for start, side in zip(piece.corner, before, strict=True)]
+    ends = [
+        min(start + size - side, n)
+        for start, size, side, n in zip(piece.corner, piece.size, before, length, strict=True)
+    ]
     return {
-        "piece": {"corner": list(piece.corner), "size": list(piece.size)},
+        "piece": {"corner": first, "size": [end - start for start, end in zip(first, ends, strict=True)]},
         "piece_reading": "the image is larger than what is explained at once: the window with the most predicted voxels, in "
         "voxels of the grid of the plan; 0 outside it",
     }

@@ -104,7 +104,15 @@ def telling_piece(region: Tensor, size: Sequence[int], overlap: float) -> Piece:
 
 
 def saliency(
-    network: Network, image: Tensor, plan: Plan, *, target: int, region: Tensor, size: Sequence[int], overlap: float
+    network: Network,
+    image: Tensor,
+    plan: Plan,
+    *,
+    target: int,
+    region: Tensor,
+    size: Sequence[int],
+    overlap: float,
+    margins: Sequence[tuple[int, int]] = (),
 ) -> Tensor:
     """How strongly every input value moves the score of a class: |d score / d image|, where score is its summed logit.
 
@@ -124,9 +132,11 @@ def saliency(
         region: (*S'), bool: the voxels whose logits are summed.
         size: of a window, from `window_size`.
         overlap: of neighbouring windows, 0 to below 1.
+        margins: how often the outermost voxels are repeated before and behind the image along every axis (`framed`); they
+            move the score by all their copies.
 
     Returns:
-        (C, *S'), float32, 0 or more.
+        (C, *S'), float32, 0 or more; 0 in the margins.
     """
     pieces = _pieces(region.shape, size, overlap)
     weights = gaussian(pieces[0].size).to(image.device)
@@ -139,6 +149,15 @@ def saliency(
         if shares.any():
             x = image[piece.window][None].clone().requires_grad_()
             gradient[piece.window] += torch.autograd.grad(score(network, x, target, shares), x)[0][0]
+    for axis, (before, behind) in enumerate(margins, start=1):
+        ends = (
+            (slice(0, before), before),
+            (slice(gradient.shape[axis] - behind, None), gradient.shape[axis] - behind - 1),
+        )
+        for copies, edge in ends:
+            repeated = gradient.movedim(axis, 0)[copies]
+            gradient.movedim(axis, 0)[edge] += repeated.sum(0)
+            repeated.zero_()
     if plan.whitening is not None:  # the network's input is W (x - mean)
         matrix = torch.tensor(plan.whitening.matrix, device=image.device)
         gradient = (matrix.T @ gradient.flatten(1)).reshape(image.shape)
