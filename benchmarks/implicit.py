@@ -8,11 +8,12 @@ Training: forward, loss on sampled points, backward, optimiser, as `ulna train` 
 process. Memory is the peak of a process of its own that does two steps, less what it holds before the network is built; on a
 GPU, what torch allocated there.
 
-Prediction: of a phantom that ulna draws (synthetic, a bent tube; it says nothing about real images), by the
-recommended build in three stages and at every voxel, and by both U-Nets, as `ulna predict` does it. The networks are trained
-for `--steps` steps on patches of other phantoms, so that their answers have boundaries where there are some; their Dice is
-that of such a short training, and `--keep FOLDER` keeps them for the next call. With `--image`, times alone on an image of
-one's own, whose values go from 0 to 1 first.
+Prediction: of a phantom that ulna draws (synthetic, a bent tube; it says nothing about real images), by the recommended
+build in three stages and at every voxel, and by both U-Nets, as `ulna predict` does it. The recommended build is trained for
+`--steps` steps on patches of other phantoms, so that its answers have boundaries where there are some; its Dice is that of
+such a short training, and `--keep FOLDER` keeps it for the next call. The U-Nets have the weights that they were drawn with:
+the time that they take does not hang on them. With `--image`, times alone on an image of one's own, whose values go from 0
+to 1 first.
 """
 
 from __future__ import annotations
@@ -273,34 +274,32 @@ class Known:
 
 
 def train(
-    networks: dict[str, Contender], patch: Sequence[int], arguments: argparse.Namespace, device: torch.device
+    name: str, contender: Contender, patch: Sequence[int], arguments: argparse.Namespace, device: torch.device
 ) -> None:
     """On patches of other phantoms; what an earlier call of the same settings kept is read in place of that."""
     sides = [max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)]
     said = "-".join(map(str, (*patch, *sides, TRAINING_PHANTOMS, arguments.steps, arguments.lr)))
-    kept = {n: arguments.keep and Path(arguments.keep) / f"{n.replace('/', '_')}-{said}.pt" for n in networks}
-    missing = [name for name, file in kept.items() if not (file and file.exists())]
-    cases = [phantom(sides, seed=1 + i) for i in range(TRAINING_PHANTOMS)] if missing else []
-    for name, contender in networks.items():
-        if name in missing:
-            lr = arguments.lr
-            contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=lr))
-            step = trainer(contender, patches(cases, patch), len(patch), device)
-            losses = [step() for _ in range(arguments.steps)]
-            print(f"  {name}: loss {losses[0]:.3f} at first, {statistics.mean(losses[-5:]):.3f} in the end", flush=True)
-            if kept[name]:
-                kept[name].parent.mkdir(parents=True, exist_ok=True)
-                torch.save(contender.network.state_dict(), kept[name])
-        else:
-            contender.network.load_state_dict(torch.load(kept[name], map_location=device, weights_only=True))
-        contender.network.eval()
+    file = arguments.keep and arguments.keep / f"{name}-{said}.pt"
+    if file and file.exists():
+        contender.network.load_state_dict(torch.load(file, map_location=device, weights_only=True))
+        return
+    cases = [phantom(sides, seed=1 + i) for i in range(TRAINING_PHANTOMS)]
+    contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=arguments.lr))
+    step = trainer(contender, patches(cases, patch), len(patch), device)
+    losses = [step() for _ in range(arguments.steps)]
+    print(f"  {name}: loss {losses[0]:.3f} at first, {statistics.mean(losses[-5:]):.3f} in the end", flush=True)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(contender.network.state_dict(), file)
 
 
 def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Three stages, every voxel and both U-Nets on one volume, in turn."""
     patch, precision = tuple(arguments.patch or PATCHES["step-96"]), choose_precision("auto", device)
     networks = {name: Contender.named(name, patch, device, classes=1) for name in (*U_NETS, "implicit_unet")}
-    train(networks, patch, arguments, device)
+    train("implicit_unet", networks["implicit_unet"], patch, arguments, device)
+    for contender in networks.values():
+        contender.network.eval()
     image, truth = phantom(arguments.size, seed=0) if arguments.image is None else (read(arguments.image), None)
     size, plan, axis = tuple(image.shape[1:]), plan_for(patch), slab_axis(tuple(image.shape[1:]))
     tallies: dict[str, Tally] = {}
@@ -346,7 +345,8 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
         known = Tally()
         by_stages(Known(truth), truth[None, None], settings=Inference(), multilabel=False, tally=known)  # type: ignore[arg-type]
         facts["share_that_the_truth_would_refine"] = round(known.refined / known.voxels, 4)
-        facts["dice_with_truth"] = {way: round(dice(made, truth.numpy()), 2) for way, made in labels.items()}
+        trained = ("three stages", "every voxel")
+        facts["dice_with_truth"] = {way: round(dice(labels[way], truth.numpy()), 2) for way in trained}
     for key, value in facts.items():
         print(f"  {key}: {value}")
     return facts
@@ -371,10 +371,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=3, default=(256, 256, 128), help="of the predicted phantom")
     parser.add_argument("--train-size", type=int, nargs=3, help="of the phantom trained on; as --size by default")
     parser.add_argument("--image", type=Path, help="predict this file in place of a phantom")
-    parser.add_argument("--steps", type=int, default=100, help="of training ahead of a prediction")
-    parser.add_argument(
-        "--keep", type=Path, help="folder of the networks so trained: read from there, or written to it"
-    )
+    parser.add_argument("--steps", type=int, default=400, help="of training ahead of a prediction")
+    parser.add_argument("--keep", type=Path, help="folder of the network so trained: read from there, or written to it")
     parser.add_argument("--lr", type=float, default=1e-3, help="of that training")
     parser.add_argument("--overlap", type=float, default=0.5, help="of the windows")
     parser.add_argument("--out", default="implicit", help="name of the file in benchmarks/results")
