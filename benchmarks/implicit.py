@@ -19,6 +19,7 @@ to 1 first.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -48,7 +49,7 @@ from ulna.networks.cost import count_gmacs
 from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
 from ulna.planning import recommended
-from ulna.recipe import Inference, Labels, Normalization, Plan, Recipe
+from ulna.recipe import Inference, Labels, Normalization, Plan, Recipe, to_yaml
 from ulna.training.loop import OPTIMIZERS
 
 WIDTHS = (32, 64, 128, 256, 320)
@@ -279,7 +280,8 @@ def train(
     """On patches of other phantoms; what an earlier call of the same settings kept is read in place of that."""
     sides = [max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)]
     said = "-".join(map(str, (*patch, *sides, TRAINING_PHANTOMS, arguments.steps, arguments.lr)))
-    file = arguments.keep and arguments.keep / f"{name}-{said}.pt"
+    recipe = hashlib.sha256(to_yaml(contender.recipe).encode()).hexdigest()[:8]
+    file = arguments.keep and arguments.keep / f"{name}-{recipe}-{said}.pt"
     if file and file.exists():
         contender.network.load_state_dict(torch.load(file, map_location=device, weights_only=True))
         return

@@ -3,6 +3,7 @@ import torch
 
 from ulna import build
 from ulna.inference.folding import folded
+from ulna.networks.heads.decoder import WeightNormLinear
 
 
 def trained(name: str, dims: int, **changes) -> torch.nn.Module:
@@ -17,7 +18,7 @@ def trained(name: str, dims: int, **changes) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", ["unet", "unetpp", "nnunet", "zhou/unet"])
+@pytest.mark.parametrize("name", ["unet", "unetpp", "nnunet", "zhou/unet", "implicit_unet"])
 def test_a_folded_network_gives_the_same_answers_and_leaves_the_other_alone(name, dims):
     net = trained(name, dims)
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -25,6 +26,15 @@ def test_a_folded_network_gives_the_same_answers_and_leaves_the_other_alone(name
     with torch.inference_mode():
         torch.testing.assert_close(folded(net)(image), net(image), rtol=1e-4, atol=1e-4)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_the_weights_of_the_implicit_decoder_are_normalised_once():
+    net = trained("implicit_unet", 2)
+    layers = [[m for m in n.modules() if isinstance(m, WeightNormLinear)] for n in (net, folded(net))]
+    for before, after in zip(*layers, strict=True):
+        rows = before.v / before.v.norm(dim=1, keepdim=True) * before.g[:, None]
+        torch.testing.assert_close(after.weight(), rows)
+        assert after.weight() is after.v and after.g is None and before.g is not None
 
 
 def test_batch_norm_is_gone_where_it_follows_a_convolution():

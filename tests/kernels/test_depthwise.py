@@ -40,6 +40,43 @@ def test_values_and_gradients_are_those_of_the_definition(size, kernel, stride, 
         assert (mine - true).abs().max() <= TOLERANCES[dtype] * true.abs().max()
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_maps_of_a_training_under_autocast_give_float32_weights_their_gradients(dims):
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    conv = nd.conv(dims, 6, 6, kernel_size=5, groups=6)
+    x = torch.randn(2, 6, *(9, 8, 7)[:dims]).contiguous(memory_format=layout).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv(x)
+    assert "Depthwise" in type(y.grad_fn).__name__
+    dy = torch.randn(y.shape).to(y.dtype)
+    y.backward(dy)
+    exact = [t.detach().double().requires_grad_() for t in (x, conv.weight, conv.bias)]
+    (F.conv2d if dims == 2 else F.conv3d)(*exact, 1, 2, 1, 6).backward(dy.double())
+    for mine, true in zip((x, conv.weight, conv.bias), exact, strict=True):
+        assert mine.grad.dtype == torch.float32
+        assert (mine.grad - true.grad).abs().max() < 0.01 * true.grad.abs().max()
+
+
+def test_a_backward_pass_within_autocast_is_in_the_precision_of_the_forward_pass():
+    x, weight = torch.randn(1, 4, 5, 6, 7), torch.randn(4, 1, 3, 3, 3)
+    grads = []
+    for low in (False, True):
+        ours = x.clone().requires_grad_()
+        y = convolve_depthwise(ours, weight.clone().requires_grad_(), None, stride=(1,) * 3, padding=(1,) * 3)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+            y.sum().backward()
+        grads.append(ours.grad)
+    assert torch.equal(*grads)
+
+
+def test_second_derivatives_are_refused():
+    x, weight = torch.randn(1, 4, 6, 6, requires_grad=True), torch.randn(4, 1, 3, 3, requires_grad=True)
+    y = convolve_depthwise(x, weight, None, stride=(1, 1), padding=(1, 1))
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_an_input_that_asks_for_no_gradient_gets_none():
     weight = torch.randn(3, 1, 3, 3, requires_grad=True)
     x = torch.randn(1, 3, 6, 6)

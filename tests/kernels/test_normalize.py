@@ -1,6 +1,7 @@
 """Normalisation and activation in one pass, against torch's own in float64."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -61,6 +62,16 @@ def test_values_statistics_and_gradients_are_those_of_torch(kind, shape, dtype, 
     assert y.dtype == dtype and relative(y, truth) < TOLERANCE[dtype]
     for mine, theirs in zip(ours, exact, strict=True):
         assert relative(mine.grad, theirs.grad) < TOLERANCE[dtype]
+
+
+@needs_native
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="instructions of other processors")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_processors_without_avx512_read_the_last_channels_too(dtype, monkeypatch) -> None:
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-mno-avx512f"))
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    for shape in SHAPES:
+        test_values_statistics_and_gradients_are_those_of_torch("instance", shape, dtype, 0.01)
 
 
 @needs_native

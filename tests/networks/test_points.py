@@ -40,7 +40,9 @@ def test_rows_have_the_counted_parameters():
 
 def test_the_recommended_build_is_an_encoder_of_nnunet_a_narrower_decoder_and_fewer_points_in_small_patches():
     assert {dims: count("implicit_unet", spatial_dims=dims) for dims in (2, 3)} == {2: 5_442_913, 3: 9_176_865}
-    ours, theirs = (build(name, spatial_dims=3, channels=(4, 6, 8)).stages for name in ("implicit_unet", "nnunet"))
+    ours, theirs = (
+        build(name, spatial_dims=3, channels=(4, 6, 8, 9, 10)).stages for name in ("implicit_unet", "nnunet")
+    )
     shapes = [
         {name: p.shape for name, p in stages.named_parameters() if name.split(".")[0] in ours}
         for stages in (ours, theirs)

@@ -209,6 +209,17 @@ def test_networks_that_the_data_do_not_allow_are_all_named():
     assert "carvalho/unetpp_polyps: " in str(caught.value)
 
 
+def test_the_loss_table_of_the_modular_paper_is_one_command():
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / "laird.yaml"
+    losses = ("dice", "dice_squared", "cross_entropy", "focal_tversky")
+    vary = f"loss.kind={','.join(losses)}"
+    assert vary in recipe.read_text(encoding="utf-8")
+    rows = make_variants(["laird/unet"], read_yaml(recipe), [vary], [])
+    assert tuple(row.recipe.loss.kind for row in rows) == losses
+    alike = [row.recipe.replaced(loss={"kind": "dice"}) for row in rows]
+    assert all(one == alike[0] for one in alike)
+
+
 @pytest.mark.parametrize(
     ("vary", "sizes"),
     [

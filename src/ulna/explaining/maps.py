@@ -80,7 +80,7 @@ def add_saliency(segmenter: Segmenter, network: Network, subject: Subject, found
         + ("" if whole else "; by windows, whose logits are averaged with Gaussian weights as in prediction"),
         "channels": list(plan.channel_names),
         "share": [round(share, 6) for share in shares],
-        "window": list(subject.size),
+        "window": [min(side, n) for side, n in zip(subject.size, _size(subject), strict=True)],
         "brightest": most,
     }
 
@@ -175,14 +175,18 @@ def _said(piece: methods.Piece, subject: Subject) -> dict[str, Any]:
         return {"piece": None}
     prepared = subject.prepared
     before = [side for side, _ in prepared.margins] or [0] * len(piece.size)
-    length = prepared.image[prepared.inside].shape[1:]
     first = [max(start - side, 0) for start, side in zip(piece.corner, before, strict=True)]
     ends = [
         min(start + size - side, n)
-        for start, size, side, n in zip(piece.corner, piece.size, before, length, strict=True)
+        for start, size, side, n in zip(piece.corner, piece.size, before, _size(subject), strict=True)
     ]
     return {
         "piece": {"corner": first, "size": [end - start for start, end in zip(first, ends, strict=True)]},
         "piece_reading": "the image is larger than what is explained at once: the window with the most predicted voxels, in "
         "voxels of the grid of the plan; 0 outside it",
     }
+
+
+def _size(subject: Subject) -> tuple[int, ...]:
+    """Of the image on the grid of the plan, without margins."""
+    return tuple(subject.prepared.image[subject.prepared.inside].shape[1:])

@@ -1,4 +1,4 @@
-"""Normalisation folded into the convolution before it: the same answers with fewer passes over the maps."""
+"""Normalisation folded into weights: batch norm into the convolution before it, weight norm into its layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ulna.networks.heads.decoder import WeightNormLinear
 from ulna.networks.network import Network
 
 
@@ -15,7 +16,8 @@ def folded(network: Network) -> Network:
     """A copy for prediction in which every batch norm that directly follows a convolution is part of it.
 
     Batch norm is a fixed scale and shift once training is over, so the convolution's weights and bias can carry them. The
-    answers differ by rounding. Instance norm depends on the image and stays.
+    answers differ by rounding. Instance norm depends on the image and stays. The weights of the implicit decoder are
+    normalised once, too.
     """
     folded = copy.deepcopy(network).eval()
     for sequence in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
@@ -23,4 +25,6 @@ def folded(network: Network) -> Network:
             if isinstance(conv, nn.Conv2d | nn.Conv3d) and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
                 setattr(sequence, name, fuse_conv_bn_eval(conv, norm))
                 setattr(sequence, after, nn.Identity())
+    for layer in [module for module in folded.modules() if isinstance(module, WeightNormLinear)]:
+        layer.fold()
     return folded

@@ -65,29 +65,34 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-        turns = {*ctx.stride} == {1}
-        wide_dy, wide_x, wide_weight = (t.to(torch.float32).contiguous(memory_format=layout) for t in (dy, x, weight))
-        dims = x.ndim - 2
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            wide_dy,
-            wide_x,
-            wide_weight,
-            None,
-            ctx.stride,
-            ctx.padding,
-            [1] * dims,
-            False,
-            [0] * dims,
-            x.shape[1],
-            (ctx.needs_input_grad[0] and not turns, True, False),
-        )
-        if ctx.needs_input_grad[0] and turns:
-            turned = weight.flip(*range(2, weight.ndim))
-            dx = _convolve(dy.contiguous(memory_format=layout), turned, None, ctx.stride, ctx.padding)
-        db = wide_dy.sum(dim=[0, *range(2, dy.ndim)]).to(dy.dtype) if ctx.has_bias else None
-        return None if dx is None else dx.to(x.dtype), dw.to(weight.dtype), db, None, None
+        with torch.autocast("cpu", enabled=False):  # in the precision of the forward pass, whatever surrounds this one
+            return _backward(ctx, dy)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    turns = {*ctx.stride} == {1}
+    wide_dy, wide_x, wide_weight = (t.to(torch.float32).contiguous(memory_format=layout) for t in (dy, x, weight))
+    dims = x.ndim - 2
+    dx, dw, _ = torch.ops.aten.convolution_backward(
+        wide_dy,
+        wide_x,
+        wide_weight,
+        None,
+        ctx.stride,
+        ctx.padding,
+        [1] * dims,
+        False,
+        [0] * dims,
+        x.shape[1],
+        (ctx.needs_input_grad[0] and not turns, True, False),
+    )
+    if ctx.needs_input_grad[0] and turns:
+        turned = weight.flip(*range(2, weight.ndim))
+        dx = _convolve(dy.contiguous(memory_format=layout), turned, None, ctx.stride, ctx.padding)
+    db = wide_dy.sum(dim=[0, *range(2, dy.ndim)]).to(dy.dtype) if ctx.has_bias else None
+    return None if dx is None else dx.to(x.dtype), dw.to(weight.dtype), db, None, None
 
 
 def _precision(x: Tensor) -> torch.dtype:

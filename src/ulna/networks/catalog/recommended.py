@@ -89,7 +89,8 @@ RECOMMENDED: dict[str, Entry] = {
     ),
     # 512 units at 30,000 points do more work than the encoder at 96 x 96 x 64, and leave little of what the paper saves:
     # half the width has a third of the work at a point, and a share of the voxels keeps the proportion in any patch. The
-    # encoder is that of `nnunet`: the paper's four convolutions at the two deepest levels are half of all parameters
+    # encoder has five levels of that of `nnunet`: four convolutions at each of the two deepest levels were half of all
+    # parameters, and without them a training was no less accurate (docs/measured.md)
     "implicit_unet": Entry(
         IMPLICIT_UNET.replaced(
             conv=(
@@ -99,7 +100,7 @@ RECOMMENDED: dict[str, Entry] = {
             head=Slot(kind="points", options={"width": 256}),
         ),
         "Naval Marimont 2022, Fig. 2",
-        "the encoder of nnU-Net, whose levels are read by a decoder of 256 units, in training at one voxel of 32",
+        "five levels of the encoder of nnU-Net, which are read by a decoder of 256 units, in training at one voxel of 32",
         recipe={**POINTWISE, "points.count": 1 / 32},
     ),
     "nnunet": Entry(

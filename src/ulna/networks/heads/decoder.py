@@ -29,6 +29,11 @@ class WeightNormLinear(nn.Module):
         self.g = nn.Parameter(torch.empty(out_features))
         self.bias = nn.Parameter(torch.empty(out_features))
 
+    def fold(self) -> None:
+        """W itself in place of its rows and their lengths: for prediction."""
+        self.v = nn.Parameter(self.weight().detach())
+        self.register_parameter("g", None)
+
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """He normal rows, with the lengths that they then have; biases 0."""
         nn.init.kaiming_normal_(self.v, nonlinearity="relu", generator=generator)
@@ -38,6 +43,8 @@ class WeightNormLinear(nn.Module):
 
     def weight(self) -> Tensor:
         """W: (Cout, Cin)."""
+        if self.g is None:
+            return self.v
         return nn.functional.normalize(self.v, dim=1) * self.g[:, None]
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
