@@ -53,7 +53,7 @@ def many(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(many, tmp_path_factory):
     out = tmp_path_factory.mktemp("studies") / "a"
-    return compare(many, models=MODELS, out=out, seeds=2, epochs=2, set=TINY)
+    return compare(many, models=MODELS, out=out, seeds=2, epochs=2, set=TINY, jobs=2)
 
 
 def test_every_file_is_there(study):
@@ -157,6 +157,28 @@ def test_one_seed_is_no_evidence(study, many):
     alone = compare(many, models="unet", out=study.folder, seeds=1, epochs=2, set=TINY)
     assert (alone.outcome.pairs, alone.outcome.warning) == ([], "")
     assert "Pairs" not in (study.folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_ranking_over_data_sets_takes_finished_studies_beside(many, tmp_path):
+    models, means = ("unet", "unetpp", "nnunet"), {"hearts": (0.9, 0.8, 0.7), "livers": (0.6, 0.5, 0.4)}
+    for data, dice in means.items():
+        (tmp_path / data).mkdir()
+        described = {model: {"dice": {"mean": mean}} for model, mean in zip(models, dice, strict=True)}
+        (tmp_path / data / "outcome.json").write_text(json.dumps({"data": data, "described": described}))
+    beside = [str(tmp_path / data) for data in means]
+    out = tmp_path / "ranked"
+    study = compare(many, models=",".join(models), out=out, seeds=1, epochs=1, set=TINY, beside=beside)
+    own = [study.outcome.described[model]["dice"].mean for model in models]
+    places = [1 + sum(other > mine for other in own) for mine in own]
+    expected = [(1 + 1 + places[0]) / 3, (2 + 2 + places[1]) / 3, (3 + 3 + places[2]) / 3]
+    assert len(set(own)) == 3
+    assert list(study.outcome.ranking.mean_ranks) == pytest.approx(expected)
+    assert study.outcome.ranking.datasets == 3
+    text = (out / "table.md").read_text()
+    assert all(f"{model} {rank:.2f}" in text for model, rank in zip(models, expected, strict=True))
+    assert "hearts, livers" in text
+    assert (out / "figures" / "ranks.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
@@ -274,8 +296,11 @@ def start(many, out, log):
 
 def results(out):
     """The scores, and what the table says beside times, memory and the folder's name."""
-    table = (out / "table.md").read_text()
-    return (out / "results.csv").read_bytes(), table.partition("## Pairs")[2].partition("```")[0]
+    head, _, pairs = (out / "table.md").read_text().partition("## Pairs")
+    sentences = [line for line in head.splitlines() if line.startswith("- ")]
+    rows = [line.split(" | ")[:9] for line in head.splitlines() if line.startswith("| ")]
+    assert len(sentences) == 1 and rows[0][-1] == "epochs" and len(rows) == 3
+    return (out / "results.csv").read_bytes(), sentences, rows, pairs.partition("```")[0]
 
 
 @pytest.mark.slow(longest=True)
