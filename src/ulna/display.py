@@ -235,7 +235,8 @@ def _compare(console: Console, study: Any) -> None:
 
 
 def _bench(console: Console, made: Any) -> None:
-    table = _table("", "Dice \\[95 %]", "epochs", "s an epoch", "MB", "ms a prediction", "voxels asked")
+    table = _table("", "Dice \\[95 %]", "epochs", "s/epoch", "MB", "ms", "asked")  # 79 characters with their cells
+    table.columns[0].no_wrap = True
     before = None
     for row in made.facts["rows"]:
         if row["field"] != before:
@@ -252,7 +253,10 @@ def _bench(console: Console, made: Any) -> None:
             name, _value(dice), *training, f"{row['prediction_ms']:.1f}", asked, style="bold" if row["base"] else None
         )
     console.print(table)
-    said = "bold: the unvaried network; one field is varied at a time; MB of a training, of a prediction for a mesh"
+    said = (
+        "bold: the unvaried network; one field is varied at a time; MB of a training, of a prediction for a mesh; ms of a "
+        "prediction; asked: share of the voxels"
+    )
     _plain(console, said, style="dim")
     if made.facts["warning"]:
         _plain(console, made.facts["warning"], style="yellow")

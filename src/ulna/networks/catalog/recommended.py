@@ -88,9 +88,10 @@ RECOMMENDED: dict[str, Entry] = {
         "UNet++ with residual spatial dependency layers at its two levels above the deepest, deep supervision",
     ),
     # 512 units at 30,000 points do more work than the encoder at 96 x 96 x 64, and leave little of what the paper saves:
-    # half the width has a third of the work at a point, and a share of the voxels keeps the proportion in any patch. The
-    # encoder has five levels of that of `nnunet`: four convolutions at each of the two deepest levels were half of all
-    # parameters, and without them a training was no less accurate (docs/measured.md)
+    # half the width has a third of the work at a point, and a share of the voxels keeps the proportion in any patch; both
+    # as accurate in equal time (docs/studies/implicit). The encoder has five levels of that of `nnunet`: four convolutions
+    # at each of the two deepest levels were half of all parameters, and a training without them was no less accurate
+    # (docs/measured.md)
     "implicit_unet": Entry(
         IMPLICIT_UNET.replaced(
             conv=(
