@@ -9,10 +9,13 @@ import torch
 import ulna
 from tests.plans import make
 from tests.training.tiny import TINY
+from ulna.data.points import sample_points
 from ulna.demonstration import make_phantom
 from ulna.errors import UsageError
 from ulna.inference.predict import predict_volume
+from ulna.losses import make_loss
 from ulna.networks.build import build
+from ulna.networks.heads.points import Points
 from ulna.recipe import Inference, Recipe, from_yaml
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import Loop
@@ -55,6 +58,29 @@ def test_a_stopped_training_on_points_goes_on_exactly(discs, tmp_path):
     train(discs, out=part.folder, resume=True, epochs=2)
     a, b = (load_checkpoint(folder / "checkpoints").tensors for folder in (whole.folder, part.folder))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("model", ["unetpp", "sdu_net"])
+def test_points_can_be_read_from_other_pyramids(discs, tmp_path, model):
+    head = ("architecture.head=points", *NARROW, "points.count=200")
+    run = train(discs, model=model, out=tmp_path / "run", epochs=2, set=(*TINY, *head))
+    assert isinstance(ulna.load(run.folder).network.head, Points)
+    made = ulna.predict(run.folder, discs, out=tmp_path / "masks", split="test")
+    assert [row["size"] for row in made.cases] == [[32, 40]]
+    assert json.loads((tmp_path / "masks" / "predict.json").read_text())["points"]["mesh"] == 8 * 10
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_patch_without_a_boundary_gives_a_step(label):
+    net = build("implicit_unet", channels=(4, 6), head={"kind": "points", "options": {"width": 8, "depth": 2}})
+    labels = torch.full((2, 16, 12), label)
+    points = sample_points(labels, 2, count=50, alpha=0.5, sigma=5, generator=torch.Generator().manual_seed(0))
+    assert points.shape == (2, 50, 2)
+    loss_of = make_loss("dice_ce", options={"reduction": "batch"}, heads="equal", multilabel=False)
+    loss, _ = loss_of(net.outputs(torch.randn(2, 1, 16, 12), points), labels)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_every_network_can_train_on_points(discs, tmp_path):
