@@ -118,7 +118,7 @@ def test_a_second_call_trains_nothing_and_gives_the_same(study, many, monkeypatc
     before = {name: (study.folder / name).read_bytes() for name in TABLES}
     monkeypatch.setattr(comparing, "measure_costs", lambda *a: study.outcome.costs)
     monkeypatch.setattr(subprocess, "Popen", None)
-    compare(many, models=MODELS, out=study.folder, seeds=2, epochs=2, set=TINY)
+    compare(many, models=MODELS, out=study.folder, seeds=2, epochs=2, set=TINY, jobs=2)
     assert before == {name: (study.folder / name).read_bytes() for name in TABLES}
 
 
