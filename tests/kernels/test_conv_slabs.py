@@ -41,6 +41,29 @@ def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, m
         assert (mine - true).abs().max() < 0.008 * true.abs().max()  # two roundings to bf16
 
 
+def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
+    """No call may leave torch's library two blocks of input channels to share between threads for one of outputs."""
+    monkeypatch.setattr(slabs, "SLAB", 300)
+    asked = []
+    real = slabs._backward
+    monkeypatch.setattr(
+        slabs, "_backward", lambda dy, x, *rest: asked.append((x.shape[1], rest[-1])) or real(dy, x, *rest)
+    )
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(size, generator=generator).bfloat16() for size in ((1, 70, 9, 6, 8), (5, 70, 3, 3, 3))]
+    ours = [v.clone().requires_grad_() for v in values]
+    exact = [v.double().requires_grad_() for v in values]
+    y = convolve_in_slabs(*ours, None, stride=(1, 1, 1), padding=(1, 1, 1))
+    truth = F.conv3d(*exact, None, 1, 1)
+    dy = torch.randn(y.shape, generator=generator).bfloat16()
+    y.backward(dy)
+    truth.backward(dy.double())
+    weights = [channels for channels, (_, weight, _) in asked if weight]
+    assert set(weights) == {32, 6} and len(weights) > 3
+    for mine, true in zip(ours, exact, strict=True):
+        assert (mine.grad - true.grad).abs().max() < 0.008 * true.grad.abs().max()
+
+
 def test_several_maps_are_their_concatenation(monkeypatch):
     monkeypatch.setattr(slabs, "SLAB", 150)
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,9 @@ from ulna.kernels import native
 # the input and the gradient of the output for a weight gradient, once a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread,
 # the highest need of a whole training step. Of a slab it is a fifth.
 SLAB, CHANNELS = 2**17, 32
+# Channels of one weight gradient where there are no more outputs. Of more, that library gives its threads blocks of the
+# input, has them wait for each other at a barrier that it does not initialise (AMX, torch 2.13), and may wait for ever.
+BLOCK = 32
 
 
 def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) -> bool:
@@ -98,7 +101,21 @@ class _Slabs(torch.autograd.Function):
                 part = F.pad(part, (*(0, 0) * (part.ndim - 3), *margins))
             part = part.contiguous(memory_format=layout)
             slab = dy[:, :, rows].contiguous(memory_format=layout)
-            dw += _backward(slab, part, weight, stride, (0, *padding[1:]), (False, True, False))[1]
+            parts = zip(*(t.split(_block(weight), dim=1) for t in (part, weight)), strict=True)
+            dw += torch.cat(
+                [
+                    _backward(
+                        slab,
+                        x.contiguous(memory_format=layout),
+                        w.contiguous(),
+                        stride,
+                        (0, *padding[1:]),
+                        (False, True, False),
+                    )[1]
+                    for x, w in parts
+                ],
+                dim=1,
+            )
         db = dy.sum(dim=[0, *range(2, dy.ndim)], dtype=torch.float32).to(dy.dtype) if ctx.has_bias else None
         # after the weights': the working space of either is not needed beside the other's
         dx: list[Tensor | None] = []
@@ -107,6 +124,11 @@ class _Slabs(torch.autograd.Function):
         ):
             dx.append(_backward(dy, m, w.contiguous(), stride, padding, (True, False, False))[0] if asked else None)
         return dw.to(weight.dtype), db, None, None, *dx
+
+
+def _block(weight: Tensor) -> int:
+    """How many input channels one weight gradient takes."""
+    return BLOCK if len(weight) <= BLOCK else weight.shape[1]
 
 
 def _joined(maps: Sequence[Tensor]) -> Tensor:
