@@ -12,8 +12,9 @@ Prediction: of a phantom that ulna draws (synthetic, a bent tube; it says nothin
 build in three stages and at every voxel, and by both U-Nets, as `ulna predict` does it. The recommended build is trained for
 `--steps` steps on patches of other phantoms, so that its answers have boundaries where there are some; its Dice is that of
 such a short training, and `--keep FOLDER` keeps it for the next call. The U-Nets have the weights that they were drawn with:
-the time that they take does not hang on them. With `--image`, times alone on an image of one's own, whose values go from 0
-to 1 first.
+the time that they take does not hang on them. With `--image`, times alone on an image of one's own. With `--label` beside it
+the build is trained on patches of that very image, so that it refines as much as a network that knows the structure; how well
+it segments says nothing then, and is not printed.
 """
 
 from __future__ import annotations
@@ -277,15 +278,22 @@ class Known:
 def train(
     name: str, contender: Contender, patch: Sequence[int], arguments: argparse.Namespace, device: torch.device
 ) -> None:
-    """On patches of other phantoms; what an earlier call of the same settings kept is read in place of that."""
+    """On patches of other phantoms, or of the image with its labels where those are given.
+
+    What an earlier call of the same settings kept is read in place of that.
+    """
     sides = [max(n, p) for n, p in zip(arguments.train_size or arguments.size, patch, strict=True)]
-    said = "-".join(map(str, (*patch, *sides, TRAINING_PHANTOMS, arguments.steps, arguments.lr)))
+    on = (*sides, TRAINING_PHANTOMS) if arguments.label is None else (digest(arguments.image), digest(arguments.label))
+    said = "-".join(map(str, (*patch, *on, arguments.steps, arguments.lr)))
     recipe = hashlib.sha256(to_yaml(contender.recipe).encode()).hexdigest()[:8]
     file = arguments.keep and arguments.keep / f"{name}-{recipe}-{said}.pt"
     if file and file.exists():
         contender.network.load_state_dict(torch.load(file, map_location=device, weights_only=True))
         return
-    cases = [phantom(sides, seed=1 + i) for i in range(TRAINING_PHANTOMS)]
+    if arguments.label is None:
+        cases = [phantom(sides, seed=1 + i) for i in range(TRAINING_PHANTOMS)]
+    else:
+        cases = [(read(arguments.image), (load(arguments.label) > 0).long())]
     contender.recipe = contender.recipe.replaced(optimizer=contender.recipe.optimizer.replaced(lr=arguments.lr))
     step = trainer(contender, patches(cases, patch), len(patch), device)
     losses = [step() for _ in range(arguments.steps)]
@@ -333,7 +341,9 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
         "patch": list(patch),
         "overlap": arguments.overlap,
         "trained_steps": arguments.steps,
-        "trained_on": f"patches of {TRAINING_PHANTOMS} other phantoms",
+        "trained_on": f"patches of {TRAINING_PHANTOMS} other phantoms"
+        if arguments.label is None
+        else "that very image",
         "seconds": {way: [round(s, 2) for s in each] for way, each in seconds.items()},
         "share_of_voxels": {
             "mesh": round(asked.mesh / asked.voxels, 4),
@@ -354,12 +364,24 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
     return facts
 
 
-def read(path: Path) -> Tensor:
-    """An image file's values, brought to the range from 0 to 1: (1, *S)."""
+def load(path: Path) -> Tensor:
+    """What an image file holds: (*S), float32."""
     import nibabel
 
-    values = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-    return torch.from_numpy((values - values.min()) / max(float(np.ptp(values)), 1e-6))[None]
+    return torch.from_numpy(np.asarray(nibabel.load(path).dataobj, dtype=np.float32))  # type: ignore[attr-defined]
+
+
+def read(path: Path) -> Tensor:
+    """An image file's values, 0.5 % of each end clipped, of mean 0 and spread 1 as those of a phantom: (1, *S)."""
+    values = load(path)
+    low, high = np.percentile(values.numpy(), (0.5, 99.5))
+    values = values.clamp(float(low), float(high))
+    return ((values - values.mean()) / values.std().clamp(min=1e-6))[None]
+
+
+def digest(path: Path) -> str:
+    """Eight digits by which a file's content is known."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def main() -> None:
@@ -373,6 +395,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=3, default=(256, 256, 128), help="of the predicted phantom")
     parser.add_argument("--train-size", type=int, nargs=3, help="of the phantom trained on; as --size by default")
     parser.add_argument("--image", type=Path, help="predict this file in place of a phantom")
+    parser.add_argument("--label", type=Path, help="the structure in --image: train on patches of that image")
     parser.add_argument("--steps", type=int, default=400, help="of training ahead of a prediction")
     parser.add_argument("--keep", type=Path, help="folder of the network so trained: read from there, or written to it")
     parser.add_argument("--lr", type=float, default=1e-3, help="of that training")
@@ -382,6 +405,8 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(memory(*arguments.memory)))
         return
+    if arguments.label and not arguments.image:
+        parser.error("--label goes with --image")
     for work in arguments.works:
         if work not in WORKS:
             parser.error(f"no work {work!r}; there are {', '.join(WORKS)}")
