@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -103,6 +104,22 @@ def test_figures_are_those_of_the_runs(study):
     text = (study.folder / "table.md").read_text()
     assert all(model in text for model in outcome.models)
     assert outcome.sentences[0] in text
+
+
+def test_the_table_for_latex_has_a_cell_a_column_and_nothing_that_latex_reads_as_its_own(study):
+    comment, begin, top, head, middle, *rows, bottom, end = (study.folder / "table.tex").read_text().splitlines()
+    assert comment.startswith("% 7 patients of 8 cases")
+    columns = begin.removeprefix("\\begin{tabular}{").removesuffix("}")
+    assert [top, middle, bottom, end] == ["\\toprule", "\\midrule", "\\bottomrule", "\\end{tabular}"]
+    cells = [re.split(r"(?<!\\) & ", row.removesuffix(" \\\\")) for row in (head, *rows)]
+    assert {len(row) for row in cells} == {len(columns)}
+    assert not any(re.search(r"(?<!\\)[%$&#_{}~^]", cell) for row in cells for cell in row)
+    dice = next(i for i, cell in enumerate(cells[0]) if cell.startswith("Dice"))
+    for model, row in zip(study.outcome.models, cells[1:], strict=True):
+        assert (row[0], float(row[dice].split()[0])) == (
+            model,
+            pytest.approx(study.outcome.described[model]["dice"].mean, abs=5e-4),
+        )
 
 
 def test_the_page_needs_nothing_from_elsewhere(study):
