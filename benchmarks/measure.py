@@ -86,6 +86,7 @@ def conditions() -> dict[str, Any]:
         "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "bf16_instructions": has_bf16(),
+        "matrix_registers": bool(torch.cpu.get_capabilities().get("amx_bf16", False)),
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.networks.test_build import count
 from ulna.errors import UsageError
 from ulna.networks import heads
 from ulna.networks.build import build
 from ulna.networks.cost import count_gmacs, models
+from ulna.networks.footprint import _Peak
 from ulna.networks.heads.decoder import PointDecoder, WeightNormLinear, encode
 from ulna.planning import recommended
 
@@ -168,38 +168,25 @@ def test_prediction_multiplies_coarse_maps_once_and_answers_as_training_does(dim
     assert torch.equal(read(points).logits, at)
 
 
-class Largest(TorchDispatchMode):
-    """The number of values of the largest tensor that is made, besides those of one shape."""
-
-    def __init__(self, besides):
-        super().__init__()
-        self.besides, self.values = torch.Size(besides), 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, torch.Tensor) and tensor.shape != self.besides:
-                self.values = max(self.values, tensor.numel())
-        return made
-
-
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("gather", ["nearest", "linear"])
-def test_memory_of_a_prediction_does_not_grow_with_the_number_of_points(gather, monkeypatch):
+def test_memory_of_a_prediction_does_not_grow_with_the_number_of_points(gather, bf16, monkeypatch):
     monkeypatch.setattr(heads.points, "CHUNK", 256)
     net = narrow(dims=3, classes=3, head={"kind": "points", "options": {**NARROW["options"], "gather": gather}})
-    maps = net.features(torch.randn(1, 1, 8, 12, 4))
-    largest = []
-    with torch.no_grad():
-        read = net.head.reader(maps, (8, 12, 4))
-        for number in (256, 20_000):
+    most = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        maps = net.features(torch.randn(1, 1, 8, 12, 4))
+        for number in (512, 20_000):
             points = random_points((8, 12, 4), number)
-            with Largest(besides=(1, 3, number)) as watch:
+            read = net.head.reader(maps, (8, 12, 4))
+            read(points)  # what is kept for good is made now
+            with _Peak() as peak:
                 logits = read(points).logits
             assert logits.shape == (1, 3, number)
-            largest.append(watch.values)
-    # the points themselves are the caller's: three whole numbers each
-    assert largest[1] <= max(largest[0], 3 * 20_000)
-    assert largest[0] >= 256 * 16
+            most.append(peak.most)
+    answers = 2 * 3 * 20_000 * (2 if bf16 else 4)  # those of every portion, which are joined in the end
+    assert most[1] <= most[0] + answers
+    assert most[0] > 256 * 16 * 2
 
 
 def test_in_low_precision_the_folded_answer_is_as_near_as_the_plain_one():

@@ -139,7 +139,7 @@ def _stored(kept: Path, key: Mapping[str, str]) -> Costs | None:
             return None
         models = {n: Cost(**{**c, "wall_ms": tuple(c["wall_ms"])}) for n, c in values["models"].items()}
         return Costs(models, values["conditions"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

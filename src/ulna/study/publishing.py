@@ -263,10 +263,14 @@ def _joined(cell: tuple[str, str]) -> str:
     return " ".join(part for part in cell if part)
 
 
+_LATEX = str.maketrans(
+    {sign: "\\" + sign for sign in "&%$#_{}"}
+    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "−": "$-$", "–": "--"}
+)
+
+
 def _escaped(text: str) -> str:
-    for sign in "\\&%$#_{}":
-        text = text.replace(sign, {"\\": "\\textbackslash "}.get(sign, "\\" + sign))
-    return text.replace("−", "$-$").replace("–", "--")
+    return text.translate(_LATEX)
 
 
 def _figure(value: float | None, digits: int) -> str:
