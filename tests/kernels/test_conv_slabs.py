@@ -1,5 +1,7 @@
 """Weight gradients in slabs against a convolution in float64, and against torch's own in bf16."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -16,15 +18,20 @@ CASES = [
     ((1, 3, 11, 7, 6), 5, (1, 3, 3), (1, 2, 2)),
     ((1, 3, 10, 8, 6), 5, (2, 2, 2), (2, 2, 2)),
     ((1, 4, 9, 8, 7), 2, (5, 3, 1), (1, 1, 1)),
+    ((2, 4, 3, 17, 9), 2, (3, 1, 3), (1, 2, 1)),
+    ((1, 4, 4, 6, 21), 5, (3, 3, 3), (2, 1, 2)),
     ((2, 4, 33, 10), 6, (3, 3), (1, 1)),
     ((1, 4, 33, 20), 3, (3, 3), (2, 2)),
 ]
 
 
-@pytest.mark.parametrize("slab", [70, 250])
+# voxels and least rows of a slab: rows that any axis has, rows that the longest one alone has, and rows that none has
+@pytest.mark.parametrize(("slab", "rows"), [(70, 1), (250, 1), (250, 7), (100, 50)])
 @pytest.mark.parametrize(("size", "outputs", "kernel", "stride"), CASES)
-def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, monkeypatch):
+def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, rows, monkeypatch):
     monkeypatch.setattr(slabs, "SLAB", slab)
+    monkeypatch.setattr(slabs, "ROWS", rows)
+    monkeypatch.setattr(slabs, "PLANE", 0)
     generator = torch.Generator().manual_seed(sum(size))
     padding = [(n - 1) // 2 for n in kernel]
     shapes = size, (outputs, size[1], *kernel), (outputs,)
@@ -44,6 +51,7 @@ def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, m
 def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
     """No call may leave torch's library two blocks of input channels to share between threads for one of outputs."""
     monkeypatch.setattr(slabs, "SLAB", 300)
+    monkeypatch.setattr(slabs, "ROWS", 1)
     asked = []
     real = slabs._backward
     monkeypatch.setattr(
@@ -62,6 +70,63 @@ def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
     assert set(weights) == {32, 6} and len(weights) > 3
     for mine, true in zip(ours, exact, strict=True):
         assert (mine.grad - true.grad).abs().max() < 0.008 * true.grad.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [
+        ((3, 96, 96), (1, 1, 1)),
+        ((6, 160, 96), (1, 1, 1)),
+        ((4, 48, 128), (1, 2, 2)),
+        ((34, 64, 64), (2, 2, 2)),
+        ((20, 64, 64), (1, 1, 1)),
+        ((3, 256, 256), (1, 1, 1)),
+        ((72, 128, 128), (1, 1, 1)),
+    ],
+)
+def test_no_weight_gradient_of_a_volume_has_few_rows_in_large_planes(size, stride, monkeypatch):
+    """Torch's library may wait for ever there, or write where it must not."""
+    asked = []
+    real = slabs._backward
+
+    def watched(dy, x, weight, strides, padding, wanted):
+        if wanted[1]:
+            asked.append(dy.shape[2:])
+            return None, torch.zeros_like(weight), None
+        return real(dy, x, weight, strides, padding, wanted)
+
+    monkeypatch.setattr(slabs, "_backward", watched)
+    conv = nd.conv(3, 2, 3, stride=stride)
+    with torch.autocast("cpu", torch.bfloat16):
+        conv(torch.randn(1, 2, *size)).float().sum().backward()
+    assert asked, "torch's own way"
+    for rows, *plane in asked:
+        assert rows >= slabs.ROWS or math.prod(plane) <= slabs.PLANE
+
+
+@pytest.mark.parametrize(
+    ("size", "stride"), [((3, 40, 48), (2, 2, 2)), ((4, 30, 64), (1, 2, 2)), ((2, 70, 60), (2, 1, 1))]
+)
+def test_a_transposed_convolution_of_few_rows_in_large_planes_is_turned_round(size, stride, monkeypatch):
+    up, x = nd.transposed_conv(3, 4, 3, stride=stride), torch.randn(1, 4, *size).requires_grad_()
+    own = torch.nn.ConvTranspose3d(4, 3, stride, stride)
+    own.load_state_dict(up.state_dict())
+    shapes = []
+    real = F.conv_transpose3d
+    monkeypatch.setattr(F, "conv_transpose3d", lambda x, *a, **k: shapes.append(x.shape[2:]) or real(x, *a, **k))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = up(x)
+    assert shapes == [torch.Size((max(size), *(size[0] if n == max(size) else n for n in size[1:])))]
+    truth = own(x.detach().requires_grad_())
+    assert y.shape == truth.shape
+    assert (y - truth).abs().max() < 0.02 * truth.abs().max()
+    dy = torch.randn_like(truth)
+    got = torch.autograd.grad(y, [x, *up.parameters()], dy.to(y.dtype))
+    for mine, true in zip(got[1:], torch.autograd.grad(truth, list(own.parameters()), dy), strict=True):
+        assert (mine - true).norm() < 0.03 * true.norm()  # sums of rounded values that cancel
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        up(x)
+    assert shapes[1] == torch.Size(size), "without gradients as it comes"
 
 
 def test_several_maps_are_their_concatenation(monkeypatch):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ulna.errors import UsageError, unknown
 from ulna.kernels import depthwise, native, normalize
 from ulna.kernels.convolution import convolve
-from ulna.kernels.slabs import convolve_in_slabs, suits
+from ulna.kernels.slabs import axis_to_turn, convolve_in_slabs, suits
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
 NORMS = ("batch", "instance", "none")
@@ -87,6 +87,22 @@ class Conv3d(_Conv, nn.Conv3d):
     """nn.Conv3d, fast: (N, C, D, H, W), or several such maps -> (N, K, D', H', W')."""
 
 
+class ConvTranspose3d(nn.ConvTranspose3d):
+    """nn.ConvTranspose3d with kernel = stride; few rows in large planes are turned round (`kernels/slabs.py` says why)."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(N, C, D, H, W) -> (N, K, D', H', W')."""
+        axis = axis_to_turn(x, self.weight, stride=self.stride)
+        if not axis:
+            return super().forward(x, output_size)
+        stride = list(self.stride)
+        stride[0], stride[axis] = stride[axis], stride[0]
+        turned, weight = (
+            t.transpose(2, 2 + axis).contiguous(memory_format=torch.channels_last_3d) for t in (x, self.weight)
+        )
+        return nn.functional.conv_transpose3d(turned, weight, self.bias, stride).transpose(2, 2 + axis)
+
+
 def _dilated_on_cpu(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
     """Whether autocast would multiply in bf16 what must stay float32.
 
@@ -107,7 +123,7 @@ def transposed_conv(
 ) -> nn.Module:
     """Transposed convolution with kernel = stride: (N, Cin, *S) -> (N, Cout, *S * stride), no pixel written twice."""
     check_dims(spatial_dims)
-    kind: Any = nn.ConvTranspose2d if spatial_dims == 2 else nn.ConvTranspose3d
+    kind: Any = nn.ConvTranspose2d if spatial_dims == 2 else ConvTranspose3d
     step = per_axis(stride, spatial_dims)
     return kind(in_channels, out_channels, step, stride=step, bias=bias)
 

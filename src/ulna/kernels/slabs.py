@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,18 +17,37 @@ from ulna.kernels import native
 # the input and the gradient of the output for a weight gradient, once a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread,
 # the highest need of a whole training step. Of a slab it is a fifth.
 SLAB, CHANNELS = 2**17, 32
-# Channels of one weight gradient where there are no more outputs. Of more, that library gives its threads blocks of the
-# input, has them wait for each other at a barrier that it does not initialise (AMX, torch 2.13), and may wait for ever.
+# That library shares the weight gradient of a volume out to its threads by rows along the first axis, or, of few rows in
+# large planes, by blocks of channels: there it waits for ever, or writes where it must not (AMX, torch 2.13). So a slab
+# has so many rows at least, along an axis that has them, unless planes are so small that it never does;
+ROWS, PLANE = 16, 2048
+# and where there are no more outputs than these, so many input channels at most, which leaves one block to share out.
 BLOCK = 32
 
 
 def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) -> bool:
     """Whether a convolution is one whose weight gradient is better taken in slabs."""
     return (
+        _trains_in_low_precision(x, weight)
+        and native.switched_on()
+        and {*dilation, groups} == {1}
+        and (x[:, 0].numel() >= 2 * SLAB or _few_rows(x.shape[2:], 2 * ROWS + weight.shape[2]))
+    )
+
+
+def axis_to_turn(x: Tensor, weight: Tensor, *, stride: Sequence[int]) -> int:
+    """The spatial axis that should be the first one in a transposed convolution, whose kernel is its stride; 0: as it is."""
+    left = [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
+    if not _trains_in_low_precision(x, weight) or not _few_rows(left, ROWS * stride[0]):
+        return 0
+    return list(x.shape[2:]).index(max(x.shape[2:]))
+
+
+def _trains_in_low_precision(x: Tensor, weight: Tensor) -> bool:
+    return (
         type(x) is Tensor
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        and native.switched_on()
         and x.ndim == weight.ndim
         and x.ndim in (4, 5)
         and x.device.type == "cpu"
@@ -35,8 +55,6 @@ def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) ->
         and weight.requires_grad
         and _precision(x) in (torch.bfloat16, torch.float16)
         and (torch.is_autocast_enabled("cpu") or weight.dtype == x.dtype)
-        and {*dilation, groups} == {1}
-        and x[:, 0].numel() >= 2 * SLAB
     )
 
 
@@ -66,6 +84,11 @@ def convolve_in_slabs(
     return made
 
 
+def _few_rows(size: Sequence[int], fewest: int) -> bool:
+    """Whether the weight gradient of a volume has few rows to share out, and large planes."""
+    return len(size) == 3 and size[0] < fewest and size[1] * size[2] > PLANE
+
+
 def _precision(x: Tensor) -> torch.dtype:
     casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # as autocast itself has it
     return torch.get_autocast_dtype("cpu") if casts else x.dtype
@@ -90,32 +113,7 @@ class _Slabs(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, *maps = ctx.saved_tensors
         stride, padding = ctx.stride, ctx.padding
-        dw = torch.zeros_like(weight, dtype=torch.float32)
-        layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-        slab_count = -(-maps[0][:, 0].numel() * max(weight.shape[1], CHANNELS) // (SLAB * CHANNELS))
-        for rows, reads, margins in _slabs(
-            maps[0].shape[2], dy.shape[2], slab_count, weight.shape[2], stride[0], padding[0]
-        ):
-            part = _joined([m[:, :, reads] for m in maps])
-            if any(margins):
-                part = F.pad(part, (*(0, 0) * (part.ndim - 3), *margins))
-            part = part.contiguous(memory_format=layout)
-            slab = dy[:, :, rows].contiguous(memory_format=layout)
-            parts = zip(*(t.split(_block(weight), dim=1) for t in (part, weight)), strict=True)
-            dw += torch.cat(
-                [
-                    _backward(
-                        slab,
-                        x.contiguous(memory_format=layout),
-                        w.contiguous(),
-                        stride,
-                        (0, *padding[1:]),
-                        (False, True, False),
-                    )[1]
-                    for x, w in parts
-                ],
-                dim=1,
-            )
+        dw = _of_weight(dy, maps, weight, stride, padding)
         db = dy.sum(dim=[0, *range(2, dy.ndim)], dtype=torch.float32).to(dy.dtype) if ctx.has_bias else None
         # after the weights': the working space of either is not needed beside the other's
         dx: list[Tensor | None] = []
@@ -124,6 +122,63 @@ class _Slabs(torch.autograd.Function):
         ):
             dx.append(_backward(dy, m, w.contiguous(), stride, padding, (True, False, False))[0] if asked else None)
         return dw.to(weight.dtype), db, None, None, *dx
+
+
+def _of_weight(
+    dy: Tensor, maps: Sequence[Tensor], weight: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """The weight gradient, in float32."""
+    budget = SLAB * CHANNELS // max(weight.shape[1], CHANNELS)  # voxels of a slab
+    axis = _axis(maps[0].shape, dy.shape, budget)
+    if axis:
+        turned = [t.transpose(2, 2 + axis) for t in (dy, *maps, weight)]
+        order = [axis if n == 0 else 0 if n == axis else n for n in range(len(stride))]
+        made = _of_weight(turned[0], turned[1:-1], turned[-1], [stride[n] for n in order], [padding[n] for n in order])
+        return made.transpose(2, 2 + axis)
+    dw = torch.zeros_like(weight, dtype=torch.float32)
+    layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+    slab_count = -(-maps[0][:, 0].numel() // budget)
+    if weight.ndim == 5:
+        slab_count = min(slab_count, max(1, dy.shape[2] // ROWS))
+    for rows, reads, margins in _slabs(
+        maps[0].shape[2], dy.shape[2], slab_count, weight.shape[2], stride[0], padding[0]
+    ):
+        part = _joined([m[:, :, reads] for m in maps])
+        if any(margins):
+            part = F.pad(part, (*(0, 0) * (part.ndim - 3), *margins))
+        part = part.contiguous(memory_format=layout)
+        slab = dy[:, :, rows].contiguous(memory_format=layout)
+        parts = zip(*(t.split(_block(weight), dim=1) for t in (part, weight)), strict=True)  # type: ignore[no-untyped-call]
+        dw += torch.cat(
+            [
+                _backward(
+                    slab,
+                    x.contiguous(memory_format=layout),
+                    w.contiguous(),
+                    stride,
+                    (0, *padding[1:]),
+                    (False, True, False),
+                )[1]
+                for x, w in parts
+            ],
+            dim=1,
+        )
+    return dw
+
+
+def _axis(entered: Sequence[int], left: Sequence[int], budget: int) -> int:
+    """The spatial axis along which slabs lie: the first one, if a slab along it has rows enough, else the longest one.
+
+    Args:
+        entered: shape of a map.
+        left: shape of the output, whose rows count.
+        budget: voxels of a slab of the map.
+    """
+    size, rows = entered[2:], list(left[2:])
+    share = min(1.0, budget / (entered[0] * math.prod(size)))
+    if len(size) == 2 or share * rows[0] >= ROWS or size[1] * size[2] <= PLANE:
+        return 0
+    return rows.index(max(rows))
 
 
 def _block(weight: Tensor) -> int:
