@@ -5,8 +5,8 @@
     python benchmarks/implicit.py --device cuda --batch 2                                 # on a GPU, two patches a step
 
 Training: forward, loss on sampled points, backward, optimiser, as `ulna train` takes a step; the contenders in turn in one
-process. Memory is the peak of a process of its own that does two steps, less what it holds before the network is built; on a
-GPU, what torch allocated there.
+process. Memory is the peak of a process of its own that does two steps, less what it holds before the network is built, the
+median of three such processes; on a GPU, what torch allocated there.
 
 Prediction: of a phantom that ulna draws (synthetic, a bent tube; it says nothing about real images), by the recommended
 build in three stages and at every voxel, and by both U-Nets, as `ulna predict` does it. The recommended build is trained for
@@ -67,6 +67,7 @@ PATCHES = {"step-96": (96, 96, 64), "step-160": (160, 160, 96)}
 WORKS = (*PATCHES, "predict")
 U_NETS = ("nnunet", "marimont/unet")
 TRAINING_PHANTOMS = 3
+PROCESSES = 3  # of a peak of memory: holes between freed maps lie elsewhere in each
 
 
 @dataclass
@@ -178,8 +179,9 @@ def steps(patch: tuple[int, ...], count: int, rounds: int, limit: float, device:
         }
     del contenders, contender  # the children need the room
     for name in CONTENDERS:
-        own = in_own_process(__file__, "--memory", name, device.type, str(count), *map(str, patch))
-        facts[name]["peak_mb"] = round(own)
+        asked = ("--memory", name, device.type, str(count), *map(str, patch))
+        own = [round(in_own_process(__file__, *asked)) for _ in range(PROCESSES)]
+        facts[name] |= {"peak_mb": statistics.median(own), "peaks_mb": own}
         f = facts[name]
         print(
             f"  {name:24} {f['parameters']:>11,} parameters, {f['points'] or 'all':>6} points, {f['gmacs']:6.1f} GMACs, "
