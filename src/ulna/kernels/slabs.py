@@ -36,7 +36,13 @@ def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) ->
 
 
 def axis_to_turn(x: Tensor, weight: Tensor, *, stride: Sequence[int]) -> int:
-    """The spatial axis that should be the first one in a transposed convolution, whose kernel is its stride; 0: as it is."""
+    """The spatial axis that should be the first one in a transposed convolution, whose kernel is its stride; 0: as it is.
+
+    Args:
+        x: the map that enters, (N, C, *S).
+        weight: (C, K, *stride).
+        stride: of every axis.
+    """
     left = [n * s for n, s in zip(x.shape[2:], stride, strict=True)]
     if not _trains_in_low_precision(x, weight) or not _few_rows(left, ROWS * stride[0]):
         return 0
