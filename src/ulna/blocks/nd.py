@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError, unknown
-from ulna.kernels import depthwise, native, normalize
+from ulna.kernels import depthwise, detours, native, normalize
 from ulna.kernels.convolution import convolve
 from ulna.kernels.slabs import axis_to_turn, convolve_in_slabs, suits
 
@@ -65,18 +65,35 @@ class _Conv:
     """
 
     def forward(self: Any, x: Tensor | Sequence[Tensor]) -> Tensor:
-        maps = [x] if isinstance(x, Tensor) else x
+        maps = [x] if isinstance(x, Tensor) else list(x)
+        sizes = {"kernel": self.kernel_size, "stride": self.stride}
+        casts = torch.is_autocast_enabled("cpu") and detours.low_precision(maps[0]) is not None
+        if casts and detours.stays_float32(**sizes, dilation=self.dilation):
+            with torch.autocast("cpu", enabled=False):
+                return self._in_room([m.float() for m in maps])
+        return self._in_room(maps)
+
+    def _in_room(self: Any, maps: list[Tensor]) -> Tensor:
+        """Small maps get zeros behind their ends, and what the kernel makes of these is cut off."""
+        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        zeros = detours.room(maps[0], kernel=reach, stride=self.stride, padding=self.padding)
+        if not any(zeros):
+            return self._by_the_fastest(maps)
+        made: Tensor = self._by_the_fastest([detours.widened(m, zeros) for m in maps])
+        for axis, (k, s, p) in enumerate(zip(reach, self.stride, self.padding, strict=True), start=2):
+            made = made.narrow(axis, 0, (maps[0].shape[axis] + 2 * p - k) // s + 1)
+        return made
+
+    def _by_the_fastest(self: Any, maps: list[Tensor]) -> Tensor:
         if all(suits(m, self.weight, dilation=self.dilation, groups=self.groups) for m in maps):
-            return convolve_in_slabs(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+            return convolve_in_slabs(maps, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _keeps_size(self):
-            return convolve(x, self.weight, self.bias)
-        whole = x if isinstance(x, Tensor) else torch.cat(list(x), dim=1)
+            return convolve(maps, self.weight, self.bias)
+        whole = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
         if depthwise.suits(whole, self.weight, dilation=self.dilation, groups=self.groups, padding=self.padding):
             return depthwise.convolve_depthwise(whole, self.weight, self.bias, stride=self.stride, padding=self.padding)
-        if _dilated_on_cpu(self, whole):
-            with torch.autocast("cpu", enabled=False):
-                return self._conv_forward(whole.float(), self.weight, self.bias)
-        return self._conv_forward(whole, self.weight, self.bias)
+        made: Tensor = self._conv_forward(whole, self.weight, self.bias)
+        return made
 
 
 class Conv2d(_Conv, nn.Conv2d):
@@ -87,30 +104,41 @@ class Conv3d(_Conv, nn.Conv3d):
     """nn.Conv3d, fast: (N, C, D, H, W), or several such maps -> (N, K, D', H', W')."""
 
 
-class ConvTranspose3d(nn.ConvTranspose3d):
-    """nn.ConvTranspose3d with kernel = stride; few rows in large planes are turned round (`kernels/slabs.py` says why)."""
+class _ConvTranspose:
+    """What torch's transposed convolution lacks, with kernel = stride: ways round faults of the library that it calls.
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(N, C, D, H, W) -> (N, K, D', H', W')."""
+    `kernels/detours.py` says what stays in float32, `kernels/slabs.py` why few rows in large planes are turned round.
+
+    Shape:
+        (N, C, *S) -> (N, K, *S * stride)
+    """
+
+    def forward(self: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if (low := detours.low_precision(x)) and (1 in x.shape[2:] or max(self.stride) > 2):
+            with torch.autocast("cpu", enabled=False):
+                return self._transposed(x.float(), self.weight.float(), self.stride).to(low)
         axis = axis_to_turn(x, self.weight, stride=self.stride)
         if not axis:
-            return super().forward(x, output_size)
+            return self._transposed(x, self.weight, self.stride)
         stride = list(self.stride)
         stride[0], stride[axis] = stride[axis], stride[0]
         turned, weight = (
             t.transpose(2, 2 + axis).contiguous(memory_format=torch.channels_last_3d) for t in (x, self.weight)
         )
-        return nn.functional.conv_transpose3d(turned, weight, self.bias, stride).transpose(2, 2 + axis)
+        return self._transposed(turned, weight, stride).transpose(2, 2 + axis)
+
+    def _transposed(self: Any, x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
+        call: Any = nn.functional.conv_transpose2d if x.ndim == 4 else nn.functional.conv_transpose3d
+        made: Tensor = call(x, weight, None if self.bias is None else self.bias.to(weight.dtype), stride)
+        return made
 
 
-def _dilated_on_cpu(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
-    """Whether autocast would multiply in bf16 what must stay float32.
+class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
+    """nn.ConvTranspose2d, safe: (N, C, H, W) -> (N, K, H', W')."""
 
-    The library that torch 2.13 calls on CPUs with bf16 instructions leaves parts of the weight gradient of a dilated
-    convolution unwritten (2D maps of 32 pixels a side and more, channels last, 17 to 31, 40, 56, 72, ... of them): what
-    happens to lie in memory comes back, NaN too.
-    """
-    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and set(conv.dilation) != {1}
+
+class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
+    """nn.ConvTranspose3d, safe: (N, C, D, H, W) -> (N, K, D', H', W')."""
 
 
 def _keeps_size(conv: nn.Conv2d | nn.Conv3d) -> bool:
@@ -123,7 +151,7 @@ def transposed_conv(
 ) -> nn.Module:
     """Transposed convolution with kernel = stride: (N, Cin, *S) -> (N, Cout, *S * stride), no pixel written twice."""
     check_dims(spatial_dims)
-    kind: Any = nn.ConvTranspose2d if spatial_dims == 2 else ConvTranspose3d
+    kind: Any = ConvTranspose2d if spatial_dims == 2 else ConvTranspose3d
     step = per_axis(stride, spatial_dims)
     return kind(in_channels, out_channels, step, stride=step, bias=bias)
 
