@@ -2,6 +2,7 @@
 
     pip install --no-deps -r benchmarks/requirements.txt
     python benchmarks/networks.py                    # all; or some: unet-2d-96 unetpp-2d-96 ...
+    python benchmarks/networks.py --peaks --out networks-memory     # memory alone
 
 Three contenders run in turn: the peer as it comes (float32, torch's default layout, Adam), the peer given the same levers
 as ulna takes by itself (channels last in 2D, fused Adam, bf16 where the processor has instructions for it), and ulna as
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import ulna
+from ulna.allocation import keep_freed_memory
 from ulna.blocks import nd
 
 WIDTHS = (32, 32, 64, 128, 256)  # MONAI's defaults
@@ -33,6 +35,7 @@ LIKE_MONAI = {
     "conv": {"kind": "double_conv", "options": {"norm": "instance", "activation": "leaky_relu"}},
 }
 CONTENDERS = ("peer", "peer with levers", "ulna")
+KINDS = ("training", "inference")
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,8 @@ def gmacs(work: Work, contender: str) -> float:
 def memory(name: str, contender: str, kind: str) -> float:
     """MB that two steps need; run in a process of its own."""
     work = WORKS[name]
+    if contender == "ulna":
+        keep_freed_memory()  # as `ulna train` does; the allocator of tensors that comes with it stays for the whole process
     small = Work(work.peer, work.ours, (1, work.size[1], *(32 for _ in work.size[2:])), 1)
     step(small, contender, training=False)()  # libraries and kernels are loaded before the count begins
     before = peak_mb()
@@ -166,7 +171,7 @@ def compare(name: str, limit: float) -> list[dict[str, Any]]:
     """Training and inference of one comparison."""
     work, rows = WORKS[name], []
     work_gmacs = {c: gmacs(work, "ulna" if c == "ulna" else "peer") for c in CONTENDERS}
-    for kind in ("training", "inference"):
+    for kind in KINDS:
         seconds = interleaved({c: step(work, c, training=kind == "training") for c in CONTENDERS}, work.rounds)
         peak = {c: in_own_process(__file__, "--memory", name, c, kind) for c in CONTENDERS}
         flops = 2 * work_gmacs["ulna"] * (3 if kind == "training" else 1)
@@ -189,6 +194,14 @@ def compare(name: str, limit: float) -> list[dict[str, Any]]:
     return rows
 
 
+def peaks(name: str) -> dict[str, Any]:
+    """The memory of one comparison alone."""
+    most = {k: {c: round(in_own_process(__file__, "--memory", name, c, k)) for c in CONTENDERS} for k in KINDS}
+    for kind, of in most.items():
+        print(f"{name:15} {kind:9} " + ", ".join(f"{c} {mb} MB" for c, mb in of.items()), flush=True)
+    return {"work": name, "size": list(WORKS[name].size), "peak_mb": most}
+
+
 def line(row: dict[str, Any]) -> str:
     """One row for people."""
     first, second, peak = row["times_faster"], row["times_faster_same_levers"], row["peak_mb"]
@@ -203,6 +216,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("works", nargs="*", help=f"of {', '.join(WORKS)}; all by default")
+    parser.add_argument("--peaks", action="store_true", help="memory alone")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--out", default="networks", help="name of the file in benchmarks/results")
     arguments = parser.parse_args()
@@ -210,6 +224,9 @@ def main() -> None:
         print(json.dumps(memory(*arguments.memory)))
         return
     facts, kind = conditions(), torch.bfloat16 if has_bf16() else torch.float32  # what ulna multiplies
+    if arguments.peaks:
+        write(arguments.out, {"conditions": facts, "rows": [peaks(name) for name in arguments.works or WORKS]})
+        return
     limit = product_rate(kind)
     print(f"{facts['processor']}, {facts['threads']} threads, product rate {limit:.0f} GFLOP/s ({kind})")
     rows: list[dict[str, Any]] = []

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import ulna.kernels.perceptron as room
 from ulna.kernels.perceptron import perceptron, perceptron_reference
@@ -150,3 +152,61 @@ def test_few_numbers_of_rows_reach_the_library_that_keeps_a_program_for_each(mon
         with torch.no_grad():
             assert torch.equal(perceptron(x, weights, biases, addend=addend), x[:, :2] + addend)
     assert {*seen} == {(64, 64), (128, 128), (256, 256)}
+
+
+def picked(rows, dtype=torch.float64):
+    """Two matrices, and which rows of them are read, some more than once."""
+    matrices = [torch.randn(4, 3, dtype=dtype, requires_grad=True), torch.randn(40, 2, dtype=dtype, requires_grad=True)]
+    return [(m, torch.randint(0, len(m), (rows,))) for m in matrices]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 20])
+@pytest.mark.parametrize("reinject", [0, 2, 3])
+def test_rows_that_are_read_lie_before_the_own_values(rows, reinject, monkeypatch):
+    monkeypatch.setattr(room, "ROWS", 7)
+    torch.manual_seed(0)
+    weights, biases = layers(8, 4, 6, 4, 2, reinject=reinject)
+    x, read = torch.randn(rows, 3, dtype=torch.float64, requires_grad=True), picked(rows)
+    joined = torch.cat([*(m[at] for m, at in read), x], dim=1)
+    ours = perceptron(x, weights, biases, reinject=reinject, read=read)
+    defined = perceptron_reference(joined, weights, biases, reinject=reinject)
+    torch.testing.assert_close(ours, defined)
+    seed, every = torch.randn_like(ours), [x, *(m for m, _ in read), *weights, *biases]
+    for a, b in zip(torch.autograd.grad(ours, every, seed), torch.autograd.grad(defined, every, seed), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(perceptron(x, weights, biases, reinject=reinject, read=read), ours)
+
+
+def test_frozen_matrices_that_are_read_have_no_gradient():
+    weights, biases = layers(8, 4, 2)
+    x, read = torch.randn(6, 3, dtype=torch.float64), picked(6)
+    frozen = [(read[0][0].detach(), read[0][1]), read[1]]
+    perceptron(x, weights, biases, read=frozen).sum().backward()
+    assert read[0][0].grad is None and read[1][0].grad.abs().sum() > 0
+
+
+def test_many_gradients_of_one_row_are_summed_in_float32():
+    """In bf16 the later ones of thousands of summands would vanish."""
+    matrix = torch.ones(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    weights, biases = [torch.ones(1, 2, dtype=torch.bfloat16)], [torch.zeros(1, dtype=torch.bfloat16)]
+    x = torch.ones(4000, 1, dtype=torch.bfloat16)
+    perceptron(x, weights, biases, read=[(matrix, torch.zeros(4000, dtype=torch.long))]).sum().backward()
+    assert matrix.grad.tolist() == [[4000], [0]]
+
+
+def test_joined_rows_are_never_kept_in_training():
+    """Two matrices of all rows less: the joined ones, and their gradient."""
+    weights, biases = layers(300, 4, 2, dtype=torch.float32)
+    matrix, at = torch.randn(50, 299, requires_grad=True), torch.randint(0, 50, (20_000,))
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    with Watch():
+        perceptron(torch.randn(20_000, 1), weights, biases, read=[(matrix, at)]).sum().backward()
+    assert max(sizes) == 300 * room.ROWS

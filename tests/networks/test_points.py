@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.networks.test_build import count
+from ulna.blocks import nd
 from ulna.errors import UsageError
 from ulna.networks import heads
 from ulna.networks.build import build
@@ -166,6 +167,24 @@ def test_prediction_multiplies_coarse_maps_once_and_answers_as_training_does(dim
         dense = read(None).logits
     at = torch.stack([one[(slice(None), *p.unbind(-1))] for one, p in zip(dense, points, strict=True)])
     assert torch.equal(read(points).logits, at)
+
+
+@pytest.mark.parametrize("reinject", [0, 2])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_maps_with_channels_last_are_read_by_the_decoder_itself(dims, reinject):
+    head = {"kind": "points", "options": {**NARROW["options"], "reinject": reinject}}
+    net, size = narrow(dims=dims, classes=3, head=head).double(), SIZE[dims]
+    maps = {n: m.detach() for n, m in net.features(torch.randn(2, 1, *size, dtype=torch.float64)).items()}
+    points, made = random_points(size, 60).repeat(2, 1, 1), []
+    for layout in (torch.contiguous_format, nd.layout(dims, True)):
+        laid = {n: m.clone(memory_format=layout).requires_grad_() for n, m in maps.items()}
+        assert bool(net.head._unread(points, laid, size)) == (layout != torch.contiguous_format)
+        logits = net.head(laid, size, points).logits
+        seed = torch.arange(logits.numel(), dtype=torch.float64).view_as(logits)
+        every = [*laid.values(), *net.head.parameters()]
+        made.append([logits, *torch.autograd.grad(logits, every, seed)])
+    for ours, plain in zip(*made, strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -49,12 +49,21 @@ def gather(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "ne
     return _read(_rows, fmap, points, size, mode)
 
 
+def nearest_rows(fmap: Tensor, points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+    """What `gather` reads in the mode "nearest" of a map with its channels last, unread: vectors, and which of them.
+
+    Shape:
+        (N, C, *M), (N, P, D) -> (N * V, C), (N * P,); None for a map that lies otherwise
+    """
+    return _as_rows(fmap, _nearest_of(points, fmap.shape[2:], size))
+
+
 def _read(at: LookUp, fmap: Tensor, points: Tensor, size: Sequence[int], mode: str) -> Tensor:
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; choose {' or '.join(MODES)}")
     shape = fmap.shape[2:]
     if mode == "nearest":
-        return at(fmap, torch.stack([_nearest(points[..., a], shape[a], n) for a, n in enumerate(size)], dim=-1))
+        return at(fmap, _nearest_of(points, shape, size))
     low, share = zip(*(_between(points[..., a], shape[a], n) for a, n in enumerate(size)), strict=True)
     total: Tensor | None = None
     for corner in itertools.product((0, 1), repeat=len(size)):
@@ -64,6 +73,10 @@ def _read(at: LookUp, fmap: Tensor, points: Tensor, size: Sequence[int], mode: s
         total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def _nearest_of(points: Tensor, shape: Sequence[int], size: Sequence[int]) -> Tensor:
+    return torch.stack([_nearest(points[..., a], shape[a], n) for a, n in enumerate(size)], dim=-1)
 
 
 def _nearest(p: Tensor, length: int, size: int) -> Tensor:
@@ -85,17 +98,28 @@ def _look_up(fmap: Tensor, index: Tensor) -> Tensor:
 
 
 def _rows(fmap: Tensor, index: Tensor) -> Tensor:
+    picked = _as_rows(fmap, index)
+    if picked is not None:
+        read = picked[0].index_select(0, picked[1]) if torch.compiler.is_compiling() else _Rows.apply(*picked)  # type: ignore[no-untyped-call]
+        return read.reshape(*index.shape[:-1], fmap.shape[1])
+    at = _flat(fmap, index)[:, None].expand(-1, fmap.shape[1], -1)
+    return fmap.flatten(2).gather(2, at).transpose(1, 2)
+
+
+def _as_rows(fmap: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
+    last = fmap.movedim(1, -1)
+    if not last.is_contiguous():
+        return None
+    first = fmap[0, 0].numel() * torch.arange(fmap.shape[0], device=fmap.device)[:, None]
+    return last.reshape(-1, fmap.shape[1]), (_flat(fmap, index) + first).flatten()
+
+
+def _flat(fmap: Tensor, index: Tensor) -> Tensor:
+    """Indices (N, P, D) into a map as numbers of its voxels: (N, P)."""
     flat = index[..., 0]
     for axis in range(1, index.shape[-1]):
         flat = flat * fmap.shape[2 + axis] + index[..., axis]
-    images, channels, voxels = fmap.shape[0], fmap.shape[1], fmap[0, 0].numel()
-    last = fmap.movedim(1, -1)
-    if last.is_contiguous():
-        first = voxels * torch.arange(images, device=fmap.device)[:, None]
-        rows, at = last.reshape(-1, channels), (flat + first).flatten()
-        picked = rows.index_select(0, at) if torch.compiler.is_compiling() else _Rows.apply(rows, at)  # type: ignore[no-untyped-call]
-        return picked.reshape(*flat.shape, channels)
-    return fmap.flatten(2).gather(2, flat[:, None].expand(-1, channels, -1)).transpose(1, 2)
+    return flat
 
 
 class _Rows(torch.autograd.Function):

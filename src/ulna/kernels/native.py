@@ -10,8 +10,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+
+import torch
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +26,19 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fPIC", "-
 
 
 @cache
-def library(name: str) -> ctypes.CDLL | None:
+def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
     """The compiled `kernels/NAME.cpp`, or None where it cannot be had (said once in the log).
 
     The first call on a machine compiles, in about a second; the result is kept in the user's cache folder under a name
-    that changes with source, compiler and processor.
+    that changes with source, compiler and processor; `with_torch`: with the headers of torch, and its version.
     """
     if not switched_on():
         log.debug("native kernels are switched off (%s=0)", SWITCH)
         return None
     try:
-        return ctypes.CDLL(str(_built(Path(__file__).with_name(f"{name}.cpp"))))
+        return ctypes.CDLL(
+            str(_built(Path(__file__).with_name(f"{name}.cpp"), *(_of_torch() if with_torch else (FLAGS, ()))))
+        )
     except (
         OSError,
         RuntimeError,
@@ -55,19 +60,27 @@ def available() -> bool:
     return library("convolution") is not None
 
 
-def _built(source: Path) -> Path:
+def _of_torch() -> tuple[Sequence[str], Sequence[str]]:
+    """Flags to compile with torch's headers and to link with its core, which is loaded already."""
+    root = Path(torch.__file__).parent
+    abi = int(torch.compiled_with_cxx11_abi())
+    compiling = ("-O2", "-std=c++20", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-I{root / 'include'}")
+    return (*compiling, f'-DULNA_TORCH="{torch.__version__}"'), (f"-L{root / 'lib'}", "-lc10")
+
+
+def _built(source: Path, flags: Sequence[str], links: Sequence[str]) -> Path:
     """The shared library of a source file, compiled unless an earlier run did it."""
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         raise OSError(f"no C++ compiler found: looked for {', '.join(COMPILERS)}")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    facts = "\n".join([source.read_text(encoding="utf-8"), version, *FLAGS, platform.machine(), _processor()])
+    facts = "\n".join([source.read_text(encoding="utf-8"), version, *flags, *links, platform.machine(), _processor()])
     folder = _cache_folder()
     target = folder / f"{source.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made, linked = f"{scratch}/kernel.o", f"{scratch}/kernel.so"
-            for step in ([*FLAGS, "-c", str(source), "-o", made], ["-shared", made, "-o", linked]):
+            for step in ([*flags, "-c", str(source), "-o", made], ["-shared", made, *links, "-o", linked]):
                 subprocess.run([compiler, *step], capture_output=True, text=True, check=True, timeout=300)
             Path(linked).replace(target)  # whole or absent, also when two processes build at once
     return target

@@ -21,6 +21,7 @@ FEWEST_ROWS = 64  # of a block that is filled up
 FUSED = ["X", "W", "B", "attr", "scalars", "algorithm"]  # arguments of a call of torch's own compiler
 LANE = torch.int16  # a draw of 64 random bits decides on four values
 LANES = 2**16
+Picked = tuple[Tensor, Tensor]  # a matrix (V, C), and which of its rows are read: (R,)
 
 
 def perceptron_reference(
@@ -64,67 +65,136 @@ def perceptron(
     dropout: float = 0.0,
     reinject: int = 0,
     addend: Tensor | None = None,
+    read: Sequence[Picked] = (),
 ) -> Tensor:
     """As `perceptron_reference`, block by block, in the precision of autocast where that is on.
+
+    Rows that are `read` from matrices lie before x, as if they were joined with it. In training they never are, but block by
+    block, and again in the backward pass, whose gradients are summed up in those of the matrices: less memory by two matrices
+    of all rows.
 
     For the backward pass the hidden layers' outputs alone are kept: where one is 0, ReLU or dropout has made it so. Random
     bits for dropout come from torch's own generator; its probability is taken to 1 / 65,536. First derivatives only. With
     gradients and an `addend`, it is the definition that runs.
     """
-    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
+    plain = (
+        type(x) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    )
     kind = x.device.type
-    if x.dtype == torch.float32 and x.device.type != "meta" and torch.is_autocast_enabled(kind):
+    if plain and x.dtype == torch.float32 and kind != "meta" and torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
-    layers = [*weights, *biases]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *layers, *([] if addend is None else [addend]))):
-        if addend is not None:
-            return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
-        return _Perceptron.apply(x, dropout, reinject, *layers)  # type: ignore[no-untyped-call]
-    return _forward(x, _layers(layers, x), dropout, reinject, None, addend)
+    matrices, layers = [matrix for matrix, _ in read], [*weights, *biases]
+    added = [] if addend is None else [addend]
+    graded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *matrices, *layers, *added))
+    if plain and graded and addend is None:
+        at = tuple(at for _, at in read)
+        return _Perceptron.apply(x, at, dropout, reinject, *matrices, *layers)  # type: ignore[no-untyped-call]
+    if read:
+        x = torch.cat([*(matrix.index_select(0, at).to(x.dtype) for matrix, at in read), x], dim=1)
+    if not plain or graded:
+        return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
+    return _forward(_Rows(x), _layers(layers, x), dropout, reinject, None, addend)
+
+
+class _Rows:
+    """Rows of values, those of matrices before their own, which are joined when they are asked for.
+
+    Args:
+        own: (R, Cx).
+        matrices: [(V, C), ...].
+        at: which row of every matrix: [(R,), ...].
+    """
+
+    def __init__(self, own: Tensor, matrices: Sequence[Tensor] = (), at: Sequence[Tensor] = ()) -> None:
+        self.own, self.matrices, self.at = own, matrices, at
+        self.widths = [*(matrix.shape[1] for matrix in matrices), own.shape[1]]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        own = self.own[rows]
+        if not self.matrices:
+            return own
+        read = (
+            matrix.index_select(0, at[rows]).to(own.dtype) for matrix, at in zip(self.matrices, self.at, strict=True)
+        )
+        return torch.cat([*read, own], dim=1)
+
+
+class _Gradients:
+    """Those of rows, block by block; None for what asks for none."""
+
+    def __init__(self, rows: _Rows, asked: Sequence[bool]) -> None:
+        self.rows = rows
+        self.own = torch.zeros_like(rows.own) if asked[0] else None
+        self.matrices = [
+            # where there are fewer points than rows, few rows are summed, and the map of sums is large
+            torch.zeros_like(matrix, dtype=_wide(matrix) if len(at) >= len(matrix) else matrix.dtype)
+            if wanted
+            else None
+            for matrix, at, wanted in zip(rows.matrices, rows.at, asked[1:], strict=True)
+        ]
+        self.asked = any(asked)
+
+    def add(self, rows: slice, block: Tensor) -> None:
+        *parts, own = block.split(self.rows.widths, dim=1)  # type: ignore[no-untyped-call]
+        if self.own is not None:
+            self.own[rows] += own
+        for total, at, part in zip(self.matrices, self.rows.at, parts, strict=True):
+            if total is not None:
+                total.index_add_(0, at[rows], part.to(total.dtype).contiguous())
+
+    def made(self) -> list[Tensor | None]:
+        """Of the own values, then of every matrix."""
+        pairs = zip(self.matrices, self.rows.matrices, strict=True)
+        return [self.own, *(None if total is None else total.to(matrix.dtype) for total, matrix in pairs)]
 
 
 class _Perceptron(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropout: float, reinject: int, *layers: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, at: tuple[Tensor, ...], dropout: float, reinject: int, *tensors: Tensor) -> Tensor:
+        matrices, layers = tensors[: len(at)], tensors[len(at) :]
         cast = _layers(layers, x)
         # one piece of memory, which has room for large maps when it is free again
         kept = x.new_empty(len(x) * sum(len(bias) for bias in cast[1][:-1]))
-        ctx.save_for_backward(x, kept, *layers)
-        ctx.dropout, ctx.reinject = dropout, reinject
-        return _forward(x, cast, dropout, reinject, _split(kept, cast[1]))
+        ctx.save_for_backward(x, kept, *at, *tensors)
+        ctx.count, ctx.dropout, ctx.reinject = len(at), dropout, reinject
+        return _forward(_Rows(x, matrices, at), cast, dropout, reinject, _split(kept, cast[1]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, kept, *layers = ctx.saved_tensors
-        ws, bs = _layers(layers, x)
+        own, kept, *tensors = ctx.saved_tensors
+        count = ctx.count
+        x = _Rows(own, tensors[count : 2 * count], tensors[:count])
+        layers = tensors[2 * count :]
+        ws, bs = _layers(layers, own)
         hidden = _split(kept, bs)
         # sums over blocks are in the precision of the weights, whatever the products are in
         totals = [torch.zeros_like(t) for t in layers]
-        dx = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        dx = _Gradients(x, [ctx.needs_input_grad[0], *ctx.needs_input_grad[4 : 4 + count]])
         scale = 1 / (1 - ctx.dropout)
-        for rows in _blocks(x):
-            g = dout[rows].to(x.dtype).contiguous()
+        for rows in _blocks(own):
+            entered = x[rows]
+            g = dout[rows].to(own.dtype).contiguous()
             for layer in reversed(range(len(ws))):
-                y = hidden[layer - 1][rows] if layer else x[rows]
+                y = hidden[layer - 1][rows] if layer else entered
                 wide = y.shape[1]
                 totals[layer][:, :wide].add_(g.t() @ y)
                 totals[len(ws) + layer].add_(g.sum(0, dtype=layers[0].dtype))
                 if layer + 1 == ctx.reinject:
-                    totals[layer][:, wide:].add_(g.t() @ x[rows])
-                    if dx is not None:
-                        dx[rows].addmm_(g, ws[layer][:, wide:])
+                    totals[layer][:, wide:].add_(g.t() @ entered)
+                    if dx.asked:
+                        dx.add(rows, g @ ws[layer][:, wide:])
                 if layer:
                     g = torch.ops.aten.threshold_backward(g @ ws[layer][:, :wide], y, 0)
                     g = g.mul_(scale) if ctx.dropout else g
-                elif dx is not None:
-                    dx[rows].addmm_(g, ws[0])
-        return dx, None, None, *totals
+                elif dx.asked:
+                    dx.add(rows, g @ ws[0])
+        of_x, *of_matrices = dx.made()
+        return of_x, None, None, None, *of_matrices, *totals
 
 
 def _forward(
-    x: Tensor,
+    x: _Rows,
     layers: tuple[Sequence[Tensor], Sequence[Tensor]],
     dropout: float,
     reinject: int,
@@ -133,22 +203,23 @@ def _forward(
 ) -> Tensor:
     """All rows, block by block; the outputs of the hidden layers go to `hidden` where that is given."""
     ws, bs = layers
-    out = x.new_empty(len(x), len(bs[-1]))
-    if hidden is None and not dropout and not reinject and _fuses(x):
-        for rows in _blocks(x, ROWS_PREDICTED):
+    own = x.own
+    out = own.new_empty(len(own), len(bs[-1]))
+    if hidden is None and not dropout and not reinject and _fuses(own):
+        for rows in _blocks(own, ROWS_PREDICTED):
             some = x[rows]
             made = _fused(_filled(some), ws, bs, None if addend is None else _filled(addend[rows]))
             out[rows] = made[: len(some)]
         return out
-    for rows in _blocks(x):
-        y = x[rows]
+    for rows in _blocks(own):
+        y = entered = x[rows]
         for layer, (weight, bias) in enumerate(zip(ws, bs, strict=True)):
             wide = y.shape[1]
             last = layer + 1 == len(ws)
-            room = out[rows] if last else hidden[layer][rows] if hidden else x.new_empty(len(y), len(bias))
+            room = out[rows] if last else hidden[layer][rows] if hidden else own.new_empty(len(y), len(bias))
             torch.addmm(bias if layer or addend is None else addend[rows], y, weight[:, :wide].t(), out=room)
             if layer + 1 == reinject:
-                room.addmm_(x[rows], weight[:, wide:].t())
+                room.addmm_(entered, weight[:, wide:].t())
             if not last:
                 room.relu_()
                 if dropout:
@@ -187,6 +258,11 @@ def _fused(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], adden
             y = torch.addmm(addend, y, weight.t())
             y = y if last else y.relu_()
     return y
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """A precision in which many values may be summed."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _split(kept: Tensor, biases: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ulna.errors import UsageError
-from ulna.kernels.perceptron import perceptron
+from ulna.kernels.perceptron import Picked, perceptron
 
 
 class WeightNormLinear(nn.Module):
@@ -107,8 +107,14 @@ class PointDecoder(nn.Module):
             self.final.in_features + 1
         )
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor], addend: Tensor | None = None) -> Tensor:
-        """`addend`: (N, P, W), what the first layer adds to its product in place of its bias."""
+    def forward(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        addend: Tensor | None = None,
+        read: Sequence[Picked] = (),
+    ) -> Tensor:
+        """`addend`: (N, P, W), what the first layer adds to its product in place of its bias; `read`: what lies before x."""
         biases = [layer.bias for layer in self._hidden()]
         logits = perceptron(
             x.flatten(0, -2),
@@ -117,6 +123,7 @@ class PointDecoder(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             reinject=self.reinject,
             addend=None if addend is None else addend.flatten(0, -2),
+            read=read,
         )
         return logits.reshape(*x.shape[:-1], self.final.out_features)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ulna.errors import UsageError, unknown
-from ulna.kernels.gather import MODES
+from ulna.kernels.gather import MODES, nearest_rows
 from ulna.kernels.gather import gather as read_at
+from ulna.kernels.perceptron import Picked
 from ulna.networks.heads.decoder import PointDecoder, encode
 from ulna.networks.heads.head import Head, Outputs, Reader
 from ulna.networks.wiring import Wiring
@@ -155,14 +156,25 @@ class Points(Head):
         folded: _Folded | None,
     ) -> Tensor:
         nodes = self.nodes if folded is None else folded.fine
-        vectors = [read_at(maps[name], points, size, mode=self.mode) for name in nodes]
-        vectors.append(encode(points, size, self.frequencies).to(maps[self.nodes[0]].dtype))
+        place = encode(points, size, self.frequencies).to(maps[self.nodes[0]].dtype)
+        read = self._unread(points, maps, size)
+        if read:
+            return self.decoder(place, weights, read=read).transpose(1, 2)
+        vectors = [*(read_at(maps[name], points, size, mode=self.mode) for name in nodes), place]
+        del place
         x = torch.cat(vectors, dim=-1)
         del vectors  # as much memory as x, which the decoder needs
         if folded is None:
             return self.decoder(x, weights).transpose(1, 2)
         addend = read_at(folded.product, points, size)
         return self.decoder(x, [folded.weight, *weights[1:]], addend).transpose(1, 2)
+
+    def _unread(self, points: Tensor, maps: dict[str, Tensor], size: Sequence[int]) -> list[Picked]:
+        """With gradients, where every map has its channels last: what is to be read of each, for the decoder to do so."""
+        if not torch.is_grad_enabled() or self.mode != "nearest" or not all(_real(maps[name]) for name in self.nodes):
+            return []
+        picked = [nearest_rows(maps[name], points, size) for name in self.nodes]
+        return [one for one in picked if one is not None] if all(one is not None for one in picked) else []
 
 
 class _Folded(NamedTuple):
