@@ -67,7 +67,7 @@ PATCHES = {"step-96": (96, 96, 64), "step-160": (160, 160, 96)}
 WORKS = (*PATCHES, "predict")
 U_NETS = ("nnunet", "marimont/unet")
 TRAINING_PHANTOMS = 3
-PROCESSES = 3  # of a peak of memory: holes between freed maps lie elsewhere in each
+PROCESSES = 3  # of a peak of memory
 
 
 @dataclass
