@@ -1,7 +1,7 @@
 // Memory of torch's tensors on a CPU, from malloc.
 //
-// torch asks posix_memalign for it. glibc's (before 2.38) takes a block that is longer than asked for by the alignment, and
-// gives the ends back; so the hole that a map leaves is too short for the next map of the same size, unless a neighbour is
+// torch asks posix_memalign for it. That of glibc takes a block that is longer than asked for by the alignment, and gives the
+// ends back; so the hole that a map leaves is too short for the next map of the same size, unless a neighbour is
 // free too. Here what is given back is as long as what the next one asks for: a block of malloc's, with the place of its
 // beginning before the first value.
 #include <c10/core/Allocator.h>
@@ -40,8 +40,9 @@ struct Allocator final : c10::Allocator {
     void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 
-Allocator allocator;
-
 } // namespace
 
-extern "C" void ulna_allocator_use() { c10::SetCPUAllocator(&allocator, 1); }
+extern "C" void ulna_allocator_use() {
+    static Allocator* const allocator = new Allocator; // never destroyed: tensors may be made until the process ends
+    c10::SetCPUAllocator(allocator, 1);
+}
