@@ -14,13 +14,16 @@ from torch.nn import functional as F
 LOW = (torch.bfloat16, torch.float16)
 
 
-def low_precision(x: Tensor) -> torch.dtype | None:
-    """The low precision in which a convolution of this map would run on a CPU; None where it would not."""
-    if x.device.type != "cpu":
-        return None
+def precision(x: Tensor) -> torch.dtype:
+    """In which a convolution of this map would run on a CPU."""
     casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # as autocast itself has it
-    dtype = torch.get_autocast_dtype("cpu") if casts else x.dtype
-    return dtype if dtype in LOW else None
+    return torch.get_autocast_dtype("cpu") if casts else x.dtype
+
+
+def low_precision(x: Tensor) -> torch.dtype | None:
+    """That precision where it is a low one; None where it is not, and on other devices."""
+    dtype = precision(x)
+    return dtype if x.device.type == "cpu" and dtype in LOW else None
 
 
 def stays_float32(*, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:

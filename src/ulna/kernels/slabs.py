@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ulna.kernels import native
+from ulna.kernels.detours import low_precision, precision
 
 # Voxels of a slab where there are up to so many channels, fewer where there are more. The library that torch calls copies
 # the input and the gradient of the output for a weight gradient, once a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread,
@@ -56,10 +57,9 @@ def _trains_in_low_precision(x: Tensor, weight: Tensor) -> bool:
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and x.ndim == weight.ndim
         and x.ndim in (4, 5)
-        and x.device.type == "cpu"
         and torch.is_grad_enabled()
         and weight.requires_grad
-        and _precision(x) in (torch.bfloat16, torch.float16)
+        and low_precision(x) is not None
         and (torch.is_autocast_enabled("cpu") or weight.dtype == x.dtype)
     )
 
@@ -84,7 +84,7 @@ def convolve_in_slabs(
         (N, C, *S) or [(N, Ci, *S), ...], (K, C, *kernel), (K,) -> (N, K, *S')
     """
     maps = [x] if isinstance(x, Tensor) else list(x)
-    dtype = _precision(maps[0])
+    dtype = precision(maps[0])
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     made: Tensor = _Slabs.apply(weight, bias, tuple(stride), tuple(padding), *(m.to(dtype) for m in maps))  # type: ignore[no-untyped-call]
     return made
@@ -93,11 +93,6 @@ def convolve_in_slabs(
 def _few_rows(size: Sequence[int], fewest: int) -> bool:
     """Whether the weight gradient of a volume has few rows to share out, and large planes."""
     return len(size) == 3 and size[0] < fewest and size[1] * size[2] > PLANE
-
-
-def _precision(x: Tensor) -> torch.dtype:
-    casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # as autocast itself has it
-    return torch.get_autocast_dtype("cpu") if casts else x.dtype
 
 
 class _Slabs(torch.autograd.Function):
