@@ -19,10 +19,18 @@ import torch
 log = logging.getLogger(__name__)
 
 SWITCH = "ULNA_NATIVE"  # environment variable: 0 switches native kernels off
+ARCHITECTURE = "ULNA_NATIVE_ARCH"  # environment variable: the processor to compile for, as in -march; else this one
 COMPILERS = ("c++", "g++", "clang++")
 # OpenMP is compiled in but not linked: the symbols come from the runtime that torch has loaded, so that both share
 # one pool of threads. A machine where they are missing fails to load, and goes on without.
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fPIC", "-fopenmp")
+FLAGS = (
+    "-O3",
+    f"-march={os.environ.get(ARCHITECTURE, 'native')}",
+    "-ffp-contract=fast",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+)
 
 
 @cache
