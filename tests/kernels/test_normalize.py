@@ -112,7 +112,8 @@ def test_a_block_in_one_pass_is_the_block_step_by_step(spatial_dims, norm, activ
     z = plain(image)
     z.backward(dy)
     assert torch.allclose(y, z, atol=1e-5)
-    assert relative(block.conv.weight.grad, plain.conv.weight.grad.double()) < 1e-5
+    # float32 sums of 3,456 terms, whose order depends on the processor
+    assert relative(block.conv.weight.grad, plain.conv.weight.grad.double()) < 3e-5
     for (name, ours), (_, theirs) in zip(block.named_buffers(), plain.named_buffers(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5), name
 
