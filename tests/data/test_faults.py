@@ -348,7 +348,7 @@ FAULTS = [
     # values
     ("NaN", nifti_set, volume(NAN), "holds 1 values that are not finite", True),
     ("infinite", nifti_set, volume(np.where(np.isnan(NAN), np.inf, NAN)), "holds 1 values that are not finite", True),
-    ("constant", nifti_set, volume(np.full(SHAPE, 7, np.uint8)), "the image is constant, every value is 7", True),
+    ("constant", nifti_set, volume(np.full(SHAPE, 7, np.uint8)), "the image is constant, every value is 7, though its label map has foreground", False),
     ("all constant", nifti_set, every_volume(lambda n: np.full(SHAPE, n, np.uint8)), "every image is constant", True),
     # geometry
     ("4D of one", nifti_set, volume(random(1, *SHAPE, 3)), "has 3 channels, most cases have 1", True),

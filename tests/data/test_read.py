@@ -328,17 +328,6 @@ def test_deep_colour_png_is_no_label_map(tmp_path, colour, samples):
     assert "has 16 bits per colour, of which the upper 8 are read" in image_of(path).meta["notes"]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_exif_orientation_is_told_and_not_applied(tmp_path, suffix):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(noise(6, 9)).save(tmp_path / f"a{suffix}", exif=exif)
-    volume = image_of(tmp_path / f"a{suffix}")
-    assert volume.size == (6, 9)
-    note = "EXIF orientation 6 is not applied; masks lie on the stored pixels"
-    assert volume.meta["notes"] == (note,)
-
-
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])
 @pytest.mark.parametrize("keep", [1, 5, 30, 0.5, -200, -12, -5, -2])
 def test_cut_pictures_are_found_at_any_length(tmp_path, suffix, keep):

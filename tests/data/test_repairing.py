@@ -105,7 +105,6 @@ LEFT = [
     ("pipe", png_set, special("images/c1.png", os.mkfifo), "is a named pipe"),
     ("other size", png_set, label(shapes((24, 21))), "nothing says where its pixels lie"),
     ("elsewhere", nifti_set, volume(shapes(SHAPE), [[1, 0, 0, 99], *MOVED[1:]], "labels"), "lies beside its image"),
-    ("constant", nifti_set, volume(np.full(SHAPE, 7, np.uint8)), "the image is constant"),
     ("channels", png_set, image(random(1, 24, 20, 3)), "is 2D with 3 channels, most cases are 2D with 1"),
     ("beyond the classes", png_set, several(declared("classes", ["a"]), label(shapes((24, 20), 2))), "values 2 do not fit"),
     ("no label", png_set, lambda root: (root / "labels/c1.png").unlink(), "has no label map"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.classes import classes_found, listed, some
-from ulna.data.comparing import compare_grids, compare_images, compare_names
+from ulna.data.comparing import compare_grids, compare_images, compare_names, compare_palettes
 from ulna.data.copies import find_copies
 from ulna.data.dataset import Dataset
 from ulna.data.repairing import Repair, check_target, repair
@@ -117,7 +117,7 @@ def inspect(dataset: Dataset, workers: int = 0) -> Report:
     problems = [problem for one in surveys for problem in one.problems]
     notes = [*dataset.notes, *_reader_notes(surveys)]
     labels = _labels(dataset, surveys, problems, notes)
-    for compare in (compare_images, compare_grids, compare_names):
+    for compare in (compare_images, compare_grids, compare_names, compare_palettes):
         compare(dataset, surveys, problems, notes)
     copies = find_copies(dataset, surveys)
     problems, notes = problems + copies.problems, notes + copies.notes
