@@ -19,6 +19,7 @@ LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
 MOST_PIXELS = 1_000_000_000  # of a picture; volumes are bounded by the memory
 _UNKNOWN = 1 << 36  # where the system does not say how much memory it has
 _GB = 1e9
+_OUT = ("out of memory", "not enough memory", "allocate memory")  # what torch says
 _REMEDY = "cut it into smaller images, or use a machine with more memory"
 _allowed: dict[str, float | None] = {"pixels": None, "ram": None}
 
@@ -85,11 +86,8 @@ def check_pixels(where: object, shape: Sequence[int], most: int | None = None) -
 
 def is_memory_error(error: BaseException) -> bool:
     """Whether memory ran out: Python's own error, and what torch raises in its place."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("not enough memory" in words or "allocate memory" in words or "out of memory" in words)
-    )
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(one in said for one in _OUT))
 
 
 def memory_fault(where: object) -> DataError:

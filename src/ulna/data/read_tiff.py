@@ -21,7 +21,7 @@ from ulna.data.source import AGAIN, fault, file_stat, suffix_of
 from ulna.data.tiff_decoding import decoded
 from ulna.data.tiff_meaning import channels_first, check_meaning, meant
 from ulna.data.tiff_scale import read_scale
-from ulna.data.turning import ORIENTATION, checked_orientation, stored_size, upright
+from ulna.data.turning import ORIENTATION, checked_orientation, exchanges_axes, upright
 from ulna.errors import DataError
 from ulna.volume import Volume
 
@@ -76,8 +76,8 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     spaces: tuple[float, ...] = (1.0,) * dims
     known = spacing is not None and (dims == 2 or spacing[0] is not None)
     if known and spacing is not None:
-        plane = stored_size(spacing[1:], orientation)  # turned as the picture is
-        spaces = (*(float(spacing[0] or 1.0) for _ in range(dims - 2)), *plane)
+        plane = spacing[:0:-1] if exchanges_axes(orientation) else spacing[1:]
+        spaces = tuple(float(step) for step in (*spacing[: dims - 2], *plane) if step)
     return Volume(np.ascontiguousarray(array), spaces, "mm" if known else "px", None, path, meta)
 
 

@@ -97,6 +97,6 @@ def as_float32(array: NDArray[Any]) -> tuple[NDArray[np.float32], tuple[int, flo
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type in which values of a file are kept: integers in their own, truth values as 0 and 1, others float32."""
-    if dtype == bool:
+    if dtype.kind == "b":
         return np.dtype(np.uint8)
     return dtype.newbyteorder("=") if dtype.kind in "iu" else np.dtype(np.float32)

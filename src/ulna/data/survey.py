@@ -265,7 +265,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _foreground(image: Volume, classes: NDArray[Any]) -> tuple[tuple[Intensity, ...], NDArray[np.float32] | None]:
-    inside = classes if classes.ndim == image.spatial_dims else classes.any(axis=0)
+    inside = classes if classes.ndim == image.spatial_dims else np.asarray(classes.any(axis=0))
     measured = [measure(channel, inside) for channel in image.array]
     known = [one.intensity for one in measured if one.intensity is not None]
     if len(known) < len(measured) or any(one.bad for one in measured):

@@ -47,6 +47,11 @@ def as_stored(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.swapaxes(array, -1, -2) if exchanged else array
 
 
+def exchanges_axes(orientation: int) -> bool:
+    """Whether rows become columns."""
+    return _TURNS[orientation][0]
+
+
 def stored_size(size: Sequence[int], orientation: int) -> tuple[int, ...]:
     """The size of what is shown -> the size as stored."""
     *depth, height, width = size
