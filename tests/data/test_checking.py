@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from ulna.data.checking import check, inspect
@@ -122,7 +123,7 @@ def test_values_that_are_not_finite_are_counted_and_the_rest_measured(tmp_path):
     image = pixels(0, *VOLUME).astype(np.float32)
     image[0, 0, :3], image[1, 1, 1] = np.nan, np.inf
     report = check(nifti_set(tmp_path, image, half(1, VOLUME), count=1))
-    assert whats(report) == ["the image holds 4 values that are not finite (NaN or infinite), of 336"]
+    assert whats(report)[:1] == ["the image holds 4 values that are not finite (NaN or infinite), of 336"]
     assert np.isfinite(report.surveys[0].image[0].mean)
 
 
@@ -152,6 +153,39 @@ def test_damaged_files_and_faults_of_the_folder_are_told_together(tmp_path):
     assert len(report.surveys) == 5 and not report.ok
     with pytest.raises(DataError, match=f"{len(report.problems)} problems"):
         report.raise_if_bad()
+
+
+def test_values_that_float32_does_not_hold_are_told_as_such(tmp_path):
+    image = pixels(0, *VOLUME).astype(np.float64)
+    image[0, 0, :3], image[1, 1, 1] = (1e300, -2e300, 1e39), np.nan
+    report = check(nifti_set(tmp_path, image, half(1, VOLUME)))
+    assert whats(report) == [
+        "holds 3 values beyond what float32 holds, up to 2e+300",
+        "the image holds 1 values that are not finite (NaN or infinite), of 336",
+    ] * 2
+    labels = half(1, VOLUME).astype(np.float64)
+    labels[0, 0, 0] = 1e300
+    (problem, _) = check(nifti_set(tmp_path / "labels", pixels(0, *VOLUME), labels)).problems
+    assert problem.what == "holds label values up to 1e+300"
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".tif", ".nrrd"])
+def test_values_beyond_float32_are_found_in_every_format(tmp_path, suffix):
+    from tests.data.test_read import image_of
+
+    array = np.ones((6, 7))
+    array[2, 3] = 1e300
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npz":
+        np.savez(path, images=array[None])
+    elif suffix == ".tif":
+        tifffile.imwrite(path, array)
+    elif suffix == ".npy":
+        np.save(path, array)
+    else:
+        head = "NRRD0004\ntype: double\ndimension: 2\nsizes: 7 6\nencoding: raw\nendian: little\n\n"
+        path.write_bytes(head.encode() + array.tobytes())
+    assert image_of(path, 0 if suffix == ".npz" else None).meta["too_large"] == (1, 1e300)
 
 
 def test_check_of_nothing_is_a_report(tmp_path):
@@ -197,8 +231,8 @@ def test_channels_and_dimensions_must_agree(tmp_path):
 
 
 def test_declared_channels_must_be_there(tmp_path):
-    png_set(tmp_path, [half()], dataset={"channel_names": ["T1", "T2"]})
-    assert whats(check(tmp_path)) == ["has 1 channels, dataset.json names 2"]
+    png_set(tmp_path, [half()] * 2, dataset={"channel_names": ["T1", "T2"]})
+    assert whats(check(tmp_path)) == ["has 1 channels, dataset.json names 2"] * 2
 
 
 def test_copies_in_two_sets_are_a_problem_and_in_one_set_a_note(tmp_path):
@@ -234,7 +268,7 @@ def test_a_blank_image_is_told_and_is_a_fault_only_if_all_are_blank(tmp_path):
 
 
 def test_grey_labels_stored_as_colour_are_one_map(tmp_path):
-    root = png_set(tmp_path, [np.repeat(half()[..., None], 3, axis=-1)])
+    root = png_set(tmp_path, [np.repeat(half()[..., None], 3, axis=-1)] * 2)
     assert check(root).ok and check(root).surveys[0].label_values == {0: 45, 1: 27}
 
 

@@ -38,6 +38,8 @@ def fill(
         How many bytes there were; fewer than the array holds where the file is cut short.
     """
     shape = target.shape
+    if not target.size:
+        return 0
     axis = max(a for a in range(target.ndim) if a == 0 or math.prod(shape[:a]) * dtype.itemsize <= SLAB)
     row = math.prod(shape[:axis]) * dtype.itemsize
     step = max(1, SLAB // row)
