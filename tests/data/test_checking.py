@@ -159,10 +159,14 @@ def test_values_that_float32_does_not_hold_are_told_as_such(tmp_path):
     image = pixels(0, *VOLUME).astype(np.float64)
     image[0, 0, :3], image[1, 1, 1] = (1e300, -2e300, 1e39), np.nan
     report = check(nifti_set(tmp_path, image, half(1, VOLUME)))
-    assert whats(report) == [
-        "holds 3 values beyond what float32 holds, up to 2e+300",
-        "the image holds 1 values that are not finite (NaN or infinite), of 336",
-    ] * 2
+    assert (
+        whats(report)
+        == [
+            "holds 3 values beyond what float32 holds, up to 2e+300",
+            "the image holds 1 values that are not finite (NaN or infinite), of 336",
+        ]
+        * 2
+    )
     labels = half(1, VOLUME).astype(np.float64)
     labels[0, 0, 0] = 1e300
     (problem, _) = check(nifti_set(tmp_path / "labels", pixels(0, *VOLUME), labels)).problems
@@ -275,9 +279,19 @@ def test_grey_labels_stored_as_colour_are_one_map(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "text"),
     [
-        ([{0: 9, 5: 1}], r"the label values found are 0, 5 \(1, 2, 3, 4 never; 5 in case c0\); name the classes"),
+        (
+            [{0: 9, 5: 1}],
+            r"the label values found are 0, 5 \(1, 2, 3, 4 never; 5 in case c0\); name all classes 1\.\.5",
+        ),
         ([{0: 9, 255: 1}, {0: 9, 2: 1}], "c0: label values 0 and 255, other cases hold values up to 2"),
-        ([{0: 9, 1: 2, 255: 1}], r"found are 0, 1, 255 \(2, 3, 4, 5, 6, 7, \.\.\. never"),
+        (
+            [{0: 9, 1: 2, 255: 1}],
+            r"found are 0, 1, 255 \(2, 3, 4, 5, 6, 7, \.\.\. never.*; remap 255 to 0 or to a class",
+        ),
+        (
+            [{0: 9, 128: 2, 255: 1}],
+            r"found are 0, 128, 255 .*; remap the label maps to 0\.\.K; check --fix OUT does so",
+        ),
         ([{0: 9, 0.5: 1}], r"label values 0\.5 \(in case c0\) are no class indices; save the label maps with whole"),
         ([{0: 9, float("nan"): 1}], "label values nan"),
         ([{0: 9}, {-1: 1}], r"label values -1 \(in case c1\)"),

@@ -40,7 +40,8 @@ def read_npy(path: Path) -> Volume:
             raise fault(path, f"has the shape {shape}", "save (*S) or (*S, C) of a 2D or 3D image")
         check_memory(path, math.prod(shape) * native(dtype).itemsize)
         array, large = _values(file, header)
-    return Volume(_channels_first(path, array), (1.0,) * _dims(shape), "px", None, path, {"format": "npy", "too_large": large})
+    meta = {"format": "npy", "too_large": large}
+    return Volume(_channels_first(path, array), (1.0,) * _dims(shape), "px", None, path, meta)
 
 
 def _values(file: IO[bytes], header: Header) -> tuple[NDArray[Any], tuple[int, float] | None]:
