@@ -85,6 +85,16 @@ def test_packed_values_are_those_that_were_stored(tmp_path, dtype, samples, orde
     assert read.dtype == array.dtype and np.array_equal(read, stored)
 
 
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "group4"])
+def test_every_page_of_a_packed_stack_is_read(tmp_path, compression):
+    pages = [noise(300, 400, high=255) + n for n in range(3)]
+    if compression == "group4":
+        pages = [page > 100 for page in pages]
+    first, *others = [Image.fromarray(page) for page in pages]
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others, compression=compression)
+    assert np.array_equal(image_of(tmp_path / "a.tif").array[0], np.stack(pages))
+
+
 def test_packed_planes_and_bits_are_those_that_were_stored(tmp_path):
     colours = noise(20, 24, 3, high=60000, dtype=np.uint16)
     planes = image_of(packed(tmp_path / "a.tif", colours, photometric=2, planar=2))

@@ -55,7 +55,8 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
         picture = _PLUG_IN[kind](io.BytesIO(data))
         width, height = picture.size
         check_pixels(path, (width, height), MOST_PIXELS)
-        check_memory(path, width * height * len(picture.getbands()))
+        bands = len(picture.getbands())
+        check_memory(path, width * height * (2 if bands == 1 else 4 + bands))  # Pillow's own pixels, and ours
         if kind == "BMP":
             _check_bmp_pixels(path, picture, int.from_bytes(data[28:30], "little"))
         raw_mode = str(picture.tile[0].args) if picture.tile else ""  # type: ignore[attr-defined]

@@ -78,7 +78,8 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     if known and spacing is not None:
         plane = spacing[:0:-1] if exchanges_axes(orientation) else spacing[1:]
         spaces = tuple(float(step) for step in (*spacing[: dims - 2], *plane) if step)
-    return Volume(np.ascontiguousarray(array), spaces, "mm" if known else "px", None, path, meta)
+    array = array if min(array.strides) > 0 else np.ascontiguousarray(array)  # torch takes no mirrored views
+    return Volume(array, spaces, "mm" if known else "px", None, path, meta)
 
 
 def _check_series(path: Path, series: Sequence[Any], notes: list[str]) -> None:
@@ -168,8 +169,11 @@ def _check_whole(path: Path, series: Any, size: int) -> None:
 
 def _check_growth(path: Path, file: Any, series: Any) -> None:
     """Refuse a strip of deflate that unpacks to more than it declares: tifffile would unpack all of it."""
-    for page in (page for page in series.pages if page is not None and page.compression in _DEFLATE):
-        declared = math.prod(page.chunks) * int(page.bitspersample) // 8 + _SMALL
+    first = series.keyframe  # whose tags hold for all pages
+    if first.compression not in _DEFLATE:
+        return
+    declared = math.prod(first.chunks) * int(first.bitspersample) // 8 + _SMALL
+    for page in (page for page in series.pages if page is not None):
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
             if count <= _SMALL:
                 continue

@@ -213,9 +213,10 @@ def _one_class(values: dict[int, int]) -> tuple[str, ...]:
 
 def _digest(image: Volume) -> str:
     """Of shape, type and values, so that a copy in another container is found."""
-    array = np.ascontiguousarray(image.array)
-    digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    digest = hashlib.sha256(repr((image.array.shape, image.array.dtype.str)).encode())
+    for channel in image.array:
+        for (values,) in slabs(channel):
+            digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -47,7 +47,7 @@ def decoded(path: Path, series: Any) -> NDArray[Any]:
     name = getattr(series.keyframe.compression, "name", series.keyframe.compression)
     try:
         with path.open("rb") as file:
-            planes = [_page(file, page) for page in series.pages]
+            planes = [_page(file, page, series.keyframe) for page in series.pages]
     except _UnreadableError as error:
         raise fault(path, f"is packed as {name}, which is not read with {error}", _REMEDY) from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
@@ -58,15 +58,16 @@ def decoded(path: Path, series: Any) -> NDArray[Any]:
     return stacked.reshape(series.shape)
 
 
-def _page(file: Any, page: Any) -> NDArray[Any]:
-    if page.compression in _BYTE_PACKINGS:
-        return _from_bytes(file, page)
-    if page.compression in (*_FAX, *JPEG_PACKINGS):
-        return _from_picture(file, page)
+def _page(file: Any, page: Any, tags: Any) -> NDArray[Any]:
+    """One page of a series; `tags` are those of its first page, which hold for all."""
+    if tags.compression in _BYTE_PACKINGS:
+        return _from_bytes(file, page, tags)
+    if tags.compression in (*_FAX, *JPEG_PACKINGS):
+        return _from_picture(file, page.index, tags)
     raise _UnreadableError("no optional package")
 
 
-def _from_picture(file: Any, page: Any) -> NDArray[Any]:
+def _from_picture(file: Any, index: int, page: Any) -> NDArray[Any]:
     """A page of fax (1 bit) or JPEG (8 bits, grey or colour); Pillow's inversion and turn are taken back."""
     bits, samples = int(page.bitspersample), int(page.samplesperpixel)
     fax = page.compression in _FAX
@@ -76,7 +77,7 @@ def _from_picture(file: Any, page: Any) -> NDArray[Any]:
         raise _UnreadableError("its colours in separate planes")
     file.seek(0)
     picture = TiffImageFile(io.BytesIO(file.read()))
-    picture.seek(page.index)
+    picture.seek(index)
     orientation = int(picture.tag_v2.get(ORIENTATION, UPRIGHT))
     picture.load()
     if picture.mode not in ("1", "L", "RGB", "YCbCr"):
@@ -93,23 +94,23 @@ def _from_picture(file: Any, page: Any) -> NDArray[Any]:
     return np.ascontiguousarray(array)
 
 
-def _from_bytes(file: Any, page: Any) -> NDArray[Any]:
-    bits, samples, predictor = int(page.bitspersample), int(page.samplesperpixel), int(page.predictor)
-    separate = page.planarconfig == _SEPARATE and samples > 1
+def _from_bytes(file: Any, page: Any, tags: Any) -> NDArray[Any]:
+    bits, samples, predictor = int(tags.bitspersample), int(tags.samplesperpixel), int(tags.predictor)
+    separate = tags.planarconfig == _SEPARATE and samples > 1
     together = 1 if separate else samples
-    if bits not in (1, 8, 16, 32, 64) or getattr(page, "fillorder", 1) != 1:
+    if bits not in (1, 8, 16, 32, 64) or getattr(tags, "fillorder", 1) != 1:
         raise _UnreadableError(f"values of {bits} bits")
     if predictor not in (_PLAIN, _HORIZONTAL, _FLOATING) or (predictor != _PLAIN and bits < 8):
         raise _UnreadableError(f"the predictor {predictor}")
-    if page.is_tiled and (bits < 8 or predictor == _FLOATING):
+    if tags.is_tiled and (bits < 8 or predictor == _FLOATING):
         raise _UnreadableError(f"tiles of {bits} bits and the predictor {predictor}")
     planes = samples if separate else 1
     count = len(page.dataoffsets) // planes
     arrays = []
     for plane in range(planes):
         chosen = slice(plane * count, (plane + 1) * count)
-        rows = _unpacked(file, page, together, page.dataoffsets[chosen], page.databytecounts[chosen])
-        arrays.append(_values(rows, page, together))
+        rows = _unpacked(file, tags, together, page.dataoffsets[chosen], page.databytecounts[chosen])
+        arrays.append(_values(rows, tags, together))
     return np.stack(arrays) if separate else arrays[0]
 
 
