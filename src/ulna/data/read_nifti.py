@@ -24,7 +24,7 @@ from ulna.data.source import AGAIN, fault, file_stat, said, suffix_of
 from ulna.volume import Volume
 
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 _PADDING = 1024
 _MOST_SPARE = 1 << 26
 _SAME_PLACE = 0.5  # of a voxel
