@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ulna.arithmetic import choose_precision, default_device
 from ulna.data.case import Case
 from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split
 from ulna.data.limits import memory as machine_memory
+from ulna.data.limits import within_memory
 from ulna.data.preprocess import prepare
 from ulna.data.whitening import fit_whitening
 from ulna.errors import UsageError
@@ -163,9 +165,14 @@ def forecast_training(recipe: Recipe, plan: Plan, *, cases: int) -> Forecast:
 
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
     """The plan with a ZCA matrix fitted on all voxels of these cases, which are the training cases."""
-    fitted = fit_whitening(prepare(case.read_image(), plan).image for case in track(cases, "whitening"))
+    fitted = fit_whitening(_prepared(case, plan) for case in track(cases, "whitening"))
     why = f"zca: fitted on all voxels of the {len(cases)} training cases, as the recipe asks"
     return plan.replaced(whitening=fitted, reasons={**plan.reasons, "whitening": why})
+
+
+def _prepared(case: Case, plan: Plan) -> Tensor:
+    with within_memory(case.images[0]):
+        return prepare(case.read_image(), plan).image
 
 
 def plan(

@@ -23,7 +23,9 @@ from ulna.data.limits import allowing, is_memory_error, memory_fault
 from ulna.data.slabs import fill
 from ulna.data.source import Source
 from ulna.data.survey import survey
-from ulna.errors import UsageError
+from ulna.errors import DataError, UsageError
+from ulna.planning import whitened
+from ulna.training.samples import PreparedCases
 
 LARGE = (128, 256, 128)  # 8 MB of int16
 
@@ -215,6 +217,21 @@ def test_a_case_that_memory_does_not_hold_is_named_and_the_others_are_judged(tmp
     (problem,) = report.problems
     assert problem.what == "needs more memory than is free" and problem.remedy.startswith("cut it into smaller images")
     assert len(report.surveys) == 3 and sum(bool(one.label_values) for one in report.surveys) >= 2
+
+
+def test_training_and_planning_name_the_case_that_memory_does_not_hold(tmp_path, monkeypatch):
+    root = png_set(tmp_path)
+    case = Case("c0", (Source(root / "images" / "c0.png"),), Source(root / "labels" / "c0.png"))
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    for module in ("ulna.training.samples", "ulna.planning"):
+        monkeypatch.setattr(f"{module}.prepare", full)
+    with pytest.raises(DataError, match=r"c0\.png: needs more memory than is free"):
+        PreparedCases([case], None, keep_bytes=0)[0]
+    with pytest.raises(DataError, match=r"c0\.png: needs more memory than is free"):
+        whitened(None, [case])
 
 
 def test_what_is_an_error_of_memory():

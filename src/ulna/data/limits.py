@@ -95,6 +95,21 @@ def memory_fault(where: object) -> DataError:
     return fault(where, "needs more memory than is free", _REMEDY)
 
 
+@contextmanager
+def within_memory(where: object) -> Iterator[None]:
+    """Tell memory that runs out inside as a fault of one case.
+
+    Raises:
+        DataError: naming the case.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        raise memory_fault(where) from None
+
+
 @cache
 def memory() -> int:
     """Bytes of memory that this process may use."""

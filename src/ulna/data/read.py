@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.limits import memory_fault
+from ulna.data.limits import within_memory
 from ulna.data.read_itk import read_itk, write_itk
 from ulna.data.read_nifti import read_nifti, write_nifti
 from ulna.data.read_npy import read_npy, write_npy
@@ -65,12 +65,11 @@ def _read(source: Source, *, as_labels: bool) -> Volume:
         return _united(source.path)
     try:
         file_stat(source.path)
-        volume = _read_format(source, as_labels)
+        with within_memory(source):
+            volume = _read_format(source, as_labels)
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise fault(source.path, what, "check the file and its permissions") from None
-    except MemoryError:
-        raise memory_fault(source) from None
     if not volume.array.size:
         raise fault(source, f"holds no pixel, its shape is {volume.array.shape}", "take the case out")
     return volume
@@ -153,10 +152,8 @@ def read_labels(source: Source) -> Volume:
         DataError: as `read_image`; also for JPEG, which does not keep values.
     """
     volume = _read(source, as_labels=True)
-    try:
+    with within_memory(source):
         return volume.with_array(_integers(volume.array))
-    except MemoryError:
-        raise memory_fault(source) from None
 
 
 def _integers(array: NDArray[Any]) -> NDArray[Any]:

@@ -200,7 +200,9 @@ def _assumed(header: Any, length: int) -> tuple[str, ...]:
     """What the header leaves open, or states in a way that few programs do."""
     notes = []
     if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
-        notes.append("states no orientation (sform and qform code 0); the axes are taken as they are stored")
+        notes.append(
+            "states no orientation (sform and qform code 0); axes to the left, front and head (LAS) are assumed"
+        )
     unit = header.get_xyzt_units()[0]
     if unit == "unknown":
         notes.append("states no unit of length; mm is assumed")

@@ -17,7 +17,7 @@ from ulna.data.dataset import Dataset
 from ulna.data.intensity import Intensity, measure
 from ulna.data.label_values import label_values
 from ulna.data.likeness import look
-from ulna.data.limits import is_memory_error, memory_fault
+from ulna.data.limits import within_memory
 from ulna.data.read import without_colour
 from ulna.data.slabs import slabs
 from ulna.data.turning import UPRIGHT, stored_size
@@ -97,11 +97,10 @@ def survey(case: Case, labels: Labels | None) -> Survey:
     problems: list[Problem] = []
     facts: dict[str, Any] = {}
     try:
-        _look_through(case, labels, facts, problems)
-    except (MemoryError, RuntimeError) as error:
-        if not is_memory_error(error):
-            raise
-        problems += memory_fault(case.images[0]).problems
+        with within_memory(case.images[0]):
+            _look_through(case, labels, facts, problems)
+    except DataError as error:
+        problems += error.problems
     return _noted_constant(Survey(case=case.id, problems=tuple(problems), **facts))
 
 
@@ -168,8 +167,6 @@ def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) 
         return read()
     except DataError as error:
         problems += error.problems
-    except MemoryError:
-        problems += memory_fault(source).problems
     except (OSError, ValueError) as error:
         what = f"cannot be read ({str(error) or type(error).__name__})"
         problems.append(Problem(str(source), what, "repair the file, or take the case out"))
