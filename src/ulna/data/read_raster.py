@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ulna.data.limits import MOST_PIXELS, check_memory, check_pixels
 from ulna.data.palettes import Colour, palette_classes
+from ulna.data.png_strips import exif_of, in_strips, strips
 from ulna.data.raster_bytes import PNG_MAGIC, check_whole
 from ulna.data.slabs import SLAB
 from ulna.data.source import AGAIN, fault, file_stat
@@ -55,12 +56,18 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
         picture = _PLUG_IN[kind](io.BytesIO(data))
         width, height = picture.size
         check_pixels(path, (width, height), MOST_PIXELS)
+        striped = kind == "PNG" and in_strips(data, SLAB)
         bands = len(picture.getbands())
-        check_memory(path, width * height * (2 if bands == 1 else 4 + bands))  # Pillow's own pixels, and ours
+        whole = 0 if striped else 1 if bands == 1 else 4  # bytes that Pillow takes beside ours
+        check_memory(path, width * height * (bands + whole))
         if kind == "BMP":
             _check_bmp_pixels(path, picture, int.from_bytes(data[28:30], "little"))
         raw_mode = str(picture.tile[0].args) if picture.tile else ""  # type: ignore[attr-defined]
-        picture.load()
+        if striped:
+            picture.info.setdefault("exif", exif_of(data))
+        else:
+            picture.load()
+        pixels = _values(picture, strips(data) if striped else _cut(picture), as_labels, notes)
     except DataError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
@@ -74,17 +81,15 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
     orientation = checked_orientation(_orientation(picture), notes)
     palette: dict[int, Colour] = {}
     if as_labels and picture.mode in ("P", "PA"):
-        array, palette = palette_classes(path, _pixels(picture)[:1], _palette(picture), notes)
-    else:
-        array = plain_values(picture, notes)
+        pixels, palette = palette_classes(path, pixels[:1], _palette(picture), notes)
     if as_labels and kind_of_png == 0 and depth in (2, 4):
-        array = array // (255 // (2**depth - 1))  # Pillow stretches grey to 0..255
+        pixels = pixels // (255 // (2**depth - 1))  # Pillow stretches grey to 0..255
     if picture.mode in ("RGB", "RGBA", "LA") and "16" in raw_mode:
         notes.append("has 16 bits per colour, of which the upper 8 are read")
     if "mp" in picture.info:
         notes.append("holds further pictures beside the first, as phones store them; the first is read")
     meta = {"format": "raster", "suffix": path.suffix.lower(), "orientation": orientation, "palette": palette}
-    array = np.ascontiguousarray(upright(array, orientation))
+    array = np.ascontiguousarray(upright(pixels, orientation))
     return Volume(array, (1.0, 1.0), "px", None, path, {**meta, "notes": tuple(notes)})
 
 
@@ -121,36 +126,45 @@ def _palette(picture: Image.Image) -> list[Colour]:
     return [(red, green, blue) for red, green, blue in zip(*[iter(values)] * 3, strict=False)]
 
 
-def plain_values(picture: Image.Image, notes: list[str]) -> NDArray[Any]:
-    """(C, H, W) of a loaded picture; what was changed is added to `notes`."""
-    mode = picture.mode
-    if mode in ("P", "PA"):
-        picture = picture.convert("RGB")
+def _values(picture: Image.Image, parts: Iterable[Image.Image], as_labels: bool, notes: list[str]) -> NDArray[Any]:
+    """(C, H, W) of a picture in parts; what was changed is added to `notes`."""
+    mode, as_colour = picture.mode, False
+    if mode in ("P", "PA") and not as_labels:
         notes.append("has a palette, read as colour")
+        as_colour = True
     elif mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
-        picture = picture.convert("RGB")
         notes.append(f"is {mode}, read as RGB")
-    array = _pixels(picture)
+        as_colour = True
+    array = _joined(picture.size, (part.convert("RGB") for part in parts) if as_colour else parts)
     if mode == "I" and array.min() >= 0 and array.max() <= 65535:  # older Pillow gives 16-bit grey as int32
         array = array.astype(np.uint16)
     if mode in ("LA", "PA", "La", "RGBA", "RGBa"):
-        array = array if mode == "PA" else array[:-1]
+        array = array if as_colour else array[:-1]
         notes.append("has an alpha channel, dropped")
     return array
 
 
-def _pixels(picture: Image.Image) -> NDArray[Any]:
-    """(C, H, W) of all bands, copied out by strips: as a whole, Pillow makes two copies on the way."""
+def _cut(picture: Image.Image) -> Iterator[Image.Image]:
+    """A loaded picture in strips: as a whole, Pillow makes two copies on the way."""
     width, height = picture.size
     rows = max(1, SLAB // (width * 4))
-    made: NDArray[Any] | None = None
     for top in range(0, height, rows):
-        part = np.asarray(picture.crop((0, top, width, min(top + rows, height))))
+        yield picture.crop((0, top, width, min(top + rows, height)))
+
+
+def _joined(size: tuple[int, int], parts: Iterable[Image.Image]) -> NDArray[Any]:
+    """(C, H, W) of all bands."""
+    width, height = size
+    made: NDArray[Any] | None = None
+    top = 0
+    for picture in parts:
+        part = np.asarray(picture)
         part = np.moveaxis(part[..., None] if part.ndim == 2 else part, -1, 0)
         if made is None:
             dtype = np.dtype(np.uint8) if part.dtype == bool else part.dtype.newbyteorder("=")
             made = np.empty((len(part), height, width), dtype)
         made[:, top : top + part.shape[1]] = part
+        top += part.shape[1]
     return np.empty((1, height, width), np.uint8) if made is None else made
 
 
