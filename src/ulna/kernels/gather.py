@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from ulna.kernels import door
 
 MODES = ("nearest", "linear")
 LookUp = Callable[[Tensor, Tensor], Tensor]  # (N, C, *M), indices (N, P, D) into the map -> (N, P, C)
@@ -82,7 +83,12 @@ def _nearest_of(points: Tensor, shape: Sequence[int], size: Sequence[int]) -> Te
 def _nearest(p: Tensor, length: int, size: int) -> Tensor:
     """Index into a map of `length`, for indices into an image of `size`: p // stride."""
     stride = -(-size // length)
-    return torch.div(p, stride, rounding_mode="floor").clamp(max=length - 1)
+    return torch.div(_whole(p), stride, rounding_mode="floor").clamp(0, length - 1)
+
+
+def _whole(p: Tensor) -> Tensor:
+    """Indices in a type that holds the number of every voxel; what is no index is left to torch's error."""
+    return p if p.is_floating_point() or p.is_complex() or p.dtype == torch.bool else p.long()
 
 
 def _between(p: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +106,7 @@ def _look_up(fmap: Tensor, index: Tensor) -> Tensor:
 def _rows(fmap: Tensor, index: Tensor) -> Tensor:
     picked = _as_rows(fmap, index)
     if picked is not None:
-        read = picked[0].index_select(0, picked[1]) if torch.compiler.is_compiling() else _Rows.apply(*picked)  # type: ignore[no-untyped-call]
+        read = _Rows.apply(*picked) if door.ordinary() else picked[0].index_select(0, picked[1])  # type: ignore[no-untyped-call]
         return read.reshape(*index.shape[:-1], fmap.shape[1])
     at = _flat(fmap, index)[:, None].expand(-1, fmap.shape[1], -1)
     return fmap.flatten(2).gather(2, at).transpose(1, 2)
@@ -116,6 +122,7 @@ def _as_rows(fmap: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def _flat(fmap: Tensor, index: Tensor) -> Tensor:
     """Indices (N, P, D) into a map as numbers of its voxels: (N, P)."""
+    index = _whole(index)
     flat = index[..., 0]
     for axis in range(1, index.shape[-1]):
         flat = flat * fmap.shape[2 + axis] + index[..., axis]
@@ -123,7 +130,7 @@ def _flat(fmap: Tensor, index: Tensor) -> Tensor:
 
 
 class _Rows(torch.autograd.Function):
-    """Rows of a matrix: (V, C), indices (P,) -> (P, C); first derivatives only.
+    """Rows of a matrix: (V, C), indices (P,) -> (P, C).
 
     torch's own backward pass goes row by row where the gradient is a part of wider rows, as that of joined vectors is, and
     takes sums in the precision of the map: of several hundred bf16 summands, the later ones vanish.
@@ -136,11 +143,12 @@ class _Rows(torch.autograd.Function):
         return rows.index_select(0, at)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (at,) = ctx.saved_tensors
         # where there are fewer points than rows, few rows are summed, and the map of sums is large
         low = ctx.dtype in (torch.bfloat16, torch.float16)
         dtype = torch.float32 if low and len(at) >= ctx.shape[0] else ctx.dtype
-        total = dy.new_zeros(ctx.shape, dtype=dtype).index_add_(0, at, dy.to(dtype).contiguous())
-        return total.to(ctx.dtype), None
+        total = dy.new_zeros(ctx.shape, dtype=dtype)
+        # out of place it can be derived again: it is linear in dy
+        add = total.index_add if door.gradient_by_torch(dy) else total.index_add_
+        return add(0, at, dy.to(dtype).contiguous()).to(ctx.dtype), None
