@@ -149,7 +149,7 @@ class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
 
 
 def _keeps_size(conv: nn.Conv2d | nn.Conv3d) -> bool:
-    plain = {*conv.stride, *conv.dilation, conv.groups} == {1}
+    plain = {*conv.stride, *conv.dilation, conv.groups} == {1} and conv.weight.shape[2:] == conv.kernel_size
     return plain and all(n % 2 and p == n // 2 for n, p in zip(conv.kernel_size, conv.padding, strict=True))
 
 

@@ -47,7 +47,8 @@ def gather(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "ne
 
     The values are the same bit for bit; gradients differ by the order of their sums.
     """
-    return _read(_rows, fmap, points, size, mode)
+    fit = fmap.ndim == points.shape[-1] + 2 and fmap.numel() and points.ndim == 3 and len(points) == len(fmap)
+    return _read(_rows if fit and fmap.device == points.device else _look_up, fmap, points, size, mode)
 
 
 def nearest_rows(fmap: Tensor, points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -116,7 +117,7 @@ def _as_rows(fmap: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
     last = fmap.movedim(1, -1)
     if not last.is_contiguous():
         return None
-    first = fmap[0, 0].numel() * torch.arange(fmap.shape[0], device=fmap.device)[:, None]
+    first = math.prod(fmap.shape[2:]) * torch.arange(fmap.shape[0], device=fmap.device)[:, None]
     return last.reshape(-1, fmap.shape[1]), (_flat(fmap, index) + first).flatten()
 
 

@@ -70,9 +70,10 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 
 def _instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    if x.is_contiguous():
+    if x.is_contiguous() or not weight.ndim == bias.ndim == 1 or not door.plain(weight):
         return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
     # torch's instance norm copies a channels-last map to and fro; batch norm of one image is the same, and does not
+    weight = weight.contiguous()  # of one in steps, torch 2.13 reads what lies between, in this gradient alone
     images = [F.batch_norm(image, None, None, weight, bias, training=True, eps=eps) for image in torch.split(x, 1)]
     return torch.cat(images)
 
