@@ -211,7 +211,9 @@ def test_transforms_of_functions_are_those_of_torch(kernel) -> None:
     def loss(f: Function) -> Function:
         return lambda *t: f(*t).square().mean()
 
-    for a, b in zip(torch.func.grad(loss(ours), every)(*inputs), torch.func.grad(loss(theirs), every)(*exact), strict=True):
+    for a, b in zip(
+        torch.func.grad(loss(ours), every)(*inputs), torch.func.grad(loss(theirs), every)(*exact), strict=True
+    ):
         assert_near(a, b)
     copies = [torch.stack([t, 2 * t]) for t in inputs]
     assert_near(

@@ -26,14 +26,14 @@ def test_odd_tensors_are_answered_as_by_torch() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 2])
-def test_ten_thousand_odd_tensors_under_a_malloc_that_checks(threads: int) -> None:
+@pytest.mark.timeout(1800)
+def test_ten_thousand_odd_tensors_under_a_malloc_that_checks() -> None:
     """Memory is filled when it is made and freed, and its ends are looked at: what reads or writes beside it shows."""
-    environment = {**os.environ, "MALLOC_PERTURB_": "165", "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "MALLOC_PERTURB_": "165", "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "2"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     if debugging := ctypes.util.find_library("c_malloc_debug"):
         environment["LD_PRELOAD"] = debugging
-    command = [sys.executable, "-m", "tests.kernels.odd_tensors", str(threads), "10000"]
+    command = [sys.executable, "-m", "tests.kernels.odd_tensors", "1", "10000"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert done.stdout == "0 of 10000 differ\n"

@@ -93,7 +93,9 @@ class _Conv:
         if _keeps_size(self):
             return convolve(maps, self.weight, self.bias)
         whole = _joined(maps)
-        if depthwise.suits(whole, self.weight, self.bias, dilation=self.dilation, groups=self.groups, padding=self.padding):
+        if depthwise.suits(
+            whole, self.weight, self.bias, dilation=self.dilation, groups=self.groups, padding=self.padding
+        ):
             return depthwise.convolve_depthwise(whole, self.weight, self.bias, stride=self.stride, padding=self.padding)
         made: Tensor = self._conv_forward(whole, self.weight, self.bias)
         return made

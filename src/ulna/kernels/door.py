@@ -43,7 +43,9 @@ def plain(x: object) -> bool:
     Not: fake tensors, subclasses, sparse and quantised ones, lazy minus and conjugate, zeros without memory, freed memory, values
     between the addresses of their type, and none at all.
     """
-    if type(x) not in KINDS or not isinstance(x, Tensor) or not torch._C._has_storage(x):  # none: batched, for one
+    if type(x) not in KINDS or not isinstance(x, Tensor):
+        return False
+    if not torch._C._has_storage(x):  # as in a batched one
         return False
     if x.layout != torch.strided or x.is_quantized or x.is_neg() or x.is_conj() or x._is_zerotensor() or not x.numel():
         return False
