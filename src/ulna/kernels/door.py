@@ -40,8 +40,8 @@ def watched() -> bool:
 def plain(x: object) -> bool:
     """Whether a tensor is one of torch's own whose values all lie in memory, on any device, as its strides have it.
 
-    Not: fake tensors, subclasses, sparse and quantised ones, lazy minus and conjugate, zeros without memory, freed memory, values
-    between the addresses of their type, and none at all.
+    Not: fake tensors, subclasses, sparse and quantised ones, lazy minus and conjugate, zeros without memory, freed memory,
+    values between the addresses of their type, and none at all.
     """
     if type(x) not in KINDS or not isinstance(x, Tensor):
         return False
