@@ -211,7 +211,8 @@ def _differ(ours: list[Tensor] | str, theirs: list[Tensor] | str, room: float) -
     if isinstance(theirs, str) or isinstance(ours, str):
         if isinstance(theirs, str) and isinstance(ours, str):
             return ""
-        return f"ours {ours if isinstance(ours, str) else 'answers'}, torch {theirs if isinstance(theirs, str) else 'answers'}"
+        told = [found if isinstance(found, str) else "answers" for found in (ours, theirs)]
+        return f"ours {told[0]}, torch {told[1]}"
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
             return f"result {number}: {a.shape} {a.dtype}, torch {b.shape} {b.dtype}"

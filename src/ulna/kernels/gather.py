@@ -66,7 +66,8 @@ def _read(at: LookUp, fmap: Tensor, points: Tensor, size: Sequence[int], mode: s
     shape = fmap.shape[2:]
     if mode == "nearest":
         return at(fmap, _nearest_of(points, shape, size))
-    low, share = zip(*(_between(points[..., a], shape[a], n) for a, n in enumerate(size)), strict=True)
+    wide = torch.float64 if fmap.dtype in (torch.float64, torch.complex128) else torch.float32
+    low, share = zip(*(_between(points[..., a], shape[a], n, wide) for a, n in enumerate(size)), strict=True)
     total: Tensor | None = None
     for corner in itertools.product((0, 1), repeat=len(size)):
         index = torch.stack([(i + c).clamp(max=m - 1) for i, c, m in zip(low, corner, shape, strict=True)], dim=-1)
@@ -92,10 +93,10 @@ def _whole(p: Tensor) -> Tensor:
     return p if p.is_floating_point() or p.is_complex() or p.dtype == torch.bool else p.long()
 
 
-def _between(p: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
+def _between(p: Tensor, length: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The lower neighbour on the map and the share of the upper one; beyond the outermost centres, those alone."""
     stride = -(-size // length)
-    at = ((p.to(torch.float32) + 0.5) / stride - 0.5).clamp(0, length - 1)
+    at = ((p.to(dtype) + 0.5) / stride - 0.5).clamp(0, length - 1)
     low = at.floor()
     return low.long(), at - low
 

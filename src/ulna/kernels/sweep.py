@@ -179,6 +179,11 @@ def _compiled(x: Tensor) -> bool:
     return chosen() in ("auto", "native") and sweep_native.available(x)
 
 
+def _finite(x: Tensor) -> bool:
+    """Whether a map holds finite values alone: of others, the native kernel's bounded gates make finite ones again."""
+    return bool(x.sum().isfinite())
+
+
 def _triton(x: Tensor) -> bool:
     # its interpreter is so slow that a CPU takes it only when asked to
     return chosen() in (("auto", "triton") if x.is_cuda else ("triton",)) and sweep_triton.available(x)
@@ -218,7 +223,7 @@ def _sweep(
 ) -> tuple[Tensor, Tensor]:
     """(N, *S, C) -> the map after the sweep, and with `keep` the gates for the backward pass."""
     x, weights = x.contiguous(), (weight_in, weight_hidden, bias_in, bias_hidden)
-    if _compiled(x):
+    if _compiled(x) and _finite(x):
         return sweep_native.forward(x, weights, axis, reverse, keep, operands)
     with torch.autocast(x.device.type, enabled=False):
         if _triton(x) and (found := _tried(sweep_triton.forward, x, weights, axis, reverse, keep, operands)):
@@ -257,7 +262,7 @@ def _sweep_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the map and the four weights."""
     grad, x, weights = grad.contiguous(), x.contiguous(), (weight_in, weight_hidden)
-    if _compiled(x) or gates.dtype != x.dtype:  # gates of another precision are the native kernel's
+    if gates.dtype != x.dtype or (_compiled(x) and _finite(x)):  # gates of another precision are the native kernel's
         return sweep_native.backward(grad, x, swept, gates, weights, axis, reverse, operands)
     arguments = (grad, x, swept, gates, weights, axis, reverse, operands)
     with torch.autocast(x.device.type, enabled=False):
