@@ -277,7 +277,7 @@ def check_targets(target: Tensor, outputs: Outputs, *, multilabel: bool) -> None
     if low >= 0 and high <= last and not broken:  # not so for NaN
         return
     known = torch.arange(last + 1, device=target.device, dtype=target.dtype)
-    odd = target[torch.isin(target, known, invert=True)].unique().tolist()
+    odd = torch.unique(target[torch.isin(target, known, invert=True)]).tolist()
     shown = ", ".join(f"{value:g}" for value in odd[:5]) + (", ..." if len(odd) > 5 else "")
     raise UsageError(
         f"the labels of a training hold {shown}; this network knows 0 to {last}"
