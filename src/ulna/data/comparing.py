@@ -9,6 +9,7 @@ import numpy as np
 
 from ulna.data.classes import listed, some
 from ulna.data.dataset import Dataset
+from ulna.data.orientation import PLANES, codes, world_of
 from ulna.data.survey import Survey
 from ulna.errors import Problem
 
@@ -65,22 +66,21 @@ def compare_grids(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
             )
     turns: dict[str, list[str]] = {}
     for one in read:
-        if one.affine is not None and one.spatial_dims == 3:
-            turns.setdefault(_orientation(one.affine), []).append(one.case)
+        if one.affine is not None:
+            turns.setdefault(codes(np.array(one.affine), one.spatial_dims), []).append(one.case)
     if len(turns) > 1:
         rarest = min(turns.values(), key=len)
         counts = listed(f"{len(cases)} {axes}" for axes, cases in turns.items())
-        notes.append(f"{some(rarest)}: is stored along other axes than most ({counts}); axes are used as stored")
-
-
-def _orientation(affine: tuple[tuple[float, ...], ...]) -> str:
-    """Where each stored axis points to, such as RAS."""
-    matrix = np.array(affine)[:3, :3]
-    letters = []
-    for column in matrix.T:
-        axis = int(np.abs(column).argmax())
-        letters.append("RAS"[axis] if column[axis] > 0 else "LPI"[axis])
-    return "".join(letters)
+        used = "every image is turned to RAS for the network, and its answer back"
+        notes.append(f"{some(rarest)}: is stored along other axes than most ({counts}); {used}")
+    planes: dict[str, list[str]] = {}
+    for one in read:
+        if one.affine is not None and one.spatial_dims == 2:
+            planes.setdefault(PLANES[world_of(np.array(one.affine), 2)], []).append(one.case)
+    if len(planes) > 1:
+        rarest = min(planes.values(), key=len)
+        counts = listed(f"{len(cases)} {plane}" for plane, cases in planes.items())
+        notes.append(f"{some(rarest)}: lies in another plane than most ({counts}); one network sees them all alike")
 
 
 def _usual(values: Sequence[int]) -> int:

@@ -200,7 +200,7 @@ def _read(data: Path) -> tuple[Dataset, Report]:
     dataset = Dataset.from_folder(data)
     report = inspect(dataset)
     report.raise_if_bad()
-    return dataset, report
+    return dataset.of_dims(report.spatial_dims), report
 
 
 def _splits(dataset: Dataset, report: Report, recipe: Recipe, folds: int | None) -> list[Split]:
@@ -224,6 +224,7 @@ def _settings(
         "splits": [split_hash(split) for split in splits],
         "folds": folds,
         "match": None if budget is None else str(budget),
+        "format": settled.plan.format,
         "plan": {"patch": list(settled.plan.patch), "batch": settled.plan.batch},
         "recipes": {variant.name: settings_of(variant.recipe) for variant in variants},
         "architectures": {v.name: v.recipe.architecture.model_dump(mode="json") for v in settled.variants},
@@ -238,13 +239,19 @@ def _stored(out: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return {name: values[name] for name in ("data", "splits", "folds", "match", "plan", "recipes", "architectures")}
+        names = ("data", "splits", "folds", "match", "plan", "recipes", "architectures")
+        return {"format": values.get("format", 1), **{name: values[name] for name in names}}
     except (ValueError, KeyError, OSError) as error:
         raise UsageError(f"{path}: damaged ({error}); restore it, or choose another --out") from None
 
 
 def _check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> None:
     """Refuse to mix trainings that were made with other settings; what was there before stays listed."""
+    if before["format"] != now["format"]:
+        raise UsageError(
+            f"{out}: begun by an earlier ulna (plan format {before['format']}, now {now['format']}), whose networks saw images "
+            "along the axes of their files; one table does not mix them: call the same command with another --out"
+        )
     said = {"data": "the data", "splits": "the split", "folds": "--folds", "match": "--match"}
     differing = [
         f"{what} ({before[key]} there, {now[key]} now)" for key, what in said.items() if before[key] != now[key]
