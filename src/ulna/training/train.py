@@ -257,8 +257,8 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
     if plan.format != PLAN_FORMAT:
         anew = shlex.join(["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"])
         raise UsageError(
-            f"{folder}: begun by an earlier ulna (plan format {plan.format}), which saw images along the axes of their files; "
-            f"it predicts as it did, but cannot go on; train anew: {anew}"
+            f"{folder}: begun by an earlier ulna (plan format {plan.format}), which saw images along the axes of "
+            f"their files; it predicts as it did, but cannot go on; train anew: {anew}"
         )
     split = read_split(folder)
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
