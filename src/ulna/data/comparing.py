@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -64,23 +64,26 @@ def compare_grids(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
             notes.append(
                 f"{some(far)}: has a spacing of {steps[far[0]]:.3g} mm, the others about {median:.3g}; see its unit"
             )
+    planes: dict[str, list[str]] = {}
     turns: dict[str, list[str]] = {}
     for one in read:
         if one.affine is not None:
-            turns.setdefault(codes(np.array(one.affine), one.spatial_dims), []).append(one.case)
-    if len(turns) > 1:
-        rarest = min(turns.values(), key=len)
-        counts = listed(f"{len(cases)} {axes}" for axes, cases in turns.items())
-        used = "every image is turned to RAS for the network, and its answer back"
-        notes.append(f"{some(rarest)}: is stored along other axes than most ({counts}); {used}")
-    planes: dict[str, list[str]] = {}
-    for one in read:
-        if one.affine is not None and one.spatial_dims == 2:
-            planes.setdefault(PLANES[world_of(np.array(one.affine), 2)], []).append(one.case)
+            affine = np.array(one.affine)
+            turns.setdefault(codes(affine, one.spatial_dims), []).append(one.case)
+            if one.spatial_dims == 2:
+                planes.setdefault(PLANES[world_of(affine, 2)], []).append(one.case)
     if len(planes) > 1:
-        rarest = min(planes.values(), key=len)
-        counts = listed(f"{len(cases)} {plane}" for plane, cases in planes.items())
-        notes.append(f"{some(rarest)}: lies in another plane than most ({counts}); one network sees them all alike")
+        rarest, counts = _rarest(planes)
+        notes.append(f"{rarest}: lies in another plane than most ({counts}); one network sees them all alike")
+    elif len(turns) > 1:
+        rarest, counts = _rarest(turns)
+        used = "every image is turned to RAS for the network, and its answer back"
+        notes.append(f"{rarest}: is stored along other axes than most ({counts}); {used}")
+
+
+def _rarest(kinds: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    """The cases of the rarest kind, and how many there are of each."""
+    return some(min(kinds.values(), key=len)), listed(f"{len(cases)} {kind}" for kind, cases in kinds.items())
 
 
 def _usual(values: Sequence[int]) -> int:
