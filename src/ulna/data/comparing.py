@@ -81,7 +81,7 @@ def compare_grids(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
         notes.append(f"{rarest}: is stored along other axes than most ({counts}); {used}")
 
 
-def _rarest(kinds: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+def _rarest(kinds: Mapping[str, list[str]]) -> tuple[str, str]:
     """The cases of the rarest kind, and how many there are of each."""
     return some(min(kinds.values(), key=len)), listed(f"{len(cases)} {kind}" for kind, cases in kinds.items())
 
