@@ -138,7 +138,7 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     mirror, reasons["mirror_axes"] = (
         mirror_axes(labels.names, dims, world) if recipe.augmentation.flip else ((), "no flips: augmentation.flip is 0")
     )
-    oriented = dims == 3 and world is not None and None not in world
+    oriented = dims == 3 and orientation is not None
     turn, reasons["turn_axes"] = turn_axes(patch, spacing, mirror, oriented=oriented)
     return Plan(
         format=PLAN_FORMAT,

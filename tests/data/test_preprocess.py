@@ -1,9 +1,11 @@
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from tests.plans import make
 from ulna.data.preprocess import differences, normalise, prepare, prepare_labels, restored
+from ulna.data.read import Source, read_image
 from ulna.data.whitening import fit_whitening, whiten
 from ulna.errors import UsageError
 from ulna.recipe import Normalization
@@ -136,7 +138,7 @@ def test_a_plan_in_pixels_takes_an_image_in_mm_pixel_by_pixel_and_says_so():
     plan = make(spacing=(1.0, 1.0), normalization=NONE)
     image = Volume(np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32), (0.2, 0.2), "mm")
     assert torch.equal(prepare(image, plan).image, torch.from_numpy(image.array))
-    assert "its pixels are taken as they are" in differences(image, plan)[0]
+    assert "its pixels and axes are taken as stored" in differences(image, plan)[0]
 
 
 def test_a_spacing_beyond_those_of_the_training_is_noted_and_one_within_them_is_not():
@@ -152,6 +154,31 @@ def test_an_oriented_plan_refuses_a_file_that_does_not_say_how_it_lies():
     plan = make(spatial_dims=3, spacing=(1.0, 1.0, 2.0), unit="mm", normalization=NONE, orientation="RAS")
     with pytest.raises(UsageError, match="states no orientation"):
         prepare(Volume(volume().array, (1.0, 1.0, 2.0), "mm"), plan)
+
+
+def test_an_orientation_that_is_only_assumed_is_noted(tmp_path):
+    plan = make(spatial_dims=3, spacing=(1.0, 1.0, 2.0), unit="mm", normalization=NONE, orientation="RAS")
+    array = np.zeros((4, 5, 6), np.float32)
+    for code, noted in ((0, True), (1, False)):
+        image = nib.Nifti1Image(array, None)
+        image.header.set_zooms((1, 1, 2))
+        image.header.set_xyzt_units("mm")
+        if code:
+            image.set_sform(np.diag([1.0, 1.0, 2.0, 1.0]), code)
+        nib.save(image, tmp_path / "x.nii")
+        notes = differences(read_image([Source(tmp_path / "x.nii")]), plan)
+        assert any("states no orientation; LAS is assumed" in note for note in notes) == noted
+
+
+@pytest.mark.parametrize(
+    ("header", "oriented"),
+    [("TransformMatrix = 1 0 0 0 1 0 0 0 1\n", True), ("", False), ("CenterOfRotation = 0 0 0\n", False)],
+)
+def test_a_metaimage_says_whether_it_has_an_orientation(tmp_path, header, oriented):
+    pytest.importorskip("SimpleITK")
+    head = f"ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\n{header}ElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+    (tmp_path / "x.mha").write_bytes(f"{head}ElementDataFile = LOCAL\n".encode() + bytes(24))
+    assert read_image([Source(tmp_path / "x.mha")]).meta["oriented"] == oriented
 
 
 def test_spacing_and_labels_follow_the_turn():

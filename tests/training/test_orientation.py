@@ -106,9 +106,7 @@ def test_an_older_run_predicts_with_one_note(tmp_path, caplog):
 def test_an_older_run_does_not_go_on(tmp_path, discs):
     run = old(run_folder(tmp_path / "run", 0))
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(
-        UsageError, match=r"plan format 1.*train anew: ulna train .*--recipe .*recipe.yaml --out NEW_FOLDER"
-    ):
+    with pytest.raises(UsageError, match=r"plan format 1.*train anew: ulna train .*--model unet --out NEW_FOLDER"):
         train(discs, out=run, resume=True, epochs=3)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 

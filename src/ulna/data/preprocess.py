@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulna.data import format_1
-from ulna.data.orientation import AS_STORED, PLANES, Turn, turn_of, world_of
+from ulna.data.orientation import AS_STORED, PLANES, Turn, codes, turn_of, world_of
 from ulna.data.resampling import nearest, points, resample, restore, steps
 from ulna.data.whitening import whiten
 from ulna.errors import UsageError
@@ -126,7 +126,7 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
     name, notes = volume.path or "the image", []
     if volume.unit != plan.unit:
         notes.append(
-            f"{name}: states a spacing in {volume.unit}, the training images none; its pixels are taken as they are"
+            f"{name}: states a spacing in {volume.unit}, the training images none; its pixels and axes are taken as stored"
             if plan.unit == "px"
             else f"{name}: states no spacing; it is taken to have that of all training images, {_mm(plan.spacing)}"
         )
@@ -140,6 +140,9 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
             + (_mm(low) if low == high else f"{_mm(low)} to {_mm(high)}")
             + f"; it is resampled to {_mm(plan.spacing)}, and may be segmented less well"
         )
+    if plan.orientation is not None and volume.affine is not None and not volume.meta.get("oriented", True):
+        assumed = codes(volume.affine, volume.spatial_dims)
+        notes.append(f"{name}: states no orientation; {assumed} is assumed: see that left and right are not exchanged")
     worlds = plan.fingerprint.get("worlds")
     if plan.orientation is not None and plan.spatial_dims == 2 and worlds and volume.affine is not None:
         own = list(world_of(volume.affine, 2))

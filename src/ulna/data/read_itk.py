@@ -46,6 +46,7 @@ def read_itk(path: Path, spatial_dims: int | None = None) -> Volume:
     spatial = array.ndim - 1
     geometry = {"origin": origin, "direction": direction, "spacing": spacing}
     meta = {"format": "itk", "suffix": suffix_of(path), "size": size, "geometry": geometry, "either": either}
+    meta["oriented"] = values.oriented
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)

@@ -65,6 +65,7 @@ def read_nifti(path: Path, spatial_dims: int | None = None) -> Volume:
     faults = [*_spare(spare, expected // shape[-1]), *contradiction(header, shape)]
     notes = (*_disagreement(header, spacing, flat), *_odd_fields(header, shape))
     meta = {"format": "nifti", "suffix": suffix_of(path), "header": header, "file_size": shape[:3], "notes": notes}
+    meta["oriented"] = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0  # else nibabel assumes LAS
     meta["faults"], meta["either"] = tuple(faults), 1 in (*shape, 1)[:3]
     return Volume(np.ascontiguousarray(np.moveaxis(array, -1, 0)), spacing, "mm", affine, path, meta)
 

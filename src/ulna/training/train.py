@@ -255,10 +255,10 @@ def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split) -> None:
 def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | None) -> tuple[Recipe, Plan, Split]:
     recipe, plan = from_yaml(Recipe, folder / "recipe.yaml"), from_yaml(Plan, folder / "plan.yaml")
     if plan.format != PLAN_FORMAT:
-        anew = shlex.join(["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"])
+        anew = shlex.join(["ulna", "train", str(data), "--model", recipe.model, "--out", "NEW_FOLDER"])
         raise UsageError(
             f"{folder}: begun by an earlier ulna (plan format {plan.format}), which saw images along the axes of "
-            f"their files; it predicts as it did, but cannot go on; train anew: {anew}"
+            f"their files; it predicts as it did, but cannot go on; train anew: {anew} (what you set stands in recipe.yaml)"
         )
     split = read_split(folder)
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
