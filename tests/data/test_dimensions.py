@@ -107,6 +107,21 @@ def test_an_array_of_few_slices_among_volumes_is_a_volume(tmp_path):
     assert read_image([Source(root / "images" / "c1.npy")]).channels == 3  # alone it is a colour picture, as before
 
 
+@pytest.mark.parametrize("unstated", [1, 3])
+def test_files_without_an_orientation_among_others_are_noted(tmp_path, unstated):
+    """They are turned as LAS, which their format assumes: the others may lie the other way."""
+    root = write_set(tmp_path / "set", [(12, 14, 6)] * 3)
+    for number in range(unstated):
+        for kind in ("images", "labels"):
+            path = root / kind / f"c{number}.nii.gz"
+            image = nib.Nifti1Image(np.asarray(nib.load(path).dataobj), None)
+            image.header.set_xyzt_units("mm")
+            nib.save(image, path)
+    found = [note for note in check(root).notes if "states no orientation, others do" in note]
+    assert len(found) == (unstated < 3)
+    assert all(note.startswith("c0:") for note in found)
+
+
 def test_2d_and_3d_files_that_can_be_nothing_else_are_still_a_problem(tmp_path):
     root = write_set(tmp_path / "set", [(12, 14, 6), (12, 14, 7)])
     write_set(tmp_path / "flat", [(12, 14)], ".npy")

@@ -64,6 +64,10 @@ def compare_grids(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
             notes.append(
                 f"{some(far)}: has a spacing of {steps[far[0]]:.3g} mm, the others about {median:.3g}; see its unit"
             )
+    assumed = [one.case for one in read if one.affine is not None and not one.oriented]
+    if assumed and any(one.oriented for one in read):
+        what = "states no orientation, others do; what its format assumes is used, and left and right may be exchanged"
+        notes.append(f"{some(assumed)}: {what}")
     planes: dict[str, list[str]] = {}
     turns: dict[str, list[str]] = {}
     for one in read:

@@ -60,6 +60,7 @@ class Survey:
         problems: what is wrong.
         notes: what the reader changed or passed over.
         either: the file could be 2D or 3D, such as a volume of one slice.
+        oriented: the file states its orientation, else `affine` holds what its format assumes.
     """
 
     case: str
@@ -79,6 +80,7 @@ class Survey:
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     either: bool = False
+    oriented: bool = True
 
     @property
     def spatial_dims(self) -> int:
@@ -111,6 +113,7 @@ def survey(case: Case, labels: Labels | None) -> Survey:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(image)}
         facts["look"], facts["either"] = look(image.array), bool(image.meta.get("either"))
+        facts["oriented"] = bool(image.meta.get("oriented", True))
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
