@@ -67,7 +67,7 @@ def explain(
     """Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
 
     Writes PNG for a 2D image; for a volume NIfTI in its geometry, and a contact sheet of the slice with the most of the
-    class. Saliency maps are no proof of what a network uses. Grad-CAM needs captum (pip install 'ulna[explain]').
+    class, in the radiological convention (the patient's right on the left) with letters at its sides. Saliency maps are no proof of what a network uses. Grad-CAM needs captum (pip install 'ulna[explain]').
 
     Args:
         run: a run folder of `ulna train`; of several, the spread of their answers is shown, and all else of the first.
@@ -119,7 +119,12 @@ def explain(
 
     network = folded(segmenter.network).requires_grad_(False)  # a copy: only the image needs gradients
     found = Found(
-        about={"overlay": {"method": "the predicted label map; in pictures its outline, and maps over the image"}}
+        about={
+            "overlay": {
+                "method": "the predicted label map; in pictures its outline, and maps over the image; "
+                "drawn in the radiological convention where the image states an orientation"
+            }
+        }
     )
     add_saliency(segmenter, network, subject, found)
     add_uncertainty(doubt, kind, subject, labels, found)
