@@ -34,6 +34,13 @@ def test_a_case_of_channel_files(tmp_path):
     same(run, tmp_path / "images", files, tmp_path / "out")
 
 
+def test_a_picture_on_a_grid_of_two_pixels(tmp_path):
+    array = np.random.default_rng(0).integers(0, 255, (24, 30), dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "x.png")
+    run = run_folder(tmp_path / "run", seed=1, labels=THREE, spacing=(2.0, 2.0))
+    same(run, tmp_path / "x.png", array, tmp_path / "out")
+
+
 @pytest.mark.parametrize("depth", [1, 3, 4])
 def test_a_volume_of_few_slices_without_geometry(tmp_path, depth):
     """A .npy whose last axis could be colours: the plan says that it is a volume."""

@@ -67,7 +67,8 @@ def explain(
     """Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
 
     Writes PNG for a 2D image; for a volume NIfTI in its geometry, and a contact sheet of the slice with the most of the
-    class, in the radiological convention (the patient's right on the left) with letters at its sides. Saliency maps are no proof of what a network uses. Grad-CAM needs captum (pip install 'ulna[explain]').
+    class, in the radiological convention (the patient's right on the left) with letters at its sides. Saliency maps are no
+    proof of what a network uses. Grad-CAM needs captum (pip install 'ulna[explain]').
 
     Args:
         run: a run folder of `ulna train`; of several, the spread of their answers is shown, and all else of the first.

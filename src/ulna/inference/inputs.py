@@ -56,8 +56,10 @@ def as_volume(
             _note(f"an array without affine=: its axes are taken to run as {_axes(plan)}")
             return replace(placed, affine=np.diag([*(*placed.spacing, 1.0)[:3], 1.0]))
         return placed
-    if plan.unit == "px" or plan.spacing is None:
+    if plan.format == 1:  # as it was
         return replace(unplaced, spacing=plan.spacing or (1.0,) * dims, unit=plan.unit)
+    if plan.unit == "px" or plan.spacing is None:
+        return unplaced
     on_grid = f"an array without spacing= or affine= is taken to lie on the grid of the training, {_mm(plan.spacing)}"
     _note(on_grid + (f", its axes along {_axes(plan)}" if plan.orientation else ""))
     grid = np.diag([*(*plan.spacing, 1.0)[:3], 1.0]) if plan.orientation else None
