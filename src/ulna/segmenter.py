@@ -160,6 +160,7 @@ class Segmenter:
 
     def _seen(self, volume: Volume) -> tuple[tuple[int, ...], int, Turn]:
         """The size of a volume as the network sees it, the axis for slabs, and the turn; what is odd is noted once."""
+        check_fit(volume, self.plan)
         for note in differences(volume, self.plan):
             if note not in self._noted:
                 self._noted.add(note)

@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.data.test_orientation import ALL_48, oblique, stored_as
 from tests.plans import make
+from ulna.errors import UsageError
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels, Normalization, Recipe, Training
 from ulna.segmenter import Ensemble, Segmenter
@@ -143,3 +144,11 @@ def test_slices_of_one_plane_are_turned_in_it():
         (np.eye(4)[:, [1, 0, 2, 3]], np.roll(array, (-2, 3), (0, 1))),
     ):
         assert np.array_equal(segment(array, affine=affine).mask, expected > 0)
+
+
+def test_an_image_of_other_dimensions_is_refused_before_anything_is_compared():
+    segment = Segmenter(Shifted(OFFSET), plan_of(), RECIPE)
+    flat = Volume(np.zeros((1, 9, 12), np.float32), (1.0, 1.0), "mm", np.eye(4))
+    for ask in (segment, segment.mask, segment.probabilities):
+        with pytest.raises(UsageError, match="a 2D image; this model was planned for 3D images"):
+            ask(flat)

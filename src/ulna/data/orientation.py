@@ -102,29 +102,27 @@ def to_canonical(affine: NDArray[np.float64], dims: int) -> Turn:
         >>> to_canonical(np.diag([-1.0, -1.0, 4.0, 1.0]), 3)  # LPS
         Turn(axes=(0, 1, 2), flipped=(True, True, False))
     """
+    return _closest(affine, dims)[0]
+
+
+def world_of(affine: NDArray[np.float64], dims: int) -> tuple[int, ...]:
+    """The world axis (0: left to right, 1: back to front, 2: foot to head) that every canonical axis goes along."""
+    return _closest(affine, dims)[1]
+
+
+def _closest(affine: NDArray[np.float64], dims: int) -> tuple[Turn, tuple[int, ...]]:
+    """The turn, and the world axes that the turned axes go along."""
     steps = affine[:3, :dims] / np.linalg.norm(affine[:3, :dims], axis=0)
-    best: tuple[Any, ...] = ()
+    found: list[tuple[tuple[float, ...], Turn, tuple[int, ...]]] = []
     for worlds in itertools.combinations(range(3), dims):
         for axes in itertools.permutations(range(dims)):
             along = [float(steps[world, axis]) for world, axis in zip(worlds, axes, strict=True)]
             flipped = tuple(step < 0 for step in along)
             where = np.round([-steps[:, a] if f else steps[:, a] for a, f in zip(axes, flipped, strict=True)], _DIGITS)
-            rank = (round(sum(map(abs, along)), _DIGITS), *(where + 0.0).ravel().tolist())
-            if not best or rank > best[0]:
-                best = rank, Turn(axes, flipped)
-    turn: Turn = best[1]
-    return AS_STORED if turn == Turn(tuple(range(dims)), (False,) * dims) else turn
-
-
-def world_of(affine: NDArray[np.float64], dims: int) -> tuple[int, ...]:
-    """The world axis (0: left to right, 1: back to front, 2: foot to head) that every canonical axis goes along."""
-    turn = to_canonical(affine, dims)
-    steps = np.abs(affine[:3, :dims]) / np.linalg.norm(affine[:3, :dims], axis=0)
-    if dims == 3:
-        return (0, 1, 2)
-    pairs = itertools.combinations(range(3), 2)
-    axes = turn.axes or (0, 1)
-    return max(pairs, key=lambda worlds: round(sum(steps[w, a] for w, a in zip(worlds, axes, strict=True)), _DIGITS))
+            agreement = (round(sum(map(abs, along)), _DIGITS), *(where + 0.0).ravel().tolist())
+            found.append((agreement, Turn(axes, flipped), worlds))
+    _, turn, worlds = max(found, key=lambda one: one[0])
+    return (AS_STORED if turn == Turn(tuple(range(dims)), (False,) * dims) else turn), worlds
 
 
 def codes(affine: NDArray[np.float64], dims: int) -> str:
@@ -134,6 +132,6 @@ def codes(affine: NDArray[np.float64], dims: int) -> str:
         >>> codes(np.diag([-1.0, 1.0, 4.0, 1.0]), 3)
         'LAS'
     """
-    turn, worlds = to_canonical(affine, dims), world_of(affine, dims)
+    turn, worlds = _closest(affine, dims)
     flipped = turn.stored(turn.flipped or (False,) * dims)
     return "".join(ENDS[world][0 if flip else 1] for world, flip in zip(turn.stored(worlds), flipped, strict=True))
