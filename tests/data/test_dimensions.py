@@ -107,6 +107,22 @@ def test_an_array_of_few_slices_among_volumes_is_a_volume(tmp_path):
     assert read_image([Source(root / "images" / "c1.npy")]).channels == 3  # alone it is a colour picture, as before
 
 
+def test_a_copy_stored_in_another_orientation_is_found(tmp_path):
+    root = write_set(tmp_path / "set", [(22, 24, 16)] * 4)
+    rng = np.random.default_rng(1)
+    for number in range(4):
+        blobs = np.kron(rng.normal(size=(11, 12, 8)), np.ones((2, 2, 2))).astype(np.float32)
+        nib.save(nib.Nifti1Image(blobs, AFFINE), root / "images" / f"c{number}.nii.gz")
+        if number == 3:
+            for kind, array in (
+                ("images", blobs),
+                ("labels", np.asarray(nib.load(root / "labels" / "c3.nii.gz").dataobj)),
+            ):
+                other, affine = stored_as(array, AFFINE, "PSR")
+                nib.save(nib.Nifti1Image(np.ascontiguousarray(other), affine), root / kind / "turned.nii.gz")
+    assert inspect(Dataset.from_folder(root)).copies == (("c3", "turned"),)
+
+
 @pytest.mark.parametrize("unstated", [1, 3])
 def test_files_without_an_orientation_among_others_are_noted(tmp_path, unstated):
     """They are turned as LAS, which their format assumes: the others may lie the other way."""

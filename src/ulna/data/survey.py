@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.likeness import look
+from ulna.data.orientation import to_canonical
 from ulna.data.read import encode_labels, value_counts, without_colour
 from ulna.errors import DataError, Problem
 from ulna.progress import track
@@ -112,7 +113,7 @@ def survey(case: Case, labels: Labels | None) -> Survey:
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(image)}
-        facts["look"], facts["either"] = look(image.array), bool(image.meta.get("either"))
+        facts["look"], facts["either"] = look(_upright(image)), bool(image.meta.get("either"))
         facts["oriented"] = bool(image.meta.get("oriented", True))
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
@@ -132,6 +133,11 @@ def survey(case: Case, labels: Labels | None) -> Survey:
             facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
     found = Survey(case=case.id, problems=tuple(problems), **facts)
     return _judged_constant(case, found) if found.constant else found
+
+
+def _upright(image: Volume) -> NDArray[Any]:
+    """The array along canonical axes, so that a copy stored in another orientation looks the same."""
+    return image.array if image.affine is None else to_canonical(image.affine, image.spatial_dims).forward(image.array)
 
 
 def _judged_constant(case: Case, found: Survey) -> Survey:
