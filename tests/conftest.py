@@ -15,7 +15,7 @@ torch.set_num_threads(int(os.environ.get("ULNA_TEST_THREADS", "1")))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 # Rooms whose tests depend on how a processor computes; CI runs their quick tests under imitated processors too.
-COMPUTING = ("kernels", "blocks", "networks", "inference", "training", "test_losses.py", "test_allocation.py")
+COMPUTING = ("kernels", "blocks", "networks", "inference", "test_losses.py", "test_allocation.py")
 
 
 @pytest.fixture(scope="session")

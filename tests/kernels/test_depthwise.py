@@ -70,14 +70,6 @@ def test_a_backward_pass_within_autocast_is_in_the_precision_of_the_forward_pass
     assert torch.equal(*grads)
 
 
-def test_second_derivatives_are_refused():
-    x, weight = torch.randn(1, 4, 6, 6, requires_grad=True), torch.randn(4, 1, 3, 3, requires_grad=True)
-    y = convolve_depthwise(x, weight, None, stride=(1, 1), padding=(1, 1))
-    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 def test_an_input_that_asks_for_no_gradient_gets_none():
     weight = torch.randn(3, 1, 3, 3, requires_grad=True)
     x = torch.randn(1, 3, 6, 6)

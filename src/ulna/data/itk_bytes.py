@@ -51,6 +51,7 @@ class Stored(NamedTuple):
         values: with the axes of the file, the fastest first; real values are float32.
         sizes: of all axes; channels are one of them.
         spaced: the header states how far the voxels lie apart.
+        oriented: the header states how the axes lie in the body; ITK assumes LPS where it does not.
         too_large: how many values float32 does not hold, and the largest; None for none.
         millimetres: in the unit that the header states, 1 where it states none.
     """
@@ -58,6 +59,7 @@ class Stored(NamedTuple):
     values: NDArray[Any]
     sizes: tuple[int, ...]
     spaced: bool
+    oriented: bool = True
     too_large: tuple[int, float] | None = None
     millimetres: float = 1.0
 
@@ -69,6 +71,7 @@ class _Header(NamedTuple):
     start: int
     length: int | None  # bytes of packed values, where the header says so
     spaced: bool
+    oriented: bool
     millimetres: float = 1.0
 
 
@@ -112,7 +115,7 @@ def _read_values(path: Path, file: IO[bytes], header: _Header, held: int) -> Sto
         found = fill(values, stream.read, header.dtype, convert)
         stream.end(found, expected)
     large = convert.too_large if convert is not None else None
-    return Stored(values, header.sizes, header.spaced, large, header.millimetres)
+    return Stored(values, header.sizes, header.spaced, header.oriented, large, header.millimetres)
 
 
 class _Inflated:
@@ -184,7 +187,8 @@ def _meta_image(path: Path, data: bytes) -> _Header:
         window, length = 15, int(fields["compresseddatasize"])
     dtype = np.dtype(kind).newbyteorder(">" if big else "<")
     spaced = "elementspacing" in fields or "elementsize" in fields
-    return _Header((channels, *sizes) if channels != 1 else sizes, dtype, window, start, length, spaced)
+    oriented = any(field in fields for field in ("transformmatrix", "rotation", "orientation"))
+    return _Header((channels, *sizes) if channels != 1 else sizes, dtype, window, start, length, spaced, oriented)
 
 
 def _true(text: str) -> bool:
@@ -214,8 +218,8 @@ def _nrrd(path: Path, data: bytes) -> _Header:
     if kind is None:
         raise fault(path, f"holds values of type {name[:40]}", "save it with integer or real values")
     dtype = np.dtype(kind).newbyteorder(">" if fields.get("endian", "little").lower() == "big" else "<")
-    spaced = "space directions" in fields or "spacings" in fields
-    return _Header(sizes, dtype, window, start, None, spaced, _nrrd_unit(fields))
+    spaced, oriented = "space directions" in fields or "spacings" in fields, "space" in fields
+    return _Header(sizes, dtype, window, start, None, spaced, oriented, _nrrd_unit(fields))
 
 
 def _nrrd_unit(fields: Mapping[str, str]) -> float:

@@ -19,9 +19,11 @@ MOST_COLOURS = 4  # a last axis up to this long is colour
 NUMBERS = "iufb"
 
 
-def read_npy(path: Path) -> Volume:
-    """(C, *S) in pixels. (H, W) and (D, H, W) are one channel; the last of three axes is colour up to a length of 4, and
-    the last of four the channels.
+def read_npy(path: Path, spatial_dims: int | None = None) -> Volume:
+    """(C, *S) in pixels. (H, W) and (D, H, W) are one channel; the last of four axes holds the channels.
+
+    Where the last of three axes is up to 4 long, the array is a colour picture or a volume of few slices, as `spatial_dims`
+    says; left out, it is a picture.
 
     Raises:
         DataError: if the file holds anything but numbers, or not exactly as many bytes as its header promises.
@@ -40,8 +42,9 @@ def read_npy(path: Path) -> Volume:
             raise fault(path, f"has the shape {shape}", "save (*S) or (*S, C) of a 2D or 3D image")
         check_memory(path, math.prod(shape) * native(dtype).itemsize)
         array, large = _values(file, header)
-    meta = {"format": "npy", "too_large": large}
-    return Volume(_channels_first(path, array), (1.0,) * _dims(shape), "px", None, path, meta)
+    array = _channels_first(array, spatial_dims)
+    meta = {"format": "npy", "either": len(shape) == 3 and shape[-1] <= MOST_COLOURS, "too_large": large}
+    return Volume(array, (1.0,) * (array.ndim - 1), "px", None, path, meta)
 
 
 def _values(file: IO[bytes], header: Header) -> tuple[NDArray[Any], tuple[int, float] | None]:
@@ -84,16 +87,9 @@ def array_header(path: Path, file: IO[bytes], what: str, kinds: str) -> Header:
     return Header(tuple(int(n) for n in shape), bool(fortran), dtype)
 
 
-def _dims(shape: tuple[int, ...]) -> int:
-    return len(shape) - _last_is_channel(shape)
-
-
-def _last_is_channel(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 or (len(shape) == 3 and shape[-1] <= MOST_COLOURS)
-
-
-def _channels_first(path: Path, array: NDArray[Any]) -> NDArray[Any]:
-    array = np.moveaxis(array, -1, 0) if _last_is_channel(array.shape) else array[None]
+def _channels_first(array: NDArray[Any], spatial_dims: int | None) -> NDArray[Any]:
+    colour = array.ndim == 3 and array.shape[-1] <= MOST_COLOURS and spatial_dims != 3
+    array = np.moveaxis(array, -1, 0) if colour or array.ndim == 4 else array[None]
     return plain(np.ascontiguousarray(array))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,6 +18,7 @@ from ulna.data.intensity import Intensity, measure
 from ulna.data.label_values import label_values
 from ulna.data.likeness import look
 from ulna.data.limits import within_memory
+from ulna.data.orientation import to_canonical
 from ulna.data.read import without_colour
 from ulna.data.slabs import slabs
 from ulna.data.turning import UPRIGHT, stored_size
@@ -50,6 +51,8 @@ class Survey:
         palette: class -> the colour in which a palette of the label map draws it.
         problems: what is wrong.
         notes: what the reader changed or passed over.
+        either: the file could be 2D or 3D, such as a volume of one slice.
+        oriented: the file states its orientation, else `affine` holds what its format assumes.
     """
 
     case: str
@@ -69,6 +72,8 @@ class Survey:
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    either: bool = False
+    oriented: bool = True
 
     @property
     def spatial_dims(self) -> int:
@@ -109,12 +114,14 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(image)}
-        facts["look"] = look(image.array)
+        facts["look"], facts["either"] = look(_upright(image)), bool(image.meta.get("either"))
+        facts["oriented"] = bool(image.meta.get("oriented", True))
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
         problems += _readable_faults(image, case.images[0])
-    reference = _tried(case.read_labels, case.label, problems) if case.label is not None else None
+    dims = None if image is None else image.spatial_dims
+    reference = _tried(lambda: case.read_labels(dims), case.label, problems) if case.label is not None else None
     if reference is None:
         return
     values, facts["two_valued_255"], classes = label_values(reference, labels, problems)
@@ -130,6 +137,11 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         problems.append(Problem(str(case.images[0]), "is its own label map, value by value", remedy))
     if _same_grid(case, image, reference, problems) and classes is not None:
         facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
+
+
+def _upright(image: Volume) -> NDArray[Any]:
+    """The array along canonical axes, so that a copy stored in another orientation looks the same."""
+    return image.array if image.affine is None else to_canonical(image.affine, image.spatial_dims).forward(image.array)
 
 
 def _noted_constant(found: Survey) -> Survey:
@@ -154,12 +166,25 @@ def _turned(image: Volume, reference: Volume) -> tuple[str, ...]:
 
 
 def survey_all(dataset: Dataset, workers: int = 0) -> list[Survey]:
-    """Read every case once, in the order of the data set; with `workers`, that many at a time."""
+    """Read every case once, in the order of the data set; with `workers`, that many at a time.
+
+    Files that could be 2D or 3D are what the others are: in a data set of volumes they are read again, as volumes.
+    """
+    found = _each(dataset.cases, dataset.labels, workers, "reading")
+    again = [n for n, one in enumerate(found) if one.either and one.spatial_dims == 2]
+    if again and any(one.spatial_dims == 3 for one in found):
+        cases = [replace(dataset.cases[n], spatial_dims=3) for n in again]
+        for n, one in zip(again, _each(cases, dataset.labels, workers, "reading volumes of few slices"), strict=True):
+            found[n] = one
+    return found
+
+
+def _each(cases: Sequence[Case], labels: Labels | None, workers: int, what: str) -> list[Survey]:
     if workers <= 1:
-        return [survey(case, dataset.labels) for case in track(dataset.cases, "reading")]
+        return [survey(case, labels) for case in track(cases, what)]
     with ThreadPoolExecutor(workers) as pool:  # unpacking and decoding release the interpreter
-        pending = [pool.submit(survey, case, dataset.labels) for case in dataset.cases]
-        return [future.result() for future in track(pending, "reading")]
+        pending = [pool.submit(survey, case, labels) for case in cases]
+        return [future.result() for future in track(pending, what)]
 
 
 def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) -> Volume | None:
