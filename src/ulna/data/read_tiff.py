@@ -19,7 +19,7 @@ from ulna.data.limits import MOST_PIXELS, check_memory, check_pixels
 from ulna.data.slabs import as_float32, native
 from ulna.data.source import AGAIN, fault, file_stat, suffix_of
 from ulna.data.tiff_decoding import decoded
-from ulna.data.tiff_meaning import channels_first, check_meaning, meant
+from ulna.data.tiff_meaning import WHITE_IS_ZERO, channels_first, check_meaning, meant
 from ulna.data.tiff_scale import read_scale
 from ulna.data.turning import ORIENTATION, checked_orientation, exchanges_axes, upright
 from ulna.errors import DataError
@@ -69,6 +69,8 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
         raise fault(path, f"holds values of type {array.dtype}", "save it with integer or real values")
     meta: dict[str, Any] = {"format": "tiff", "suffix": suffix_of(path), "scale": scale, "run": run}
     meta |= {"orientation": orientation, "palette": palette, "notes": tuple(notes)}
+    if WHITE_IS_ZERO in notes:
+        meta["white"] = (1 << int(page.bitspersample)) - 1  # what the stored values were taken from
     array = upright(array, orientation)
     if array.dtype.kind == "f":
         array, meta["too_large"] = as_float32(array)

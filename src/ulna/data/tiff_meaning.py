@@ -14,6 +14,7 @@ from ulna.data.source import fault
 from ulna.data.tiff_decoding import JPEG_PACKINGS
 
 _WHITE_IS_ZERO, _PALETTE, _CMYK = 0, 3, 5  # of the tag PhotometricInterpretation
+WHITE_IS_ZERO = "says that white is zero; read as shown, white is the largest value"
 _ALPHA = (1, 2)  # of the tag ExtraSamples: opacity, associated or not
 _DEPTH = "ZQI"  # axes that are depth: slices, and runs of pages that have no name
 _MEANING = {
@@ -66,7 +67,7 @@ def _white_is_largest(array: NDArray[Any], page: Any, as_labels: bool, notes: li
     if as_labels and bits != 1:
         notes.append("says that white is zero; the stored values are the classes, 0 is background")
         return array
-    notes.append("says that white is zero; read as shown, white is the largest value")
+    notes.append(WHITE_IS_ZERO)
     return np.subtract((1 << bits) - 1, array, dtype=array.dtype, casting="unsafe")
 
 

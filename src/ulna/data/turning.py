@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 ORIENTATION = 274  # the tag, of TIFF and of EXIF
 UPRIGHT = 1
 # of each value: whether rows and columns are exchanged, then rows mirrored, then columns mirrored
-_TURNS = {
+TURNS = {
     1: (False, False, False),
     2: (False, False, True),
     3: (False, True, True),
@@ -35,32 +35,32 @@ def upright(array: NDArray[Any], orientation: int) -> NDArray[Any]:
         >>> upright(np.array([[1, 2, 3]]), 6).tolist()
         [[1], [2], [3]]
     """
-    exchanged, rows, columns = _TURNS[orientation]
+    exchanged, rows, columns = TURNS[orientation]
     array = np.swapaxes(array, -1, -2) if exchanged else array
     return array[..., :: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def as_stored(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     """The way back: (..., H, W) as shown -> as stored; a view."""
-    exchanged, rows, columns = _TURNS[orientation]
+    exchanged, rows, columns = TURNS[orientation]
     array = array[..., :: -1 if rows else 1, :: -1 if columns else 1]
     return np.swapaxes(array, -1, -2) if exchanged else array
 
 
 def exchanges_axes(orientation: int) -> bool:
     """Whether rows become columns."""
-    return _TURNS[orientation][0]
+    return TURNS[orientation][0]
 
 
 def stored_size(size: Sequence[int], orientation: int) -> tuple[int, ...]:
     """The size of what is shown -> the size as stored."""
     *depth, height, width = size
-    return (*depth, width, height) if _TURNS[orientation][0] else tuple(size)
+    return (*depth, width, height) if TURNS[orientation][0] else tuple(size)
 
 
 def checked_orientation(value: Any, notes: list[str]) -> int:
     """A value of the tag that means something, with a note where it turns the picture; else 1."""
-    if isinstance(value, int) and value in _TURNS:
+    if isinstance(value, int) and value in TURNS:
         if value != UPRIGHT:
             notes.append(f"orientation tag {value} is applied: rows and columns are as viewers show them")
         return value
