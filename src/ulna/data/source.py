@@ -59,6 +59,17 @@ def case_name(path: Path | str) -> str:
     return composed(name[: len(name) - len(suffix_of(name))])
 
 
+def plain_name(path: Path | str) -> str:
+    """The file name without the extension of an image; whatever else follows a dot belongs to the name.
+
+    Example:
+        >>> plain_name("out/A.v2.nii.gz"), plain_name("1.2.840.0175"), plain_name("patient.1"), plain_name("x.npz")
+        ('A.v2', '1.2.840.0175', 'patient.1', 'x')
+    """
+    name, suffix = Path(path).name, suffix_of(path)
+    return composed(name[: len(name) - len(suffix)] if suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) else name)
+
+
 def beside(name: str) -> bool:
     """Whether a file of that name stands beside the data and is passed over: a read-me, a licence, a hidden file."""
     return name.lower().startswith(_BESIDE)
