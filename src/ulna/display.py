@@ -164,8 +164,10 @@ def _train(console: Console, run: Any) -> None:
 
 
 def _predict(console: Console, predictions: Any) -> None:
-    seconds = [row["seconds"] for row in predictions.cases]
-    console.print(f"{len(seconds)} masks in {predictions.folder} ({sum(seconds):.1f} s)", markup=False, highlight=False)
+    made = [row["seconds"] for row in predictions.cases if row["case"] not in set(predictions.skipped)]
+    there = f"; {len(predictions.skipped)} stood there already" if predictions.skipped else ""
+    text = f"{len(made)} masks written to {predictions.folder} ({sum(made):.1f} s){there}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     next_step = f"next: ulna evaluate {_quoted(predictions.folder)} LABELS"
     console.print(next_step, style="dim", markup=False, highlight=False)
 

@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.classes import classes_found
-from ulna.data.masks import Masks, find_masks
+from ulna.data.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.read import encode_labels, read_labels, value_counts, without_colour
-from ulna.data.source import Source, fault
+from ulna.data.record import JOURNAL, Record, read_facts
+from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import write_text
 from ulna.metrics import MEASURES, average, bootstrap_interval, score_labels
+from ulna.outputs import check_folder, check_names
 from ulna.progress import track
 from ulna.recipe import Labels, parse
 from ulna.volume import Volume, same_geometry
@@ -86,10 +88,11 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     Example:
         ulna evaluate masks data/nuclei --out scores
     """
-    if out is not None and (Path(out) / "recipe.yaml").exists():
-        raise UsageError(f"{out}: is a run folder with a summary of its own; choose another --out")
-    references, predicted = find_masks(Path(labels)), find_masks(Path(predictions))
-    about = _about(Path(predictions))
+    predictions, labels = Path(predictions), Path(labels)
+    references, about = find_masks(labels), read_facts(predictions if predictions.is_dir() else predictions.parent)
+    if out is not None:
+        _check_out(Path(out), labels, references)
+    predicted, notes = _predicted(predictions, about)
     asked = about.get("asked") or list(references.sources)
     wanted = [name for name in references.sources if name in set(asked)]
     missing = [name for name in wanted if name not in predicted.sources]
@@ -101,6 +104,12 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
         )
     if extra:
         log.info("note: %d masks have no reference and are left out: %s", len(extra), _some(extra))
+    if notes.get("not_listed"):
+        text = "%d masks in %s are not of the prediction that predict.json lists, and are not scored: %s"
+        log.warning(text, len(notes["not_listed"]), predictions, _some(notes["not_listed"]))
+    if notes.get("changed"):
+        text = "%d masks were changed after predict wrote them, and are scored as they are: %s"
+        log.warning(text, len(notes["changed"]), _some(notes["changed"]))
     names = _classes(about, references, predicted, labels)
     dims = _dims(references.sources[name] for name in wanted)
     problems: list[Problem] = []
@@ -122,7 +131,8 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
 
     evaluation = evaluate_pairs(pairs(), names, missing=missing)
     if problems:
-        raise DataError(problems, Path(predictions))
+        raise DataError(problems, predictions)
+    evaluation.summary.update(notes)
     if out is not None:
         evaluation.write(Path(out))
     return evaluation
@@ -223,16 +233,47 @@ def _dims(references: Iterable[Source]) -> int | None:
     return None
 
 
-def _about(predictions: Path) -> dict[str, Any]:
-    """What `predict` wrote down beside its masks: the classes, and the cases it was asked for."""
-    path = (predictions if predictions.is_dir() else predictions.parent) / "predict.json"
-    if not path.exists():
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: not readable as JSON ({error}); predict again or remove it") from None
-    return facts if isinstance(facts, dict) else {}
+def _predicted(predictions: Path, about: dict[str, Any]) -> tuple[Masks, dict[str, list[str]]]:
+    """The masks to score, and what is told about the others.
+
+    Of a folder of `predict` those that its newest call lists; of any other folder all.
+    """
+    folder = predictions if predictions.is_dir() else predictions.parent
+    journal = folder / JOURNAL
+    if journal.exists() and journal.stat().st_size:
+        raise UsageError(
+            f"{folder}: the last prediction was not finished ({JOURNAL}); call the same ulna predict again"
+        )
+    if not about:
+        return find_masks(predictions), {}
+    record = Record.read(folder)
+    rows = record.current()
+    if predictions != folder and not any(entry.file == predictions.name for entry in rows):
+        return find_masks(predictions), {}
+    sources: dict[str, Source] = {}
+    for name in dict.fromkeys(entry.file for entry in rows):
+        path = folder / name
+        if not path.exists() or (predictions != folder and path.name != predictions.name):
+            continue
+        if suffix_of(path) == ARRAY_SUFFIX:
+            inside = rows_of(path)
+            sources |= {e.case: inside[e.case] for e in rows if e.file == name and e.case in inside}
+        else:
+            sources |= {entry.case: Source(path) for entry in rows if entry.file == name}
+    known = {name for entry in rows for name in entry.files}
+    stray = [path.name for path in mask_files(folder) if path.name not in known] if predictions == folder else []
+    changed = [entry.case for entry in rows if entry.case in sources and record.changed(entry)]
+    return Masks(sources, None), {"not_listed": stray, "changed": changed}
+
+
+def _check_out(out: Path, labels: Path, references: Masks) -> None:
+    """Refuse a folder whose files are not of an earlier evaluation."""
+    check_folder(out, [labels, *dict.fromkeys(source.path for source in references.sources.values())])
+    own = {
+        "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith("case,class,"),
+        "summary.json": lambda path: {"tolerance", "classes", "missing"} <= json.loads(path.read_text("utf-8")).keys(),
+    }
+    check_names(out, own)
 
 
 def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:
@@ -252,4 +293,4 @@ def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: 
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -51,7 +51,9 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
             if suffix in IMAGE_SUFFIXES and not path.name.startswith("._"):  # which macOS leaves on foreign disks
                 hidden.append(path.name)
             continue
-        if path.is_dir() or suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
+        if path.is_dir() and suffix in IMAGE_SUFFIXES:
+            found.notes.append(f"{folder.name}/{path.name} is a folder, it is not read")
+        elif path.is_dir() or suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
             spare += 1
         elif suffix in _NOT_YET:
             found.wrong(path, f"has the extension {suffix!r}, which is not read", convert())

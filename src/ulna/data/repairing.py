@@ -26,6 +26,7 @@ from ulna.data.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, s
 from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey
 from ulna.errors import DataError, Problem, UsageError
+from ulna.outputs import check_folder
 from ulna.progress import track
 from ulna.recipe import Labels
 from ulna.volume import Volume
@@ -73,6 +74,7 @@ def check_target(out: Path, root: Path) -> None:
         raise UsageError(f"{out}: is there already; --fix never overwrites, choose another folder")
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
         raise UsageError(f"{out}: lies in the data set itself; choose a folder beside it")
+    check_folder(out, remedy="choose another folder")
 
 
 def repair(

@@ -38,6 +38,7 @@ from ulna.files import TEMPORARY, Tensors, read_tensors, write_tensors, write_te
 from ulna.levels import Level, levels_of, named_level, pruned
 from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
+from ulna.outputs import check_folder
 from ulna.prediction import TOO_LARGE
 from ulna.progress import track
 from ulna.recipe import Split, to_yaml
@@ -371,6 +372,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out}: {'is not empty' if out.is_dir() else 'is a file'}; choose another --out")
+    check_folder(out)
     made, hidden = not out.exists(), out / f"{TEMPORARY}{os.getpid()}"
     try:
         hidden.mkdir(parents=True)
