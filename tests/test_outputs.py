@@ -1,6 +1,5 @@
 """Output folders: what others made is never replaced, whatever the path says."""
 
-
 import pytest
 
 from ulna.errors import UsageError

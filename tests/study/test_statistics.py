@@ -13,7 +13,8 @@ from scipy import stats
 
 from tests.study.simulated import CASES, simulate
 from ulna.errors import UsageError
-from ulna.study.significance import effect_interval, holm, mean_interval, needed_units, rank_biserial
+from ulna.metrics import mean_interval
+from ulna.study.significance import effect_interval, holm, needed_units, rank_biserial
 from ulna.study.statistics import Pair, compare_pairs, describe, per_unit, sentence
 
 NAMES = ["unet", "unetpp", "nnunet", "sdunet"]

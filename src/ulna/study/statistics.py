@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ulna.errors import UsageError
+from ulna.metrics import mean_interval
 from ulna.study.ranking import Ranking, rank_datasets
 from ulna.study.significance import (
     effect_interval,
     equivalence,
     fewest_units,
     holm,
-    mean_interval,
     needed_units,
     power,
     rank_biserial,
@@ -143,7 +143,7 @@ def describe(scores: Scores, groups: Mapping[str, str]) -> dict[str, Description
     Raises:
         UsageError: as in `per_unit`.
 
-    The interval is `ulna.study.significance.mean_interval`: with few units a little wider than that of `ulna evaluate`.
+    The interval is `ulna.metrics.mean_interval`, as in every table.
     """
     models, _, table = per_unit(scores, groups)
     _, cases, cube = _cube(scores)
@@ -192,7 +192,7 @@ def compare_pairs(
     Raises:
         UsageError: if the table does not fit the models, a score is missing, or a number is out of its range.
 
-    Source: `ulna.study.significance`, at `signed_rank`, `equivalence`, `holm`, `rank_biserial` and `mean_interval`.
+    Source: `signed_rank`, `equivalence`, `holm`, `rank_biserial` of `ulna.study.significance`; `ulna.metrics.mean_interval`.
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or len(table) != len(models) or not table.size:
