@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ulna.data.record import JOURNAL, Record, read_facts
 from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import write_text
-from ulna.metrics import MEASURES, average, bootstrap_interval, score_labels
+from ulna.metrics import FEW_CASES, MEASURES, average, interval_note, mean_interval, score_labels
 from ulna.outputs import check_folder, check_names
 from ulna.progress import track
 from ulna.recipe import Labels, parse
@@ -40,18 +40,21 @@ class Evaluation:
     """What was measured.
 
     Args:
-        rows: one per case and class: case, class, tp, fp, fn and every measure; ppv and sensitivity are NaN where the
-            rules leave them undefined.
+        rows: one per case and class: case, class, tp, fp, fn and every measure; NaN where neither reference nor prediction
+            holds the class (and for sensitivity where the reference does not).
         summary: cases, unit, tolerance, missing cases, and for every class and over all (`mean`) each measure's mean over
-            cases with its 95 % bootstrap interval; `pooled` has the overlap measures of all cases as one.
+            cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
+            nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
+            be trusted.
     """
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
 
     def case_dice(self, case: str) -> float:
-        """Mean Dice over the classes of one case."""
-        return float(np.mean([row["dice"] for row in self.rows if row["case"] == case]))
+        """Mean Dice over the classes that count for one case; NaN if none does."""
+        known = [row["dice"] for row in self.rows if row["case"] == case and not np.isnan(row["dice"])]
+        return float(np.mean(known)) if known else float("nan")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -75,7 +78,9 @@ class Evaluation:
 def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
 
-    A reference without a prediction counts as an empty prediction: it lowers every mean. Values are matched by case id.
+    A reference without a prediction counts as an empty prediction: it lowers every mean. A case counts for a class if its
+    reference or its prediction holds it. Values are matched by case id. Of a folder of `ulna predict`, the masks that
+    predict.json lists are scored, and the others named.
 
     Args:
         predictions: folder (or .npz file) of predicted masks.
@@ -129,7 +134,7 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
                 continue
             yield name, prediction, reference, volume
 
-    evaluation = evaluate_pairs(pairs(), names, missing=missing)
+    evaluation = evaluate_pairs(pairs(), names, missing=missing, empty_score=_empty_score(about))
     if problems:
         raise DataError(problems, predictions)
     evaluation.summary.update(notes)
@@ -139,9 +144,16 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
 
 
 def evaluate_pairs(
-    pairs: Iterable[tuple[str, NDArray[Any], NDArray[Any], Volume]], labels: Labels, *, missing: Iterable[str] = ()
+    pairs: Iterable[tuple[str, NDArray[Any], NDArray[Any], Volume]],
+    labels: Labels,
+    *,
+    missing: Iterable[str] = (),
+    empty_score: float | None = None,
 ) -> Evaluation:
-    """Measure pairs of (case, prediction, reference, a volume on their grid); masks are (*S), or (K, *S) if multilabel."""
+    """Measure pairs of (case, prediction, reference, a volume on their grid); masks are (*S), or (K, *S) if multilabel.
+
+    `empty_score` is what a class that neither of both holds counts, where a recipe says so; else it counts for nothing.
+    """
     rows: list[dict[str, Any]] = []
     kinds: dict[tuple[str, int], str] = {}
     for case, prediction, reference, volume in pairs:
@@ -159,10 +171,11 @@ def evaluate_pairs(
             spacing=volume.spacing,
             tolerance=_tolerance(volume),
             multilabel=labels.multilabel,
+            empty_score=empty_score,
         )
         rows += [{"case": case, "class": name, **s} for name, s in zip(labels.foreground, scores, strict=True)]
     unit, dims = next(iter(kinds), ("px", 2))
-    return Evaluation(rows, _summary(rows, labels, unit, dims, list(missing)))
+    return Evaluation(rows, _summary(rows, labels, unit, dims, list(missing), empty_score))
 
 
 def _tolerance(volume: Volume) -> float:
@@ -172,40 +185,52 @@ def _tolerance(volume: Volume) -> float:
     return IMAGE_TOLERANCE_PX * max(volume.spacing)
 
 
-def _summary(rows: list[dict[str, Any]], labels: Labels, unit: str, dims: int, missing: list[str]) -> dict[str, Any]:
+def _summary(
+    rows: list[dict[str, Any]], labels: Labels, unit: str, dims: int, missing: list[str], empty_score: float | None
+) -> dict[str, Any]:
     in_mm = unit == "mm" and dims == 3
     by_class = {name: [row for row in rows if row["class"] == name] for name in labels.foreground}
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    over_classes = [_mean_case([row for row in rows if row["case"] == case]) for case in cases]
+    by_case: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_case.setdefault(row["case"], []).append(row)
+    over_classes = [
+        {**average(of_case, "per_image"), "empty": all(map(_both_empty, of_case))} for of_case in by_case.values()
+    ]
+    mean = _with_intervals(over_classes)
+    classes = {name: _with_intervals(some) for name, some in by_class.items()}
+    note = interval_note(min((one["n"] for one in (mean, *classes.values()) if one["n"] > 1), default=FEW_CASES))
+    notes = ({"interval_note": note} if note else {}) | ({} if empty_score is None else {"empty_score": empty_score})
     return {
-        "cases": len(cases),
+        "cases": len(by_case),
         "unit": unit,
         "tolerance": VOLUME_TOLERANCE_MM if in_mm else IMAGE_TOLERANCE_PX,
         "tolerance_unit": "mm" if in_mm else "px",
         "missing": missing,
-        "mean": _with_intervals(over_classes),
-        "classes": {name: _with_intervals(some) for name, some in by_class.items()},
+        "mean": mean,
+        "classes": classes,
         "pooled": {
-            name: {measure: _finite(value) for measure, value in average(some, "pooled").items()}
+            name: {measure: _finite(value) for measure, value in average(some, "pooled", empty_score).items()}
             for name, some in by_class.items()
             if some
         },
+        **notes,
     }
 
 
-def _mean_case(rows: list[dict[str, Any]]) -> dict[str, float]:
-    return average(rows, "per_image")
+def _both_empty(row: Mapping[str, Any]) -> bool:
+    return bool(row["empty"]) if "empty" in row else not (row["tp"] or row["fp"] or row["fn"])
 
 
-def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Measure -> mean over cases and its interval; None where no case defines it."""
+def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measure -> mean over the cases that count, its interval, and their number; None where no case does."""
     means = average(rows, "per_image") if rows else {}
-    table: dict[str, dict[str, float | None]] = {}
+    table: dict[str, Any] = {}
     for name in MEASURES:
-        low, high = bootstrap_interval([row[name] for row in rows]) if rows else (np.nan, np.nan)
+        known = [row[name] for row in rows if not np.isnan(row[name])]
+        low, high = mean_interval(known)
         values = {"mean": means.get(name, np.nan), "low": low, "high": high}
-        table[name] = {key: _finite(v) for key, v in values.items()}
-    return table
+        table[name] = {key: _finite(v) for key, v in values.items()} | {"n": len(known)}
+    return table | {"n": table["dice"]["n"], "both_empty": sum(map(_both_empty, rows))}
 
 
 def _finite(value: float) -> float | None:
@@ -274,6 +299,12 @@ def _check_out(out: Path, labels: Path, references: Masks) -> None:
         "summary.json": lambda path: {"tolerance", "classes", "missing"} <= json.loads(path.read_text("utf-8")).keys(),
     }
     check_names(out, own)
+
+
+def _empty_score(about: Mapping[str, Any]) -> float | None:
+    """What the recipe of the run says of empty cases, as `predict` wrote it down."""
+    value = about.get("empty_score")
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
 
 
 def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:

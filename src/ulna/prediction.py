@@ -133,6 +133,7 @@ def predict(
         "level": level,
         "labels": segmenter.plan.labels.model_dump(mode="json"),
         "tta": tta,
+        "empty_score": segmenter.recipe.evaluation.empty_score,
         "asked": [case.id for case in cases],
         "notes": list(dataset.notes),
     }

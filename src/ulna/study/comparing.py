@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -279,8 +280,8 @@ def _check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> No
 
 def _first_difference(before: Any, now: Any) -> str:
     if isinstance(before, str):
-        lines = zip(before.splitlines(), now.splitlines(), strict=False)
-        return next((f"{a.strip()} there, {b.strip()} now" for a, b in lines if a != b), "another length")
+        lines = zip_longest(before.splitlines(), now.splitlines(), fillvalue="nothing")
+        return next((f"{a.strip()} there, {b.strip()} now" for a, b in lines if a != b), "")
     return next((f"{key} is {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]), "")
 
 
