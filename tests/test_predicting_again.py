@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -88,9 +89,10 @@ def test_what_was_made_otherwise_is_redone_with_overwrite_only(tmp_path, images,
         Image.fromarray(np.zeros((24, 32), np.uint8)).save(images / "b.png")
     stale = ["b"] if changed == "image" else [*"abcd"]
     segmented.clear()
-    with pytest.raises(UsageError, match="--overwrite predicts") as error:
+    what = {"weights": "another run", "option": "other options", "image": "another image"}[changed]
+    words = f"  {', '.join(f'{name}.png' for name in stale)}: of {what}; --overwrite predicts again"
+    with pytest.raises(UsageError, match=re.escape(words)):
         ulna.predict(run, images, out=out, **options)
-    assert [name for name in "abcd" if f"  {name}.png:" in str(error.value)] == stale
     assert segmented == []
     assert contents(out) == before
     ulna.predict(run, images, out=out, overwrite=True, **options)
@@ -114,7 +116,9 @@ def test_nothing_that_ulna_did_not_write_is_replaced_not_even_with_overwrite(tmp
     segmented.clear()
     before = contents(out)
     for overwrite in (False, True):
-        with pytest.raises(UsageError, match="4 files stand in the way; nothing was predicted"):
+        with pytest.raises(
+            UsageError, match=r"nothing was predicted\n  a.png, b.png, c.png, d.png: not written by ulna"
+        ):
             ulna.predict(run, images, out=out, overwrite=overwrite)
     assert (segmented, contents(out), theirs.read_bytes()) == ([], before, b"a reference")
 
@@ -246,7 +250,7 @@ def test_npz_outputs_are_skipped_completed_and_guarded(tmp_path, monkeypatch):
         assert np.array_equal(made["masks"], whole["masks"][at])
     assert len(ulna.predict(run, source, out=out).skipped) == 4
     (out / "x.npz").write_bytes(b"theirs")
-    with pytest.raises(UsageError, match="was not written by ulna"):
+    with pytest.raises(UsageError, match="not written by ulna"):
         ulna.predict(run, source, out=out, overwrite=True)
     assert (out / "x.npz").read_bytes() == b"theirs"
     with pytest.raises(UsageError, match="holds the images"):
@@ -257,7 +261,7 @@ def test_probabilities_are_guarded_as_masks_are(tmp_path, images, run):
     out = tmp_path / "masks"
     out.mkdir()
     (out / "b_probabilities.npz").write_bytes(b"theirs")
-    with pytest.raises(UsageError, match=r"b_probabilities.npz: was not written by ulna"):
+    with pytest.raises(UsageError, match=r"b_probabilities.npz: not written by ulna"):
         ulna.predict(run, images, out=out, probabilities=True)
     (out / "b_probabilities.npz").unlink()
     ulna.predict(run, images, out=out, probabilities=True)
@@ -414,3 +418,21 @@ def test_a_folder_named_as_an_image_is_said_to_be_skipped(tmp_path, images, run,
     (images / "x.png").mkdir()
     assert cli.run(["predict", str(run), str(images), "--out", str(tmp_path / "masks")]) == 0
     assert "x.png is a folder, it is not read" in capfd.readouterr().err
+
+
+def test_ids_with_dots_become_masks_of_their_own(tmp_path, run):
+    names = ["1.2.840.99999.1.0175", "1.2.840.99999.1.0176", "patient.1", "patient.2"]
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name in names:
+        Image.fromarray(np.zeros((24, 32), np.uint8)).save(folder / f"{name}.png")
+    ulna.predict(run, folder, out=tmp_path / "masks", probabilities=True)
+    masks = {path.name for path in (tmp_path / "masks").iterdir()} - {PREDICT_FILE}
+    assert masks == {f"{name}.png" for name in names} | {f"{name}_probabilities.npz" for name in names}
+
+
+def test_a_result_is_saved_under_the_whole_name(tmp_path, images, run):
+    result = ulna.load(run)(images / "a.png")
+    names = ["1.2.840.0175", "1.2.840.0176", "patient.1", "patient.2", "plain", "other.png", "other.nii.gz"]
+    written = [result.save(tmp_path / name).name for name in names]
+    assert written == [*(f"{name}.png" for name in names[:5]), "other.png", "other.png"]

@@ -116,13 +116,13 @@ def ignores_case(folder: Path) -> bool:
         probe.unlink(missing_ok=True)
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], *, verb: bool = True) -> str:
     """The first names of a list, how many there are more, and the verb.
 
     Example:
-        >>> listed(["a.png"]), listed(str(n) for n in range(14))
-        ('a.png is', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more are')
+        >>> listed(["a.png"]), listed((str(n) for n in range(14)), verb=False)
+        ('a.png is', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more')
     """
     names = list(names)
-    more = f" and {len(names) - MOST_LINES} more" if len(names) > MOST_LINES else ""
-    return f"{', '.join(names[:MOST_LINES])}{more} {'is' if len(names) == 1 else 'are'}"
+    text = ", ".join(names[:MOST_LINES]) + (f" and {len(names) - MOST_LINES} more" if len(names) > MOST_LINES else "")
+    return f"{text} {'is' if len(names) == 1 else 'are'}" if verb else text

@@ -24,8 +24,8 @@ from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.read import (
     Source,
+    case_name,
     mask_suffix,
-    plain_name,
     probabilities_suffix,
     read_labels,
     write_labels,
@@ -37,7 +37,7 @@ from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.files import Unwritable
 from ulna.inference.predict import to_labels
 from ulna.levels import levels_of, named_level, pruned
-from ulna.outputs import MOST_LINES, check_folder, file_digest, ignores_case
+from ulna.outputs import MOST_LINES, check_folder, file_digest, ignores_case, listed
 from ulna.progress import track
 from ulna.recipe import Split
 from ulna.segmenter import Ensemble, Segmenter, load, read_split
@@ -219,12 +219,13 @@ class _Work:
             for name in present:
                 if name not in in_the_way:
                     in_the_way[name] = self._why_not(name, entry, case, overwrite)
-        reasons = {name: why for name, why in in_the_way.items() if why}
+        reasons: dict[str, list[str]] = {}
+        for name, why in in_the_way.items():
+            if why:
+                reasons.setdefault(why, []).append(name)
         if reasons:
-            lines = [f"  {name}: {why}" for name, why in list(reasons.items())[:MOST_LINES]]
-            lines += [f"  and {len(reasons) - MOST_LINES} more"] if len(reasons) > MOST_LINES else []
-            count = f"{len(reasons)} file{'s stand' if len(reasons) > 1 else ' stands'} in the way"
-            raise UsageError(f"{self.out}: {count}; nothing was predicted\n" + "\n".join(lines))
+            lines = "\n".join(f"  {listed(names, verb=False)}: {why}" for why, names in reasons.items())
+            raise UsageError(f"{self.out}: holds what stands in the way; nothing was predicted\n{lines}")
 
     def do(self, cases: Sequence[Case], facts: Mapping[str, Any]) -> int:
         """Predict what is to be done, and write predict.json; the number of the signal that stopped it, or 0."""
@@ -328,7 +329,7 @@ class _Work:
         """What is to be made of a case: the names of its files, and what they are made with."""
         source = case.images[0]
         mask = case.id + mask_suffix(source, multilabel=self.segmenter.plan.labels.multilabel)
-        file = mask if source.row is None else f"{plain_name(source.path)}.npz"
+        file = mask if source.row is None else f"{case_name(source.path)}.npz"
         names = [file, *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else [])]
         return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run, self.options)
 
@@ -343,12 +344,17 @@ class _Work:
                 return ""  # another file of the case is missing
             if overwrite:
                 return ""
-            return f"is of another run, other options or another image; --overwrite predicts {case.id} again"
+            different = {
+                "another run": any(one.run != self.run for one in same),
+                "other options": any(one.options != self.options for one in same),
+                "another image": any(one.input != entry.input for one in same),
+            }
+            return f"of {' and '.join(what for what, yes in different.items() if yes)}; --overwrite predicts again"
         if record.undigested(name):
             if overwrite:
                 return ""
-            return "is of an earlier version of ulna, which kept no digests; --overwrite predicts it again"
-        return "was not written by ulna, or was changed since; move it, or choose another --out"
+            return "of an earlier version of ulna, which kept no digests; --overwrite predicts again"
+        return "not written by ulna, or changed since; move what is yours, or choose another --out"
 
     def _free(self, entry: Entry) -> tuple[str, ...]:
         """The names that may be taken: what is ulna's own was looked at before the work."""

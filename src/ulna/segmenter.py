@@ -20,7 +20,7 @@ from ulna.arithmetic import choose_precision, default_device
 from ulna.blocks import nd
 from ulna.data.orientation import AS_STORED, Turn, turn_of
 from ulna.data.preprocess import check_fit, differences, prepare
-from ulna.data.read import plain_name, write_labels
+from ulna.data.read import case_name, write_labels
 from ulna.errors import UsageError
 from ulna.files import read_tensors
 from ulna.forecast import Forecast, maps_per_voxel, prediction_memory
@@ -66,7 +66,7 @@ class Result:
         What follows another dot belongs to the name: `patient.1` becomes patient.1.nii.gz.
         """
         path = Path(path)
-        return write_labels(path.with_name(plain_name(path)), self.mask, self.volume)
+        return write_labels(path.with_name(case_name(path)), self.mask, self.volume)
 
 
 class Segmenter:

@@ -13,9 +13,9 @@ from ulna.data.source import (
     IMAGE_SUFFIXES,
     Source,
     beside,
+    case_name,
     fault,
     id_problem,
-    plain_name,
     readable,
     suffix_of,
 )
@@ -66,7 +66,7 @@ def _files(folder: Path) -> dict[str, Source]:
                 if name in sources:
                     found.wrong(row, f"has the id {name!r}, as {sources[name]} has", "keep one mask per case")
                 sources.setdefault(name, row)
-    for name in [name for name in sources if name.endswith("_probabilities")]:
+    for name in [name for name in sources if name.removesuffix("_probabilities") in sources.keys() - {name}]:
         del sources[name]
     if found.problems:
         raise DataError(found.problems, folder)
@@ -79,7 +79,7 @@ def mask_files(folder: Path) -> list[Path]:
     """Files of a folder that could be masks, by their names."""
     suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
     files = [path for path in sorted(folder.iterdir()) if suffix_of(path) in suffixes and path.is_file()]
-    return [path for path in files if not plain_name(path).endswith("_probabilities") and not beside(path.name)]
+    return [path for path in files if not case_name(path).endswith("_probabilities") and not beside(path.name)]
 
 
 def rows_of(path: Path) -> dict[str, Source]:

@@ -33,7 +33,6 @@ from ulna.data.source import (
     case_name,
     fault,
     file_stat,
-    plain_name,
     suffix_of,
 )
 from ulna.errors import DataError, UsageError
@@ -47,7 +46,6 @@ __all__ = [
     "case_name",
     "encode_labels",
     "mask_suffix",
-    "plain_name",
     "probabilities_suffix",
     "read_image",
     "read_labels",
@@ -325,7 +323,7 @@ def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, mult
         raise ValueError(f"{len(masks)} masks, {len(ids)} ids")
     image = path if _holds_images(path) else None
     return _whole(
-        path.with_name(plain_name(path)),
+        path.with_name(case_name(path)),
         ".npz",
         lambda file: write_masks(file, masks, ids, multilabel=multilabel),
         image,
