@@ -171,7 +171,7 @@ def test_the_papers_rule_comes_from_the_recipe_alone(tmp_path):
 
 
 def test_intervals_are_the_corrected_ones_and_few_cases_are_marked(tmp_path, capsys):
-    masks = {f"{n:02}": square(4, size=4 + n % 5) for n in range(12)}
+    masks = {f"{n:02}": square(4, size=4 + n % 5) for n in range(30)}
     references = folder(tmp_path / "r", masks)
     predictions = folder(tmp_path / "p", {name: square(4) for name in masks})
     scores = evaluate(predictions, references)

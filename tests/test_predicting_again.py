@@ -436,3 +436,27 @@ def test_a_result_is_saved_under_the_whole_name(tmp_path, images, run):
     names = ["1.2.840.0175", "1.2.840.0176", "patient.1", "patient.2", "plain", "other.png", "other.nii.gz"]
     written = [result.save(tmp_path / name).name for name in names]
     assert written == [*(f"{name}.png" for name in names[:5]), "other.png", "other.png"]
+
+
+def test_a_signal_while_an_npz_is_written_waits_for_it(tmp_path, run, monkeypatch):
+    source, out, put = arrays(tmp_path / "x.npz"), tmp_path / "masks", Record.put
+
+    def hurt(self, *arguments, **more):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return put(self, *arguments, **more)
+
+    monkeypatch.setattr(Record, "put", hurt)
+    with pytest.raises(Interrupted, match="4 of 4 cases are done"):
+        ulna.predict(run, source, out=out)
+    assert len(facts(out)["cases"]) == 4
+
+
+def test_a_pipe_among_the_images_is_told_and_never_waited_for(tmp_path, images, run):
+    ulna.predict(run, images, out=tmp_path / "masks")
+    (images / "b.png").unlink()
+    os.mkfifo(images / "b.png")
+    with pytest.raises(UsageError, match="another image"):
+        ulna.predict(run, images, out=tmp_path / "masks")
+    with pytest.raises(PartialFailure, match="named pipe"):
+        ulna.predict(run, images, out=tmp_path / "masks", overwrite=True)
+    assert (tmp_path / "masks" / "b.png").exists()

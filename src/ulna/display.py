@@ -275,6 +275,9 @@ def _bench(console: Console, made: Any) -> None:
         "prediction; asked: share of the voxels"
     )
     _plain(console, said, style="dim")
+    if any(row.get("both_empty") for row in made.facts["rows"]):
+        counts = ", ".join(dict.fromkeys(f"{row['n']} + {row['both_empty']}" for row in made.facts["rows"]))
+        _plain(console, f"cases that count, + those in which neither reference nor prediction holds a class: {counts}")
     if made.facts["warning"]:
         _plain(console, made.facts["warning"], style="yellow")
     for note in made.facts["footnotes"]:

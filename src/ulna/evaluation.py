@@ -22,7 +22,7 @@ from ulna.data.record import JOURNAL, Record, read_facts
 from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import write_text
-from ulna.metrics import FEW_CASES, MEASURES, average, interval_note, mean_interval, score_labels
+from ulna.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
 from ulna.outputs import check_folder, check_names
 from ulna.progress import track
 from ulna.recipe import Labels, parse
@@ -198,7 +198,7 @@ def _summary(
     ]
     mean = _with_intervals(over_classes)
     classes = {name: _with_intervals(some) for name, some in by_class.items()}
-    note = interval_note(min((one["n"] for one in (mean, *classes.values()) if one["n"] > 1), default=FEW_CASES))
+    note = interval_note(min((one["n"] for one in (mean, *classes.values()) if one["n"] > 1), default=SOME_CASES))
     notes = ({"interval_note": note} if note else {}) | ({} if empty_score is None else {"empty_score": empty_score})
     return {
         "cases": len(by_case),

@@ -33,6 +33,7 @@ OVERLAP = ("dice", "iou", "ppv", "sensitivity")
 SURFACE = ("hd95", "assd", "nsd")
 MEASURES = OVERLAP + SURFACE
 FEW_CASES = 10  # fewer leave an interval of a mean too narrow, however it is made
+SOME_CASES = 30  # fewer may hold none of the rare failures
 
 Mask = NDArray[np.bool_]
 Score = dict[str, float]  # a measure's name -> its value, and the counts tp, fp, fn
@@ -428,7 +429,11 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
 
 
 def interval_note(n: int) -> str:
-    """What must stand beside intervals of so few cases; nothing where there are enough."""
-    if n >= FEW_CASES:
-        return ""
-    return f"intervals of fewer than {FEW_CASES} cases are not to be trusted: too narrow, and without the rare failures"
+    """What must stand beside intervals of so few cases; nothing where there are enough. Measured: docs/comparing.md."""
+    if n < FEW_CASES:
+        return f"intervals of fewer than {FEW_CASES} cases are not to be trusted: too narrow, and without the rare failures"
+    if n < SOME_CASES:
+        return (
+            f"intervals of fewer than {SOME_CASES} cases hold only where failures are not rare: the cases may show none"
+        )
+    return ""

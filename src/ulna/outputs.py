@@ -99,9 +99,15 @@ def is_plain(path: Path) -> bool:
 
 
 def file_digest(*paths: Path) -> str:
-    """The SHA-256 of one file's bytes, or of several files' one after the other, in hexadecimal digits."""
+    """The SHA-256 of one file's bytes, or of several files' one after the other, in hexadecimal digits.
+
+    Raises:
+        OSError: if one of them cannot be read; what is no file (a pipe would wait for ever) is never opened.
+    """
     if len(paths) > 1:
         return hashlib.sha256("".join(file_digest(path) for path in paths).encode()).hexdigest()
+    if not paths[0].is_file():
+        raise OSError(f"{paths[0]}: is no file")
     with paths[0].open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

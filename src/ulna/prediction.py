@@ -232,17 +232,16 @@ class _Work:
         todo = [case for case in cases if case.id in self._wanted]
         if not todo and self._is_said(facts):
             return 0
-        number = 0
-        with self.record.writing() as staging:
-            try:
+        try:
+            with self.record.writing() as staging, Interruption() as interruption:
                 try:
-                    with Interruption() as interruption:
-                        self._each(todo, staging, interruption)
-                except Stopped as stopped:
-                    number = stopped.number
-            finally:  # what is done is kept, also when a person stops the rest
-                self._finish(staging, cases, facts)
-        return number
+                    self._each(todo, staging, interruption)
+                finally:  # what is done is kept, also when a person stops the rest
+                    with interruption.held():
+                        self._finish(staging, cases, facts)
+        except Stopped as stopped:
+            return stopped.number
+        return 0
 
     def _is_said(self, facts: Mapping[str, Any]) -> bool:
         """Whether predict.json says already what this call would write."""
@@ -269,10 +268,10 @@ class _Work:
     def _segment(self, case: Case, staging: Path, interruption: Interruption) -> None:
         """Write one mask, or keep it for the npz that its image came from."""
         start = time.perf_counter()
+        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
         entry = self._wanted[case.id]
         if not entry.input:
-            entry = replace(entry, input=_input_digest(case))
-        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
+            entry = replace(entry, input=file_digest(*(source.path for source in case.images)))
         need = segmenter.forecast(volume, probabilities=self.probabilities)
         need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
         log.debug("%s: about %s of memory", case.id, need)
@@ -391,10 +390,6 @@ def _row_of(path: Path, case: str) -> NDArray[Any]:
 
     array = read_labels(Source(path, npz_contents(path).ids.index(case))).array
     return array[0] if len(array) == 1 else array
-
-
-def _input_digest(case: Case) -> str:
-    return file_digest(*(source.path for source in case.images))
 
 
 def _run_digest(runs: Sequence[Path]) -> str:

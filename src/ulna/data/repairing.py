@@ -26,6 +26,7 @@ from ulna.data.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, s
 from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey
 from ulna.errors import DataError, Problem, UsageError
+from ulna.files import unwritable
 from ulna.outputs import check_folder
 from ulna.progress import track
 from ulna.recipe import Labels
@@ -98,7 +99,7 @@ def repair(
         made = _fill(dataset.grouped(copies), surveys, problems, temporary)
         temporary.rename(out)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); choose another folder") from error
+        raise unwritable(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return made._replace(folder=out)
