@@ -1,6 +1,7 @@
 """`predict` into a folder that holds something: what is skipped, redone, refused; and what `evaluate` makes of it."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -48,6 +49,13 @@ def segmented(monkeypatch):
 
     monkeypatch.setattr(Segmenter, "mask", noted)
     return seen
+
+
+@pytest.fixture
+def said(monkeypatch, caplog):
+    """What is logged, also after a command line of an earlier test took the log to itself."""
+    monkeypatch.setattr(logging.getLogger("ulna"), "propagate", True)
+    return caplog
 
 
 def facts(folder):
@@ -157,7 +165,7 @@ def test_a_mask_and_the_probabilities_of_another_case_do_not_share_a_name(tmp_pa
         ulna.predict(run, folder, out=tmp_path / "masks", probabilities=True)
 
 
-def test_masks_of_an_earlier_call_are_known_but_not_scored(tmp_path, images, run, caplog):
+def test_masks_of_an_earlier_call_are_known_but_not_scored(tmp_path, images, run, said):
     """Two batches into one folder: the newest is what `evaluate` scores; the first is still ulna's own."""
     out, more = tmp_path / "masks", tmp_path / "more"
     more.mkdir()
@@ -169,7 +177,7 @@ def test_masks_of_an_earlier_call_are_known_but_not_scored(tmp_path, images, run
     scores = evaluate(out, references(tmp_path / "references", "abcdz"))
     assert scores.summary["cases"] == 4
     assert scores.summary["not_listed"] == ["z.png"]
-    assert "z.png" in caplog.text
+    assert "z.png" in said.text
 
 
 def references(folder, names):
@@ -220,7 +228,13 @@ def test_a_folder_of_an_earlier_version_is_understood(tmp_path, images, run, seg
     assert ulna.predict(run, images, out=out).skipped == tuple("abcd")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"cases": 3}', '{"cases": [{}]}', '{"cases": [], "options": 3}'])
+BROKEN = [
+    "{", "[]", '{"cases": 3}', '{"cases": [{}]}', '{"cases": [], "options": 3}',
+    '{"cases": [{"case": "a", "file": "../a.png"}]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_a_predict_json_of_others_is_refused(tmp_path, images, run, text):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / PREDICT_FILE).write_text(text)
@@ -460,3 +474,10 @@ def test_a_pipe_among_the_images_is_told_and_never_waited_for(tmp_path, images, 
     with pytest.raises(PartialFailure, match="named pipe"):
         ulna.predict(run, images, out=tmp_path / "masks", overwrite=True)
     assert (tmp_path / "masks" / "b.png").exists()
+
+
+def test_masks_of_another_version_are_kept_and_said(tmp_path, images, run, monkeypatch, said):
+    ulna.predict(run, images, out=tmp_path / "masks")
+    monkeypatch.setattr(prediction, "VERSION", "99.0")
+    assert len(ulna.predict(run, images, out=tmp_path / "masks").skipped) == 4
+    assert "this is 99.0: move them away to have them made again" in said.text

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from ulna.signals import Interruption, Stopped
 log = logging.getLogger(__name__)
 
 TOO_LARGE = "predict without --probabilities, cut the image, or use a machine with more memory"
+VERSION = version("ulna")
 OF_A_RUN = ("weights.safetensors", "plan.yaml", "recipe.yaml")
 
 
@@ -227,6 +229,13 @@ class _Work:
             lines = "\n".join(f"  {listed(names, verb=False)}: {why}" for why, names in reasons.items())
             raise UsageError(f"{self.out}: holds what stands in the way; nothing was predicted\n{lines}")
 
+        others = {self.done[case].version for case in self.skipped} - {VERSION}
+        if others:
+            text = (
+                "some masks that stood there were made by ulna %s; this is %s: move them away to have them made again"
+            )
+            log.warning(text, ", ".join(sorted(others)), VERSION)
+
     def do(self, cases: Sequence[Case], facts: Mapping[str, Any]) -> int:
         """Predict what is to be done, and write predict.json; the number of the signal that stopped it, or 0."""
         todo = [case for case in cases if case.id in self._wanted]
@@ -330,7 +339,7 @@ class _Work:
         mask = case.id + mask_suffix(source, multilabel=self.segmenter.plan.labels.multilabel)
         file = mask if source.row is None else f"{case_name(source.path)}.npz"
         names = [file, *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else [])]
-        return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run, self.options)
+        return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run, self.options, VERSION)
 
     def _why_not(self, name: str, entry: Entry, case: Case, overwrite: bool) -> str:
         """Why a file may not be replaced; nothing where it may be."""

@@ -37,6 +37,7 @@ class Entry:
         input: SHA-256 of the image's files.
         run: SHA-256 of the weights, plan and recipe of all runs.
         options: what changes the answer: level, tta, probabilities.
+        version: of ulna.
     """
 
     case: str
@@ -47,20 +48,25 @@ class Entry:
     input: str = ""
     run: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], run: str = "", options: Mapping[str, Any] | None = None) -> Entry:
         """A row of predict.json or of the journal; `run` and `options` stand above the rows of the newest call."""
         file = str(values["file"])
+        files = {str(name): str(digest) for name, digest in values.get("files", {file: ""}).items()}
+        if any(name != Path(name).name for name in (file, *files)):
+            raise ValueError(f"{file} is no name of a file in this folder")
         return cls(
             str(values["case"]),
             file,
-            {str(name): str(digest) for name, digest in values.get("files", {file: ""}).items()},
+            files,
             tuple(values.get("size", ())),
             float(values.get("seconds", 0.0)),
             str(values.get("input", "")),
             str(values.get("run", run)),
             dict(values.get("options", options or {})),
+            str(values.get("version", "")),
         )
 
     def to_json(self, *, whole: bool = True) -> dict[str, Any]:
@@ -70,9 +76,8 @@ class Entry:
 
     def made_as(self, other: Entry) -> bool:
         """Whether both are of one case, run, image and options, in files of the same names."""
-        return replace(other, files={}, size=(), seconds=0.0) == replace(self, files={}, size=(), seconds=0.0) and (
-            self.files.keys() == other.files.keys()
-        )
+        same = all(getattr(self, name) == getattr(other, name) for name in ("case", "file", "input", "run", "options"))
+        return same and self.files.keys() == other.files.keys()
 
 
 class Record:
