@@ -16,6 +16,7 @@ from PIL import Image
 import ulna
 from tests.test_prediction import run_folder
 from ulna import cli, prediction
+from ulna.data import pending
 from ulna.data.record import JOURNAL, PREDICT_FILE, Record
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate
@@ -148,10 +149,10 @@ def test_the_references_survive_whatever_the_path(tmp_path, images, run, where):
 
 def test_two_cases_whose_files_have_one_name_are_refused(tmp_path, images, run, monkeypatch):
     shutil.copy(images / "a.png", images / "A.png")
-    monkeypatch.setattr(prediction, "ignores_case", lambda folder: True)
+    monkeypatch.setattr(pending, "ignores_case", lambda folder: True)
     with pytest.raises(UsageError, match=r"A.png of case A and a.png of case a"):
         ulna.predict(run, images, out=tmp_path / "masks")
-    monkeypatch.setattr(prediction, "ignores_case", lambda folder: False)
+    monkeypatch.setattr(pending, "ignores_case", lambda folder: False)
     assert len(ulna.predict(run, images, out=tmp_path / "masks").cases) == 5
 
 

@@ -7,7 +7,6 @@ where ulna wrote it otherwise, and never touched where ulna did not write it.
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import time
 import traceback
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from ulna.allocation import keep_freed_memory
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
+from ulna.data.pending import find_pending
 from ulna.data.read import (
     Source,
     case_name,
@@ -38,7 +38,7 @@ from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.files import Unwritable
 from ulna.inference.predict import to_labels
 from ulna.levels import levels_of, named_level, pruned
-from ulna.outputs import MOST_LINES, check_folder, file_digest, ignores_case, listed
+from ulna.outputs import check_folder, file_digest
 from ulna.progress import track
 from ulna.recipe import Split
 from ulna.segmenter import Ensemble, Segmenter, load, read_split
@@ -190,7 +190,7 @@ class _Work:
         self.skipped: list[str] = []
         self.failed: dict[str, str] = {}
         self._wanted: dict[str, Entry] = {}
-        self._kept: dict[str, list[Entry]] = {}  # npz file -> the masks in it that stay
+        self._kept: dict[str, list[Entry]] = {}
         self._arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}  # npz input -> masks that wait for the others
 
     def look(self, cases: Sequence[Case], overwrite: bool) -> None:
@@ -199,41 +199,12 @@ class _Work:
         Raises:
             UsageError: with every file that is in the way.
         """
-        self._check_doubles(cases)
-        digests: dict[tuple[Path, ...], str] = {}
-        in_the_way: dict[str, str] = {}
-        for case in cases:
-            entry = self._entry(case)
-            present = [name for name in entry.files if os.path.lexists(self.out / name)]
-            if present:
-                paths = tuple(source.path for source in case.images)
-                try:
-                    digests[paths] = entry_input = digests.get(paths) or file_digest(*paths)
-                except OSError:  # what is wrong is told when the case is read
-                    entry_input = ""
-                entry = replace(entry, input=entry_input)
-                found = self.record.find(entry)
-                if found is not None:
-                    self.done[case.id] = found
-                    self.skipped.append(case.id)
-                    continue
-            self._wanted[case.id] = entry
-            for name in present:
-                if name not in in_the_way:
-                    in_the_way[name] = self._why_not(name, entry, case, overwrite)
-        reasons: dict[str, list[str]] = {}
-        for name, why in in_the_way.items():
-            if why:
-                reasons.setdefault(why, []).append(name)
-        if reasons:
-            lines = "\n".join(f"  {listed(names, verb=False)}: {why}" for why, names in reasons.items())
-            raise UsageError(f"{self.out}: holds what stands in the way; nothing was predicted\n{lines}")
-
-        others = {self.done[case].version for case in self.skipped} - {VERSION}
+        wanted = {case.id: self._entry(case) for case in cases}
+        self.done, self._wanted, self._kept = find_pending(self.record, cases, wanted, overwrite=overwrite)
+        self.skipped = list(self.done)
+        others = {entry.version for entry in self.done.values()} - {VERSION}
         if others:
-            text = (
-                "some masks that stood there were made by ulna %s; this is %s: move them away to have them made again"
-            )
+            text = "masks that stand there were made by ulna %s; this is %s: move them away to have them made again"
             log.warning(text, ", ".join(sorted(others)), VERSION)
 
     def do(self, cases: Sequence[Case], facts: Mapping[str, Any]) -> int:
@@ -308,8 +279,8 @@ class _Work:
         for masks in self._arrays.values():
             try:
                 self._put_npz(masks, staging)
-            except Unwritable as error:
-                self.failed |= {entry.case: str(error) for entry, _ in masks}
+            except Exception as error:  # whatever it is, the other files are written
+                self.failed |= {entry.case: _reason(error) for entry, _ in masks}
         facts = {**facts, "failed": self.failed}
         tally = self.segmenter.tally
         if tally.voxels:
@@ -341,56 +312,9 @@ class _Work:
         names = [file, *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else [])]
         return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run, self.options, VERSION)
 
-    def _why_not(self, name: str, entry: Entry, case: Case, overwrite: bool) -> str:
-        """Why a file may not be replaced; nothing where it may be."""
-        record = self.record
-        if record.owns(name):
-            same = record.of_file(name)
-            if all((one.run, one.options, one.input) == (self.run, self.options, entry.input) for one in same):
-                if case.images[0].row is not None and name == entry.file:
-                    self._kept[name] = same  # an earlier call did a part of the cases
-                return ""  # another file of the case is missing
-            if overwrite:
-                return ""
-            different = {
-                "another run": any(one.run != self.run for one in same),
-                "other options": any(one.options != self.options for one in same),
-                "another image": any(one.input != entry.input for one in same),
-            }
-            return f"of {' and '.join(what for what, yes in different.items() if yes)}; --overwrite predicts again"
-        if record.undigested(name):
-            if overwrite:
-                return ""
-            return "of an earlier version of ulna, which kept no digests; --overwrite predicts again"
-        return "not written by ulna, or changed since; move what is yours, or choose another --out"
-
     def _free(self, entry: Entry) -> tuple[str, ...]:
         """The names that may be taken: what is ulna's own was looked at before the work."""
         return tuple(name for name in entry.files if self.record.owns(name) or self.record.undigested(name))
-
-    def _check_doubles(self, cases: Sequence[Case]) -> None:
-        """Refuse two cases whose files would have one name."""
-        probe = next((place for place in (self.out, *self.out.parents) if place.is_dir()), Path())
-        of: dict[str, dict[str, str]] = {}
-        for case in cases:
-            entry = self._entry(case)
-            for name in entry.files:
-                shared = case.images[0].row is not None and name == entry.file
-                of.setdefault(name.casefold(), {})[f"{name} (file)" if shared else f"{name} of case {case.id}"] = name
-        twins = [list(owners) for owners in of.values() if len(owners) > 1 and _one_name(owners, probe)]
-        if twins:
-            lines = "\n".join(f"  {' and '.join(owners)}" for owners in twins[:MOST_LINES])
-            raise UsageError(f"{self.out}: files of several cases would have one name there; rename the cases\n{lines}")
-
-
-def _one_name(owners: Mapping[str, str], folder: Path) -> bool:
-    """Whether names that differ in nothing but the case of their letters are one name in a folder."""
-    if len(set(owners.values())) < len(owners):
-        return True
-    try:
-        return ignores_case(folder)
-    except OSError:  # that it cannot be written to is told later
-        return False
 
 
 def _row_of(path: Path, case: str) -> NDArray[Any]:

@@ -113,7 +113,9 @@ def compare(
         if (Path(folder) / STUDY_FILE).exists():
             _check_format(Path(folder), _stored(Path(folder)), "leave it out of --beside, or compare again there")
     others = read_beside([Path(one) for one in _listed(beside)], [variant.name for variant in variants])
-    before = _stored(out, data)
+    before = _stored(out)
+    if before is None:
+        check_folder(out, [data])
     dataset, report = _read(data)
     splits = _splits(dataset, report, variants[0].recipe, folds)
     labels = report.labels or Labels()
@@ -236,12 +238,11 @@ def _settings(
     }
 
 
-def _stored(out: Path, data: Path) -> dict[str, Any] | None:
+def _stored(out: Path) -> dict[str, Any] | None:
     path = out / STUDY_FILE
     if not path.exists():
         if out.exists() and (not out.is_dir() or any(not path.name.startswith(TEMPORARY) for path in out.iterdir())):
             raise UsageError(f"{out}: holds something else than a study; choose another --out")
-        check_folder(out, [data])
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
