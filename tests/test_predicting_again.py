@@ -20,7 +20,7 @@ from ulna.data import pending
 from ulna.data.record import JOURNAL, PREDICT_FILE, Record
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate
-from ulna.recipe import Split
+from ulna.recipe import Labels, Split
 from ulna.segmenter import Segmenter
 
 
@@ -482,3 +482,21 @@ def test_masks_of_another_version_are_kept_and_said(tmp_path, images, run, monke
     monkeypatch.setattr(prediction, "VERSION", "99.0")
     assert len(ulna.predict(run, images, out=tmp_path / "masks").skipped) == 4
     assert "this is 99.0: move them away to have them made again" in said.text
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_names_that_are_looked_for_are_those_that_are_written(tmp_path, multilabel):
+    """Of every format: a second call skips what the first wrote."""
+    labels = Labels(names=("a", "b"), multilabel=True) if multilabel else Labels()
+    run, new = run_folder(tmp_path / "run", 0, labels=labels), tmp_path / "new"
+    new.mkdir()
+    array = np.random.default_rng(0).integers(0, 255, (24, 32), np.uint8)
+    for suffix in ("png", "bmp", "jpg", "tif", "TIFF", "ome.tif", "PNG"):
+        Image.fromarray(array).save(new / f"of {suffix}.{suffix}", format=None if suffix.isalpha() else "TIFF")
+    np.save(new / "of npy.npy", array)
+    for suffix in ("nii", "nii.gz"):
+        nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), np.eye(4)), new / f"of {suffix}.{suffix}")
+    first = ulna.predict(run, new, out=tmp_path / "masks", probabilities=True)
+    assert len(first.cases) == 10
+    again = ulna.predict(run, new, out=tmp_path / "masks", probabilities=True)
+    assert len(again.skipped) == 10
