@@ -30,8 +30,9 @@ from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
+from ulna.outputs import RUN_FILE, check_names
 from ulna.progress import track
-from ulna.recipe import PLAN_FORMAT, Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
+from ulna.recipe import PLAN_FORMAT, Architecture, Labels, Normalization, Plan, Recipe, read_yaml, set_value, to_yaml
 from ulna.sizing import choose_sizes, resolved
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
@@ -221,11 +222,16 @@ def plan(
         data: a folder of images in any known layout, or an .npz file.
         model: name of a network, see `ulna models`.
         memory: GB that a training may take.
-        out: also write the plan to this YAML file.
+        out: also write the plan to this YAML file; no other file than a plan is replaced, and no plan of a run.
 
     Example:
         ulna plan data/nuclei --model unetpp
     """
+    if out is not None:
+        folder, name = Path(out).parent, Path(out).name
+        of_a_run = (folder / RUN_FILE).exists()
+        own = {name: lambda path: not of_a_run and {"fingerprint", "reasons"} <= read_yaml(path).keys()}
+        check_names(folder, own, "choose another name for --out")
     recipe = recommended(model)
     recipe = recipe.replaced(planning=recipe.planning.replaced(memory_gb=memory))
     dataset = Dataset.from_folder(data)

@@ -54,7 +54,9 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
             if suffix in IMAGE_SUFFIXES and not path.name.startswith("._"):  # which macOS leaves on foreign disks
                 hidden.append(path.name)
             continue
-        if path.is_dir():
+        if path.is_dir() and suffix in IMAGE_SUFFIXES:
+            found.notes.append(f"{folder.name}/{path.name} is a folder, it is not read")
+        elif path.is_dir():
             folders += 1
         elif suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
             spare[suffix or "without extension"] += 1

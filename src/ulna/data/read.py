@@ -48,6 +48,8 @@ __all__ = [
     "Source",
     "case_name",
     "encode_labels",
+    "mask_suffix",
+    "probabilities_suffix",
     "read_image",
     "read_labels",
     "suffix_of",
@@ -284,6 +286,19 @@ def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
     return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
 
 
+def mask_suffix(source: Source, *, multilabel: bool) -> str:
+    """The ending that `write_labels` gives to the mask of an image, from the image's name."""
+    suffix = suffix_of(source.path)
+    if suffix in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX, ARRAY_SUFFIX):
+        return suffix
+    return ".png" if suffix in RASTER_SUFFIXES and not multilabel else ".tif"
+
+
+def probabilities_suffix(source: Source) -> str:
+    """The ending that `write_probabilities` gives to the probabilities of an image."""
+    return ".nii.gz" if suffix_of(source.path) in NIFTI_SUFFIXES else ".npz"
+
+
 def write_image(stem: Path, volume: Volume) -> Path:
     """Write the values of an image in its own format and geometry, whole or not at all; rows of an npz become .npy.
 
@@ -327,7 +342,10 @@ def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, mult
         raise ValueError(f"{len(masks)} masks, {len(ids)} ids")
     image = path if _holds_images(path) else None
     return _whole(
-        path.with_suffix(""), ".npz", lambda file: write_masks(file, masks, ids, multilabel=multilabel), image
+        path.with_name(case_name(path)),
+        ".npz",
+        lambda file: write_masks(file, masks, ids, multilabel=multilabel),
+        image,
     )
 
 

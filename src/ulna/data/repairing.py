@@ -27,6 +27,8 @@ from ulna.data.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, s
 from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey
 from ulna.errors import DataError, Problem, UsageError
+from ulna.files import unwritable
+from ulna.outputs import check_folder
 from ulna.progress import track
 from ulna.recipe import Labels
 from ulna.volume import Volume
@@ -74,6 +76,7 @@ def check_target(out: Path, root: Path) -> None:
         raise UsageError(f"{out}: is there already; --fix never overwrites, choose another folder")
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
         raise UsageError(f"{out}: lies in the data set itself; choose a folder beside it")
+    check_folder(out, remedy="choose another folder")
 
 
 def repair(
@@ -97,7 +100,7 @@ def repair(
         made = _fill(dataset.grouped(copies), surveys, problems, temporary)
         temporary.rename(out)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); choose another folder") from error
+        raise unwritable(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return made._replace(folder=out)
