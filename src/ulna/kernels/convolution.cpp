@@ -218,7 +218,7 @@ static void transform_input(const Shape& s, const Maps<const float>& x, int64_t 
 // The way back: m (36, block, padded outputs) -> the tile's pixels in the maps of y. An infinite value, or one that is none,
 // spoils the whole tile, also what does not see it: images that have such a tile are marked.
 static void transform_output(const Shape& s, const float* m, const float* bias, int64_t first, int64_t count, int64_t block,
-                             const Maps<float>& y, uint8_t* spoilt) {
+                             const Maps<float>& y, char* spoilt) {
     const int64_t padded = s.padded_outputs();
     for (int64_t t = 0; t < count; ++t) {
         const Place at(s, first + t);
@@ -242,7 +242,7 @@ static void transform_output(const Shape& s, const float* m, const float* bias, 
         }
         bool finite = true;
         for (int l = 0; l < L; ++l) finite &= nothing[l] == 0;
-        if (!finite) __atomic_store_n(spoilt + at.slice / s.slices, uint8_t(1), __ATOMIC_RELAXED);
+        if (!finite) __atomic_store_n(spoilt + at.slice / s.slices, char(1), __ATOMIC_RELAXED);
     }
 }
 
@@ -344,7 +344,7 @@ void ulna_conv_pack(const Shape* shape, const float* w, float* u, int transposed
 
 // y = x * w + bias; bias may be null; 1 in `spoilt` (images) where a value was not finite, which was 0 before
 void ulna_conv_forward(const Shape* shape, const Maps<const float>* x, const float* u, const float* bias,
-                       const Maps<float>* y, uint8_t* spoilt, int64_t threads) {
+                       const Maps<float>* y, char* spoilt, int64_t threads) {
     const Shape& s = *shape;
     const int64_t channels = s.padded_channels(), outputs = s.padded_outputs();
     const int64_t block = s.block(threads), blocks = (s.tiles() + block - 1) / block;
@@ -371,8 +371,9 @@ void ulna_conv_forward(const Shape* shape, const Maps<const float>* x, const flo
     }
 }
 
-// dw (K, C, depth, 3, 3) from x and dy; `shares` holds `threads` times ulna_conv_share floats of working space
-void ulna_conv_weight_gradient(const Shape* shape, const Maps<const float>* x, const float* dy, float* shares, float* dw,
+// dw (K, C, depth, 3, 3) from x and dy; `shares` holds `threads` times ulna_conv_share floats of working space. Returns
+// whether all of it is finite
+int64_t ulna_conv_weight_gradient(const Shape* shape, const Maps<const float>* x, const float* dy, float* shares, float* dw,
                                int64_t threads) {
     const Shape& s = *shape;
     const int64_t channels = s.padded_channels(), outputs = s.padded_outputs(), size = ulna_conv_share(shape);
@@ -396,7 +397,8 @@ void ulna_conv_weight_gradient(const Shape* shape, const Maps<const float>* x, c
             }
         }
     }
-#pragma omp parallel for collapse(2) schedule(static)
+    int64_t odd = 0;
+#pragma omp parallel for collapse(2) schedule(static) reduction(+ : odd)
     for (int64_t dz = 0; dz < s.depth; ++dz)
         for (int64_t c = 0; c < s.channels; ++c)
             for (int64_t k = 0; k < s.outputs; k += L) {
@@ -409,9 +411,17 @@ void ulna_conv_weight_gradient(const Shape* shape, const Maps<const float>* x, c
                 }
                 for (int64_t j = 0; j < I; ++j) narrow(u + j, I, half + j, I);
                 for (int64_t i = 0; i < 3; ++i) narrow(half + i * I, 1, g + i * 3, 1);
-                for (int64_t lane = 0; lane < std::min<int64_t>(L, s.outputs - k); ++lane)
+                Vector made[9], nothing = {};
+                for (int64_t tap = 0; tap < 9; ++tap) {
+                    made[tap] = __builtin_convertvector(g[tap], Vector);
+                    nothing += made[tap] * 0;
+                }
+                for (int64_t lane = 0; lane < std::min<int64_t>(L, s.outputs - k); ++lane) {
+                    odd += nothing[lane] != 0;
                     for (int64_t tap = 0; tap < 9; ++tap)
-                        dw[(((k + lane) * s.channels + c) * s.depth + dz) * 9 + tap] = static_cast<float>(g[tap][lane]);
+                        dw[(((k + lane) * s.channels + c) * s.depth + dz) * 9 + tap] = made[tap][lane];
+                }
             }
+    return odd == 0;
 }
 }

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from ulna.kernels import door, native
 
 # Beyond these torch's own kernels are faster: few channels do not pay for the transforms of the maps, few pixels not for
-# that of the weights, and a tile that hangs over the border computes what nobody reads. Pixels are those of one image: the
-# same image has the same answer in any batch
+# that of the weights, and a tile that hangs over the border computes what nobody reads
 FEWEST_CHANNELS = 8
-FEWEST_PIXELS = 256
-MANY_WEIGHTS, FEWEST_PIXELS_OF_MANY = 2**16, 1024  # pairs of channels whose transformed weights leave the cache
+FEWEST_PIXELS = 512  # of a batch in training
+# In prediction those of one image count, so that it has the same answer in any batch; more of them, where transformed
+# weights of so many pairs of channels leave the cache
+FEWEST_PREDICTED, MANY_WEIGHTS, FEWEST_OF_MANY = 128, 2**16, 1024
 LEAST_OF_A_TILE = 0.6
 
 
@@ -56,7 +57,7 @@ def suits(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) ->
         and door.row(bias, len(weight))
         and weight.shape[2:] in ((3, 3), (3, 3, 3), (1, 3, 3))
         and min(weight.shape[:2]) >= FEWEST_CHANNELS
-        and maps[0][0, 0].numel() >= _fewest_pixels(weight)
+        and _pays(maps[0], weight)
         and _tile_share(*maps[0].shape[-2:]) >= LEAST_OF_A_TILE
         and not torch.is_autocast_enabled("cpu")
         and not door.watched()
@@ -64,9 +65,13 @@ def suits(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) ->
     )
 
 
-def _fewest_pixels(weight: Tensor) -> int:
+def _pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether a map has pixels enough for the transform of the weights."""
+    image = x[0, 0].numel()
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return len(x) * image >= FEWEST_PIXELS
     many = weight.shape[0] * weight.shape[1] >= MANY_WEIGHTS
-    return max(FEWEST_PIXELS, FEWEST_PIXELS_OF_MANY) if many else FEWEST_PIXELS
+    return image >= (FEWEST_OF_MANY if many else FEWEST_PREDICTED)
 
 
 def _alike(x: Tensor, other: Tensor) -> bool:
@@ -147,9 +152,11 @@ def _product(
     _call("pack", shape, weight.contiguous(), packed, int(transposed))
     first, bias = maps[0], None if bias is None else bias.contiguous()
     made = [_empty(first, k) for k in outputs]
-    spoilt = torch.zeros(len(first), dtype=torch.uint8, device=first.device)
+    spoilt = (ctypes.c_char * len(first))()
     _call("forward", shape, _Maps.of(maps), packed, bias, _Maps.of(made), spoilt, _threads())
-    for image in spoilt.nonzero().flatten().tolist():  # torch knows which outputs see what is not finite
+    for image in (
+        number for number, mark in enumerate(spoilt.raw) if mark
+    ):  # torch knows which outputs see what is not finite
         some = [x[image : image + 1] for x in maps]
         back = weight.transpose(0, 1).flip(*range(2, weight.ndim)) if transposed else weight
         found = _direct(back, bias, *some)
@@ -163,8 +170,7 @@ def _weight_gradient(maps: Sequence[Tensor], dy: Tensor, size: Sequence[int]) ->
     threads = _call("busy", shape, _threads())
     shares = dy.new_empty(threads * _call("share", shape))
     dw = dy.new_empty(tuple(size))
-    _call("weight_gradient", shape, _Maps.of(maps), dy, shares, dw, threads)
-    if dw.isfinite().all():
+    if _call("weight_gradient", shape, _Maps.of(maps), dy, shares, dw, threads):
         return dw
     whole, flat = maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1), [1] * (len(size) - 2)
     padding, zeros = [side // 2 for side in size[2:]], [0] * len(flat)
@@ -174,15 +180,15 @@ def _weight_gradient(maps: Sequence[Tensor], dy: Tensor, size: Sequence[int]) ->
     return found
 
 
-def _call(name: str, shape: _Shape, *arguments: Tensor | _Maps | int | None) -> int:
+def _call(name: str, shape: _Shape, *arguments: Tensor | _Maps | ctypes.Array[ctypes.c_char] | int | None) -> int:
     """One function of convolution.cpp; tensors go as the address of their values."""
     function = getattr(native.library("convolution"), f"ulna_conv_{name}")
     function.restype = ctypes.c_int64
     return int(function(ctypes.byref(shape), *(_argument(a) for a in arguments)))
 
 
-def _argument(value: Tensor | _Maps | int | None) -> Any:
-    if isinstance(value, _Maps):
+def _argument(value: Tensor | _Maps | ctypes.Array[ctypes.c_char] | int | None) -> Any:
+    if isinstance(value, _Maps | ctypes.Array):
         return ctypes.byref(value)
     if isinstance(value, int):
         return ctypes.c_int64(value)
