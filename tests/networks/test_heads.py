@@ -8,7 +8,7 @@ from ulna.networks.heads import Dense, mean_logits, probabilities
 def test_mean_readout_averages_probabilities_of_a_sigmoid():
     logits = [torch.randn(2, 1, 5, 4, dtype=torch.float64) * 4 for _ in range(3)]
     expected = torch.stack([z.sigmoid() for z in logits]).mean(0)
-    torch.testing.assert_close(mean_logits(logits, exclusive=False).sigmoid(), expected.float(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mean_logits(logits, exclusive=False).sigmoid(), expected, atol=1e-14, rtol=1e-12)
 
 
 def test_mean_readout_averages_probabilities_of_a_softmax():

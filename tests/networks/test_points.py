@@ -249,7 +249,7 @@ def test_the_head_reads_every_level_where_the_point_lies():
     maps = net.features(image)
     x, y = 9, 14
     parts = [maps[f"x{b}_0"][0, :, x // 2**b, y // 2**b] for b in range(3)]
-    place = encode(torch.tensor([[[x, y]]]), (12, 20), 10)[0, 0].double()
+    place = encode(torch.tensor([[[x, y]]]), (12, 20), 10, dtype=torch.float64)[0, 0]
     decoder = net.head.decoder
     expected = decoder(torch.cat([*parts, place])[None, None], decoder.weights())[0, 0]
     torch.testing.assert_close(net(image)[0, :, x, y], expected)
