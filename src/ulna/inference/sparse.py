@@ -56,7 +56,7 @@ def by_stages(
     for number in range(len(windows)):
         read = network.head.reader({name: m[number : number + 1] for name, m in maps.items()}, size)
         answers.append(_one_window(read, windows.shape[2:], settings, multilabel, tally or Tally(), windows.device))
-    return probabilities(torch.cat(answers), multilabel=multilabel)
+    return probabilities(torch.cat(answers), multilabel=multilabel).float()  # as those of windows
 
 
 def _one_window(
