@@ -129,6 +129,14 @@ def test_a_folder_that_others_can_write_is_not_used(
         assert planted.exists()
 
 
+def test_a_link_on_the_way_is_followed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded lies at the place that was looked at, wherever the link leads later."""
+    (home / "real").mkdir()
+    (home / "link").symlink_to(home / "real")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "link"))
+    assert cache.kept("kernel-1", build).parent == home / "real" / "ulna"
+
+
 def test_a_group_of_more_than_this_user_counts_as_others(home: Path) -> None:
     made = home / "shared"
     made.mkdir()

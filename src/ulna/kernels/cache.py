@@ -69,7 +69,12 @@ def _folder() -> Path | None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        reason = danger(folder)
+        if folder.is_symlink():
+            reason = f"{folder} is a link"
+        else:
+            # from here on the place itself: links on the way to it may be turned elsewhere after it was looked at
+            folder = Path(os.path.realpath(folder))
+            reason = danger(folder)
         if not reason and not os.access(folder, os.W_OK | os.X_OK):
             reason = f"{folder} is read-only"
     except OSError as error:
@@ -81,17 +86,15 @@ def _folder() -> Path | None:
 
 
 def danger(folder: Path) -> str:
-    """Why a folder must not be trusted: a link, or somebody else may write in it or exchange it; empty if there is none."""
+    """Why a folder must not be trusted: somebody else may write in it, or exchange it; empty if there is no reason."""
     own = os.lstat(folder)
-    if stat.S_ISLNK(own.st_mode):
-        return f"{folder} is a link"
     if not stat.S_ISDIR(own.st_mode):
         return f"{folder} is not a folder"
     if own.st_uid != os.geteuid():
         return f"{folder} belongs to another user"
     if _shared(own):
         return f"{folder} can be written by others"
-    for above in Path(os.path.realpath(folder)).parents:
+    for above in folder.parents:
         found = os.lstat(above)
         if found.st_uid not in (0, os.geteuid()):
             return f"{above} belongs to another user"
