@@ -301,3 +301,27 @@ def test_the_kernels_of_this_file_are_our_own() -> None:
     assert "_NormalizeBackward" in type(instance_norm(_last(x), w, b, eps=1e-3).grad_fn).__name__
     x, *layers = (t.requires_grad_() for t in drawn(KERNELS["perceptron"][2]))
     assert "_Perceptron" in type(perceptron(x, layers[:3], layers[3:], reinject=2).grad_fn).__name__
+
+
+def test_maps_that_are_computed_again_have_the_same_derivatives() -> None:
+    """Second ones, and those of torch.func, which cannot look into what is computed again."""
+    net = build("unet", in_channels=1, channels=(8, 12), generator=torch.Generator().manual_seed(1)).train()
+    image = torch.randn(2, 1, 24, 24, generator=torch.Generator().manual_seed(2))
+
+    def penalty() -> Tensor:
+        x = image.clone().requires_grad_()
+        (g,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+        net.zero_grad()
+        g.square().sum().backward()
+        return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+    expected = penalty()
+    net.recompute = True
+    found = penalty()
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+    # statistics are written where they lie, which torch.func forbids: so without
+    net.eval()
+    of_image = torch.func.grad(lambda x: net(x).square().sum())(image)
+    leaf = image.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(net(leaf).square().sum(), leaf)
+    assert (of_image - plain).norm() < 1e-3 * plain.norm()

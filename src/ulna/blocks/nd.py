@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -180,14 +179,21 @@ def norm(kind: str, spatial_dims: int, channels: int, *, eps: float = 1e-5) -> n
 _recomputing = [False]
 
 
-@contextmanager
-def recomputing() -> Iterator[None]:
-    """Maps are computed a second time within: batch norm has taken their statistics into its running ones already."""
-    before, _recomputing[0] = _recomputing[0], True
-    try:
-        yield
-    finally:
-        _recomputing[0] = before
+class Recomputing:
+    """Maps are computed a second time within: batch norm has taken their statistics into its running ones already.
+
+    It may be entered again: second derivatives compute maps once more.
+    """
+
+    def __init__(self) -> None:
+        self.before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self.before.append(_recomputing[0])
+        _recomputing[0] = True
+
+    def __exit__(self, *_: object) -> None:
+        _recomputing[0] = self.before.pop()
 
 
 class _BatchNorm:

@@ -70,7 +70,7 @@ class Network(nn.Module):
         # torch.func cannot look into what is computed again
         if self.recompute and self.training and torch.is_grad_enabled() and not door.transformed():
             return checkpoint(
-                stage, source, skips, use_reentrant=False, context_fn=lambda: (nullcontext(), nd.recomputing())
+                stage, source, skips, use_reentrant=False, context_fn=lambda: (nullcontext(), nd.Recomputing())
             )
         return stage(source, skips)
 
