@@ -59,10 +59,19 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of a table has gone
         sys.stderr.close()
         return 0
-    except Exception:
+    except Exception as error:
+        if _out_of_memory(error):
+            _complain("this needs more memory than is free; take smaller images or patches, or a machine with more")
+            return 2
         traceback.print_exc()
         _complain("this is a defect of ulna; please report it with the lines above")
         return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from ulna.data.limits import is_memory_error  # only where something failed: starting is quick
+
+    return is_memory_error(error)
 
 
 def overview() -> str:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ulna.allocation import keep_freed_memory
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
+from ulna.data.limits import is_memory_error
 from ulna.data.pending import find_pending
 from ulna.data.read import (
     Source,
@@ -364,7 +365,7 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, UsageError):
         return text
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in text.lower()):
+    if is_memory_error(error):
         return "out of memory; predict on a machine with more, or train with a smaller planning.patch"
     log.error("%s", traceback.format_exc())
     return f"a defect of ulna, please report it ({type(error).__name__}: {text})"
