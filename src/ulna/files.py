@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, printable
+from ulna.reading import parse_json
 
 TEMPORARY = ".tmp-"
 
@@ -85,23 +86,61 @@ def write_tensors(path: Path, content: Tensors) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
-def read_tensors(path: Path) -> Tensors:
+def read_tensors(path: Path, largest: int | None = None) -> Tensors:
     """Read a file of `write_tensors` and check it.
+
+    Args:
+        path: the file.
+        largest: refuse a file of more bytes before it is read.
+
+    Raises:
+        UsageError: if it is missing, damaged, too large, or of another kind.
+    """
+    with _opened(path) as file:
+        size = path.stat().st_size
+        if largest is not None and size > largest:
+            raise UsageError(
+                f"{printable(path)}: has {size:,} bytes, its training needs at most {largest:,}; restore it"
+            )
+        meta = parse_json((file.metadata() or {}).get("ulna", "{}"), str(path))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        stored = meta if isinstance(meta, dict) else {}
+        state, checksum = stored.get("state"), stored.get("checksum")
+        whole = isinstance(state, str) and checksum == _checksum(tensors, state)
+    if not isinstance(state, str) or not whole:
+        raise UsageError(f"{printable(path)}: its checksum does not fit its content; restore it or train again")
+    values = parse_json(state, str(path))
+    if not isinstance(values, dict):
+        raise UsageError(f"{printable(path)}: its state holds {type(values).__name__} and no fields; restore it")
+    return Tensors(tensors, values)
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file; none of them is read.
 
     Raises:
         UsageError: if it is missing, damaged, or of another kind.
     """
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    name = printable(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise UsageError(f"{name}: is not a file; restore it or train again")
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("ulna", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            yield file
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path}: damaged or not a safetensors file ({error}); restore it or train again") from None
-    if "state" not in meta or meta.get("checksum") != _checksum(tensors, meta["state"]):
-        raise UsageError(f"{path}: its checksum does not fit its content; restore it or train again")
-    return Tensors(tensors, json.loads(meta["state"]))
+        raise UsageError(f"{name}: no such file") from None
+    except UsageError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        # the last five: of types of numbers that this version of torch does not have
+        what = f"damaged or not a safetensors file ({printable(error)})"
+        raise UsageError(f"{name}: {what}; restore it or train again") from None
 
 
 def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
@@ -114,7 +153,9 @@ def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder")
+    return UsageError(
+        f"{printable(path)}: cannot be written ({error.strerror or error}); free space or choose another folder"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -367,3 +367,24 @@ def test_json_of_every_verb_is_json(run, discs, tmp_path, capsys):
         assert "NaN" not in out
         json.loads(out)
         assert err == ""
+
+
+def test_weights_that_are_not_finite_are_never_written(discs, tmp_path, monkeypatch):
+    """A finite loss whose gradient is not: no later loss of the epoch shows it."""
+    from ulna.training.loop import Loop
+
+    step = Loop._step
+
+    def poisoned(loop, images, labels, number):
+        value = step(loop, images, labels, number)
+        if loop.state.epoch == 1 and number == loop.batches.steps - 1:
+            with torch.no_grad():
+                next(loop.network.parameters()).view(-1)[0] = float("nan")
+        return value
+
+    monkeypatch.setattr(Loop, "_step", poisoned)
+    with pytest.raises(UsageError, match=r"became NaN or infinite in epoch 2 .* lower optimizer\.lr"):
+        train(discs, model="unet", out=tmp_path / "r", epochs=3, set=TINY)
+    stored = [read_tensors(path).tensors for path in (tmp_path / "r").rglob("*.safetensors")]
+    assert len(stored) == 3  # the best weights and two checkpoints
+    assert all(bool(torch.isfinite(t.float()).all()) for tensors in stored for t in tensors.values())

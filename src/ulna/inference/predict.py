@@ -15,6 +15,7 @@ from torch import Tensor
 from ulna.arithmetic import autocast
 from ulna.blocks import nd
 from ulna.data.preprocess import Prepared, framed, prepare, restore
+from ulna.inference.finite import check_finite_maps
 from ulna.inference.sliding import by_windows
 from ulna.inference.sparse import Tally, by_stages, smoothed
 from ulna.networks.heads import probabilities
@@ -74,6 +75,7 @@ def predict_slabs(
             if sparse:
                 return by_stages(network, windows, settings=settings, multilabel=multilabel, tally=tally)
             logits = network(windows)
+        check_finite_maps(network, [logits])
         return probabilities(logits, multilabel=multilabel)
 
     @torch.inference_mode()

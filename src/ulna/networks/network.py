@@ -55,6 +55,7 @@ class Network(nn.Module):
         self.divisor = divisor
         # keep the maps of nodes alone in training, and compute what lies between them again in the backward pass
         self.recompute = False
+        self.origin = ""  # the run folder that the weights came from, for messages
 
     def features(self, image: Tensor) -> dict[str, Tensor]:
         """The map of every node: (N, C, *S) -> {node: (N, width, *S / strides)}; S divisible by `divisor`."""
@@ -126,7 +127,9 @@ class Network(nn.Module):
         kept_head = self.head.only(head)
         wiring = self.wiring.keep(head)._replace(heads=(head,))
         stages = {node.name: self.stages[node.name] for node in wiring.nodes}
-        return Network(wiring, stages, kept_head, self.in_channels, self.divisor).train(self.training)
+        pruned = Network(wiring, stages, kept_head, self.in_channels, self.divisor).train(self.training)
+        pruned.origin = self.origin
+        return pruned
 
     def _check(self, image: Tensor) -> None:
         dims = len(self.divisor)

@@ -20,7 +20,8 @@ from ulna.errors import PartialFailure, UsageError
 from ulna.files import TEMPORARY, write_text
 from ulna.forecast import ON_THE_GPU, gpu_memory
 from ulna.planning import fingerprint, forecast_training
-from ulna.recipe import Labels, Recipe, Split, parse, read_yaml
+from ulna.reading import read_yaml
+from ulna.recipe import Labels, Recipe, Split, parse
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, command, make_jobs, run_jobs, stoppable, words
 from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside

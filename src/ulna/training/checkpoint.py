@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ulna.errors import UsageError
 from ulna.files import Tensors, move_whole, read_tensors, write_tensors
+from ulna.networks.weights import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ def load_checkpoint(folder: Path) -> Tensors | None:
         if not (folder / name).exists():
             continue
         try:
-            return read_tensors(folder / name)
+            saved = read_tensors(folder / name)
+            check_finite(folder / name, saved.tensors)
+            return saved
         except UsageError as error:
             log.warning("skipped a damaged checkpoint: %s", error)
     return None

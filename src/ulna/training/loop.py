@@ -30,6 +30,7 @@ from ulna.inference.predict import label_slabs, predict_slabs, slab_axis
 from ulna.losses import make_loss
 from ulna.metrics import average, score_labels
 from ulna.networks.network import Network
+from ulna.networks.weights import not_finite
 from ulna.progress import bar
 from ulna.recipe import Plan, Recipe
 from ulna.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
@@ -171,6 +172,7 @@ class Loop:
             start = time.perf_counter() - self.state.step_s
             train_loss = self._train_epoch(start)
             self.state.step_s = time.perf_counter() - start
+            self._check_weights()
             scores = self.validate()
             self._finish_epoch(train_loss, scores, time.perf_counter() - start)
         self._save()
@@ -312,7 +314,16 @@ class Loop:
         if time.perf_counter() - self._saved_at >= self.recipe.training.checkpoint_minutes * 60:
             self._save()
 
+    def _check_weights(self) -> None:
+        """Raise a UsageError where weights are NaN or infinite: those of earlier epochs stay on disk."""
+        if faults := not_finite(self.network.state_dict()):
+            raise UsageError(
+                f"the weights became NaN or infinite in epoch {self.state.epoch + 1} ({faults[0]}); "
+                f"lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again"
+            )
+
     def _save(self) -> None:
+        self._check_weights()
         self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
         optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}

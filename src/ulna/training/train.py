@@ -29,7 +29,8 @@ from ulna.files import TEMPORARY, remove_leftovers, write_text
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
-from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, read_yaml, set_value, to_yaml
+from ulna.reading import read_yaml
+from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, set_value, to_yaml
 from ulna.segmenter import network_for, read_split
 from ulna.training.loop import Loop, State
 from ulna.training.samples import PreparedCases, Samples, worker_count

@@ -1,0 +1,170 @@
+"""JSON and YAML that others wrote, read in bounded time and memory: every fault is one clear UsageError.
+
+A run folder or a data set may come from anyone. A file of a few hundred bytes can stand for gigabytes (aliases of aliases in
+YAML), exhaust the stack (brackets in brackets) or never end (a pipe).
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ulna.errors import UsageError, printable
+
+LARGEST_JSON = 1 << 28  # bytes
+LARGEST_YAML = 1 << 20  # bytes; the reader takes about 2 s for it
+DEEPEST = 64  # levels of lists in lists
+MOST_NODES = 100_000  # values and keys of a YAML file, each alias counted with all that it stands for
+
+_REMEDY = "restore or rewrite it"
+
+
+def read_text(path: Path, largest: int) -> str:
+    """The text of a regular file of at most `largest` bytes, with or without a byte order mark.
+
+    Raises:
+        UsageError: if it is missing, larger, of another kind, or not UTF-8.
+    """
+    name = printable(path)
+    try:
+        found = path.stat()  # before it is opened: a pipe would never end
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{name}: is not a file; {_REMEDY}")
+        if found.st_size > largest:
+            raise UsageError(f"{name}: has {found.st_size:,} bytes; at most {largest:,} are read; {_REMEDY}")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read ({error.strerror or error}); check the path") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: is not UTF-8 text (byte {error.start}); {_REMEDY}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        UsageError: if it cannot be read, or is not JSON.
+    """
+    return parse_json(read_text(path, LARGEST_JSON), str(path))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file.
+
+    Raises:
+        UsageError: if it cannot be read, or is not a JSON object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UsageError(f"{printable(path)}: holds {type(value).__name__} and no fields; {_REMEDY}")
+    return value
+
+
+def parse_json(text: str, source: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text; `pairs` makes the objects, a dict where it is left out.
+
+    Raises:
+        UsageError: naming `source`, if it is not JSON, or lists lie too deep in lists.
+    """
+    name = printable(source)
+    try:
+        value = json.loads(text, object_pairs_hook=pairs)
+        if _depth_above(value, DEEPEST):
+            raise RecursionError
+        return value
+    except json.JSONDecodeError as error:
+        what = f"is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+    except RecursionError:
+        what = f"has more than {DEEPEST} levels of lists in lists"
+    except ValueError as error:  # a whole number of thousands of digits, or what `pairs` refuses
+        what = f"cannot be read ({printable(error)})"
+    raise UsageError(f"{name}: {what}; {_REMEDY}") from None
+
+
+def _depth_above(value: Any, most: int) -> bool:
+    layer = [value]
+    for _ in range(most):
+        layer = [
+            inner
+            for outer in layer
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not layer:
+            return False
+    return True
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file, as they stand there; none for an empty file.
+
+    Raises:
+        UsageError: if it cannot be read, or holds no YAML mapping.
+    """
+    values = parse_yaml(read_text(path, LARGEST_YAML), str(path))
+    if not isinstance(values, dict | None):
+        raise UsageError(f"{printable(path)}: holds {type(values).__name__} and no fields; write `field: value` lines")
+    return values or {}
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of a YAML text; no code in it is ever run.
+
+    Raises:
+        UsageError: naming `source`, if it is not YAML, or stands for more than it says.
+    """
+    loader = _Loader("")
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        place = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
+        why = place + (error.problem or "not YAML")
+    except RecursionError:
+        why = f"more than {DEEPEST} levels of lists in lists"
+    except (
+        Exception
+    ) as error:  # values that no type takes: dates of month 13, numbers without digits, keys that are lists
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    finally:
+        loader.dispose()
+    raise UsageError(f"{printable(source)}: not readable as YAML ({printable(why)}); {_REMEDY}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with bounds on depth and on what aliases stand for."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise RecursionError
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()  # type: ignore[no-untyped-call]
+        if node is not None and _size(node, {}) > MOST_NODES:
+            mark = node.start_mark
+            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MOST_NODES:,} values", problem_mark=mark)
+        return node
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """The values that a node stands for once every alias is written out; an alias of itself stands for all there are."""
+    if id(node) in known:
+        return known[id(node)]
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    known[id(node)] = MOST_NODES + 1
+    children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
