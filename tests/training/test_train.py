@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ulna import cli
 from ulna.demonstration import make_phantom
 from ulna.errors import DataError, UsageError
 from ulna.files import read_tensors
+from ulna.locking import locked
 from ulna.recipe import Plan, Recipe, from_yaml
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import State, learning_rate
@@ -388,3 +390,58 @@ def test_weights_that_are_not_finite_are_never_written(discs, tmp_path, monkeypa
     stored = [read_tensors(path).tensors for path in (tmp_path / "r").rglob("*.safetensors")]
     assert len(stored) == 3  # the best weights and two checkpoints
     assert all(bool(torch.isfinite(t.float()).all()) for tensors in stored for t in tensors.values())
+
+
+def test_a_second_training_in_one_folder_is_refused_before_it_writes(discs, tmp_path, monkeypatch):
+    """As if both had found the folder free: the second begins while the first reads its data."""
+    prepare, refused = room._prepare, []
+
+    def second_one_begins(data, recipe):
+        if not refused:
+            refused.append(None)
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+        return prepare(data, recipe)
+
+    def second():
+        try:
+            train(discs, model="unet", out=tmp_path / "r", epochs=1, seed=2, set=TINY)
+        except UsageError as error:
+            refused.append(str(error))
+
+    monkeypatch.setattr(room, "_prepare", second_one_begins)
+    made = train(discs, model="unet", out=tmp_path / "r", epochs=1, seed=1, set=TINY)
+    assert "another command writes into it" in refused[1]
+    assert from_yaml(Recipe, tmp_path / "r" / "recipe.yaml").training.seed == made.summary["seed"] == 1
+    assert not (tmp_path / "r" / ".lock").exists()
+
+
+def test_a_run_under_way_is_not_gone_on_with(discs, tmp_path, run):
+    shutil.copytree(run.folder, tmp_path / "r")
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+    refused = []
+
+    def second():
+        try:
+            train(discs, out=tmp_path / "r", resume=True, epochs=20)
+        except UsageError as error:
+            refused.append(str(error))
+
+    with locked(tmp_path / "r"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "another command writes into it" in refused[0]
+    assert before == {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+
+
+def test_to_go_on_with_a_folder_that_is_not_there_says_how_to_start(discs, tmp_path):
+    with pytest.raises(UsageError, match=r"no such folder.*start with: ulna train .* --out .*gone") as error:
+        train(discs, out=tmp_path / "gone", resume=True)
+    assert "\n" not in str(error.value)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".lock").touch()  # of a training that was killed while it read its data
+    with pytest.raises(UsageError, match="nothing was trained there yet; leave --resume out: ulna train"):
+        train(discs, out=tmp_path / "begun", resume=True)
+    train(discs, model="unet", out=tmp_path / "begun", epochs=1, set=TINY)

@@ -36,6 +36,7 @@ from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import TEMPORARY, Tensors, read_tensors, write_tensors, write_text
 from ulna.levels import Level, levels_of, named_level, pruned
+from ulna.locking import LOCK, locked
 from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
 from ulna.prediction import TOO_LARGE
@@ -142,7 +143,7 @@ def prune(
         raise UsageError(f"{run}: its split has no validation cases to measure levels on")
 
     segmenters = {one.name: pruned(parent, one.head) for one in levels}
-    with _new_folder(out) as folder:
+    with locked(out), _new_folder(out) as folder:
         rows = [_counted(one, segmenters[one.name]) for one in levels]
         facts: dict[str, Any] = {"run": run.resolve().name}
         evaluations = _measure(rows, segmenters, val, facts) if dataset is not None else {}
@@ -369,7 +370,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UsageError: if `out` holds something or cannot be written; nothing is changed then.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and all(path.name == LOCK for path in out.iterdir())):
         raise UsageError(f"{out}: {'is not empty' if out.is_dir() else 'is a file'}; choose another --out")
     made, hidden = not out.exists(), out / f"{TEMPORARY}{os.getpid()}"
     try:
