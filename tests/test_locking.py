@@ -39,9 +39,11 @@ def other(tmp_path):
 
 def test_the_second_is_told_who_holds_it_and_leaves_all_as_it_is(tmp_path, other):
     before = (tmp_path / "run" / LOCK).read_bytes()
-    with pytest.raises(UsageError, match=rf"another command writes into it \(process {other.pid} on .*, since \d{{4}}-"):
-        with locked(tmp_path / "run"):
-            raise AssertionError("two hold it")
+    with (
+        pytest.raises(UsageError, match=rf"another command writes into it \(process {other.pid} on .*, since \d{{4}}-"),
+        locked(tmp_path / "run"),
+    ):
+        raise AssertionError("two hold it")
     assert (tmp_path / "run" / LOCK).read_bytes() == before
 
 
@@ -89,7 +91,9 @@ def test_a_thread_may_lock_again_and_another_one_may_not(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("note", [b"", b"[]", b"{", b"\xff\x00", b"[" * 5000, b'{"pid": "x", "host": 1}', b'{"pid": 1}'])
+@pytest.mark.parametrize(
+    "note", [b"", b"[]", b"{", b"\xff\x00", b"[" * 5000, b'{"pid": "x", "host": 1}', b'{"pid": 1}']
+)
 def test_a_note_that_says_nothing_is_no_hindrance(tmp_path, note):
     (tmp_path / LOCK).write_bytes(note)
     with locked(tmp_path):

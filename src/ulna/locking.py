@@ -133,7 +133,9 @@ def _take(folder: Path) -> tuple[int | None, Holder | None]:
         free = _system_lock(descriptor)
         if free is None:  # there is the note alone
             free = holder is None or holder.ended
-        if free and _same(path, descriptor):  # else the one before has removed it, and another one may have made it anew
+        if free and _same(
+            path, descriptor
+        ):  # else the one before has removed it, and another one may have made it anew
             holder = _read(descriptor)
             _write(descriptor)
             taken, descriptor = descriptor, -1

@@ -15,7 +15,7 @@ from tests.training.tiny import TINY, rows_of
 from ulna import cli
 from ulna.demonstration import make_phantom
 from ulna.errors import DataError, UsageError
-from ulna.files import read_tensors
+from ulna.files import read_tensors, write_tensors
 from ulna.locking import locked
 from ulna.recipe import Plan, Recipe, from_yaml
 from ulna.training.checkpoint import load_checkpoint
@@ -445,3 +445,84 @@ def test_to_go_on_with_a_folder_that_is_not_there_says_how_to_start(discs, tmp_p
     with pytest.raises(UsageError, match="nothing was trained there yet; leave --resume out: ulna train"):
         train(discs, out=tmp_path / "begun", resume=True)
     train(discs, model="unet", out=tmp_path / "begun", epochs=1, set=TINY)
+
+
+@pytest.fixture
+def copied(discs, tmp_path):
+    """The data in another place, to be changed, and a run that began with them."""
+    shutil.copytree(discs, tmp_path / "data")
+    (tmp_path / "data" / "splits.json").unlink()
+    train(discs, model="unet", out=tmp_path / "run", epochs=1, set=TINY)
+    return tmp_path / "data"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_goes_on_with_its_data_wherever_they_lie(copied, tmp_path):
+    assert train(copied, out=tmp_path / "run", resume=True, epochs=2).summary["epochs"] == 2
+
+
+def test_other_data_are_named_and_nothing_is_changed(copied, tmp_path):
+    Image.fromarray(np.zeros((32, 40), np.uint8)).save(copied / "labels" / "disc1.png")
+    Image.fromarray(np.eye(32, 40, dtype=np.uint8)).save(copied / "images" / "disc3.png")
+    for folder in ("images", "labels"):
+        (copied / folder / "disc2.png").rename(copied / folder / "disc9.png")
+    before = contents(tmp_path / "run")
+    with pytest.raises(
+        UsageError, match=r"2 changed \(disc1, disc3\), 1 missing \(disc2\), 1 new \(disc9\) of 8 cases"
+    ):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)
+    assert contents(tmp_path / "run") == before
+
+
+def test_other_classes_are_other_data(copied, tmp_path):
+    (copied / "classes.json").write_text(json.dumps({"1": "liver"}))
+    with pytest.raises(UsageError, match=r"declares the classes background, liver, but the run .* foreground"):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "absent", "nan", "other"])
+def test_without_a_whole_checkpoint_a_finished_run_never_begins_anew(copied, tmp_path, damage):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for path in checkpoints.iterdir():
+        saved = read_tensors(path)
+        if damage == "bytes":
+            path.write_bytes(path.read_bytes()[:-1])
+        elif damage == "absent":
+            path.unlink()
+        elif damage == "nan":
+            next(t for n, t in saved.tensors.items() if n.startswith("network.")).view(-1)[0] = float("nan")
+            write_tensors(path, saved)
+        else:
+            tensors = {name: t for name, t in saved.tensors.items() if not name.startswith("network.head")}
+            write_tensors(path, saved._replace(tensors=tensors))
+    before = contents(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"train again into\s+another folder|or train again"):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)
+    kept = contents(tmp_path / "run")
+    log_file = tmp_path / "run" / "log.txt"
+    assert {path: data for path, data in kept.items() if path != log_file} == {
+        path: data for path, data in before.items() if path != log_file
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("loop", None),
+        ("loop", {"epoch": "x"}),
+        ("optimizer", []),
+        ("optimizer", {"values": {"a": 1}, "groups": []}),
+        ("arithmetic", {"threads": 10**9}),
+        ("arithmetic", {"threads": "two"}),
+        ("arithmetic", 3),
+    ],
+)
+def test_a_checkpoint_with_a_state_of_other_types_is_a_clear_error(copied, tmp_path, field, value):
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        saved = read_tensors(path)
+        write_tensors(path, saved._replace(state={**saved.state, field: value}))
+    with pytest.raises(UsageError, match="checkpoint"):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)

@@ -34,6 +34,7 @@ from ulna.reading import read_yaml
 from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, set_value, to_yaml
 from ulna.segmenter import network_for, read_split
 from ulna.training.loop import Loop, State
+from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, Samples, worker_count
 from ulna.training.stopping import Stop
 from ulna.training.summary import final_part, summarise
@@ -43,7 +44,7 @@ log = logging.getLogger("ulna")
 # no times: a training that was stopped and went on writes the same file to the byte
 METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
 # what `_start` writes; the last one makes the folder a run
-START = ("plan.yaml", "splits.json", "recipe.yaml")
+START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def train(
             remove_leftovers(folder)
             chosen, plan, split = _stored(folder, epochs=epochs, max_hours=max_hours)
             dataset = Dataset.from_folder(data)
+            check_same(folder, data, dataset, plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
             dataset, plan, split, notes = _prepare(data, chosen)
@@ -122,7 +124,7 @@ def train(
         stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
         with stop.listening(), _logged_to(folder / "log.txt"):
             if not resume:
-                _start(folder, chosen, plan, split)
+                _start(folder, chosen, plan, split, describe(dataset, plan.labels))
             for note in notes:
                 log.info("note: %s", note)
             log.info("memory: about %s", need)
@@ -252,8 +254,8 @@ def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[st
     return dataset, plan, split, report.notes
 
 
-def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split) -> None:
-    texts = (to_yaml(plan), json.dumps(split.model_dump(mode="json"), indent=1), to_yaml(recipe))
+def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split, data: str) -> None:
+    texts = (to_yaml(plan), json.dumps(split.model_dump(mode="json"), indent=1), data, to_yaml(recipe))
     for name, text in zip(START, texts, strict=True):
         write_text(folder / name, text)
     remove_leftovers(folder)
@@ -265,7 +267,6 @@ def _stored(folder: Path, *, epochs: int | None, max_hours: float | None) -> tup
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
     if changes:
         recipe = recipe.replaced(training=recipe.training.replaced(**changes))
-        write_text(folder / "recipe.yaml", to_yaml(recipe))
     return recipe, plan, split
 
 
@@ -308,8 +309,10 @@ def _train(
         stop=stop,
         on_epoch=lambda state: _record(folder, state),
     )
-    if go_on and not loop.resume():
-        log.info("no checkpoint yet: starting from the first epoch")
+    if go_on:
+        if not loop.resume():
+            log.info("no checkpoint yet: starting from the first epoch")
+        write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
     if extended:
         loop.state.patience_from = loop.state.epoch
     return loop.run(), parameters
