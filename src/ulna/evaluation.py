@@ -22,6 +22,7 @@ from ulna.errors import DataError, Problem, UsageError
 from ulna.files import write_text
 from ulna.metrics import MEASURES, average, bootstrap_interval, score_labels
 from ulna.progress import track
+from ulna.reading import read_json_object
 from ulna.recipe import Labels, parse
 from ulna.volume import Volume, same_geometry
 
@@ -216,11 +217,7 @@ def _about(predictions: Path) -> dict[str, Any]:
     path = (predictions if predictions.is_dir() else predictions.parent) / "predict.json"
     if not path.exists():
         return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: not readable as JSON ({error}); predict again or remove it") from None
-    return facts if isinstance(facts, dict) else {}
+    return read_json_object(path)
 
 
 def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:

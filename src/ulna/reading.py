@@ -21,7 +21,7 @@ LARGEST_YAML = 1 << 20  # bytes; the reader takes about 2 s for it
 DEEPEST = 64  # levels of lists in lists
 MOST_NODES = 100_000  # values and keys of a YAML file, each alias counted with all that it stands for
 
-_REMEDY = "restore or rewrite it"
+REMEDY = "restore or rewrite it"
 
 
 def read_text(path: Path, largest: int) -> str:
@@ -34,14 +34,14 @@ def read_text(path: Path, largest: int) -> str:
     try:
         found = path.stat()  # before it is opened: a pipe would never end
         if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{name}: is not a file; {_REMEDY}")
+            raise UsageError(f"{name}: is not a file; {REMEDY}")
         if found.st_size > largest:
-            raise UsageError(f"{name}: has {found.st_size:,} bytes; at most {largest:,} are read; {_REMEDY}")
+            raise UsageError(f"{name}: has {found.st_size:,} bytes; at most {largest:,} are read; {REMEDY}")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"{name}: cannot be read ({error.strerror or error}); check the path") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: is not UTF-8 text (byte {error.start}); {_REMEDY}") from None
+        raise UsageError(f"{name}: cannot be read (not UTF-8 text at byte {error.start}); {REMEDY}") from None
 
 
 def read_json(path: Path) -> Any:
@@ -61,7 +61,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UsageError(f"{printable(path)}: holds {type(value).__name__} and no fields; {_REMEDY}")
+        raise UsageError(f"{printable(path)}: holds {type(value).__name__} and no fields; {REMEDY}")
     return value
 
 
@@ -80,10 +80,10 @@ def parse_json(text: str, source: str, pairs: Callable[[list[tuple[str, Any]]], 
     except json.JSONDecodeError as error:
         what = f"is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
     except RecursionError:
-        what = f"has more than {DEEPEST} levels of lists in lists"
+        what = f"cannot be read (more than {DEEPEST} levels of lists in lists)"
     except ValueError as error:  # a whole number of thousands of digits, or what `pairs` refuses
         what = f"cannot be read ({printable(error)})"
-    raise UsageError(f"{name}: {what}; {_REMEDY}") from None
+    raise UsageError(f"{name}: {what}; {REMEDY}") from None
 
 
 def _depth_above(value: Any, most: int) -> bool:
@@ -134,7 +134,7 @@ def parse_yaml(text: str, source: str) -> Any:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     finally:
         loader.dispose()
-    raise UsageError(f"{printable(source)}: not readable as YAML ({printable(why)}); {_REMEDY}") from None
+    raise UsageError(f"{printable(source)}: not readable as YAML ({printable(why)}); {REMEDY}") from None
 
 
 class _Loader(yaml.SafeLoader):

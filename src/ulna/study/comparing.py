@@ -20,7 +20,7 @@ from ulna.errors import PartialFailure, UsageError
 from ulna.files import TEMPORARY, write_text
 from ulna.forecast import ON_THE_GPU, gpu_memory
 from ulna.planning import fingerprint, forecast_training
-from ulna.reading import read_yaml
+from ulna.reading import read_json_object, read_yaml
 from ulna.recipe import Labels, Recipe, Split, parse
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, command, make_jobs, run_jobs, stoppable, words
@@ -238,9 +238,9 @@ def _stored(out: Path) -> dict[str, Any] | None:
             raise UsageError(f"{out}: holds something else than a study; choose another --out")
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_object(path)
         return {name: values[name] for name in ("data", "splits", "folds", "match", "plan", "recipes", "architectures")}
-    except (ValueError, KeyError, OSError) as error:
+    except KeyError as error:
         raise UsageError(f"{path}: damaged ({error}); restore it, or choose another --out") from None
 
 

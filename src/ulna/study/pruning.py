@@ -41,6 +41,7 @@ from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
 from ulna.prediction import TOO_LARGE
 from ulna.progress import track
+from ulna.reading import read_json_object
 from ulna.recipe import Split, to_yaml
 from ulna.segmenter import Segmenter, read_split
 from ulna.study.pruning_figure import draw_levels
@@ -354,13 +355,8 @@ def _write_run(folder: Path, run: Path, segmenter: Segmenter, level: Level, fact
 
 def _summary_of(run: Path) -> dict[str, Any]:
     """The summary of a run; empty where its training was not finished."""
-    try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UsageError(f"{run / 'summary.json'}: damaged ({error}); restore it or remove it") from None
-    return dict(summary)
+    path = run / "summary.json"
+    return read_json_object(path) if path.exists() else {}
 
 
 @contextmanager
