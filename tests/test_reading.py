@@ -72,7 +72,9 @@ def test_a_thousand_faults_are_counted():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, '{"a":' * 1000, "1" * 10_000, "[" * 100 + "]" * 100, '"\\ud800'], ids=range(7)
+    "text",
+    ["", "{", "[" * 100_000, '{"a":' * 1000, "1" * 10_000, "[" * 100 + "]" * 100, '"\\ud800"', '"a'],
+    ids=range(8),
 )
 def test_json_that_is_none_is_one_error(tmp_path, text):
     path = tmp_path / "a.json"

@@ -17,11 +17,12 @@ import yaml
 from ulna.errors import UsageError, printable
 
 LARGEST_JSON = 1 << 28  # bytes
-LARGEST_YAML = 1 << 20  # bytes; the reader takes about 2 s for it
+LARGEST_YAML = 1 << 22  # bytes
 DEEPEST = 64  # levels of lists in lists
 MOST_NODES = 100_000  # values and keys of a YAML file, each alias counted with all that it stands for
 
 REMEDY = "restore or rewrite it"
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # both make plain values alone
 
 
 def read_text(path: Path, largest: int) -> str:
@@ -76,6 +77,8 @@ def parse_json(text: str, source: str, pairs: Callable[[list[tuple[str, Any]]], 
         value = json.loads(text, object_pairs_hook=pairs)
         if _depth_above(value, DEEPEST):
             raise RecursionError
+        if "\\ud" in text.lower():  # half of a character, written as an escape, is no text
+            json.dumps(value, ensure_ascii=False).encode()
         return value
     except json.JSONDecodeError as error:
         what = f"is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
@@ -119,10 +122,9 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         UsageError: naming `source`, if it is not YAML, or stands for more than it says.
     """
-    loader = _Loader("")
     try:
-        loader = _Loader(text)
-        return loader.get_single_data()
+        _check_bounds(text)
+        return yaml.load(text, Loader=_SAFE)
     except yaml.MarkedYAMLError as error:
         place = "" if error.problem_mark is None else f"line {error.problem_mark.line + 1}: "
         why = place + (error.problem or "not YAML")
@@ -132,39 +134,34 @@ def parse_yaml(text: str, source: str) -> Any:
         Exception
     ) as error:  # values that no type takes: dates of month 13, numbers without digits, keys that are lists
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    finally:
-        loader.dispose()
     raise UsageError(f"{printable(source)}: not readable as YAML ({printable(why)}); {REMEDY}") from None
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with bounds on depth and on what aliases stand for."""
-
-    depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise RecursionError
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def get_single_node(self) -> Any:
-        node = super().get_single_node()  # type: ignore[no-untyped-call]
-        if node is not None and _size(node, {}) > MOST_NODES:
-            mark = node.start_mark
-            raise yaml.MarkedYAMLError(problem=f"it stands for more than {MOST_NODES:,} values", problem_mark=mark)
-        return node
-
-
-def _size(node: Any, known: dict[int, int]) -> int:
-    """The values that a node stands for once every alias is written out; an alias of itself stands for all there are."""
-    if id(node) in known:
-        return known[id(node)]
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    known[id(node)] = MOST_NODES + 1
-    children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-    known[id(node)] = 1 + sum(_size(child, known) for child in children)
-    return known[id(node)]
+def _check_bounds(text: str) -> None:
+    """Go through a YAML text without making anything of it, and raise where it goes too deep or stands for too much."""
+    sizes = [
+        0
+    ]  # of the document and of the collections that are open: values, each alias counted with all that it means
+    names: list[str | None] = []  # the anchors of those collections
+    known: dict[str, int] = {}  # anchor -> size
+    for event in yaml.parse(text, Loader=_SAFE):
+        if isinstance(event, yaml.CollectionStartEvent):
+            if len(sizes) > DEEPEST:
+                raise RecursionError
+            sizes.append(1)
+            names.append(event.anchor)
+            if event.anchor is not None:
+                known[event.anchor] = MOST_NODES + 1  # an alias of itself never ends
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, name = sizes.pop(), names.pop()
+            sizes[-1] += size
+            if name is not None:
+                known[name] = size
+        elif isinstance(event, yaml.AliasEvent):
+            sizes[-1] += known.get(str(event.anchor), 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            sizes[-1] += 1
+            if event.anchor is not None:
+                known[event.anchor] = 1
+        if sizes[-1] > MOST_NODES:
+            raise ValueError(f"it stands for more than {MOST_NODES:,} values")
