@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
+from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines, unknown
 from ulna.verbs import VERBS, find
 
 EVERYWHERE = ("--quiet", "--json")
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(printable_lines(traceback.format_exc()))
         _complain("this is a defect of ulna; please report it with the lines above")
         return 1
 
@@ -206,7 +206,9 @@ def _listen(quiet: bool) -> None:
     logger.propagate = False
     logger.setLevel(logging.INFO)
     if not quiet:
-        logger.addHandler(_ToConsole())
+        handler = _ToConsole()
+        handler.setFormatter(progress.Lines())
+        logger.addHandler(handler)
 
 
 class _ToConsole(logging.Handler):
@@ -216,7 +218,7 @@ class _ToConsole(logging.Handler):
         from ulna import progress
 
         style = "yellow" if record.levelno >= logging.WARNING else None
-        progress.console().print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+        progress.console().print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _complain(message: str) -> None:
@@ -224,7 +226,7 @@ def _complain(message: str) -> None:
 
     console = progress.console()
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable_lines(message), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

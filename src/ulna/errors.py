@@ -32,9 +32,18 @@ def printable(text: object) -> str:
     return shown if shown.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
+def printable_text(text: object) -> object:
+    """Text whose line breaks are meant, with all else that is not printable written as numbers; no text stays as it is."""
+    return "\n".join(map(printable, text.split("\n"))) if type(text) is str else text
+
+
 def printable_lines(text: str) -> str:
-    """A message of several lines as it can be shown: as `printable`, but its line breaks and tabs stay."""
-    return "".join(c if c in "\n\t" or c.isprintable() else ascii(c)[1:-1] for c in text)
+    """A message of several lines as it can be shown: its line breaks stay, and every further line is indented.
+
+    So a name with a line break in it cannot pass for a message of its own.
+    """
+    lines = [line if line.isprintable() else printable(line.replace("\t", "    ")) for line in text.split("\n")]
+    return "\n".join([lines[0], *(f"  {line}" if line and not line.startswith("  ") else line for line in lines[1:])])
 
 
 def brief(value: object) -> str:
@@ -49,7 +58,10 @@ def brief(value: object) -> str:
 
 
 class UlnaError(Exception):
-    """Root of every error that ulna raises on purpose."""
+    """Root of every error that ulna raises on purpose; its message can be shown as it is."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable_lines(str(message)))
 
 
 class UsageError(UlnaError, ValueError):

@@ -19,7 +19,7 @@ from ulna.data.masks import Masks, find_masks
 from ulna.data.read import encode_labels, read_labels, value_counts, without_colour
 from ulna.data.source import Source, fault
 from ulna.errors import DataError, Problem, UsageError
-from ulna.files import write_text
+from ulna.files import cell, write_text
 from ulna.metrics import MEASURES, average, bootstrap_interval, score_labels
 from ulna.progress import track
 from ulna.reading import read_json_object
@@ -66,7 +66,7 @@ class Evaluation:
         text = io.StringIO()
         table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
         table.writeheader()
-        table.writerows(self.rows)
+        table.writerows({name: cell(value) for name, value in row.items()} for row in self.rows)
         write_text(path, text.getvalue())
 
 
@@ -217,7 +217,11 @@ def _about(predictions: Path) -> dict[str, Any]:
     path = (predictions if predictions.is_dir() else predictions.parent) / "predict.json"
     if not path.exists():
         return {}
-    return read_json_object(path)
+    facts = read_json_object(path)
+    asked = facts.get("asked", [])
+    if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
+        raise UsageError(f"{path}: `asked` is no list of case ids; predict again or remove it")
+    return facts
 
 
 def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:

@@ -22,6 +22,7 @@ from ulna.errors import UsageError, printable
 from ulna.reading import parse_json
 
 TEMPORARY = ".tmp-"
+_FORMULA = ("=", "+", "-", "@", "'")  # a quote too, so that what is read is what was written
 
 
 class Tensors(NamedTuple):
@@ -75,6 +76,22 @@ def remove_leftovers(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Text, whole or absent."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def cell(value: object) -> object:
+    """A value for a table that a spreadsheet may open: text that it would take for a formula gets a quote before it.
+
+    Numbers stay numbers; `from_cell` takes the quote away.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def from_cell(text: str) -> str:
+    """What `cell` was made of."""
+    return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA) else text
 
 
 def write_tensors(path: Path, content: Tensors) -> None:

@@ -144,7 +144,7 @@ def explain(
         "note": NO_PROOF,
         "files": written,
     }
-    write_text(out / EXPLAIN_FILE, json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False))
+    write_text(out / EXPLAIN_FILE, json.dumps(facts, indent=1, allow_nan=False))
     return Explanation(out, tuple(written), facts)
 
 

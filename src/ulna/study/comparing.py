@@ -16,7 +16,7 @@ from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split_hash
 from ulna.data.dataset import split as split_cases
 from ulna.data.limits import memory as machine_memory
-from ulna.errors import PartialFailure, UsageError
+from ulna.errors import PartialFailure, UsageError, printable
 from ulna.files import TEMPORARY, write_text
 from ulna.forecast import ON_THE_GPU, gpu_memory
 from ulna.planning import fingerprint, forecast_training
@@ -154,7 +154,7 @@ def compare(
             margin=margin,
             unit="patient" if named else "image" if groups else "case",
             footnotes=_footnotes(settled, budget, failed),
-            data=data.resolve().name,
+            data=printable(data.resolve().name),
             command=again,
             beside=others,
         )

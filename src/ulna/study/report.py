@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from ulna import figures
-from ulna.errors import UsageError
+from ulna.errors import UsageError, printable_text
 from ulna.files import write_text
 from ulna.reading import read_json_object, read_yaml
 
@@ -125,6 +125,7 @@ def write_report(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=printable_text,
     )
     write_text(out, environment.get_template("report.html").render(page))
     return out

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ulna.errors import Interrupted, UsageError
 from ulna.locking import locked
+from ulna.progress import Lines
 
 # How often a worker looks whether its study is still there.
 LOOK_S = 0.5
@@ -24,7 +25,9 @@ LOOK_S = 0.5
 
 def main(study: int, data: Path, recipe: Path, run: Path) -> int:
     """Train, or go on; returns the exit code of `ulna train`."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     threading.Thread(target=_follow, args=(study,), daemon=True).start()
     try:
         with locked(run, wait=True):

@@ -30,6 +30,7 @@ from ulna.locking import LOCK, locked
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
+from ulna.progress import Lines
 from ulna.reading import read_yaml
 from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, set_value, to_yaml
 from ulna.segmenter import network_for, read_split
@@ -336,7 +337,7 @@ class _LogFile(logging.Handler):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.failed = path, False
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.setFormatter(Lines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
