@@ -2,12 +2,13 @@
 # make test   set up with the test extras, and run the tests
 # make check  set up with the developers' extras: lint, format, types, import rules
 # make slow   the tests that take minutes
+# make processors  all tests under settings that imitate other processors; PROCESSORS=--slow: the slow ones too
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow check format clean
+.PHONY: demo test slow processors check format clean
 
 demo: .venv/.core
 	$(BIN)/ulna demo --out demo
@@ -17,6 +18,9 @@ test: .venv/.test
 
 slow: .venv/.test
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow --timeout 1800
+
+processors: .venv/.test
+	$(BIN)/python tests/processors.py $(PROCESSORS)
 
 check: .venv/.dev
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("ULNA_TEST_THREADS", "1")))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+# Rooms whose tests depend on how a processor computes; CI runs their quick tests under imitated processors too.
+COMPUTING = ("kernels", "blocks", "networks", "inference", "test_losses.py", "test_allocation.py")
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +46,11 @@ def discs(tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest tests begin first, so that the others fill what time the workers have left."""
+    """Mark what depends on the processor; the longest tests begin first, so that the others fill the time left."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent) if "tests" in item.path.parts else None
+        if place is not None and place.parts[0] in COMPUTING:
+            item.add_marker(pytest.mark.processor)
 
     def later(item):
         slow = item.get_closest_marker("slow")

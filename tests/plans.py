@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from ulna.recipe import Labels, Normalization, Plan
+from ulna.recipe import PLAN_FORMAT, Labels, Normalization, Plan
 
 
 def make(**changes: Any) -> Plan:
     """A 2D plan for one grey channel and one structure, with some fields changed."""
     dims = changes.get("spatial_dims", 2)
     fields: dict[str, Any] = {
+        "format": PLAN_FORMAT,
         "spatial_dims": dims,
         "in_channels": 1,
         "channel_names": ("grey",),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import ulna
+from tests.data.test_orientation import stored_as
 from tests.plans import make
 from ulna import cli
 from ulna.data.dataset import Dataset
@@ -342,3 +343,25 @@ def test_the_command_line_takes_several_runs_and_then_the_image(tmp_path, pictur
     assert (out / "explain.json").exists()
     assert cli.run(["explain", runs[0], str(picture), "--out", str(out), "--target", "foregound"]) == 2
     assert "did you mean 'foreground'" in capfd.readouterr().err
+
+
+def test_an_explanation_is_the_same_in_the_world_however_the_image_is_stored(tmp_path):
+    """Also of mirrored copies, which are mirrored along the patient's axes."""
+    plan = {"spatial_dims": 3, "spacing": (1.5, 1.0, 2.0), "unit": "mm", "orientation": "RAS", "mirror_axes": (1,)}
+    three = Labels(names=("background", "left", "right"))
+    run = run_folder(tmp_path / "run", seed=3, labels=three, **plan)
+    array = np.random.default_rng(0).normal(size=(12, 10, 9)).astype(np.float32)
+    maps = {}
+    for letters in ("RAS", "PSL"):
+        other, affine = stored_as(array, np.diag([1.5, 0.8, 2.0, 1.0]), letters)
+        path = tmp_path / f"{letters}.nii.gz"
+        nib.save(nib.Nifti1Image(np.ascontiguousarray(other), affine), path)
+        made = explain(run, path, out=tmp_path / f"why_{letters}", tta=True)
+        for name in ("saliency", "uncertainty", "overlay"):
+            image = nib.load(made.folder / f"{name}.nii.gz")
+            np.testing.assert_allclose(image.affine, affine, atol=1e-6)
+            canonical = nib.as_closest_canonical(image)
+            maps.setdefault(name, []).append(np.asarray(canonical.dataobj))
+    for name, (one, other) in maps.items():
+        assert one.std() > 0, name
+        assert np.array_equal(one, other), name

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.test_orientation import ALL_48, stored_as
 from ulna import figures
 from ulna.errors import UsageError
 from ulna.figures import FALSE_NEGATIVE, FALSE_POSITIVE, RIGHT, best_slice, comparison, curves, overlay, panels, to_rgb
+from ulna.volume import Volume
 
 EPOCHS = [
     {"epoch": e, "lr": 1e-3, "train_loss": 1 / e, "val_dice": d, "val_iou": d / (2 - d), "seconds": 2.0}
@@ -160,3 +162,51 @@ def test_long_captions_fold_at_words():
     assert figures._folded("one_word_that_is_longer_than_any_picture_is_wide") == (
         "one_word_that_is_longer_than_any_picture_is_wide"
     )
+
+
+LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+
+
+@pytest.mark.parametrize(
+    ("spacing", "plane", "left", "top"),
+    [((1.0, 1.0, 3.0), "axial", "R", "A"), ((1.0, 3.0, 1.0), "coronal", "R", "S"), ((3.0, 1.0, 1.0), "sagittal", "A", "S"),
+     ((1.0, 1.0, 1.2), "axial", "R", "A")],
+)  # fmt: skip
+def test_volumes_are_drawn_in_the_radiological_convention_however_they_are_stored(spacing, plane, left, top) -> None:
+    """Brightness rises towards the side that belongs on the left, and twice as fast towards the top."""
+    affine = np.diag([*spacing, 1.0])
+    index = np.stack(np.meshgrid(*map(np.arange, (8, 9, 10)), indexing="ij"), -1) * spacing
+    (across, sign), (up, up_sign) = LETTERS[left], LETTERS[top]
+    image = (sign * index[..., across] + 2 * up_sign * index[..., up]).astype(np.float32)
+    label = np.zeros(image.shape, np.uint8)
+    label[2:4, 3:6, 4:9] = 1
+    drawn = []
+    for letters in ALL_48[::5]:
+        (other, its), (mask, _) = stored_as(image, affine, letters), stored_as(label, affine, letters)
+        steps = tuple(np.linalg.norm(its[:3, :3], axis=0).tolist())
+        seen = figures.view(Volume(other[None], steps, "mm", its), mask)
+        assert seen.sides is not None
+        assert (seen.sides.plane, seen.sides.left, seen.sides.top) == (plane, left, top)
+        assert (np.diff(seen.image[0], axis=1) < 0).all() and (np.diff(seen.image[0], axis=0) < 0).all()
+        assert seen.image.shape[1:] == seen.maps[0].shape
+        drawn.append(seen)
+    assert all(np.array_equal(one.maps[0], drawn[0].maps[0]) for one in drawn)
+    assert drawn[0].maps[0].any()
+
+
+def test_what_has_no_orientation_is_drawn_as_before() -> None:
+    image, mask = np.random.default_rng(0).random((1, 5, 6, 7)), np.zeros((5, 6, 7), np.uint8)
+    seen = figures.view(Volume(image, (1.0, 1.0, 1.0)), mask)
+    flat = figures.flat(image, mask)
+    assert seen.sides is None
+    assert np.array_equal(seen.image, flat[0]) and np.array_equal(seen.maps[0], flat[1])
+
+
+def test_sides_are_written_beside_a_picture(tmp_path) -> None:
+    picture = np.zeros((20, 30, 3), np.uint8)
+    sides = figures.Sides("axial", "R", "L", "A", "P", 1.5)
+    bare, lettered = tmp_path / "bare.png", tmp_path / "lettered.png"
+    panels([("a case", [("image", picture)])], bare, legend=())
+    panels([("a case", [figures.Picture("image", picture, sides)])], lettered, legend=())
+    with Image.open(bare) as one, Image.open(lettered) as other:
+        assert (np.asarray(other.convert("RGB")) != np.asarray(one.convert("RGB"))).any()

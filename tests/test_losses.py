@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ulna.errors import UsageError
-from ulna.losses import LOSSES, HeadsLoss, SoftDice, make_loss, target_for
+from ulna.losses import LOSSES, HeadsLoss, SoftDice, check_targets, make_loss, target_for
 from ulna.networks.heads import Outputs
 
 
@@ -242,3 +242,68 @@ def test_targets_at_points_are_looked_up_and_the_loss_is_that_of_those_voxels(sh
     ]
     cross_entropy = -p.log().gather(1, expected[:, None]).mean()
     torch.testing.assert_close(total, 1 - sum(dice) / 2 + cross_entropy)
+
+
+KINDS_OF_TARGETS = {
+    "binary": ((2, 1, 3, 3), (2, 3, 3), 2, False),
+    "classes": ((2, 3, 3, 3), (2, 3, 3), 3, False),
+    "multilabel": ((2, 3, 3, 3), (2, 3, 3, 3), 2, True),
+    "volumes": ((2, 2, 3, 2, 2), (2, 3, 2, 2), 2, False),
+}
+
+
+@pytest.mark.parametrize("reduction", ["image", "batch"])
+@pytest.mark.parametrize("targets", KINDS_OF_TARGETS)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_compute_in_float64_where_logits_are(kind, targets, reduction):
+    """In float32 a difference quotient of 1e-6 is noise."""
+    logits, labels, values, multilabel = KINDS_OF_TARGETS[targets]
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(logits, dtype=torch.float64, generator=generator, requires_grad=True)
+    t = torch.randint(0, values, labels, generator=generator)
+    options = {} if kind == "cross_entropy" else {"reduction": reduction}
+    loss = make_loss(kind, options=options, multilabel=multilabel).criterion
+    assert loss(z, t).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda q: loss(q, t), (z,))
+    assert torch.autograd.gradgradcheck(lambda q: loss(q, t), (z,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_of_low_precision_are_computed_in_float32(kind, dtype):
+    z = torch.randn(2, 3, 4, 4).to(dtype)
+    assert make_loss(kind, multilabel=False).criterion(z, torch.ones(2, 4, 4, dtype=torch.long)).dtype == torch.float32
+
+
+def test_soft_targets_keep_their_digits_on_a_coarser_grid():
+    target = torch.rand(1, 4, 4, dtype=torch.float64)
+    assert torch.isin(target_for(torch.zeros(1, 1, 2, 2), target), target).all()
+
+
+def outputs_of(maps):
+    logits = torch.zeros(2, maps, 4, 4)
+    return Outputs(logits, {"head": logits})
+
+
+@pytest.mark.parametrize(
+    ("maps", "multilabel", "value", "message"),
+    [
+        (1, False, 255, "hold 255; this network knows 0 to 1"),
+        (1, False, 2, "hold 2;"),
+        (3, False, 3, "knows 0 to 2"),
+        (3, False, -1, "hold -1;"),
+        (3, True, 2, "in each of its maps"),
+        (1, False, 0.5, "hold 0.5;"),
+        (1, False, float("nan"), "hold nan"),
+    ],
+)
+def test_targets_of_other_values_than_the_classes_are_refused(maps, multilabel, value, message):
+    """255 in a binary target gave a Dice loss of -0.65."""
+    kind = torch.float32 if isinstance(value, float) else torch.long
+    target = torch.zeros((2, maps, 4, 4) if multilabel else (2, 4, 4), dtype=kind)
+    check_targets(target, outputs_of(maps), multilabel=multilabel)
+    target[..., 0, 0] = 1
+    check_targets(target, outputs_of(maps), multilabel=multilabel)
+    target[..., 2, 3] = value
+    with pytest.raises(UsageError, match=message):
+        check_targets(target, outputs_of(maps), multilabel=multilabel)

@@ -78,7 +78,19 @@ def test_quarter_turns_need_equal_axes():
 def test_volumes_whose_files_say_how_the_patient_lies_are_not_turned():
     volumes = data((48, 48, 48), unit="mm")
     assert planned(volumes).turn_axes == (0, 1)
-    volumes["world_axes"] = [0, 1, 2]
+    volumes |= {"world_axes": [0, 1, 2], "orientation": "RAS", "orientations": {"LPS": 9}}
     plan = planned(volumes)
     assert plan.turn_axes is None and plan.mirror_axes == (0, 1, 2)
     assert "how the patient lies" in plan.reasons["turn_axes"]
+
+
+def test_slices_are_mirrored_by_meaning_in_their_plane():
+    """Axial slices: axis 0 goes from left to right, and no flip in the plane exchanges head and foot."""
+    slices = data((48, 48), unit="mm")
+    slices |= {"world_axes": [0, 1, None], "orientation": "RAS", "orientations": {"RA": 9}}
+    sided = Labels(names=("background", "left_lung", "right_lung"))
+    assert planned(slices, labels=sided).mirror_axes == (1,)
+    upper = Labels(names=("background", "upper_lobe", "lower_lobe"))
+    assert planned(slices, labels=upper).mirror_axes == (0, 1)
+    coronal = {**slices, "world_axes": [0, None, 1]}
+    assert planned(coronal, labels=upper).mirror_axes == (0,)

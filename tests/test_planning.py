@@ -7,7 +7,7 @@ from ulna.errors import UsageError
 from ulna.files import write_text
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import Fingerprint, make_plan, recommended, resolve
-from ulna.recipe import Labels, Recipe, set_value, to_yaml
+from ulna.recipe import PLAN_FORMAT, Labels, Recipe, set_value, to_yaml
 from ulna.training.train import choose
 
 
@@ -38,7 +38,7 @@ def test_small_images_are_taken_whole_with_five_levels():
     plan = planned(data((96, 96)))
     assert plan.patch == (96, 96)
     assert plan.levels == 5
-    assert plan.spacing is None
+    assert plan.spacing == (1.0, 1.0)  # pixels
 
 
 def test_patch_sides_are_multiples_of_the_strides():
@@ -77,7 +77,13 @@ def test_paper_rows_keep_their_depth():
 def test_spacing_is_the_median_where_cases_differ():
     plan = planned(data((40, 40, 40), (1.0, 1.0, 2.0), "mm", low=(0.5, 0.5, 1.0), high=(2.0, 2.0, 3.0)))
     assert plan.spacing == (1.0, 1.0, 2.0)
-    assert planned(data((40, 40, 40), (1.0, 1.0, 2.0), "mm")).spacing is None
+
+
+def test_the_plan_holds_the_spacing_that_all_cases_share():
+    """It was forgotten, and images of another spacing were predicted as if they had this one."""
+    plan = planned(data((40, 40, 40), (1.0, 1.0, 2.0), "mm"))
+    assert plan.spacing == (1.0, 1.0, 2.0)
+    assert plan.format == PLAN_FORMAT
 
 
 def test_ct_is_normalised_by_the_foreground_of_all_cases_and_others_by_themselves():

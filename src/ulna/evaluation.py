@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,16 +103,17 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     if extra:
         log.info("note: %d masks have no reference and are left out: %s", len(extra), _some(extra))
     names = _classes(about, references, predicted, labels)
+    dims = _dims(references.sources[name] for name in wanted)
     problems: list[Problem] = []
 
     def pairs() -> Iterator[tuple[str, NDArray[Any], NDArray[Any], Volume]]:
         for name in track(wanted, "evaluating"):
             try:
-                volume = read_labels(references.sources[name])
+                volume = read_labels(references.sources[name], dims)
                 reference = encode_labels(volume, names)
                 prediction = np.zeros_like(reference)
                 if name in predicted.sources:
-                    mask = read_labels(predicted.sources[name])
+                    mask = read_labels(predicted.sources[name], dims)
                     prediction = encode_labels(mask, names)
                     _check_grid(predicted.sources[name], mask, volume)
             except DataError as error:
@@ -210,6 +212,16 @@ def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
     else:
         return
     raise fault(source, what, "give masks on the grid of the references")
+
+
+def _dims(references: Iterable[Source]) -> int | None:
+    """Of the first reference that can be read as one thing only: volumes of one slice are what the others are."""
+    for source in references:
+        with suppress(DataError):  # told where it is evaluated
+            volume = read_labels(source)
+            if not volume.meta.get("either"):
+                return volume.spatial_dims
+    return None
 
 
 def _about(predictions: Path) -> dict[str, Any]:

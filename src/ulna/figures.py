@@ -2,8 +2,10 @@
 
 Functions return arrays (H, W, 3) uint8 or write one PNG. A file appears whole or not at all.
 
-Axes of a picture: 2D images as they are; slices of a volume with the first voxel axis to the right and the second
-upwards, so that an axial slice in RAS order stands upright.
+Axes of a picture: what has an orientation is drawn in the radiological convention (`view`): the patient's right on the left
+of axial and coronal pictures, the front on the left of sagittal ones, front or head up, with letters at the sides. Without an
+orientation 2D images are drawn as they are, and slices of a volume with the first voxel axis to the right and the second
+upwards.
 """
 
 from __future__ import annotations
@@ -11,17 +13,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 
+from ulna.data.orientation import ENDS, PLANES, to_canonical, world_of
 from ulna.files import write_whole
+from ulna.volume import Volume
 
 CAPTION = 32  # letters that fit above a picture of a contact sheet
 RGB = NDArray[np.uint8]
@@ -46,6 +51,9 @@ CLASS_COLOURS: tuple[Colour, ...] = (
     (213, 94, 0),
     (0, 114, 178),
 )
+
+LETTERS = "#f4d35e"  # at the sides of a picture: on dark and on bright tissue
+COARSE = 1.5  # times the next coarsest axis: slices are thick, and drawn as they were taken
 
 DARK = 110  # 8-bit colour whose brightest half per cent stays below is drawn brighter
 
@@ -80,6 +88,68 @@ def to_rgb(image: NDArray[Any]) -> RGB:
     scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
     grey = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
     return np.ascontiguousarray(np.moveaxis(np.broadcast_to(grey, (3, *grey.shape[1:])), 0, -1))
+
+
+class Sides(NamedTuple):
+    """Where a picture's sides lie in the body, and how high a pixel is as a multiple of its width.
+
+    Example:
+        >>> Sides("axial", left="R", right="L", top="A", bottom="P")
+        Sides(plane='axial', left='R', right='L', top='A', bottom='P', aspect=1.0)
+    """
+
+    plane: str
+    left: str
+    right: str
+    top: str
+    bottom: str
+    aspect: float = 1.0
+
+
+class Picture(NamedTuple):
+    """One picture of a contact sheet."""
+
+    caption: str
+    values: RGB
+    sides: Sides | None = None
+
+
+class View(NamedTuple):
+    """What is drawn of an image and its maps: (C, H, W), (H, W) or (K, H, W) each; `sides` None without an orientation."""
+
+    image: NDArray[Any]
+    maps: tuple[NDArray[Any], ...]
+    sides: Sides | None
+
+
+def view(volume: Volume, *maps: NDArray[Any]) -> View:
+    """The same picture of an image and of maps on its grid, in the radiological convention where the file says how it lies.
+
+    Of a volume the slice is the one with the most foreground in the first map that has any, axial, or across the axis that is
+    coarsest by far: the other two show more. Of a volume's channels the first is kept.
+
+    Shape:
+        (C, *S), (*S) or (K, *S), ... -> (C, H, W), (H, W) or (K, H, W), ...
+    """
+    if volume.affine is None:
+        image, *rest = flat(volume.array, *maps)
+        return View(image, tuple(rest), None)
+    dims, turn = volume.spatial_dims, to_canonical(volume.affine, volume.spatial_dims)
+    arrays = [turn.forward(one) for one in (volume.array, *maps)]
+    worlds, spacing = world_of(volume.affine, dims), turn.order(volume.spacing)
+    if dims == 3:
+        coarsest = int(np.argmax(spacing))
+        across = coarsest if spacing[coarsest] > COARSE * sorted(spacing)[1] else 2
+        whole = [one if one.ndim == 3 else np.any(one, axis=0) for one in arrays[1:]]
+        guide = next((one for one in whole if one.any()), whole[0] if whole else arrays[0][0])
+        index = best_slice(np.moveaxis(guide, across, -1))[1]
+        arrays = [np.take(one, index, axis=across - 3) for one in (arrays[0][:1], *arrays[1:])]
+        worlds = tuple(world for axis, world in enumerate(worlds) if axis != across)
+        spacing = tuple(step for axis, step in enumerate(spacing) if axis != across)
+    # both axes run towards R, A or S, which belong on the left or on top
+    image, *rest = (np.flip(one.swapaxes(-2, -1), (-2, -1)) for one in arrays)
+    (right, left), (bottom, top) = (ENDS[world] for world in worlds)
+    return View(image, tuple(rest), Sides(PLANES[worlds], left, right, top, bottom, spacing[1] / spacing[0]))
 
 
 def best_slice(labels: NDArray[Any]) -> tuple[int, int]:
@@ -247,7 +317,7 @@ def _plain(axes: Any, title: str, dark: bool) -> None:
 
 
 def panels(
-    rows: Sequence[tuple[str, Sequence[tuple[str, RGB]]]],
+    rows: Sequence[tuple[str, Sequence[Picture | tuple[str, RGB]]]],
     path: Path,
     *,
     legend: Sequence[tuple[str, Colour]] = LEGEND,
@@ -255,7 +325,7 @@ def panels(
     """Draw a contact sheet: a titled row of captioned pictures for every case, and what the colours mean.
 
     Args:
-        rows: (title, [(caption, picture (H, W, 3)), ...]), top to bottom.
+        rows: (title, [Picture or (caption, picture (H, W, 3)), ...]), top to bottom.
         path: the PNG to write.
         legend: (meaning, colour); empty for none.
     """
@@ -275,8 +345,7 @@ def panels(
         ):
             axes.set_axis_off()
             if entry is not None:
-                axes.imshow(entry[1], interpolation="nearest")
-                axes.set_title(_folded(entry[0]), fontsize=8.5, color=MUTED[True], pad=4, parse_math=False)
+                _show(axes, Picture(*entry))
     if legend:
         figure.legend(
             handles=[Patch(facecolor=np.array(colour) / 255, label=meaning) for meaning, colour in legend],
@@ -289,6 +358,18 @@ def panels(
             handleheight=0.9,
         )
     return write_figure(figure, path)
+
+
+def _show(axes: Any, picture: Picture) -> None:
+    sides = picture.sides
+    axes.imshow(picture.values, interpolation="nearest", aspect="equal" if sides is None else sides.aspect)
+    axes.set_title(_folded(picture.caption), fontsize=8.5, color=MUTED[True], pad=4, parse_math=False)
+    if sides is None:
+        return
+    places = ((0.03, 0.5, sides.left), (0.97, 0.5, sides.right), (0.5, 0.95, sides.top), (0.5, 0.05, sides.bottom))
+    for x, y, letter in places:
+        text = axes.text(x, y, letter, transform=axes.transAxes, ha="center", va="center", fontsize=7, color=LETTERS)
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
 
 
 def _folded(caption: str) -> str:

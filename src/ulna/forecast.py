@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 
 from ulna.data.limits import memory
+from ulna.data.orientation import turn_of
 from ulna.data.points import count_points
+from ulna.data.preprocess import grid_of
 from ulna.errors import UsageError
 from ulna.networks.footprint import peak_bytes
 from ulna.networks.network import Network
@@ -104,9 +106,8 @@ def prediction_memory(
         maps_per_voxel: from `maps_per_voxel`.
         probabilities: they are held for the whole image, else only the mask is.
     """
-    size, classes = volume.size, plan.labels.outputs
-    spacing = plan.spacing or volume.spacing
-    grid = [max(1, round(n * a / b)) for n, a, b in zip(size, volume.spacing, spacing, strict=True)]
+    size, classes = turn_of(volume, plan).order(volume.size), plan.labels.outputs
+    grid = grid_of(volume, plan)
     sparse = weights.head.sparse
     whole = math.prod(grid) <= plan.whole_image_limit and not sparse
     window = grid if whole else [p if sparse else min(p, n) for p, n in zip(plan.patch, grid, strict=True)]

@@ -1,8 +1,8 @@
 """Losses on logits: one criterion, and its weighted mean over the supervised heads.
 
 Legend: N images, K logit maps, *S spatial axes. Targets are class indices (N, *S); with one map they are 0 and 1; with
-`multilabel` they are (N, K, *S) with 0 and 1. p is a probability, g the target. Sums run in float32 whatever the network
-computes in. Source of the formulas and their edge cases: specs, losses and metrics, section 1.
+`multilabel` they are (N, K, *S) with 0 and 1. p is a probability, g the target. Sums run in the precision of the logits,
+low ones in float32. Source of the formulas and their edge cases: specs, losses and metrics, section 1.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class CrossEntropy(nn.Module):
         self.multilabel = multilabel
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits = logits.float()
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.multilabel or logits.shape[1] == 1:
             return F.binary_cross_entropy_with_logits(logits, as_maps(target, logits).to(logits.dtype))
         return F.cross_entropy(logits, target.long())
@@ -259,6 +259,33 @@ class HeadsLoss(nn.Module):
         return {name: raw[name] / total for name in names}
 
 
+def check_targets(target: Tensor, outputs: Outputs, *, multilabel: bool) -> None:
+    """Refuse targets that the losses would take for something else: 255 in a binary one gives a Dice loss below 0.
+
+    It reads every value, so it is for the start of a training; the losses themselves check nothing.
+
+    Shape:
+        (N, *S), or (N, K, *S) with `multilabel`
+
+    Raises:
+        UsageError: for values other than those of the classes.
+    """
+    maps = outputs.logits.shape[1]
+    last = 1 if multilabel or maps == 1 else maps - 1
+    low, high = (float(value) for value in target.aminmax())
+    broken = target.is_floating_point() and bool((target != target.round()).any())
+    if low >= 0 and high <= last and not broken:  # not so for NaN
+        return
+    known = torch.arange(last + 1, device=target.device, dtype=target.dtype)
+    odd = torch.unique(target[torch.isin(target, known, invert=True)]).tolist()
+    shown = ", ".join(f"{value:g}" for value in odd[:5]) + (", ..." if len(odd) > 5 else "")
+    raise UsageError(
+        f"the labels of a training hold {shown}; this network knows 0 to {last}"
+        + (" in each of its maps" if multilabel else " (0 is background)")
+        + "; look at the masks with `ulna check`, and name further values as classes or map them to these"
+    )
+
+
 def target_for(logits: Tensor, target: Tensor, points: Tensor | None = None) -> Tensor:
     """The target where `logits` are: at points, or on the grid of a coarser head by nearest neighbour.
 
@@ -274,7 +301,8 @@ def target_for(logits: Tensor, target: Tensor, points: Tensor | None = None) -> 
     if target.shape[-len(size) :] == size:
         return target
     maps = target if target.ndim == logits.ndim else target[:, None]
-    resized = F.interpolate(maps.float(), size=size, mode="nearest-exact").to(target.dtype)
+    wide = maps if maps.dtype == torch.float64 else maps.float()
+    resized = F.interpolate(wide, size=size, mode="nearest-exact").to(target.dtype)
     return resized if target.ndim == logits.ndim else resized[:, 0]
 
 

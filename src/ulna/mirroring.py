@@ -26,7 +26,7 @@ def mirror_axes(
     Args:
         names: of the classes.
         dims: spatial dimensions.
-        world_axes: from `world_axes`; None where the files do not say.
+        world_axes: from `world_axes`; None where the files do not say. Of slices those that they span are stated.
     """
     axes, told = tuple(range(dims)), told_apart(names)
     if not told:
@@ -35,6 +35,8 @@ def mirror_axes(
     for world in told:
         words = "left and right" if world == 0 else " and ".join(_pair(names, world))
         axis = world_axes[world] if world_axes is not None else None
+        if axis is None and dims == 2 and world_axes is not None:
+            continue  # a slice is flat along it, so that no flip exchanges its ends
         if axis is None:
             return (), (
                 f"no flips: classes are named {words}, a mirrored image would be labelled wrongly, and the files do not "
@@ -42,7 +44,10 @@ def mirror_axes(
             )
         taken.append(axis)
         reasons.append(f"no flips along axis {axis}, which goes from {ENDS[world][1]}: classes are named {words}")
-    return tuple(axis for axis in axes if axis not in taken), "; ".join(reasons)
+    why = (
+        "; ".join(reasons) or "flips along both axes: slices are flat along the axis whose ends classes are named after"
+    )
+    return tuple(axis for axis in axes if axis not in taken), why
 
 
 def told_apart(names: Sequence[str]) -> list[int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from ulna.data.case import Case
 from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split
 from ulna.data.limits import memory as machine_memory
+from ulna.data.orientation import AS_STORED, Turn, codes, to_canonical, world_of
 from ulna.data.preprocess import prepare
+from ulna.data.survey import Survey
 from ulna.data.whitening import fit_whitening
 from ulna.errors import UsageError
 from ulna.files import write_text
@@ -26,7 +29,7 @@ from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
 from ulna.progress import track
-from ulna.recipe import Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
+from ulna.recipe import PLAN_FORMAT, Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
 from ulna.sizing import choose_sizes, resolved
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
@@ -50,9 +53,10 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
     if not surveys:
         raise UsageError(f"{report.root}: no readable case to plan for")
     digest = hashlib.sha256("".join(sorted(f"{s.case} {s.digest}\n" for s in report.surveys)).encode())
-    sizes = np.array([s.size for s in surveys])
-    spacings = np.array([s.spacing for s in surveys])
     first = surveys[0]
+    found = _orientations(surveys)
+    sizes = np.array([turn.order(s.size) for s, turn in zip(surveys, found.turns, strict=True)])
+    spacings = np.array([turn.order(s.spacing) for s, turn in zip(surveys, found.turns, strict=True)])
     labelled = [s.foreground_values for s in surveys if s.foreground_values is not None]
     foreground = []
     if labelled:
@@ -73,7 +77,10 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
             "median": np.median(spacings, 0).tolist(),
             "max": spacings.max(0).tolist(),
         },
-        world_axes=world_axes(s.affine for s in surveys) if len(first.size) == 3 else None,
+        orientation=found.orientation,
+        orientations=found.stored,
+        worlds=found.worlds,
+        world_axes=found.axes,
         unit=first.unit if len({s.unit for s in surveys}) == 1 else "px",
         intensity=[
             {"min": min(s.image[c].min for s in surveys), "max": max(s.image[c].max for s in surveys)}
@@ -82,6 +89,34 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
         foreground=[{name: float(value) for name, value in channel.items()} for channel in foreground],
         classes=list(report.labels.names) if report.labels else [],
     )
+
+
+class _Orientations(NamedTuple):
+    """How the training images lie: the turn of each, the orientation that they are turned to, that of the files in letters,
+    and the world axes that the turned ones span and run along."""
+
+    turns: list[Turn]
+    orientation: str | None
+    stored: dict[str, int]
+    worlds: list[int] | None
+    axes: list[int | None] | None
+
+
+def _orientations(surveys: Sequence[Survey]) -> _Orientations:
+    dims = len(surveys[0].size)
+    affines = [np.array(s.affine) for s in surveys if s.affine is not None]
+    if len(affines) < len(surveys):  # what some files do not say cannot be used for any
+        return _Orientations([AS_STORED] * len(surveys), None, {}, None, None)
+    turns = [to_canonical(affine, dims) for affine in affines]
+    spanned = {world_of(affine, dims) for affine in affines}
+    worlds = list(next(iter(spanned))) if len(spanned) == 1 else None
+    turned = [turn.affine(affine, s.size) for turn, affine, s in zip(turns, affines, surveys, strict=True)]
+    along: list[int | None] | None
+    if dims == 3:
+        along = world_axes(affine.tolist() for affine in turned)
+    else:
+        along = None if worlds is None else [worlds.index(world) if world in worlds else None for world in range(3)]
+    return _Orientations(turns, "RAS", dict(Counter(codes(affine, dims) for affine in affines)), worlds, along)
 
 
 def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
@@ -95,21 +130,23 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     """
     dims = data["spatial_dims"]
     reasons: dict[str, str] = {}
+    orientation = _orientation(data, reasons)
     spacing, size = _grid(data, recipe, reasons)
     normalization = _normalization(data, recipe, reasons)
-    space = spacing or tuple(data["spacing"]["median"])
-    patch, strides, batch = choose_sizes(data, size, space, recipe, labels, reasons)
+    patch, strides, batch = choose_sizes(data, size, spacing, recipe, labels, reasons)
     world = data.get("world_axes")
     mirror, reasons["mirror_axes"] = (
         mirror_axes(labels.names, dims, world) if recipe.augmentation.flip else ((), "no flips: augmentation.flip is 0")
     )
-    oriented = world is not None and None not in world
-    turn, reasons["turn_axes"] = turn_axes(patch, space, mirror, oriented=oriented)
+    oriented = dims == 3 and orientation is not None
+    turn, reasons["turn_axes"] = turn_axes(patch, spacing, mirror, oriented=oriented)
     return Plan(
+        format=PLAN_FORMAT,
         spatial_dims=dims,
         in_channels=data["channels"],
         channel_names=tuple(data["channel_names"]),
         labels=labels,
+        orientation=orientation,
         spacing=spacing,
         unit=data["unit"],
         normalization=normalization,
@@ -226,29 +263,38 @@ def fitted_to_head(recipe: Recipe, stated: Collection[str]) -> Recipe:
     return recipe.replaced(loss=loss)
 
 
-def _grid(
-    data: Fingerprint, recipe: Recipe, reasons: dict[str, str]
-) -> tuple[tuple[float, ...] | None, tuple[int, ...]]:
+def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] | None:
+    """What images are turned to for the network, and why."""
+    if data.get("orientation") is None:
+        reasons["orientation"] = "the axes stay as the files store them: not every file says how the patient lies"
+        return None
+    counts = ", ".join(f"{count} {letters}" for letters, count in sorted(data["orientations"].items()))
+    sides = "left to right, back to front and foot to head"
+    reasons["orientation"] = f"RAS: every image is turned so that its axes run from {sides} (stored: {counts})"
+    return "RAS"
+
+
+def _grid(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """The spacing of the network's grid, and the median size of the images on it."""
-    median, unit = data["spacing"]["median"], data["unit"]
+    median, unit = tuple(float(s) for s in data["spacing"]["median"]), data["unit"]
     size = tuple(round(n) for n in data["size"]["median"])
     wanted = recipe.planning.spacing
     if wanted is not None:
         if len(wanted) != data["spatial_dims"] or min(wanted) <= 0:
             raise UsageError(f"planning.spacing={list(wanted)} does not fit {data['spatial_dims']}D images")
         reasons["spacing"] = f"{list(wanted)} {unit}: fixed by the recipe"
-        return wanted, tuple(round(n * s / t) for n, s, t in zip(size, median, wanted, strict=True))
+        return wanted, tuple(max(1, round(n * s / t)) for n, s, t in zip(size, median, wanted, strict=True))
     if unit == "px":
-        reasons["spacing"] = "every image's own grid: the files state no physical size"
-        return None, size
+        reasons["spacing"] = "1 px, every image's own grid: the files state no physical size"
+        return (1.0,) * len(size), size
     if data["spacing"]["min"] == data["spacing"]["max"]:
-        reasons["spacing"] = f"every image's own grid: all have {_numbers(median)} mm"
-        return None, size
+        reasons["spacing"] = f"{_numbers(median)} mm, that of all cases"
+        return median, size
     reasons["spacing"] = (
         f"{_numbers(median)} mm, the median; the cases reach from {_numbers(data['spacing']['min'])} "
         f"to {_numbers(data['spacing']['max'])} mm"
     )
-    return tuple(float(s) for s in median), size
+    return median, size
 
 
 def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[Normalization, ...]:

@@ -79,6 +79,7 @@ def predict(
     if tta:
         segmenter = segmenter.mirrored()
     dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
+    dataset = dataset.of_dims(segmenter.plan.spatial_dims)
     cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
     _make_folder(out, cases)
 

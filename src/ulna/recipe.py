@@ -197,7 +197,11 @@ class Points(Frozen):
 
 
 class Planning(Frozen):
-    """What a person fixes instead of the planner; None leaves it to the planner."""
+    """What a person fixes instead of the planner; None leaves it to the planner.
+
+    `spacing` and `patch` go along the axes that the network sees: right-left, back-front and foot-head where the files state
+    an orientation, whatever the order in a file; else along the axes of the files.
+    """
 
     spacing: tuple[float, ...] | None = None
     patch: tuple[Annotated[int, Field(ge=1, le=LONGEST_AXIS)], ...] | None = None
@@ -287,14 +291,25 @@ class Whitening(Frozen):
     matrix: tuple[tuple[float, ...], ...]  # (C, C)
 
 
-class Plan(Frozen):
-    """What the data fixed, each with its reason. Stored as `plan.yaml`."""
+PLAN_FORMAT = 2  # 1: axes as stored, no spacing where all images share one; see `ulna.data.format_1`
 
+
+class Plan(Frozen):
+    """What the data fixed, each with its reason. Stored as `plan.yaml`.
+
+    Axes (of `spacing`, `patch`, `strides`, `mirror_axes`, `turn_axes`) are those that the network sees: the closest canonical
+    ones with an `orientation`, else those of the files.
+    """
+
+    format: int = Field(default=1, ge=1, le=PLAN_FORMAT)  # a plan without it was made by an earlier ulna
     spatial_dims: Literal[2, 3]
     in_channels: int = Field(ge=1, le=MOST_CHANNELS_AT_ALL)
     channel_names: tuple[str, ...]
     labels: Labels
-    spacing: tuple[Length, ...] | None  # of the grid the network works on, in `unit`; None: every image's own
+    orientation: Literal["RAS"] | None = None  # images are turned to it; None: the axes stay as the files store them
+    spacing: (
+        tuple[Length, ...] | None
+    )  # of the grid the network works on, in `unit`; None (format 1): every image's own
     unit: Literal["mm", "px"]
     normalization: tuple[Normalization, ...]  # one per channel
     whitening: Whitening | None = None  # after the normalisation

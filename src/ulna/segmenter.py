@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ulna.arithmetic import choose_precision, default_device
 from ulna.blocks import nd
-from ulna.data.preprocess import check_fit, prepare
-from ulna.data.read import Source, case_name, read_image, suffix_of, write_labels
+from ulna.data.orientation import AS_STORED, Turn, turn_of
+from ulna.data.preprocess import check_fit, differences, prepare
+from ulna.data.read import case_name, write_labels
 from ulna.errors import UsageError, printable
 from ulna.forecast import Forecast, maps_per_voxel, prediction_memory
 from ulna.inference.folding import folded
+from ulna.inference.inputs import as_volume, is_case
 from ulna.inference.predict import collect, label_slabs, mean_slabs, predict_slabs, slab_axis, to_labels
 from ulna.inference.sparse import Tally
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
 from ulna.reading import read_json
-from ulna.recipe import Plan, Recipe, Split, from_yaml, parse
+from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
 from ulna.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,7 @@ class Segmenter:
         self.network.to(memory_format=nd.layout(plan.spatial_dims, True, self.device))  # type: ignore[call-overload]
         self.plan, self.recipe = plan, recipe
         self.precision = choose_precision(recipe.training.precision, self.device)
+        self._noted: set[str] = set()
         self.tally = Tally()  # what a head that reads points was asked for so far
 
     @classmethod
@@ -96,11 +100,20 @@ class Segmenter:
             raise UsageError(
                 f"{run}: holds no weights yet; wait for the first epoch, or go on with ulna train --resume"
             )
+        if plan.format < PLAN_FORMAT:
+            _note_format(plan.format)
         network = load_network(lambda: network_for(recipe, plan), run / "weights.safetensors")
         return cls(network, plan, recipe)
 
-    def __call__(self, image: str | Path | NDArray[Any] | Volume | Sequence[Any]) -> Any:
-        """Segment a file, an array (C, *S) (or (*S), or (H, W, C) colour), a volume, or a list of these.
+    def __call__(self, image: Any, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Any:
+        """Segment a file, an array, a volume, or a list of these.
+
+        Args:
+            image: a path; an array or tensor (C, *S) (or (*S), or (*S, C)); a volume; or a list of images. A list in that
+                list holds the channel files of one case: `segment([["a_0000.nii.gz", "a_0001.nii.gz"]])`.
+            spacing: of an array, in mm, along its spatial axes.
+            affine: (4, 4) of an array, voxel index -> RAS mm. Without either an array is taken to lie on the grid that the
+                network was trained on, and a note says so.
 
         Returns:
             A Result; a list of them for a list.
@@ -109,22 +122,45 @@ class Segmenter:
             UsageError: if an image cannot be read or does not fit the plan.
         """
         if isinstance(image, list | tuple):
-            return [self(one) for one in image]
-        volume = self._volume(image)
+            return [self._result(one, spacing, affine) for one in image]
+        return self._result(image, spacing, affine)
+
+    def _result(self, image: Any, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Any:
+        if isinstance(image, list | tuple) and not is_case(image):
+            return self(image, spacing=spacing, affine=affine)
+        volume = self._volume(image, spacing, affine)
         probabilities = self.probabilities(volume)
         mask = to_labels(probabilities, self.plan.labels, self.recipe.inference.threshold)
         return Result(mask, probabilities.numpy(), volume)
 
+    def _volume(self, image: Any, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Volume:
+        return as_volume(image, self.plan, spacing, affine)
+
     def mask(self, volume: Volume) -> NDArray[Any]:
         """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""
-        axis = slab_axis(volume.size)
+        size, axis, turn = self._seen(volume)
         threshold = self.recipe.inference.threshold
-        return label_slabs(self.slabs(volume, axis), volume.size, axis, self.plan.labels, threshold)
+        return label_slabs(self.slabs(volume, axis), size, axis, self.plan.labels, threshold, turn)
 
     def probabilities(self, volume: Volume) -> Tensor:
         """Volume (C, *S) -> probabilities (K, *S), float32, on the volume's grid."""
-        axis = slab_axis(volume.size)
-        return collect(self.slabs(volume, axis), volume.size, axis)
+        size, axis, turn = self._seen(volume)
+        return collect(self.slabs(volume, axis), size, axis, turn)
+
+    def turn(self, volume: Volume) -> Turn:
+        """How a volume is turned for the network."""
+        return turn_of(volume, self.plan)
+
+    def _seen(self, volume: Volume) -> tuple[tuple[int, ...], int, Turn]:
+        """The size of a volume as the network sees it, the axis for slabs, and the turn; what is odd is noted once."""
+        check_fit(volume, self.plan)
+        for note in differences(volume, self.plan):
+            if note not in self._noted:
+                self._noted.add(note)
+                log.warning("note: %s", note)
+        turn = self.turn(volume)
+        size = turn.order(volume.size)
+        return size, slab_axis(size), turn
 
     def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
         """The memory that predicting a volume takes at its peak; `probabilities`: of all classes, for the whole volume.
@@ -143,7 +179,10 @@ class Segmenter:
         return Segmenter(self.network, self.plan, recipe, self.device)
 
     def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
-        """The probabilities in slabs (K, *S) with some rows along `axis`, in order; see `predict_slabs`."""
+        """The probabilities in slabs (K, *S) with some rows along `axis`, in order; see `predict_slabs`.
+
+        The axes are those of the volume turned as the network sees it, see `turn`.
+        """
         return predict_slabs(
             self._folded,
             self.plan,
@@ -162,24 +201,6 @@ class Segmenter:
     @cached_property
     def _folded(self) -> Network:
         return folded(self.network)
-
-    def _volume(self, image: Any) -> Volume:
-        if isinstance(image, Volume):
-            return image
-        if isinstance(image, str | Path) and suffix_of(image) == ".npz":
-            raise UsageError(f"{image}: holds many images; predict it with `ulna predict`, or give one as an array")
-        if isinstance(image, str | Path):
-            return read_image([Source(Path(image))])
-        array, dims, channels = np.asarray(image), self.plan.spatial_dims, self.plan.in_channels
-        if array.ndim == dims and channels == 1:
-            array = array[None]
-        elif array.ndim == dims + 1 and array.shape[0] != channels and array.shape[-1] == channels:
-            array = np.moveaxis(array, -1, 0)
-        if array.ndim != dims + 1:
-            raise UsageError(
-                f"an array of shape {np.shape(image)}; this model reads (C, *S) with C = {channels} and {dims} spatial axes"
-            )
-        return Volume(array, self.plan.spacing or (1.0,) * dims, self.plan.unit)
 
 
 class Ensemble(Segmenter):
@@ -211,17 +232,33 @@ class Ensemble(Segmenter):
 
     def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
         """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""
-        return mean_slabs([member.slabs(volume, axis) for member in self.members], axis)
+        turn = self.turn(volume)
+        return mean_slabs([_along(turn, member, volume, axis) for member in self.members], axis)
+
+    def turn(self, volume: Volume) -> Turn:
+        """How a volume is turned for those members that turn it; plans of format 1 do not."""
+        return next((turn for member in self.members if (turn := member.turn(volume)) != AS_STORED), AS_STORED)
 
     def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
         """As in `Segmenter.forecast`: windows go one after the other, every member has a slab and the image of its own."""
         each = [member.forecast(volume, probabilities=probabilities).parts for member in self.members]
         taken = {name: max(parts[name] for parts in each) for name in each[0]}
+        turn = self.turn(volume)
+        whole = sum(member.turn(volume) != turn for member in self.members)  # these give all of theirs at once
+        taken["result"] += 2 * 4 * whole * self.plan.labels.outputs * math.prod(volume.size)
         return Forecast({**taken, **{name: sum(parts[name] for parts in each) for name in ("slab", "image")}})
 
     def mirrored(self) -> Segmenter:
         """The same, averaging over mirrored copies of every image."""
         return Ensemble({str(number): member.mirrored() for number, member in enumerate(self.members)})
+
+
+def _along(turn: Turn, member: Segmenter, volume: Volume, axis: int) -> Iterator[Tensor]:
+    """The slabs of a member along turned axes; in one piece where the member itself turns the volume in another way."""
+    if member.turn(volume) == turn:
+        yield from member.slabs(volume, axis)
+        return
+    yield torch.from_numpy(np.ascontiguousarray(turn.forward(member.probabilities(volume).numpy())))
 
 
 def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
@@ -257,6 +294,16 @@ def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = 
         spatial_dims=plan.spatial_dims,
         multilabel=plan.labels.multilabel,
         generator=generator,
+    )
+
+
+@cache
+def _note_format(format: int) -> None:
+    """Once a process."""
+    log.warning(
+        "note: trained by an earlier ulna (plan format %d): images are not turned to one orientation, and not resampled "
+        "where all training images shared a spacing; train again for that",
+        format,
     )
 
 

@@ -1,9 +1,11 @@
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from tests.plans import make
-from ulna.data.preprocess import normalise, prepare, prepare_labels, restore
+from ulna.data.preprocess import differences, normalise, prepare, prepare_labels, restored
+from ulna.data.read import Source, read_image
 from ulna.data.whitening import fit_whitening, whiten
 from ulna.errors import UsageError
 from ulna.recipe import Normalization
@@ -17,41 +19,18 @@ def volume(size=(6, 8, 5), spacing=(1.0, 1.0, 2.0), channels=1, seed=0):
     return Volume(array, spacing, "mm", np.diag([*spacing, 1.0]))
 
 
-def restored(maps, size, axis=0, heights=None):
+def back(prepared, heights=None):
     """Back from the grid, in slabs of some heights."""
-    slabs = maps.split(heights or maps.shape[axis + 1], dim=axis + 1)
-    return torch.cat([slab.clone() for slab in restore(slabs, tuple(maps.shape[1:]), size, axis)], dim=axis + 1)
+    maps = prepared.image
+    slabs = maps.split(heights or maps.shape[1], dim=1)
+    return torch.cat([slab.clone() for slab in restored(slabs, prepared)], dim=1)
 
 
 def test_on_the_grid_of_the_plan_nothing_is_resampled():
     v = volume()
     prepared = prepare(v, make(spatial_dims=3, spacing=v.spacing, unit="mm", normalization=NONE))
     assert torch.equal(prepared.image, torch.from_numpy(v.array))
-    assert torch.equal(restored(prepared.image, prepared.size), torch.from_numpy(v.array))
-
-
-def test_resampling_changes_the_size_by_the_spacing_and_comes_back():
-    v = volume((8, 8, 4), (1.0, 1.0, 2.0))
-    smooth = v.with_array(np.broadcast_to(np.linspace(0, 1, 8, dtype=np.float32)[:, None, None], (1, 8, 8, 4)))
-    prepared = prepare(smooth, make(spatial_dims=3, spacing=(1.0, 2.0, 1.0), unit="mm", normalization=NONE))
-    assert prepared.image.shape == (1, 8, 4, 8)
-    back = restored(prepared.image, prepared.size)
-    assert back.shape == (1, 8, 8, 4)
-    torch.testing.assert_close(back, torch.from_numpy(smooth.array.copy()), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("grid", "size"), [((7, 5), (16, 5)), ((12, 9), (5, 20)), ((6, 1, 8), (9, 4, 8)), ((9, 8, 7), (4, 3, 15))]
-)
-def test_the_way_back_is_linear_interpolation_whatever_the_slabs(grid, size, monkeypatch):
-    maps = torch.randn(3, *grid)
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    expected = torch.nn.functional.interpolate(maps[None], size=size, mode=mode, align_corners=False)[0]
-    for chunk in (1, 1 << 20):
-        monkeypatch.setattr("ulna.data.preprocess._CHUNK", chunk)
-        for axis in range(len(size)):
-            for heights in (1, 2, grid[axis], [1] * (grid[axis] - 1) + [1]):
-                torch.testing.assert_close(restored(maps, size, axis, heights), expected, atol=1e-5, rtol=0)
+    assert torch.equal(back(prepared), torch.from_numpy(v.array))
 
 
 def test_an_image_that_is_linear_comes_back_as_it_was():
@@ -60,21 +39,21 @@ def test_an_image_that_is_linear_comes_back_as_it_was():
     v = Volume(ramp, (1.0, 2.0, 1.0), "mm")
     for spacing in ((2.0, 1.0, 0.7), (0.5, 2.0, 1.0), (1.3, 3.0, 2.5)):
         prepared = prepare(v, make(spatial_dims=3, spacing=spacing, unit="mm", normalization=NONE))
-        back = restored(prepared.image, prepared.size, axis=0, heights=3)
         inside = slice(3, -3)
-        torch.testing.assert_close(back[:, inside], torch.from_numpy(ramp)[:, inside], atol=1e-5, rtol=0)
+        torch.testing.assert_close(back(prepared, 3)[:, inside], torch.from_numpy(ramp)[:, inside], atol=1e-5, rtol=0)
 
 
 def test_labels_are_resampled_by_nearest_neighbour():
     labels = np.zeros((4, 4), np.uint8)
     labels[2:] = 7
     plan = make(spacing=(0.5, 0.5), unit="mm")
-    bigger = prepare_labels(labels, (1.0, 1.0), plan)
+    image = Volume(labels[None], (1.0, 1.0), "mm")
+    bigger = prepare_labels(labels, image, plan)
     assert bigger.shape == (8, 8)
     assert bigger.unique().tolist() == [0, 7]
     assert torch.equal(bigger[4:], torch.full((4, 8), 7, dtype=torch.uint8))
     two = np.stack([labels > 0, labels == 0]).astype(np.uint8)
-    assert prepare_labels(two, (1.0, 1.0), plan).shape == (2, 8, 8)
+    assert prepare_labels(two, image, plan).shape == (2, 8, 8)
 
 
 def test_normalisations_are_their_formulas():
@@ -145,6 +124,75 @@ def test_a_grid_in_mm_needs_an_image_that_states_its_spacing():
     plan = make(spacing=(0.5, 0.5), unit="mm", normalization=NONE)
     with pytest.raises(UsageError, match="its spacing is in px"):
         prepare(Volume(np.zeros((1, 8, 8), np.float32), (1.0, 1.0)), plan)
+
+
+def test_where_all_training_images_had_one_spacing_an_image_without_is_one_more_of_them():
+    one = {"spacing": {"min": [0.5, 0.5], "median": [0.5, 0.5], "max": [0.5, 0.5]}}
+    plan = make(spacing=(0.5, 0.5), unit="mm", normalization=NONE, fingerprint=one)
+    image = Volume(np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32), (1.0, 1.0))
+    assert torch.equal(prepare(image, plan).image, torch.from_numpy(image.array))
+    assert "states no spacing; it is taken to have that of all training images" in differences(image, plan)[0]
+
+
+def test_a_plan_in_pixels_takes_an_image_in_mm_pixel_by_pixel_and_says_so():
+    plan = make(spacing=(1.0, 1.0), normalization=NONE)
+    image = Volume(np.random.default_rng(0).normal(size=(1, 8, 8)).astype(np.float32), (0.2, 0.2), "mm")
+    assert torch.equal(prepare(image, plan).image, torch.from_numpy(image.array))
+    assert "its pixels and axes are taken as stored" in differences(image, plan)[0]
+
+
+def test_a_spacing_beyond_those_of_the_training_is_noted_and_one_within_them_is_not():
+    seen = {"spacing": {"min": [1.0, 1.0, 1.0], "median": [1.0, 1.0, 2.0], "max": [1.0, 1.0, 3.0]}}
+    plan = make(spatial_dims=3, spacing=(1.0, 1.0, 2.0), unit="mm", normalization=NONE, fingerprint=seen)
+    assert differences(volume(spacing=(1.0, 1.04, 2.9)), plan) == ()
+    (note,) = differences(volume(spacing=(1.0, 1.0, 4.0)), plan)
+    assert "has a spacing of 1 x 1 x 4 mm, the training images 1 x 1 x 1 mm to 1 x 1 x 3 mm" in note
+    assert differences(volume(spacing=(1.0, 1.0, 4.0)), plan.replaced(format=1)) == ()
+
+
+def test_an_oriented_plan_refuses_a_file_that_does_not_say_how_it_lies():
+    plan = make(spatial_dims=3, spacing=(1.0, 1.0, 2.0), unit="mm", normalization=NONE, orientation="RAS")
+    with pytest.raises(UsageError, match="states no orientation"):
+        prepare(Volume(volume().array, (1.0, 1.0, 2.0), "mm"), plan)
+
+
+def test_an_orientation_that_is_only_assumed_is_noted(tmp_path):
+    plan = make(spatial_dims=3, spacing=(1.0, 1.0, 2.0), unit="mm", normalization=NONE, orientation="RAS")
+    array = np.zeros((4, 5, 6), np.float32)
+    for code, noted in ((0, True), (1, False)):
+        image = nib.Nifti1Image(array, None)
+        image.header.set_zooms((1, 1, 2))
+        image.header.set_xyzt_units("mm")
+        if code:
+            image.set_sform(np.diag([1.0, 1.0, 2.0, 1.0]), code)
+        nib.save(image, tmp_path / "x.nii")
+        notes = differences(read_image([Source(tmp_path / "x.nii")]), plan)
+        assert any("states no orientation; LAS is assumed" in note for note in notes) == noted
+
+
+@pytest.mark.parametrize(
+    ("header", "oriented"),
+    [("TransformMatrix = 1 0 0 0 1 0 0 0 1\n", True), ("", False), ("CenterOfRotation = 0 0 0\n", False)],
+)
+def test_a_metaimage_says_whether_it_has_an_orientation(tmp_path, header, oriented):
+    pytest.importorskip("SimpleITK")
+    head = f"ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\n{header}ElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
+    (tmp_path / "x.mha").write_bytes(f"{head}ElementDataFile = LOCAL\n".encode() + bytes(24))
+    assert read_image([Source(tmp_path / "x.mha")]).meta["oriented"] == oriented
+
+
+def test_spacing_and_labels_follow_the_turn():
+    """The plan's 3 mm are from foot to head, whatever axis of the file that is."""
+    plan = make(spatial_dims=3, spacing=(1.0, 1.0, 3.0), unit="mm", normalization=NONE, orientation="RAS")
+    affine = np.array([(0, 2.0, 0, 0), (0, 0, -1.0, 0), (3.0, 0, 0, 0), (0, 0, 0, 1)])  # S, R, P
+    array = np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype(np.float32)
+    image = Volume(array, (3.0, 2.0, 1.0), "mm", affine)
+    prepared = prepare(image, plan)
+    assert prepared.size == (5, 6, 4)
+    assert prepared.image.shape == (1, 10, 6, 4)
+    labels = (array[0] > 0).astype(np.uint8)
+    straight = np.flip(labels.transpose(1, 2, 0), 1)
+    assert np.array_equal(prepare_labels(labels, image, plan)[::2].numpy(), straight)
 
 
 def test_values_that_are_not_finite_are_refused():

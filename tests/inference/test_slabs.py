@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.plans import make
-from ulna.data.preprocess import prepare
+from ulna.data.preprocess import prepare, restored
 from ulna.inference.predict import label_slabs, predict_slabs, predict_volume, slab_axis
 from ulna.inference.sliding import gaussian, window_starts
 from ulna.networks.build import build
@@ -35,7 +35,8 @@ def network_of(classes, dims):
 
 def straightforward(network, plan, volume, overlap):
     """All windows into maps of the whole grid, then resampled at once."""
-    image = prepare(volume, plan).image
+    prepared = prepare(volume, plan)
+    image = prepared.image
     size = image.shape[1:]
     patch = [min(p, n) for p, n in zip(plan.patch, size, strict=True)]
     starts = [window_starts(n, p, overlap) for n, p in zip(size, patch, strict=True)]
@@ -46,8 +47,8 @@ def straightforward(network, plan, volume, overlap):
         with torch.no_grad():
             total[window] += network(image[window][None])[0].softmax(0) * weights
         weight_sum[window] += weights
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    return torch.nn.functional.interpolate((total / weight_sum)[None], size=volume.size, mode=mode)[0]
+    (whole,) = restored([total / weight_sum], prepared)
+    return whole
 
 
 @pytest.mark.parametrize(

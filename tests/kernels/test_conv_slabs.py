@@ -25,6 +25,10 @@ CASES = [
 ]
 
 
+# Of the largest value: two roundings to bf16. Without bf16 instructions the library rounds partial sums too (1.3 % seen).
+ROUNDED = 0.008 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.03
+
+
 # voxels and least rows of a slab: rows that any axis has, rows that the longest one alone has, and rows that none has
 @pytest.mark.parametrize(("slab", "rows"), [(70, 1), (250, 1), (250, 7), (100, 50)])
 @pytest.mark.parametrize(("size", "outputs", "kernel", "stride"), CASES)
@@ -45,7 +49,7 @@ def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, r
     truth.backward(dy.double())
     for mine, true in zip((y, *(v.grad for v in ours)), (truth, *(v.grad for v in exact)), strict=True):
         assert mine.dtype == torch.bfloat16 and mine.shape == true.shape
-        assert (mine - true).abs().max() < 0.008 * true.abs().max()  # two roundings to bf16
+        assert (mine - true).abs().max() < ROUNDED * true.abs().max()
 
 
 def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
@@ -69,7 +73,7 @@ def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
     weights = [channels for channels, (_, weight, _) in asked if weight]
     assert set(weights) == {32, 6} and len(weights) > 3
     for mine, true in zip(ours, exact, strict=True):
-        assert (mine.grad - true.grad).abs().max() < 0.008 * true.grad.abs().max()
+        assert (mine.grad - true.grad).abs().max() < ROUNDED * true.grad.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,7 @@ def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
 )
 def test_no_weight_gradient_of_a_volume_has_few_rows_in_large_planes(size, stride, monkeypatch):
     """Torch's library may wait for ever there, or write where it must not."""
+    monkeypatch.setenv("ULNA_NATIVE", "1")  # needs the switch alone, nothing compiled
     asked = []
     real = slabs._backward
 
@@ -146,10 +151,11 @@ def test_several_maps_are_their_concatenation(monkeypatch):
     whole = convolve_in_slabs(torch.cat(maps, dim=1), weight, None, **settings)
     assert torch.equal(y, whole)
     for a, b in zip(got, torch.autograd.grad(whole, wanted, dy), strict=True):
-        assert (a - b).abs().max() <= 0.008 * b.abs().max()
+        assert (a - b).abs().max() <= ROUNDED * b.abs().max()
 
 
 def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
+    monkeypatch.setenv("ULNA_NATIVE", "1")
     monkeypatch.setattr(slabs, "SLAB", 100)
     taken = []
     real = nd.convolve_in_slabs

@@ -44,7 +44,7 @@ def relative(ours: torch.Tensor | None, truth: torch.Tensor | None) -> float:
 def test_values_statistics_and_gradients_are_those_of_torch(kind, shape, dtype, slope) -> None:
     x, w, b, dy = drawn(shape, dtype)
     ours = [t.clone().requires_grad_() for t in (x, w, b)]
-    assert suits(*ours[:2])
+    assert suits(*ours[:3])
     exact = [t.double().requires_grad_() for t in (x, w, b)]
     if kind == "instance":
         y = instance_norm(*ours, eps=1e-5, slope=slope)
@@ -108,11 +108,12 @@ def test_a_block_in_one_pass_is_the_block_step_by_step(spatial_dims, norm, activ
     y = block(image)
     dy = torch.randn_like(y)
     y.backward(dy)
-    monkeypatch.setattr("ulna.kernels.normalize.suits", lambda x, weight: False)
+    monkeypatch.setattr("ulna.kernels.normalize.suits", lambda *_: False)
     z = plain(image)
     z.backward(dy)
     assert torch.allclose(y, z, atol=1e-5)
-    assert relative(block.conv.weight.grad, plain.conv.weight.grad.double()) < 1e-5
+    # float32 sums of 3,456 terms, whose order depends on the processor
+    assert relative(block.conv.weight.grad, plain.conv.weight.grad.double()) < 3e-5
     for (name, ours), (_, theirs) in zip(block.named_buffers(), plain.named_buffers(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5), name
 

@@ -66,6 +66,9 @@ class _Conv:
 
     def forward(self: Any, x: Tensor | Sequence[Tensor]) -> Tensor:
         maps = [x] if isinstance(x, Tensor) else list(x)
+        if self.padding_mode != "zeros" or isinstance(self.padding, str) or maps[0].ndim != self.weight.ndim:
+            made: Tensor = self._conv_forward(_joined(maps), self.weight, self.bias)  # torch's own has more than ours
+            return made
         sizes = {"kernel": self.kernel_size, "stride": self.stride}
         casts = torch.is_autocast_enabled("cpu") and detours.low_precision(maps[0]) is not None
         if casts and detours.stays_float32(**sizes, dilation=self.dilation):
@@ -85,15 +88,21 @@ class _Conv:
         return made
 
     def _by_the_fastest(self: Any, maps: list[Tensor]) -> Tensor:
-        if all(suits(m, self.weight, dilation=self.dilation, groups=self.groups) for m in maps):
+        if all(suits(m, self.weight, self.bias, dilation=self.dilation, groups=self.groups) for m in maps):
             return convolve_in_slabs(maps, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _keeps_size(self):
             return convolve(maps, self.weight, self.bias)
-        whole = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
-        if depthwise.suits(whole, self.weight, dilation=self.dilation, groups=self.groups, padding=self.padding):
+        whole = _joined(maps)
+        if depthwise.suits(
+            whole, self.weight, self.bias, dilation=self.dilation, groups=self.groups, padding=self.padding
+        ):
             return depthwise.convolve_depthwise(whole, self.weight, self.bias, stride=self.stride, padding=self.padding)
         made: Tensor = self._conv_forward(whole, self.weight, self.bias)
         return made
+
+
+def _joined(maps: Sequence[Tensor]) -> Tensor:
+    return maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1)
 
 
 class Conv2d(_Conv, nn.Conv2d):
@@ -142,7 +151,7 @@ class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
 
 
 def _keeps_size(conv: nn.Conv2d | nn.Conv3d) -> bool:
-    plain = {*conv.stride, *conv.dilation, conv.groups} == {1}
+    plain = {*conv.stride, *conv.dilation, conv.groups} == {1} and conv.weight.shape[2:] == conv.kernel_size
     return plain and all(n % 2 and p == n // 2 for n, p in zip(conv.kernel_size, conv.padding, strict=True))
 
 
@@ -194,11 +203,16 @@ class _BatchNorm:
                 f"batch norm cannot train on one value per channel (a map of shape {tuple(x.shape)}); "
                 "take larger images, a batch of 2 or more, fewer levels, or norm=instance"
             )
-        if self.training and normalize.suits(x, self.weight):  # type: ignore[attr-defined]
+        if self.training and self._is_usual() and normalize.suits(x, self.weight, self.bias):  # type: ignore[attr-defined]
             return self._in_one_pass(x, slope)
         if self.training and _recomputing[0]:
             return normalize.activated(self._by_batch(x), slope)
         return normalize.activated(super().forward(x), slope)  # type: ignore[misc]
+
+    def _is_usual(self: Any) -> bool:
+        """With scale, shift and running statistics of a fixed momentum, all float32: as `norm` makes it."""
+        kept = self.weight, self.bias, self.running_mean, self.running_var
+        return self.momentum is not None and all(t is not None and t.dtype == torch.float32 for t in kept)
 
     def _by_batch(self: Any, x: Tensor) -> Tensor:
         spare = self.running_mean.clone(), self.running_var.clone()  # taken into account once already
@@ -262,7 +276,9 @@ def in_one_pass(norm: nn.Module, slope: float | None, x: Tensor) -> bool:
     """Whether this machine has one kernel for the norm of this map and the activation after it."""
     if slope is None or not isinstance(norm, InstanceNorm | _BatchNorm):
         return False
-    return (norm.training or isinstance(norm, InstanceNorm)) and normalize.suits(x, norm.weight)
+    if isinstance(norm, _BatchNorm) and not (norm.training and norm._is_usual()):
+        return False
+    return normalize.suits(x, norm.weight, norm.bias)
 
 
 def activation(kind: str) -> nn.Module:

@@ -19,19 +19,25 @@ class Case:
         images: one source, or one per channel.
         label: None where the case has no reference.
         group: the patient; cases of one group are never split over two sets. None: the case is a group of its own.
+        spatial_dims: of the data set or the model, for files that could be 2D or 3D; see `ulna.data.read.read_image`.
     """
 
     id: str
     images: tuple[Source, ...]
     label: Source | None
     group: str | None = None
+    spatial_dims: int | None = None
 
     def read_image(self) -> Volume:
         """(C, *S); see `ulna.data.read.read_image`."""
-        return read.read_image(self.images)
+        return read.read_image(self.images, self.spatial_dims)
 
-    def read_labels(self) -> Volume:
-        """The raw label values, (1, *S) or (K, *S); see `ulna.data.read.read_labels`."""
+    def read_labels(self, spatial_dims: int | None = None) -> Volume:
+        """The raw label values, (1, *S) or (K, *S); see `ulna.data.read.read_labels`.
+
+        Args:
+            spatial_dims: of the image, where the case does not say.
+        """
         if self.label is None:
             raise UsageError(f"case {self.id}: has no label map")
-        return read.read_labels(self.label)
+        return read.read_labels(self.label, self.spatial_dims or spatial_dims)

@@ -46,6 +46,11 @@ class Report:
     repair: Repair | None = None
 
     @property
+    def spatial_dims(self) -> int | None:
+        """Of the data set, for `Dataset.of_dims`; None where no image could be read."""
+        return max((one.spatial_dims for one in self.surveys), default=0) or None
+
+    @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ulna.data.classes import listed, some
 from ulna.data.dataset import Dataset
+from ulna.data.orientation import PLANES, codes, world_of
 from ulna.data.survey import Survey
 from ulna.errors import Problem
 
@@ -63,24 +64,30 @@ def compare_grids(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
             notes.append(
                 f"{some(far)}: has a spacing of {steps[far[0]]:.3g} mm, the others about {median:.3g}; see its unit"
             )
+    assumed = [one.case for one in read if one.affine is not None and not one.oriented]
+    if assumed and any(one.oriented for one in read):
+        what = "states no orientation, others do; what its format assumes is used, and left and right may be exchanged"
+        notes.append(f"{some(assumed)}: {what}")
+    planes: dict[str, list[str]] = {}
     turns: dict[str, list[str]] = {}
     for one in read:
-        if one.affine is not None and one.spatial_dims == 3:
-            turns.setdefault(_orientation(one.affine), []).append(one.case)
-    if len(turns) > 1:
-        rarest = min(turns.values(), key=len)
-        counts = listed(f"{len(cases)} {axes}" for axes, cases in turns.items())
-        notes.append(f"{some(rarest)}: is stored along other axes than most ({counts}); axes are used as stored")
+        if one.affine is not None:
+            affine = np.array(one.affine)
+            turns.setdefault(codes(affine, one.spatial_dims), []).append(one.case)
+            if one.spatial_dims == 2:
+                planes.setdefault(PLANES[world_of(affine, 2)], []).append(one.case)
+    if len(planes) > 1:
+        rarest, counts = _rarest(planes)
+        notes.append(f"{rarest}: lies in another plane than most ({counts}); one network sees them all alike")
+    elif len(turns) > 1:
+        rarest, counts = _rarest(turns)
+        used = "every image is turned to RAS for the network, and its answer back"
+        notes.append(f"{rarest}: is stored along other axes than most ({counts}); {used}")
 
 
-def _orientation(affine: tuple[tuple[float, ...], ...]) -> str:
-    """Where each stored axis points to, such as RAS."""
-    matrix = np.array(affine)[:3, :3]
-    letters = []
-    for column in matrix.T:
-        axis = int(np.abs(column).argmax())
-        letters.append("RAS"[axis] if column[axis] > 0 else "LPI"[axis])
-    return "".join(letters)
+def _rarest(kinds: Mapping[str, list[str]]) -> tuple[str, str]:
+    """The cases of the rarest kind, and how many there are of each."""
+    return some(min(kinds.values(), key=len)), listed(f"{len(cases)} {kind}" for kind, cases in kinds.items())
 
 
 def _usual(values: Sequence[int]) -> int:

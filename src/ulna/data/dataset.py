@@ -111,6 +111,14 @@ class Dataset:
             names |= dict.fromkeys(members, min(known, default=f"copies of {members[0]}"))
         return replace(self, cases=tuple(replace(case, group=names.get(case.id)) for case in self.cases))
 
+    def of_dims(self, spatial_dims: int | None) -> Dataset:
+        """The same cases, with files that could be 2D or 3D (volumes of one slice) read as the others are.
+
+        Args:
+            spatial_dims: of the other cases (`Report.spatial_dims`) or of the model.
+        """
+        return replace(self, cases=tuple(replace(case, spatial_dims=spatial_dims) for case in self.cases))
+
     def case(self, id: str) -> Case:
         """The case of that id.
 

@@ -46,11 +46,13 @@ class Stored(NamedTuple):
         values: every value, in the file's order.
         sizes: of all axes, the fastest first; channels are one of them.
         spaced: the header states how far the voxels lie apart.
+        oriented: the header states how the axes lie in the body; ITK assumes LPS where it does not.
     """
 
     values: NDArray[Any]
     sizes: tuple[int, ...]
     spaced: bool
+    oriented: bool
 
 
 class _Header(NamedTuple):
@@ -60,6 +62,7 @@ class _Header(NamedTuple):
     start: int
     length: int | None  # bytes of packed values, where the header says so
     spaced: bool
+    oriented: bool
 
 
 def stored(path: Path) -> Stored:
@@ -86,7 +89,7 @@ def stored(path: Path) -> Stored:
     if len(raw) != expected:
         how = "is cut short" if len(raw) < expected else "is damaged"
         raise fault(path, f"{how}: the header promises {expected} bytes of values, the file holds {len(raw)}", AGAIN)
-    return Stored(np.frombuffer(raw, header.dtype), header.sizes, header.spaced)
+    return Stored(np.frombuffer(raw, header.dtype), header.sizes, header.spaced, header.oriented)
 
 
 def _inflated(path: Path, packed: bytes, expected: int, window: int) -> bytes:
@@ -130,7 +133,8 @@ def _meta_image(path: Path, data: bytes) -> _Header:
         window, length = 15, int(fields["compresseddatasize"])
     dtype = np.dtype(kind).newbyteorder(">" if big else "<")
     spaced = "elementspacing" in fields or "elementsize" in fields
-    return _Header((channels, *sizes) if channels != 1 else sizes, dtype, window, start, length, spaced)
+    oriented = any(field in fields for field in ("transformmatrix", "rotation", "orientation"))
+    return _Header((channels, *sizes) if channels != 1 else sizes, dtype, window, start, length, spaced, oriented)
 
 
 def _true(text: str) -> bool:
@@ -160,7 +164,8 @@ def _nrrd(path: Path, data: bytes) -> _Header:
     if kind is None:
         raise fault(path, f"holds values of type {name[:40]}", "save it with integer or real values")
     dtype = np.dtype(kind).newbyteorder(">" if fields.get("endian", "little").lower() == "big" else "<")
-    return _Header(sizes, dtype, window, start, None, "space directions" in fields or "spacings" in fields)
+    spaced, oriented = "space directions" in fields or "spacings" in fields, "space" in fields
+    return _Header(sizes, dtype, window, start, None, spaced, oriented)
 
 
 def _nrrd_window(path: Path, fields: Mapping[str, str]) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,12 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ulna.data import format_1
+from ulna.data.orientation import AS_STORED, PLANES, Turn, codes, turn_of, world_of
+from ulna.data.resampling import nearest, points, resample, restore, steps
 from ulna.data.whitening import whiten
 from ulna.errors import UsageError
 from ulna.recipe import Normalization, Plan
 from ulna.volume import Volume
 
-_CHUNK = 1 << 22  # values of a slab on its way back: a few MB, whatever the number of classes
+FAR = 1.05  # times the spacings of the training: an image beyond them is noted
 
 
 class Prepared(NamedTuple):
@@ -26,13 +28,18 @@ class Prepared(NamedTuple):
 
     Args:
         image: (C, *S'), float32, normalised.
-        size: *S of the volume it came from.
+        size: *S of the volume it came from, turned as the network sees it.
         margins: what `framed` put before and behind the image along every axis of S'; empty for nothing.
+        turn: how the volume was turned.
+        step: of the grid, in voxels of the volume along the turned axes; None where both cover one field of view: the
+            volume's own grid, or that of a plan of format 1.
     """
 
     image: Tensor
     size: tuple[int, ...]
     margins: tuple[tuple[int, int], ...] = ()
+    turn: Turn = AS_STORED
+    step: tuple[float, ...] | None = None
 
     @property
     def inside(self) -> tuple[Any, ...]:
@@ -62,14 +69,14 @@ def extend(maps: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
 def framed(prepared: Prepared, patch: Sequence[int]) -> Prepared:
     """An image as training sees it, never smaller than a patch: for networks that go by the place in one."""
     sides = margins(prepared.image.shape[1:], patch)
-    return Prepared(extend(prepared.image, sides), prepared.size, sides)
+    return prepared._replace(image=extend(prepared.image, sides), margins=sides)
 
 
 def check_fit(volume: Volume, plan: Plan) -> None:
     """Refuse an image of another kind than the plan is for.
 
     Raises:
-        UsageError: if the volume has other dimensions, channels or units of length.
+        UsageError: if the volume has other dimensions or channels, or does not say how it lies where the plan needs it.
     """
     name = volume.path or "image"
     if volume.spatial_dims != plan.spatial_dims:
@@ -80,22 +87,87 @@ def check_fit(volume: Volume, plan: Plan) -> None:
         raise UsageError(
             f"{name}: {volume.channels} channels; this model reads {plan.in_channels} ({', '.join(plan.channel_names)})"
         )
-    if plan.spacing is not None and volume.unit != plan.unit:
+    if plan.spacing is None:
+        return
+    lost = plan.unit == "mm" and not _one_spacing(plan)  # a plan in pixels takes any image pixel by pixel
+    if volume.unit != plan.unit and (lost or plan.format == 1):
         raise UsageError(
             f"{name}: its spacing is in {volume.unit}, this model works on a grid of {plan.spacing} {plan.unit}; "
             "give an image that states its spacing as the training images did"
         )
+    if plan.orientation is not None and volume.affine is None:
+        raise UsageError(
+            f"{name}: states no orientation, and this model reads images turned to {plan.orientation}; "
+            "give a file that states it, such as NIfTI"
+        )
+
+
+def _one_spacing(plan: Plan) -> bool:
+    """Whether all training images had one spacing and no orientation: an image that states none is one more of them."""
+    spacing = plan.fingerprint.get("spacing", {})
+    return plan.orientation is None and bool(spacing) and spacing["min"] == spacing["max"]
+
+
+def grid_spacing(volume: Volume, plan: Plan) -> tuple[float, ...]:
+    """The spacing of a volume along the axes that the network sees, in the unit of the plan.
+
+    An image in pixels for a plan in mm lies on the plan's own grid (`check_fit` lets it pass where all training images did);
+    a plan in pixels takes every image pixel by pixel.
+    """
+    if volume.unit == plan.unit:
+        return turn_of(volume, plan).order(volume.spacing)
+    return (plan.spacing or volume.spacing) if plan.unit == "mm" else (1.0,) * volume.spatial_dims
+
+
+def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
+    """Where an image differs from those of the training in a way that a person should know of; nothing for format 1."""
+    if plan.format == 1 or plan.spacing is None:
+        return ()
+    name, notes = volume.path or "the image", []
+    if volume.unit != plan.unit:
+        notes.append(
+            f"{name}: states a spacing in {volume.unit}, the training images none; its pixels and axes are taken as stored"
+            if plan.unit == "px"
+            else f"{name}: states no spacing; it is taken to have that of all training images, {_mm(plan.spacing)}"
+        )
+        return tuple(notes)
+    spacing = grid_spacing(volume, plan)
+    trained = plan.fingerprint.get("spacing", {})
+    low, high = trained.get("min", plan.spacing), trained.get("max", plan.spacing)
+    if any(not a / FAR <= s <= b * FAR for s, a, b in zip(spacing, low, high, strict=True)):
+        notes.append(
+            f"{name}: has a spacing of {_mm(spacing)}, the training images "
+            + (_mm(low) if low == high else f"{_mm(low)} to {_mm(high)}")
+            + f"; it is resampled to {_mm(plan.spacing)}, and may be segmented less well"
+        )
+    if plan.orientation is not None and volume.affine is not None and not volume.meta.get("oriented", True):
+        assumed = codes(volume.affine, volume.spatial_dims)
+        notes.append(f"{name}: states no orientation; {assumed} is assumed: see that left and right are not exchanged")
+    worlds = plan.fingerprint.get("worlds")
+    if plan.orientation is not None and plan.spatial_dims == 2 and worlds and volume.affine is not None:
+        own = list(world_of(volume.affine, 2))
+        if own != list(worlds):
+            notes.append(
+                f"{name}: is a slice that lies {PLANES[tuple(own)]}, those of the training {PLANES[tuple(worlds)]}"
+            )
+    return tuple(notes)
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{s:.4g}" for s in spacing) + " mm"
 
 
 def prepare(volume: Volume, plan: Plan) -> Prepared:
-    """Resample to the plan's spacing (linear), normalise every channel, and whiten: Volume (C, *S) -> (C, *S').
+    """Turn to the plan's orientation, normalise every channel, whiten, and resample to the plan's spacing (linear,
+    smoothed along axes that get coarser): Volume (C, *S) -> (C, *S').
 
     Raises:
         UsageError: if the volume has other dimensions or channels than the plan.
     """
     check_fit(volume, plan)
     name = volume.path or "image"
-    array = np.ascontiguousarray(volume.array, dtype=np.float32)
+    turn = turn_of(volume, plan)
+    array = np.ascontiguousarray(turn.forward(volume.array), dtype=np.float32)
     if not np.isfinite(array).all():
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
         raise UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
@@ -103,67 +175,66 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
     image = torch.from_numpy(np.stack(channels))
     if plan.whitening is not None:
         image = whiten(image, plan.whitening)
-    return Prepared(_resize(image, grid_size(volume.size, volume.spacing, plan), "linear"), volume.size)
+    size = tuple(image.shape[1:])
+    step = _steps(volume, plan)
+    if step is None:
+        image = format_1.resize(image, grid_of(volume, plan))
+    else:
+        image = resample(image, step)
+    return Prepared(image, size, turn=turn, step=step)
 
 
-def prepare_labels(labels: NDArray[Any], spacing: tuple[float, ...], plan: Plan) -> Tensor:
-    """A reference on the grid of the plan, by nearest neighbour: (*S) or (K, *S) -> (*S') or (K, *S'), uint8 or int32."""
+def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan) -> Tensor:
+    """A reference on the grid of the plan, by nearest neighbour: (*S) or (K, *S) -> (*S') or (K, *S'), uint8 or int32.
+
+    Args:
+        labels: on the grid of the image, as the file stores it.
+        volume: the image.
+        plan: of the run.
+    """
     exclusive = labels.ndim == plan.spatial_dims
     small = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32)
+    small = np.ascontiguousarray(turn_of(volume, plan).forward(small))
     maps = torch.from_numpy(small[None] if exclusive else small)
-    size = grid_size(tuple(maps.shape[1:]), spacing, plan)
-    if tuple(maps.shape[1:]) != size:
-        maps = _resize(maps.float(), size, "nearest").to(maps.dtype)
+    step = _steps(volume, plan)
+    maps = format_1.resize_labels(maps, grid_of(volume, plan)) if step is None else nearest(maps, step)
     return maps[0] if exclusive else maps
 
 
-def restore(slabs: Iterable[Tensor], grid: tuple[int, ...], size: tuple[int, ...], axis: int = 0) -> Iterator[Tensor]:
-    """Back to the grid of the volume, linearly, slab by slab: the way back from `prepare` for maps such as probabilities.
+def restored(slabs: Iterable[Tensor], prepared: Prepared, axis: int = 0) -> Iterator[Tensor]:
+    """Back from the grid of the plan to that of the image, turned as the network sees it; see `resampling.restore`.
 
     Args:
-        slabs: (K, *S') with some rows along `axis`, in order and together all of them; each is used before the next.
-        grid: *S', of all slabs together.
-        size: *S of the volume.
-        axis: the spatial axis that the slabs lie along.
-
-    Yields:
-        (K, *S) with some rows along `axis`, in order and together all of them; good until the next one is asked for.
+        slabs: (K, *S') without margins, some rows along `axis` each.
+        prepared: the image.
+        axis: the spatial axis, turned, that the slabs lie along.
     """
-    if grid == size:
-        yield from slabs
-        return
-    place = ((torch.arange(size[axis]) + 0.5) * grid[axis] / size[axis] - 0.5).clamp_min(0)  # between rows of the grid
-    below = place.long()
-    above = (below + 1).clamp_max(grid[axis] - 1)
-    share = place - below
-    done, first, before = 0, 0, None  # rows handed out; the first row of the slab, and the row before it
-    for slab in slabs:
-        end = first + slab.shape[axis + 1]
-        ready = int(torch.searchsorted(above, end))
-        some = max(1, _CHUNK // (slab.shape[0] * math.prod(size) // size[axis]))
-        for start in range(done, ready, some):
-            chosen = slice(start, min(start + some, ready))
-            near, far = (_rows(slab, rows[chosen] - first, before, axis + 1) for rows in (below, above))
-            weight = share[chosen].reshape([-1 if a == axis + 1 else 1 for a in range(slab.ndim)])
-            between = torch.lerp(near, far, weight.to(slab))
-            yield _resize(between, (*size[:axis], between.shape[axis + 1], *size[axis + 1 :]), "linear")
-        done, first, before = ready, end, slab.narrow(axis + 1, slab.shape[axis + 1] - 1, 1).clone()
+    grid = tuple(
+        n - before - behind for n, (before, behind) in zip(prepared.image.shape[1:], _sides(prepared), strict=True)
+    )
+    if prepared.step is None:
+        return format_1.restore(slabs, grid, prepared.size, axis)
+    return restore(slabs, grid, prepared.size, prepared.step, axis)
 
 
-def _rows(slab: Tensor, rows: Tensor, before: Tensor | None, axis: int) -> Tensor:
-    """Rows of a slab along an axis; row -1 is the one before it."""
-    chosen = slab.index_select(axis, rows.clamp_min(0).to(slab.device))
-    count = int((rows < 0).sum())
-    if count and before is not None:
-        chosen.narrow(axis, 0, count).copy_(before)
-    return chosen
+def grid_of(volume: Volume, plan: Plan) -> tuple[int, ...]:
+    """*S' of an image on the grid of the plan."""
+    step = _steps(volume, plan)
+    size = turn_of(volume, plan).order(volume.size)
+    if step is None:
+        return format_1.grid_size(volume.size, volume.spacing, plan.spacing) if plan.spacing else size
+    return points(size, step)
 
 
-def grid_size(size: tuple[int, ...], spacing: tuple[float, ...], plan: Plan) -> tuple[int, ...]:
-    """*S' of an image of `size` and `spacing` on the grid of the plan."""
-    if plan.spacing is None:
-        return size
-    return tuple(max(1, round(n * s / t)) for n, s, t in zip(size, spacing, plan.spacing, strict=True))
+def _steps(volume: Volume, plan: Plan) -> tuple[float, ...] | None:
+    """The step of the plan's grid in voxels of a volume; None: see `Prepared`."""
+    if plan.spacing is None or plan.format == 1:
+        return None
+    return steps(grid_spacing(volume, plan), plan.spacing)
+
+
+def _sides(prepared: Prepared) -> Sequence[tuple[int, int]]:
+    return prepared.margins or ((0, 0),) * len(prepared.size)
 
 
 def normalise(values: NDArray[np.float32], how: Normalization) -> NDArray[np.float32]:
@@ -177,13 +248,3 @@ def normalise(values: NDArray[np.float32], how: Normalization) -> NDArray[np.flo
     if how.kind == "rescale":
         return np.asarray((values - how.low) / max(how.high - how.low, 1e-8), np.float32)
     return values
-
-
-def _resize(maps: Tensor, size: tuple[int, ...], how: str) -> Tensor:
-    """(C, *S) -> (C, *size), cell centres aligned; untouched where the size stays."""
-    if tuple(maps.shape[1:]) == tuple(size):
-        return maps
-    if how == "nearest":
-        return F.interpolate(maps[None], size=size, mode="nearest-exact")[0]
-    mode = "bilinear" if len(size) == 2 else "trilinear"
-    return F.interpolate(maps[None], size=size, mode=mode, align_corners=False)[0]

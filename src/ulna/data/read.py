@@ -59,12 +59,12 @@ __all__ = [
 _CHUNK = 1 << 20
 
 
-def _read(source: Source, *, as_labels: bool) -> Volume:
+def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -> Volume:
     if as_labels and source.path.is_dir():
         return _united(source.path)
     try:
         file_stat(source.path)
-        volume = _read_format(source, as_labels)
+        volume = _read_format(source, as_labels, spatial_dims)
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise fault(source.path, what, "check the file and its permissions") from None
@@ -73,20 +73,20 @@ def _read(source: Source, *, as_labels: bool) -> Volume:
     return volume
 
 
-def _read_format(source: Source, as_labels: bool) -> Volume:
+def _read_format(source: Source, as_labels: bool, spatial_dims: int | None) -> Volume:
     suffix = suffix_of(source.path)
     if suffix == ARRAY_SUFFIX:
         return read_npz(source, "masks" if as_labels else "images")
     if suffix in NIFTI_SUFFIXES:
-        return read_nifti(source.path)
+        return read_nifti(source.path, spatial_dims)
     if suffix in TIFF_SUFFIXES:
         return read_tiff(source.path, as_labels=as_labels)
     if suffix in RASTER_SUFFIXES:
         return read_raster(source.path, as_labels=as_labels)
     if suffix in ITK_SUFFIXES:
-        return read_itk(source.path)
+        return read_itk(source.path, spatial_dims)
     if suffix == NUMPY_SUFFIX:
-        return read_npy(source.path)
+        return read_npy(source.path, spatial_dims)
     what = f"has the extension {suffix!r}, which is not read"
     raise fault(source.path, what, f"convert it to one of {', '.join(IMAGE_SUFFIXES)}")
 
@@ -112,8 +112,13 @@ def _united(folder: Path) -> Volume:
     return replace(united, meta={**united.meta, "notes": tuple(notes)})
 
 
-def read_image(sources: Sequence[Source]) -> Volume:
+def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Volume:
     """One case: the channels of all its sources, concatenated.
+
+    Args:
+        sources: one file, or one for each channel.
+        spatial_dims: of the other images of its data set, or of the model: what a file that could be either (a volume of one
+            slice, an array with a short last axis) is read as. None: such a file is 2D, and `meta["either"]` is True.
 
     Shape:
         (C, *S); integers keep the file's type.
@@ -121,7 +126,7 @@ def read_image(sources: Sequence[Source]) -> Volume:
     Raises:
         DataError: if a file is missing, empty, cut short, damaged or unsupported, or the sources lie on several grids.
     """
-    volumes = [_read(source, as_labels=False) for source in sources]
+    volumes = [_read(source, as_labels=False, spatial_dims=spatial_dims) for source in sources]
     first = volumes[0]
     for source, volume in zip(sources[1:], volumes[1:], strict=True):
         if volume.size != first.size or not same_geometry(volume, first):
@@ -140,8 +145,8 @@ def _mm(volume: Volume) -> str:
     return " x ".join(f"{s:.4g}" for s in volume.spacing) + f" {volume.unit}"
 
 
-def read_labels(source: Source) -> Volume:
-    """The raw label values as stored, as integers wherever all of them are whole numbers.
+def read_labels(source: Source, spatial_dims: int | None = None) -> Volume:
+    """The raw label values as stored, as integers wherever all of them are whole numbers; `spatial_dims` as in `read_image`.
 
     Shape:
         (1, *S), or (K, *S) where the file holds one map per class, or a picture's colours; see `without_colour`.
@@ -149,7 +154,7 @@ def read_labels(source: Source) -> Volume:
     Raises:
         DataError: as `read_image`; also for JPEG, which does not keep values.
     """
-    volume = _read(source, as_labels=True)
+    volume = _read(source, as_labels=True, spatial_dims=spatial_dims)
     array = volume.array
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
         low, high = float(array.min()), float(array.max())

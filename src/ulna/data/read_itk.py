@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.itk_bytes import Stored, stored
+from ulna.data.read_nifti import flat_axis
 from ulna.data.source import AGAIN, fault, suffix_of
 from ulna.errors import UsageError
 from ulna.volume import Volume
@@ -16,10 +17,10 @@ from ulna.volume import Volume
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def read_itk(path: Path) -> Volume:
+def read_itk(path: Path, spatial_dims: int | None = None) -> Volume:
     """(C, *S), the axes in the file's order, as for NIfTI; integers keep their type, real values are float32.
 
-    A third axis of length 1 is left out; a fourth holds the channels.
+    A volume of one slice is read as `spatial_dims` says, as for NIfTI; a fourth axis holds the channels.
 
     Raises:
         DataError: if the file is cut short, damaged, or its header cannot be right.
@@ -38,9 +39,14 @@ def read_itk(path: Path) -> Volume:
         said = str(error).strip().rsplit("\n", 1)[-1]
         raise fault(path, f"has a header that cannot be read ({said})", AGAIN) from None
     array = _channels_first(path, values, size, components)
+    flat = flat_axis(array.shape[1:], spatial_dims) if array.ndim == 4 else None
+    either = array.ndim == 4 and 1 in array.shape[1:]
+    if flat is not None:
+        array = np.squeeze(array, flat + 1)
     spatial = array.ndim - 1
     geometry = {"origin": origin, "direction": direction, "spacing": spacing}
-    meta = {"format": "itk", "suffix": suffix_of(path), "size": size, "geometry": geometry}
+    meta = {"format": "itk", "suffix": suffix_of(path), "size": size, "geometry": geometry, "either": either}
+    meta["oriented"] = values.oriented
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
@@ -48,7 +54,10 @@ def read_itk(path: Path) -> Volume:
     if not values.spaced:
         return Volume(array, (1.0,) * spatial, "px", None, path, meta)
     affine = _affine(path, direction[:3, :3], spacing[:3], origin[:3])
-    steps = tuple(float(f"{step:.7g}") for step in spacing[:spatial])
+    order = [axis for axis in range(len(size[:3])) if axis != flat]
+    if flat is not None:
+        affine = affine[:, [*order, flat, 3]]
+    steps = tuple(float(f"{spacing[axis]:.7g}") for axis in order)
     return Volume(array, steps, "mm", affine, path, meta)
 
 
@@ -73,7 +82,7 @@ def _channels_first(path: Path, values: Stored, size: tuple[int, ...], component
         array = np.moveaxis(array, 3, 0) if len(size) == 4 else array[None]
     elif values.sizes != (components, *size):
         raise fault(path, f"has axes {values.sizes} that do not fit its geometry, {size}", remedy)
-    return array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
+    return array
 
 
 def _affine(

@@ -29,10 +29,11 @@ _MOST_SPARE = 1 << 26
 _SAME_PLACE = 0.5  # of a voxel
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, spatial_dims: int | None = None) -> Volume:
     """(C, *S) with the file's affine; integers keep their type, other values and scaled ones are float32.
 
-    A file of shape (x, y, 1) is 2D: *S = (x, y).
+    A volume of one slice, along whichever axis, is read as `spatial_dims` says; left out, as 2D: of (x, 1, z) *S is (x, z),
+    and the first two columns of the affine are these axes.
 
     Raises:
         DataError: if the file is empty, cut short, damaged, or its header cannot be right.
@@ -42,7 +43,7 @@ def read_nifti(path: Path) -> Volume:
         header, start = _header(path, stream)
         shape = tuple(int(n) for n in header.get_data_shape())
         dtype = header.get_data_dtype()
-        spatial, channels = _axes(path, shape)
+        spatial, channels, flat = _axes(path, shape, spatial_dims)
         if dtype.kind not in "iuf":
             raise fault(path, f"holds values of type {dtype}", "save it with integer or real values")
         expected = math.prod(shape) * dtype.itemsize
@@ -60,11 +61,12 @@ def read_nifti(path: Path) -> Volume:
         spare = _rest(stream)
     array = np.frombuffer(raw, dtype=dtype).reshape(shape, order="F")
     array = _scaled(array.reshape((*spatial, channels), order="F"), header)
-    affine, spacing = _geometry(path, header, len(spatial))
+    affine, spacing = _geometry(path, header, spatial, flat)
     faults = [*_spare(spare, expected // shape[-1]), *contradiction(header, shape)]
-    notes = (*_disagreement(header, spacing), *_odd_fields(header, shape))
+    notes = (*_disagreement(header, spacing, flat), *_odd_fields(header, shape))
     meta = {"format": "nifti", "suffix": suffix_of(path), "header": header, "file_size": shape[:3], "notes": notes}
-    meta["faults"] = tuple(faults)
+    meta["oriented"] = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0  # else nibabel assumes LAS
+    meta["faults"], meta["either"] = tuple(faults), 1 in (*shape, 1)[:3]
     return Volume(np.ascontiguousarray(np.moveaxis(array, -1, 0)), spacing, "mm", affine, path, meta)
 
 
@@ -117,13 +119,25 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
     return header, start
 
 
-def _axes(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """(*S, C) of a file's shape."""
+def _axes(path: Path, shape: tuple[int, ...], spatial_dims: int | None) -> tuple[tuple[int, ...], int, int | None]:
+    """(*S, C) of a file's shape, and the axis that a 2D image is flat along (None in 3D)."""
     remedy = "save a 2D or 3D image, with the channels along the fourth axis"
     if not 2 <= len(shape) <= 5 or min(shape) < 1 or (len(shape) == 5 and shape[3] != 1):
         raise fault(path, f"has the shape {shape}", remedy)
-    spatial = shape[:2] if len(shape) == 2 or shape[2] == 1 else shape[:3]
-    return spatial, math.prod(shape[3:])
+    volume, channels = (*shape, 1)[:3], math.prod(shape[3:])
+    flat = flat_axis(volume, spatial_dims)
+    return tuple(n for axis, n in enumerate(volume) if axis != flat), channels, flat
+
+
+def flat_axis(shape: tuple[int, ...], spatial_dims: int | None) -> int | None:
+    """The last axis of length 1 of a volume that is read as 2D; None where it is 3D.
+
+    Example:
+        >>> flat_axis((25, 1, 23), None), flat_axis((25, 1, 23), 3), flat_axis((25, 9, 23), 2)
+        (1, None, None)
+    """
+    single = [axis for axis, n in enumerate(shape) if n == 1]
+    return single[-1] if single and spatial_dims != 3 else None
 
 
 def _skip(stream: IO[bytes], count: int) -> None:
@@ -204,7 +218,11 @@ def _scaled(array: NDArray[Any], header: Any) -> NDArray[Any]:
         return (array.astype(np.float64) * slope + (intercept or 0.0)).astype(np.float32)
 
 
-def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+def _geometry(
+    path: Path, header: Any, spatial: tuple[int, ...], flat: int | None
+) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+    """Affine and spacing; the axis that a 2D image is flat along comes third."""
+    spatial_dims = len(spatial)
     remedy = "write the geometry anew, from the original series"
     try:
         with np.errstate(all="ignore"):
@@ -215,6 +233,8 @@ def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.fl
     if not np.isfinite(affine).all():
         raise fault(path, "has an orientation that is not finite", remedy)
     affine[:3] *= scale
+    if flat is not None:
+        affine = affine[:, [*(axis for axis in range(3) if axis != flat), flat, 3]]
     norms = np.linalg.norm(affine[:3, :spatial_dims], axis=0)
     spacing = tuple(float(f"{norm:.7g}") for norm in norms)  # the header holds seven digits
     if min(spacing) <= 0:
@@ -225,9 +245,9 @@ def _geometry(path: Path, header: Any, spatial_dims: int) -> tuple[NDArray[np.fl
     return affine, spacing
 
 
-def _disagreement(header: Any, spacing: tuple[float, ...]) -> tuple[str, ...]:
+def _disagreement(header: Any, spacing: tuple[float, ...], flat: int | None) -> tuple[str, ...]:
     scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
-    stated = [float(zoom) * scale for zoom in header.get_zooms()[: len(spacing)]]
+    stated = [float(zoom) * scale for axis, zoom in enumerate(header.get_zooms()[:3]) if axis != flat]
     if all(abs(zoom - s) <= 0.01 * s for zoom, s in zip(stated, spacing, strict=True)):
         return ()
     said, used = (" x ".join(f"{value:.4g}" for value in values) for values in (stated, spacing))

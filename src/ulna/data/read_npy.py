@@ -18,9 +18,11 @@ MOST_COLOURS = 4  # a last axis up to this long is colour
 NUMBERS = "iufb"
 
 
-def read_npy(path: Path) -> Volume:
-    """(C, *S) in pixels. (H, W) and (D, H, W) are one channel; the last of three axes is colour up to a length of 4, and
-    the last of four the channels.
+def read_npy(path: Path, spatial_dims: int | None = None) -> Volume:
+    """(C, *S) in pixels. (H, W) and (D, H, W) are one channel; the last of four axes holds the channels.
+
+    Where the last of three axes is up to 4 long, the array is a colour picture or a volume of few slices, as `spatial_dims`
+    says; left out, it is a picture.
 
     Raises:
         DataError: if the file holds anything but numbers, or not exactly as many bytes as its header promises.
@@ -35,7 +37,9 @@ def read_npy(path: Path) -> Volume:
             raise fault(path, f"is damaged: {held - expected} bytes follow its array of {shape}", AGAIN)
         file.seek(0)
         array = np.asarray(npy.read_array(file, allow_pickle=False))
-    return Volume(_channels_first(path, array), (1.0,) * _dims(shape), "px", None, path, {"format": "npy"})
+    array = _channels_first(path, array, spatial_dims)
+    meta = {"format": "npy", "either": len(shape) == 3 and shape[-1] <= MOST_COLOURS}
+    return Volume(array, (1.0,) * (array.ndim - 1), "px", None, path, meta)
 
 
 def array_header(path: Path, file: IO[bytes], what: str, kinds: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -58,18 +62,11 @@ def array_header(path: Path, file: IO[bytes], what: str, kinds: str) -> tuple[tu
     return tuple(int(n) for n in shape), dtype
 
 
-def _dims(shape: tuple[int, ...]) -> int:
-    return len(shape) - _last_is_channel(shape)
-
-
-def _last_is_channel(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 4 or (len(shape) == 3 and shape[-1] <= MOST_COLOURS)
-
-
-def _channels_first(path: Path, array: NDArray[Any]) -> NDArray[Any]:
+def _channels_first(path: Path, array: NDArray[Any], spatial_dims: int | None) -> NDArray[Any]:
     if array.ndim not in (2, 3, 4):
         raise fault(path, f"has the shape {array.shape}", "save (*S) or (*S, C) of a 2D or 3D image")
-    array = np.moveaxis(array, -1, 0) if _last_is_channel(array.shape) else array[None]
+    colour = array.ndim == 3 and array.shape[-1] <= MOST_COLOURS and spatial_dims != 3
+    array = np.moveaxis(array, -1, 0) if colour or array.ndim == 4 else array[None]
     return plain(np.ascontiguousarray(array))
 
 

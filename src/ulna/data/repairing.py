@@ -178,27 +178,28 @@ def _write_case(
     files = []
     for number, source in enumerate(case.images):
         stem = f"{name}_{number:04d}" if len(case.images) > 1 else name
-        files.append(_write_image(source, folder / "images" / stem, changes))
-    image = read_image([Source(file) for file in files])
+        files.append(_write_image(source, folder / "images" / stem, changes, usual[1]))
+    image = read_image([Source(file) for file in files], usual[1])
     if (image.channels, image.spatial_dims) != usual:
         what = f"is {image.spatial_dims}D with {image.channels} channels, most cases are {usual[1]}D with {usual[0]}"
         raise fault(case.images[0], what, "keep such cases in a data set of their own")
     label = _write_label(case.label, folder / "labels" / name, image, values, declared, changes)
-    found = survey(Case(name, tuple(map(Source, files)), Source(label)), _declared(values, declared))
+    made = Case(name, tuple(map(Source, files)), Source(label), spatial_dims=usual[1])
+    found = survey(made, _declared(values, declared))
     if found.problems:
         raise DataError([problem._replace(file=shown(case.images[0])) for problem in found.problems])
     relative = [(file.relative_to(folder), change) for file, change in changes]
     return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative)
 
 
-def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]]) -> Path:
+def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]], spatial_dims: int) -> Path:
     suffix = _true_suffix(source, changes, stem)
     copied = stem.with_name(stem.name + suffix)
     if suffix != ARRAY_SUFFIX:
         _copy(source.path, copied)
-        volume = read_image([Source(copied)])
+        volume = read_image([Source(copied)], spatial_dims)
     else:
-        volume = read_image([source])
+        volume = read_image([source], spatial_dims)
     mended, made = mended_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
@@ -220,9 +221,9 @@ def _write_label(
     if as_it_is:
         copied = stem.with_name(stem.name + _true_suffix(source, changes, stem))
         _copy(source.path, copied)
-        volume = read_labels(Source(copied))
+        volume = read_labels(Source(copied), image.spatial_dims)
     else:
-        volume = read_labels(source)
+        volume = read_labels(source, image.spatial_dims)
     if source.row is not None:
         volume = replace(volume, meta={"format": "npy"})
     mended, made = mended_labels(volume, image, values, declared)

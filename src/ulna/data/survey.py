@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.likeness import look
+from ulna.data.orientation import to_canonical
 from ulna.data.read import encode_labels, value_counts, without_colour
 from ulna.errors import DataError, Problem
 from ulna.progress import track
@@ -59,6 +60,8 @@ class Survey:
         look: what the image looks like on a small grid, see `ulna.data.likeness`.
         problems: what is wrong.
         notes: what the reader changed or passed over.
+        either: the file could be 2D or 3D, such as a volume of one slice.
+        oriented: the file states its orientation, else `affine` holds what its format assumes.
     """
 
     case: str
@@ -77,6 +80,8 @@ class Survey:
     look: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    either: bool = False
+    oriented: bool = True
 
     @property
     def spatial_dims(self) -> int:
@@ -108,12 +113,14 @@ def survey(case: Case, labels: Labels | None) -> Survey:
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(image)}
-        facts["look"] = look(image.array)
+        facts["look"], facts["either"] = look(_upright(image)), bool(image.meta.get("either"))
+        facts["oriented"] = bool(image.meta.get("oriented", True))
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
         problems += _readable_faults(image, case.images[0])
-    reference = _tried(case.read_labels, case.label, problems) if case.label is not None else None
+    dims = None if image is None else image.spatial_dims
+    reference = _tried(lambda: case.read_labels(dims), case.label, problems) if case.label is not None else None
     if reference is not None:
         values, facts["two_valued_255"], classes = _label_values(reference, labels, problems)
         facts["label_values"] = values
@@ -128,6 +135,11 @@ def survey(case: Case, labels: Labels | None) -> Survey:
     return _judged_constant(case, found) if found.constant else found
 
 
+def _upright(image: Volume) -> NDArray[Any]:
+    """The array along canonical axes, so that a copy stored in another orientation looks the same."""
+    return image.array if image.affine is None else to_canonical(image.affine, image.spatial_dims).forward(image.array)
+
+
 def _judged_constant(case: Case, found: Survey) -> Survey:
     """A blank image is common at the ends of a scan; with something labelled in it, it is a fault."""
     name = "the image" if found.channels == 1 else "every channel of the image"
@@ -140,12 +152,25 @@ def _judged_constant(case: Case, found: Survey) -> Survey:
 
 
 def survey_all(dataset: Dataset, workers: int = 0) -> list[Survey]:
-    """Read every case once, in the order of the data set; with `workers`, that many at a time."""
+    """Read every case once, in the order of the data set; with `workers`, that many at a time.
+
+    Files that could be 2D or 3D are what the others are: in a data set of volumes they are read again, as volumes.
+    """
+    found = _each(dataset.cases, dataset.labels, workers, "reading")
+    again = [n for n, one in enumerate(found) if one.either and one.spatial_dims == 2]
+    if again and any(one.spatial_dims == 3 for one in found):
+        cases = [replace(dataset.cases[n], spatial_dims=3) for n in again]
+        for n, one in zip(again, _each(cases, dataset.labels, workers, "reading volumes of few slices"), strict=True):
+            found[n] = one
+    return found
+
+
+def _each(cases: Sequence[Case], labels: Labels | None, workers: int, what: str) -> list[Survey]:
     if workers <= 1:
-        return [survey(case, dataset.labels) for case in track(dataset.cases, "reading")]
+        return [survey(case, labels) for case in track(cases, what)]
     with ThreadPoolExecutor(workers) as pool:  # unpacking and decoding release the interpreter
-        pending = [pool.submit(survey, case, dataset.labels) for case in dataset.cases]
-        return [future.result() for future in track(pending, "reading")]
+        pending = [pool.submit(survey, case, labels) for case in cases]
+        return [future.result() for future in track(pending, what)]
 
 
 def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) -> Volume | None:

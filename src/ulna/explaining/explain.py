@@ -17,6 +17,7 @@ from torch import Tensor
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.limits import memory
+from ulna.data.orientation import turned
 from ulna.data.preprocess import framed, prepare, prepare_labels
 from ulna.errors import UsageError, unknown
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
@@ -28,7 +29,7 @@ from ulna.inference.folding import folded
 from ulna.inference.predict import predict_volume, to_labels
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
-from ulna.recipe import Labels
+from ulna.recipe import Labels, Plan
 from ulna.segmenter import Ensemble, Segmenter, load
 from ulna.volume import Volume
 
@@ -66,7 +67,8 @@ def explain(
     """Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
 
     Writes PNG for a 2D image; for a volume NIfTI in its geometry, and a contact sheet of the slice with the most of the
-    class. Saliency maps are no proof of what a network uses. Grad-CAM needs captum (pip install 'ulna[explain]').
+    class, in the radiological convention (the patient's right on the left) with letters at its sides. Saliency maps are no
+    proof of what a network uses. Grad-CAM needs captum (pip install 'ulna[explain]').
 
     Args:
         run: a run folder of `ulna train`; of several, the spread of their answers is shown, and all else of the first.
@@ -89,7 +91,7 @@ def explain(
     segmenter = load(runs)
     labels = segmenter.plan.labels
     wanted = None if target is None else _index(target, labels)
-    chosen = _choose(image, case, segmenter.plan.in_channels)
+    chosen = _choose(image, case, segmenter.plan)
     _make_folder(out, chosen)
     volume = chosen.read_image()
     prepared = prepare(volume, segmenter.plan)
@@ -102,7 +104,7 @@ def explain(
     mask = to_labels(answer, labels, segmenter.recipe.inference.threshold)
     index = _largest(mask, labels) if wanted is None else wanted
     inside = _region(mask, index, labels)
-    region = prepare_labels(inside.astype(np.uint8), volume.spacing, segmenter.plan).bool()
+    region = prepare_labels(inside.astype(np.uint8), volume, segmenter.plan).bool()
     if segmenter.network.head.sparse:  # as it predicts
         prepared, whole = framed(prepared, segmenter.plan.patch), region
         region = region.new_zeros(prepared.image.shape[1:])
@@ -118,7 +120,12 @@ def explain(
 
     network = folded(segmenter.network).requires_grad_(False)  # a copy: only the image needs gradients
     found = Found(
-        about={"overlay": {"method": "the predicted label map; in pictures its outline, and maps over the image"}}
+        about={
+            "overlay": {
+                "method": "the predicted label map; in pictures its outline, and maps over the image; "
+                "drawn in the radiological convention where the image states an orientation"
+            }
+        }
     )
     add_saliency(segmenter, network, subject, found)
     add_uncertainty(doubt, kind, subject, labels, found)
@@ -148,8 +155,8 @@ def explain(
     return Explanation(out, tuple(written), facts)
 
 
-def _choose(image: Path, case: str | None, channels: int) -> Case:
-    dataset = Dataset.from_folder(image, need_labels=False, channels=channels)
+def _choose(image: Path, case: str | None, plan: Plan) -> Case:
+    dataset = Dataset.from_folder(image, need_labels=False, channels=plan.in_channels).of_dims(plan.spatial_dims)
     if case is not None:
         return dataset.case(case)
     if len(dataset.cases) != 1:
@@ -190,9 +197,12 @@ def _members(segmenter: Segmenter, volume: Volume, tta: bool) -> tuple[str, Iter
 
 
 def _mirrored_answer(segmenter: Segmenter, volume: Volume, axes: tuple[int, ...]) -> Tensor:
-    turned = tuple(axis + 1 for axis in axes)
-    mirrored = volume.with_array(np.ascontiguousarray(np.flip(volume.array, turned)))
-    return segmenter.probabilities(mirrored).flip(turned)
+    """Of the image mirrored along axes that the network sees."""
+    turn, flipped = segmenter.turn(volume), tuple(axis + 1 for axis in axes)
+    seen = turned(volume, turn)
+    mirrored = seen.with_array(np.ascontiguousarray(np.flip(seen.array, flipped)))
+    maps = segmenter.probabilities(mirrored).flip(flipped)
+    return torch.from_numpy(np.ascontiguousarray(turn.back(maps.numpy())))
 
 
 def _head_answer(segmenter: Segmenter, volume: Volume, head: str) -> Tensor:

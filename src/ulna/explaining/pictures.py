@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.read import write_image
-from ulna.figures import RGB, flat, overlay, panels, to_rgb
+from ulna.figures import RGB, Picture, overlay, panels, to_rgb, view
 from ulna.volume import Volume
 
 SHEET_FILE = "contact_sheet.png"
@@ -56,17 +56,17 @@ def _write_volumes(out: Path, volume: Volume, mask: NDArray[Any], inside: Mask, 
 
 WRITERS = {2: _write_pictures, 3: _write_volumes}
 
-Rows = list[tuple[str, list[tuple[str, RGB]]]]
+Rows = list[tuple[str, list[Picture]]]
 
 
 def _rows(volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers) -> dict[str, Rows]:
     """The pictures of the overlay and of every layer, of a volume those of one slice."""
     entropy = layers["uncertainty"][0]
     guide = inside if inside.any() else entropy.values >= entropy.values.max() / 2
-    image, _, labels = flat(volume.array, guide, mask)
+    image, (_, labels), sides = view(volume, guide, mask)
     cut = {
         name: [
-            panel._replace(values=flat(volume.array, guide, panel.values)[2]) if panel.in_image else panel
+            panel._replace(values=view(volume, guide, panel.values).maps[1]) if panel.in_image else panel
             for panel in layer
         ]
         for name, layer in layers.items()
@@ -74,10 +74,13 @@ def _rows(volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers) -> d
     over = [("image", to_rgb(image)), ("prediction", overlay(image, labels))]
     over += [(f"saliency, {panel.caption}", _over(image, panel)) for panel in cut["saliency"]]
     over += [(panel.caption, _over(image, panel)) for panel in cut["uncertainty"]]
-    rows: dict[str, Rows] = {"overlay": [("over the image", over)]}
+    how = "over the image" if sides is None else f"over the image, {sides.plane}"
+    rows: dict[str, Rows] = {"overlay": [(how, [Picture(*one, sides) for one in over])]}
     for name, layer in cut.items():
-        grouped = itertools.groupby(layer, key=lambda panel: panel.title)
-        rows[name] = [(title, [(p.caption, _heat(p.values, p.most)) for p in group]) for title, group in grouped]
+        rows[name] = [
+            (title, [Picture(p.caption, _heat(p.values, p.most), sides if p.in_image else None) for p in group])
+            for title, group in itertools.groupby(layer, key=lambda panel: panel.title)
+        ]
     return rows
 
 

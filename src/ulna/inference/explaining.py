@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ulna.blocks import nd
 from ulna.blocks.attention_gate import AttentionGate
 from ulna.blocks.self_attention import MultiDimensionalAttention
-from ulna.data.preprocess import Prepared, restore
+from ulna.data.preprocess import Prepared, restored
 from ulna.errors import UsageError
 from ulna.inference.predict import collect, slab_axis
 from ulna.inference.sliding import gaussian, window_starts
@@ -316,7 +316,7 @@ def on_plan_grid(maps: Tensor, size: Sequence[int], network: Network) -> Tensor:
 
 
 def on_image_grid(maps: Tensor, prepared: Prepared, piece: Piece | None = None) -> Tensor:
-    """The way back from the grid of the plan: (M, *S') -> (M, *S), float32, on the CPU.
+    """The way back from the grid of the plan to that of the file: (M, *S') -> (M, *S), float32, on the CPU.
 
     Maps of a `piece`, (M, *s), are 0 outside it; margins of the image are cut off.
     """
@@ -326,7 +326,7 @@ def on_image_grid(maps: Tensor, prepared: Prepared, piece: Piece | None = None) 
         whole[piece.window] = maps
         maps = whole
     maps, axis = maps[prepared.inside], slab_axis(prepared.size)
-    return collect(restore([maps], tuple(maps.shape[1:]), prepared.size, axis), prepared.size, axis)
+    return collect(restored([maps], prepared, axis), prepared.size, axis, prepared.turn)
 
 
 def _pieces(grid: Sequence[int], size: Sequence[int], overlap: float) -> list[Piece]:

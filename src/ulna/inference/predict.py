@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ulna.arithmetic import autocast
 from ulna.blocks import nd
-from ulna.data.preprocess import Prepared, framed, prepare, restore
+from ulna.data.orientation import AS_STORED, Turn
+from ulna.data.preprocess import Prepared, framed, prepare, restored
 from ulna.inference.finite import check_finite_maps
 from ulna.inference.sliding import by_windows
 from ulna.inference.sparse import Tally, by_stages, smoothed
@@ -32,10 +33,10 @@ def predict_volume(
     Raises:
         UsageError: if the volume does not fit the plan.
     """
-    axis = slab_axis(volume.size)
     prepared = prepare(volume, plan)
+    axis = slab_axis(prepared.size)
     slabs = predict_slabs(network, plan, prepared, axis, settings=settings, device=device, precision=precision)
-    return collect(slabs, volume.size, axis)
+    return collect(slabs, prepared.size, axis, prepared.turn)
 
 
 def slab_axis(size: Sequence[int]) -> int:
@@ -54,7 +55,7 @@ def predict_slabs(
     precision: str,
     tally: Tally | None = None,
 ) -> Iterator[Tensor]:
-    """Probabilities on the volume's own grid, slab by slab: what `predict_volume` puts together.
+    """Probabilities on the volume's own grid, turned as the network sees it, slab by slab: what `predict_volume` collects.
 
     What a head that reads points was asked for is added to `tally`.
 
@@ -95,38 +96,58 @@ def predict_slabs(
     slabs: Iterator[Tensor] = (slab[prepared.inside] for slab in windows)
     if sparse and settings.smooth:
         slabs = smoothed(slabs, axis)
-    yield from restore((slab.cpu() for slab in slabs), grid, prepared.size, axis)
+    yield from restored((slab.cpu() for slab in slabs), prepared, axis)
 
 
-def collect(slabs: Iterable[Tensor], size: tuple[int, ...], axis: int) -> Tensor:
-    """All slabs in one: (K, *S)."""
-    maps: Tensor | None = None
+def collect(slabs: Iterable[Tensor], size: tuple[int, ...], axis: int, turn: Turn = AS_STORED) -> Tensor:
+    """All slabs in one, along the axes of the file: (K, *S).
+
+    Args:
+        slabs: along the turned axes, with some rows along `axis` each.
+        size: of all of them together, turned.
+        axis: of the turned ones.
+        turn: from the axes of the file to these.
+    """
+    maps: NDArray[np.float32] | None = None
     row = 0
     for slab in slabs:
         if maps is None:
-            maps = torch.empty((slab.shape[0], *size))
-        maps.narrow(axis + 1, row, slab.shape[axis + 1]).copy_(slab)
-        row += slab.shape[axis + 1]
+            maps = np.empty((slab.shape[0], *turn.stored(size)), np.float32)
+        rows = slab.shape[axis + 1]
+        turn.forward(maps)[_rows(row, rows, axis, size)] = slab.numpy()
+        row += rows
     assert maps is not None
-    return maps
+    return torch.from_numpy(maps)
 
 
 def label_slabs(
-    slabs: Iterable[Tensor], size: tuple[int, ...], axis: int, labels: Labels, threshold: float
+    slabs: Iterable[Tensor],
+    size: tuple[int, ...],
+    axis: int,
+    labels: Labels,
+    threshold: float,
+    turn: Turn = AS_STORED,
 ) -> NDArray[Any]:
-    """The label map of slabs of probabilities, of which one at a time is held: (*S), or (K, *S) if multilabel."""
+    """The label map of slabs of probabilities, of which one at a time is held: (*S), or (K, *S) if multilabel.
+
+    Arguments are those of `collect`.
+    """
     mask: NDArray[Any] | None = None
     row = 0
     for slab in slabs:
         part = to_labels(slab, labels, threshold)
         if mask is None:
-            mask = np.empty((*part.shape[: -len(size)], *size), part.dtype)
+            mask = np.empty((*part.shape[: -len(size)], *turn.stored(size)), part.dtype)
         rows = part.shape[axis - len(size)]
-        window: tuple[Any, ...] = (..., slice(row, row + rows), *(slice(None),) * (len(size) - axis - 1))
-        mask[window] = part
+        turn.forward(mask)[_rows(row, rows, axis, size)] = part
         row += rows
     assert mask is not None
     return mask
+
+
+def _rows(first: int, count: int, axis: int, size: Sequence[int]) -> tuple[Any, ...]:
+    """The index of some rows along one of the last axes."""
+    return (..., slice(first, first + count), *(slice(None),) * (len(size) - axis - 1))
 
 
 def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tensor]:

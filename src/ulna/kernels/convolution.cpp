@@ -27,9 +27,12 @@ constexpr int R = 6;
 #endif
 constexpr int P = 2 * L;                        // columns of a product that stay in registers
 constexpr int64_t T = 4, I = 6, F = I * I;      // side of an output and of an input tile; products a tile needs
+constexpr int64_t RUN = 64;                     // channels that are added up before their sum is
 constexpr int64_t CACHE = 96 * 1024;            // floats of one block: under half of a usual second-level cache
 
 typedef float Vector __attribute__((vector_size(L * sizeof(float)), aligned(4), may_alias));
+
+typedef double Wide __attribute__((vector_size(L * sizeof(double))));  // as many numbers
 
 static inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 static inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
@@ -94,18 +97,24 @@ struct Place {  // where a tile begins
     }
 };
 
+// The transforms multiply polynomials by their values at six points. With 0, +-1/sqrt(2), +-sqrt(2) and infinity, whose
+// products and sums are as near to 1 as can be, a third to a half of the error of 0, +-1, +-2 and infinity is left, at the
+// same cost. Constants of a transform and of its transpose are named alike.
+constexpr float NEAR = 0.70710678f, FAR = 1.41421356f;  // the points; their squares are 1/2 and 2
+constexpr float NEAR3 = 0.35355339f, FAR3 = 2.82842712f;  // and cubes
+
 // B^T d along one line of six
 static inline void into(Vector* v, int64_t step) {
     const Vector a = v[0], b = v[step], c = v[2 * step], d = v[3 * step], e = v[4 * step], f = v[5 * step];
-    v[0] = 4 * a - 5 * c + e;
-    Vector even = e - 4 * c, odd = d - 4 * b;
+    v[0] = a - 2.5f * c + e;
+    Vector even = e - 2 * c, odd = NEAR * (d - 2 * b);
     v[step] = even + odd;
     v[2 * step] = even - odd;
-    even = e - c;
-    odd = 2 * (d - b);
+    even = e - 0.5f * c;
+    odd = FAR * (d - 0.5f * b);
     v[3 * step] = even + odd;
     v[4 * step] = even - odd;
-    v[5 * step] = 4 * b - 5 * d + f;
+    v[5 * step] = b - 2.5f * d + f;
 }
 
 // A^T m: six to four
@@ -113,44 +122,46 @@ static inline void back(const Vector* m, int64_t step, Vector* out, int64_t out_
     const Vector sum = m[step] + m[2 * step], difference = m[step] - m[2 * step];
     const Vector far_sum = m[3 * step] + m[4 * step], far_difference = m[3 * step] - m[4 * step];
     out[0] = m[0] + sum + far_sum;
-    out[out_step] = difference + 2 * far_difference;
-    out[2 * out_step] = sum + 4 * far_sum;
-    out[3 * out_step] = difference + 8 * far_difference + m[5 * step];
+    out[out_step] = NEAR * difference + FAR * far_difference;
+    out[2 * out_step] = 0.5f * sum + 2 * far_sum;
+    out[3 * out_step] = NEAR3 * difference + FAR3 * far_difference + m[5 * step];
 }
 
 // A e: four to six, the transpose of `back`
 static inline void spread(const Vector* e, int64_t step, Vector* out, int64_t out_step) {
     const Vector a = e[0], b = e[step], c = e[2 * step], d = e[3 * step];
-    Vector even = a + c, odd = b + d;
+    Vector even = a + 0.5f * c, odd = NEAR * b + NEAR3 * d;
     out[0] = a;
     out[out_step] = even + odd;
     out[2 * out_step] = even - odd;
-    even = a + 4 * c;
-    odd = 2 * b + 8 * d;
+    even = a + 2 * c;
+    odd = FAR * b + FAR3 * d;
     out[3 * out_step] = even + odd;
     out[4 * out_step] = even - odd;
     out[5 * out_step] = d;
 }
 
-// G g: three to six
-static inline void widen(const Vector* g, int64_t step, Vector* out, int64_t out_step) {
-    const Vector a = g[0], b = g[step], c = g[2 * step];
-    const Vector outer = (a + c) * (1.0f / 6), far = a * (1.0f / 24) + c * (1.0f / 6);
-    out[0] = a * 0.25f;
-    out[out_step] = -outer - b * (1.0f / 6);
-    out[2 * out_step] = -outer + b * (1.0f / 6);
-    out[3 * out_step] = far + b * (1.0f / 12);
-    out[4 * out_step] = far - b * (1.0f / 12);
+// G g: three to six, in double precision: weights are few, and every rounding here would be in all outputs
+static inline void widen(const Wide* g, int64_t step, Wide* out, int64_t out_step) {
+    constexpr double near = 0.70710678118654752, far = 1.41421356237309505;
+    const Wide a = g[0], b = g[step], c = g[2 * step];
+    const Wide even = (a + c * 0.5) * (-1 / 1.5), far_even = (a + 2 * c) * (1 / 6.0);
+    out[0] = a;
+    out[out_step] = even - b * (near / 1.5);
+    out[2 * out_step] = even + b * (near / 1.5);
+    out[3 * out_step] = far_even + b * (far / 6);
+    out[4 * out_step] = far_even - b * (far / 6);
     out[5 * out_step] = c;
 }
 
 // G^T u: six to three, the transpose of `widen`
-static inline void narrow(const Vector* u, int64_t step, Vector* out, int64_t out_step) {
-    const Vector sum = u[step] + u[2 * step], difference = u[2 * step] - u[step];
-    const Vector far_sum = u[3 * step] + u[4 * step], far_difference = u[3 * step] - u[4 * step];
-    out[0] = u[0] * 0.25f - sum * (1.0f / 6) + far_sum * (1.0f / 24);
-    out[out_step] = difference * (1.0f / 6) + far_difference * (1.0f / 12);
-    out[2 * out_step] = far_sum * (1.0f / 6) - sum * (1.0f / 6) + u[5 * step];
+static inline void narrow(const Wide* u, int64_t step, Wide* out, int64_t out_step) {
+    constexpr double near = 0.70710678118654752, far = 1.41421356237309505;
+    const Wide sum = u[step] + u[2 * step], difference = u[2 * step] - u[step];
+    const Wide far_sum = u[3 * step] + u[4 * step], far_difference = u[3 * step] - u[4 * step];
+    out[0] = u[0] - sum * (1 / 1.5) + far_sum * (1 / 6.0);
+    out[out_step] = difference * (near / 1.5) + far_difference * (far / 6);
+    out[2 * out_step] = (far_sum - sum) * (1 / 3.0) + u[5 * step];
 }
 
 // One vector of channels of a tile, transformed; `some` floats of it, all of them unless `tail`
@@ -204,15 +215,17 @@ static void transform_input(const Shape& s, const Maps<const float>& x, int64_t 
     }
 }
 
-// The way back: m (36, block, padded outputs) -> the tile's pixels in the maps of y
+// The way back: m (36, block, padded outputs) -> the tile's pixels in the maps of y. An infinite value, or one that is none,
+// spoils the whole tile, also what does not see it: images that have such a tile are marked.
 static void transform_output(const Shape& s, const float* m, const float* bias, int64_t first, int64_t count, int64_t block,
-                             const Maps<float>& y) {
+                             const Maps<float>& y, uint8_t* spoilt) {
     const int64_t padded = s.padded_outputs();
     for (int64_t t = 0; t < count; ++t) {
         const Place at(s, first + t);
         const int64_t corner = (at.slice * s.height + at.y) * s.width + at.x;
         const int64_t rows = std::min(T, s.height - at.y), columns = std::min(T, s.width - at.x);
         int64_t from = 0;
+        Vector nothing = {};  // stays 0 as long as all values are finite
         for (int64_t map = 0; map < y.count; from += y.channels[map++]) {
             const int64_t channels = y.channels[map];
             for (int64_t k = 0; k < channels; k += L) {
@@ -220,12 +233,16 @@ static void transform_output(const Shape& s, const float* m, const float* bias, 
                 for (int64_t f = 0; f < F; ++f) d[f] = load(m + (f * block + t) * padded + from + k);
                 for (int64_t j = 0; j < I; ++j) back(d + j, I, half + j, I);
                 for (int64_t i = 0; i < T; ++i) back(half + i * I, 1, o + i * T, 1);
+                for (int64_t i = 0; i < T * T; ++i) nothing += o[i] * 0;
                 const Vector shift = bias ? load_some(bias + from + k, channels - k) : Vector{};
                 for (int64_t i = 0; i < rows; ++i)
                     for (int64_t j = 0; j < columns; ++j)
                         store_some(y.data[map] + (corner + i * s.width + j) * channels + k, o[i * T + j] + shift, channels - k);
             }
         }
+        bool finite = true;
+        for (int l = 0; l < L; ++l) finite &= nothing[l] == 0;
+        if (!finite) __atomic_store_n(spoilt + at.slice / s.slices, uint8_t(1), __ATOMIC_RELAXED);
     }
 }
 
@@ -257,7 +274,7 @@ static inline void product(int64_t depth, const float* a, int64_t a_row, int64_t
                            float* c, int64_t c_row, bool add) {
     Vector sum[rows][2];
     for (int r = 0; r < rows; ++r)
-        for (int h = 0; h < 2; ++h) sum[r][h] = add ? load(c + r * c_row + h * L) : Vector{};
+        for (int h = 0; h < 2; ++h) sum[r][h] = Vector{};
     for (int64_t k = 0; k < depth; ++k, a += a_next, b += b_next) {
         const Vector left = load(b), right = load(b + L);
         for (int r = 0; r < rows; ++r) {
@@ -266,7 +283,10 @@ static inline void product(int64_t depth, const float* a, int64_t a_row, int64_t
         }
     }
     for (int r = 0; r < rows; ++r)
-        for (int h = 0; h < 2; ++h) store(c + r * c_row + h * L, sum[r][h]);
+        for (int h = 0; h < 2; ++h) {
+            float* to = c + r * c_row + h * L;  // a sum of sums loses fewer digits than a long one
+            store(to, add ? load(to) + sum[r][h] : sum[r][h]);
+        }
 }
 
 // The same for up to `most` rows
@@ -311,19 +331,20 @@ void ulna_conv_pack(const Shape* shape, const float* w, float* u, int transposed
                         g[tap][k] = w[(p * P + k) * output_step + c * channel_step + (transposed ? taps - 1 - here : here)];
                     }
                 for (int half = 0; half < P; half += L) {
-                    Vector v[9], wide[I * 3], out[F];
-                    for (int tap = 0; tap < 9; ++tap) v[tap] = load(g[tap] + half);
+                    Wide v[9], wide[I * 3], out[F];
+                    for (int tap = 0; tap < 9; ++tap) v[tap] = __builtin_convertvector(load(g[tap] + half), Wide);
                     for (int j = 0; j < 3; ++j) widen(v + j, 3, wide + j, 3);
                     for (int64_t i = 0; i < I; ++i) widen(wide + i * 3, 1, out + i * I, 1);
                     for (int64_t f = 0; f < F; ++f)
-                        store(u + (((dz * F + f) * s.panels() + p) * s.channels + c) * P + half, out[f]);
+                        store(u + (((dz * F + f) * s.panels() + p) * s.channels + c) * P + half,
+                              __builtin_convertvector(out[f], Vector));
                 }
             }
 }
 
-// y = x * w + bias; bias may be null
+// y = x * w + bias; bias may be null; 1 in `spoilt` (images) where a value was not finite, which was 0 before
 void ulna_conv_forward(const Shape* shape, const Maps<const float>* x, const float* u, const float* bias,
-                       const Maps<float>* y, int64_t threads) {
+                       const Maps<float>* y, uint8_t* spoilt, int64_t threads) {
     const Shape& s = *shape;
     const int64_t channels = s.padded_channels(), outputs = s.padded_outputs();
     const int64_t block = s.block(threads), blocks = (s.tiles() + block - 1) / block;
@@ -338,12 +359,14 @@ void ulna_conv_forward(const Shape* shape, const Maps<const float>* x, const flo
                 transform_input(s, *x, first, count, dz - s.depth / 2, block, zeros.data, v.data);
                 for (int64_t f = 0; f < F; ++f)
                     for (int64_t p = 0; p < s.panels(); ++p)
-                        for (int64_t t = 0; t < count; t += R)
-                            product_of(std::min<int64_t>(R, count - t), s.channels, v.data + (f * block + t) * channels,
-                                       channels, 1, u + ((dz * F + f) * s.panels() + p) * s.channels * P, P,
-                                       m.data + (f * block + t) * outputs + p * P, outputs, dz > 0);
+                        for (int64_t c = 0; c < s.channels; c += RUN)
+                            for (int64_t t = 0; t < count; t += R)
+                                product_of(std::min<int64_t>(R, count - t), std::min(RUN, s.channels - c),
+                                           v.data + (f * block + t) * channels + c, channels, 1,
+                                           u + (((dz * F + f) * s.panels() + p) * s.channels + c) * P, P,
+                                           m.data + (f * block + t) * outputs + p * P, outputs, dz + c > 0);
             }
-            transform_output(s, m.data, bias, first, count, block, *y);
+            transform_output(s, m.data, bias, first, count, block, *y, spoilt);
         }
     }
 }
@@ -377,17 +400,18 @@ void ulna_conv_weight_gradient(const Shape* shape, const Maps<const float>* x, c
     for (int64_t dz = 0; dz < s.depth; ++dz)
         for (int64_t c = 0; c < s.channels; ++c)
             for (int64_t k = 0; k < s.outputs; k += L) {
-                Vector u[F], half[3 * I], g[9];
+                Wide u[F], half[3 * I], g[9];
                 for (int64_t f = 0; f < F; ++f) {
                     const float* from = shares + ((dz * F + f) * s.channels + c) * outputs + k;
-                    u[f] = load(from);
-                    for (int64_t share = 1; share < threads; ++share) u[f] += load(from + share * size);
+                    Vector sum = load(from);
+                    for (int64_t share = 1; share < threads; ++share) sum += load(from + share * size);
+                    u[f] = __builtin_convertvector(sum, Wide);
                 }
                 for (int64_t j = 0; j < I; ++j) narrow(u + j, I, half + j, I);
                 for (int64_t i = 0; i < 3; ++i) narrow(half + i * I, 1, g + i * 3, 1);
                 for (int64_t lane = 0; lane < std::min<int64_t>(L, s.outputs - k); ++lane)
                     for (int64_t tap = 0; tap < 9; ++tap)
-                        dw[(((k + lane) * s.channels + c) * s.depth + dz) * 9 + tap] = g[tap][lane];
+                        dw[(((k + lane) * s.channels + c) * s.depth + dz) * 9 + tap] = static_cast<float>(g[tap][lane]);
             }
 }
 }

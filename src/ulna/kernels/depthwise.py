@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ulna.kernels import native
+from ulna.kernels import door, native
 
 
-def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int, padding: Sequence[int]) -> bool:
+def suits(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dilation: Sequence[int],
+    groups: int,
+    padding: Sequence[int],
+) -> bool:
     """Whether a convolution is a depthwise one that trains faster here: of volumes, or of wide kernels in bfloat16."""
     return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        and native.switched_on()
-        and x.device.type == "cpu"
+        native.switched_on()
+        and door.admits(x, weight, bias, dtypes=door.FLOATS)
+        and door.row(bias, len(weight))
         and x.ndim == weight.ndim
         and x.ndim in (4, 5)
         and groups == x.shape[1] == weight.shape[0] > 1
@@ -29,7 +35,7 @@ def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int, pa
         and torch.is_grad_enabled()
         and weight.requires_grad
         and x.dtype in (torch.float32, torch.bfloat16)
-        and (weight.dtype == x.dtype or torch.is_autocast_enabled("cpu"))
+        and (torch.is_autocast_enabled("cpu") or all(t.dtype == x.dtype for t in (weight, bias) if t is not None))
         and (x.ndim == 5 or (max(weight.shape[2:]) > 3 and _precision(x) == torch.bfloat16))
     )
 
@@ -41,14 +47,15 @@ def convolve_depthwise(
 
     The gradient of the input at stride 1 is the same convolution with the kernel turned round, which costs what the forward
     pass costs: much less than torch's in volumes. The other gradients are taken in float32, for which the library has faster
-    code than for bfloat16. First derivatives only: for second ones, or torch.func, switch native kernels off (ULNA_NATIVE=0),
-    and this with them.
+    code than for bfloat16. Second derivatives, forward-mode ones and torch.func are taken by torch's operations.
 
     Shape:
         (N, C, *S), (C, 1, *kernel), (C,) -> (N, C, *S / stride)
     """
     dtype = _precision(x)
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if not door.ordinary():
+        return _convolve(x, weight, bias, stride, padding)
     made: Tensor = _Depthwise.apply(x, weight, bias, tuple(stride), tuple(padding))  # type: ignore[no-untyped-call]
     return made
 
@@ -58,19 +65,21 @@ class _Depthwise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], padding: tuple[int, ...]
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
+        ctx.save_for_backward(x, weight, bias)
+        ctx.stride, ctx.padding = stride, padding
         return _convolve(x, weight, bias, stride, padding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast("cpu", enabled=False):  # in the precision of the forward pass, whatever surrounds this one
+            if door.gradient_by_torch(dy):
+                definition = partial(_convolve, stride=ctx.stride, padding=ctx.padding)
+                return (*door.gradients(definition, ctx.saved_tensors, ctx.needs_input_grad[:3], dy), None, None)
             return _backward(ctx, dy)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
+    x, weight, bias = ctx.saved_tensors
     layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
     turns = {*ctx.stride} == {1}
     wide_dy, wide_x, wide_weight = (t.to(torch.float32).contiguous(memory_format=layout) for t in (dy, x, weight))
@@ -91,7 +100,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[0] and turns:
         turned = weight.flip(*range(2, weight.ndim))
         dx = _convolve(dy.contiguous(memory_format=layout), turned, None, ctx.stride, ctx.padding)
-    db = wide_dy.sum(dim=[0, *range(2, dy.ndim)]).to(dy.dtype) if ctx.has_bias else None
+    db = wide_dy.sum(dim=[0, *range(2, dy.ndim)]).to(dy.dtype) if bias is not None else None
     return None if dx is None else dx.to(x.dtype), dw.to(weight.dtype), db, None, None
 
 

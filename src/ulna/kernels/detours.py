@@ -43,7 +43,7 @@ def room(x: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Se
     axis: with AMX it reads beyond the map, and for weight gradients of volumes it also writes beyond. In float32 this is
     known of strided convolutions alone.
     """
-    plain = type(x) is Tensor and x.device.type == "cpu"
+    plain = type(x) is Tensor and x.device.type == "cpu" and x.ndim == len(kernel) + 2
     if (
         not plain
         or torch.compiler.is_compiling()

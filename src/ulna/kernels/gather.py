@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from ulna.kernels import door
 
 MODES = ("nearest", "linear")
 LookUp = Callable[[Tensor, Tensor], Tensor]  # (N, C, *M), indices (N, P, D) into the map -> (N, P, C)
@@ -46,7 +47,8 @@ def gather(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "ne
 
     The values are the same bit for bit; gradients differ by the order of their sums.
     """
-    return _read(_rows, fmap, points, size, mode)
+    fit = fmap.ndim == points.shape[-1] + 2 and fmap.numel() and points.ndim == 3 and len(points) == len(fmap)
+    return _read(_rows if fit and fmap.device == points.device else _look_up, fmap, points, size, mode)
 
 
 def nearest_rows(fmap: Tensor, points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -64,7 +66,8 @@ def _read(at: LookUp, fmap: Tensor, points: Tensor, size: Sequence[int], mode: s
     shape = fmap.shape[2:]
     if mode == "nearest":
         return at(fmap, _nearest_of(points, shape, size))
-    low, share = zip(*(_between(points[..., a], shape[a], n) for a, n in enumerate(size)), strict=True)
+    wide = torch.float64 if fmap.dtype in (torch.float64, torch.complex128) else torch.float32
+    low, share = zip(*(_between(points[..., a], shape[a], n, wide) for a, n in enumerate(size)), strict=True)
     total: Tensor | None = None
     for corner in itertools.product((0, 1), repeat=len(size)):
         index = torch.stack([(i + c).clamp(max=m - 1) for i, c, m in zip(low, corner, shape, strict=True)], dim=-1)
@@ -82,13 +85,18 @@ def _nearest_of(points: Tensor, shape: Sequence[int], size: Sequence[int]) -> Te
 def _nearest(p: Tensor, length: int, size: int) -> Tensor:
     """Index into a map of `length`, for indices into an image of `size`: p // stride."""
     stride = -(-size // length)
-    return torch.div(p, stride, rounding_mode="floor").clamp(max=length - 1)
+    return torch.div(_whole(p), stride, rounding_mode="floor").clamp(0, length - 1)
 
 
-def _between(p: Tensor, length: int, size: int) -> tuple[Tensor, Tensor]:
+def _whole(p: Tensor) -> Tensor:
+    """Indices in a type that holds the number of every voxel; what is no index is left to torch's error."""
+    return p if p.is_floating_point() or p.is_complex() or p.dtype == torch.bool else p.long()
+
+
+def _between(p: Tensor, length: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The lower neighbour on the map and the share of the upper one; beyond the outermost centres, those alone."""
     stride = -(-size // length)
-    at = ((p.to(torch.float32) + 0.5) / stride - 0.5).clamp(0, length - 1)
+    at = ((p.to(dtype) + 0.5) / stride - 0.5).clamp(0, length - 1)
     low = at.floor()
     return low.long(), at - low
 
@@ -100,7 +108,7 @@ def _look_up(fmap: Tensor, index: Tensor) -> Tensor:
 def _rows(fmap: Tensor, index: Tensor) -> Tensor:
     picked = _as_rows(fmap, index)
     if picked is not None:
-        read = picked[0].index_select(0, picked[1]) if torch.compiler.is_compiling() else _Rows.apply(*picked)  # type: ignore[no-untyped-call]
+        read = _Rows.apply(*picked) if door.ordinary() else picked[0].index_select(0, picked[1])  # type: ignore[no-untyped-call]
         return read.reshape(*index.shape[:-1], fmap.shape[1])
     at = _flat(fmap, index)[:, None].expand(-1, fmap.shape[1], -1)
     return fmap.flatten(2).gather(2, at).transpose(1, 2)
@@ -110,12 +118,13 @@ def _as_rows(fmap: Tensor, index: Tensor) -> tuple[Tensor, Tensor] | None:
     last = fmap.movedim(1, -1)
     if not last.is_contiguous():
         return None
-    first = fmap[0, 0].numel() * torch.arange(fmap.shape[0], device=fmap.device)[:, None]
+    first = math.prod(fmap.shape[2:]) * torch.arange(fmap.shape[0], device=fmap.device)[:, None]
     return last.reshape(-1, fmap.shape[1]), (_flat(fmap, index) + first).flatten()
 
 
 def _flat(fmap: Tensor, index: Tensor) -> Tensor:
     """Indices (N, P, D) into a map as numbers of its voxels: (N, P)."""
+    index = _whole(index)
     flat = index[..., 0]
     for axis in range(1, index.shape[-1]):
         flat = flat * fmap.shape[2 + axis] + index[..., axis]
@@ -123,7 +132,7 @@ def _flat(fmap: Tensor, index: Tensor) -> Tensor:
 
 
 class _Rows(torch.autograd.Function):
-    """Rows of a matrix: (V, C), indices (P,) -> (P, C); first derivatives only.
+    """Rows of a matrix: (V, C), indices (P,) -> (P, C).
 
     torch's own backward pass goes row by row where the gradient is a part of wider rows, as that of joined vectors is, and
     takes sums in the precision of the map: of several hundred bf16 summands, the later ones vanish.
@@ -136,11 +145,12 @@ class _Rows(torch.autograd.Function):
         return rows.index_select(0, at)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (at,) = ctx.saved_tensors
         # where there are fewer points than rows, few rows are summed, and the map of sums is large
         low = ctx.dtype in (torch.bfloat16, torch.float16)
         dtype = torch.float32 if low and len(at) >= ctx.shape[0] else ctx.dtype
-        total = dy.new_zeros(ctx.shape, dtype=dtype).index_add_(0, at, dy.to(dtype).contiguous())
-        return total.to(ctx.dtype), None
+        total = dy.new_zeros(ctx.shape, dtype=dtype)
+        # out of place it can be derived again: it is linear in dy
+        add = total.index_add if door.gradient_by_torch(dy) else total.index_add_
+        return add(0, at, dy.to(dtype).contiguous()).to(ctx.dtype), None

@@ -9,28 +9,37 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
-from functools import cache
+from functools import cache as once
 from pathlib import Path
 
 import torch
 
+from ulna.kernels import cache
+
 log = logging.getLogger(__name__)
 
 SWITCH = "ULNA_NATIVE"  # environment variable: 0 switches native kernels off
+ARCHITECTURE = "ULNA_NATIVE_ARCH"  # environment variable: the processor to compile for, as in -march; else this one
 COMPILERS = ("c++", "g++", "clang++")
 # OpenMP is compiled in but not linked: the symbols come from the runtime that torch has loaded, so that both share
 # one pool of threads. A machine where they are missing fails to load, and goes on without.
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fPIC", "-fopenmp")
+FLAGS = (
+    "-O3",
+    f"-march={os.environ.get(ARCHITECTURE, 'native')}",
+    "-ffp-contract=fast",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+)
 
 
-@cache
+@once
 def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
     """The compiled `kernels/NAME.cpp`, or None where it cannot be had (said once in the log).
 
-    The first call on a machine compiles, in about a second; the result is kept in the user's cache folder under a name
-    that changes with source, compiler and processor; `with_torch`: with the headers of torch, and its version.
+    The first call on a machine compiles, in about a second; the result is kept in the user's cache folder (`cache.py`) under
+    a name that changes with source, compiler, flags and processor; `with_torch`: with the headers of torch, and its version.
     """
     if not switched_on():
         log.debug("native kernels are switched off (%s=0)", SWITCH)
@@ -74,25 +83,17 @@ def _built(source: Path, flags: Sequence[str], links: Sequence[str]) -> Path:
     if compiler is None:
         raise OSError(f"no C++ compiler found: looked for {', '.join(COMPILERS)}")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    facts = "\n".join([source.read_text(encoding="utf-8"), version, *flags, *links, platform.machine(), _processor()])
-    folder = _cache_folder()
-    target = folder / f"{source.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made, linked = f"{scratch}/kernel.o", f"{scratch}/kernel.so"
-            for step in ([*flags, "-c", str(source), "-o", made], ["-shared", made, *links, "-o", linked]):
-                subprocess.run([compiler, *step], capture_output=True, text=True, check=True, timeout=300)
-            Path(linked).replace(target)  # whole or absent, also when two processes build at once
-    return target
+    code = source.read_text(encoding="utf-8")
+    facts = "\n".join([code, compiler, version, *flags, *links, platform.machine(), _processor()])
 
+    def build(scratch: Path) -> Path:
+        given, made, linked = scratch / source.name, scratch / "kernel.o", scratch / "kernel.so"
+        given.write_text(code, encoding="utf-8")  # what the name of the result was made from, should the file change
+        for step in ([*flags, "-c", str(given), "-o", str(made)], ["-shared", str(made), *links, "-o", str(linked)]):
+            subprocess.run([compiler, *step], capture_output=True, text=True, check=True, timeout=300)
+        return linked
 
-def _cache_folder() -> Path:
-    """Where compiled kernels are kept: only this user writes there, since what lies there is run."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "ulna"
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    return folder
+    return cache.kept(f"{source.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}", build)
 
 
 def _processor() -> str:

@@ -6,12 +6,14 @@ Legend: R rows (points), Cin values of a row, K outputs, W width of the hidden l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from ulna.kernels import door
 
 # rows of a block: what lies between two products, ReLU, dropout and their gradients, then finds its values in the cache
 ROWS = 1024
@@ -74,17 +76,21 @@ def perceptron(
     of all rows.
 
     For the backward pass the hidden layers' outputs alone are kept: where one is 0, ReLU or dropout has made it so. Random
-    bits for dropout come from torch's own generator; its probability is taken to 1 / 65,536. First derivatives only. With
-    gradients and an `addend`, it is the definition that runs.
+    bits for dropout come from torch's own generator; its probability is taken to 1 / 65,536. Second derivatives go through
+    torch's operations. It is the definition that runs with gradients and an `addend`, in forward-mode derivatives, within
+    torch.func, and for tensors that do not fit together.
     """
-    plain = (
-        type(x) is Tensor and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    )
-    kind = x.device.type
-    if plain and x.dtype == torch.float32 and kind != "meta" and torch.is_autocast_enabled(kind):
-        x = x.to(torch.get_autocast_dtype(kind))
     matrices, layers = [matrix for matrix, _ in read], [*weights, *biases]
     added = [] if addend is None else [addend]
+    kind = x.device.type
+    casts = kind != "meta" and torch.is_autocast_enabled(kind)
+    plain = (
+        door.admits(x, *matrices, *layers, *added, dtypes=door.FLOATS, device=None)
+        and _fit(x, weights, biases, matrices, reinject, addend)
+        and (casts or len({t.dtype for t in (x, *layers, *added)}) == 1)
+    )
+    if plain and casts and x.dtype == torch.float32:
+        x = x.to(torch.get_autocast_dtype(kind))
     graded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *matrices, *layers, *added))
     if plain and graded and addend is None:
         at = tuple(at for _, at in read)
@@ -94,6 +100,26 @@ def perceptron(
     if not plain or graded:
         return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
     return _forward(_Rows(x), _layers(layers, x), dropout, reinject, None, addend)
+
+
+def _fit(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+    reinject: int,
+    addend: Tensor | None,
+) -> bool:
+    """Whether all sizes are those of the definition: blocks take it for granted."""
+    if x.ndim != 2 or any(m.ndim != 2 for m in matrices) or len(weights) != len(biases) or not weights:
+        return False
+    enters = wide = sum(m.shape[1] for m in (*matrices, x))
+    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
+        reads = wide + (enters if number == reinject else 0)
+        if weight.ndim != 2 or weight.shape[1] != reads or bias.shape != weight.shape[:1]:
+            return False
+        wide = len(weight)
+    return addend is None or addend.shape == (len(x), len(weights[0]))
 
 
 class _Rows:
@@ -160,10 +186,15 @@ class _Perceptron(torch.autograd.Function):
         return _forward(_Rows(x, matrices, at), cast, dropout, reinject, _split(kept, cast[1]))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         own, kept, *tensors = ctx.saved_tensors
         count = ctx.count
+        if door.gradient_by_torch(dout):
+            definition = partial(_definition, tensors[:count], kept, ctx.dropout, ctx.reinject)
+            asked = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+            with torch.autocast(own.device.type, enabled=False):
+                found = door.gradients(definition, [own, *tensors[count:]], asked, dout)
+            return found[0], None, None, None, *found[1:]
         x = _Rows(own, tensors[count : 2 * count], tensors[:count])
         layers = tensors[2 * count :]
         ws, bs = _layers(layers, own)
@@ -191,6 +222,22 @@ class _Perceptron(torch.autograd.Function):
                     dx.add(rows, g @ ws[0])
         of_x, *of_matrices = dx.made()
         return of_x, None, None, None, *of_matrices, *totals
+
+
+def _definition(
+    at: Sequence[Tensor], kept: Tensor, dropout: float, reinject: int, own: Tensor, *tensors: Tensor
+) -> Tensor:
+    """What `_Perceptron` computed, in torch's operations; what it left in `kept` says what was dropped."""
+    matrices, layers = tensors[: len(at)], [t.to(own.dtype) for t in tensors[len(at) :]]
+    ws, bs = layers[: len(layers) // 2], layers[len(layers) // 2 :]
+    read = (matrix.index_select(0, i).to(own.dtype) for matrix, i in zip(matrices, at, strict=True))
+    y = x = torch.cat([*read, own], dim=1)
+    hidden = [*_split(kept, bs), None]
+    for number, (weight, bias, made) in enumerate(zip(ws, bs, hidden, strict=True), start=1):
+        y = F.linear(torch.cat([y, x], dim=1) if number == reinject else y, weight, bias)
+        if made is not None:
+            y = y * ((made != 0).to(y.dtype) / (1 - dropout))
+    return y
 
 
 def _forward(

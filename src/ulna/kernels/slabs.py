@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ulna.kernels import native
+from ulna.kernels import door, native
 from ulna.kernels.detours import low_precision, precision
 
 # Voxels of a slab where there are up to so many channels, fewer where there are more. The library that torch calls copies
@@ -26,10 +26,10 @@ ROWS, PLANE = 16, 2048
 BLOCK = 32
 
 
-def suits(x: Tensor, weight: Tensor, *, dilation: Sequence[int], groups: int) -> bool:
+def suits(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: Sequence[int], groups: int) -> bool:
     """Whether a convolution is one whose weight gradient is better taken in slabs."""
     return (
-        _trains_in_low_precision(x, weight)
+        _trains_in_low_precision(x, weight, bias)
         and native.switched_on()
         and {*dilation, groups} == {1}
         and (x[:, 0].numel() >= 2 * SLAB or _few_rows(x.shape[2:], 2 * ROWS + weight.shape[2]))
@@ -50,17 +50,16 @@ def axis_to_turn(x: Tensor, weight: Tensor, *, stride: Sequence[int]) -> int:
     return list(x.shape[2:]).index(max(x.shape[2:]))
 
 
-def _trains_in_low_precision(x: Tensor, weight: Tensor) -> bool:
+def _trains_in_low_precision(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        door.admits(x, weight, bias, dtypes=door.FLOATS)
+        and door.row(bias, len(weight))
         and x.ndim == weight.ndim
         and x.ndim in (4, 5)
         and torch.is_grad_enabled()
         and weight.requires_grad
         and low_precision(x) is not None
-        and (torch.is_autocast_enabled("cpu") or weight.dtype == x.dtype)
+        and (torch.is_autocast_enabled("cpu") or all(t.dtype == x.dtype for t in (weight, bias) if t is not None))
     )
 
 
@@ -77,8 +76,7 @@ def convolve_in_slabs(
     Of several maps, whose channels together are the input, the joined one is not kept for the backward pass, and no
     gradient is made of it. Slabs lie along the first spatial axis. The weight gradient of each is rounded to the low
     precision once, and they are added in float32: as exact as torch's, but where slabs cancel each other, what was rounded
-    stays. First derivatives only: for second ones, or torch.func, switch native kernels off (ULNA_NATIVE=0), and this with
-    them.
+    stays. Second derivatives, forward-mode ones and torch.func are taken by torch's operations.
 
     Shape:
         (N, C, *S) or [(N, Ci, *S), ...], (K, C, *kernel), (K,) -> (N, K, *S')
@@ -86,13 +84,24 @@ def convolve_in_slabs(
     maps = [x] if isinstance(x, Tensor) else list(x)
     dtype = precision(maps[0])
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    made: Tensor = _Slabs.apply(weight, bias, tuple(stride), tuple(padding), *(m.to(dtype) for m in maps))  # type: ignore[no-untyped-call]
+    maps = [m.to(dtype) for m in maps]
+    if not door.ordinary():
+        return _convolve(weight, bias, *maps, stride=stride, padding=padding)
+    made: Tensor = _Slabs.apply(weight, bias, tuple(stride), tuple(padding), *maps)  # type: ignore[no-untyped-call]
     return made
 
 
 def _few_rows(size: Sequence[int], fewest: int) -> bool:
     """Whether the weight gradient of a volume has few rows to share out, and large planes."""
     return len(size) == 3 and size[0] < fewest and size[1] * size[2] > PLANE
+
+
+def _convolve(
+    weight: Tensor, bias: Tensor | None, *maps: Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    call: Any = F.conv2d if weight.ndim == 4 else F.conv3d
+    made: Tensor = call(_joined(maps), weight, bias, stride, padding)
+    return made
 
 
 class _Slabs(torch.autograd.Function):
@@ -105,17 +114,22 @@ class _Slabs(torch.autograd.Function):
         padding: tuple[int, ...],
         *maps: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(weight, *maps)
-        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        return (F.conv2d if weight.ndim == 4 else F.conv3d)(_joined(maps), weight, bias, stride, padding)
+        ctx.save_for_backward(weight, bias, *maps)
+        ctx.stride, ctx.padding = stride, padding
+        return _convolve(weight, bias, *maps, stride=stride, padding=padding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *maps = ctx.saved_tensors
+        weight, bias, *maps = ctx.saved_tensors
         stride, padding = ctx.stride, ctx.padding
+        if door.gradient_by_torch(dy):
+            definition = partial(_convolve, stride=stride, padding=padding)
+            asked = [*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4:]]
+            with torch.autocast("cpu", enabled=False):
+                of_weight, of_bias, *of_maps = door.gradients(definition, [weight, bias, *maps], asked, dy)
+            return of_weight, of_bias, None, None, *of_maps
         dw = _of_weight(dy, maps, weight, stride, padding)
-        db = dy.sum(dim=[0, *range(2, dy.ndim)], dtype=torch.float32).to(dy.dtype) if ctx.has_bias else None
+        db = dy.sum(dim=[0, *range(2, dy.ndim)], dtype=torch.float32).to(dy.dtype) if bias is not None else None
         # after the weights': the working space of either is not needed beside the other's
         dx: list[Tensor | None] = []
         for m, w, asked in zip(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ulna.kernels import sweep_graphs, sweep_lines, sweep_native, sweep_scan, sweep_triton
+from ulna.kernels import door, sweep_graphs, sweep_lines, sweep_native, sweep_scan, sweep_triton
 from ulna.kernels.window import shifted, window
 
 PATHS = ("auto", "native", "triton", "graphs", "lines", "reference")
@@ -87,7 +88,8 @@ def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     precision, unless that is slower: the native kernel does so in bf16 where the CPU has instructions for it.
 
     While a network is exported, it is one loop operator (`Scan` in ONNX) if gradients are off, as `torch.no_grad()` has
-    them; else the reference, every line of it written out, which can be trained.
+    them; else the reference, every line of it written out, which can be trained. The reference runs too for second
+    derivatives, forward-mode ones, torch.func, and tensors that do not fit together.
 
     Shape:
         (N, C, *S) -> (N, C, *S)
@@ -96,7 +98,8 @@ def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     x = x.to(dtype)
     if torch.compiler.is_exporting() and not torch.is_grad_enabled() and chosen() != "reference":
         return sweep_scan.forward(x.movedim(1, -1), gates, *direction).movedim(-1, 1)
-    if chosen() == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    if chosen() == "reference" or exporting or door.transformed() or not _fit(x, gates, direction):
         return sweep_reference(x, gates, direction)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *gates))
     device = x.device.type
@@ -158,8 +161,27 @@ def sweep_flops(x: Any, weight_in: Any, weight_hidden: Any, *rest: Any, **_: Any
     return 2 * swept * (weight_in[0] * weight_in[1] + weight_hidden[0] * weight_hidden[1])
 
 
+def _fit(x: Tensor, gates: Gates, direction: Direction) -> bool:
+    """Whether map, weights and direction are of one size, type and device: kernels take it for granted."""
+    if x.ndim not in (4, 5) or not x.numel() or not 0 <= direction.axis < x.ndim - 2:
+        return False
+    C, reads = x.shape[1], (1, 3) if x.ndim == 4 else (1, 5, 9)
+    shapes = (gates.weight_hidden.shape, gates.bias_in.shape, gates.bias_hidden.shape)
+    return (
+        shapes == ((3 * C, C), (3 * C,), (3 * C,))
+        and tuple(gates.weight_in.shape) in [(3 * C, K * C) for K in reads]
+        and all(t.dtype == x.dtype and t.device == x.device and t.layout == torch.strided for t in gates)
+        and x.layout == torch.strided
+    )
+
+
 def _compiled(x: Tensor) -> bool:
     return chosen() in ("auto", "native") and sweep_native.available(x)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether a map holds finite values alone: of others, the native kernel's bounded gates make finite ones again."""
+    return bool(x.sum().isfinite())
 
 
 def _triton(x: Tensor) -> bool:
@@ -201,7 +223,7 @@ def _sweep(
 ) -> tuple[Tensor, Tensor]:
     """(N, *S, C) -> the map after the sweep, and with `keep` the gates for the backward pass."""
     x, weights = x.contiguous(), (weight_in, weight_hidden, bias_in, bias_hidden)
-    if _compiled(x):
+    if _compiled(x) and _finite(x):
         return sweep_native.forward(x, weights, axis, reverse, keep, operands)
     with torch.autocast(x.device.type, enabled=False):
         if _triton(x) and (found := _tried(sweep_triton.forward, x, weights, axis, reverse, keep, operands)):
@@ -240,7 +262,7 @@ def _sweep_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the map and the four weights."""
     grad, x, weights = grad.contiguous(), x.contiguous(), (weight_in, weight_hidden)
-    if _compiled(x) or gates.dtype != x.dtype:  # gates of another precision are the native kernel's
+    if gates.dtype != x.dtype or (_compiled(x) and _finite(x)):  # gates of another precision are the native kernel's
         return sweep_native.backward(grad, x, swept, gates, weights, axis, reverse, operands)
     arguments = (grad, x, swept, gates, weights, axis, reverse, operands)
     with torch.autocast(x.device.type, enabled=False):
@@ -266,16 +288,25 @@ def _(
     return x.new_empty(x.shape), torch.empty_like(weight_in), torch.empty_like(weight_hidden), bias, bias.clone()
 
 
+def _definition(direction: Direction, x: Tensor, *weights: Tensor) -> Tensor:
+    return sweep_reference(x.movedim(-1, 1), Gates(*weights), direction).movedim(1, -1)
+
+
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight_in, weight_hidden, _, _, ctx.axis, ctx.reverse, _, ctx.operands = inputs
-    ctx.save_for_backward(x, weight_in, weight_hidden, *output)
+    x, *weights, ctx.axis, ctx.reverse, _, ctx.operands = inputs
+    ctx.save_for_backward(x, *weights, *output)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 9
-    x, weight_in, weight_hidden, swept, gates = ctx.saved_tensors
+    x, weight_in, weight_hidden, bias_in, bias_hidden, swept, gates = ctx.saved_tensors
+    if not torch.compiler.is_compiling() and door.gradient_by_torch(grad):
+        inputs = [x, weight_in, weight_hidden, bias_in, bias_hidden]
+        definition = partial(_definition, Direction(ctx.axis, ctx.reverse))
+        with torch.autocast(x.device.type, enabled=False):
+            return (*door.gradients(definition, inputs, ctx.needs_input_grad[:5], grad), None, None, None, None)
     found = _sweep_backward(grad, x, swept, gates, weight_in, weight_hidden, ctx.axis, ctx.reverse, ctx.operands)
     return (*found, None, None, None, None)
 

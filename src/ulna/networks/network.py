@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ulna.blocks import nd
 from ulna.errors import UsageError
+from ulna.kernels import door
 from ulna.networks.heads import Head, Outputs
 from ulna.networks.wiring import Wiring
 
@@ -67,7 +68,8 @@ class Network(nn.Module):
 
     def _stage(self, name: str, source: Tensor, skips: list[Tensor]) -> Tensor:
         stage = self.stages[name]
-        if self.recompute and self.training and torch.is_grad_enabled():
+        # torch.func cannot look into what is computed again
+        if self.recompute and self.training and torch.is_grad_enabled() and not door.transformed():
             return checkpoint(
                 stage, source, skips, use_reentrant=False, context_fn=lambda: (nullcontext(), nd.recomputing())
             )

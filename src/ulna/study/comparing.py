@@ -21,7 +21,7 @@ from ulna.files import TEMPORARY, write_text
 from ulna.forecast import ON_THE_GPU, gpu_memory
 from ulna.planning import fingerprint, forecast_training
 from ulna.reading import read_json_object, read_yaml
-from ulna.recipe import Labels, Recipe, Split, parse
+from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, command, make_jobs, run_jobs, stoppable, words
 from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside
@@ -108,6 +108,9 @@ def compare(
         names, _base(recipe, epochs, max_hours), _listed(vary), _listed(set), one_at_a_time=one_at_a_time
     )
     budget = None if match is None else Budget.read(match)
+    for folder in _listed(beside):
+        if (Path(folder) / STUDY_FILE).exists():
+            _check_format(Path(folder), _stored(Path(folder)), "leave it out of --beside, or compare again there")
     others = read_beside([Path(one) for one in _listed(beside)], [variant.name for variant in variants])
     before = _stored(out)
     dataset, report = _read(data)
@@ -201,7 +204,7 @@ def _read(data: Path) -> tuple[Dataset, Report]:
     dataset = Dataset.from_folder(data)
     report = inspect(dataset)
     report.raise_if_bad()
-    return dataset, report
+    return dataset.of_dims(report.spatial_dims), report
 
 
 def _splits(dataset: Dataset, report: Report, recipe: Recipe, folds: int | None) -> list[Split]:
@@ -225,6 +228,7 @@ def _settings(
         "splits": [split_hash(split) for split in splits],
         "folds": folds,
         "match": None if budget is None else str(budget),
+        "format": PLAN_FORMAT,
         "plan": {"patch": list(settled.plan.patch), "batch": settled.plan.batch},
         "recipes": {variant.name: settings_of(variant.recipe) for variant in variants},
         "architectures": {v.name: v.recipe.architecture.model_dump(mode="json") for v in settled.variants},
@@ -239,13 +243,23 @@ def _stored(out: Path) -> dict[str, Any] | None:
         return None
     try:
         values = read_json_object(path)
-        return {name: values[name] for name in ("data", "splits", "folds", "match", "plan", "recipes", "architectures")}
+        names = ("data", "splits", "folds", "match", "plan", "recipes", "architectures")
+        return {"format": values.get("format", 1), **{name: values[name] for name in names}}
     except KeyError as error:
         raise UsageError(f"{path}: damaged ({error}); restore it, or choose another --out") from None
 
 
+def _check_format(folder: Path, stored: Mapping[str, Any] | None, remedy: str) -> None:
+    if stored is not None and stored["format"] != PLAN_FORMAT:
+        raise UsageError(
+            f"{folder}: begun by an earlier ulna (plan format {stored['format']}, now {PLAN_FORMAT}), whose networks saw "
+            f"images along the axes of their files; one table does not mix them: {remedy}"
+        )
+
+
 def _check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> None:
     """Refuse to mix trainings that were made with other settings; what was there before stays listed."""
+    _check_format(out, before, "call the same command with another --out")
     said = {"data": "the data", "splits": "the split", "folds": "--folds", "match": "--match"}
     differing = [
         f"{what} ({before[key]} there, {now[key]} now)" for key, what in said.items() if before[key] != now[key]

@@ -151,8 +151,8 @@ from ulna.data.dataset import Dataset
 from ulna.recipe import set_value
 from ulna.segmenter import Segmenter
 keep_freed_memory()
-case = Dataset.from_folder(sys.argv[2]).case(sys.argv[3])
 segmenter = Segmenter.load(sys.argv[1])
+case = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.spatial_dims).case(sys.argv[3])
 for assignment in sys.argv[4:]:
     segmenter.recipe = set_value(segmenter.recipe, assignment)
 segmenter.mask(case.read_image())

@@ -120,8 +120,17 @@ def learning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> Pat
     return figures.write_figure(figure, path)
 
 
+class Hard(NamedTuple):
+    """A case that is drawn: its id, the image (C, H, W), the reference (H, W) or (K, H, W), and what its sides are."""
+
+    case: str
+    image: NDArray[Any]
+    reference: NDArray[Any]
+    sides: figures.Sides | None = None
+
+
 def worst(
-    cases: Sequence[tuple[str, NDArray[Any], NDArray[Any]]],
+    cases: Sequence[Hard],
     masks: Mapping[str, Sequence[NDArray[Any]]],
     scores: Mapping[str, Sequence[float]],
     path: Path,
@@ -129,20 +138,20 @@ def worst(
     """The cases that all models find hardest, side by side: image, reference, and every model's errors.
 
     Args:
-        cases: (id, image (C, *S), reference (*S) or (K, *S)).
+        cases: what is drawn of each.
         masks: model -> its mask of every case.
         scores: model -> its Dice of every case.
         path: the PNG to write.
     """
     rows = []
-    for number, (case, image, reference) in enumerate(cases):
+    for number, (case, image, reference, sides) in enumerate(cases):
         flat = figures.flat(image, reference)
         pictures = [("image", figures.to_rgb(flat[0])), ("reference", figures.overlay(image, reference))]
         pictures += [
             (f"{model}  {scores[model][number]:.3f}", figures.overlay(image, of_model[number], reference))
             for model, of_model in masks.items()
         ]
-        rows.append((case, pictures))
+        rows.append((case, [figures.Picture(*one, sides) for one in pictures]))
     return figures.panels(rows, path)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ulna import figures
 from ulna.data.dataset import Dataset
 from ulna.data.read import encode_labels
 from ulna.errors import printable_text
@@ -202,16 +203,18 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
     }  # fmt: skip
     common = set.intersection(*(set(of) for of in scored.values()))
     chosen = sorted(common, key=lambda case: (np.mean([of[case] for of in scored.values()]), case))[:SHOWN_WORST]
-    cases: list[tuple[str, Any, Any]] = []
+    cases: list[drawings.Hard] = []
     masks: dict[str, list[Any]] = {model: [] for model in first}
     segmenters = {model: Segmenter.load(job.run) for model, job in first.items()}
     labels = next(iter(segmenters.values())).plan.labels
     for name in chosen:
         case = dataset.case(name)
         volume = case.read_image()
-        cases.append((name, volume.array, encode_labels(case.read_labels(), labels)))
-        for model, segmenter in segmenters.items():
-            masks[model].append(segmenter.mask(volume))
+        reference = encode_labels(case.read_labels(), labels)
+        seen = figures.view(volume, reference, *(segmenter.mask(volume) for segmenter in segmenters.values()))
+        cases.append(drawings.Hard(name, seen.image, seen.maps[0], seen.sides))
+        for model, mask in zip(segmenters, seen.maps[1:], strict=True):
+            masks[model].append(mask)
     drawings.worst(cases, masks, {m: [scored[m][name] for name in chosen] for m in first}, path)
 
 

@@ -27,7 +27,7 @@ from ulna.data.points import count_points, sample_points
 from ulna.errors import UsageError, brief, printable
 from ulna.files import Tensors, write_tensors
 from ulna.inference.predict import label_slabs, predict_slabs, slab_axis
-from ulna.losses import make_loss
+from ulna.losses import check_targets, make_loss
 from ulna.metrics import average, score_labels
 from ulna.networks.network import Network
 from ulna.networks.weights import check_shapes, not_finite
@@ -265,6 +265,8 @@ class Loop:
         points = self._points(labels, step)
         with self.fabric.autocast():  # Fabric does so by itself for `forward` alone
             outputs = self.model.outputs(images, points)
+        if self.state.epoch == 0:
+            check_targets(labels, outputs, multilabel=self.plan.labels.multilabel)
         loss, _ = self.loss(outputs, labels)
         self.fabric.backward(loss / every)
         value = float(loss.detach())

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
@@ -25,7 +26,8 @@ class PreparedCases:
     Args:
         cases: labelled cases.
         plan: how to prepare them.
-        on_grid: references on the plan's grid, as training wants them; else on their own, as validation does.
+        on_grid: references on the plan's grid, as training wants them; else on their own, turned as the image is, as
+            validation does.
         keep_bytes: how much may be kept; None is a quarter of what is free now.
         copies: processes that keep cases of their own, and share that memory.
     """
@@ -60,9 +62,9 @@ class PreparedCases:
         prepared = prepare(volume, self.plan)
         reference = encode_labels(case.read_labels(), self.plan.labels)
         if self.on_grid:
-            labels = prepare_labels(reference, volume.spacing, self.plan)
+            labels = prepare_labels(reference, volume, self.plan)
         else:
-            labels = torch.from_numpy(reference)
+            labels = torch.from_numpy(np.ascontiguousarray(prepared.turn.forward(reference)))
         size = prepared.image.nbytes + labels.nbytes
         if size <= self._room:
             self._room -= size

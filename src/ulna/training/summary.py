@@ -26,7 +26,7 @@ from ulna.recipe import Plan, Recipe, Split
 from ulna.segmenter import Segmenter
 from ulna.training.loop import State
 
-Panel = tuple[str, list[tuple[str, Any]]]
+Panel = tuple[str, list[figures.Picture]]
 
 
 def final_part(split: Split) -> str:
@@ -96,5 +96,7 @@ def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation,
         volume = case.read_image()
         mask, reference = segmenter.mask(volume), encode_labels(case.read_labels(), plan.labels)
         title = f"{case.id}  Dice {evaluation.case_dice(case.id):.3f}"
-        panels.append((title, figures.comparison(volume.array, mask, reference)))
+        seen = figures.view(volume, reference, mask)
+        pictures = figures.comparison(seen.image, seen.maps[1], seen.maps[0])
+        panels.append((title, [figures.Picture(*one, seen.sides) for one in pictures]))
     return evaluation, panels

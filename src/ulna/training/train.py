@@ -32,7 +32,18 @@ from ulna.networks.build import count_parameters, validate
 from ulna.planning import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
 from ulna.progress import Lines
 from ulna.reading import read_yaml
-from ulna.recipe import Labels, Plan, Recipe, Split, from_yaml, merged, parse, set_value, to_yaml
+from ulna.recipe import (
+    PLAN_FORMAT,
+    Labels,
+    Plan,
+    Recipe,
+    Split,
+    from_yaml,
+    merged,
+    parse,
+    set_value,
+    to_yaml,
+)
 from ulna.segmenter import network_for, read_split
 from ulna.training.loop import Loop, State
 from ulna.training.same_data import DATA_FILE, check_same, describe
@@ -112,8 +123,8 @@ def train(
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
-            chosen, plan, split = _stored(folder, epochs=epochs, max_hours=max_hours)
-            dataset = Dataset.from_folder(data)
+            chosen, plan, split = _stored(folder, data, epochs=epochs, max_hours=max_hours)
+            dataset = Dataset.from_folder(data).of_dims(plan.spatial_dims)
             check_same(folder, data, dataset, plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
@@ -247,6 +258,7 @@ def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[st
     split_cases(dataset, seed, recipe.training.fold)  # what is impossible is told before all is read
     report = inspect(dataset)
     report.raise_if_bad()
+    dataset = dataset.of_dims(report.spatial_dims)
     split = split_cases(dataset.grouped(report.copies), seed, recipe.training.fold)
     labels = report.labels or Labels()
     plan = make_plan(fingerprint(report, split.train, dataset.channel_names), recipe, labels)
@@ -262,8 +274,14 @@ def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split, data: str) ->
     remove_leftovers(folder)
 
 
-def _stored(folder: Path, *, epochs: int | None, max_hours: float | None) -> tuple[Recipe, Plan, Split]:
+def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | None) -> tuple[Recipe, Plan, Split]:
     recipe, plan = from_yaml(Recipe, folder / "recipe.yaml"), from_yaml(Plan, folder / "plan.yaml")
+    if plan.format != PLAN_FORMAT:
+        anew = shlex.join(["ulna", "train", str(data), "--model", recipe.model, "--out", "NEW_FOLDER"])
+        raise UsageError(
+            f"{folder}: begun by an earlier ulna (plan format {plan.format}), which saw images along the axes of "
+            f"their files; it predicts as it did, but cannot go on; train anew: {anew} (what you set stands in recipe.yaml)"
+        )
     split = read_split(folder)
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
     if changes:

@@ -131,7 +131,7 @@ class PointDecoder(nn.Module):
         return cast("Iterable[WeightNormLinear]", self.hidden)
 
 
-def encode(points: Tensor, size: Sequence[int], frequencies: int) -> Tensor:
+def encode(points: Tensor, size: Sequence[int], frequencies: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Where a point lies in its patch, as sines and cosines of growing frequency.
 
     q = 2 p / (S - 1) - 1 for every axis, then [sin(2^l pi q), cos(2^l pi q)] for l = 0 .. L-1, every axis in each.
@@ -143,14 +143,15 @@ def encode(points: Tensor, size: Sequence[int], frequencies: int) -> Tensor:
         points: whole voxel indices.
         size: S, of the patch.
         frequencies: L.
+        dtype: of the values.
 
     Shape:
-        (N, P, D) -> (N, P, 2 L D), float32
+        (N, P, D) -> (N, P, 2 L D)
     """
-    scales = math.pi * 2.0 ** torch.arange(frequencies, device=points.device, dtype=torch.float32)
+    scales = math.pi * 2.0 ** torch.arange(frequencies, device=points.device, dtype=dtype)
     places = []
     for axis, length in enumerate(size):  # few values an axis, so that they are looked up, not computed at every point
-        q = 2 * torch.arange(length, device=points.device, dtype=torch.float32) / max(length - 1, 1) - 1
+        q = 2 * torch.arange(length, device=points.device, dtype=dtype) / max(length - 1, 1) - 1
         angles = q[:, None] * scales
         places.append(torch.stack([angles.sin(), angles.cos()], dim=-1)[points[..., axis]])  # (N, P, L, 2)
     return torch.stack(places, dim=-1).flatten(-3)

@@ -95,7 +95,8 @@ def mean_logits(logits: list[Tensor], *, exclusive: bool) -> Tensor:
     Shape:
         [(N, K, *S), ...] -> (N, K, *S)
     """
-    z = torch.stack(logits).float()
+    z = torch.stack(logits)
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
     if exclusive:
         return z.log_softmax(dim=2).logsumexp(dim=0)
     return logsigmoid(z).logsumexp(dim=0) - logsigmoid(-z).logsumexp(dim=0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError
@@ -86,11 +87,12 @@ def at_points(logits: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def probabilities(logits: Tensor, *, multilabel: bool = False) -> Tensor:
-    """Probabilities in float32: a sigmoid for one map or with `multilabel`, else a softmax over the maps.
+    """Probabilities in float32 or better: a sigmoid for one map or with `multilabel`, else a softmax over the maps.
 
     Shape:
         (N, K, *S) -> (N, K, *S)
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if multilabel or logits.shape[1] == 1:
-        return logits.float().sigmoid()
-    return logits.float().softmax(dim=1)
+        return logits.sigmoid()
+    return logits.softmax(dim=1)

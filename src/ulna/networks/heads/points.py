@@ -164,7 +164,9 @@ class Points(Head):
         folded: _Folded | None,
     ) -> Tensor:
         nodes = self.nodes if folded is None else folded.fine
-        place = encode(points, size, self.frequencies).to(maps[self.nodes[0]].dtype)
+        dtype = maps[self.nodes[0]].dtype
+        wide = torch.promote_types(dtype, torch.float32)  # angles are large
+        place = encode(points, size, self.frequencies, dtype=wide).to(dtype)
         read = self._unread(points, maps, size)
         if read:
             return self.decoder(place, weights, read=read).transpose(1, 2)

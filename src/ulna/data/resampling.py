@@ -1,0 +1,158 @@
+"""Between the grid of an image and that of a plan: exact steps, centres aligned.
+
+Point i of a grid of n' points with a step of r voxels lies at (i - (n' - 1) / 2) r + (n - 1) / 2 of an axis of n voxels.
+The step is the wanted one to the last digit; what is covered differs from the image by less than a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 22  # values of a slab on its way back: a few MB, whatever the number of classes
+SAME = 1e-3  # a step that is off by less is taken for the voxel itself
+
+
+def steps(spacing: Sequence[float], wanted: Sequence[float]) -> tuple[float, ...]:
+    """The steps of a grid of the `wanted` spacing, in voxels of an image of `spacing`; 1 where they agree.
+
+    Example:
+        >>> steps((1.0, 2.0, 1.0), (1.0, 1.0, 1.0005))
+        (1.0, 0.5, 1.0)
+    """
+    ratios = [w / s for s, w in zip(spacing, wanted, strict=True)]
+    return tuple(1.0 if abs(ratio - 1) <= SAME else ratio for ratio in ratios)
+
+
+def points(size: Sequence[int], step: Sequence[float]) -> tuple[int, ...]:
+    """*S' of a grid over an image of `size`: one point at least.
+
+    Example:
+        >>> points((10, 9, 1), (2.0, 0.5, 8.0))
+        (5, 18, 1)
+    """
+    return tuple(n if r == 1 else max(1, round(n / r)) for n, r in zip(size, step, strict=True))
+
+
+def resample(maps: Tensor, step: Sequence[float]) -> Tensor:
+    """Onto a grid, linearly; along axes that get coarser by a triangle as wide as the step, lest fine structure alias.
+
+    The outermost voxels are repeated beyond the image.
+
+    Shape:
+        (K, *S) -> (K, *S'), float32
+    """
+    size = maps.shape[1:]
+    grid = points(size, step)
+    for axis in sorted(range(len(size)), key=lambda a: -step[a]):  # what makes the image smaller goes first
+        if step[axis] != 1:
+            maps = _between(maps, axis + 1, _places(grid[axis], step[axis], size[axis]), max(1.0, step[axis]))
+    return maps
+
+
+def nearest(maps: Tensor, step: Sequence[float]) -> Tensor:
+    """The values of the voxels nearest to the points of a grid: (K, *S) -> (K, *S'), of the same type.
+
+    For label maps: a thin structure keeps its share of the points, where an average over classes would lose it.
+    """
+    size = maps.shape[1:]
+    for axis, (length, count) in enumerate(zip(size, points(size, step), strict=True)):
+        if step[axis] != 1:
+            at = (_places(count, step[axis], length) + 0.5).floor().long().clamp(0, length - 1)
+            maps = maps.index_select(axis + 1, at)
+    return maps
+
+
+def restore(
+    slabs: Iterable[Tensor], grid: tuple[int, ...], size: tuple[int, ...], step: Sequence[float], axis: int = 0
+) -> Iterator[Tensor]:
+    """Back to the grid of the image, linearly, slab by slab: the way back from `resample` for maps such as probabilities.
+
+    Args:
+        slabs: (K, *S') with some rows along `axis`, in order and together all of them; each is used before the next.
+        grid: *S', of all slabs together.
+        size: *S of the image.
+        step: of the grid, in voxels of the image.
+        axis: the spatial axis that the slabs lie along.
+
+    Yields:
+        (K, *S) with some rows along `axis`, in order and together all of them; good until the next one is asked for.
+    """
+    if all(r == 1 for r in step):
+        yield from slabs
+        return
+    places = [_places(n, 1 / r, count) for n, r, count in zip(size, step, grid, strict=True)]
+
+    def across(rows: Tensor) -> Tensor:
+        for other, place in enumerate(places):
+            if other != axis and step[other] != 1:
+                rows = _between(rows, other + 1, place, 1.0)
+        return rows
+
+    yield from between_slabs(slabs, places[axis].clamp(0, grid[axis] - 1), grid, size, axis, across)
+
+
+def between_slabs(
+    slabs: Iterable[Tensor],
+    places: Tensor,
+    grid: tuple[int, ...],
+    size: tuple[int, ...],
+    axis: int,
+    across: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor]:
+    """Rows at ascending `places` along the axis of the slabs, linearly between two rows; `across` sees to the other axes."""
+    below = places.long()
+    above = (below + 1).clamp_max(grid[axis] - 1)
+    share = places - below
+    done, first, before = 0, 0, None  # rows handed out; the first row of the slab, and the row before it
+    for slab in slabs:
+        end = first + slab.shape[axis + 1]
+        ready = int(torch.searchsorted(above, end))
+        some = max(1, _CHUNK // (slab.shape[0] * math.prod(size) // size[axis]))
+        for start in range(done, ready, some):
+            chosen = slice(start, min(start + some, ready))
+            near, far = (_rows(slab, rows[chosen] - first, before, axis + 1) for rows in (below, above))
+            weight = share[chosen].reshape([-1 if a == axis + 1 else 1 for a in range(slab.ndim)])
+            yield across(torch.lerp(near, far, weight.to(slab)))
+        done, first, before = ready, end, slab.narrow(axis + 1, slab.shape[axis + 1] - 1, 1).clone()
+
+
+def _places(count: int, step: float, length: int) -> Tensor:
+    """Where `count` points with a step lie on an axis of `length` voxels, centres aligned: (count), float64."""
+    return (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * step + (length - 1) / 2
+
+
+def _between(maps: Tensor, axis: int, places: Tensor, reach: float) -> Tensor:
+    """Values at places along an axis: the mean of the voxels within `reach`, weighted by a triangle; 1 is linear."""
+    last = maps.shape[axis] - 1
+    first = (places - reach).floor().long() + 1
+    shape = [-1 if a == axis else 1 for a in range(maps.ndim)]
+    if reach == 1:
+        near, far = (maps.index_select(axis, (first + k).clamp(0, last)) for k in (0, 1))
+        return torch.lerp(near, far, (places - first).float().reshape(shape))  # a constant stays exactly one
+    index = first[:, None] + torch.arange(math.ceil(2 * reach))
+    weights = (1 - (index - places[:, None]).abs() / reach).clamp_min(0)
+    weights /= weights.sum(1, keepdim=True)
+    # a triangle cut at voxels has its centre up to a tenth of a voxel beside its place: tilted, it lies there exactly
+    centre = (weights * index).sum(1, keepdim=True)
+    spread = (weights * (index - centre) ** 2).sum(1, keepdim=True)
+    weights *= 1 + (places[:, None] - centre) / spread * (index - centre)
+    weights, index = weights.float(), index.clamp(0, last)
+    total: Tensor | None = None
+    for column, weight in zip(index.T, weights.T, strict=True):
+        part = maps.index_select(axis, column).mul_(weight.reshape(shape))
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def _rows(slab: Tensor, rows: Tensor, before: Tensor | None, axis: int) -> Tensor:
+    """Rows of a slab along an axis; row -1 is the one before it."""
+    chosen = slab.index_select(axis, rows.clamp_min(0).to(slab.device))
+    count = int((rows < 0).sum())
+    if count and before is not None:
+        chosen.narrow(axis, 0, count).copy_(before)
+    return chosen

@@ -1,0 +1,164 @@
+"""What a person hands to a segmenter, as a volume: files, arrays and tensors, with what they say about their place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ulna.data.read import Source, read_image, suffix_of
+from ulna.errors import UsageError
+from ulna.recipe import Plan
+from ulna.volume import Volume
+
+log = logging.getLogger("ulna")
+
+_NUMBERS = "iufb"
+
+
+def is_case(image: object) -> bool:
+    """Whether a list holds the channel files of one case."""
+    return isinstance(image, list | tuple) and bool(image) and all(isinstance(one, str | Path) for one in image)
+
+
+def as_volume(
+    image: Any, plan: Plan, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None
+) -> Volume:
+    """One image for a plan.
+
+    Args:
+        image: a file, the list of the channel files of one case, an array or a tensor ((*S), (C, *S) or (*S, C)), a volume.
+        plan: of the run.
+        spacing: of an array, in mm, along its spatial axes.
+        affine: (4, 4) of an array, voxel index -> RAS mm.
+
+    Raises:
+        UsageError: if it cannot be read, is no image, or its place is stated twice in two ways.
+    """
+    if isinstance(image, Volume):
+        return _placed(image, spacing, affine)
+    if isinstance(image, str | Path) or is_case(image):
+        files = [image] if isinstance(image, str | Path) else list(image)
+        volume = _read(files, plan)
+        return _placed(volume, spacing, affine)
+    array = _channels_first(_numbers(image), plan)
+    dims = plan.spatial_dims
+    unplaced = Volume(array, (1.0,) * dims, "px")
+    if spacing is not None or affine is not None:
+        placed = _placed(unplaced, spacing, affine)
+        if plan.orientation is not None and placed.affine is None:
+            _note(f"an array without affine=: its axes are taken to run as {_axes(plan)}")
+            return replace(placed, affine=np.diag([*(*placed.spacing, 1.0)[:3], 1.0]))
+        return placed
+    if plan.format == 1:  # as it was
+        return replace(unplaced, spacing=plan.spacing or (1.0,) * dims, unit=plan.unit)
+    if plan.unit == "px" or plan.spacing is None:
+        return unplaced
+    on_grid = f"an array without spacing= or affine= is taken to lie on the grid of the training, {_mm(plan.spacing)}"
+    _note(on_grid + (f", its axes along {_axes(plan)}" if plan.orientation else ""))
+    grid = np.diag([*(*plan.spacing, 1.0)[:3], 1.0]) if plan.orientation else None
+    return Volume(array, plan.spacing, plan.unit, grid)
+
+
+def _note(text: str) -> None:
+    log.warning("note: %s", text)
+
+
+def _axes(plan: Plan) -> str:
+    """The axes that the network sees, in words."""
+    worlds = list(plan.fingerprint.get("worlds") or range(3))[: plan.spatial_dims]
+    return ", ".join(("left to right", "back to front", "foot to head")[world] for world in worlds)
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{s:.4g}" for s in spacing) + " mm"
+
+
+def _read(files: Sequence[str | Path], plan: Plan) -> Volume:
+    for file in files:
+        if suffix_of(file) == ".npz":
+            raise UsageError(f"{file}: holds many images; predict it with `ulna predict`, or give one as an array")
+    volume = read_image([Source(Path(file)) for file in files], plan.spatial_dims)
+    if len(files) == 1 and volume.channels == 1 < plan.in_channels:
+        raise UsageError(
+            f"{files[0]}: 1 channel; this model reads {plan.in_channels} ({', '.join(plan.channel_names)}); give the channel "
+            "files of a case as a list in the list: segment([[file_0, file_1]])"
+        )
+    return volume
+
+
+def _placed(volume: Volume, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Volume:
+    """The volume where it is said to lie; a file that says so itself is not overruled."""
+    if spacing is None and affine is None:
+        return volume
+    name = volume.path or "image"
+    if volume.unit != "px":
+        raise UsageError(f"{name}: states its own spacing, {_mm(volume.spacing)}; leave spacing= and affine= out")
+    dims = volume.spatial_dims
+    given = None if spacing is None else _lengths(spacing, dims)
+    if affine is None:
+        assert given is not None
+        return replace(volume, spacing=given, unit="mm")
+    matrix = np.asarray(affine, dtype=np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        raise UsageError("affine=: expected a regular (4, 4) matrix, voxel index -> RAS mm")
+    lengths = tuple(float(f"{n:.7g}") for n in np.linalg.norm(matrix[:3, :dims], axis=0))
+    if given is not None and not np.allclose(given, lengths, rtol=1e-3):
+        raise UsageError(f"spacing= says {_mm(given)}, affine= {_mm(lengths)}; give one of them")
+    return replace(volume, spacing=lengths, unit="mm", affine=matrix)
+
+
+def _lengths(spacing: Sequence[float], dims: int) -> tuple[float, ...]:
+    try:
+        lengths = tuple(float(length) for length in np.atleast_1d(np.asarray(spacing, dtype=np.float64)))
+    except (TypeError, ValueError):
+        lengths = ()
+    if len(lengths) != dims or not all(0 < length < np.inf for length in lengths):
+        raise UsageError(f"spacing={spacing}: expected {dims} lengths in mm, one for each spatial axis")
+    return lengths
+
+
+def _numbers(image: Any) -> NDArray[Any]:
+    """An array of numbers; tensors are detached, and types that numpy lacks become float32."""
+    if isinstance(image, torch.Tensor):
+        tensor = image.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+        if tensor.layout != torch.strided or tensor.is_quantized:
+            raise UsageError("a tensor of another layout than strided; give a dense one")
+        array = tensor.resolve_conj().resolve_neg().numpy()
+    else:
+        array = np.asarray(image)
+    if array.dtype.kind not in _NUMBERS:
+        raise UsageError(f"an array of type {array.dtype}; give integers or real numbers")
+    return array
+
+
+def _channels_first(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
+    """(C, *S) of an array with its channels first, last, or none; the alpha of a colour picture is dropped, as for files."""
+    dims, channels = plan.spatial_dims, plan.in_channels
+    if array.ndim == dims and channels == 1:
+        return array[None]
+    if array.ndim == dims + 1:
+        if array.shape[0] == channels:
+            return array
+        if array.shape[-1] == channels:
+            return np.moveaxis(array, -1, 0)
+        if dims == 2 and channels == 3 and array.shape[-1] == 4:
+            _note(f"an array of shape {array.shape}: its fourth channel is taken for alpha and dropped")
+            return np.moveaxis(array[..., :3], -1, 0)
+        found = min(array.shape[0], array.shape[-1])
+        plural = "" if found == 1 else "s"
+        raise UsageError(
+            f"an array of shape {array.shape}: {found} channel{plural}; this model reads {channels} "
+            f"({', '.join(plan.channel_names)}), and arrays are (C, *S) or (*S, C)"
+        )
+    raise UsageError(
+        f"an array of shape {array.shape}; this model reads (C, *S) with C = {channels} and {dims} spatial axes"
+    )

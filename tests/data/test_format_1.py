@@ -1,0 +1,57 @@
+"""Runs of plan format 1 see what they saw: the axes of the file, fields of view aligned, torch's own interpolation."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from tests.plans import make
+from ulna.data import format_1
+from ulna.data.preprocess import prepare, prepare_labels, restored
+from ulna.recipe import Normalization
+from ulna.volume import Volume
+
+NONE = (Normalization(kind="none"),)
+LAS = np.diag([-1.0, 1.0, 2.0, 1.0])
+
+
+def image(seed=0):
+    array = np.random.default_rng(seed).normal(size=(1, 9, 8, 11)).astype(np.float32)
+    return Volume(array, (1.0, 1.0, 2.0), "mm", LAS)
+
+
+def test_nothing_is_turned_and_nothing_resampled_where_the_plan_has_no_spacing():
+    plan = make(format=1, spatial_dims=3, unit="mm", normalization=NONE)
+    other = Volume(image().array, (3.0, 1.0, 1.0), "mm", LAS)
+    assert torch.equal(prepare(other, plan).image, torch.from_numpy(other.array))
+
+
+def test_images_and_labels_are_resampled_as_they_were():
+    plan = make(format=1, spatial_dims=3, spacing=(1.3, 0.6, 1.0), unit="mm", normalization=NONE)
+    v = image()
+    size = (7, 13, 22)
+    expected = interpolate(torch.from_numpy(v.array)[None], size=size, mode="trilinear", align_corners=False)[0]
+    assert torch.equal(prepare(v, plan).image, expected)
+    labels = (v.array[0] > 0).astype(np.uint8)
+    nearest = interpolate(torch.from_numpy(labels)[None, None].float(), size=size, mode="nearest-exact")[0, 0]
+    assert torch.equal(prepare_labels(labels, v, plan), nearest.to(torch.uint8))
+    back = torch.cat([slab.clone() for slab in restored([expected], prepare(v, plan))], 1)
+    torch.testing.assert_close(
+        back, interpolate(expected[None], size=v.size, mode="trilinear", align_corners=False)[0], atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"), [((7, 5), (16, 5)), ((12, 9), (5, 20)), ((6, 1, 8), (9, 4, 8)), ((9, 8, 7), (4, 3, 15))]
+)
+def test_the_way_back_is_linear_interpolation_whatever_the_slabs(grid, size, monkeypatch):
+    maps = torch.randn(3, *grid)
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    expected = interpolate(maps[None], size=size, mode=mode, align_corners=False)[0]
+    for chunk in (1, 1 << 20):
+        monkeypatch.setattr("ulna.data.resampling._CHUNK", chunk)
+        for axis in range(len(size)):
+            for heights in (1, 2, grid[axis], [1] * (grid[axis] - 1) + [1]):
+                slabs = maps.split(heights, dim=axis + 1)
+                back = torch.cat([slab.clone() for slab in format_1.restore(slabs, grid, size, axis)], dim=axis + 1)
+                torch.testing.assert_close(back, expected, atol=1e-5, rtol=0)

@@ -1,0 +1,133 @@
+"""The tests under settings that imitate other processors: `make processors`, or `make processors-quick` as CI does.
+
+Each setting takes something away from this machine: instructions from torch's libraries and from ulna's own kernels, the
+kernels themselves, the compiler; or it adds a thread. A setting that changes no bit of a few typical computations is one
+that this machine cannot imitate: it is named, and its tests are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILERS = re.compile(r"(.*-)?(c\+\+|g\+\+|gcc|cc|clang|clang\+\+)(-[0-9.]+)?")
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "AVX-512 without bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ULNA_NATIVE_ARCH": "x86-64-v3"},
+    "SSE4": {
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+        "ULNA_NATIVE_ARCH": "x86-64-v2",
+    },
+    "AVX-512 with bf16, no AMX": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "ULNA_NATIVE_ARCH": "cooperlake"},
+    "no native kernels": {"ULNA_NATIVE": "0"},
+    "no compiler": {},
+    "two threads": {"ULNA_TEST_THREADS": "2"},
+}
+
+# What CI has time for: the kinds that tests were found to fail under
+QUICK = ("AVX2", "AVX-512 with bf16, no AMX", "no native kernels", "no compiler")
+
+# What a processor decides: the order of sums in products and convolutions, and whether there are kernels at all.
+PROBE = """
+import hashlib, os, torch
+from torch.nn import functional as F
+from ulna.kernels import native
+from ulna.kernels.convolution import convolve
+torch.manual_seed(0)
+a, b, x, w = torch.randn(300, 700), torch.randn(700, 200), torch.randn(2, 32, 40, 40), torch.randn(32, 32, 3, 3)
+low = [t.bfloat16() for t in (a, b, x, w)]
+made = [a @ b, a.double() @ b.double(), F.conv2d(x, w), a.exp(), a.sum(0), convolve(x, w, None)]
+made += [low[0] @ low[1], F.conv2d(low[2], low[3])]
+bits = hashlib.sha256(b"".join(t.double().numpy().tobytes() for t in made)).hexdigest()
+print(bits, native.available(), os.environ.get("ULNA_TEST_THREADS", "1"))
+"""
+
+
+class Outcome(NamedTuple):
+    """What pytest said under one setting."""
+
+    setting: str
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+
+
+def without_compiler(folder: Path) -> dict[str, str]:
+    """A PATH with every program of this one but the compilers, and no compiled kernels from earlier."""
+    programs = folder / "bin"
+    programs.mkdir()
+    for place in os.environ["PATH"].split(os.pathsep):
+        for program in Path(place).glob("*"):
+            link = programs / program.name
+            if not COMPILERS.fullmatch(program.name) and not link.is_symlink():
+                link.symlink_to(program)
+    return {"PATH": str(programs), "XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def probe(settings: dict[str, str]) -> str:
+    """What a few computations give under these settings, bit by bit."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"the probe failed under {settings}:\n{done.stderr}")
+    return done.stdout
+
+
+def tested(name: str, settings: dict[str, str], arguments: list[str]) -> Outcome:
+    """The tests under these settings; what failed is printed at once."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadgroup", "--timeout", "1800", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
+    counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    failed = counts.get("failed", 0) + counts.get("error", 0)
+    if done.returncode:
+        print(f"--- {name}\n{done.stdout[-20000:]}{done.stderr[-2000:]}")
+        failed = max(failed, 1)
+    return Outcome(name, counts.get("passed", 0), failed, counts.get("skipped", 0), time.perf_counter() - began)
+
+
+def main() -> None:
+    """Every setting that this machine can imitate; exit code 1 if a test failed under one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="quick tests marked `processor`, fewer settings")
+    parser.add_argument("--slow", action="store_true", help="the slow tests too")
+    parser.add_argument("--only", action="append", metavar="SETTING", choices=SETTINGS, help="one setting, or several")
+    parser.add_argument("pytest", nargs="*", help="further arguments for pytest")
+    options = parser.parse_args()
+    chosen = "processor and not slow" if options.quick else "slow or not slow" if options.slow else "not slow"
+    usual = probe({})
+    outcomes, nothing = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.only or (QUICK if options.quick else SETTINGS):
+            settings = SETTINGS[name] or without_compiler(Path(folder))
+            if probe(settings) == usual:
+                nothing.append(name)
+                continue
+            outcomes.append(tested(name, settings, ["-m", chosen, *options.pytest]))
+            print(f"{name}: {outcomes[-1].passed} passed, {outcomes[-1].failed} failed", flush=True)
+    print(f"\n| {'setting':27} | passed | failed | skipped | time |\n|{'-' * 29}|---|---|---|---|")
+    for one in outcomes:
+        print(f"| {one.setting:27} | {one.passed} | {one.failed} | {one.skipped} | {one.seconds:.0f} s |")
+    for name in nothing:
+        print(f"{name}: changes nothing on this machine, not counted")
+    passed, failed = sum(one.passed for one in outcomes), sum(one.failed for one in outcomes)
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
