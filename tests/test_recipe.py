@@ -117,6 +117,12 @@ def test_recipes_cannot_be_changed_in_place():
         ({"mirror_axes": (2,)}, "below 2"),
         ({"turn_axes": (1, 1)}, "each once"),
         ({"labels": {"names": ("background",)}}, "background only"),
+        (
+            {"fingerprint": {"spacing": {"min": [1.0]}}},
+            r"fingerprint\.spacing\.min is \[1\.0\], and no length for each of 2",
+        ),
+        ({"fingerprint": {"size": 3}}, r"fingerprint\.size is 3"),
+        ({"fingerprint": {"worlds": [0, 7]}}, r"fingerprint\.worlds"),
     ],
 )
 def test_a_plan_with_numbers_that_mean_nothing_is_refused(changes, message):

@@ -291,6 +291,31 @@ class Whitening(Frozen):
     matrix: tuple[tuple[float, ...], ...]  # (C, C)
 
 
+def _fingerprint_faults(fingerprint: Mapping[str, Any], dims: int) -> list[str]:
+    """What is wrong with those parts of a fingerprint that later steps read, where they are there."""
+    faults: list[str] = []
+    for group in ("spacing", "size"):
+        ends = fingerprint.get(group, {})
+        if not isinstance(ends, Mapping):
+            faults.append(f"fingerprint.{group} is {brief(ends)}, and no minimum, median and maximum")
+            continue
+        for end, values in ends.items():
+            if not (isinstance(values, list | tuple) and len(values) == dims and all(map(_is_length, values))):
+                faults.append(
+                    f"fingerprint.{group}.{printable(end)} is {brief(values)}, and no length for each of {dims} axes"
+                )
+    worlds = fingerprint.get("worlds")
+    if worlds is not None and not (
+        isinstance(worlds, list | tuple) and len(worlds) >= dims and all(type(w) is int and 0 <= w <= 2 for w in worlds)
+    ):
+        faults.append(f"fingerprint.worlds is {brief(worlds)}, and no axis of the patient for each of {dims} axes")
+    return faults
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+
+
 PLAN_FORMAT = 2  # 1: axes as stored, no spacing where all images share one; see `ulna.data.format_1`
 
 
@@ -353,6 +378,7 @@ class Plan(Frozen):
                 wrong.append(f"{name} is {list(axes)}; it holds axes below {dims}, each once")
         if not self.labels.foreground:
             wrong.append("labels name the background only")
+        wrong += _fingerprint_faults(self.fingerprint, dims)
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
