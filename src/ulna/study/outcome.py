@@ -264,6 +264,8 @@ def read_beside(folders: Sequence[Path], models: Sequence[str]) -> dict[str, dic
     found: dict[str, dict[str, float]] = {}
     for folder in folders:
         try:
+            if not (folder / OUTCOME_FILE).exists():
+                raise UsageError(f"{folder}: is no finished study (it has no {OUTCOME_FILE})")
             other = read_json_object(folder / OUTCOME_FILE)
             described = other["described"]
             missing = [model for model in models if model not in described]
