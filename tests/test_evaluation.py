@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import ulna
+from ulna import cli
 from ulna.errors import DataError, UsageError
 from ulna.evaluation import evaluate
+from ulna.metrics import mean_interval
 
 
 def square(row, size=8, shape=(24, 32), value=1):
@@ -56,7 +58,7 @@ def test_undefined_values_are_null_in_json(tmp_path):
     references = folder(tmp_path / "r", {"a": empty, "b": square(0, 4, (8, 8))})
     scores = evaluate(folder(tmp_path / "p", {"a": empty, "b": empty}), references)
     rows = scores.to_json()["rows"]
-    assert rows[0]["ppv"] is None
+    assert rows[0]["ppv"] is rows[0]["dice"] is rows[0]["hd95"] is None
     assert rows[1]["ppv"] == 0.0
     json.dumps(scores.to_json(), allow_nan=False)
 
@@ -114,3 +116,98 @@ def test_a_run_folder_keeps_its_own_summary(tmp_path):
     (tmp_path / "run" / "recipe.yaml").write_text("")
     with pytest.raises(UsageError, match="is a run folder"):
         ulna.evaluate(str(references), str(references), out=str(tmp_path / "run"))
+
+
+def never_found(tmp_path):
+    """Class 1 is found in all of 5 cases; class 2 stands in one and is never found."""
+    references, predictions = {}, {}
+    for number in range(5):
+        labels = square(0, shape=(40, 40)) + square(20, value=2 if number == 0 else 0, shape=(40, 40))
+        references[f"c{number}"] = labels
+        predictions[f"c{number}"] = np.where(labels == 2, 0, labels).astype(np.uint8)
+    return folder(tmp_path / "p", predictions), folder(tmp_path / "r", references)
+
+
+def test_a_class_that_is_never_found_scores_0_however_many_cases_lack_it(tmp_path, capsys):
+    predictions, references = never_found(tmp_path)
+    assert cli.run(["evaluate", str(predictions), str(references), "--out", str(tmp_path / "s")]) == 0
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    second = summary["classes"]["class 2"]
+    assert [second[name]["mean"] for name in ("dice", "iou", "ppv", "sensitivity", "nsd")] == [0] * 5
+    assert (second["n"], second["both_empty"], second["dice"]["n"]) == (1, 4, 1)
+    assert summary["mean"]["dice"]["mean"] == pytest.approx((0.5 + 4) / 5)
+    assert (summary["mean"]["n"], summary["mean"]["both_empty"]) == (5, 0)
+    rows = [line.split(",") for line in (tmp_path / "s" / "metrics.csv").read_text().splitlines()]
+    assert [row[2] for row in rows if row[1] == "class 2"] == ["0.0", *["nan"] * 4]
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["n", "5", "1", "5"] in shown
+    assert ["both", "empty", "0", "4", "0"] in shown
+
+
+def test_a_case_without_any_structure_is_left_out_and_counted(tmp_path):
+    empty = np.zeros((24, 32), np.uint8)
+    references = folder(tmp_path / "r", {"a": square(4), "b": empty, "c": empty})
+    predictions = folder(tmp_path / "p", {"a": square(4), "b": empty, "c": square(8)})
+    summary = evaluate(predictions, references).summary
+    for of in (summary["mean"], summary["classes"]["foreground"]):
+        assert of["dice"]["mean"] == 0.5  # what is invented counts: 1 and 0
+        assert (of["dice"]["n"], of["sensitivity"]["n"], of["both_empty"]) == (2, 1, 1)
+    assert np.isnan(evaluate(predictions, references).case_dice("b"))
+
+
+def test_the_papers_rule_comes_from_the_recipe_alone(tmp_path):
+    empty = np.zeros((24, 32), np.uint8)
+    references = folder(tmp_path / "r", {"a": square(4), "b": empty})
+    predictions = folder(tmp_path / "p", {"a": np.zeros_like(empty), "b": empty})
+    labels = {"names": ["background", "nucleus"]}
+    rows = [{"case": name, "file": f"{name}.png"} for name in "ab"]
+    (predictions / "predict.json").write_text(json.dumps({"labels": labels, "cases": rows, "empty_score": 1.0}))
+    summary = evaluate(predictions, references).summary
+    assert [summary["mean"][name]["mean"] for name in ("dice", "iou", "nsd")] == [0.5] * 3
+    assert summary["empty_score"] == 1.0
+    assert summary["mean"]["n"] == 2
+    (predictions / "predict.json").write_text(json.dumps({"labels": labels, "cases": rows}))
+    assert evaluate(predictions, references).summary["mean"]["dice"]["mean"] == 0
+
+
+def test_intervals_are_the_corrected_ones_and_few_cases_are_marked(tmp_path, capsys):
+    masks = {f"{n:02}": square(4, size=4 + n % 5) for n in range(30)}
+    references = folder(tmp_path / "r", masks)
+    predictions = folder(tmp_path / "p", {name: square(4) for name in masks})
+    scores = evaluate(predictions, references)
+    dice = scores.summary["mean"]["dice"]
+    assert (dice["low"], dice["high"]) == mean_interval([row["dice"] for row in scores.rows])
+    assert "interval_note" not in scores.summary
+    few = folder(tmp_path / "few", dict(list(masks.items())[:9]))
+    assert cli.run(["evaluate", str(predictions), str(few), "--quiet"]) == 0
+    assert "fewer than 10 cases are not to be trusted" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("where", ["r", "d", "d/labels"])
+def test_the_references_are_no_place_for_scores(tmp_path, where):
+    references = folder(tmp_path / "r", {"a": square(4)})
+    folder(tmp_path / "d" / "labels", {"a": square(4)})
+    folder(tmp_path / "d" / "images", {"a": square(4)})
+    with pytest.raises(UsageError, match="choose another --out"):
+        evaluate(folder(tmp_path / "p", {"a": square(4)}), references, out=tmp_path / where)
+
+
+def test_scores_replace_earlier_scores_and_nothing_else(tmp_path):
+    references = folder(tmp_path / "r", {"a": square(4)})
+    predictions, out = folder(tmp_path / "p", {"a": square(4)}), tmp_path / "out"
+    for _ in range(2):
+        evaluate(predictions, references, out=out)
+    for name in ("summary.json", "metrics.csv"):
+        kept = (out / name).read_bytes()
+        (out / name).write_text("{}")
+        with pytest.raises(UsageError, match=f"{name} is not written by ulna"):
+            evaluate(predictions, references, out=out)
+        assert (out / name).read_text() == "{}"
+        (out / name).write_bytes(kept)
+
+
+def test_masks_whose_names_hold_dots_stay_apart(tmp_path):
+    names = ["1.2.840.0175", "1.2.840.0176", "patient.1", "patient.2"]
+    masks = {name: square(row) for row, name in enumerate(names)}
+    scores = evaluate(folder(tmp_path / "p", masks), folder(tmp_path / "r", masks))
+    assert sorted(row["case"] for row in scores.rows) == names

@@ -365,3 +365,15 @@ def test_an_explanation_is_the_same_in_the_world_however_the_image_is_stored(tmp
     for name, (one, other) in maps.items():
         assert one.std() > 0, name
         assert np.array_equal(one, other), name
+
+
+def test_maps_of_an_earlier_explanation_are_replaced_and_nothing_else(tmp_path, picture):
+    run, out = run_folder(tmp_path / "run"), tmp_path / "why"
+    for _ in range(2):
+        explain(run, picture, out=out)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    (out / "saliency.png").write_bytes(b"theirs")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UsageError, match=r"saliency\.png is not written by ulna"):
+        explain(run, picture, out=out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before

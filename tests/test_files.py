@@ -52,8 +52,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UsageError, match="No space left on device"):
+    with pytest.raises(UsageError, match=r"No space left on device: \d.* are free, more than 4 bytes are needed\)"):
         write_whole(path, disk_full)
+    with pytest.raises(UsageError, match=r"are free, 12\.3 MB are needed\); free space or choose another folder"):
+        write_whole(path, disk_full, 12_345_678)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 

@@ -213,3 +213,18 @@ def test_another_head_drops_what_the_model_recommends_for_its_own(tmp_path):
     assert (other.loss.heads, other.loss.options) == ("equal", {})
     write_text(tmp_path / "file.yaml", to_yaml(other.replaced(loss=other.loss.replaced(kind="dice"))))
     assert choose(model=None, recipe=tmp_path / "file.yaml").loss.options == {}  # as a study hands it to its trainings
+
+
+def test_a_plan_replaces_a_plan_and_nothing_else(discs, tmp_path):
+    out = tmp_path / "plan.yaml"
+    for _ in range(2):
+        planning.plan(discs, model="unet", out=out)
+    (tmp_path / "notes.yaml").write_text("mine: 1")
+    (tmp_path / "run").mkdir()
+    for name in ("plan.yaml", "recipe.yaml"):
+        (tmp_path / "run" / name).write_bytes(out.read_bytes())
+    for other in ("notes.yaml", "run/plan.yaml"):
+        before = (tmp_path / other).read_bytes()
+        with pytest.raises(UsageError, match="is not written by ulna, and would be replaced"):
+            planning.plan(discs, model="unet", out=tmp_path / other)
+        assert (tmp_path / other).read_bytes() == before

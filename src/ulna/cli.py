@@ -99,14 +99,22 @@ def _call(name: str, arguments: list[str]) -> int:
         result = call()
     except SystemExit as leaving:  # tyro has printed help (0) or what is wrong (2)
         return int(leaving.code or 0)
+    except PartialFailure as error:
+        if as_json and error.result is not None:
+            _print_json(error.result)
+        raise
     if as_json:
-        values = [one.to_json() for one in result] if isinstance(result, list) else result.to_json()
-        print(json.dumps(values, indent=1, allow_nan=False))
+        _print_json(result)
     else:
         from ulna.display import show
 
         show(name, result)
     return 0 if getattr(result, "ok", True) else 2
+
+
+def _print_json(result: Any) -> None:
+    values = [one.to_json() for one in result] if isinstance(result, list) else result.to_json()
+    print(json.dumps(values, indent=1, allow_nan=False))
 
 
 def description(function: Callable[..., Any]) -> str:

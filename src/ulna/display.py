@@ -175,8 +175,10 @@ def _train(console: Console, run: Any) -> None:
 
 
 def _predict(console: Console, predictions: Any) -> None:
-    seconds = [row["seconds"] for row in predictions.cases]
-    console.print(f"{len(seconds)} masks in {predictions.folder} ({sum(seconds):.1f} s)", markup=False, highlight=False)
+    made = [row["seconds"] for row in predictions.cases if row["case"] not in set(predictions.skipped)]
+    there = f"; {len(predictions.skipped)} stood there already" if predictions.skipped else ""
+    text = f"{len(made)} masks written to {predictions.folder} ({sum(made):.1f} s){there}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     next_step = f"next: ulna evaluate {_quoted(predictions.folder)} LABELS"
     console.print(next_step, style="dim", markup=False, highlight=False)
 
@@ -192,22 +194,34 @@ def _evaluate(console: Console, evaluation: Any) -> None:
 def _evaluation_table(console: Console, summary: Any, title: str) -> None:
     """Measures as rows with intervals for a few classes; classes as rows with means alone for many."""
     classes = summary["classes"] if len(summary["classes"]) == 1 else {**summary["classes"], "mean": summary["mean"]}
+    counts = {
+        name: (str(of_class.get("n", "-")), str(of_class.get("both_empty", "-"))) for name, of_class in classes.items()
+    }
     if len(classes) <= 4:
         table = _table("", *map(_name, classes), title=title)
         for measure, name in MEASURES.items():
             table.add_row(name, *(_value(of_class[measure]) for of_class in classes.values()))
+        table.add_row("n", *(n for n, _ in counts.values()))
+        table.add_row("both empty", *(empty for _, empty in counts.values()))
     else:
-        table = _table("", *MEASURES.values(), title=title)
+        table = _table("", *MEASURES.values(), "n", "both empty", title=title)
         for name, of_class in classes.items():
-            table.add_row(_name(name), *(_value(of_class[measure], interval=False) for measure in MEASURES))
+            table.add_row(
+                _name(name), *(_value(of_class[measure], interval=False) for measure in MEASURES), *counts[name]
+            )
     console.print(table)
+    rule = "a case counts (n) where reference or prediction holds the class"
+    if "empty_score" in summary:
+        rule = f"Dice and IoU of a class that neither holds count {summary['empty_score']:g}, as the recipe says"
     console.print(
         f"mean over cases [95 % bootstrap interval]; HD95 and ASSD in {summary['unit']}, NSD within "
-        f"{summary['tolerance']:g} {summary['tolerance_unit']}; a missed structure counts as the worst value",
+        f"{summary['tolerance']:g} {summary['tolerance_unit']}; {rule}; a missed structure counts as the worst value",
         style="dim",
         markup=False,
         highlight=False,
     )
+    if summary.get("interval_note"):
+        _plain(console, summary["interval_note"], style="yellow")
 
 
 def _value(measure: dict[str, float | None], *, interval: bool = True) -> str:
@@ -225,15 +239,22 @@ def _compare(console: Console, study: Any) -> None:
     from ulna.study.publishing import subtitle
 
     outcome = study.outcome
-    table = _table("model", "parameters", "GMACs", "Dice \\[95 %]", "sd seeds", "ms", title=_name(subtitle(outcome)))
+    table = _table(
+        "model", "parameters", "GMACs", "Dice \\[95 %]", "n", "sd seeds", "ms", title=_name(subtitle(outcome))
+    )
     table.columns[0].overflow = "fold"
     for model in outcome.models:
         cost, dice = outcome.costs.models[model], outcome.described[model]["dice"]
         spread = "-" if dice.sd_seeds is None else f"{dice.sd_seeds:.3f}"
         measure = {"mean": dice.mean, "low": dice.low, "high": dice.high}
         millions = f"{cost.parameters / 1e6:.2f} M"
-        table.add_row(escape(model), millions, f"{cost.gmacs:.3g}", _value(measure), spread, f"{cost.wall_ms[0]:.1f}")
+        n = f"{dice.units} + {dice.undefined}" if dice.undefined else f"{dice.units}"
+        cells = [f"{cost.gmacs:.3g}", _value(measure), n, spread, f"{cost.wall_ms[0]:.1f}"]
+        table.add_row(escape(model), millions, *cells)
     console.print(table)
+    if any(of_model["dice"].undefined for of_model in outcome.described.values()):
+        text = f"n: {outcome.unit}s that count, + those in which neither reference nor prediction holds a class"
+        _plain(console, text, style="dim")
     if outcome.warning:
         _plain(console, outcome.warning, style="yellow")
     for sentence in outcome.sentences:
@@ -269,6 +290,9 @@ def _bench(console: Console, made: Any) -> None:
         "prediction; asked: share of the voxels"
     )
     _plain(console, said, style="dim")
+    if any(row.get("both_empty") for row in made.facts["rows"]):
+        counts = ", ".join(dict.fromkeys(f"{row['n']} + {row['both_empty']}" for row in made.facts["rows"]))
+        _plain(console, f"cases that count, + those in which neither reference nor prediction holds a class: {counts}")
     if made.facts["warning"]:
         _plain(console, made.facts["warning"], style="yellow")
     for note in made.facts["footnotes"]:
@@ -295,7 +319,8 @@ def _prune(console: Console, made: Any) -> None:
     console.print(table)
     if measured:
         said = (
-            f"mean over {made.rows[0]['cases']} validation cases [95 % bootstrap interval]; ms: median wall time an "
+            f"mean over {made.rows[0]['n']} of {made.rows[0]['cases']} validation cases, those that hold a structure or "
+            "are said to [95 % bootstrap interval]; ms: median wall time an "
             "image; MiB: forecast of what a prediction adds to the program"
         )
         console.print(said, style="dim", markup=False, highlight=False)

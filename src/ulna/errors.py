@@ -4,7 +4,7 @@
     ├── UsageError (also a ValueError)   what a user can cause: exit code 2, one clear sentence
     │   └── DataError                    problems in files, all of them at once
     ├── PartialFailure                   some cases failed, the others are written: exit code 3
-    └── Interrupted                      stopped by a signal after a checkpoint was written: 130 or 143
+    └── Interrupted                      stopped by a signal; what was done is written: 130 or 143
 
 Anything else that reaches a user is a defect of ulna (exit code 1).
 """
@@ -117,16 +117,17 @@ class PartialFailure(UlnaError):
 
 
 class Interrupted(UlnaError):
-    """Stopped by a signal; a checkpoint is on disk.
+    """Stopped by a signal; what is done is on disk.
 
     Args:
         signal: the signal's number (2 for Ctrl-C, 15 for SIGTERM).
-        resume: the command that goes on from the checkpoint.
+        resume: the command that goes on from there.
+        done: what is on disk.
     """
 
-    def __init__(self, signal: int, resume: str) -> None:
-        self.signal, self.resume = signal, resume
-        super().__init__(f"stopped by signal {signal}; a checkpoint is written, go on with: {resume}")
+    def __init__(self, signal: int, resume: str, done: str = "a checkpoint is written") -> None:
+        self.signal, self.resume, self.done = signal, resume, done
+        super().__init__(f"stopped by signal {signal}; {done}, go on with: {resume}")
 
 
 def unknown(what: str, name: object, valid: Iterable[object]) -> UsageError:

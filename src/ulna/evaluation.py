@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.classes import classes_found
-from ulna.data.masks import Masks, find_masks
+from ulna.data.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.read import encode_labels, read_labels, value_counts, without_colour
-from ulna.data.source import Source, fault
+from ulna.data.record import JOURNAL, Record, read_facts
+from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import cell, write_text
-from ulna.metrics import MEASURES, average, bootstrap_interval, score_labels
+from ulna.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
+from ulna.outputs import check_folder, check_names
 from ulna.progress import track
-from ulna.reading import read_json_object
 from ulna.recipe import Labels, parse
 from ulna.volume import Volume, same_geometry
 
@@ -39,18 +40,21 @@ class Evaluation:
     """What was measured.
 
     Args:
-        rows: one per case and class: case, class, tp, fp, fn and every measure; ppv and sensitivity are NaN where the
-            rules leave them undefined.
+        rows: one per case and class: case, class, tp, fp, fn and every measure; NaN where neither reference nor prediction
+            holds the class (and for sensitivity where the reference does not).
         summary: cases, unit, tolerance, missing cases, and for every class and over all (`mean`) each measure's mean over
-            cases with its 95 % bootstrap interval; `pooled` has the overlap measures of all cases as one.
+            cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
+            nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
+            be trusted.
     """
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
 
     def case_dice(self, case: str) -> float:
-        """Mean Dice over the classes of one case."""
-        return float(np.mean([row["dice"] for row in self.rows if row["case"] == case]))
+        """Mean Dice over the classes that count for one case; NaN if none does."""
+        known = [row["dice"] for row in self.rows if row["case"] == case and not np.isnan(row["dice"])]
+        return float(np.mean(known)) if known else float("nan")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -74,7 +78,9 @@ class Evaluation:
 def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
 
-    A reference without a prediction counts as an empty prediction: it lowers every mean. Values are matched by case id.
+    A reference without a prediction counts as an empty prediction: it lowers every mean. A case counts for a class if its
+    reference or its prediction holds it. Values are matched by case id. Of a folder of `ulna predict`, the masks that
+    predict.json lists are scored, and the others named.
 
     Args:
         predictions: folder (or .npz file) of predicted masks.
@@ -87,10 +93,11 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     Example:
         ulna evaluate masks data/nuclei --out scores
     """
-    if out is not None and (Path(out) / "recipe.yaml").exists():
-        raise UsageError(f"{out}: is a run folder with a summary of its own; choose another --out")
-    references, predicted = find_masks(Path(labels)), find_masks(Path(predictions))
-    about = _about(Path(predictions))
+    predictions, labels = Path(predictions), Path(labels)
+    references, about = find_masks(labels), read_facts(predictions if predictions.is_dir() else predictions.parent)
+    if out is not None:
+        _check_out(Path(out), labels, references)
+    predicted, notes = _predicted(predictions, about)
     asked = about.get("asked") or list(references.sources)
     wanted = [name for name in references.sources if name in set(asked)]
     missing = [name for name in wanted if name not in predicted.sources]
@@ -102,6 +109,12 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
         )
     if extra:
         log.info("note: %d masks have no reference and are left out: %s", len(extra), _some(extra))
+    if notes.get("not_listed"):
+        text = "%d masks in %s are not of the prediction that predict.json lists, and are not scored: %s"
+        log.warning(text, len(notes["not_listed"]), predictions, _some(notes["not_listed"]))
+    if notes.get("changed"):
+        text = "%d masks were changed after predict wrote them, and are scored as they are: %s"
+        log.warning(text, len(notes["changed"]), _some(notes["changed"]))
     names = _classes(about, references, predicted, labels)
     dims = _dims(references.sources[name] for name in wanted)
     problems: list[Problem] = []
@@ -121,18 +134,26 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
                 continue
             yield name, prediction, reference, volume
 
-    evaluation = evaluate_pairs(pairs(), names, missing=missing)
+    evaluation = evaluate_pairs(pairs(), names, missing=missing, empty_score=_empty_score(about))
     if problems:
-        raise DataError(problems, Path(predictions))
+        raise DataError(problems, predictions)
+    evaluation.summary.update(notes)
     if out is not None:
         evaluation.write(Path(out))
     return evaluation
 
 
 def evaluate_pairs(
-    pairs: Iterable[tuple[str, NDArray[Any], NDArray[Any], Volume]], labels: Labels, *, missing: Iterable[str] = ()
+    pairs: Iterable[tuple[str, NDArray[Any], NDArray[Any], Volume]],
+    labels: Labels,
+    *,
+    missing: Iterable[str] = (),
+    empty_score: float | None = None,
 ) -> Evaluation:
-    """Measure pairs of (case, prediction, reference, a volume on their grid); masks are (*S), or (K, *S) if multilabel."""
+    """Measure pairs of (case, prediction, reference, a volume on their grid); masks are (*S), or (K, *S) if multilabel.
+
+    `empty_score` is what a class that neither of both holds counts, where a recipe says so; else it counts for nothing.
+    """
     rows: list[dict[str, Any]] = []
     kinds: dict[tuple[str, int], str] = {}
     for case, prediction, reference, volume in pairs:
@@ -150,10 +171,11 @@ def evaluate_pairs(
             spacing=volume.spacing,
             tolerance=_tolerance(volume),
             multilabel=labels.multilabel,
+            empty_score=empty_score,
         )
         rows += [{"case": case, "class": name, **s} for name, s in zip(labels.foreground, scores, strict=True)]
     unit, dims = next(iter(kinds), ("px", 2))
-    return Evaluation(rows, _summary(rows, labels, unit, dims, list(missing)))
+    return Evaluation(rows, _summary(rows, labels, unit, dims, list(missing), empty_score))
 
 
 def _tolerance(volume: Volume) -> float:
@@ -163,40 +185,52 @@ def _tolerance(volume: Volume) -> float:
     return IMAGE_TOLERANCE_PX * max(volume.spacing)
 
 
-def _summary(rows: list[dict[str, Any]], labels: Labels, unit: str, dims: int, missing: list[str]) -> dict[str, Any]:
+def _summary(
+    rows: list[dict[str, Any]], labels: Labels, unit: str, dims: int, missing: list[str], empty_score: float | None
+) -> dict[str, Any]:
     in_mm = unit == "mm" and dims == 3
     by_class = {name: [row for row in rows if row["class"] == name] for name in labels.foreground}
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    over_classes = [_mean_case([row for row in rows if row["case"] == case]) for case in cases]
+    by_case: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_case.setdefault(row["case"], []).append(row)
+    over_classes = [
+        {**average(of_case, "per_image"), "empty": all(map(_both_empty, of_case))} for of_case in by_case.values()
+    ]
+    mean = _with_intervals(over_classes)
+    classes = {name: _with_intervals(some) for name, some in by_class.items()}
+    note = interval_note(min((one["n"] for one in (mean, *classes.values()) if one["n"] > 1), default=SOME_CASES))
+    notes = ({"interval_note": note} if note else {}) | ({} if empty_score is None else {"empty_score": empty_score})
     return {
-        "cases": len(cases),
+        "cases": len(by_case),
         "unit": unit,
         "tolerance": VOLUME_TOLERANCE_MM if in_mm else IMAGE_TOLERANCE_PX,
         "tolerance_unit": "mm" if in_mm else "px",
         "missing": missing,
-        "mean": _with_intervals(over_classes),
-        "classes": {name: _with_intervals(some) for name, some in by_class.items()},
+        "mean": mean,
+        "classes": classes,
         "pooled": {
-            name: {measure: _finite(value) for measure, value in average(some, "pooled").items()}
+            name: {measure: _finite(value) for measure, value in average(some, "pooled", empty_score).items()}
             for name, some in by_class.items()
             if some
         },
+        **notes,
     }
 
 
-def _mean_case(rows: list[dict[str, Any]]) -> dict[str, float]:
-    return average(rows, "per_image")
+def _both_empty(row: Mapping[str, Any]) -> bool:
+    return bool(row["empty"]) if "empty" in row else not (row["tp"] or row["fp"] or row["fn"])
 
 
-def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Measure -> mean over cases and its interval; None where no case defines it."""
+def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measure -> mean over the cases that count, its interval, and their number; None where no case does."""
     means = average(rows, "per_image") if rows else {}
-    table: dict[str, dict[str, float | None]] = {}
+    table: dict[str, Any] = {}
     for name in MEASURES:
-        low, high = bootstrap_interval([row[name] for row in rows]) if rows else (np.nan, np.nan)
+        known = [row[name] for row in rows if not np.isnan(row[name])]
+        low, high = mean_interval(known)
         values = {"mean": means.get(name, np.nan), "low": low, "high": high}
-        table[name] = {key: _finite(v) for key, v in values.items()}
-    return table
+        table[name] = {key: _finite(v) for key, v in values.items()} | {"n": len(known)}
+    return table | {"n": table["dice"]["n"], "both_empty": sum(map(_both_empty, rows))}
 
 
 def _finite(value: float) -> float | None:
@@ -224,16 +258,53 @@ def _dims(references: Iterable[Source]) -> int | None:
     return None
 
 
-def _about(predictions: Path) -> dict[str, Any]:
-    """What `predict` wrote down beside its masks: the classes, and the cases it was asked for."""
-    path = (predictions if predictions.is_dir() else predictions.parent) / "predict.json"
-    if not path.exists():
-        return {}
-    facts = read_json_object(path)
-    asked = facts.get("asked", [])
-    if not isinstance(asked, list) or not all(isinstance(name, str) for name in asked):
-        raise UsageError(f"{path}: `asked` is no list of case ids; predict again or remove it")
-    return facts
+def _predicted(predictions: Path, about: dict[str, Any]) -> tuple[Masks, dict[str, list[str]]]:
+    """The masks to score, and what is told about the others.
+
+    Of a folder of `predict` those that its newest call lists; of any other folder all.
+    """
+    folder = predictions if predictions.is_dir() else predictions.parent
+    journal = folder / JOURNAL
+    if journal.exists() and journal.stat().st_size:
+        raise UsageError(
+            f"{folder}: the last prediction was not finished ({JOURNAL}); call the same ulna predict again"
+        )
+    if not about:
+        return find_masks(predictions), {}
+    record = Record.read(folder)
+    rows = record.current()
+    if predictions != folder and not any(entry.file == predictions.name for entry in rows):
+        return find_masks(predictions), {}
+    sources: dict[str, Source] = {}
+    for name in dict.fromkeys(entry.file for entry in rows):
+        path = folder / name
+        if not path.exists() or (predictions != folder and path.name != predictions.name):
+            continue
+        if suffix_of(path) == ARRAY_SUFFIX:
+            inside = rows_of(path)
+            sources |= {e.case: inside[e.case] for e in rows if e.file == name and e.case in inside}
+        else:
+            sources |= {entry.case: Source(path) for entry in rows if entry.file == name}
+    known = {name for entry in rows for name in entry.files}
+    stray = [path.name for path in mask_files(folder) if path.name not in known] if predictions == folder else []
+    changed = [entry.case for entry in rows if entry.case in sources and record.changed(entry)]
+    return Masks(sources, None), {"not_listed": stray, "changed": changed}
+
+
+def _check_out(out: Path, labels: Path, references: Masks) -> None:
+    """Refuse a folder whose files are not of an earlier evaluation."""
+    check_folder(out, [labels, *dict.fromkeys(source.path for source in references.sources.values())])
+    own = {
+        "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith("case,class,"),
+        "summary.json": lambda path: {"tolerance", "classes", "missing"} <= json.loads(path.read_text("utf-8")).keys(),
+    }
+    check_names(out, own)
+
+
+def _empty_score(about: Mapping[str, Any]) -> float | None:
+    """What the recipe of the run says of empty cases, as `predict` wrote it down."""
+    value = about.get("empty_score")
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
 
 
 def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:
@@ -253,4 +324,4 @@ def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: 
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

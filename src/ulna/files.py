@@ -5,9 +5,11 @@ Tensors are stored as one safetensors file whose header carries plain values as 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,14 @@ from ulna.reading import parse_json
 
 TEMPORARY = ".tmp-"
 _FORMULA = ("=", "+", "-", "@", "'")  # a quote too, so that what is read is what was written
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL, getattr(errno, "EILSEQ", errno.EINVAL))
+
+
+class Unwritable(UsageError):
+    """A file cannot be written; `everything` is False where another name or size would do."""
+
+    everything = True
 
 
 class Tensors(NamedTuple):
@@ -32,11 +42,16 @@ class Tensors(NamedTuple):
     state: dict[str, Any]
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], size: int | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place: the old file or the new one, never half.
 
+    Args:
+        path: the file.
+        write: called with the temporary file's path.
+        size: bytes that it takes, where known: a message about a full disk names them.
+
     Raises:
-        UsageError: if the folder cannot be written to or the disk is full; the old file stays as it was.
+        Unwritable: if the folder cannot be written to or the disk is full; the old file stays as it was.
     """
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")  # the ending stays: writers go by it
     try:
@@ -47,7 +62,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        with suppress(OSError):  # what did not fit is longer than what was written of it
+            size = size or -temporary.stat().st_size
+        raise unwritable(path, error, size) from error
     finally:
         with suppress(OSError):  # where the folder itself is missing, the error above says so
             temporary.unlink(missing_ok=True)
@@ -63,7 +80,7 @@ def move_whole(source: Path, target: Path) -> None:
         source.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -75,7 +92,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Text, whole or absent."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), len(text.encode()))
 
 
 def cell(value: object) -> object:
@@ -100,7 +117,7 @@ def write_tensors(path: Path, content: Tensors) -> None:
     state = json.dumps(content.state)
     # one entry: several come out in an order that changes from process to process
     data = save(tensors, {"ulna": json.dumps({"state": state, "checksum": _checksum(tensors, state)})})
-    write_whole(path, lambda temporary: temporary.write_bytes(data))
+    write_whole(path, lambda temporary: temporary.write_bytes(data), len(data))
 
 
 def read_tensors(path: Path, largest: int | None = None) -> Tensors:
@@ -169,10 +186,45 @@ def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
     return digest.hexdigest()
 
 
-def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"{printable(path)}: cannot be written ({error.strerror or error}); free space or choose another folder"
-    )
+def unwritable(path: Path, error: OSError, size: int | None = None) -> Unwritable:
+    """The error for a file or folder that cannot be written: for a full disk with the bytes that are free and needed.
+
+    Args:
+        path: what was to be written.
+        error: what the system says.
+        size: bytes needed; below 0, they are known to be more than as many.
+    """
+    what, remedy = error.strerror or str(error), "free space or choose another folder"
+    if error.errno in _FULL:
+        with suppress(OSError):
+            what += f": {_amount(shutil.disk_usage(_nearest(path)).free)} are free"
+            if size:
+                what += f", {'more than ' if size < 0 else ''}{_amount(abs(size))} are needed"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "check its permissions or choose another folder"
+    elif error.errno == errno.ENAMETOOLONG:
+        remedy = "give it a shorter name, or choose another folder"
+    made = Unwritable(f"{printable(path)}: cannot be written ({what}); {remedy}")
+    made.everything = error.errno not in _OF_ONE_FILE
+    return made
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    return next((place for place in (path, *path.parents) if place.exists()), Path())
+
+
+def _amount(count: int) -> str:
+    """Bytes in a unit that people read.
+
+    Example:
+        >>> _amount(999), _amount(12_345_678)
+        ('999 bytes', '12.3 MB')
+    """
+    if count < 1000:
+        return f"{count} bytes"
+    exponent = min(4, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**exponent:.1f} {'kMGT'[exponent - 1]}B"
 
 
 def _sync_folder(folder: Path) -> None:

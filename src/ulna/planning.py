@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from ulna.arithmetic import choose_precision, default_device
 from ulna.data.case import Case
 from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split
 from ulna.data.limits import memory as machine_memory
+from ulna.data.limits import within_memory
 from ulna.data.orientation import AS_STORED, Turn, codes, to_canonical, world_of
 from ulna.data.preprocess import prepare
 from ulna.data.survey import Survey
@@ -28,7 +30,9 @@ from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
+from ulna.outputs import RUN_FILE, check_names
 from ulna.progress import track
+from ulna.reading import read_yaml
 from ulna.recipe import PLAN_FORMAT, Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
 from ulna.sizing import choose_sizes, resolved
 
@@ -200,9 +204,14 @@ def forecast_training(recipe: Recipe, plan: Plan, *, cases: int) -> Forecast:
 
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
     """The plan with a ZCA matrix fitted on all voxels of these cases, which are the training cases."""
-    fitted = fit_whitening(prepare(case.read_image(), plan).image for case in track(cases, "whitening"))
+    fitted = fit_whitening(_prepared(case, plan) for case in track(cases, "whitening"))
     why = f"zca: fitted on all voxels of the {len(cases)} training cases, as the recipe asks"
     return plan.replaced(whitening=fitted, reasons={**plan.reasons, "whitening": why})
+
+
+def _prepared(case: Case, plan: Plan) -> Tensor:
+    with within_memory(case.images[0]):
+        return prepare(case.read_image(), plan).image
 
 
 def plan(
@@ -214,11 +223,16 @@ def plan(
         data: a folder of images in any known layout, or an .npz file.
         model: name of a network, see `ulna models`.
         memory: GB that a training may take.
-        out: also write the plan to this YAML file.
+        out: also write the plan to this YAML file; no other file than a plan is replaced, and no plan of a run.
 
     Example:
         ulna plan data/nuclei --model unetpp
     """
+    if out is not None:
+        folder, name = Path(out).parent, Path(out).name
+        of_a_run = (folder / RUN_FILE).exists()
+        own = {name: lambda path: not of_a_run and {"fingerprint", "reasons"} <= read_yaml(path).keys()}
+        check_names(folder, own, "choose another name for --out")
     recipe = recommended(model)
     recipe = recipe.replaced(planning=recipe.planning.replaced(memory_gb=memory))
     dataset = Dataset.from_folder(data)

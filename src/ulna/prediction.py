@@ -1,13 +1,18 @@
-"""The verb `predict`: every case of an input through one run or several, each case for itself."""
+"""The verb `predict`: every case of an input through one run or several, each case for itself.
+
+What stands in the output folder already is skipped where run, options and image are the same, redone with `overwrite`
+where ulna wrote it otherwise, and never touched where ulna did not write it.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
+import shlex
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +22,59 @@ from numpy.typing import NDArray
 from ulna.allocation import keep_freed_memory
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
-from ulna.data.read import write_labels, write_npz_masks, write_probabilities
-from ulna.errors import PartialFailure, UsageError, unknown
-from ulna.files import write_text
+from ulna.data.pending import find_pending
+from ulna.data.read import (
+    Source,
+    case_name,
+    mask_suffix,
+    probabilities_suffix,
+    read_labels,
+    write_labels,
+    write_npz_masks,
+    write_probabilities,
+)
+from ulna.data.record import JOURNAL, PREDICT_FILE, Entry, Record
+from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
+from ulna.files import Unwritable
 from ulna.inference.predict import to_labels
 from ulna.levels import levels_of, named_level, pruned
+from ulna.outputs import check_folder, file_digest
 from ulna.progress import track
 from ulna.recipe import Split
 from ulna.segmenter import Ensemble, Segmenter, load, read_split
+from ulna.signals import Interruption, Stopped
 
 log = logging.getLogger(__name__)
 
-PREDICT_FILE = "predict.json"
 TOO_LARGE = "predict without --probabilities, cut the image, or use a machine with more memory"
+VERSION = version("ulna")
+OF_A_RUN = ("weights.safetensors", "plan.yaml", "recipe.yaml")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `predict` wrote: the folder, and a row for every case."""
+    """What `predict` wrote or found written: the folder, and a row for every case.
+
+    Args:
+        folder: holds the masks and predict.json.
+        cases: a row for every mask of this call.
+        skipped: cases whose masks stood there already, made by this run, with these options, of this image.
+        failed: case -> reason.
+    """
 
     folder: Path
     cases: list[dict[str, Any]]
+    skipped: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"folder": str(self.folder), "cases": self.cases}
+        return {
+            "folder": str(self.folder),
+            "cases": self.cases,
+            "skipped": list(self.skipped),
+            "failed": dict(self.failed),
+        }
 
 
 def predict(
@@ -54,8 +87,12 @@ def predict(
     level: int | None = None,
     tta: bool = False,
     probabilities: bool = False,
+    overwrite: bool = False,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
+
+    Called again, it does what is missing. A mask of another run, of other options or of an image that has changed is
+    redone with `overwrite` only. Nothing that ulna did not write is ever replaced.
 
     Args:
         run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged.
@@ -65,10 +102,12 @@ def predict(
         level: predict with the smaller network of this pruning level, counted from 1; see `ulna prune`.
         tta: average over mirrored copies of every image: slower, sometimes better.
         probabilities: also write the probabilities.
+        overwrite: predict again what ulna wrote with another run, other options or of another image.
 
     Raises:
-        UsageError: if the run or the input cannot be used.
+        UsageError: if the run, the input or the folder cannot be used.
         PartialFailure: if some cases failed; the others are written.
+        Interrupted: after Ctrl-C or SIGTERM; what is done is listed in predict.json.
 
     Example:
         ulna predict runs/nuclei-unetpp data/new --out masks
@@ -80,44 +119,215 @@ def predict(
         segmenter = segmenter.mirrored()
     dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
     dataset = dataset.of_dims(segmenter.plan.spatial_dims)
+    for note in dataset.notes:
+        log.info("note: %s", note)
     cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
-    _make_folder(out, cases)
+    sources = [source.path for case in cases for source in (*case.images, case.label) if source is not None]
+    check_folder(out, [data, *dict.fromkeys(sources)])
+    options = {"level": level, "tta": tta, "probabilities": probabilities}
+    work = _Work(segmenter, out, probabilities, Record.read(out), _run_digest(runs), options)
+    work.look(cases, overwrite)
+    facts = {
+        "model": segmenter.recipe.model,
+        "runs": [one.resolve().name for one in runs],
+        "digest": work.run,
+        "options": {**options, "split": split},
+        "level": level,
+        "labels": segmenter.plan.labels.model_dump(mode="json"),
+        "tta": tta,
+        "empty_score": segmenter.recipe.evaluation.empty_score,
+        "asked": [case.id for case in cases],
+        "notes": list(dataset.notes),
+    }
+    flags = {
+        "--split": split,
+        "--level": level,
+        "--tta": tta,
+        "--probabilities": probabilities,
+        "--overwrite": overwrite,
+    }
+    number = work.do(cases, facts)
+    if number:
+        words = [
+            text for flag, value in flags.items() if value for text in ([flag] if value is True else [flag, value])
+        ]
+        again = shlex.join(["ulna", "predict", *map(str, [*runs, data]), "--out", str(out), *map(str, words)])
+        done = f"{len(work.done)} of {len(cases)} cases are done, as {out / PREDICT_FILE} says"
+        raise Interrupted(number, again, done)
+    made = Predictions(out, work.rows(cases), tuple(work.skipped), work.failed)
+    if work.failed and not work.done:
+        reasons = "\n".join(f"  {case}: {why}" for case, why in work.failed.items())
+        raise UsageError(f"no case could be predicted\n{reasons}")
+    if work.failed:
+        raise PartialFailure(work.failed, len(work.done), result=made)
+    return made
 
-    rows: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
-    arrays: dict[Path, list[tuple[str, NDArray[Any]]]] = {}
-    try:
-        for case in track(cases, "predicting"):
-            start = time.perf_counter()
+
+class _Work:
+    """The cases of one call: which are done, which are to be done, and which failed.
+
+    Args:
+        segmenter: ready to predict.
+        out: the output folder.
+        probabilities: whether they are written too.
+        record: what is known of the folder.
+        run: digest of all runs.
+        options: what changes the answer.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        out: Path,
+        probabilities: bool,
+        record: Record,
+        run: str,
+        options: dict[str, Any],
+    ) -> None:
+        self.segmenter, self.out, self.probabilities, self.record = segmenter, out, probabilities, record
+        self.run, self.options = run, options
+        self.done: dict[str, Entry] = {}
+        self.skipped: list[str] = []
+        self.failed: dict[str, str] = {}
+        self._wanted: dict[str, Entry] = {}
+        self._kept: dict[str, list[Entry]] = {}
+        self._arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}  # npz input -> masks that wait for the others
+
+    def look(self, cases: Sequence[Case], overwrite: bool) -> None:
+        """Find what is done already, and refuse what stands in the way, before any work.
+
+        Raises:
+            UsageError: with every file that is in the way.
+        """
+        wanted = {case.id: self._entry(case) for case in cases}
+        self.done, self._wanted, self._kept = find_pending(self.record, cases, wanted, overwrite=overwrite)
+        self.skipped = list(self.done)
+        others = {entry.version for entry in self.done.values()} - {VERSION}
+        if others:
+            text = "masks that stand there were made by ulna %s; this is %s: move them away to have them made again"
+            log.warning(text, ", ".join(sorted(others)), VERSION)
+
+    def do(self, cases: Sequence[Case], facts: Mapping[str, Any]) -> int:
+        """Predict what is to be done, and write predict.json; the number of the signal that stopped it, or 0."""
+        todo = [case for case in cases if case.id in self._wanted]
+        if not todo and self._is_said(facts):
+            return 0
+        try:
+            with self.record.writing() as staging, Interruption() as interruption:
+                try:
+                    self._each(todo, staging, interruption)
+                finally:  # what is done is kept, also when a person stops the rest
+                    with interruption.held():
+                        self._finish(staging, cases, facts)
+        except Stopped as stopped:
+            return stopped.number
+        return 0
+
+    def _is_said(self, facts: Mapping[str, Any]) -> bool:
+        """Whether predict.json says already what this call would write."""
+        before = self.record.facts
+        same = all(before.get(name) == facts[name] for name in ("asked", "digest", "options"))
+        return same and not before.get("failed") and not (self.out / JOURNAL).exists()
+
+    def rows(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
+        """The rows of predict.json."""
+        return [self.done[case.id].to_json(whole=False) for case in cases if case.id in self.done]
+
+    def _each(self, todo: Sequence[Case], staging: Path, interruption: Interruption) -> None:
+        for number, case in enumerate(track(todo, "predicting"), start=1):
             try:
-                file, size = _segment(segmenter, case, out, arrays, probabilities)
+                self._segment(case, staging, interruption)
+            except Unwritable as error:
+                self.failed[case.id] = str(error)
+                if error.everything:  # the others would be computed in vain
+                    self.failed |= {one.id: f"not begun: {self.out} cannot be written to" for one in todo[number:]}
+                    return
             except Exception as error:  # whatever it is, the other cases are written
-                failed[case.id] = _reason(error)
-                continue
-            seconds = round(time.perf_counter() - start, 3)
-            rows.append({"case": case.id, "file": file, "size": list(size), "seconds": seconds})
-    finally:  # what is done is kept, also when a person stops the rest
-        for source, masks in arrays.items():
-            ids, stacked = [name for name, _ in masks], np.stack([mask for _, mask in masks])
-            write_npz_masks(out / source.name, stacked, ids, multilabel=segmenter.plan.labels.multilabel)
-        facts = {
-            "model": segmenter.recipe.model,
-            "runs": [one.resolve().name for one in runs],
-            "level": level,
-            "labels": segmenter.plan.labels.model_dump(mode="json"),
-            "tta": tta,
-            "asked": [case.id for case in cases],
-            "cases": rows,
-            "failed": failed,
-        }
-        if segmenter.tally.voxels:
-            facts["points"] = asdict(segmenter.tally)
-        write_text(out / PREDICT_FILE, json.dumps(facts, indent=1))
-    if failed and not rows:
-        raise UsageError("no case could be predicted\n" + "\n".join(f"  {c}: {why}" for c, why in failed.items()))
-    if failed:
-        raise PartialFailure(failed, len(rows))
-    return Predictions(out, rows)
+                self.failed[case.id] = _reason(error)
+
+    def _segment(self, case: Case, staging: Path, interruption: Interruption) -> None:
+        """Write one mask, or keep it for the npz that its image came from."""
+        start = time.perf_counter()
+        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
+        entry = self._wanted[case.id]
+        if not entry.input:
+            entry = replace(entry, input=file_digest(*(source.path for source in case.images)))
+        need = segmenter.forecast(volume, probabilities=self.probabilities)
+        need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
+        log.debug("%s: about %s of memory", case.id, need)
+        if self.probabilities:
+            maps = segmenter.probabilities(volume)
+            mask = to_labels(maps, segmenter.plan.labels, segmenter.recipe.inference.threshold)
+            written = [write_probabilities(staging / f"{case.id}_probabilities", maps.numpy(), volume)]
+        else:
+            mask, written = segmenter.mask(volume), []
+        in_npz = source.row is not None
+        if not in_npz:
+            written.insert(0, write_labels(staging / case.id, mask, volume))
+        files = {path.name: "" for path in written}
+        file = entry.file if in_npz else written[0].name
+        seconds = round(time.perf_counter() - start, 3)
+        entry = replace(entry, file=file, files={file: ""} | files, size=volume.size, seconds=seconds)
+        if in_npz:
+            self._arrays.setdefault(source.path, []).append((entry, mask))
+            return
+        with interruption.held():
+            (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
+
+    def _finish(self, staging: Path, cases: Sequence[Case], facts: Mapping[str, Any]) -> None:
+        """Write the masks that wait for their npz file, and predict.json."""
+        for masks in self._arrays.values():
+            try:
+                self._put_npz(masks, staging)
+            except Exception as error:  # whatever it is, the other files are written
+                self.failed |= {entry.case: _reason(error) for entry, _ in masks}
+        facts = {**facts, "failed": self.failed}
+        tally = self.segmenter.tally
+        if tally.voxels:
+            facts["points"] = asdict(tally)
+        try:
+            self.record.write(facts, [self.done[case.id] for case in cases if case.id in self.done])
+        except Unwritable as error:
+            log.warning("%s; the same command goes on from what is written", error)
+
+    def _put_npz(self, masks: list[tuple[Entry, NDArray[Any]]], staging: Path) -> None:
+        """One npz of the masks that it holds already and the new ones."""
+        name = masks[0][0].file
+        new = {entry.case for entry, _ in masks}
+        kept = [entry for entry in self._kept.get(name, []) if entry.case not in new]
+        both = [(entry, _row_of(self.out / name, entry.case)) for entry in kept] + masks
+        stacked, ids = np.stack([mask for _, mask in both]), [entry.case for entry, _ in both]
+        write_npz_masks(staging / name, stacked, ids, multilabel=self.segmenter.plan.labels.multilabel)
+        entries = [entry for entry, _ in both]
+        free = {free for entry in entries for free in self._free(entry)}
+        for entry in self.record.put(entries, staging, free=tuple(free)):
+            if entry.case in new or entry.case in self.done:
+                self.done[entry.case] = entry
+
+    def _entry(self, case: Case) -> Entry:
+        """What is to be made of a case: the names of its files, and what they are made with."""
+        source = case.images[0]
+        mask = case.id + mask_suffix(source, multilabel=self.segmenter.plan.labels.multilabel)
+        file = mask if source.row is None else f"{case_name(source.path)}.npz"
+        names = [file, *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else [])]
+        return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run, self.options, VERSION)
+
+    def _free(self, entry: Entry) -> tuple[str, ...]:
+        """The names that may be taken: what is ulna's own was looked at before the work."""
+        return tuple(name for name in entry.files if self.record.owns(name) or self.record.undigested(name))
+
+
+def _row_of(path: Path, case: str) -> NDArray[Any]:
+    """The mask of a case in an npz that `predict` wrote."""
+    from ulna.data.read_npz import npz_contents
+
+    array = read_labels(Source(path, npz_contents(path).ids.index(case))).array
+    return array[0] if len(array) == 1 else array
+
+
+def _run_digest(runs: Sequence[Path]) -> str:
+    """Of the weights, the plan and the recipe of all runs, in their order."""
+    return file_digest(*(run / name for run in dict.fromkeys(runs) for name in OF_A_RUN))
 
 
 def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
@@ -140,19 +350,6 @@ def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
     return cases
 
 
-def _make_folder(out: Path, cases: Sequence[Case]) -> None:
-    """Make the folder for the masks; never one that holds the images, the references or a run."""
-    taken = {source.path.resolve().parent for case in cases for source in (*case.images, case.label) if source}
-    if out.resolve() in taken or (out / "recipe.yaml").exists():
-        raise UsageError(
-            f"{out}: holds the images, the references or a run, which masks could replace; choose another --out"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
-
-
 def _common_split(runs: Sequence[Path]) -> Split:
     splits = {run: read_split(run) for run in runs}
     first, *others = splits
@@ -171,27 +368,3 @@ def _reason(error: Exception) -> str:
         return "out of memory; predict on a machine with more, or train with a smaller planning.patch"
     log.error("%s", traceback.format_exc())
     return f"a defect of ulna, please report it ({type(error).__name__}: {text})"
-
-
-def _segment(
-    segmenter: Segmenter,
-    case: Case,
-    out: Path,
-    arrays: dict[Path, list[tuple[str, NDArray[Any]]]],
-    probabilities: bool,
-) -> tuple[str, tuple[int, ...]]:
-    """Write one mask, or keep it for the npz that its image came from; the file's name and the image's size."""
-    volume, source = case.read_image(), case.images[0]
-    need = segmenter.forecast(volume, probabilities=probabilities)
-    need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
-    log.debug("%s: about %s of memory", case.id, need)
-    if probabilities:
-        maps = segmenter.probabilities(volume)
-        mask = to_labels(maps, segmenter.plan.labels, segmenter.recipe.inference.threshold)
-        write_probabilities(out / f"{case.id}_probabilities", maps.numpy(), volume)
-    else:
-        mask = segmenter.mask(volume)
-    if source.row is not None:
-        arrays.setdefault(source.path, []).append((case.id, mask))
-        return source.path.name, volume.size
-    return write_labels(out / case.id, mask, volume).name, volume.size

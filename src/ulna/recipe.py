@@ -226,6 +226,13 @@ class Inference(Frozen):
     smooth: bool = True
 
 
+class Scoring(Frozen):
+    """How cases without a structure count."""
+
+    # Dice and IoU of a class that neither reference nor prediction holds, 1 in many papers; None: such a case is left out
+    empty_score: float | None = Field(default=None, ge=0, le=1)
+
+
 class Recipe(Frozen):
     """Everything a person chooses. Stored, fully resolved, as `recipe.yaml` in a run folder."""
 
@@ -239,6 +246,7 @@ class Recipe(Frozen):
     training: Training = Training()
     points: Points = Points()
     inference: Inference = Inference()
+    evaluation: Scoring = Scoring()
 
 
 class Labels(Frozen):

@@ -61,7 +61,10 @@ class Result:
         return self.volume.affine
 
     def save(self, path: str | Path) -> Path:
-        """Write the mask in the image's own format and geometry; the ending is added. Returns the file."""
+        """Write the mask in the image's own format and geometry; its ending takes the place of a known one. Returns the file.
+
+        What follows another dot belongs to the name: `patient.1` becomes patient.1.nii.gz.
+        """
         path = Path(path)
         return write_labels(path.with_name(case_name(path)), self.mask, self.volume)
 

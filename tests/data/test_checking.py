@@ -7,12 +7,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from ulna.data.checking import check, inspect
 from ulna.data.classes import classes_found
 from ulna.data.dataset import Dataset, split
-from ulna.data.survey import _percentiles, survey, survey_all
+from ulna.data.intensity import _percentiles
+from ulna.data.survey import survey, survey_all
 from ulna.errors import DataError
 from ulna.recipe import Labels
 
@@ -108,7 +110,6 @@ def test_survey_keeps_affine_and_spacing(tmp_path):
         (pixels(0, *VOLUME), -half(1, VOLUME).astype(np.int16), None, "holds negative label values, down to -1"),
         (pixels(0, *VOLUME), half(1, (*VOLUME, 2)), None, "holds 2 label maps"),
         (pixels(0, *VOLUME), half(1, VOLUME) * np.float32(np.nan), None, "label values that are not finite"),
-        (pixels(0, *VOLUME) * np.float32(0) + 3, half(1, VOLUME), None, "the image is constant, every value is "),
         (pixels(0, *VOLUME), np.arange(336, dtype=np.uint16).reshape(VOLUME), None, "more than 256 label values"),
     ],
 )  # fmt: skip
@@ -122,7 +123,7 @@ def test_values_that_are_not_finite_are_counted_and_the_rest_measured(tmp_path):
     image = pixels(0, *VOLUME).astype(np.float32)
     image[0, 0, :3], image[1, 1, 1] = np.nan, np.inf
     report = check(nifti_set(tmp_path, image, half(1, VOLUME), count=1))
-    assert whats(report) == ["the image holds 4 values that are not finite (NaN or infinite), of 336"]
+    assert whats(report)[:1] == ["the image holds 4 values that are not finite (NaN or infinite), of 336"]
     assert np.isfinite(report.surveys[0].image[0].mean)
 
 
@@ -152,6 +153,43 @@ def test_damaged_files_and_faults_of_the_folder_are_told_together(tmp_path):
     assert len(report.surveys) == 5 and not report.ok
     with pytest.raises(DataError, match=f"{len(report.problems)} problems"):
         report.raise_if_bad()
+
+
+def test_values_that_float32_does_not_hold_are_told_as_such(tmp_path):
+    image = pixels(0, *VOLUME).astype(np.float64)
+    image[0, 0, :3], image[1, 1, 1] = (1e300, -2e300, 1e39), np.nan
+    report = check(nifti_set(tmp_path, image, half(1, VOLUME)))
+    assert (
+        whats(report)
+        == [
+            "holds 3 values beyond what float32 holds, up to 2e+300",
+            "the image holds 1 values that are not finite (NaN or infinite), of 336",
+        ]
+        * 2
+    )
+    labels = half(1, VOLUME).astype(np.float64)
+    labels[0, 0, 0] = 1e300
+    (problem, _) = check(nifti_set(tmp_path / "labels", pixels(0, *VOLUME), labels)).problems
+    assert problem.what == "holds label values up to 1e+300"
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".tif", ".nrrd"])
+def test_values_beyond_float32_are_found_in_every_format(tmp_path, suffix):
+    from tests.data.test_read import image_of
+
+    array = np.ones((6, 7))
+    array[2, 3] = 1e300
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".npz":
+        np.savez(path, images=array[None])
+    elif suffix == ".tif":
+        tifffile.imwrite(path, array)
+    elif suffix == ".npy":
+        np.save(path, array)
+    else:
+        head = "NRRD0004\ntype: double\ndimension: 2\nsizes: 7 6\nencoding: raw\nendian: little\n\n"
+        path.write_bytes(head.encode() + array.tobytes())
+    assert image_of(path, 0 if suffix == ".npz" else None).meta["too_large"] == (1, 1e300)
 
 
 def test_check_of_nothing_is_a_report(tmp_path):
@@ -197,8 +235,8 @@ def test_channels_and_dimensions_must_agree(tmp_path):
 
 
 def test_declared_channels_must_be_there(tmp_path):
-    png_set(tmp_path, [half()], dataset={"channel_names": ["T1", "T2"]})
-    assert whats(check(tmp_path)) == ["has 1 channels, dataset.json names 2"]
+    png_set(tmp_path, [half()] * 2, dataset={"channel_names": ["T1", "T2"]})
+    assert whats(check(tmp_path)) == ["has 1 channels, dataset.json names 2"] * 2
 
 
 def test_copies_in_two_sets_are_a_problem_and_in_one_set_a_note(tmp_path):
@@ -219,29 +257,41 @@ def test_copies_in_another_container_are_found(tmp_path):
     assert any("1 images stand more than once, for example a and b" in note for note in check(tmp_path).notes)
 
 
-def test_a_blank_image_is_a_fault_only_with_foreground_or_if_all_are_blank(tmp_path):
+def test_a_blank_image_is_told_and_is_a_fault_only_if_all_are_blank(tmp_path):
     root = png_set(tmp_path, [half(), half(0), half(0)], splits={"train": ["c0", "c1"], "val": ["c2"]})
     for name in ("c1", "c2"):
         save(root / "images" / f"{name}.png", np.full((8, 9), 7, np.uint8))
     report = check(root)
     assert report.ok and "2 cases, for example c1: the image is constant, every value is 7" in report.notes
     save(root / "labels" / "c1.png", half())
-    assert whats(check(root)) == ["the image is constant, every value is 7, and its label map has foreground"]
+    with_foreground = check(root)
+    note = "c1: the image is constant, every value is 7, though its label map has foreground"
+    assert with_foreground.ok and note in with_foreground.notes
     save(root / "images" / "c0.png", np.full((8, 9), 9, np.uint8))
-    assert "every image is constant, for example c0: 9" in whats(check(root))
+    assert whats(check(root)) == ["every image is constant, for example c0: 9"]
 
 
 def test_grey_labels_stored_as_colour_are_one_map(tmp_path):
-    root = png_set(tmp_path, [np.repeat(half()[..., None], 3, axis=-1)])
+    root = png_set(tmp_path, [np.repeat(half()[..., None], 3, axis=-1)] * 2)
     assert check(root).ok and check(root).surveys[0].label_values == {0: 45, 1: 27}
 
 
 @pytest.mark.parametrize(
     ("counts", "text"),
     [
-        ([{0: 9, 5: 1}], r"the label values found are 0, 5 \(1, 2, 3, 4 never; 5 in case c0\); name the classes"),
+        (
+            [{0: 9, 5: 1}],
+            r"the label values found are 0, 5 \(1, 2, 3, 4 never; 5 in case c0\); name all classes 1\.\.5",
+        ),
         ([{0: 9, 255: 1}, {0: 9, 2: 1}], "c0: label values 0 and 255, other cases hold values up to 2"),
-        ([{0: 9, 1: 2, 255: 1}], r"found are 0, 1, 255 \(2, 3, 4, 5, 6, 7, \.\.\. never"),
+        (
+            [{0: 9, 1: 2, 255: 1}],
+            r"found are 0, 1, 255 \(2, 3, 4, 5, 6, 7, \.\.\. never.*; remap 255 to 0 or to a class",
+        ),
+        (
+            [{0: 9, 128: 2, 255: 1}],
+            r"found are 0, 128, 255 .*; remap the label maps to 0\.\.K; check --fix OUT does so",
+        ),
         ([{0: 9, 0.5: 1}], r"label values 0\.5 \(in case c0\) are no class indices; save the label maps with whole"),
         ([{0: 9, float("nan"): 1}], "label values nan"),
         ([{0: 9}, {-1: 1}], r"label values -1 \(in case c1\)"),

@@ -182,7 +182,7 @@ def test_decathlon_lists_its_cases(tmp_path):
     dataset = Dataset.from_folder(root)
     assert [case.id for case in dataset.cases] == ["a", "b", "t"] and len(dataset.labelled) == 2
     assert dataset.labels == Labels(names=("background", "liver")) and dataset.channel_names == ("CT",)
-    assert "dataset.json says numTraining 5 and lists 2 cases" in dataset.notes
+    assert "dataset.json says numTraining 5, lists 2 cases" in dataset.notes
     assert any("imagesTr holds 1 files that dataset.json does not list" in note for note in dataset.notes)
 
 
@@ -509,7 +509,7 @@ def test_made_splits_depend_on_ids_and_seed_alone(tmp_path):
 
 
 def test_too_few_cases_or_groups(tmp_path):
-    with pytest.raises(UsageError, match="1 labelled cases are too few"):
+    with pytest.raises(UsageError, match="1 labelled case is too few to train"):
         split(Dataset.from_folder(pairs(tmp_path / "one", ["a"])), 0)
     two = Dataset.from_folder(pairs(tmp_path / "two", ["a", "b"]))
     assert (len(split(two, 0).train), len(split(two, 0).val)) == (1, 1)

@@ -57,6 +57,7 @@ def nifti(path, array, affine=None, **fields):
     image = nib.Nifti1Image(array, np.diag([1.0, 1, 2, 1]) if affine is None else np.asarray(affine, float))
     image.set_qform(image.affine if fields.pop("qform", None) is None else None, code=1)
     image.set_sform(image.affine, code=1)
+    image.header.set_xyzt_units("mm")
     image.to_filename(path)
     if fields:
         patch_nifti(path, **fields)
@@ -64,7 +65,7 @@ def nifti(path, array, affine=None, **fields):
 
 OFFSETS = {"scl_slope": (112, "f"), "pixdim": (76, "8f"), "srow_x": (280, "4f"), "srow_z": (312, "4f"), "dim": (40, "8h"),
            "qform_code": (252, "h"), "sform_code": (254, "h"), "qoffset_x": (268, "f"), "quatern_b": (256, "f"),
-           "xyzt_units": (123, "B")}  # fmt: skip
+           "xyzt_units": (123, "B"), "vox_offset": (108, "f")}  # fmt: skip
 
 
 def patch_nifti(path, **fields):
@@ -263,11 +264,17 @@ PALETTE.putpalette([0, 0, 0, 255, 0, 0])
 # name, data set, plant, words (None: nothing is wrong), whether it is a problem
 FAULTS = [
     # the folder
-    ("no folder of labels", png_set, rename("labels", "masks_of_bob"), "has a layout that is not known", True),
+    ("no folder of labels", png_set, rename("labels", "masks_of_bob"), "holds images/ and no labels/ beside it", True),
+    ("no folder of images", png_set, rename("images", "pictures"), "holds labels/ and no images/ beside it", True),
+    ("no labels of nnU-Net", nifti_set, several(rename("images", "imagesTr"), rename("labels", "masks")), "holds imagesTr/ and no labelsTr/ beside it", True),
+    ("nothing known", png_set, several(rename("labels", "a"), rename("images", "b")), "has a layout that is not known", True),
     ("a file in place of a folder", png_set, several(rename("labels", "gone"), written("labels", b"x")), "Not a dir", True),
     ("label missing", png_set, lambda root: (root / "labels/c1.png").unlink(), "has no label map labels/c1.*", True),
     ("image missing", png_set, lambda root: (root / "images/c1.png").unlink(), "has no image images/c1.*", True),
-    ("sub-folder", png_set, lambda root: (root / "images/more").mkdir(), "1 files or folders that are no images", False),
+    ("sub-folder", png_set, lambda root: (root / "images/more").mkdir(), "images/ holds 1 folder that is not read", False),
+    ("other files", png_set, several(written("images/a.XCF", b"x"), written("images/b.xcf", b"x"), written("images/list", b"x")), "images/ holds files that are not read: 2 .xcf, 1 without extension", False),
+    ("one case", png_set, lambda root: [p.unlink() for p in root.glob("*/c[123].png")], "1 labelled case is too few to train", True),
+    ("one patient", png_set, declared("groups", {f"c{n}": "p" for n in range(4)}), "all cases belong to one group", True),
     # names
     ("same name, other extension", png_set, lambda root: Image.fromarray(random(1, 24, 20)).save(root / "images/c0.bmp"), "has the name of c0.", True),
     ("upper and lower case", png_set, both("C0"), "differs from 'C0' in upper and lower case only", True),
@@ -348,7 +355,7 @@ FAULTS = [
     # values
     ("NaN", nifti_set, volume(NAN), "holds 1 values that are not finite", True),
     ("infinite", nifti_set, volume(np.where(np.isnan(NAN), np.inf, NAN)), "holds 1 values that are not finite", True),
-    ("constant", nifti_set, volume(np.full(SHAPE, 7, np.uint8)), "the image is constant, every value is 7", True),
+    ("constant", nifti_set, volume(np.full(SHAPE, 7, np.uint8)), "the image is constant, every value is 7, though its label map has foreground", False),
     ("all constant", nifti_set, every_volume(lambda n: np.full(SHAPE, n, np.uint8)), "every image is constant", True),
     # geometry
     ("4D of one", nifti_set, volume(random(1, *SHAPE, 3)), "has 3 channels, most cases have 1", True),
@@ -366,6 +373,15 @@ FAULTS = [
     ("slope of zero", nifti_set, volume(random(1, *SHAPE), scl_slope=0), "its scaling slope is 0, which is read as no scaling", False),
     ("slope that is not a number", nifti_set, volume(random(1, *SHAPE), scl_slope=np.nan), "its scaling slope is nan", False),
     ("spacing in metres", nifti_set, several(volume(random(1, *SHAPE), np.diag([1e-3, 1e-3, 2e-3, 1])), volume(shapes(SHAPE), np.diag([1e-3, 1e-3, 2e-3, 1]), "labels")), "has a spacing of 0.00126 mm, the others", False),
+    ("no orientation", nifti_set, lambda root: [patch_nifti(p, sform_code=0, qform_code=0) for p in root.glob("*/c1*")], "c1: states no orientation (sform and qform code 0)", False),
+    ("no orientation anywhere", nifti_set, lambda root: [patch_nifti(p, sform_code=0, qform_code=0) for p in root.glob("*/*.gz")], "3 cases, for example c0: states no orientation", False),
+    ("metres", nifti_set, lambda root: [patch_nifti(p, xyzt_units=1) for p in root.glob("*/*.gz")], "3 cases, for example c0: states lengths in metres; they are converted to mm", False),
+    ("micrometres", nifti_set, lambda root: [patch_nifti(p, xyzt_units=3) for p in root.glob("*/*.gz")], "states lengths in micrometres; they are converted", False),
+    ("no unit", nifti_set, volume(random(1, *SHAPE), xyzt_units=0), "c1: states no unit of length; mm is assumed", False),
+    ("data in the header", nifti_set, volume(random(1, *SHAPE), vox_offset=8), "says that its data begin at byte 8, inside the header; byte 352 is used", False),
+    ("numTraining of Decathlon", nifti_set, several(rename("images", "imagesTr"), rename("labels", "labelsTr"), declared("dataset", {"numTraining": 9})), "numTraining 9, imagesTr holds 3 cases", False),
+    ("numTraining of pairs", png_set, declared("dataset", {"numTraining": 9}), "dataset.json says numTraining 9, images holds 4 cases", False),
+    ("numTraining as text", png_set, declared("dataset", {"numTraining": "9"}), "dataset.json says numTraining 9, images holds 4 cases", False),
     ("other axes", nifti_set, several(volume(random(1, *SHAPE), np.diag([-1, -1, 2, 1])), volume(shapes(SHAPE), np.diag([-1, -1, 2, 1]), "labels")), "along other axes than most (2 RAS, 1 LPS)", False),
     # bombs
     ("PNG bomb that lies", png_set, written("images/c1.png", png_bomb(90_000, 90_000)), "declares 90000 x 90000 pixels", True),

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from torch.nn.functional import interpolate
 
 from tests.plans import make
 from ulna.data import format_1
 from ulna.data.preprocess import prepare, prepare_labels, restored
+from ulna.data.read import read_image
+from ulna.data.source import Source
 from ulna.recipe import Normalization
 from ulna.volume import Volume
 
@@ -55,3 +58,18 @@ def test_the_way_back_is_linear_interpolation_whatever_the_slabs(grid, size, mon
                 slabs = maps.split(heights, dim=axis + 1)
                 back = torch.cat([slab.clone() for slab in format_1.restore(slabs, grid, size, axis)], dim=axis + 1)
                 torch.testing.assert_close(back, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_seen_as_they_are_stored_and_masks_come_back_upright(tmp_path, orientation):
+    stored = np.random.default_rng(0).integers(0, 200, (6, 9)).astype(np.uint8)
+    tag = [(274, 3, 1, orientation, True)]
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite", extratags=tag)
+    volume = read_image([Source(tmp_path / "a.tif")])
+    old, new = (make(format=number, spatial_dims=2, normalization=NONE) for number in (1, 2))
+    prepared = prepare(volume, old)
+    assert torch.equal(prepared.image[0], torch.from_numpy(stored).float())
+    assert np.array_equal(255 - prepared.turn.back(prepared.image.numpy()), volume.array)
+    assert torch.equal(prepare(volume, new).image, torch.from_numpy(volume.array.copy()).float())
+    labels = prepare_labels((volume.array[0] > 99).astype(np.uint8), volume, old)
+    assert np.array_equal(labels.numpy(), 255 - stored > 99)

@@ -72,4 +72,6 @@ def test_nonsense_beside_the_images_is_told(tmp_path, seed):
         report = check(root)
         assert str(report) and json.dumps(report.to_json())
         if report.surveys:
-            assert check(root, fix=tmp_path / f"{number} fixed").ok
+            fixed = check(root, fix=tmp_path / f"{number} fixed")
+            unsplit = ("belong to one group", "too few to train", "cannot be divided")
+            assert all(any(words in one.what for words in unsplit) for one in fixed.problems), str(fixed)

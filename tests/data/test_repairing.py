@@ -66,6 +66,16 @@ def repaired(tmp_path, make, plant):
     return report, record
 
 
+def turned_image(root):
+    """An image with an orientation tag, whose label map lies on its stored pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image(random(1, 24, 20), exif=exif)(root)
+    for number in (0, 2, 3):
+        image(random(number, 20, 24), f"c{number}.png")(root)
+        label(shapes((20, 24), at=2 + number), f"c{number}.png")(root)
+
+
 def labels_of(report, case="c1"):
     return Dataset.from_folder(report.root).case(case).read_labels().array[0]
 
@@ -73,7 +83,10 @@ def labels_of(report, case="c1"):
 MENDED = [
     ("gap", png_set, label(shapes((24, 20), 3)), "label values 0, 3 became 0, 2"),
     ("colours", png_set, label(RGB), "colours became classes"),
+    ("gap up to 255", png_set, label(np.maximum(shapes((24, 20), 128), shapes((24, 20), 255, at=9))), "label values 0, 128, 255 became 0, 2, 3"),
     ("rounding", nifti_set, volume(shapes(SHAPE) * 1.001, folder="labels"), "rounded to whole numbers"),
+    ("scaled", nifti_set, volume(shapes(SHAPE) * 2.06, folder="labels"), "(the largest change is 0.06)"),
+    ("stored turned", png_set, several(turned_image, lambda root: None), "has the orientation tag 6 of its image now"),
     ("NaN", nifti_set, volume(NAN), "1 values that were not finite: NaN became 0"),
     ("turned", nifti_set, volume(np.swapaxes(shapes(SHAPE, at=2), 0, 1), TURNED, "labels"), "resampled to the grid of its"),
     ("sform against qform", nifti_set, volume(random(1, *SHAPE), qoffset_x=30), "its sform and qform disagree"),
@@ -105,7 +118,6 @@ LEFT = [
     ("pipe", png_set, special("images/c1.png", os.mkfifo), "is a named pipe"),
     ("other size", png_set, label(shapes((24, 21))), "nothing says where its pixels lie"),
     ("elsewhere", nifti_set, volume(shapes(SHAPE), [[1, 0, 0, 99], *MOVED[1:]], "labels"), "lies beside its image"),
-    ("constant", nifti_set, volume(np.full(SHAPE, 7, np.uint8)), "the image is constant"),
     ("channels", png_set, image(random(1, 24, 20, 3)), "is 2D with 3 channels, most cases are 2D with 1"),
     ("beyond the classes", png_set, several(declared("classes", ["a"]), label(shapes((24, 20), 2))), "values 2 do not fit"),
     ("no label", png_set, lambda root: (root / "labels/c1.png").unlink(), "has no label map"),
@@ -127,6 +139,77 @@ def test_changed_values_can_be_told_back(tmp_path):
     assert tables["labels/c0.png"] == {"0": 0, "5": 1} and tables["labels/c1.png"] == {"0": 0, "7": 2}
     assert np.array_equal(labels_of(report), 2 * shapes((24, 20), at=1))
     assert record["files"]["labels/c1.png"] == str(tmp_path / "data" / "labels" / "c1.png")
+
+
+def test_255_is_a_class_beside_others_and_a_stretched_1_alone(tmp_path):
+    """Nobody says which value a map of 0 and 255 means, unless 255 stands beside other values."""
+    mixed = several(
+        label(shapes((24, 20), 128)),
+        label(shapes((24, 20), 255), "c2.png"),
+        *(label(shapes((24, 20), 64), f"c{n}.png") for n in (0, 3)),
+    )
+    report, record = repaired(tmp_path, png_set, mixed)
+    assert report.labels.names == ("background", "value 64", "value 128", "value 255")
+    tables = {change["file"]: change["values"] for change in record["changes"]}
+    assert tables["labels/c2.png"] == {"0": 0, "255": 3} and tables["labels/c1.png"] == {"0": 0, "128": 2}
+
+
+def test_255_beside_classes_without_gaps_is_left_and_the_reason_told(tmp_path):
+    root = png_set(tmp_path / "data") if (tmp_path / "data").mkdir() is None else None
+    label(np.maximum(shapes((24, 20)), shapes((24, 20), 255, at=9)))(root)
+    report = check(root, fix=tmp_path / "fixed")
+    assert any("255 beside 0..1 may mean 'not known'" in one.what for one in report.repair.left_out)
+    assert np.array_equal(labels_of_file(tmp_path / "fixed"), labels_of_file(root))
+
+
+def labels_of_file(root):
+    return np.asarray(Image.open(root / "labels" / "c1.png"))
+
+
+def test_what_check_advises_is_accepted_by_check(tmp_path):
+    (tmp_path / "few").mkdir()
+    few = png_set(tmp_path / "few")
+    label(shapes((24, 20), 3))(few)
+    (problem,) = check(few).problems
+    assert "name all classes 1..3 in classes.json, also those that occur nowhere" in problem.remedy
+    (few / "classes.json").write_text(json.dumps(["a", "b", "c"]))
+    assert check(few).ok
+    (tmp_path / "many").mkdir()
+    many = png_set(tmp_path / "many")
+    every_label(lambda n: np.maximum(shapes((24, 20), 128, at=n), shapes((24, 20), 255, at=12)))(many)
+    (problem,) = check(many).problems
+    assert "check --fix OUT does so" in problem.remedy and "classes.json" not in problem.remedy
+    assert check(many, fix=tmp_path / "fixed").ok
+
+
+def test_labels_that_a_program_scaled_are_rounded(tmp_path):
+    """nibabel spreads real values over the integers of the header: 1, 2, 3 come back as 0.988, 1.976, 3.012."""
+    root = nifti_set(tmp_path / "data") if (tmp_path / "data").mkdir() is None else None
+    wanted = (random(0, *SHAPE) % 13).astype(np.uint8)
+    for number in range(3):
+        made = nib.Nifti1Image(wanted.astype(float), np.diag([1.0, 1, 2, 1]))
+        made.set_data_dtype(np.uint8)
+        nib.save(made, root / "labels" / f"c{number}.nii.gz")
+    (problem, *_) = check(root).problems
+    assert "all lie within 0.024 of whole numbers, as programs write them through a scaled header" in problem.what
+    assert problem.remedy == "round them, check --fix does so"
+    report = check(root, fix=tmp_path / "fixed")
+    assert report.ok and np.array_equal(labels_of(report), wanted)
+
+
+@pytest.mark.parametrize(
+    ("plant", "file", "words"),
+    [
+        (volume(shapes(SHAPE) * 0.5, folder="labels"), "labels/c1.nii.gz", "no whole numbers"),
+        (volume(np.stack([random(1, *SHAPE)] * 2, -1)), "images/c1.nii.gz", "most cases are 3D with 1"),
+        (written("images/c1.nii.gz", lambda data: data[:-12]), "images/c1.nii.gz", "is cut short"),
+        (volume(-shapes(SHAPE).astype(np.int16), folder="labels"), "labels/c1.nii.gz", "negative"),
+    ],
+)
+def test_what_is_left_out_is_told_of_the_users_own_files(tmp_path, plant, file, words):
+    report, _ = repaired(tmp_path, nifti_set, plant)
+    (told,) = report.repair.left_out
+    assert told.file == str(tmp_path / "data" / file) and words in told.what and ".tmp-" not in str(report.repair)
 
 
 def test_labels_are_turned_with_their_place_in_space(tmp_path):
@@ -170,7 +253,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ulna.data.repairing.shutil.copyfile", full)
-    with pytest.raises(UsageError, match=r"fixed: cannot be written \(No space left on device\)"):
+    with pytest.raises(UsageError, match=r"fixed: cannot be written \(No space left on device: .* are free\)"):
         check(root, fix=tmp_path / "fixed")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

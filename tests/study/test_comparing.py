@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def test_the_table_for_latex_has_a_cell_a_column_and_the_figures_of_the_study(st
     cells = [re.split(r"(?<!\\) & ", row.removesuffix(" \\\\")) for row in (head, *rows)]
     assert {len(row) for row in cells} == {len(columns)}
     dice = next(i for i, cell in enumerate(cells[0]) if cell.startswith("Dice"))
+    assert [row[dice + 1 : dice + 3] for row in cells] == [["n", "both empty"], ["7", "0"], ["7", "0"]]
     for model, row in zip(study.outcome.models, cells[1:], strict=True):
         mean = study.outcome.described[model]["dice"].mean
         assert (row[0], float(row[dice].split()[0])) == (model, pytest.approx(mean, abs=5e-4))
@@ -360,3 +362,19 @@ def test_a_signal_stops_the_trainings_and_names_the_command_that_goes_on(many, t
     assert "go on with: ulna compare" in said
     begun = [path.parent for path in out.glob("runs/*/*/recipe.yaml")]
     assert all((run / "checkpoints").exists() for run in begun)
+
+
+@pytest.mark.slow
+def test_cases_that_hold_nothing_are_counted_and_left_out(many, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(many, root)
+    for name in ("disc6", "disc7", "disc8"):  # of the test cases
+        mask = np.asarray(Image.open(root / "labels" / f"{name}.png"))
+        Image.fromarray(np.zeros_like(mask)).save(root / "labels" / f"{name}.png")
+    study = compare(root, models=MODELS, out=tmp_path / "study", seeds=1, epochs=2, set=TINY)
+    counts = {(one["dice"].units, one["dice"].undefined) for one in study.outcome.described.values()}
+    assert {n + empty for n, empty in counts} == {7}
+    rows = list(csv.DictReader((study.folder / "results.csv").read_text().splitlines()))
+    assert {row["sensitivity"] for row in rows if row["case"] in ("disc6", "disc7", "disc8")} == {"nan"}
+    assert np.isfinite(study.outcome.scores).all()
+    assert "both empty" in (study.folder / "table.md").read_text()

@@ -87,7 +87,8 @@ def test_a_level_has_the_accuracy_that_predict_and_evaluate_find(measured, run_o
     mean = ulna.evaluate(masks.folder, data).summary["mean"]
     row = measured.rows[-1 if level is None else level - 1]
     for name in ("dice", "iou"):
-        assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == tuple(mean[name].values())
+        found = (row[name], row[f"{name}_low"], row[f"{name}_high"], row["n"])
+        assert found == tuple(mean[name][key] for key in ("mean", "low", "high", "n"))
 
 
 def test_without_a_choice_there_are_tables_and_a_figure_and_no_run(measured):

@@ -11,14 +11,13 @@ import pytest
 from scipy import stats
 
 from ulna.errors import UsageError
-from ulna.metrics import bootstrap_interval
+from ulna.metrics import bootstrap_interval, mean_interval
 from ulna.study import significance
 from ulna.study.significance import (
     effect_interval,
     equivalence,
     fewest_units,
     holm,
-    mean_interval,
     needed_units,
     power,
     rank_biserial,

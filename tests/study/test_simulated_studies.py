@@ -7,9 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.study.simulated import CASES, error, simulate
+from ulna.metrics import mean_interval
 from ulna.study import statistics
 from ulna.study.ranking import rank_datasets
-from ulna.study.significance import effect_interval, mean_interval, needed_units, signed_rank
+from ulna.study.significance import effect_interval, needed_units, signed_rank
 from ulna.study.statistics import compare_pairs
 
 pytestmark = pytest.mark.slow  # thousands of studies

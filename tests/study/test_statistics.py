@@ -13,8 +13,9 @@ from scipy import stats
 
 from tests.study.simulated import CASES, simulate
 from ulna.errors import UsageError
-from ulna.study.significance import effect_interval, holm, mean_interval, needed_units, rank_biserial
-from ulna.study.statistics import Pair, compare_pairs, describe, per_unit, sentence
+from ulna.metrics import mean_interval
+from ulna.study.significance import effect_interval, holm, needed_units, rank_biserial
+from ulna.study.statistics import Pair, compare_pairs, describe, paired, per_unit, sentence
 
 NAMES = ["unet", "unetpp", "nnunet", "sdunet"]
 
@@ -243,3 +244,19 @@ def test_one_seed_is_no_evidence() -> None:
     (more,) = compare_pairs(["a", "b"], simulate(1, 1, models=2)[0], seeds=2)
     assert more.evidence
     assert "seed" not in sentence(more)
+
+
+def test_a_case_counts_for_all_models_of_a_pair_or_for_none() -> None:
+    nan = math.nan
+    scores = {
+        ("a", 0, "held"): 0.8, ("b", 0, "held"): 0.7,
+        ("a", 0, "empty"): nan, ("b", 0, "empty"): nan,
+        ("a", 0, "invented"): 0.0, ("b", 0, "invented"): nan,
+    }  # fmt: skip
+    _, units, table = per_unit(paired(scores), {})
+    assert units == ["held", "invented"]
+    assert table.tolist() == [[0.8, 0.0], [0.7, 1.0]]
+    described = describe(scores, {})
+    assert [(one.mean, one.units, one.undefined) for one in described.values()] == [(0.4, 2, 1), (0.7, 1, 2)]
+    with pytest.raises(UsageError, match="no scored case holds a structure"):
+        paired({("a", 0, "x"): nan})

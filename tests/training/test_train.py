@@ -526,3 +526,37 @@ def test_a_checkpoint_with_a_state_of_other_types_is_a_clear_error(copied, tmp_p
         write_tensors(path, saved._replace(state={**saved.state, field: value}))
     with pytest.raises(UsageError, match="checkpoint"):
         train(copied, out=tmp_path / "run", resume=True, epochs=2)
+
+
+def discs_with(root, source, empty):
+    """The discs, of which some show none."""
+    shutil.copytree(source, root)
+    for name in empty:
+        Image.fromarray(np.zeros((32, 40), np.uint8)).save(root / "labels" / f"{name}.png")
+    return root
+
+
+def test_the_epoch_is_chosen_without_the_cases_that_hold_nothing(discs, tmp_path, monkeypatch):
+    """Once an empty validation case lifted the Dice of an epoch that finds nothing to a half."""
+    from ulna.training import loop
+
+    data = discs_with(tmp_path / "data", discs, ["disc5"])
+    monkeypatch.setattr(loop, "label_slabs", lambda slabs, size, *_: np.zeros(size, np.uint8))
+    run = train(data, model="unet", out=tmp_path / "run", epochs=1, set=TINY)
+    assert run.summary["val_dice"] == 0
+    papers = train(data, model="unet", out=tmp_path / "p", epochs=1, set=[*TINY, "evaluation.empty_score=1"])
+    assert papers.summary["val_dice"] == 0.5
+
+
+def test_where_nothing_is_to_be_found_an_epoch_that_invents_nothing_is_best(discs, tmp_path, monkeypatch):
+    from ulna.training import loop
+
+    data = discs_with(tmp_path / "data", discs, ["disc5", "disc6", "disc7"])
+    marked = iter([1, 0, 0, 0, 0, 0])  # the first epoch marks something in the first case
+    monkeypatch.setattr(loop, "label_slabs", lambda slabs, size, *_: np.full(size, next(marked), np.uint8))
+    run = train(data, model="unet", out=tmp_path / "run", epochs=3, set=TINY)
+    assert [float(row["val_dice"]) for row in rows_of(run.folder)] == [0.0, 1.0, 1.0]
+    assert run.summary["best_epoch"] == 2
+    test = run.summary["test"]["mean"]
+    assert test["n"] + test["both_empty"] == 1
+    assert (run.folder / "log.txt").read_text().count("no validation case holds a structure") == 1

@@ -195,6 +195,7 @@ def _training_rows(study: Study, field: str, values: Sequence[float], own: float
                 "value": value,
                 "base": value == own,
                 "dice": _interval(outcome.described[name]["dice"]),
+                **_counts(outcome.described[name]["dice"]),
                 "epochs": outcome.epochs[name],
                 "epoch_s": 3600 * outcome.hours[name] / outcome.epochs[name],
                 "training_mb": outcome.training_mb[name],
@@ -218,7 +219,9 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
             reference = encode_labels(case.read_labels(), labels)
             for spacing, segmenter in segmenters.items():
                 pair = (case.id, segmenter.mask(volume), reference, volume)
-                scores[f"{spacing}", seed, case.id] = evaluate_pairs([pair], labels).case_dice(case.id)
+                empty = segmenter.recipe.evaluation.empty_score
+                scored = evaluate_pairs([pair], labels, empty_score=empty)
+                scores[f"{spacing}", seed, case.id] = scored.case_dice(case.id)
     described = describe(scores, {row.case: row.group for row in study.outcome.rows if row.group})
     keep_freed_memory()
     case = pick_case(cases)
@@ -237,6 +240,7 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
             "value": spacing,
             "base": spacing == own,
             "dice": _interval(described[f"{spacing}"]),
+            **_counts(described[f"{spacing}"]),
             "asked": (asked[spacing].mesh + asked[spacing].refined) / asked[spacing].voxels,
             "prediction_ms": 1e3 * float(np.median(seconds[spacing])),
             "prediction_mb": prediction_mb(runs[0], data, case, f"{SPACING}={spacing}"),
@@ -254,6 +258,10 @@ def _on_meshes(trained: Segmenter, tallies: Mapping[int, Tally]) -> dict[int, Se
         segmenters[spacing] = Segmenter(trained.network, trained.plan, recipe, trained.device)
         segmenters[spacing].tally = tally
     return segmenters
+
+
+def _counts(found: Description) -> dict[str, int]:
+    return {"n": found.units, "both_empty": found.undefined}
 
 
 def _interval(found: Description) -> list[float | None]:

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.classes import classes_found, listed, some
-from ulna.data.comparing import compare_grids, compare_images, compare_names
+from ulna.data.comparing import compare_grids, compare_images, compare_names, compare_palettes
 from ulna.data.copies import find_copies
-from ulna.data.dataset import Dataset
+from ulna.data.dataset import Dataset, split
+from ulna.data.limits import allowing
 from ulna.data.repairing import Repair, check_target, repair
 from ulna.data.source import all_faults, condensed
 from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey_all
-from ulna.errors import DataError, Problem
+from ulna.errors import DataError, Problem, UsageError
 from ulna.recipe import Labels
 
 
@@ -29,7 +30,7 @@ class Report:
 
     Args:
         root: the data set.
-        problems: what must be mended, all of it.
+        problems: what must be repaired, all of it.
         notes: what is worth knowing.
         surveys: one per case, in the order of the data set.
         labels: the classes, declared or found; None where the label maps do not tell.
@@ -84,7 +85,14 @@ def _counted(count: int, noun: str) -> str:
     return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
 
 
-def check(data: Path | str, /, *, fix: Path | str | None = None) -> Report:
+def check(
+    data: Path | str,
+    /,
+    *,
+    fix: Path | str | None = None,
+    max_pixels: int | None = None,
+    max_ram: float | None = None,
+) -> Report:
     """Read every case of a data set to its last byte and list every problem at once.
 
     Faults of the folder (names, JSON, splits) and of the files are told together.
@@ -92,28 +100,43 @@ def check(data: Path | str, /, *, fix: Path | str | None = None) -> Report:
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
         fix: write a repaired copy to this new folder, with a list of what was changed; the originals stay as they are.
+        max_pixels: refuse images of more pixels or voxels than this, by what their headers declare. Left out, pictures may
+            have a thousand million, and volumes what the memory holds.
+        max_ram: GB of memory that may be taken: an image may unpack to half of it. Left out, all of the machine's.
 
     Returns:
         What was found; with `fix`, what is found in the copy, and in `repair` what was changed and left out.
 
     Raises:
-        UsageError: with `fix`, if the folder is there already, or no case can be repaired.
+        UsageError: with `fix`, if the folder is there already, or no case can be repaired; if a bound is not above 0.
 
     Example:
         ulna check data/nuclei --fix data/nuclei-fixed
     """
     if fix is not None:
         check_target(Path(fix), Path(data))
-    try:
-        dataset, problems = Dataset.scan(data)
-    except DataError as error:
-        return Report(Path(data), problems=error.problems)
-    found = inspect(dataset)
-    if fix is not None:
-        done = repair(dataset, found.surveys, found.copies, problems, Path(fix))
-        return replace(check(fix), repair=done)
+    with allowing(max_pixels, max_ram):
+        try:
+            dataset, problems = Dataset.scan(data)
+        except DataError as error:
+            return Report(Path(data), problems=error.problems)
+        found = inspect(dataset)
+        if fix is not None:
+            done = repair(dataset, found.surveys, found.copies, problems, Path(fix))
+            return replace(check(fix, max_pixels=max_pixels, max_ram=max_ram), repair=done)
     own = [problem for problem in found.problems if problem not in problems]
-    return replace(found, problems=(*problems, *own))
+    return replace(found, problems=(*problems, *own, *_too_few(dataset, found)))
+
+
+def _too_few(dataset: Dataset, found: Report) -> list[Problem]:
+    """Why no training could begin: fewer than two labelled cases, or one patient."""
+    if not dataset.labelled:  # every image without a label map is told
+        return []
+    try:
+        split(dataset.grouped(found.copies), 0)
+    except UsageError as error:
+        return [Problem(str(dataset.root), str(error), "add labelled cases, of another patient")]
+    return []
 
 
 def inspect(dataset: Dataset, workers: int = 0) -> Report:
@@ -122,7 +145,7 @@ def inspect(dataset: Dataset, workers: int = 0) -> Report:
     problems = [problem for one in surveys for problem in one.problems]
     notes = [*dataset.notes, *_reader_notes(surveys)]
     labels = _labels(dataset, surveys, problems, notes)
-    for compare in (compare_images, compare_grids, compare_names):
+    for compare in (compare_images, compare_grids, compare_names, compare_palettes):
         compare(dataset, surveys, problems, notes)
     copies = find_copies(dataset, surveys)
     problems, notes = problems + copies.problems, notes + copies.notes

@@ -8,7 +8,12 @@ from ulna.data.source import fault
 from ulna.recipe import Labels
 
 _MOST_UNNAMED = 32  # more classes than this are named by a person, or they are numbered objects
-_REMEDY = "name the classes in classes.json, or remap the label maps to 0..K"
+_NAMES = "name the classes in classes.json, or remap the label maps to 0..K"
+_GAPS = "remap the label maps to 0..K; check --fix OUT does so and keeps a table of the values"
+_NOT_KNOWN = "remap 255 to 0 or to a class of its own: it often means 'not known', and no value is left out of training"
+_FEW_GAPS = (
+    "name all classes 1..{} in classes.json, also those that occur nowhere, or close the gaps with check --fix OUT"
+)
 
 
 def classes_found(found: Mapping[str, Mapping[int | float, int]], where: object) -> Labels:
@@ -39,18 +44,24 @@ def classes_found(found: Mapping[str, Mapping[int | float, int]], where: object)
         raise fault(where, what, "save the label maps with whole numbers 0..K")
     highest = int(max(holders, default=0))
     if highest > 1 and stretched:
-        raise fault(
-            where, f"{some(stretched)}: label values 0 and 255, other cases hold values up to {highest}", _REMEDY
-        )
+        what = f"{some(stretched)}: label values 0 and 255, other cases hold values up to {highest}"
+        raise fault(where, what, "store the same values in all label maps, 0..K")
     values = sorted(int(value) for value in holders)
     gaps = highest + 1 != len(values)
     if highest > 0 and (gaps or highest > _MOST_UNNAMED):
         missing = [value for value in range(min(highest, len(values) + 7)) if value not in holders]
         odds = f"{listed(missing, 6)} never" if gaps else f"{highest} classes without a name"
         what = f"the label values found are {listed(values)} ({odds}; {highest} in case {holders[highest]})"
-        raise fault(where, what, _REMEDY)
+        raise fault(where, what, _remedy(values) if gaps else _NAMES)
     names = ("foreground",) if highest <= 1 else tuple(f"class {value}" for value in range(1, highest + 1))
     return Labels(names=("background", *names))
+
+
+def _remedy(values: list[int]) -> str:
+    """What to do about values with gaps; each of it is accepted by the next check."""
+    if values[-1] == 255 and values[:-1] == list(range(len(values) - 1)):
+        return _NOT_KNOWN
+    return _FEW_GAPS.format(values[-1]) if values[-1] <= _MOST_UNNAMED else _GAPS
 
 
 def some(cases: list[str]) -> str:

@@ -102,3 +102,17 @@ def compare_names(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
         if other != case.id:
             what = f"has the id {case.id!r}, which differs from {other!r} in upper and lower case only"
             problems.append(Problem(str(case.images[0]), what, "rename one of them"))
+
+
+def compare_palettes(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
+    """Label maps whose palettes draw one class in two colours: a program numbered the colours of each by itself."""
+    drawn: dict[int, tuple[str, tuple[int, int, int]]] = {}
+    by_id = {case.id: case for case in dataset.cases}
+    for one in surveys:
+        for number, colour in one.palette.items():
+            first, usual = drawn.setdefault(number, (one.case, colour))
+            if colour != usual:
+                what = f"draws the class {number} in the colour {colour}, {first} in {usual}"
+                remedy = "save the class numbers as grey values, without a palette; the colours may be the classes"
+                problems.append(Problem(str(by_id[one.case].label), what, remedy))
+                break

@@ -14,6 +14,13 @@ from ulna.data.pairing import Found, files_in, grouped, pairs
 from ulna.data.source import Source, beside, case_name, composed, suffix_of
 
 
+def note_number(found: Found, about: Mapping[str, Any], where: str) -> None:
+    """Tell where `numTraining` is another number than that of the cases found so far."""
+    promised = about.get("numTraining")
+    if promised is not None and str(promised) != str(len(found.cases)):
+        found.notes.append(f"dataset.json says numTraining {promised}, {where} {len(found.cases)} cases")
+
+
 def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: int | None, declared: bool) -> set[str]:
     """nnU-Net v2: the files themselves are the list."""
     found.layout = "nnunet"
@@ -26,9 +33,7 @@ def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: 
     if names and counts - {1, len(names)}:
         what = f"names {len(names)} channels, imagesTr holds {max(counts)} files per case"
         found.wrong(path, what, "name every channel")
-    promised = about.get("numTraining")
-    if isinstance(promised, int) and promised != len(found.cases):
-        found.notes.append(f"dataset.json says numTraining {promised}, imagesTr holds {len(found.cases)} cases")
+    note_number(found, about, "imagesTr holds")
     if isinstance(ending, str) and found.cases and not any(c.images[0].path.name.endswith(ending) for c in found.cases):
         found.wrong(path, f"says that files end in {ending!r}, none does", "correct file_ending")
     tests = found.root / "imagesTs"
@@ -62,9 +67,7 @@ def listed(found: Found, about: Mapping[str, Any], need_labels: bool) -> set[str
             named = entry.get("image") or entry.get("images")
             name = composed(str(entry.get("id") or (case_name(label) if label else _id(named, images))))
             found.cases.append(Case(name, tuple(map(Source, images)), Source(label) if label else None))
-    promised = about.get("numTraining")
-    if isinstance(promised, int) and promised != len(entries):
-        found.notes.append(f"dataset.json says numTraining {promised} and lists {len(entries)} cases")
+    note_number(found, about, "lists")
     _listed_tests(found, about, path)
     folder = found.root / "imagesTr"
     listed = {source.path.name for case in found.cases for source in case.images}

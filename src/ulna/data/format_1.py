@@ -7,12 +7,24 @@ gets coarser. New plans never come here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from ulna.data.resampling import between_slabs
+from ulna.volume import Volume
+
+
+def stored_values(volume: Volume) -> NDArray[Any]:
+    """The values as they are stored: runs of format 1 did not invert files that say that white is zero."""
+    white = volume.meta.get("white")
+    if white is None:
+        return volume.array
+    return np.subtract(white, volume.array, dtype=volume.array.dtype, casting="unsafe")
 
 
 def grid_size(size: tuple[int, ...], spacing: tuple[float, ...], wanted: tuple[float, ...]) -> tuple[int, ...]:

@@ -6,15 +6,17 @@ ITK fills a file that was cut short with zeros and says nothing, so its readers 
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.limits import check_promise
+from ulna.data.limits import check_memory, check_pixels, check_promise
+from ulna.data.slabs import Float32, fill, native
 from ulna.data.source import AGAIN, fault
 from ulna.errors import DataError
 
@@ -37,22 +39,29 @@ _NRRD_TYPES = {
     "f8": "double",
 }
 _LONGEST_HEADER = 1 << 20
+_CHUNK = 1 << 20
+_MM = {"m": 1e3, "meter": 1e3, "meters": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "\u00b5m": 1e-3, "micron": 1e-3,
+       "microns": 1e-3, "micrometer": 1e-3, "micrometers": 1e-3, "nm": 1e-6}  # fmt: skip
 
 
 class Stored(NamedTuple):
     """What a file stores.
 
     Args:
-        values: every value, in the file's order.
-        sizes: of all axes, the fastest first; channels are one of them.
+        values: with the axes of the file, the fastest first; real values are float32.
+        sizes: of all axes; channels are one of them.
         spaced: the header states how far the voxels lie apart.
         oriented: the header states how the axes lie in the body; ITK assumes LPS where it does not.
+        too_large: how many values float32 does not hold, and the largest; None for none.
+        millimetres: in the unit that the header states, 1 where it states none.
     """
 
     values: NDArray[Any]
     sizes: tuple[int, ...]
     spaced: bool
-    oriented: bool
+    oriented: bool = True
+    too_large: tuple[int, float] | None = None
+    millimetres: float = 1.0
 
 
 class _Header(NamedTuple):
@@ -63,6 +72,7 @@ class _Header(NamedTuple):
     length: int | None  # bytes of packed values, where the header says so
     spaced: bool
     oriented: bool
+    millimetres: float = 1.0
 
 
 def stored(path: Path) -> Stored:
@@ -71,39 +81,83 @@ def stored(path: Path) -> Stored:
     Raises:
         DataError: if the header cannot be read, or the bytes are not exactly what it promises.
     """
-    data = path.read_bytes()
-    try:
-        header = _nrrd(path, data) if data.startswith(b"NRRD") else _meta_image(path, data)
-    except DataError:
-        raise
-    except (ValueError, KeyError, OverflowError) as error:
-        raise fault(path, f"has a header that cannot be read ({error})", AGAIN) from None
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(_LONGEST_HEADER)
+        try:
+            header = _nrrd(path, start) if start.startswith(b"NRRD") else _meta_image(path, start)
+        except DataError:
+            raise
+        except (ValueError, KeyError, OverflowError) as error:
+            raise fault(path, f"has a header that cannot be read ({error})", AGAIN) from None
+        return _read_values(path, file, header, size - header.start)
+
+
+def _read_values(path: Path, file: IO[bytes], header: _Header, held: int) -> Stored:
     expected = math.prod(header.sizes) * header.dtype.itemsize
-    packed = data[header.start :]
-    if header.length is not None and header.length != len(packed):
-        how = "is cut short" if header.length > len(packed) else "is damaged"
-        raise fault(path, f"{how}: the header promises {header.length} packed bytes, {len(packed)} follow", AGAIN)
-    promise = f"is cut short: the header promises {expected} bytes of values, the file holds {len(packed)}"
-    check_promise(path, promise, expected, len(packed), packed=header.window is not None)
-    raw = packed if header.window is None else _inflated(path, packed, expected, header.window)
-    if len(raw) != expected:
-        how = "is cut short" if len(raw) < expected else "is damaged"
-        raise fault(path, f"{how}: the header promises {expected} bytes of values, the file holds {len(raw)}", AGAIN)
-    return Stored(np.frombuffer(raw, header.dtype), header.sizes, header.spaced, header.oriented)
+    if header.length is not None and header.length != held:
+        how = "is cut short" if header.length > held else "is damaged"
+        raise fault(path, f"{how}: the header promises {header.length} packed bytes, {held} follow", AGAIN)
+    promise = f"is cut short: the header promises {expected} bytes of values, the file holds {held}"
+    check_pixels(path, header.sizes)
+    check_promise(path, promise, expected, held, packed=header.window is not None)
+    if header.window is None and held > expected:
+        what = f"is damaged: the header promises {expected} bytes of values, the file holds {held}"
+        raise fault(path, what, AGAIN)
+    values = np.empty(header.sizes, native(header.dtype))
+    check_memory(path, values.nbytes)
+    convert = Float32() if header.dtype.kind == "f" else None
+    file.seek(header.start)
+    if header.window is None:
+        fill(values, file.read, header.dtype, convert)
+    else:
+        stream = _Inflated(path, file, header.window)
+        found = fill(values, stream.read, header.dtype, convert)
+        stream.end(found, expected)
+    large = convert.too_large if convert is not None else None
+    return Stored(values, header.sizes, header.spaced, header.oriented, large, header.millimetres)
 
 
-def _inflated(path: Path, packed: bytes, expected: int, window: int) -> bytes:
-    unpacker = zlib.decompressobj(window)
-    try:
-        raw = unpacker.decompress(packed, expected + 1)
-        raw += unpacker.decompress(unpacker.unconsumed_tail, 1)  # on to the end, where the checksum stands
-    except zlib.error as error:
-        raise fault(path, f"is damaged ({error})", AGAIN) from None
-    if len(raw) <= expected and not unpacker.eof:
-        raise fault(path, "is cut short: the compressed data end too early", AGAIN)
-    if unpacker.unused_data:
-        raise fault(path, "is damaged: bytes follow the compressed values", AGAIN)
-    return raw
+class _Inflated:
+    """What zlib has packed, unpacked as it is asked for."""
+
+    def __init__(self, path: Path, file: IO[bytes], window: int) -> None:
+        self.path, self.file = path, file
+        self.unpacker = zlib.decompressobj(window)
+
+    def read(self, count: int) -> bytearray:
+        """Up to `count` bytes; fewer where the stream ends.
+
+        Raises:
+            DataError: if the packed bytes are damaged.
+        """
+        data = bytearray()
+        while len(data) < count and not self.unpacker.eof:
+            packed = self.unpacker.unconsumed_tail or self.file.read(_CHUNK)
+            if not packed:
+                break
+            try:
+                data += self.unpacker.decompress(packed, count - len(data))
+            except zlib.error as error:
+                raise fault(self.path, f"is damaged ({error})", AGAIN) from None
+        return data
+
+    def end(self, found: int, expected: int) -> None:
+        """Judge the end of the stream, where the checksum stands; what goes on is not unpacked.
+
+        Raises:
+            DataError: if there is more or less than expected.
+        """
+        more = len(self.read(1)) if found == expected else 0  # on to the checksum
+        if found + more > expected:
+            raise fault(self.path, f"is damaged: more than the {expected} bytes of its header are packed in it", AGAIN)
+        if not self.unpacker.eof:
+            raise fault(self.path, "is cut short: the compressed data end too early", AGAIN)
+        if found < expected:
+            what = f"is cut short: the header promises {expected} bytes of values, the file holds {found}"
+            raise fault(self.path, what, AGAIN)
+        if self.unpacker.unused_data or self.file.read(1):
+            raise fault(self.path, "is damaged: bytes follow the compressed values", AGAIN)
 
 
 def _meta_image(path: Path, data: bytes) -> _Header:
@@ -165,7 +219,14 @@ def _nrrd(path: Path, data: bytes) -> _Header:
         raise fault(path, f"holds values of type {name[:40]}", "save it with integer or real values")
     dtype = np.dtype(kind).newbyteorder(">" if fields.get("endian", "little").lower() == "big" else "<")
     spaced, oriented = "space directions" in fields or "spacings" in fields, "space" in fields
-    return _Header(sizes, dtype, window, start, None, spaced, oriented)
+    return _Header(sizes, dtype, window, start, None, spaced, oriented, _nrrd_unit(fields))
+
+
+def _nrrd_unit(fields: Mapping[str, str]) -> float:
+    """Millimetres in the unit of space, where all axes have one that is known; else 1."""
+    named = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
+    known = {_MM[name.strip().lower()] for name in named if name.strip().lower() in _MM}
+    return known.pop() if len(known) == 1 else 1.0
 
 
 def _nrrd_window(path: Path, fields: Mapping[str, str]) -> int | None:

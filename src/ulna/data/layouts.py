@@ -16,13 +16,14 @@ from typing import Any
 
 from ulna.data.case import Case
 from ulna.data.case_folders import case_folders
-from ulna.data.dataset_json import listed, nnunet
+from ulna.data.dataset_json import listed, nnunet, note_number
 from ulna.data.declared import parse_channels, parse_classes, read_classes, read_json
 from ulna.data.pairing import Found, convert, files_in, grouped, pairs
 from ulna.data.read_npz import npz_contents
 from ulna.data.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, Source, beside, case_name, fault, readable, suffix_of
 from ulna.errors import DataError, Problem
 
+_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _PICTURE = """lay the data out as
     DATA/images/CASE.png   (or .nii.gz, .tif, ...)
     DATA/labels/CASE.png   the same name; 0 is background, 1..K the classes
@@ -66,10 +67,13 @@ def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Fo
         used = nnunet(found, about, need_labels, channels, declared="dataset.json" in names)
     elif "images" in names and ("labels" in names or not need_labels):
         used = pairs(found, "images", "labels", need_labels, channels)
+        note_number(found, about, "images holds")
     elif arrays:
         used = _arrays(found, arrays, need_labels)
     elif folders := case_folders(found, names, need_labels, channels):
         used = folders
+    elif need_labels and (half := next((pair for pair in _PAIRS if len(names & set(pair)) == 1), None)):
+        raise _half(found, names, *half)
     elif not need_labels and (imaged := _flat(found, names, channels)):
         used = imaged
     else:
@@ -81,6 +85,16 @@ def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Fo
     if not found.cases and not found.problems:
         found.wrong(root, "holds no case", _PICTURE)
     return found
+
+
+def _half(found: Found, names: set[str], images: str, labels: str) -> DataError:
+    """One of two folders is there."""
+    there, missing = (images, labels) if images in names else (labels, images)
+    others = sorted(name for name in names - {there} if (found.root / name).is_dir())
+    beside_it = f" (but {', '.join(name + '/' for name in others[:6])})" if others else ""
+    what = f"holds {there}/ and no {missing}/ beside it{beside_it}"
+    remedy = f"name the folder of the {'label maps' if missing == labels else 'images'} {missing}"
+    return DataError([*found.problems, Problem(str(found.root), what, remedy)], found.root)
 
 
 def _unknown(found: Found, names: Iterable[str]) -> DataError:

@@ -8,7 +8,17 @@ from typing import NamedTuple
 from ulna.data.dataset import Dataset
 from ulna.data.pairing import Found, files_in
 from ulna.data.read_npz import npz_contents
-from ulna.data.source import ARRAY_SUFFIX, Source, fault, id_problem, readable, suffix_of
+from ulna.data.source import (
+    ARRAY_SUFFIX,
+    IMAGE_SUFFIXES,
+    Source,
+    beside,
+    case_name,
+    fault,
+    id_problem,
+    readable,
+    suffix_of,
+)
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
 
@@ -32,7 +42,7 @@ def find_masks(path: Path) -> Masks:
 
 def _found(path: Path) -> Masks:
     if path.is_file() and suffix_of(path) == ARRAY_SUFFIX:
-        return Masks(_rows(path), None)
+        return Masks(rows_of(path), None)
     if not path.is_dir():
         raise fault(path, "is no folder of masks" if path.exists() else "does not exist", "check the path")
     try:
@@ -52,11 +62,11 @@ def _files(folder: Path) -> dict[str, Source]:
     sources = {name: Source(path) for name, path in files_in(found, folder).items()}
     for path in sorted(folder.glob("*.npz")):
         if not path.name.endswith("_probabilities.npz"):
-            for name, row in _rows(path).items():
+            for name, row in rows_of(path).items():
                 if name in sources:
                     found.wrong(row, f"has the id {name!r}, as {sources[name]} has", "keep one mask per case")
                 sources.setdefault(name, row)
-    for name in [name for name in sources if name.endswith("_probabilities")]:
+    for name in [name for name in sources if name.removesuffix("_probabilities") in sources.keys() - {name}]:
         del sources[name]
     if found.problems:
         raise DataError(found.problems, folder)
@@ -65,7 +75,19 @@ def _files(folder: Path) -> dict[str, Source]:
     return sources
 
 
-def _rows(path: Path) -> dict[str, Source]:
+def mask_files(folder: Path) -> list[Path]:
+    """Files of a folder that could be masks, by their names."""
+    suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
+    files = [path for path in sorted(folder.iterdir()) if suffix_of(path) in suffixes and path.is_file()]
+    return [path for path in files if not case_name(path).endswith("_probabilities") and not beside(path.name)]
+
+
+def rows_of(path: Path) -> dict[str, Source]:
+    """The masks of an npz file by their ids.
+
+    Raises:
+        DataError: if it holds none, or two have one id.
+    """
     contents = npz_contents(path)
     if contents.masks is None:
         raise fault(path, "holds no `masks`", "save `masks` (N, *S) and `ids`")

@@ -5,7 +5,6 @@ What would need a guess - a cut file, a class that nobody declared, voxels that 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
 from ulna.data.classes import listed
+from ulna.data.label_values import NEARLY_WHOLE, Colour, colours, farthest_from_whole
 from ulna.data.read import value_counts, without_colour
 from ulna.data.source import fault
+from ulna.data.turning import UPRIGHT, stored_size, upright
 from ulna.recipe import Labels
 from ulna.volume import Volume, label_dtype, same_geometry
 
-_NEARLY_WHOLE = 0.01
 _MOST_CLASSES = 32
 _KEPT = 0.1  # share of the labelled volume that resampling may win or lose
 _SAME_SHAPE = "save the label map on the grid of its image"
@@ -36,8 +36,6 @@ _MAGIC = (
     (rb"NRRD000", ".nrrd"),
     (rb"\x93NUMPY", ".npy"),
 )
-
-Colour = tuple[int, int, int]
 
 
 class Change(NamedTuple):
@@ -54,25 +52,30 @@ class Values(NamedTuple):
         numbers: stored value -> class; empty where they are classes already.
         colours: stored colour -> class.
         names: of the classes 1..K; None: as declared, or as found.
+        why_not: why gaps in the values are left as they are; empty where there is no gap, or all are closed.
     """
 
     numbers: dict[int, int]
     colours: dict[Colour, int]
     names: tuple[str, ...] | None
+    why_not: str = ""
 
 
 def choose_values(maps: Iterable[Volume], declared: Labels | None) -> Values:
     """The table for a data set, from all its label maps as read."""
     numbers: set[int] = set()
-    colours: set[Colour] = set()
+    found: set[Colour] = set()
+    stretched = False
     for volume in maps:
         if _is_colour(volume):
-            colours |= _colours(volume.array)
+            found |= colours(volume.array)
         elif volume.channels == 1:
-            found = value_counts(volume.array)
-            if not (set(found) == {0, 255} or any(not math.isfinite(v) or v < 0 or v != int(v) for v in found)):
-                numbers |= {int(value) for value in found}
-    palette = {colour: number for number, colour in enumerate(sorted(colours))}
+            own = _whole_values(volume)
+            stretched = stretched or (255 in own and own <= {0, 255})
+            numbers |= own if not own <= {0, 255} else set()
+    if stretched and numbers - {0, 1}:  # a class beside others; in maps of nothing else it is 1, stretched
+        numbers.add(255)
+    palette = {colour: number for number, colour in enumerate(sorted(found))}
     foreground = 1 if declared is None else len(declared.foreground)
     if declared is not None or numbers - {0, 1}:
         palette = palette if len(palette) == 2 and foreground == 1 and not numbers - {0, 1} else {}
@@ -81,23 +84,39 @@ def choose_values(maps: Iterable[Volume], declared: Labels | None) -> Values:
     if palette and declared is None and len(palette) > 2:
         return Values({}, palette, tuple("colour {},{},{}".format(*colour) for colour in sorted(palette)[1:]))
     ordered = sorted(numbers | {0})
-    gaps = ordered != list(range(len(ordered)))
-    if declared is not None or not gaps or len(ordered) > _MOST_CLASSES or 255 in ordered:
-        return Values({}, palette, None)  # 255 may mean "not known", or a mask that was stretched: nobody has said
+    if declared is not None or ordered == list(range(len(ordered))):
+        return Values({}, palette, None)
+    why_not = _why_not(ordered)
+    if why_not:
+        return Values({}, palette, None, why_not)
     table = {value: number for number, value in enumerate(ordered)}
     return Values(table, palette, tuple(f"value {value}" for value in ordered[1:]))
+
+
+def _whole_values(volume: Volume) -> set[int]:
+    """The values of a map, rounded where they are nearly whole; none where they are no classes."""
+    array = volume.array
+    if array.dtype.kind == "f":
+        if not farthest_from_whole(array) < NEARLY_WHOLE:
+            return set()
+        array = np.rint(array)
+    values = value_counts(array)
+    return set() if min(values) < 0 else {int(value) for value in values}
+
+
+def _why_not(ordered: list[int]) -> str:
+    """Why these values are not numbered anew; empty where they are."""
+    if len(ordered) > _MOST_CLASSES:
+        return f"{len(ordered)} label values are too many to be classes that nobody named"
+    if ordered[-1] == 255 and len(ordered) > 2 and ordered[:-1] == list(range(len(ordered) - 1)):
+        return f"255 beside 0..{ordered[-2]} may mean 'not known', and nobody has said so"
+    return ""
 
 
 def _is_colour(volume: Volume) -> bool:
     """Whether a label map is a picture in colour; three maps in another format are three classes."""
     array = volume.array
     return volume.meta.get("format") == "raster" and len(array) == 3 and not bool((array == array[:1]).all())
-
-
-def _colours(array: NDArray[Any]) -> set[Colour]:
-    red, green, blue = array.astype(np.int64)
-    codes = np.unique((red << 32) | (green << 16) | blue).tolist()
-    return {(code >> 32, code >> 16 & 0xFFFF, code & 0xFFFF) for code in codes}
 
 
 def own_suffix(path: Path) -> str | None:
@@ -171,6 +190,8 @@ def mended_labels(
             table = {str(value): number for value, number in moved.items()}
             changes.append(Change(f"label values {listed(found)} became {listed(moved.values())}", table))
     volume = volume.with_array(array)
+    volume, turned = _turned_as(image, volume)
+    changes += turned
     if not same_geometry(image, volume):
         volume, change = _on_the_grid_of(image, volume)
         changes.append(change)
@@ -179,25 +200,27 @@ def mended_labels(
 
 def _rounded(volume: Volume) -> tuple[NDArray[Any], Change]:
     array = volume.array
-    whole = np.rint(array)
-    if not np.isfinite(array).all() or float(np.abs(array - whole).max()) > _NEARLY_WHOLE or whole.min() < 0:
+    error = farthest_from_whole(array)
+    if not error < NEARLY_WHOLE or float(array.min()) < -NEARLY_WHOLE:
         raise fault(
             volume.path, "holds label values that are no whole numbers", "save the label map with whole numbers"
         )
-    return whole.astype(label_dtype(int(whole.max()))), Change("label values were rounded to whole numbers")
+    whole = np.abs(np.rint(array))  # -0.02 becomes 0
+    what = f"label values were rounded to whole numbers (the largest change is {error:.2g})"
+    return whole.astype(label_dtype(int(whole.max()))), Change(what)
 
 
 def _classes_of_colours(
-    volume: Volume, array: NDArray[Any], colours: Mapping[Colour, int]
+    volume: Volume, array: NDArray[Any], palette: Mapping[Colour, int]
 ) -> tuple[NDArray[Any], Change]:
-    own = _colours(array)
-    if not own <= set(colours):
+    own = colours(array)
+    if not own <= set(palette):
         what = f"is a colour picture, of {len(own)} colours, and nothing says which colour is which class"
         raise fault(volume.path, what, "save one map of class numbers")
     classes = np.zeros((1, *array.shape[1:]), np.uint8)
     for colour in own:
-        classes[0][(array == np.reshape(colour, (3, 1, 1))).all(axis=0)] = colours[colour]
-    table = {",".join(map(str, colour)): colours[colour] for colour in sorted(own)}
+        classes[0][(array == np.reshape(colour, (3, 1, 1))).all(axis=0)] = palette[colour]
+    table = {",".join(map(str, colour)): palette[colour] for colour in sorted(own)}
     return classes, Change("colours became classes", table)
 
 
@@ -210,6 +233,15 @@ def _joined(volume: Volume, array: NDArray[Any]) -> tuple[NDArray[Any], Change]:
     joined = (inside * np.arange(1, len(array) + 1).reshape(-1, *[1] * (array.ndim - 1))).sum(axis=0)
     change = Change(f"{len(array)} maps, one per class, became one map of the classes 1..{len(array)}")
     return joined[None].astype(label_dtype(len(array))), change
+
+
+def _turned_as(image: Volume, volume: Volume) -> tuple[Volume, list[Change]]:
+    """A label map without an orientation tag that lies on the stored pixels of its image is given the image's tag."""
+    orientation, own = (int(one.meta.get("orientation", UPRIGHT)) for one in (image, volume))
+    if own != UPRIGHT or image.size == volume.size or volume.size != stored_size(image.size, orientation):
+        return volume, []
+    turned = replace(volume, array=upright(volume.array, orientation), meta={**volume.meta, "orientation": orientation})
+    return turned, [Change(f"has the orientation tag {orientation} of its image now, on whose stored pixels it lies")]
 
 
 def _on_the_grid_of(image: Volume, volume: Volume) -> tuple[Volume, Change]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.turning import TURNS, UPRIGHT
 from ulna.recipe import Plan
 from ulna.volume import Volume
 
@@ -81,10 +82,25 @@ def turned(volume: Volume, turn: Turn) -> Volume:
 
 
 def turn_of(volume: Volume, plan: Plan) -> Turn:
-    """How a volume is turned for the network of a plan; not at all where the plan or the file has no orientation."""
+    """How a volume is turned for the network of a plan; not at all where the plan or the file has no orientation.
+
+    Plans of format 1 saw pictures as they are stored, whatever their orientation tag said.
+    """
+    if plan.format == 1:
+        return _as_stored(int(volume.meta.get("orientation", UPRIGHT)), volume.spatial_dims)
     if plan.orientation is None or volume.affine is None:
         return AS_STORED
     return to_canonical(volume.affine, volume.spatial_dims)
+
+
+def _as_stored(orientation: int, dims: int) -> Turn:
+    """From a picture as viewers show it to the order of its file."""
+    if orientation == UPRIGHT:
+        return AS_STORED
+    exchanged, rows, columns = TURNS[orientation]
+    depth = dims - 2
+    axes, flips = ((depth + 1, depth), (columns, rows)) if exchanged else ((depth, depth + 1), (rows, columns))
+    return Turn((*range(depth), *axes), (*(False,) * depth, *flips))
 
 
 def to_canonical(affine: NDArray[np.float64], dims: int) -> Turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from ulna.recipe import Labels
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 _MOST_CHANNELS = 16  # more `_0000` files of one name are the frames of a film
 _ROLE = re.compile(r"(_(mask|masks|label|labels|seg|segmentation|gt|groundtruth|ground_truth|annotation|image|img))+$")
+_KINDS = 6  # extensions that are named
 _NOT_YET = (".mhd", ".nhdr", ".dcm", ".hdr", ".img", ".gif", ".webp")
 
 
@@ -43,7 +45,8 @@ def convert() -> str:
 def files_in(found: Found, folder: Path) -> dict[str, Path]:
     """Image files of a folder by name without extension; two files of one name are a problem."""
     files: dict[str, Path] = {}
-    spare = 0
+    spare: Counter[str] = Counter()
+    folders = 0
     hidden = []
     for path in sorted(folder.iterdir()):
         suffix = suffix_of(path)
@@ -51,8 +54,12 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
             if suffix in IMAGE_SUFFIXES and not path.name.startswith("._"):  # which macOS leaves on foreign disks
                 hidden.append(path.name)
             continue
-        if path.is_dir() or suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
-            spare += 1
+        if path.is_dir() and suffix in IMAGE_SUFFIXES:
+            found.notes.append(f"{folder.name}/{path.name} is a folder, it is not read")
+        elif path.is_dir():
+            folders += 1
+        elif suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
+            spare[suffix or "without extension"] += 1
         elif suffix in _NOT_YET:
             found.wrong(path, f"has the extension {suffix!r}, which is not read", convert())
         elif case_name(path) in files:
@@ -63,7 +70,12 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
         what = f"holds {len(hidden)} images whose names say that they are none of the data ({hidden[0]})"
         found.notes.append(f"{folder.name}/ {what}; they are not read")
     if spare:
-        found.notes.append(f"{folder.name}/ holds {spare} files or folders that are no images; they are not read")
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in spare.most_common(_KINDS))
+        more = ", ..." if len(spare) > _KINDS else ""
+        found.notes.append(f"{folder.name}/ holds files that are not read: {kinds}{more}")
+    if folders:
+        what = "1 folder that is" if folders == 1 else f"{folders} folders that are"
+        found.notes.append(f"{folder.name}/ holds {what} not read")
     return files
 
 

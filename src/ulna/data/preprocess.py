@@ -167,7 +167,8 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
     check_fit(volume, plan)
     name = volume.path or "image"
     turn = turn_of(volume, plan)
-    array = np.ascontiguousarray(turn.forward(volume.array), dtype=np.float32)
+    values = format_1.stored_values(volume) if plan.format == 1 else volume.array
+    array = np.ascontiguousarray(turn.forward(values), dtype=np.float32)
     if not np.isfinite(array).all():
         bad = array.size - int(np.count_nonzero(np.isfinite(array)))
         raise UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
@@ -222,7 +223,11 @@ def grid_of(volume: Volume, plan: Plan) -> tuple[int, ...]:
     step = _steps(volume, plan)
     size = turn_of(volume, plan).order(volume.size)
     if step is None:
-        return format_1.grid_size(volume.size, volume.spacing, plan.spacing) if plan.spacing else size
+        return (
+            format_1.grid_size(size, turn_of(volume, plan).order(volume.spacing), plan.spacing)
+            if plan.spacing
+            else size
+        )
     return points(size, step)
 
 

@@ -6,7 +6,7 @@ import re
 import zlib
 from pathlib import Path
 
-from ulna.data.limits import check_promise
+from ulna.data.limits import MOST_PIXELS, check_pixels, check_promise
 from ulna.data.source import AGAIN, fault
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +70,11 @@ def _check_png(path: Path, data: bytes) -> None:
             width, height = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
             bits = width * height * body[12] * _SAMPLES.get(body[13], 1)  # after the name and the size
             what = f"declares {width} x {height} pixels in {len(data)} bytes"
+            check_pixels(path, (width, height), MOST_PIXELS)
             check_promise(path, what, bits // 8, len(data), packed=True)
+        if name == b"acTL" and (frames := int.from_bytes(body[4:8], "big")) > 1:
+            what = f"is an animation of {frames} pictures"
+            raise fault(path, what, "save each as a file of its own, or all as a stack (TIFF)")
         if name == b"IEND":
             return
         at = end

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.limits import within_memory
 from ulna.data.read_itk import read_itk, write_itk
 from ulna.data.read_nifti import read_nifti, write_nifti
 from ulna.data.read_npy import read_npy, write_npy
 from ulna.data.read_npz import npz_contents, read_npz, write_masks, write_npz
 from ulna.data.read_raster import read_raster, write_png
-from ulna.data.read_tiff import read_tiff, write_tiff
+from ulna.data.read_tiff import read_tiff
+from ulna.data.slabs import slabs
 from ulna.data.source import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
@@ -35,6 +37,7 @@ from ulna.data.source import (
     file_stat,
     suffix_of,
 )
+from ulna.data.write_tiff import write_tiff
 from ulna.errors import DataError, UsageError
 from ulna.files import write_whole
 from ulna.recipe import Labels
@@ -45,6 +48,8 @@ __all__ = [
     "Source",
     "case_name",
     "encode_labels",
+    "mask_suffix",
+    "probabilities_suffix",
     "read_image",
     "read_labels",
     "suffix_of",
@@ -56,15 +61,14 @@ __all__ = [
     "write_probabilities",
 ]
 
-_CHUNK = 1 << 20
-
 
 def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -> Volume:
     if as_labels and source.path.is_dir():
         return _united(source.path)
     try:
         file_stat(source.path)
-        volume = _read_format(source, as_labels, spatial_dims)
+        with within_memory(source):
+            volume = _read_format(source, as_labels, spatial_dims)
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise fault(source.path, what, "check the file and its permissions") from None
@@ -155,37 +159,54 @@ def read_labels(source: Source, spatial_dims: int | None = None) -> Volume:
         DataError: as `read_image`; also for JPEG, which does not keep values.
     """
     volume = _read(source, as_labels=True, spatial_dims=spatial_dims)
-    array = volume.array
-    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.rint(array)).all():
-        low, high = float(array.min()), float(array.max())
-        if low >= 0 and high < 2**32:
-            array = array.astype(label_dtype(int(high)))
-        elif abs(low) < 2**62 and high < 2**62:
-            array = array.astype(np.int64)
-    return volume.with_array(array)
+    with within_memory(source):
+        return volume.with_array(_integers(volume.array))
+
+
+def _integers(array: NDArray[Any]) -> NDArray[Any]:
+    """Real values as integers, where all of them are whole and finite."""
+    if array.dtype.kind != "f" or not all(
+        np.isfinite(part).all() and (part == np.rint(part)).all() for (part,) in slabs(array)
+    ):
+        return array
+    low, high = float(array.min()), float(array.max())
+    if low >= 0 and high < 2**32:
+        return array.astype(label_dtype(int(high)))
+    return array.astype(np.int64) if abs(low) < 2**62 and high < 2**62 else array
 
 
 def without_colour(volume: Volume) -> NDArray[Any]:
     """The stored maps, one where a picture (PNG, BMP) stores grey as colour; equal maps of other files are classes."""
     array = volume.array
-    grey = array.shape[0] == 3 and volume.meta.get("format") == "raster" and bool((array == array[:1]).all())
+    if array.shape[0] != 3 or volume.meta.get("format") != "raster":
+        return array
+    grey = all(np.array_equal(red, green) and np.array_equal(red, blue) for red, green, blue in slabs(*array))
     return array[:1] if grey else array
 
 
-def value_counts(array: NDArray[Any]) -> dict[int | float, int]:
+def value_counts(array: NDArray[Any], most: int | None = None) -> dict[int | float, int]:
     """Every value with its number of occurrences, in ascending order.
+
+    Args:
+        most: stop after a part of the array in which more values than these were found.
 
     Example:
         >>> value_counts(np.array([0, 2, 2], dtype=np.uint8))
         {0: 1, 2: 2}
     """
-    flat = array.reshape(-1)
     if array.dtype.kind in "iu" and array.size and int(array.min()) >= 0 and int(array.max()) < 1 << 16:
         counts = np.zeros(int(array.max()) + 1, dtype=np.int64)  # twenty times faster than sorting
-        for start in range(0, flat.size, _CHUNK):  # bincount makes 8 bytes of every value
-            counts += np.bincount(flat[start : start + _CHUNK], minlength=counts.size)
+        for (part,) in slabs(array):  # bincount makes 8 bytes of every value
+            counts += np.bincount(part, minlength=counts.size)
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    values, numbers = np.unique(flat, return_counts=True)
+    values, numbers = np.empty(0, array.dtype), np.empty(0, np.int64)
+    for (part,) in slabs(array):
+        found, times = np.unique(part, return_counts=True)
+        joined = np.concatenate([values, found])
+        values, places = np.unique(joined, return_inverse=True)
+        numbers = np.bincount(places, np.concatenate([numbers, times]), values.size).astype(np.int64)
+        if most is not None and values.size > most:
+            break
     return {value.item(): int(number) for value, number in zip(values, numbers, strict=True)}
 
 
@@ -216,13 +237,13 @@ def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
 def _checked(volume: Volume, array: NDArray[Any], highest: int) -> NDArray[Any]:
     values = value_counts(array)
     if highest == 1 and 255 in values and set(values) <= {0, 255}:
-        return (array == 255).astype(np.uint8)
+        return (array == 255).view(np.uint8)
     bad = [value for value in values if value not in range(highest + 1)]
     if bad:
         listed = ", ".join(f"{value:g}" for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
         what = f"label values {listed} do not fit {highest + 1} classes (0 is background, 1..{highest})"
         raise fault(volume.path, what, "name the extra ones in classes.json or remap the file")
-    return array.astype(label_dtype(highest))
+    return array.astype(label_dtype(highest), copy=False)
 
 
 def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
@@ -261,8 +282,21 @@ def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
             stem, ".npz", lambda path: write_masks(path, labels[None], [stem.name], multilabel=several), like.path
         )
     if kind == "raster" and labels.ndim == 2:
-        return _whole(stem, ".png", lambda path: write_png(path, labels), like.path)
+        return _whole(stem, ".png", lambda path: write_png(path, labels, like), like.path)
     return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
+
+
+def mask_suffix(source: Source, *, multilabel: bool) -> str:
+    """The ending that `write_labels` gives to the mask of an image, from the image's name."""
+    suffix = suffix_of(source.path)
+    if suffix in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX, ARRAY_SUFFIX):
+        return suffix
+    return ".png" if suffix in RASTER_SUFFIXES and not multilabel else ".tif"
+
+
+def probabilities_suffix(source: Source) -> str:
+    """The ending that `write_probabilities` gives to the probabilities of an image."""
+    return ".nii.gz" if suffix_of(source.path) in NIFTI_SUFFIXES else ".npz"
 
 
 def write_image(stem: Path, volume: Volume) -> Path:
@@ -308,7 +342,10 @@ def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, mult
         raise ValueError(f"{len(masks)} masks, {len(ids)} ids")
     image = path if _holds_images(path) else None
     return _whole(
-        path.with_suffix(""), ".npz", lambda file: write_masks(file, masks, ids, multilabel=multilabel), image
+        path.with_name(case_name(path)),
+        ".npz",
+        lambda file: write_masks(file, masks, ids, multilabel=multilabel),
+        image,
     )
 
 

@@ -34,7 +34,7 @@ def read_itk(path: Path, spatial_dims: int | None = None) -> Volume:
         reader.ReadImageInformation()
         size, components = reader.GetSize(), reader.GetNumberOfComponents()
         direction = np.array(reader.GetDirection()).reshape(len(size), len(size))
-        spacing, origin = np.array(reader.GetSpacing()), np.array(reader.GetOrigin())
+        spacing, origin = (np.array(one) * values.millimetres for one in (reader.GetSpacing(), reader.GetOrigin()))
     except RuntimeError as error:
         said = str(error).strip().rsplit("\n", 1)[-1]
         raise fault(path, f"has a header that cannot be read ({said})", AGAIN) from None
@@ -46,11 +46,10 @@ def read_itk(path: Path, spatial_dims: int | None = None) -> Volume:
     spatial = array.ndim - 1
     geometry = {"origin": origin, "direction": direction, "spacing": spacing}
     meta = {"format": "itk", "suffix": suffix_of(path), "size": size, "geometry": geometry, "either": either}
-    meta["oriented"] = values.oriented
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
-    array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+    meta |= {"oriented": values.oriented, "too_large": values.too_large}
+    if values.millimetres != 1:
+        meta["notes"] = (f"states lengths in a unit of {values.millimetres:g} mm; they are converted to mm",)
+    array = np.ascontiguousarray(array)
     if not values.spaced:
         return Volume(array, (1.0,) * spatial, "px", None, path, meta)
     affine = _affine(path, direction[:3, :3], spacing[:3], origin[:3])
@@ -75,7 +74,7 @@ def _channels_first(path: Path, values: Stored, size: tuple[int, ...], component
     remedy = "save a 2D or 3D image, with the channels as components or along the fourth axis"
     if not 2 <= len(size) <= 4 or min(size) < 1 or components < 1 or (len(size) == 4 and components > 1):
         raise fault(path, f"has the sizes {size} with {components} components", remedy)
-    array = values.values.reshape(values.sizes, order="F")
+    array = values.values
     if values.sizes == (*size, components):
         array = np.moveaxis(array, -1, 0)
     elif values.sizes == size:

@@ -18,12 +18,13 @@ from nibabel.nifti1 import Nifti1Header, Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from numpy.typing import NDArray
 
-from ulna.data.limits import check_promise
+from ulna.data.limits import check_memory, check_pixels, check_promise
+from ulna.data.slabs import Float32, fill, native
 from ulna.data.source import AGAIN, fault, file_stat, said, suffix_of
 from ulna.volume import Volume
 
 MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 _PADDING = 1024
 _MOST_SPARE = 1 << 26
 _SAME_PLACE = 0.5  # of a voxel
@@ -52,22 +53,25 @@ def read_nifti(path: Path, spatial_dims: int | None = None) -> Volume:
             raise fault(path, f"has a header that is damaged (its data begin at byte {begin})", AGAIN)
         offset = max(int(begin), len(start) + 4)  # four bytes say whether extensions follow
         promised = offset + expected
+        check_pixels(path, shape)
         cut = f"is cut short: the header promises {shape} voxels in {promised} bytes, the file has {size} bytes"
         check_promise(path, cut, promised, size, packed=suffix_of(path) == ".nii.gz")
+        scaled = _scaling(header, dtype)
+        array = np.empty((channels, *spatial), native(dtype) if scaled is None else np.float32)
+        check_memory(path, array.nbytes)
         _skip(stream, offset - len(start))
-        raw = _read_up_to(stream, expected)
-        if len(raw) < expected:
-            raise _cut(path, f"the header promises {offset + expected} bytes, the file holds {offset + len(raw)}")
+        held = fill(np.moveaxis(array, 0, -1), lambda count: _read_up_to(stream, count), dtype, scaled)
+        if held < expected:
+            raise _cut(path, f"the header promises {offset + expected} bytes, the file holds {offset + held}")
         spare = _rest(stream)
-    array = np.frombuffer(raw, dtype=dtype).reshape(shape, order="F")
-    array = _scaled(array.reshape((*spatial, channels), order="F"), header)
     affine, spacing = _geometry(path, header, spatial, flat)
     faults = [*_spare(spare, expected // shape[-1]), *contradiction(header, shape)]
-    notes = (*_disagreement(header, spacing, flat), *_odd_fields(header, shape))
+    notes = (*_disagreement(header, spacing, flat), *_odd_fields(header, shape), *_assumed(header, len(start)))
     meta = {"format": "nifti", "suffix": suffix_of(path), "header": header, "file_size": shape[:3], "notes": notes}
     meta["oriented"] = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0  # else nibabel assumes LAS
     meta["faults"], meta["either"] = tuple(faults), 1 in (*shape, 1)[:3]
-    return Volume(np.ascontiguousarray(np.moveaxis(array, -1, 0)), spacing, "mm", affine, path, meta)
+    meta["too_large"] = scaled.too_large if scaled is not None else None
+    return Volume(array, spacing, "mm", affine, path, meta)
 
 
 @contextmanager
@@ -109,7 +113,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
     if len(start) < length:
         raise _cut(path, f"it holds {len(start)} bytes of a header of {length}")
     try:
-        header = kind(start, check=False)  # nibabel's check mends in silence and prints; what matters is judged here
+        header = kind(start, check=False)  # nibabel's check repairs in silence and prints; what matters is judged here
         header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])  # a negative size is an old way to say "mirrored"
         header.get_data_dtype(), header.get_xyzt_units(), header.get_slope_inter()
     except Exception as error:  # nibabel raises many types here
@@ -207,15 +211,30 @@ def _odd_fields(header: Any, shape: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _scaled(array: NDArray[Any], header: Any) -> NDArray[Any]:
+def _assumed(header: Any, length: int) -> tuple[str, ...]:
+    """What the header leaves open, or states in a way that few programs do."""
+    notes = []
+    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+        notes.append(
+            "states no orientation (sform and qform code 0); axes to the left, front and head (LAS) are assumed"
+        )
+    unit = header.get_xyzt_units()[0]
+    if unit == "unknown":
+        notes.append("states no unit of length; mm is assumed")
+    elif unit != "mm":
+        notes.append(f"states lengths in {'metres' if unit == 'meter' else 'micrometres'}; they are converted to mm")
+    begin = float(header["vox_offset"])
+    if begin != int(begin) or begin < length + 4:
+        notes.append(f"says that its data begin at byte {begin:g}, inside the header; byte {length + 4} is used")
+    return tuple(notes)
+
+
+def _scaling(header: Any, dtype: np.dtype[Any]) -> Float32 | None:
+    """From stored values to values; None for integers that are not scaled."""
     slope, intercept = header.get_slope_inter()
-    identity = slope is None or (slope == 1 and not intercept)
-    if identity and array.dtype.kind in "iu":
-        return array.astype(array.dtype.newbyteorder("="))
-    with np.errstate(over="ignore", invalid="ignore"):
-        if identity:
-            return array.astype(np.float32)
-        return (array.astype(np.float64) * slope + (intercept or 0.0)).astype(np.float32)
+    if slope is None or (slope == 1 and not intercept):
+        return None if dtype.kind in "iu" else Float32()
+    return Float32(slope, intercept or 0.0)
 
 
 def _geometry(

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ulna.data.limits import check_promise
+from ulna.data.limits import check_pixels, check_promise
 from ulna.data.read_npy import MOST_COLOURS, NUMBERS, array_header, plain
+from ulna.data.slabs import as_float32
 from ulna.data.source import AGAIN, Source, case_name, composed, fault, file_stat
 from ulna.volume import Volume
 
@@ -64,8 +65,11 @@ def read_npz(source: Source, key: str) -> Volume:
         raise fault(source.path, f"holds no `{key}`", _WANTED)
     if source.row is None or not 0 <= source.row < len(array):
         raise fault(source.path, f"has no row {source.row}, it holds {len(array)} cases", "read the data set again")
-    row = plain(np.ascontiguousarray(array[source.row]))
-    return Volume(row, (1.0,) * (row.ndim - 1), "px", None, source.path, {"format": "npz", "suffix": ".npz"})
+    row, large = np.ascontiguousarray(array[source.row]), None
+    if row.dtype.kind == "f":
+        row, large = as_float32(row)
+    meta = {"format": "npz", "suffix": ".npz", "too_large": large}
+    return Volume(plain(row), (1.0,) * (row.ndim - 1), "px", None, source.path, meta)
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
@@ -111,8 +115,9 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...] |
     except KeyError:
         return None
     with archive.open(info) as member:
-        shape, dtype = array_header(path, member, f"`{key}`", "iufbUS" if key == "ids" else NUMBERS)
+        shape, _, dtype = array_header(path, member, f"`{key}`", "iufbUS" if key == "ids" else NUMBERS)
     promised = math.prod(shape) * dtype.itemsize
+    check_pixels(path, shape[1:])  # of one case
     what = f"promises `{key}` of {shape} in {info.file_size} bytes"
     if promised > info.file_size:
         raise fault(path, what, AGAIN)

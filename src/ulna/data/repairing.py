@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from ulna.data.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, s
 from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey
 from ulna.errors import DataError, Problem, UsageError
+from ulna.files import unwritable
+from ulna.outputs import check_folder
 from ulna.progress import track
 from ulna.recipe import Labels
 from ulna.volume import Volume
@@ -73,6 +76,7 @@ def check_target(out: Path, root: Path) -> None:
         raise UsageError(f"{out}: is there already; --fix never overwrites, choose another folder")
     if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
         raise UsageError(f"{out}: lies in the data set itself; choose a folder beside it")
+    check_folder(out, remedy="choose another folder")
 
 
 def repair(
@@ -96,7 +100,7 @@ def repair(
         made = _fill(dataset.grouped(copies), surveys, problems, temporary)
         temporary.rename(out)
     except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); choose another folder") from error
+        raise unwritable(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return made._replace(folder=out)
@@ -137,6 +141,8 @@ def _fill(dataset: Dataset, surveys: Sequence[Survey], problems: Sequence[Proble
     handled = {str(dataset.root / "splits.json")} | {str(case.images[0]) for case in dataset.cases if case.id in made}
     handled |= {problem.file for problem in left}
     left += [problem for problem in problems if problem.file not in handled]
+    if values.why_not:
+        left.append(Problem(str(dataset.root), values.why_not, "remap the label maps to 0..K, or name all classes"))
     _record(folder, dataset, made, changes, left)
     return Repair(folder, tuple(f"{file.as_posix()}: {change.what}" for file, change in changes), tuple(left))
 
@@ -175,10 +181,45 @@ def _write_case(
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     changes: list[tuple[Path, Change]] = []
+    try:
+        files, label = _write_files(case, name, values, declared, usual, folder, changes)
+    except DataError as error:
+        raise DataError([_of_original(problem, case, folder) for problem in error.problems]) from None
+    relative = [(file.relative_to(folder), change) for file, change in changes]
+    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative)
+
+
+def _of_original(problem: Problem, case: Case, folder: Path) -> Problem:
+    """A fault of a file in the copy, told of the file that it was made from: the copy is gone when it is read."""
+    path = Path(problem.file)
+    if not path.is_relative_to(folder):
+        return problem
+    if path.parent.name == "labels" and case.label is not None:
+        return problem._replace(file=shown(case.label))
+    channel = re.search(r"_(\d{4})\.[^/]*$", path.name) if len(case.images) > 1 else None
+    number = int(channel[1]) if channel and int(channel[1]) < len(case.images) else 0
+    return problem._replace(file=shown(case.images[number]))
+
+
+def _write_files(
+    case: Case,
+    name: str,
+    values: Values,
+    declared: Labels | None,
+    usual: tuple[int, int],
+    folder: Path,
+    changes: list[tuple[Path, Change]],
+) -> tuple[list[Path], Path]:
+    """Images and label map of a case, as far as they can be repaired.
+
+    Raises:
+        DataError: if something is wrong still.
+    """
     files = []
     for number, source in enumerate(case.images):
         stem = f"{name}_{number:04d}" if len(case.images) > 1 else name
         files.append(_write_image(source, folder / "images" / stem, changes, usual[1]))
+    assert case.label is not None
     image = read_image([Source(file) for file in files], usual[1])
     if (image.channels, image.spatial_dims) != usual:
         what = f"is {image.spatial_dims}D with {image.channels} channels, most cases are {usual[1]}D with {usual[0]}"
@@ -187,9 +228,8 @@ def _write_case(
     made = Case(name, tuple(map(Source, files)), Source(label), spatial_dims=usual[1])
     found = survey(made, _declared(values, declared))
     if found.problems:
-        raise DataError([problem._replace(file=shown(case.images[0])) for problem in found.problems])
-    relative = [(file.relative_to(folder), change) for file, change in changes]
-    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative)
+        raise DataError(found.problems)
+    return files, label
 
 
 def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]], spatial_dims: int) -> Path:

@@ -49,14 +49,16 @@ def suffix_of(path: Path | str) -> str:
 
 
 def case_name(path: Path | str) -> str:
-    """The file name without its extension, in Unicode's composed form (NFC): some systems take letters apart.
+    """The file name without the extension of an image, in Unicode's composed form (NFC): some systems take letters apart.
+
+    Whatever else follows a dot belongs to the name: `patient.1` and `patient.2` are two.
 
     Example:
-        >>> case_name("scans/A.v2.nii.gz")
-        'A.v2'
+        >>> case_name("scans/A.v2.nii.gz"), case_name("1.2.840.0175"), case_name("patient.1.png")
+        ('A.v2', '1.2.840.0175', 'patient.1')
     """
-    name = Path(path).name
-    return composed(name[: len(name) - len(suffix_of(name))])
+    name, suffix = Path(path).name, suffix_of(path)
+    return composed(name[: len(name) - len(suffix)] if suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) else name)
 
 
 def beside(name: str) -> bool:

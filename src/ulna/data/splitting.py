@@ -29,7 +29,8 @@ def choose_split(cases: Sequence[Case], given: Sequence[Split], seed: int, fold:
         UsageError: if there are too few cases or groups, or no such fold.
     """
     if len(cases) < 2:
-        raise UsageError(f"{len(cases)} labelled cases are too few: one must train and another choose the epoch")
+        count = "1 labelled case is" if len(cases) == 1 else "0 labelled cases are"
+        raise UsageError(f"{count} too few to train: one must train and another choose the epoch")
     if given:
         return _with_val(_pick(given, fold), cases, seed)
     groups = _groups(cases)

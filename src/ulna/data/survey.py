@@ -14,31 +14,21 @@ from numpy.typing import NDArray
 
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
+from ulna.data.intensity import Intensity, measure
+from ulna.data.label_values import label_values
 from ulna.data.likeness import look
+from ulna.data.limits import within_memory
 from ulna.data.orientation import to_canonical
-from ulna.data.read import encode_labels, value_counts, without_colour
+from ulna.data.read import without_colour
+from ulna.data.slabs import slabs
+from ulna.data.turning import UPRIGHT, stored_size
 from ulna.errors import DataError, Problem
 from ulna.progress import track
 from ulna.recipe import Labels
 from ulna.volume import Volume, same_geometry
 
-SAMPLES = 10_000  # values per channel that percentiles are taken from
-KEPT = 1_000  # foreground values per channel that are kept, to pool over cases
+_OTHER_GRID = "resample the label map to the grid of its image, or pair the right files"
 _MOST_SKEW = 0.01  # about half a degree; what rounding leaves is far smaller
-MOST_VALUES = 256  # label values that are counted one by one
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """The values of one channel; percentiles from at most 10 000 values, evenly spread."""
-
-    mean: float
-    std: float
-    min: float
-    max: float
-    p00_5: float
-    p50: float
-    p99_5: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +48,7 @@ class Survey:
         foreground_values: (C, n), up to 1000 foreground values of every channel, evenly spread.
         digest: of shape, type and values of the image, hexadecimal sha256.
         look: what the image looks like on a small grid, see `ulna.data.likeness`.
+        palette: class -> the colour in which a palette of the label map draws it.
         problems: what is wrong.
         notes: what the reader changed or passed over.
         either: the file could be 2D or 3D, such as a volume of one slice.
@@ -78,6 +69,7 @@ class Survey:
     foreground_values: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     digest: str = ""
     look: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
     either: bool = False
@@ -109,6 +101,15 @@ def survey(case: Case, labels: Labels | None) -> Survey:
     """
     problems: list[Problem] = []
     facts: dict[str, Any] = {}
+    try:
+        with within_memory(case.images[0]):
+            _look_through(case, labels, facts, problems)
+    except DataError as error:
+        problems += error.problems
+    return _noted_constant(Survey(case=case.id, problems=tuple(problems), **facts))
+
+
+def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], problems: list[Problem]) -> None:
     image = _tried(case.read_image, case.images[0], problems)
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
@@ -121,18 +122,21 @@ def survey(case: Case, labels: Labels | None) -> Survey:
         problems += _readable_faults(image, case.images[0])
     dims = None if image is None else image.spatial_dims
     reference = _tried(lambda: case.read_labels(dims), case.label, problems) if case.label is not None else None
-    if reference is not None:
-        values, facts["two_valued_255"], classes = _label_values(reference, labels, problems)
-        facts["label_values"] = values
-        facts["notes"] = (*facts.get("notes", ()), *reference.meta.get("notes", ()), *_one_class(values))
-        problems += _readable_faults(reference, case.label)
-        if image is not None and _same_picture(image, reference):
-            remedy = "put the image in its place, or take the case out"
-            problems.append(Problem(str(case.images[0]), "is its own label map, value by value", remedy))
-        if image is not None and _same_grid(case, image, reference, problems) and classes is not None:
-            facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
-    found = Survey(case=case.id, problems=tuple(problems), **facts)
-    return _judged_constant(case, found) if found.constant else found
+    if reference is None:
+        return
+    values, facts["two_valued_255"], classes = label_values(reference, labels, problems)
+    facts["label_values"] = values
+    facts["palette"] = dict(reference.meta.get("palette", {}))
+    facts["notes"] = (*facts.get("notes", ()), *reference.meta.get("notes", ()), *_one_class(values))
+    problems += _readable_faults(reference, case.label)
+    if image is None:
+        return
+    facts["notes"] += _turned(image, reference)
+    if _same_picture(image, reference):
+        remedy = "put the image in its place, or take the case out"
+        problems.append(Problem(str(case.images[0]), "is its own label map, value by value", remedy))
+    if _same_grid(case, image, reference, problems) and classes is not None:
+        facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
 
 
 def _upright(image: Volume) -> NDArray[Any]:
@@ -140,15 +144,25 @@ def _upright(image: Volume) -> NDArray[Any]:
     return image.array if image.affine is None else to_canonical(image.affine, image.spatial_dims).forward(image.array)
 
 
-def _judged_constant(case: Case, found: Survey) -> Survey:
-    """A blank image is common at the ends of a scan; with something labelled in it, it is a fault."""
+def _noted_constant(found: Survey) -> Survey:
+    """A blank image is common at the ends of a scan; the network sees zeros."""
+    if not found.constant:
+        return found
     name = "the image" if found.channels == 1 else "every channel of the image"
     what = f"{name} is constant, every value is {found.image[0].min:g}"
-    if not any(value > 0 for value in found.label_values):
-        return replace(found, notes=(*found.notes, what))
-    remedy = "export the image again, or take the case out"
-    problem = Problem(str(case.images[0]), f"{what}, and its label map has foreground", remedy)
-    return replace(found, problems=(*found.problems, problem))
+    if any(value > 0 for value in found.label_values):
+        what += ", though its label map has foreground"
+    return replace(found, notes=(*found.notes, what))
+
+
+def _turned(image: Volume, reference: Volume) -> tuple[str, ...]:
+    """Whether the label map was drawn on the upright image or on its stored pixels, nothing in its file may tell."""
+    of_image, of_labels = (int(volume.meta.get("orientation", UPRIGHT)) for volume in (image, reference))
+    if of_image == of_labels or image.size != reference.size:
+        return ()
+    return (
+        f"its label map has the orientation tag {of_labels}, the image {of_image}: both are taken as viewers show them",
+    )
 
 
 def survey_all(dataset: Dataset, workers: int = 0) -> list[Survey]:
@@ -178,9 +192,9 @@ def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) 
         return read()
     except DataError as error:
         problems += error.problems
-    except (OSError, MemoryError, ValueError) as error:
+    except (OSError, ValueError) as error:
         what = f"cannot be read ({str(error) or type(error).__name__})"
-        problems.append(Problem(str(source), what, "mend the file, or take the case out"))
+        problems.append(Problem(str(source), what, "repair the file, or take the case out"))
     return None
 
 
@@ -203,9 +217,15 @@ def _skew(affine: NDArray[np.float64], dims: int) -> float:
 
 def _same_picture(image: Volume, reference: Volume) -> bool:
     labels = without_colour(reference)
-    if len(labels) != 1 or image.size != reference.size or not labels.any():
+    if len(labels) != 1 or image.size != reference.size:
         return False
-    return all(np.array_equal(channel, labels[0]) for channel in image.array)
+    drawn = False
+    for channel in image.array:
+        for one, other in slabs(channel, labels[0]):
+            if not np.array_equal(one, other):
+                return False
+            drawn = drawn or bool(other.any())
+    return drawn
 
 
 def _one_class(values: dict[int, int]) -> tuple[str, ...]:
@@ -215,135 +235,41 @@ def _one_class(values: dict[int, int]) -> tuple[str, ...]:
 
 def _digest(image: Volume) -> str:
     """Of shape, type and values, so that a copy in another container is found."""
-    array = np.ascontiguousarray(image.array)
-    digest = hashlib.sha256(repr((array.shape, array.dtype.str)).encode())
-    digest.update(array.reshape(-1).view(np.uint8).data)
+    digest = hashlib.sha256(repr((image.array.shape, image.array.dtype.str)).encode())
+    for channel in image.array:
+        for (values,) in slabs(channel):
+            digest.update(np.ascontiguousarray(values).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _intensities(case: Case, image: Volume, problems: list[Problem]) -> list[Intensity]:
     where = str(case.images[0])
+    large, largest = image.meta.get("too_large") or (0, 0.0)
+    if large:
+        what = f"holds {large} values beyond what float32 holds, up to {largest:.3g}"
+        problems.append(Problem(where, what, "scale the values down, or replace them where they stand for nothing"))
     found = []
     for number, channel in enumerate(image.array):
-        values = channel.reshape(-1)
         name = f"channel {number}" if image.channels > 1 else "the image"
-        if values.dtype.kind == "f":
-            finite = np.isfinite(values)
-            bad = values.size - int(np.count_nonzero(finite))
-            if bad:
-                what = f"{name} holds {bad} values that are not finite (NaN or infinite), of {values.size}"
-                problems.append(Problem(where, what, "replace them, or take the case out"))
-                values = values[finite]
-        if not values.size:
-            continue
-        found.append(_intensity(values))
-    return found
-
-
-def _intensity(values: NDArray[Any]) -> Intensity:
-    mean, std = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    low, middle, high = _percentiles(_spread(values, SAMPLES), (0.5, 50, 99.5))
-    extremes = float(values.min()), float(values.max())
-    return Intensity(mean, std, *extremes, float(low), float(middle), float(high))
-
-
-def _percentiles(values: NDArray[Any], levels: tuple[float, ...]) -> list[float]:
-    """Linear between neighbours, as numpy's; small integers are sorted by radix, which is several times as fast."""
-    ordered = np.sort(values, kind="stable" if values.dtype.itemsize <= 2 else None)
-    places = np.asarray(levels) / 100 * (ordered.size - 1)
-    below = places.astype(np.int64)
-    low = ordered[below].astype(np.float64)
-    high = ordered[np.minimum(below + 1, ordered.size - 1)].astype(np.float64)
-    return (low + (high - low) * (places - below)).tolist()
-
-
-def _spread(values: NDArray[Any], most: int) -> NDArray[Any]:
-    """At most `most` of the values, evenly spread. The step is odd, lest it fall in step with rows of even length."""
-    step = -(-values.size // most)
-    return values[:: step | 1] if step > 1 else values
-
-
-def _label_values(
-    reference: Volume, labels: Labels | None, problems: list[Problem]
-) -> tuple[dict[int, int], bool, NDArray[Any] | None]:
-    """Counts per class index, whether it held {0, 255}, and the class indices (None where they do not fit)."""
-    array = reference.array
-    stretched = array.dtype.kind in "iu" and int(array.max()) == 255 and set(value_counts(array)) <= {0, 255}
-    if labels is not None:
-        stretched = stretched and (labels.multilabel or len(labels.foreground) == 1)
-        classes = _tried_encoding(reference, labels, problems)
-        if classes is None:
-            return {}, False, None
-        if labels.multilabel:
-            counts = {0: int(np.count_nonzero(~classes.any(axis=0)))}
-            counts |= {k + 1: int(np.count_nonzero(one)) for k, one in enumerate(classes)}
-            return {value: count for value, count in counts.items() if count}, stretched, classes
-        return {int(value): count for value, count in value_counts(classes).items()}, stretched, classes
-    where, array = str(reference.path), without_colour(reference)
-    if array.shape[0] != 1:
-        problems.append(Problem(where, *_several_maps(reference)))
-        return {}, False, None
-    if stretched:
-        array = (array == 255).astype(np.uint8)
-    fault = _value_fault(array)
-    if fault:
-        problems.append(Problem(where, *fault))
-        return {}, False, None
-    return {int(value): count for value, count in value_counts(array).items()}, stretched, array[0]
-
-
-def _several_maps(reference: Volume) -> tuple[str, str]:
-    array = reference.array
-    if reference.spatial_dims == 2 and len(array) == 3:
-        count = len(np.unique(array.reshape(3, -1), axis=1).T)
-        remedy = "save one map of class numbers; check --fix does so where every colour is a class"
-        return f"is a colour picture, of {count} colours", remedy
-    return f"holds {len(array)} label maps", "save one map, or name the classes in classes.json with mode multilabel"
-
-
-def _tried_encoding(reference: Volume, labels: Labels, problems: list[Problem]) -> NDArray[Any] | None:
-    fault = _value_fault(reference.array)
-    if fault:
-        problems.append(Problem(str(reference.path), *fault))
-        return None
-    try:
-        return encode_labels(reference, labels)
-    except DataError as error:
-        problems += error.problems
-        return None
-
-
-def _value_fault(array: NDArray[Any]) -> tuple[str, str] | None:
-    """What no set of classes can fit: values that are not finite, not whole, or negative; or far too many."""
-    if array.dtype.kind == "f":
-        bad = int(np.count_nonzero(~np.isfinite(array)))
+        intensity, _, bad = measure(channel)
+        large, bad = max(large - bad, 0), max(bad - large, 0)
         if bad:
-            return f"holds {bad} label values that are not finite", "save the label map with whole numbers"
-        broken = array[array != np.rint(array)]
-        if broken.size:
-            shown = ", ".join(f"{value:.4g}" for value in np.unique(broken)[:4])
-            what = f"holds {broken.size} fractional label values, such as {shown}"
-            return what, "save the label map with whole numbers; resample label maps by nearest neighbour only"
-    if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
-        return (
-            f"holds negative label values, down to {int(array.min())}",
-            "remap them; 0 is background, 1..K the classes",
-        )
-    if array.dtype.kind == "f" or len(value_counts(array)) > MOST_VALUES:
-        return (
-            f"holds more than {MOST_VALUES} label values",
-            "give a label map of classes, not of objects or grey values",
-        )
-    return None
+            what = f"{name} holds {bad} values that are not finite (NaN or infinite), of {channel.size}"
+            problems.append(Problem(where, what, "replace them, or take the case out"))
+        if intensity is not None:
+            found.append(intensity)
+    return found
 
 
 def _same_grid(case: Case, image: Volume, reference: Volume, problems: list[Problem]) -> bool:
     where = str(case.label)
     if image.size != reference.size:
-        what = f"has the size {reference.size}, its image {image.size}"
-        problems.append(
-            Problem(where, what, "resample the label map to the grid of its image, or pair the right files")
-        )
+        what, remedy = f"has the size {reference.size}, its image {image.size}", _OTHER_GRID
+        orientation = int(image.meta.get("orientation", UPRIGHT))
+        if reference.size == stored_size(image.size, orientation):
+            what += f": it lies on the stored pixels of an image with the orientation tag {orientation}"
+            remedy = "give the label map the same tag, or turn it; check --fix does so"
+        problems.append(Problem(where, what, remedy))
         return False
     if same_geometry(image, reference):
         return True
@@ -362,11 +288,9 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _foreground(image: Volume, classes: NDArray[Any]) -> tuple[tuple[Intensity, ...], NDArray[np.float32] | None]:
-    inside = classes > 0 if classes.ndim == image.spatial_dims else classes.any(axis=0)
-    if not inside.any():
+    inside = classes if classes.ndim == image.spatial_dims else np.asarray(classes.any(axis=0))
+    measured = [measure(channel, inside) for channel in image.array]
+    known = [one.intensity for one in measured if one.intensity is not None]
+    if len(known) < len(measured) or any(one.bad for one in measured):
         return (), None
-    values = [channel[inside] for channel in image.array]
-    if any(not np.isfinite(one).all() for one in values):
-        return (), None
-    kept = np.stack([_spread(one, KEPT) for one in values]).astype(np.float32)
-    return tuple(_intensity(one) for one in values), kept
+    return tuple(known), np.stack([one.kept for one in measured]).astype(np.float32)

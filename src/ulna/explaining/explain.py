@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,21 @@ from ulna.data.orientation import turned
 from ulna.data.preprocess import framed, prepare, prepare_labels
 from ulna.errors import UsageError, unknown
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
-from ulna.explaining.pictures import WRITERS, Mask
-from ulna.files import write_text
+from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
+from ulna.files import TEMPORARY, move_whole, write_text
 from ulna.forecast import Forecast
 from ulna.inference import explaining as methods
 from ulna.inference.folding import folded
 from ulna.inference.predict import predict_volume, to_labels
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
+from ulna.outputs import check_folder, check_names, file_digest
 from ulna.recipe import Labels, Plan
 from ulna.segmenter import Ensemble, Segmenter, load
 from ulna.volume import Volume
 
 EXPLAIN_FILE = "explain.json"
+LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")
 NO_PROOF = (
     "these maps are no proof of what a network uses: a gradient tells how the answer changes with an infinitely small "
     "change of the image, an attention coefficient is one factor of many, and a sure network can be wrong"
@@ -132,7 +135,12 @@ def explain(
     add_grad_cam(segmenter, network, subject, found)
     add_attention(segmenter, network, subject, found)
 
-    files = WRITERS[volume.spatial_dims](out, volume, mask, inside, found.layers)
+    staging = (
+        out / f"{TEMPORARY}{os.getpid()}"
+    )  # a process that is killed leaves no map that explain.json does not list
+    staging.mkdir(exist_ok=True)
+    files = WRITERS[volume.spatial_dims](staging, volume, mask, inside, found.layers)
+    digests = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
     voxels = int(np.count_nonzero(inside))
     written = [*dict.fromkeys(files.values()), EXPLAIN_FILE]
     facts = {
@@ -150,7 +158,11 @@ def explain(
         "left_out": found.left_out,
         "note": NO_PROOF,
         "files": written,
+        "digests": digests,
     }
+    for name in digests:
+        move_whole(staging / name, out / name)
+    staging.rmdir()
     write_text(out / EXPLAIN_FILE, json.dumps(facts, indent=1, allow_nan=False))
     return Explanation(out, tuple(written), facts)
 
@@ -166,13 +178,33 @@ def _choose(image: Path, case: str | None, plan: Plan) -> Case:
 
 
 def _make_folder(out: Path, case: Case) -> None:
-    """Make the folder; never one that holds the image or a run."""
-    if out.resolve() in {source.path.resolve().parent for source in case.images} or (out / "recipe.yaml").exists():
-        raise UsageError(f"{out}: holds the image or a run, which maps could replace; choose another --out")
+    """Make the folder; never one that belongs to a data set or a run, and no file of others is replaced in it."""
+    check_folder(out, [source.path for source in case.images])
+    own = _own_files(out)
+    names = [f"{layer}{ending}" for layer in LAYERS for ending in (".png", ".nii.gz", ".nii")]
+    check_names(out, {name: own.get(name, _never) for name in (*names, SHEET_FILE, EXPLAIN_FILE)})
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
+
+
+def _never(path: Path) -> bool:
+    return False
+
+
+def _own_files(out: Path) -> dict[str, Callable[[Path], bool]]:
+    """What an earlier explanation wrote there: by its digests, or by its list alone where a version kept none."""
+    try:
+        facts = json.loads((out / EXPLAIN_FILE).read_text(encoding="utf-8"))
+        written, digests = facts["files"], facts.get("digests", {})
+        names = [str(name) for name in written]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    own: dict[str, Callable[[Path], bool]] = {EXPLAIN_FILE: lambda path: True}
+    for name in names:
+        own.setdefault(name, lambda path: file_digest(path) == digests.get(path.name) if digests else True)
+    return own
 
 
 def _need(segmenter: Segmenter, volume: Volume) -> Forecast:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ulna.data.limits import memory as machine_memory
 from ulna.errors import PartialFailure, UsageError, printable
 from ulna.files import TEMPORARY, write_text
 from ulna.forecast import ON_THE_GPU, gpu_memory
+from ulna.outputs import check_folder
 from ulna.planning import fingerprint, forecast_training
 from ulna.reading import read_json_object, read_yaml
 from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse
@@ -113,6 +115,8 @@ def compare(
             _check_format(Path(folder), _stored(Path(folder)), "leave it out of --beside, or compare again there")
     others = read_beside([Path(one) for one in _listed(beside)], [variant.name for variant in variants])
     before = _stored(out)
+    if before is None:
+        check_folder(out, [data])
     dataset, report = _read(data)
     splits = _splits(dataset, report, variants[0].recipe, folds)
     labels = report.labels or Labels()
@@ -278,8 +282,8 @@ def _check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> No
 
 def _first_difference(before: Any, now: Any) -> str:
     if isinstance(before, str):
-        lines = zip(before.splitlines(), now.splitlines(), strict=False)
-        return next((f"{a.strip()} there, {b.strip()} now" for a, b in lines if a != b), "another length")
+        lines = zip_longest(before.splitlines(), now.splitlines(), fillvalue="nothing")
+        return next((f"{a.strip()} there, {b.strip()} now" for a, b in lines if a != b), "")
     return next((f"{key} is {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]), "")
 
 

@@ -19,8 +19,8 @@ from ulna.files import write_text
 from ulna.progress import bar
 from ulna.reading import read_json_object
 from ulna.recipe import Recipe, to_yaml
+from ulna.signals import on_first_signal
 from ulna.study.variants import Variant
-from ulna.training.stopping import on_first_signal
 
 log = logging.getLogger(__name__)
 

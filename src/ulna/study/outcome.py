@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.errors import UsageError
+from ulna.metrics import interval_note
 from ulna.reading import read_json_object
 from ulna.study import statistics
 from ulna.study.costs import Costs
@@ -38,14 +39,14 @@ class Outcome:
         models: rows, in the order they were named.
         part: which cases were scored: test, or val where the data set keeps none (or folds are used).
         unit: "case", or "patient" where several cases of one were averaged.
-        units: how many.
+        units: how many of them count: those in which a reference or a prediction holds a class.
         cases: how many cases.
         seeds: trainings of every network.
         splits: hash of the split, or of every fold.
         length_unit: of HD95 and ASSD.
         margin: the smallest difference of Dice that matters.
         rows: a row per model, seed, case and class.
-        scores: Dice of every model and unit, mean over seeds: (models, units).
+        scores: Dice of every model and unit that counts, mean over seeds: (models, units); see `statistics.paired`.
         described: model -> measure -> mean, deviations and interval.
         pairs: every two models compared.
         sentences: what the pairs say.
@@ -102,7 +103,8 @@ class Outcome:
         for row in self.rows:
             if row.model == model and row.classes != "mean":
                 of_class.setdefault(row.classes, []).append(row.values["dice"])
-        listed = ", ".join(f"{name} {100 * _mean(values):.2f}" for name, values in of_class.items())
+        known = {name: [value for value in values if not math.isnan(value)] for name, values in of_class.items()}
+        listed = ", ".join(f"{name} {100 * _mean(values):.2f}" for name, values in known.items() if values)
         return f" ({listed})" if listed else ""
 
     def to_json(self) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def conclude(
     summaries = {job.name: job.summary() for job in jobs}
     part = next(iter(summaries.values()))["evaluated_on"]
     evaluated = next(iter(summaries.values()))[part]
-    models, names, scores = statistics.per_unit(of_measure(rows), groups)
+    models, names, scores = statistics.per_unit(statistics.paired(of_measure(rows)), groups)
     by_measure = {measure: statistics.describe(of_measure(rows, measure), groups) for measure in MEASURES}
     described = {model: {measure: by_measure[measure][model] for measure in MEASURES} for model in models}
     pairs = statistics.compare_pairs(models, scores, margin, seeds=seeds) if len(models) > 1 else []
@@ -180,6 +182,11 @@ def conclude(
         notes.append(SHARED_VALIDATION)
     if scored_twice(rows):
         notes.append("folds score the same cases: a case counts once, with its mean over folds")
+    left_out = len(set(groups.values())) - len(names)
+    if left_out:
+        notes.append(f"{left_out} {unit}s count for nothing: neither reference nor any prediction holds a class")
+    if few := interval_note(len(names)):
+        notes.append(few)
     notes += _cut_off(jobs, summaries) + _conditions(summaries)
     ranking, said = _ranked(models, data, scores, beside)
     if beside and ranking is None:
@@ -298,7 +305,8 @@ def _ranked(
 
 def _pooled(summary: Mapping[str, Any]) -> float:
     pooled = summary[summary["evaluated_on"]]["pooled"]
-    return _mean([of_class["iou"] for of_class in pooled.values() if of_class["iou"] is not None])
+    known = [of_class["iou"] for of_class in pooled.values() if of_class["iou"] is not None]
+    return _mean(known) if known else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -39,6 +39,7 @@ from ulna.levels import Level, levels_of, named_level, pruned
 from ulna.locking import LOCK, locked
 from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
+from ulna.outputs import check_folder
 from ulna.prediction import TOO_LARGE
 from ulna.progress import track
 from ulna.reading import read_json_object
@@ -56,13 +57,15 @@ LEAST_ROUNDS = 3
 ENOUGH_SECONDS = 120.0
 
 COLUMNS = (
-    "level", "head", "parameters", "gmacs", "cases", "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high",
-    "p50_ms", "p95_ms", "cpu_p50_ms", "cpu_p95_ms", "memory_mb",
+    "level", "head", "parameters", "gmacs", "cases", "n", "both_empty",
+    "dice", "dice_low", "dice_high", "iou", "iou_low", "iou_high", "p50_ms", "p95_ms", "cpu_p50_ms", "cpu_p95_ms",
+    "memory_mb",
 )  # fmt: skip
 # of the parent's summary: what holds for a part of its network too
 INHERITED = ("model", "data", "epochs", "best_epoch", "seed", "split_hash", "data_fingerprint")
 MEASURED_AS = {
     "dice, iou": "mean over validation cases and classes; low and high: 95 % bootstrap interval over cases",
+    "n, both_empty": "cases that count in these means, and cases in which neither reference nor prediction holds a class",
     "p50_ms, p95_ms": "wall time from an image in memory to its mask; every round runs every level once on one image, and "
     "each round begins with another level",
     "cpu_p50_ms, cpu_p95_ms": "time of all the process's threads on the CPU, for the same predictions",
@@ -263,8 +266,11 @@ def _measure(
         segmenter = segmenters[row["level"]]
         evaluation = evaluations[row["level"]] = _evaluate(segmenter, cases, f"measuring {row['level']}")
         row["cases"], row["memory_mb"] = len(cases), round(_memory_mb(segmenter, largest), 3)
+        row |= {name: evaluation.summary["mean"][name] for name in ("n", "both_empty")}
         for name in ("dice", "iou"):
             value = evaluation.summary["mean"][name]
+            if value["mean"] is None:
+                raise UsageError("no validation case holds a structure; levels cannot be measured on them")
             row |= {name: value["mean"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
     taken = measure_times({name: one.mask for name, one in segmenters.items()}, [case.read_image for case in cases])
     for row in rows:
@@ -302,7 +308,7 @@ def _evaluate(segmenter: Segmenter, cases: Sequence[Case], doing: str) -> Evalua
             need.check(f"{case.id}, an image of {' x '.join(map(str, volume.size))},", TOO_LARGE)
             yield case.id, segmenter.mask(volume), encode_labels(case.read_labels(), labels), volume
 
-    return evaluate_pairs(pairs(), labels)
+    return evaluate_pairs(pairs(), labels, empty_score=segmenter.recipe.evaluation.empty_score)
 
 
 def _memory_mb(segmenter: Segmenter, volume: Volume) -> float:
@@ -368,6 +374,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and not (out.is_dir() and all(path.name == LOCK for path in out.iterdir())):
         raise UsageError(f"{out}: {'is not empty' if out.is_dir() else 'is a file'}; choose another --out")
+    check_folder(out)
     made, hidden = not out.exists(), out / f"{TEMPORARY}{os.getpid()}"
     try:
         hidden.mkdir(parents=True)

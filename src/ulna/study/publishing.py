@@ -29,8 +29,9 @@ SHOWN_WORST = 4
 PICTURES = ("cases", "tradeoff", "curves", "worst", "ranks")
 METHOD = (
     "Pairs: Wilcoxon signed-rank test on {unit} means over seeds, p by Holm over all pairs; 95 % bootstrap intervals; "
-    "equivalent: within {margin} of Dice by two one-sided tests. A test speaks of further {unit}s for these trainings; the "
-    "deviation over seeds shows how far another training may lie."
+    "equivalent: within {margin} of Dice by two one-sided tests. n {unit}s count, in which reference or prediction holds a "
+    "class; in a pair, a network that rightly left one empty has 1 there. A test speaks of further {unit}s for these "
+    "trainings; the deviation over seeds shows how far another training may lie."
 )
 
 
@@ -59,7 +60,7 @@ def publish(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: Path) 
 
 def main_table(outcome: Outcome) -> Table:
     """Accuracy and cost, a row a network."""
-    headings = ["model", "parameters", "GMACs", "Dice [95 %]", "sd seeds", f"sd {outcome.unit}s", "IoU",
+    headings = ["model", "parameters", "GMACs", "Dice [95 %]", "n", "both empty", "sd seeds", f"sd {outcome.unit}s", "IoU",
                 f"HD95 {outcome.length_unit}", "epochs", "hours",
                 "p50 / p95 ms", "CPU ms", "train MB", "predict MB"]  # fmt: skip
     rows = []
@@ -72,6 +73,8 @@ def main_table(outcome: Outcome) -> Table:
                 (f"{cost.parameters:,}", ""),
                 (f"{cost.gmacs:.3g}", ""),
                 (_figure(dice.mean, 4), f"[{_figure(dice.low, 4)}, {_figure(dice.high, 4)}]"),
+                (f"{dice.units}", ""),
+                (f"{dice.undefined}", ""),
                 (_figure(dice.sd_seeds, 4), ""),
                 (_figure(dice.sd_units, 3), ""),
                 (_figure(iou.mean, 4), ""),
@@ -202,7 +205,8 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
         for m, job in first.items()
     }  # fmt: skip
     common = set.intersection(*(set(of) for of in scored.values()))
-    chosen = sorted(common, key=lambda case: (np.mean([of[case] for of in scored.values()]), case))[:SHOWN_WORST]
+    hard = {case: np.nan_to_num([of[case] for of in scored.values()], nan=1.0).mean() for case in common}  # NaN: empty
+    chosen = sorted(common, key=lambda case: (hard[case], case))[:SHOWN_WORST]
     cases: list[drawings.Hard] = []
     masks: dict[str, list[Any]] = {model: [] for model in first}
     segmenters = {model: Segmenter.load(job.run) for model, job in first.items()}

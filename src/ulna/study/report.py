@@ -103,6 +103,7 @@ def write_report(
         "synthetic": synthetic,
         "model": summary.get("model") or DASH,
         "tiles": _tiles(scores, summary),
+        "interval_note": scores.get("interval_note", ""),
         "missing": [str(case) for case in scores.get("missing", ())],
         "measures": _headings(scores),
         "table": _table(scores),
@@ -152,7 +153,7 @@ def _headings(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     unit = scores.get("unit", "px")
     tolerance = f"{_brief(scores.get('tolerance'))} {scores.get('tolerance_unit', unit)}"
     remark = {"hd95": unit, "assd": unit, "nsd": f"≤ {tolerance}"}
-    return [(name, remark.get(key, "")) for key, name in MEASURES.items()]
+    return [*((name, remark.get(key, "")) for key, name in MEASURES.items()), ("n", ""), ("Both empty", "")]
 
 
 def _table(scores: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
@@ -162,7 +163,8 @@ def _table(scores: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
 
 
 def _cells(measures: Mapping[str, Any]) -> list[Cell]:
-    return [_cell(measures.get(key), 2 if key in ("hd95", "assd") else 3) for key in MEASURES]
+    cells = [_cell(measures.get(key), 2 if key in ("hd95", "assd") else 3) for key in MEASURES]
+    return [*cells, *(Cell(_number(measures.get(key), 0), "") for key in ("n", "both_empty"))]
 
 
 def _cell(value: Mapping[str, Any] | None, digits: int) -> Cell:

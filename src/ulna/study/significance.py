@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ulna.errors import UsageError
-from ulna.metrics import bootstrap_interval
 
 Floats = NDArray[np.float64]
 Alternative = Literal["two-sided", "greater", "less"]
@@ -116,29 +115,6 @@ def rank_biserial(differences: ArrayLike) -> Any:
     d = _rounded(differences)
     ranks = _ranks(d)
     return (np.sign(d) * ranks).sum(axis=-1) / ranks.sum(axis=-1)
-
-
-def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """`ulna.metrics.bootstrap_interval` of the mean, widened for few units.
-
-    A bootstrap takes the spread of the units at hand for that of all, which is too small by (n - 1) / n in variance and
-    itself a guess: of 95 % intervals of 10 skewed scores 89 % hold the mean, of 34 scores 92 %. The level is raised by as
-    much as a t interval is wider than a normal one with that spread: 93 % and 94 %. With 100 units hardly anything changes.
-
-    Args:
-        values: (units,); NaN are left out.
-        level: share of such intervals that hold the mean.
-        resamples: of the bootstrap.
-
-    Source: Hesterberg, Am. Stat. 69 (2015) 371-386, 4.3 (the expanded percentile interval).
-    """
-    from scipy.stats import norm, t
-
-    n = np.count_nonzero(~np.isnan(np.asarray(values, dtype=np.float64)))
-    if n > 1:
-        wide = 2 * norm.cdf(t.ppf((1 + level) / 2, n - 1) * math.sqrt(n / (n - 1))) - 1
-        level = min(float(wide), 1 - 1e-9)  # of two or three units it is 1 in floats
-    return bootstrap_interval(values, level=level, resamples=resamples)
 
 
 def effect_interval(

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ulna.errors import UsageError
+from ulna.metrics import mean_interval
 from ulna.study.ranking import Ranking, rank_datasets
 from ulna.study.significance import (
     effect_interval,
     equivalence,
     fewest_units,
     holm,
-    mean_interval,
     needed_units,
     power,
     rank_biserial,
@@ -31,8 +31,8 @@ from ulna.study.significance import (
 )
 
 __all__ = [
-    "Description", "Pair", "Ranking", "compare_pairs", "describe", "fewest_units", "needed_units", "per_unit", "power",
-    "rank_datasets", "sentence",
+    "Description", "Pair", "Ranking", "compare_pairs", "describe", "fewest_units", "needed_units", "paired", "per_unit",
+    "power", "rank_datasets", "sentence",
 ]  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -53,7 +53,8 @@ class Description:
         high: its other end.
         sd_seeds: of the seeds' means; None for one seed.
         sd_units: of the units' scores; None for one unit.
-        units: how many define the score.
+        units: how many define the score, n.
+        undefined: how many do not; of Dice, those in which neither reference nor prediction holds a class.
     """
 
     mean: float
@@ -62,6 +63,7 @@ class Description:
     sd_seeds: float | None
     sd_units: float | None
     units: int
+    undefined: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,24 @@ class Pair:
     evidence: bool
 
 
+def paired(scores: Scores) -> dict[tuple[str, int, str], float]:
+    """Scores in which a case counts for all models or for none, as a test of pairs needs them; for Dice and the like.
+
+    A case counts if any training has a score of it. Where others have none, they left it rightly empty: neither reference
+    nor prediction holds a class. They get 1 there, the best value, beside those that invented something.
+
+    Args:
+        scores: (model, seed, case) -> score, NaN where neither holds a class.
+
+    Raises:
+        UsageError: if no case counts.
+    """
+    counting = {case for (_, _, case), score in scores.items() if not math.isnan(score)}
+    if scores and not counting:
+        raise UsageError("no scored case holds a structure; networks cannot be compared on them")
+    return {key: 1.0 if math.isnan(score) else score for key, score in scores.items() if key[2] in counting}
+
+
 def per_unit(scores: Scores, groups: Mapping[str, str]) -> tuple[list[str], list[str], Floats]:
     """A score for every model and unit: the mean over seeds, then over the cases of the unit.
 
@@ -143,7 +163,7 @@ def describe(scores: Scores, groups: Mapping[str, str]) -> dict[str, Description
     Raises:
         UsageError: as in `per_unit`.
 
-    The interval is `ulna.study.significance.mean_interval`: with few units a little wider than that of `ulna evaluate`.
+    The interval is `ulna.metrics.mean_interval`, as in every table.
     """
     models, _, table = per_unit(scores, groups)
     _, cases, cube = _cube(scores)
@@ -152,7 +172,9 @@ def describe(scores: Scores, groups: Mapping[str, str]) -> dict[str, Description
     for model, row, seeds in zip(models, table, of_seeds, strict=True):
         known = row[~np.isnan(row)]
         mean = float(known.mean()) if known.size else math.nan
-        described[model] = Description(mean, *mean_interval(known), _sd(seeds), _sd(known), known.size)
+        described[model] = Description(
+            mean, *mean_interval(known), _sd(seeds), _sd(known), known.size, row.size - known.size
+        )
     return described
 
 
@@ -192,7 +214,7 @@ def compare_pairs(
     Raises:
         UsageError: if the table does not fit the models, a score is missing, or a number is out of its range.
 
-    Source: `ulna.study.significance`, at `signed_rank`, `equivalence`, `holm`, `rank_biserial` and `mean_interval`.
+    Source: `signed_rank`, `equivalence`, `holm`, `rank_biserial` of `ulna.study.significance`; `ulna.metrics.mean_interval`.
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or len(table) != len(models) or not table.size:

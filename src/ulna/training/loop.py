@@ -143,6 +143,7 @@ class Loop:
         )
         self.state = State()
         self._saved_at = time.perf_counter()
+        self._said_empty = False
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False if no epoch was ever finished and there is none.
@@ -204,7 +205,11 @@ class Loop:
         return self.state
 
     def validate(self) -> dict[str, float]:
-        """Dice and IoU on the whole validation images: the mean over cases of the mean over structures."""
+        """Dice and IoU on the whole validation images: the mean over cases of the mean over structures.
+
+        What neither reference nor prediction holds is left out, unless the recipe says how it counts. Where nothing is left
+        - no structure to find, and none marked - both are 1: the best that an epoch can do there.
+        """
         self.network.eval()
         per_case: list[dict[str, float]] = []
         for index in range(len(self.val)):
@@ -228,11 +233,16 @@ class Loop:
                 spacing=(1.0,) * self.plan.spatial_dims,
                 tolerance=1.0,
                 multilabel=self.plan.labels.multilabel,
+                empty_score=self.recipe.evaluation.empty_score,
                 surface=False,
             )
             per_case.append(average(scores, "per_image"))
         self.network.train()
-        return {key: float(np.mean([case[key] for case in per_case])) for key in ("dice", "iou")}
+        known = {key: [case[key] for case in per_case if not math.isnan(case[key])] for key in ("dice", "iou")}
+        if not known["dice"] and not self._said_empty:
+            log.warning("no validation case holds a structure: the epoch is chosen by what it does not invent alone")
+            self._said_empty = True
+        return {key: float(np.mean(values)) if values else 1.0 for key, values in known.items()}
 
     def _read_cases(self) -> None:
         kept = [self.val] if self.loader.num_workers else [self.val, self.samples.cases]  # workers keep their own

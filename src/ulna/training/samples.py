@@ -14,6 +14,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ulna.data.augment import Augment
 from ulna.data.case import Case
+from ulna.data.limits import within_memory
 from ulna.data.preprocess import Prepared, prepare, prepare_labels
 from ulna.data.read import encode_labels
 from ulna.data.sampling import crop_patch, epoch_order, sample_stream
@@ -57,6 +58,10 @@ class PreparedCases:
         """The image on the plan's grid and its reference: (C, *S'), and (*S') or (K, *S') (without `on_grid`: S)."""
         if index in self._kept:
             return self._kept[index]
+        with within_memory(self.cases[index].images[0]):
+            return self._prepared(index)
+
+    def _prepared(self, index: int) -> tuple[Prepared, Tensor]:
         case = self.cases[index]
         volume = case.read_image()
         prepared = prepare(volume, self.plan)

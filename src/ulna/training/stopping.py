@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ulna.errors import Interrupted
+from ulna.signals import Stopped, on_first_signal
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +35,13 @@ class Stop:
         def note(number: int) -> None:
             self._signal = number
             if self._saved:
-                raise _StopNow
+                raise Stopped(number)
             log.info("stopping at the next step; once more to stop at once")
 
         try:
             with on_first_signal(note):
                 yield
-        except _StopNow:
+        except Stopped:
             raise Interrupted(self._signal, self.resume_command) from None
 
     def check(self, save: Callable[[], None]) -> None:
@@ -63,31 +62,3 @@ class Stop:
         """
         self._saved = True
         self.check(lambda: None)
-
-
-class _StopNow(BaseException):
-    """Raised where the signal arrives; not an Exception, so that nothing on the way takes it for a failure."""
-
-
-@contextmanager
-def on_first_signal(act: Callable[[int], None]) -> Iterator[None]:
-    """Call `act` with the number of the first SIGTERM or Ctrl-C; a second one acts as if nobody listened."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def heard(number: int, frame: object) -> None:
-        restore()
-        act(number)
-
-    for number in before:
-        signal.signal(number, heard)
-    try:
-        yield
-    finally:
-        restore()

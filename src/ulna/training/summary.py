@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ulna import figures
@@ -88,14 +89,16 @@ def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation,
             volume = case.read_image()
             yield case.id, segmenter.mask(volume), encode_labels(case.read_labels(), plan.labels), volume
 
-    evaluation = evaluate_pairs(pairs(), plan.labels)
-    order = sorted(cases, key=lambda case: evaluation.case_dice(case.id))
+    evaluation = evaluate_pairs(pairs(), plan.labels, empty_score=segmenter.recipe.evaluation.empty_score)
+    # what is rightly empty comes last: there is nothing to see
+    order = sorted(cases, key=lambda case: np.nan_to_num(evaluation.case_dice(case.id), nan=1.0))
     drawn = [order[i] for i in sorted({*range(min(3, len(order))), *range(max(0, len(order) - 3), len(order))})]
     panels: list[Panel] = []
     for case in drawn:
         volume = case.read_image()
         mask, reference = segmenter.mask(volume), encode_labels(case.read_labels(), plan.labels)
-        title = f"{case.id}  Dice {evaluation.case_dice(case.id):.3f}"
+        score = evaluation.case_dice(case.id)
+        title = f"{case.id}  {'empty' if np.isnan(score) else f'Dice {score:.3f}'}"
         seen = figures.view(volume, reference, mask)
         pictures = figures.comparison(seen.image, seen.maps[1], seen.maps[0])
         panels.append((title, [figures.Picture(*one, seen.sides) for one in pictures]))

@@ -1,0 +1,134 @@
+"""Output folders: one rule that keeps what others made. Nothing is replaced that ulna did not write itself.
+
+`check_folder` refuses folders in which files of ulna could replace, or pass for, images, references or a run.
+`check_names` refuses to replace single files. Both are asked before any work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from ulna.errors import UsageError
+
+RUN_FILE = "recipe.yaml"
+# folders of a data set, in lower case: not every file system tells Labels from labels
+DATA_FOLDERS = frozenset({"images", "labels", "imagestr", "labelstr", "imagests", "labelsts"})
+MOST_LINES = 12  # of a list in a message
+
+
+def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose another --out") -> None:
+    """Refuse an output folder that belongs to somebody else; links and `..` are followed first.
+
+    Refused are: what is no folder, a run folder, a data set's root, its images/ or labels/ (also where it does not exist
+    yet: masks in it would pass for references), and a folder that is an input or holds one.
+
+    Args:
+        out: where files are to be written; it need not exist.
+        inputs: files and folders that are read.
+        remedy: how the message ends.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    if os.path.lexists(out) and not out.is_dir():
+        what = "is a file" if out.exists() else "is a link to nothing"
+        raise UsageError(f"{out}: {what}; {remedy}")
+    real = Path(os.path.realpath(out))
+    if os.path.lexists(out / RUN_FILE):
+        raise UsageError(f"{out}: is a run folder with files of its own; {remedy}")
+    for read in dict.fromkeys(inputs):
+        folders = (read,) if read.is_dir() else (read.parent, Path(os.path.realpath(read)).parent)
+        if any(_same(real, folder) for folder in folders):
+            raise UsageError(f"{out}: holds the images or the references ({read}), which stay as they are; {remedy}")
+    if _is_root(real):
+        raise UsageError(f"{out}: is the root of a data set, which stays as it is; {remedy}")
+    if real.name.lower() in DATA_FOLDERS and _is_root(real.parent, but=real.name.lower()):
+        raise UsageError(f"{out}: belongs to the data set {real.parent}, which stays as it is; {remedy}")
+
+
+def _is_root(folder: Path, but: str = "") -> bool:
+    """Whether a folder holds the folders of a data set; `but` is one that does not count."""
+    try:
+        names = {entry.name.lower() for entry in os.scandir(folder) if entry.is_dir()} - {but}
+    except OSError:
+        return False
+    return bool(names & DATA_FOLDERS)
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Whether two paths are one place, also where names are told apart by their letters' case on one of them only."""
+    try:
+        return a.samefile(b)
+    except OSError:  # one of them is not there
+        return os.path.realpath(a) == os.path.realpath(b)
+
+
+def check_names(out: Path, own: Mapping[str, Callable[[Path], bool]], remedy: str = "choose another --out") -> None:
+    """Refuse to replace files of others in an output folder.
+
+    Args:
+        out: the folder.
+        own: every name that will be written -> whether what has that name was written by ulna.
+        remedy: how the message ends.
+
+    Raises:
+        UsageError: with all files in the way.
+    """
+    foreign = [name for name, is_own in own.items() if os.path.lexists(out / name) and not _is_own(out / name, is_own)]
+    if foreign:
+        raise UsageError(f"{out}: {listed(foreign)} not written by ulna, and would be replaced; {remedy}")
+
+
+def _is_own(path: Path, is_own: Callable[[Path], bool]) -> bool:
+    try:
+        return is_plain(path) and is_own(path)
+    except (OSError, ValueError):  # neither readable nor in the form that ulna writes
+        return False
+
+
+def is_plain(path: Path) -> bool:
+    """Whether an ordinary file has this name: no link, whatever it leads to, and no folder."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def file_digest(*paths: Path) -> str:
+    """The SHA-256 of one file's bytes, or of several files' one after the other, in hexadecimal digits.
+
+    Raises:
+        OSError: if one of them cannot be read; what is no file (a pipe would wait for ever) is never opened.
+    """
+    if len(paths) > 1:
+        return hashlib.sha256("".join(file_digest(path) for path in paths).encode()).hexdigest()
+    if not paths[0].is_file():
+        raise OSError(f"{paths[0]}: is no file")
+    with paths[0].open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether a folder that exists takes `a` and `A` for one name."""
+    probe = folder / f".tmp-{os.getpid()}-case"
+    try:
+        probe.touch()
+        return probe.with_name(probe.name.upper()).exists()
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def listed(names: Iterable[str], *, verb: bool = True) -> str:
+    """The first names of a list, how many there are more, and the verb.
+
+    Example:
+        >>> listed(["a.png"]), listed((str(n) for n in range(14)), verb=False)
+        ('a.png is', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more')
+    """
+    names = list(names)
+    text = ", ".join(names[:MOST_LINES]) + (f" and {len(names) - MOST_LINES} more" if len(names) > MOST_LINES else "")
+    return f"{text} {'is' if len(names) == 1 else 'are'}" if verb else text
