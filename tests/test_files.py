@@ -40,7 +40,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     assert same(load_checkpoint(tmp_path), content(1.0))
     assert "skipped a damaged checkpoint" in caplog.text
     (tmp_path / PREVIOUS).unlink()
-    assert load_checkpoint(tmp_path) is None
+    with pytest.raises(UsageError, match=r"no checkpoint is whole(.|\n)*last\.safetensors: damaged"):
+        load_checkpoint(tmp_path)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

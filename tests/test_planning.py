@@ -168,7 +168,7 @@ def test_points_leave_room_for_patches_and_batches_that_every_voxel_would_not(mo
     [
         ("planning.patch=[64]", "does not fit 2D"),
         ("planning.spacing=[1, 0]", "does not fit 2D"),
-        ("planning.patch=[0, 4]", "from 1 up"),
+        ("planning.patch=[0, 4]", "greater than or equal to 1"),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused(change, message):

@@ -1,7 +1,8 @@
 import pytest
 
+from tests import plans
 from ulna.errors import UsageError
-from ulna.recipe import Architecture, Labels, Recipe, Slot, Split, from_yaml, parse, set_value, to_yaml
+from ulna.recipe import Architecture, Labels, Plan, Recipe, Slot, Split, from_yaml, parse, set_value, to_yaml
 
 
 def test_yaml_round_trip(tmp_path):
@@ -90,3 +91,59 @@ def test_a_case_in_two_sets_is_refused():
 def test_recipes_cannot_be_changed_in_place():
     with pytest.raises(ValueError, match="frozen"):
         Recipe().optimizer.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spacing": (1.0, float("nan"))}, "finite number"),
+        ({"spacing": (1.0, 0.0)}, "greater than"),
+        ({"spacing": (1.0, 1.0, 1.0)}, "spacing has 3 entries, the images have 2 axes"),
+        ({"patch": (16,)}, "patch has 1 entries"),
+        ({"patch": (16, 0)}, "greater than or equal to 1"),
+        ({"patch": (16, 10**12)}, "less than or equal to"),
+        ({"strides": ((2, 2), (2,))}, r"strides\[1\] has 1 entries"),
+        ({"strides": ((2, 0),)}, "greater than or equal to 1"),
+        ({"batch": 0}, "greater than or equal to 1"),
+        ({"in_channels": 0}, "greater than or equal to 1"),
+        ({"in_channels": 2}, "channel_names has 1 entries, the images have 2 channels; normalization has 1 entries"),
+        ({"normalization": ({"kind": "ct", "std": float("inf")},)}, "finite number"),
+        ({"normalization": ({"kind": "ct", "std": -1.0},)}, "greater than or equal to 0"),
+        ({"normalization": ({"kind": "rescale", "low": 2.0, "high": 1.0},)}, "low 2 lies above high 1"),
+        ({"whitening": {"mean": (0.0,), "matrix": ((float("nan"),),)}}, "finite number"),
+        ({"whitening": {"mean": (0.0, 0.0), "matrix": ((1.0,),)}}, r"whitening\.mean has 2 entries"),
+        ({"whitening": {"mean": (0.0,), "matrix": ((1.0, 2.0),)}}, r"a row of whitening\.matrix has 2 entries"),
+        ({"mirror_axes": (0, 0)}, "each once"),
+        ({"mirror_axes": (2,)}, "below 2"),
+        ({"turn_axes": (1, 1)}, "each once"),
+        ({"labels": {"names": ("background",)}}, "background only"),
+        (
+            {"fingerprint": {"spacing": {"min": [1.0]}}},
+            r"fingerprint\.spacing\.min is \[1\.0\], and no length for each of 2",
+        ),
+        ({"fingerprint": {"size": 3}}, r"fingerprint\.size is 3"),
+        ({"fingerprint": {"worlds": [0, 7]}}, r"fingerprint\.worlds"),
+    ],
+)
+def test_a_plan_with_numbers_that_mean_nothing_is_refused(changes, message):
+    fields = plans.make().model_dump()
+    with pytest.raises(UsageError, match=message):
+        parse(Plan, {**fields, **changes}, source="plan.yaml")
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "optimizer.lr=.nan",
+        "training.max_hours=.inf",
+        "architecture.levels=1000000",
+        "architecture.channels=[4, 100000000]",
+        "architecture.conv.double_conv.dropout=.nan",
+        "architecture.conv.double_conv.convs=1000000",
+        "architecture.strides=[[2, 0]]",
+        "loss.options.smooth=.inf",
+    ],
+)
+def test_numbers_out_of_all_bounds_are_refused(assignment):
+    with pytest.raises(UsageError, match=r"finite|at most|less than|greater than"):
+        set_value(Recipe(), assignment)

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
+from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines, unknown
 from ulna.verbs import VERBS, find
 
 EVERYWHERE = ("--quiet", "--json")
@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
         if _out_of_memory(error):
             _complain("this needs more memory than is free; take smaller images or patches, or a machine with more")
             return 2
-        traceback.print_exc()
+        sys.stderr.write(printable_lines(traceback.format_exc()))
         _complain("this is a defect of ulna; please report it with the lines above")
         return 1
 
@@ -223,7 +223,9 @@ def _listen(quiet: bool) -> None:
     logger.propagate = False
     logger.setLevel(logging.INFO)
     if not quiet:
-        logger.addHandler(_ToConsole())
+        handler = _ToConsole()
+        handler.setFormatter(progress.Lines())
+        logger.addHandler(handler)
 
 
 class _ToConsole(logging.Handler):
@@ -233,7 +235,7 @@ class _ToConsole(logging.Handler):
         from ulna import progress
 
         style = "yellow" if record.levelno >= logging.WARNING else None
-        progress.console().print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+        progress.console().print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _complain(message: str) -> None:
@@ -241,7 +243,7 @@ def _complain(message: str) -> None:
 
     console = progress.console()
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable_lines(message), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

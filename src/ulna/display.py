@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ulna.errors import printable
+from ulna.progress import make_console
+
 MEASURES = {
     "dice": "Dice",
     "iou": "IoU",
@@ -25,7 +28,12 @@ MOST_LINES = 12
 
 def show(verb: str, result: Any) -> None:
     """Print what a verb returned."""
-    SHOW[verb](Console(), result)
+    SHOW[verb](make_console(), result)
+
+
+def _name(text: object) -> str:
+    """A name that somebody else gave, for a cell or a heading: neither markup nor signs that move the cursor."""
+    return escape(printable(text))
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -114,7 +122,8 @@ def _check(console: Console, report: Any) -> None:
         count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
         console.print(f"[bold red]{count}[/] in {cases} cases", highlight=False)
     else:
-        console.print(f"[bold green]no problems[/] in {cases} cases: {', '.join(report.labels.names)}", highlight=False)
+        names = ", ".join(map(_name, report.labels.names))
+        console.print(f"[bold green]no problems[/] in {cases} cases: {names}", highlight=False)
         console.print(f"next: ulna train {_quoted(report.root)}", style="dim", markup=False, highlight=False)
 
 
@@ -142,16 +151,18 @@ def _plan(console: Console, plan: Any) -> None:
     table.columns[1].justify = "left"
     table.columns[1].no_wrap = False
     table.add_row("images", f"{plan.spatial_dims}D, {plan.in_channels} channels, {plan.fingerprint['cases']} cases")
-    table.add_row("classes", ", ".join(plan.labels.names))
+    table.add_row("classes", ", ".join(map(_name, plan.labels.names)))
     for field, reason in plan.reasons.items():
-        table.add_row(field, reason)
+        table.add_row(_name(field), _name(reason))
     console.print(table)
 
 
 def _train(console: Console, run: Any) -> None:
     summary = run.summary
     part = summary["evaluated_on"]
-    _evaluation_table(console, summary[part], title=f"{summary['model']} on {summary[part]['cases']} {part} cases")
+    _evaluation_table(
+        console, summary[part], title=f"{_name(summary['model'])} on {summary[part]['cases']} {part} cases"
+    )
     console.print(
         f"best epoch {summary['best_epoch']} of {summary['epochs']}, validation Dice {summary['val_dice']:.4f}; "
         f"{summary['wall_seconds'] / 60:.1f} min, peak memory {summary['peak_memory_mb'] / 1024:.1f} GB",
@@ -187,7 +198,7 @@ def _evaluation_table(console: Console, summary: Any, title: str) -> None:
         name: (str(of_class.get("n", "-")), str(of_class.get("both_empty", "-"))) for name, of_class in classes.items()
     }
     if len(classes) <= 4:
-        table = _table("", *classes, title=title)
+        table = _table("", *map(_name, classes), title=title)
         for measure, name in MEASURES.items():
             table.add_row(name, *(_value(of_class[measure]) for of_class in classes.values()))
         table.add_row("n", *(n for n, _ in counts.values()))
@@ -195,7 +206,9 @@ def _evaluation_table(console: Console, summary: Any, title: str) -> None:
     else:
         table = _table("", *MEASURES.values(), "n", "both empty", title=title)
         for name, of_class in classes.items():
-            table.add_row(name, *(_value(of_class[measure], interval=False) for measure in MEASURES), *counts[name])
+            table.add_row(
+                _name(name), *(_value(of_class[measure], interval=False) for measure in MEASURES), *counts[name]
+            )
     console.print(table)
     rule = "a case counts (n) where reference or prediction holds the class"
     if "empty_score" in summary:
@@ -226,7 +239,9 @@ def _compare(console: Console, study: Any) -> None:
     from ulna.study.publishing import subtitle
 
     outcome = study.outcome
-    table = _table("model", "parameters", "GMACs", "Dice \\[95 %]", "n", "sd seeds", "ms", title=subtitle(outcome))
+    table = _table(
+        "model", "parameters", "GMACs", "Dice \\[95 %]", "n", "sd seeds", "ms", title=_name(subtitle(outcome))
+    )
     table.columns[0].overflow = "fold"
     for model in outcome.models:
         cost, dice = outcome.costs.models[model], outcome.described[model]["dice"]
@@ -241,7 +256,7 @@ def _compare(console: Console, study: Any) -> None:
         text = f"n: {outcome.unit}s that count, + those in which neither reference nor prediction holds a class"
         _plain(console, text, style="dim")
     if outcome.warning:
-        console.print(outcome.warning, style="yellow", highlight=False)
+        _plain(console, outcome.warning, style="yellow")
     for sentence in outcome.sentences:
         _plain(console, sentence)
     if outcome.ranking is not None:
@@ -320,15 +335,17 @@ def _prune(console: Console, made: Any) -> None:
 def _explain(console: Console, explanation: Any) -> None:
     facts = explanation.facts
     members = facts["maps"]["uncertainty"]
-    table = _table("map", "file", "of", title=f"{facts['target']} in {facts['image']}, {facts['voxels']} predicted")
+    table = _table(
+        "map", "file", "of", title=_name(f"{facts['target']} in {facts['image']}, {facts['voxels']} predicted")
+    )
     for column in table.columns[1:]:
         column.justify = "left"
     for name, about in facts["maps"].items():
         of = f"{members['members']} {members['of']}" if name == "uncertainty" and members["members"] > 1 else ""
         if name == "saliency":
             shares = zip(about["channels"], about["share"], strict=True)
-            of = ", ".join(f"{channel} {share:.0%}" for channel, share in shares)
-        table.add_row(name, about["file"], of)
+            of = ", ".join(f"{_name(channel)} {share:.0%}" for channel, share in shares)
+        table.add_row(_name(name), _name(about["file"]), of)
     console.print(table)
     for name, reason in facts["left_out"].items():
         _plain(console, f"left out: {name}: {reason}", style="dim")

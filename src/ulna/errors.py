@@ -12,12 +12,56 @@ Anything else that reaches a user is a defect of ulna (exit code 1).
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+LONGEST_SHOWN = 200  # characters of a name or a value in a message
+
+
+def printable(text: object) -> str:
+    """A name as it can be shown: signs that move the cursor or the text, and bytes that are no text, become numbers.
+
+    Whoever made a data set or a run chose its names; a terminal, a log and a page must not obey them.
+
+    Example:
+        >>> printable("liver\\x1b[31m\\n")
+        'liver\\\\x1b[31m\\\\n'
+    """
+    shown = str(text)
+    return shown if shown.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def printable_text(text: object) -> object:
+    """Text whose line breaks are meant, with all else that is not printable written as numbers; no text stays as it is."""
+    return "\n".join(map(printable, text.split("\n"))) if type(text) is str else text
+
+
+def printable_lines(text: str) -> str:
+    """A message of several lines as it can be shown: its line breaks stay, and every further line is indented.
+
+    So a name with a line break in it cannot pass for a message of its own.
+    """
+    lines = [line if line.isprintable() else printable(line.replace("\t", "    ")) for line in text.split("\n")]
+    return "\n".join([lines[0], *(f"  {line}" if line and not line.startswith("  ") else line for line in lines[1:])])
+
+
+def brief(value: object) -> str:
+    """A value as a message shows it: its type is seen, its length is bounded, whatever was read from a file."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother, short.maxlong = 2, LONGEST_SHOWN // 2, LONGEST_SHOWN // 2, 40
+    try:
+        text = short.repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = f"a {type(value).__name__} of great length"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
 
 class UlnaError(Exception):
-    """Root of every error that ulna raises on purpose."""
+    """Root of every error that ulna raises on purpose; its message can be shown as it is."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable_lines(str(message)))
 
 
 class UsageError(UlnaError, ValueError):
@@ -94,7 +138,7 @@ def unknown(what: str, name: object, valid: Iterable[object]) -> UsageError:
         no skip block named 'concatt'; did you mean 'concat'?
           valid: additive, concat
     """
-    names = sorted(str(v) for v in valid)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    names, given = sorted(printable(v) for v in valid), str(name)[:LONGEST_SHOWN]
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UsageError(f"no {what} named {str(name)!r}{hint}\n  valid: {', '.join(names) or 'none'}")
+    return UsageError(f"no {what} named {given!r}{hint}\n  valid: {', '.join(names) or 'none'}")

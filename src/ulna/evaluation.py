@@ -21,7 +21,7 @@ from ulna.data.read import encode_labels, read_labels, value_counts, without_col
 from ulna.data.record import JOURNAL, Record, read_facts
 from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
 from ulna.errors import DataError, Problem, UsageError
-from ulna.files import write_text
+from ulna.files import cell, write_text
 from ulna.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
 from ulna.outputs import check_folder, check_names
 from ulna.progress import track
@@ -71,7 +71,7 @@ class Evaluation:
         text = io.StringIO()
         table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
         table.writeheader()
-        table.writerows(self.rows)
+        table.writerows({name: cell(value) for name, value in row.items()} for row in self.rows)
         write_text(path, text.getvalue())
 
 

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, printable
+from ulna.reading import parse_json
 
 TEMPORARY = ".tmp-"
+_FORMULA = ("=", "+", "-", "@", "'")  # a quote too, so that what is read is what was written
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL, getattr(errno, "EILSEQ", errno.EINVAL))
 
@@ -93,6 +95,22 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), len(text.encode()))
 
 
+def cell(value: object) -> object:
+    """A value for a table that a spreadsheet may open: text that it would take for a formula gets a quote before it.
+
+    Numbers stay numbers; `from_cell` takes the quote away.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def from_cell(text: str) -> str:
+    """What `cell` was made of."""
+    return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA) else text
+
+
 def write_tensors(path: Path, content: Tensors) -> None:
     """One safetensors file, whole or absent, with a checksum inside."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.tensors.items()}
@@ -102,23 +120,61 @@ def write_tensors(path: Path, content: Tensors) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(data), len(data))
 
 
-def read_tensors(path: Path) -> Tensors:
+def read_tensors(path: Path, largest: int | None = None) -> Tensors:
     """Read a file of `write_tensors` and check it.
+
+    Args:
+        path: the file.
+        largest: refuse a file of more bytes before it is read.
+
+    Raises:
+        UsageError: if it is missing, damaged, too large, or of another kind.
+    """
+    with _opened(path) as file:
+        size = path.stat().st_size
+        if largest is not None and size > largest:
+            raise UsageError(
+                f"{printable(path)}: has {size:,} bytes, its training needs at most {largest:,}; restore it"
+            )
+        meta = parse_json((file.metadata() or {}).get("ulna", "{}"), str(path))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        stored = meta if isinstance(meta, dict) else {}
+        state, checksum = stored.get("state"), stored.get("checksum")
+        whole = isinstance(state, str) and checksum == _checksum(tensors, state)
+    if not isinstance(state, str) or not whole:
+        raise UsageError(f"{printable(path)}: its checksum does not fit its content; restore it or train again")
+    values = parse_json(state, str(path))
+    if not isinstance(values, dict):
+        raise UsageError(f"{printable(path)}: its state holds {type(values).__name__} and no fields; restore it")
+    return Tensors(tensors, values)
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file; none of them is read.
 
     Raises:
         UsageError: if it is missing, damaged, or of another kind.
     """
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    name = printable(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise UsageError(f"{name}: is not a file; restore it or train again")
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("ulna", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            yield file
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path}: damaged or not a safetensors file ({error}); restore it or train again") from None
-    if "state" not in meta or meta.get("checksum") != _checksum(tensors, meta["state"]):
-        raise UsageError(f"{path}: its checksum does not fit its content; restore it or train again")
-    return Tensors(tensors, json.loads(meta["state"]))
+        raise UsageError(f"{name}: no such file") from None
+    except UsageError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        # the last five: of types of numbers that this version of torch does not have
+        what = f"damaged or not a safetensors file ({printable(error)})"
+        raise UsageError(f"{name}: {what}; restore it or train again") from None
 
 
 def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
@@ -148,7 +204,7 @@ def unwritable(path: Path, error: OSError, size: int | None = None) -> Unwritabl
         remedy = "check its permissions or choose another folder"
     elif error.errno == errno.ENAMETOOLONG:
         remedy = "give it a shorter name, or choose another folder"
-    made = Unwritable(f"{path}: cannot be written ({what}); {remedy}")
+    made = Unwritable(f"{printable(path)}: cannot be written ({what}); {remedy}")
     made.everything = error.errno not in _OF_ONE_FILE
     return made
 

@@ -32,7 +32,8 @@ from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
 from ulna.outputs import RUN_FILE, check_names
 from ulna.progress import track
-from ulna.recipe import PLAN_FORMAT, Architecture, Labels, Normalization, Plan, Recipe, read_yaml, set_value, to_yaml
+from ulna.reading import read_yaml
+from ulna.recipe import PLAN_FORMAT, Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
 from ulna.sizing import choose_sizes, resolved
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.

@@ -6,14 +6,25 @@ standard output stays a table or JSON.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from ulna.errors import printable_lines, printable_text
+
 T = TypeVar("T")
 _quiet = False
 _console: Any = None
+
+
+class Lines(logging.Formatter):
+    """Log lines that can be shown as they are, whatever names stand in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As `logging.Formatter`, with signs that move the cursor written as numbers."""
+        return printable_lines(super().format(record))
 
 
 def quiet(on: bool = True) -> None:
@@ -26,10 +37,21 @@ def console() -> Any:
     """The one rich console on standard error: bars and log lines share it, so that they do not overwrite each other."""
     global _console
     if _console is None or _console.file is not sys.stderr:
-        from rich.console import Console
-
-        _console = Console(file=sys.stderr)
+        _console = make_console(sys.stderr)
     return _console
+
+
+def make_console(file: Any = None) -> Any:
+    """A rich console on which no name can move the cursor: signs that are not printable are written as numbers."""
+    from rich.console import Console
+
+    class Printable(Console):
+        def render(self, renderable: Any, options: Any = None) -> Any:
+            for segment in super().render(renderable, options):
+                harmless = segment.control or segment.text == "\n" or segment.text.isprintable()
+                yield segment if harmless else segment._replace(text=str(printable_text(segment.text)))
+
+    return Printable(file=file)
 
 
 @contextmanager

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from ulna.errors import UsageError, unknown
+from ulna.errors import LONGEST_SHOWN, UsageError, brief, printable, unknown
+from ulna.reading import parse_yaml, read_yaml
 
 
 class Frozen(BaseModel):
     """Immutable, and strict about names: an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def replaced(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
@@ -28,6 +29,35 @@ class Frozen(BaseModel):
 
 
 M = TypeVar("M", bound=Frozen)
+
+# Bounds that no network or image of this world comes near: a file from a stranger must not ask for more.
+MOST_LEVELS = 64
+MOST_CHANNELS_AT_ALL = 1 << 16
+LONGEST_AXIS = 1 << 20
+LARGEST_OPTION = 1 << 20
+MOST_LAYERS = 64  # of one block
+_LAYER_COUNTS = ("convs", "layers", "sdn_layers", "depth")  # options that say how many layers a block has
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    for name, value in options.items():
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        most = MOST_LAYERS if name in _LAYER_COUNTS else LARGEST_OPTION
+        if len(values) > MOST_LAYERS:
+            raise ValueError(f"{printable(name)} has {len(values):,} entries; at most {MOST_LAYERS} are taken")
+        for one in values:
+            if isinstance(one, int | float) and not abs(one) <= most:  # NaN is not
+                raise ValueError(f"{printable(name)} is {brief(one)}; numbers of at most {most:,} are taken")
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
+Width = Annotated[int, Field(ge=1, le=MOST_CHANNELS_AT_ALL)]
+Count = Annotated[int, Field(ge=1, le=1 << 30)]
+Axis = Annotated[int, Field(ge=0, le=2)]
+Step = Annotated[int, Field(ge=1, le=1 << 15)]
+Steps = Annotated[tuple[Step, ...], Field(min_length=1, max_length=3)]
+Length = Annotated[float, Field(gt=1e-6, lt=1e6)]  # of one step of a grid, in mm or px
 
 
 class Slot(Frozen):
@@ -37,7 +67,7 @@ class Slot(Frozen):
     levels: tuple[int, ...] | None = None  # 0 is full resolution, -1 the deepest
     paths: tuple[str, ...] | None = None  # "encoder", "decoder", "nested", ...
     nodes: tuple[str, ...] | None = None  # "x0_1", ...
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
 
 
 def _as_slot(value: Any) -> Any:
@@ -74,12 +104,12 @@ class Architecture(Frozen):
     """
 
     topology: str = "unet"
-    levels: int | None = Field(default=None, ge=1)
-    max_levels: int = Field(default=5, ge=1)
-    base_channels: int = Field(default=32, ge=1)
-    max_channels: int | None = Field(default=None, ge=1)
-    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None
-    strides: Annotated[tuple[tuple[int, ...], ...] | None, BeforeValidator(_as_strides)] = None
+    levels: int | None = Field(default=None, ge=1, le=MOST_LEVELS)
+    max_levels: int = Field(default=5, ge=1, le=MOST_LEVELS)
+    base_channels: int = Field(default=32, ge=1, le=MOST_CHANNELS_AT_ALL)
+    max_channels: int | None = Field(default=None, ge=1, le=MOST_CHANNELS_AT_ALL)
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=MOST_LEVELS)] | None = None
+    strides: Annotated[tuple[Steps, ...] | None, BeforeValidator(_as_strides)] = None
     conv: Slots = (Slot(kind="double_conv"),)
     skip: Slots = (Slot(kind="concat"),)
     up: Slots = (Slot(kind="transpose"),)
@@ -94,7 +124,7 @@ class Loss(Frozen):
     """One criterion for every supervised head, and how the heads are weighted."""
 
     kind: str = "dice_ce"
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     heads: Literal["equal", "halving"] | dict[str, float] = "equal"
 
 
@@ -174,8 +204,8 @@ class Planning(Frozen):
     """
 
     spacing: tuple[float, ...] | None = None
-    patch: tuple[int, ...] | None = None
-    batch: int | None = Field(default=None, ge=1)
+    patch: tuple[Annotated[int, Field(ge=1, le=LONGEST_AXIS)], ...] | None = None
+    batch: int | None = Field(default=None, ge=1, le=1 << 16)
     normalization: Literal["zscore", "ct", "rescale", "none"] | None = None
     whitening: Literal["zca"] | None = None  # of the channels, fitted on the training cases
     parameters: int | None = Field(default=None, ge=1)  # every width is scaled by one factor to come close to it
@@ -225,7 +255,10 @@ class Labels(Frozen):
     `names[0]` is the background unless `multilabel`; then every name is a channel of its own.
     """
 
-    names: tuple[str, ...] = ("background", "foreground")
+    names: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_CHANNELS_AT_ALL)] = (
+        "background",
+        "foreground",
+    )
     multilabel: bool = False
 
     @property
@@ -250,7 +283,13 @@ class Normalization(Frozen):
     low: float = 0.0
     high: float = 1.0
     mean: float = 0.0
-    std: float = 1.0
+    std: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        if self.kind in ("ct", "rescale") and self.low > self.high:
+            raise ValueError(f"low {self.low:g} lies above high {self.high:g}")
+        return self
 
 
 class Whitening(Frozen):
@@ -258,6 +297,31 @@ class Whitening(Frozen):
 
     mean: tuple[float, ...]  # (C)
     matrix: tuple[tuple[float, ...], ...]  # (C, C)
+
+
+def _fingerprint_faults(fingerprint: Mapping[str, Any], dims: int) -> list[str]:
+    """What is wrong with those parts of a fingerprint that later steps read, where they are there."""
+    faults: list[str] = []
+    for group in ("spacing", "size"):
+        ends = fingerprint.get(group, {})
+        if not isinstance(ends, Mapping):
+            faults.append(f"fingerprint.{group} is {brief(ends)}, and no minimum, median and maximum")
+            continue
+        for end, values in ends.items():
+            if not (isinstance(values, list | tuple) and len(values) == dims and all(map(_is_length, values))):
+                faults.append(
+                    f"fingerprint.{group}.{printable(end)} is {brief(values)}, and no length for each of {dims} axes"
+                )
+    worlds = fingerprint.get("worlds")
+    if worlds is not None and not (
+        isinstance(worlds, list | tuple) and len(worlds) >= dims and all(type(w) is int and 0 <= w <= 2 for w in worlds)
+    ):
+        faults.append(f"fingerprint.worlds is {brief(worlds)}, and no axis of the patient for each of {dims} axes")
+    return faults
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
 
 
 PLAN_FORMAT = 2  # 1: axes as stored, no spacing where all images share one; see `ulna.data.format_1`
@@ -272,22 +336,60 @@ class Plan(Frozen):
 
     format: int = Field(default=1, ge=1, le=PLAN_FORMAT)  # a plan without it was made by an earlier ulna
     spatial_dims: Literal[2, 3]
-    in_channels: int
+    in_channels: int = Field(ge=1, le=MOST_CHANNELS_AT_ALL)
     channel_names: tuple[str, ...]
     labels: Labels
     orientation: Literal["RAS"] | None = None  # images are turned to it; None: the axes stay as the files store them
-    spacing: tuple[float, ...] | None  # of the grid the network works on, in `unit`; None (format 1): every image's own
+    spacing: (
+        tuple[Length, ...] | None
+    )  # of the grid the network works on, in `unit`; None (format 1): every image's own
     unit: Literal["mm", "px"]
     normalization: tuple[Normalization, ...]  # one per channel
     whitening: Whitening | None = None  # after the normalisation
-    patch: tuple[int, ...]
-    batch: int
-    strides: tuple[tuple[int, ...], ...]
-    whole_image_limit: int  # pixels or voxels up to which an image is predicted in one piece
-    mirror_axes: tuple[int, ...]  # spatial axes along which flips are safe
-    turn_axes: tuple[int, int] | None  # the two spatial axes that quarter turns may exchange
+    patch: tuple[Annotated[int, Field(ge=1, le=LONGEST_AXIS)], ...]
+    batch: int = Field(ge=1, le=1 << 16)
+    strides: Annotated[tuple[Steps, ...], Field(max_length=MOST_LEVELS - 1)]
+    whole_image_limit: int = Field(ge=0)  # pixels or voxels up to which an image is predicted in one piece
+    mirror_axes: tuple[Axis, ...]  # spatial axes along which flips are safe
+    turn_axes: tuple[Axis, Axis] | None  # the two spatial axes that quarter turns may exchange
     reasons: dict[str, str]
     fingerprint: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Self:
+        """Every list has one entry an axis or a channel: what does not would fail far from here, or count wrong axes."""
+        dims, channels = self.spatial_dims, self.in_channels
+        lengths: dict[str, tuple[int, int, str]] = {
+            "patch": (len(self.patch), dims, "axes"),
+            "channel_names": (len(self.channel_names), channels, "channels"),
+            "normalization": (len(self.normalization), channels, "channels"),
+        }
+        if self.spacing is not None:
+            lengths["spacing"] = (len(self.spacing), dims, "axes")
+        if self.whitening is not None:
+            lengths["whitening.mean"] = (len(self.whitening.mean), channels, "channels")
+            lengths["whitening.matrix"] = (len(self.whitening.matrix), channels, "channels")
+            row = next((len(row) for row in self.whitening.matrix if len(row) != channels), channels)
+            lengths["a row of whitening.matrix"] = (row, channels, "channels")
+        wrong = [
+            f"{name} has {has} entries, the images have {want} {what}"
+            for name, (has, want, what) in lengths.items()
+            if has != want
+        ]
+        wrong += [
+            f"strides[{number}] has {len(step)} entries, the images have {dims} axes"
+            for number, step in enumerate(self.strides)
+            if len(step) != dims
+        ]
+        for name, axes in (("mirror_axes", self.mirror_axes), ("turn_axes", self.turn_axes or ())):
+            if len(set(axes)) < len(axes) or any(axis >= dims for axis in axes):
+                wrong.append(f"{name} is {list(axes)}; it holds axes below {dims}, each once")
+        if not self.labels.foreground:
+            wrong.append("labels name the background only")
+        wrong += _fingerprint_faults(self.fingerprint, dims)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
     @property
     def levels(self) -> int:
@@ -299,27 +401,35 @@ class Plan(Frozen):
         return self.model_dump(mode="json")
 
 
+MOST_FAULTS = 20  # lines of one message
+
+
 def parse(model: type[M], values: Any, source: str = "") -> M:
     """Validate `values`; every fault becomes one line that names the field and, for a wrong name, the nearest.
 
     Raises:
-        UsageError: with all faults.
+        UsageError: with all faults; of very many, the first.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_fault(model, e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
-        head = f"{source}: " if source else ""
+        faults = error.errors(include_url=False, include_context=False)
+        lines = [_fault(model, e["loc"], e["type"], e["msg"], e.get("input")) for e in faults[:MOST_FAULTS]]
+        if len(faults) > MOST_FAULTS:
+            lines.append(f"{len(faults) - MOST_FAULTS} more faults")
+        head = f"{printable(source)}: " if source else ""
         raise UsageError(head + "\n".join(lines)) from None
 
 
 def _fault(model: type[Frozen], loc: tuple[Any, ...], kind: str, message: str, value: Any) -> str:
-    path = ".".join(str(part) for part in loc)
+    path = printable(".".join(str(part)[:LONGEST_SHOWN] for part in loc))
     if kind == "extra_forbidden":
         owner = _field_type(model, loc[:-1])
         valid = owner.model_fields if owner else ()
         return f"{path}: not a field; {str(unknown('field', loc[-1], valid)).split('; ', 1)[-1]}"
-    return f"{path}: {message[0].lower()}{message[1:]}, got {value!r}"
+    if kind == "value_error":  # of a check that ulna makes itself: it says what came
+        return (f"{path}: " if path else "") + message.removeprefix("Value error, ")
+    return f"{path}: {message[0].lower()}{message[1:]}, got {brief(value)}"
 
 
 def _field_type(model: type[Frozen], loc: Sequence[Any]) -> type[Frozen] | None:
@@ -347,8 +457,8 @@ def set_value(recipe: Recipe, assignment: str) -> Recipe:
     if not equals or not path.strip():
         raise UsageError(f"--set {assignment}: expected KEY=VALUE, for example --set optimizer.lr=3e-4")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text, f"--set {assignment}")
+    except UsageError:
         raise UsageError(f"--set {assignment}: {text!r} is not a YAML value") from None
     if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
         with suppress(ValueError):
@@ -403,25 +513,6 @@ def from_yaml(model: type[M], path: Path) -> M:
         UsageError: if the file is missing, not YAML, or does not fit.
     """
     return parse(model, read_yaml(path), source=str(path))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields of a YAML file, as they stand there.
-
-    Raises:
-        UsageError: if the file is missing or holds no YAML mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore or rewrite it"
-        ) from None
-    if not isinstance(values, dict | None):
-        raise UsageError(f"{path}: holds {type(values).__name__} and no fields; write `field: value` lines")
-    return values or {}
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

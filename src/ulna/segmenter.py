@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +20,7 @@ from ulna.blocks import nd
 from ulna.data.orientation import AS_STORED, Turn, turn_of
 from ulna.data.preprocess import check_fit, differences, prepare
 from ulna.data.read import case_name, write_labels
-from ulna.errors import UsageError
-from ulna.files import read_tensors
+from ulna.errors import UsageError, printable
 from ulna.forecast import Forecast, maps_per_voxel, prediction_memory
 from ulna.inference.folding import folded
 from ulna.inference.inputs import as_volume, is_case
@@ -30,6 +28,8 @@ from ulna.inference.predict import collect, label_slabs, mean_slabs, predict_sla
 from ulna.inference.sparse import Tally
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
+from ulna.networks.weights import load_network
+from ulna.reading import read_json
 from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
 from ulna.volume import Volume
 
@@ -105,14 +105,7 @@ class Segmenter:
             )
         if plan.format < PLAN_FORMAT:
             _note_format(plan.format)
-        network = network_for(recipe, plan)
-        weights = read_tensors(run / "weights.safetensors").tensors
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UsageError(
-                f"{run}: weights.safetensors does not fit recipe.yaml ({str(error).splitlines()[1].strip()})"
-            ) from None
+        network = load_network(lambda: network_for(recipe, plan), run / "weights.safetensors")
         return cls(network, plan, recipe)
 
     def __call__(self, image: Any, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Any:
@@ -324,9 +317,6 @@ def read_split(run: Path) -> Split:
         UsageError: if splits.json is missing or damaged.
     """
     path = run / "splits.json"
-    try:
-        return parse(Split, json.loads(path.read_text(encoding="utf-8")), source=str(path))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; the run folder is not complete") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: damaged ({error}); restore it or train again") from None
+    if not path.exists():
+        raise UsageError(f"{printable(path)}: no such file; the run folder is not complete")
+    return parse(Split, read_json(path), source=str(path))

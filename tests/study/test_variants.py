@@ -8,7 +8,8 @@ from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.cost import count_gmacs
 from ulna.planning import Fingerprint
-from ulna.recipe import Labels, Recipe, read_yaml
+from ulna.reading import read_yaml
+from ulna.recipe import Labels, Recipe
 from ulna.study.variants import Budget, Variant, make_variants, settings_of, settle
 
 SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}

@@ -59,7 +59,7 @@ def test_a_training_that_was_killed_while_it_began_can_begin_again(discs, tmp_pa
     folder.mkdir()
     (folder / "plan.yaml").write_text("half of a st")
     (folder / ".tmp-123-splits.json").write_text("")
-    with pytest.raises(UsageError, match="nothing was trained there yet, leave --resume out"):
+    with pytest.raises(UsageError, match="nothing was trained there yet; leave --resume out"):
         train(discs, out=folder, resume=True)
     train(discs, model="unet", out=folder, epochs=1, set=TINY)
     assert not list(folder.glob(".tmp-*"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from tests.training.tiny import TINY, rows_of
 from ulna import cli
 from ulna.demonstration import make_phantom
 from ulna.errors import DataError, UsageError
-from ulna.files import read_tensors
+from ulna.files import read_tensors, write_tensors
+from ulna.locking import locked
 from ulna.recipe import Plan, Recipe, from_yaml
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import State, learning_rate
@@ -367,6 +369,163 @@ def test_json_of_every_verb_is_json(run, discs, tmp_path, capsys):
         assert "NaN" not in out
         json.loads(out)
         assert err == ""
+
+
+def test_weights_that_are_not_finite_are_never_written(discs, tmp_path, monkeypatch):
+    """A finite loss whose gradient is not: no later loss of the epoch shows it."""
+    from ulna.training.loop import Loop
+
+    step = Loop._step
+
+    def poisoned(loop, images, labels, number):
+        value = step(loop, images, labels, number)
+        if loop.state.epoch == 1 and number == loop.batches.steps - 1:
+            with torch.no_grad():
+                next(loop.network.parameters()).view(-1)[0] = float("nan")
+        return value
+
+    monkeypatch.setattr(Loop, "_step", poisoned)
+    with pytest.raises(UsageError, match=r"became NaN or infinite in epoch 2 .* lower optimizer\.lr"):
+        train(discs, model="unet", out=tmp_path / "r", epochs=3, set=TINY)
+    stored = [read_tensors(path).tensors for path in (tmp_path / "r").rglob("*.safetensors")]
+    assert len(stored) == 3  # the best weights and two checkpoints
+    assert all(bool(torch.isfinite(t.float()).all()) for tensors in stored for t in tensors.values())
+
+
+def test_a_second_training_in_one_folder_is_refused_before_it_writes(discs, tmp_path, monkeypatch):
+    """As if both had found the folder free: the second begins while the first reads its data."""
+    prepare, refused = room._prepare, []
+
+    def second_one_begins(data, recipe):
+        if not refused:
+            refused.append(None)
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+        return prepare(data, recipe)
+
+    def second():
+        try:
+            train(discs, model="unet", out=tmp_path / "r", epochs=1, seed=2, set=TINY)
+        except UsageError as error:
+            refused.append(str(error))
+
+    monkeypatch.setattr(room, "_prepare", second_one_begins)
+    made = train(discs, model="unet", out=tmp_path / "r", epochs=1, seed=1, set=TINY)
+    assert "another command writes into it" in refused[1]
+    assert from_yaml(Recipe, tmp_path / "r" / "recipe.yaml").training.seed == made.summary["seed"] == 1
+    assert not (tmp_path / "r" / ".lock").exists()
+
+
+def test_a_run_under_way_is_not_gone_on_with(discs, tmp_path, run):
+    shutil.copytree(run.folder, tmp_path / "r")
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+    refused = []
+
+    def second():
+        try:
+            train(discs, out=tmp_path / "r", resume=True, epochs=20)
+        except UsageError as error:
+            refused.append(str(error))
+
+    with locked(tmp_path / "r"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "another command writes into it" in refused[0]
+    assert before == {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+
+
+def test_to_go_on_with_a_folder_that_is_not_there_says_how_to_start(discs, tmp_path):
+    with pytest.raises(UsageError, match=r"no such folder.*start with: ulna train .* --out .*gone") as error:
+        train(discs, out=tmp_path / "gone", resume=True)
+    assert "\n" not in str(error.value)
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".lock").touch()  # of a training that was killed while it read its data
+    with pytest.raises(UsageError, match="nothing was trained there yet; leave --resume out: ulna train"):
+        train(discs, out=tmp_path / "begun", resume=True)
+    train(discs, model="unet", out=tmp_path / "begun", epochs=1, set=TINY)
+
+
+@pytest.fixture
+def copied(discs, tmp_path):
+    """The data in another place, to be changed, and a run that began with them."""
+    shutil.copytree(discs, tmp_path / "data")
+    (tmp_path / "data" / "splits.json").unlink()
+    train(discs, model="unet", out=tmp_path / "run", epochs=1, set=TINY)
+    return tmp_path / "data"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_goes_on_with_its_data_wherever_they_lie(copied, tmp_path):
+    assert train(copied, out=tmp_path / "run", resume=True, epochs=2).summary["epochs"] == 2
+
+
+def test_other_data_are_named_and_nothing_is_changed(copied, tmp_path):
+    Image.fromarray(np.zeros((32, 40), np.uint8)).save(copied / "labels" / "disc1.png")
+    Image.fromarray(np.eye(32, 40, dtype=np.uint8)).save(copied / "images" / "disc3.png")
+    for folder in ("images", "labels"):
+        (copied / folder / "disc2.png").rename(copied / folder / "disc9.png")
+    before = contents(tmp_path / "run")
+    with pytest.raises(
+        UsageError, match=r"2 changed \(disc1, disc3\), 1 missing \(disc2\), 1 new \(disc9\) of 8 cases"
+    ):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)
+    assert contents(tmp_path / "run") == before
+
+
+def test_other_classes_are_other_data(copied, tmp_path):
+    (copied / "classes.json").write_text(json.dumps({"1": "liver"}))
+    with pytest.raises(UsageError, match=r"declares the classes background, liver, but the run .* foreground"):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)
+
+
+@pytest.mark.parametrize("damage", ["bytes", "absent", "nan", "other"])
+def test_without_a_whole_checkpoint_a_finished_run_never_begins_anew(copied, tmp_path, damage):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for path in checkpoints.iterdir():
+        saved = read_tensors(path)
+        if damage == "bytes":
+            path.write_bytes(path.read_bytes()[:-1])
+        elif damage == "absent":
+            path.unlink()
+        elif damage == "nan":
+            next(t for n, t in saved.tensors.items() if n.startswith("network.")).view(-1)[0] = float("nan")
+            write_tensors(path, saved)
+        else:
+            tensors = {name: t for name, t in saved.tensors.items() if not name.startswith("network.head")}
+            write_tensors(path, saved._replace(tensors=tensors))
+    before = contents(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"train again into\s+another folder|or train again"):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)
+    kept = contents(tmp_path / "run")
+    log_file = tmp_path / "run" / "log.txt"
+    assert {path: data for path, data in kept.items() if path != log_file} == {
+        path: data for path, data in before.items() if path != log_file
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("loop", None),
+        ("loop", {"epoch": "x"}),
+        ("optimizer", []),
+        ("optimizer", {"values": {"a": 1}, "groups": []}),
+        ("arithmetic", {"threads": 10**9}),
+        ("arithmetic", {"threads": "two"}),
+        ("arithmetic", 3),
+    ],
+)
+def test_a_checkpoint_with_a_state_of_other_types_is_a_clear_error(copied, tmp_path, field, value):
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        saved = read_tensors(path)
+        write_tensors(path, saved._replace(state={**saved.state, field: value}))
+    with pytest.raises(UsageError, match="checkpoint"):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)
 
 
 def discs_with(root, source, empty):

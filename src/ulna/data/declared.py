@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.source import case_name, composed, file_stat, shown
-from ulna.errors import DataError, Problem
+from ulna.errors import DataError, Problem, UsageError
+from ulna.reading import LARGEST_JSON, REMEDY, parse_json, read_text
 from ulna.recipe import Labels, Split
 
 _CLASSES = 'write the classes as {"1": "liver", "2": "tumour"}; 0 is background'
@@ -21,25 +22,22 @@ _SPLITS = (
     'write {"train": [ids], "val": [ids], "test": [ids]}, or a list of folds [{"train": [...], "val": [...]}, ...]'
 )
 _SETS = ("train", "val", "test")
-_LARGEST_JSON = 1 << 28
 _SHOWN = 6  # values in a message
 
 
 def read_json(path: Path, problems: list[Problem]) -> Any:
     """The content of a JSON file; None, and a problem, where it cannot be read."""
     try:
-        if file_stat(path).st_size > _LARGEST_JSON:
-            problems.append(Problem(shown(path), f"is larger than {_LARGEST_JSON} bytes", "take it out"))
-            return None
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+        file_stat(path)
+        value = parse_json(read_text(path, LARGEST_JSON), str(path), _once)
         json.dumps(value, ensure_ascii=False).encode()  # half of a character, written as an escape, is no text
         return value
     except DataError as error:
         problems += error.problems
         return None
-    except json.JSONDecodeError as error:
-        what = f"is not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-    except (ValueError, OSError, RecursionError) as error:  # ValueError: not UTF-8, or a number of thousands of digits
+    except UsageError as error:
+        what = str(error).removeprefix(f"{shown(path)}: ").removesuffix(f"; {REMEDY}")
+    except ValueError as error:  # half of a character
         what = f"cannot be read ({error})"
     problems.append(Problem(shown(path), what, "mend the file or take it out"))
     return None

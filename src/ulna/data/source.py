@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from ulna.errors import DataError, Problem
+from ulna.errors import DataError, Problem, printable
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 RASTER_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
@@ -137,10 +137,7 @@ def id_problem(where: object, name: str) -> Problem | None:
     return Problem(shown(where), f"has the id {name!r}, which cannot be a file name", "give it another id")
 
 
-def shown(where: object) -> str:
-    """A name that can be printed: bytes that are no text, and signs that move the cursor, are written as numbers."""
-    text = str(where)
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+shown = printable  # of names in messages
 
 
 def condensed(problems: Iterable[Problem], root: object) -> list[Problem]:

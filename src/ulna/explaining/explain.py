@@ -163,7 +163,7 @@ def explain(
     for name in digests:
         move_whole(staging / name, out / name)
     staging.rmdir()
-    write_text(out / EXPLAIN_FILE, json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False))
+    write_text(out / EXPLAIN_FILE, json.dumps(facts, indent=1, allow_nan=False))
     return Explanation(out, tuple(written), facts)
 
 

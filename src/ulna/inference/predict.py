@@ -16,6 +16,7 @@ from ulna.arithmetic import autocast
 from ulna.blocks import nd
 from ulna.data.orientation import AS_STORED, Turn
 from ulna.data.preprocess import Prepared, framed, prepare, restored
+from ulna.inference.finite import check_finite_maps
 from ulna.inference.sliding import by_windows
 from ulna.inference.sparse import Tally, by_stages, smoothed
 from ulna.networks.heads import probabilities
@@ -75,6 +76,7 @@ def predict_slabs(
             if sparse:
                 return by_stages(network, windows, settings=settings, multilabel=multilabel, tally=tally)
             logits = network(windows)
+        check_finite_maps(network, [logits])
         return probabilities(logits, multilabel=multilabel)
 
     @torch.inference_mode()

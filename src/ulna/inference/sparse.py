@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ulna.blocks import nd
+from ulna.inference.finite import check_finite_maps
 from ulna.networks.heads import Reader, probabilities
 from ulna.networks.network import Network
 from ulna.recipe import Inference
@@ -52,11 +53,14 @@ def by_stages(
         (N, C, *S) -> (N, K, *S), float32
     """
     maps, size = network.encode(windows)
+    check_finite_maps(network, maps.values())  # the fused decoder makes numbers of NaN
     answers = []
     for number in range(len(windows)):
         read = network.head.reader({name: m[number : number + 1] for name, m in maps.items()}, size)
         answers.append(_one_window(read, windows.shape[2:], settings, multilabel, tally or Tally(), windows.device))
-    return probabilities(torch.cat(answers), multilabel=multilabel).float()  # as those of windows
+    logits = torch.cat(answers)
+    check_finite_maps(network, [logits])
+    return probabilities(logits, multilabel=multilabel).float()  # as those of windows
 
 
 def _one_window(

@@ -56,6 +56,7 @@ class Network(nn.Module):
         self.divisor = divisor
         # keep the maps of nodes alone in training, and compute what lies between them again in the backward pass
         self.recompute = False
+        self.origin = ""  # the run folder that the weights came from, for messages
 
     def features(self, image: Tensor) -> dict[str, Tensor]:
         """The map of every node: (N, C, *S) -> {node: (N, width, *S / strides)}; S divisible by `divisor`."""
@@ -128,7 +129,9 @@ class Network(nn.Module):
         kept_head = self.head.only(head)
         wiring = self.wiring.keep(head)._replace(heads=(head,))
         stages = {node.name: self.stages[node.name] for node in wiring.nodes}
-        return Network(wiring, stages, kept_head, self.in_channels, self.divisor).train(self.training)
+        pruned = Network(wiring, stages, kept_head, self.in_channels, self.divisor).train(self.training)
+        pruned.origin = self.origin
+        return pruned
 
     def _check(self, image: Tensor) -> None:
         dims = len(self.divisor)
@@ -147,14 +150,31 @@ class Network(nn.Module):
 
 
 def pad_to_multiple(image: Tensor, divisor: tuple[int, ...]) -> Tensor:
-    """Repeat the last pixel of every axis until its length is a multiple: (N, C, *S) -> (N, C, *S')."""
+    """Repeat the last pixel of every axis until its length is a multiple: (N, C, *S) -> (N, C, *S').
+
+    An exported network pads always: whether its example needed it says nothing about the images to come.
+    """
     missing = [-n % d for n, d in zip(image.shape[2:], divisor, strict=True)]
-    if not any(missing):
+    if not _of_any_size(image) and not any(missing):
         return image
     widths = [width for m in reversed(missing) for width in (0, m)]
     return nn.functional.pad(image, widths, mode="replicate")
 
 
+def _of_any_size(maps: Tensor) -> bool:
+    """Whether the operations of this call are written down for maps of other sizes than these: then lengths are symbols."""
+    exporting = (
+        torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    )
+    return exporting and not all(isinstance(n, int) for n in maps.shape[2:])
+
+
 def _crop(logits: Tensor, size: torch.Size | list[int]) -> Tensor:
+    if _of_any_size(
+        logits
+    ):  # a view of part of a map would fix, in the exported network, whether there is anything to cut off
+        for axis, n in enumerate(size, start=2):
+            logits = logits.index_select(axis, torch.arange(n, device=logits.device))
+        return logits
     window: tuple[Any, ...] = (..., *(slice(n) for n in size))
     return logits[window]

@@ -17,12 +17,13 @@ from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split_hash
 from ulna.data.dataset import split as split_cases
 from ulna.data.limits import memory as machine_memory
-from ulna.errors import PartialFailure, UsageError
+from ulna.errors import PartialFailure, UsageError, printable
 from ulna.files import TEMPORARY, write_text
 from ulna.forecast import ON_THE_GPU, gpu_memory
 from ulna.outputs import check_folder
 from ulna.planning import fingerprint, forecast_training
-from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse, read_yaml
+from ulna.reading import read_json_object, read_yaml
+from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, command, make_jobs, run_jobs, stoppable, words
 from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside
@@ -160,7 +161,7 @@ def compare(
             margin=margin,
             unit="patient" if named else "image" if groups else "case",
             footnotes=_footnotes(settled, budget, failed),
-            data=data.resolve().name,
+            data=printable(data.resolve().name),
             command=again,
             beside=others,
         )
@@ -245,10 +246,10 @@ def _stored(out: Path) -> dict[str, Any] | None:
             raise UsageError(f"{out}: holds something else than a study; choose another --out")
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_object(path)
         names = ("data", "splits", "folds", "match", "plan", "recipes", "architectures")
         return {"format": values.get("format", 1), **{name: values[name] for name in names}}
-    except (ValueError, KeyError, OSError) as error:
+    except KeyError as error:
         raise UsageError(f"{path}: damaged ({error}); restore it, or choose another --out") from None
 
 

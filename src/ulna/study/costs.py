@@ -24,6 +24,7 @@ from ulna.files import write_text
 from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
 from ulna.progress import bar
+from ulna.reading import read_json_object
 from ulna.segmenter import Segmenter
 
 ROUNDS = 15
@@ -134,7 +135,7 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
 
 def _stored(kept: Path, key: Mapping[str, str]) -> Costs | None:
     try:
-        values = json.loads(kept.read_text(encoding="utf-8"))
+        values = read_json_object(kept)
         if values["key"] != key or "points" not in values["conditions"]:  # an earlier ulna counted all voxels
             return None
         models = {n: Cost(**{**c, "wall_ms": tuple(c["wall_ms"])}) for n, c in values["models"].items()}

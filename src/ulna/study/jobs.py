@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -18,6 +17,7 @@ from typing import Any
 from ulna.errors import Interrupted, UsageError
 from ulna.files import write_text
 from ulna.progress import bar
+from ulna.reading import read_json_object
 from ulna.recipe import Recipe, to_yaml
 from ulna.signals import on_first_signal
 from ulna.study.variants import Variant
@@ -64,7 +64,7 @@ class Job:
 
     def summary(self) -> dict[str, Any]:
         """What the run says about itself."""
-        return json.loads((self.run / DONE).read_text(encoding="utf-8"))
+        return read_json_object(self.run / DONE)
 
 
 def make_jobs(variants: Sequence[Variant], seeds: int, folds: int | None, runs: Path) -> list[Job]:

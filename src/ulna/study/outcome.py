@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ulna.errors import UsageError
 from ulna.metrics import interval_note
+from ulna.reading import read_json_object
 from ulna.study import statistics
 from ulna.study.costs import Costs
 from ulna.study.jobs import Job
@@ -270,16 +271,18 @@ def read_beside(folders: Sequence[Path], models: Sequence[str]) -> dict[str, dic
     found: dict[str, dict[str, float]] = {}
     for folder in folders:
         try:
-            other = json.loads((folder / OUTCOME_FILE).read_text(encoding="utf-8"))
+            if not (folder / OUTCOME_FILE).exists():
+                raise UsageError(f"{folder}: is no finished study (it has no {OUTCOME_FILE})")
+            other = read_json_object(folder / OUTCOME_FILE)
             described = other["described"]
             missing = [model for model in models if model not in described]
             if missing:
                 raise UsageError(f"{folder}: has no {missing[0]}; a ranking needs the same networks in every study")
             name = other["data"] if other["data"] not in found else f"{other['data']} ({folder})"
             found[name] = {model: float(described[model]["dice"]["mean"]) for model in models}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UsageError):
-                raise
+        except UsageError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{folder}: is no finished study ({error})") from None
     return found
 

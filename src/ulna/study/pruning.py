@@ -36,11 +36,13 @@ from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import TEMPORARY, Tensors, read_tensors, write_tensors, write_text
 from ulna.levels import Level, levels_of, named_level, pruned
+from ulna.locking import LOCK, locked
 from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
 from ulna.outputs import check_folder
 from ulna.prediction import TOO_LARGE
 from ulna.progress import track
+from ulna.reading import read_json_object
 from ulna.recipe import Split, to_yaml
 from ulna.segmenter import Segmenter, read_split
 from ulna.study.pruning_figure import draw_levels
@@ -145,7 +147,7 @@ def prune(
         raise UsageError(f"{run}: its split has no validation cases to measure levels on")
 
     segmenters = {one.name: pruned(parent, one.head) for one in levels}
-    with _new_folder(out) as folder:
+    with locked(out), _new_folder(out) as folder:
         rows = [_counted(one, segmenters[one.name]) for one in levels]
         facts: dict[str, Any] = {"run": run.resolve().name}
         evaluations = _measure(rows, segmenters, val, facts) if dataset is not None else {}
@@ -359,13 +361,8 @@ def _write_run(folder: Path, run: Path, segmenter: Segmenter, level: Level, fact
 
 def _summary_of(run: Path) -> dict[str, Any]:
     """The summary of a run; empty where its training was not finished."""
-    try:
-        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UsageError(f"{run / 'summary.json'}: damaged ({error}); restore it or remove it") from None
-    return dict(summary)
+    path = run / "summary.json"
+    return read_json_object(path) if path.exists() else {}
 
 
 @contextmanager
@@ -375,7 +372,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UsageError: if `out` holds something or cannot be written; nothing is changed then.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out.is_dir() and all(path.name == LOCK for path in out.iterdir())):
         raise UsageError(f"{out}: {'is not empty' if out.is_dir() else 'is a file'}; choose another --out")
     check_folder(out)
     made, hidden = not out.exists(), out / f"{TEMPORARY}{os.getpid()}"

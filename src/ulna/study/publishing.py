@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ulna import figures
 from ulna.data.dataset import Dataset
 from ulna.data.read import encode_labels
+from ulna.errors import printable_text
 from ulna.files import write_text
 from ulna.segmenter import Segmenter
 from ulna.study import drawings
@@ -52,8 +53,8 @@ def publish(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: Path) 
     """
     write_scores(outcome.rows, out / "results.csv")
     _draw(outcome, jobs, dataset, out / "figures")
-    write_text(out / "table.md", markdown(outcome))
-    write_text(out / "table.tex", latex(outcome))
+    write_text(out / "table.md", str(printable_text(markdown(outcome))))
+    write_text(out / "table.tex", str(printable_text(latex(outcome))))
     write_text(out / "report.html", _page(outcome, out / "figures"))
 
 
@@ -239,7 +240,11 @@ def _page(outcome: Outcome, folder: Path) -> str:
     ]
     verdicts = [pair.verdict for pair in outcome.pairs] + [""] * len(outcome.sentences)
     environment = Environment(
-        loader=PackageLoader("ulna.study", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("ulna.study", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=printable_text,
     )
     values: dict[str, Any] = {
         "title": title(outcome),

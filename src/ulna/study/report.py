@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +15,15 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from ulna import figures
-from ulna.errors import UsageError
+from ulna.errors import UsageError, printable_text
 from ulna.files import write_text
+from ulna.reading import read_json_object, read_yaml
 
 DASH = "–"
 SHOWN = 3  # best cases, and as many worst
@@ -127,6 +126,7 @@ def write_report(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=printable_text,
     )
     write_text(out, environment.get_template("report.html").render(page))
     return out
@@ -306,16 +306,8 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_text(path) or "{}")
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}: not readable as JSON ({error}); restore it") from None
-    return values if isinstance(values, dict) else {}
+    return read_json_object(path) if path.exists() else {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(_text(path))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not readable as YAML ({str(error).splitlines()[0]}); restore it") from None
-    return values if isinstance(values, dict) else {}
+    return read_yaml(path) if path.exists() else {}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ulna.errors import UsageError
-from ulna.files import write_text
+from ulna.files import cell, from_cell, write_text
 from ulna.study.jobs import Job
 
 MEASURES = ("dice", "iou", "ppv", "sensitivity", "hd95", "assd", "nsd")
@@ -46,7 +46,7 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
             continue
         by_case: dict[str, list[Row]] = {}
         for row in _read(job.run / "cases.csv"):
-            case = row["case"]
+            case = from_cell(row["case"])
             values = {name: _number(row[name]) for name in MEASURES}
             one = Row(job.variant.name, job.seed, job.fold, case, groups.get(case, ""), row["class"], values)
             by_case.setdefault(case, []).append(one)
@@ -81,7 +81,10 @@ def write_scores(rows: Sequence[Row], path: Path) -> None:
     for row in rows:
         fold = "" if row.fold is None else row.fold
         table.writerow(
-            [row.model, row.seed, fold, row.case, row.group, row.classes, *(repr(row.values[m]) for m in MEASURES)]
+            [
+                *map(cell, (row.model, row.seed, fold, row.case, row.group, row.classes)),
+                *(repr(row.values[m]) for m in MEASURES),
+            ]
         )
     write_text(path, text.getvalue())
 

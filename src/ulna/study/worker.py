@@ -6,7 +6,6 @@ run folder: the second waits for the lock of the first.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -14,10 +13,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from ulna.errors import Interrupted, UsageError
+from ulna.locking import locked
+from ulna.progress import Lines
 
 # How often a worker looks whether its study is still there.
 LOOK_S = 0.5
@@ -25,10 +25,12 @@ LOOK_S = 0.5
 
 def main(study: int, data: Path, recipe: Path, run: Path) -> int:
     """Train, or go on; returns the exit code of `ulna train`."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     threading.Thread(target=_follow, args=(study,), daemon=True).start()
     try:
-        with _alone(run.with_name(run.name + ".lock")):
+        with locked(run, wait=True):
             from ulna.training.train import train
 
             if (run / "summary.json").exists() and (run / "cases.csv").exists():
@@ -53,20 +55,6 @@ def _follow(study: int) -> None:
     while os.getppid() == study:
         time.sleep(LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # then nothing would keep a worker that outlived its study from the run of the next one
-        raise UsageError(
-            "a study needs a system with file locks (Linux, macOS); train the networks one by one"
-        ) from None
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, printable
 from ulna.files import Tensors, move_whole, read_tensors, write_tensors
+from ulna.networks.weights import check_finite
+from ulna.recipe import Frozen
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +37,59 @@ def save_checkpoint(folder: Path, checkpoint: Tensors) -> None:
     move_whole(folder / NEXT, folder / LAST)
 
 
-def load_checkpoint(folder: Path) -> Tensors | None:
-    """The newest whole checkpoint of a folder; None if there is none."""
+def load_checkpoint(folder: Path, largest: int | None = None) -> Tensors | None:
+    """The newest whole checkpoint of a folder; None if there never was one.
+
+    Args:
+        folder: `checkpoints` of a run.
+        largest: bytes; a larger file is none of this training.
+
+    Raises:
+        UsageError: if there are checkpoints and none is whole: to begin anew would throw away what they stand for.
+    """
+    faults: list[str] = []
     for name in (NEXT, LAST, PREVIOUS):
         if not (folder / name).exists():
             continue
         try:
-            return read_tensors(folder / name)
+            saved = read_tensors(folder / name, largest)
+            check_finite(folder / name, saved.tensors)
+            return saved
         except UsageError as error:
+            faults.append(str(error))
             log.warning("skipped a damaged checkpoint: %s", error)
+    if [path.name for path in sorted(folder.glob("*.safetensors"))] == [NEXT]:
+        return None  # the first one was never whole
+    if faults:
+        raise UsageError(
+            f"{printable(folder)}: no checkpoint is whole; bring one back from a copy of the run, or train again into "
+            "another folder\n" + "\n".join(f"  {fault}" for fault in faults)
+        )
     return None
+
+
+class Progress(Frozen):
+    """What a checkpoint says about the loop; see `State` there."""
+
+    epoch: int = Field(ge=0)
+    rows: tuple[dict[str, int | float], ...]
+    best_dice: float
+    best_epoch: int = Field(ge=-1)
+    patience_from: int = Field(ge=0)
+    elapsed_s: float = Field(ge=0)
+    step: int = Field(ge=0)
+    losses: tuple[float, ...]
+    step_s: float = Field(ge=0)
+    peak_mb: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Self:
+        columns = {"epoch", "lr", "train_loss", "val_dice", "val_iou"}
+        if len(self.rows) != self.epoch or any(not columns <= set(row) for row in self.rows):
+            raise ValueError(f"{len(self.rows)} rows of measures do not fit {self.epoch} epochs")
+        if len(self.losses) != self.step:
+            raise ValueError(f"{len(self.losses)} losses do not fit {self.step} steps")
+        return self
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -24,21 +24,26 @@ from ulna.allocation import peak_memory_mb
 from ulna.arithmetic import choose_precision
 from ulna.blocks import nd
 from ulna.data.points import count_points, sample_points
-from ulna.errors import UsageError
+from ulna.errors import UsageError, brief, printable
 from ulna.files import Tensors, write_tensors
 from ulna.inference.predict import label_slabs, predict_slabs, slab_axis
 from ulna.losses import check_targets, make_loss
 from ulna.metrics import average, score_labels
 from ulna.networks.network import Network
+from ulna.networks.weights import check_shapes, not_finite
 from ulna.progress import bar
-from ulna.recipe import Plan, Recipe
-from ulna.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from ulna.recipe import Plan, Recipe, parse
+from ulna.training.checkpoint import Progress, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from ulna.training.reproducing import arithmetic, go_on_with
 from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
 from ulna.training.stopping import Stop
 
 log = logging.getLogger(__name__)
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells its precision, which the run's log has
+
+# files that only a finished epoch leaves: where they are, a training does not begin anew
+FINISHED = ("weights.safetensors", "metrics.csv", "summary.json")
+_ROOM = 1 << 28  # bytes of a checkpoint beside its tensors
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, o: torch.optim.Adam(p, lr=o.lr, weight_decay=o.weight_decay, fused=True),
@@ -141,22 +146,41 @@ class Loop:
         self._said_empty = False
 
     def resume(self) -> bool:
-        """Go on from the newest whole checkpoint; False if there is none.
+        """Go on from the newest whole checkpoint; False if no epoch was ever finished and there is none.
 
         Raises:
-            UsageError: if this process cannot compute as the run began.
+            UsageError: if this process cannot compute as the run began, no checkpoint is whole, or it is of another run.
         """
-        saved = load_checkpoint(self.folder / "checkpoints")
+        folder = self.folder / "checkpoints"
+        own = self.network.state_dict()
+        # weights and two moments, each in at most 8 bytes a number, and the losses of an epoch
+        saved = load_checkpoint(folder, largest=_ROOM + 8 * sum(tensor.nbytes for tensor in own.values()))
         if saved is None:
+            finished = [name for name in FINISHED if (self.folder / name).exists()]
+            if finished:
+                raise UsageError(
+                    f"{printable(folder)}: holds no checkpoint, and {printable(self.folder / finished[0])} is of epochs that "
+                    "were finished; bring the checkpoints back from a copy of the run, or train again into another folder"
+                )
             return False
         weights = {n.removeprefix("network."): t for n, t in saved.tensors.items() if n.startswith("network.")}
-        go_on_with(saved.state.get("arithmetic", {}), self.fabric.device, self.precision)
-        self.network.load_state_dict(weights)
-        unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
-        vars(self.state).update(saved.state["loop"])
-        torch.set_rng_state(saved.tensors["random"])
-        if torch.cuda.is_available() and "random_cuda" in saved.tensors:
-            torch.cuda.set_rng_state(saved.tensors["random_cuda"])
+        check_shapes(folder, own, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+        parse(Progress, saved.state.get("loop"), source=str(folder))
+        try:
+            go_on_with(saved.state.get("arithmetic", {}), self.fabric.device, self.precision)
+            self.network.load_state_dict(weights)
+            unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
+            vars(self.state).update(saved.state["loop"])
+            torch.set_rng_state(saved.tensors["random"])
+            if torch.cuda.is_available() and "random_cuda" in saved.tensors:
+                torch.cuda.set_rng_state(saved.tensors["random_cuda"])
+        except UsageError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UsageError(
+                f"{printable(folder)}: the checkpoint does not fit the recipe.yaml beside it ({brief(str(error))}); bring "
+                "both back from one copy of the run, or train again into another folder"
+            ) from None
         return True
 
     def run(self) -> State:
@@ -172,6 +196,7 @@ class Loop:
             start = time.perf_counter() - self.state.step_s
             train_loss = self._train_epoch(start)
             self.state.step_s = time.perf_counter() - start
+            self._check_weights()
             scores = self.validate()
             self._finish_epoch(train_loss, scores, time.perf_counter() - start)
         self._save()
@@ -324,7 +349,16 @@ class Loop:
         if time.perf_counter() - self._saved_at >= self.recipe.training.checkpoint_minutes * 60:
             self._save()
 
+    def _check_weights(self) -> None:
+        """Raise a UsageError where weights are NaN or infinite: those of earlier epochs stay on disk."""
+        if faults := not_finite(self.network.state_dict()):
+            raise UsageError(
+                f"the weights became NaN or infinite in epoch {self.state.epoch + 1} ({faults[0]}); "
+                f"lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again"
+            )
+
     def _save(self) -> None:
+        self._check_weights()
         self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
         optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}

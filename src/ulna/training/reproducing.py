@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, brief, printable
+from ulna.kernels import native
 
 log = logging.getLogger(__name__)
+
+MOST_THREADS = 4096
 
 
 def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
@@ -19,6 +22,8 @@ def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
         "device": device.type,
         "precision": precision,
         "torch": torch.__version__,
+        "kernels": "native" if native.available() else "torch's own",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
     }
 
 
@@ -32,6 +37,8 @@ def go_on_with(stored: dict[str, Any], device: torch.device, precision: str) -> 
     """
     here = torch.get_num_threads()
     wanted = stored.get("threads", here)
+    if not isinstance(wanted, int) or not 1 <= wanted <= MOST_THREADS:
+        raise UsageError(f"the checkpoint names {brief(wanted)} threads; restore it, or train again")
     if wanted != here:
         torch.set_num_threads(wanted)
         if torch.get_num_threads() != wanted:
@@ -45,7 +52,9 @@ def go_on_with(stored: dict[str, Any], device: torch.device, precision: str) -> 
         )  # fmt: skip
     now = arithmetic(device, precision)
     other = [
-        f"{name} {stored.get(name, 'unknown')} before, {now[name]} now" for name in now if stored.get(name) != now[name]
+        f"{name} {printable(stored[name])} before, {now[name]} now"
+        for name in now
+        if name in stored and stored[name] != now[name]  # a checkpoint of an earlier version names fewer
     ]
     if other:
         log.warning("going on, but not to the last bit as without the stop: %s", "; ".join(other))

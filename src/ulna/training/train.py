@@ -24,11 +24,14 @@ from ulna.data.checking import inspect
 from ulna.data.dataset import Dataset
 from ulna.data.dataset import split as split_cases
 from ulna.data.points import count_points
-from ulna.errors import UsageError
+from ulna.errors import UsageError, printable
 from ulna.files import TEMPORARY, remove_leftovers, write_text
+from ulna.locking import LOCK, locked
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
+from ulna.progress import Lines
+from ulna.reading import read_yaml
 from ulna.recipe import (
     PLAN_FORMAT,
     Labels,
@@ -38,12 +41,12 @@ from ulna.recipe import (
     from_yaml,
     merged,
     parse,
-    read_yaml,
     set_value,
     to_yaml,
 )
 from ulna.segmenter import network_for, read_split
 from ulna.training.loop import Loop, State
+from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, Samples, worker_count
 from ulna.training.stopping import Stop
 from ulna.training.summary import final_part, summarise
@@ -53,7 +56,7 @@ log = logging.getLogger("ulna")
 # no times: a training that was stopped and went on writes the same file to the byte
 METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
 # what `_start` writes; the last one makes the folder a run
-START = ("plan.yaml", "splits.json", "recipe.yaml")
+START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
 
 
 @dataclass(frozen=True)
@@ -112,31 +115,37 @@ def train(
             raise UsageError(
                 f"{', '.join(given)}: a run goes on as it began; with --resume only --epochs and --max-hours change"
             )
-        folder = _existing(out)
-        remove_leftovers(folder)
-        chosen, plan, split = _stored(folder, data, epochs=epochs, max_hours=max_hours)
-        dataset = Dataset.from_folder(data).of_dims(plan.spatial_dims)
+        folder, chosen = _existing(out, data), None
     else:
         chosen = choose(model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set)
         folder = _new(data, chosen.model, out)
         _validate(chosen)
-        dataset, plan, split, notes = _prepare(data, chosen)
-        chosen = chosen.replaced(architecture=resolve(chosen, plan), planning=chosen.planning.replaced(parameters=None))
-    need = forecast_training(chosen, plan, cases=len(split.train) + len(split.val))
-    need.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
-    stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
-    with stop.listening(), _logged_to(folder / "log.txt"):
-        if not resume:
-            _start(folder, chosen, plan, split)
-        for note in notes:
-            log.info("note: %s", note)
-        log.info("memory: about %s", need)
-        state, parameters = _train(
-            folder, dataset, split, chosen, plan, stop, go_on=resume, extended=epochs is not None
-        )
-        stop.everything_is_saved()
-        cases = _cases(dataset, getattr(split, final_part(split)))
-        summary = summarise(folder, data, split, cases, chosen, plan, state, parameters)
+    with locked(folder):
+        if chosen is None:
+            remove_leftovers(folder)
+            chosen, plan, split = _stored(folder, data, epochs=epochs, max_hours=max_hours)
+            dataset = Dataset.from_folder(data).of_dims(plan.spatial_dims)
+            check_same(folder, data, dataset, plan.labels)
+        else:
+            _refuse_taken(folder)  # once more: what wrote into it may have ended since
+            dataset, plan, split, notes = _prepare(data, chosen)
+            architecture = resolve(chosen, plan)
+            chosen = chosen.replaced(architecture=architecture, planning=chosen.planning.replaced(parameters=None))
+        need = forecast_training(chosen, plan, cases=len(split.train) + len(split.val))
+        need.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
+        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
+        with stop.listening(), _logged_to(folder / "log.txt"):
+            if not resume:
+                _start(folder, chosen, plan, split, describe(dataset, plan.labels))
+            for note in notes:
+                log.info("note: %s", note)
+            log.info("memory: about %s", need)
+            state, parameters = _train(
+                folder, dataset, split, chosen, plan, stop, go_on=resume, extended=epochs is not None
+            )
+            stop.everything_is_saved()
+            cases = _cases(dataset, getattr(split, final_part(split)))
+            summary = summarise(folder, data, split, cases, chosen, plan, state, parameters)
     return Run(folder, summary)
 
 
@@ -189,19 +198,25 @@ def _validate(recipe: Recipe) -> None:
         loss.weights_for(network.eval().outputs(torch.zeros(1, 1, *network.divisor), points))
 
 
-def _existing(out: Path | None) -> Path:
-    if out is None or not (out / START[-1]).exists():
-        hint = "; nothing was trained there yet, leave --resume out" if out is not None and _unborn(out) else ""
-        raise UsageError(f"--resume needs --out with the folder of a run; {out or 'none'} is not one{hint}")
-    return out
+def _existing(out: Path | None, data: Path) -> Path:
+    if out is None:
+        raise UsageError("--resume needs --out with the folder of a run")
+    if (out / START[-1]).exists():
+        return out
+    start = shlex.join(["ulna", "train", str(data), "--model", "NAME", "--out", str(out)])
+    if not out.exists():
+        raise UsageError(
+            f"{printable(out)}: no such folder, so there is nothing to go on with (a training that is stopped while it reads "
+            f"its data leaves none); start with: {start}"
+        )
+    if _unborn(out):
+        raise UsageError(f"{printable(out)}: nothing was trained there yet; leave --resume out: {start}")
+    raise UsageError(f"{printable(out)}: is not the folder of a run (no {START[-1]}); --resume needs --out with one")
 
 
 def _new(data: Path, model: str, out: Path | None) -> Path:
     if out is not None:
-        if out.exists() and not _unborn(out):
-            run = (out / START[-1]).exists()
-            what = "holds a run already; add --resume to go on with it" if run else "is not empty"
-            raise UsageError(f"{out}: {what}, or choose another --out")
+        _refuse_taken(out)
         return _writable(out)
     name = f"{data.resolve().name.removesuffix('.npz')}-{model.replace('/', '_')}"
     numbers = ("", *(f"-{n}" for n in range(2, 10_000)))
@@ -209,10 +224,17 @@ def _new(data: Path, model: str, out: Path | None) -> Path:
     return _writable(next(folder for folder in free if not folder.exists()))
 
 
+def _refuse_taken(out: Path) -> None:
+    if out.exists() and not _unborn(out):
+        run = (out / START[-1]).exists()
+        what = "holds a run already; add --resume to go on with it" if run else "is not empty"
+        raise UsageError(f"{printable(out)}: {what}, or choose another --out")
+
+
 def _unborn(folder: Path) -> bool:
     """Whether a folder is empty, or holds no more than a training that was killed while it began."""
     return folder.is_dir() and all(
-        entry.name in START[:-1] or entry.name.startswith(TEMPORARY) for entry in folder.iterdir()
+        entry.name in (*START[:-1], LOCK) or entry.name.startswith(TEMPORARY) for entry in folder.iterdir()
     )
 
 
@@ -245,8 +267,8 @@ def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[st
     return dataset, plan, split, report.notes
 
 
-def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split) -> None:
-    texts = (to_yaml(plan), json.dumps(split.model_dump(mode="json"), indent=1), to_yaml(recipe))
+def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split, data: str) -> None:
+    texts = (to_yaml(plan), json.dumps(split.model_dump(mode="json"), indent=1), data, to_yaml(recipe))
     for name, text in zip(START, texts, strict=True):
         write_text(folder / name, text)
     remove_leftovers(folder)
@@ -264,7 +286,6 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
     if changes:
         recipe = recipe.replaced(training=recipe.training.replaced(**changes))
-        write_text(folder / "recipe.yaml", to_yaml(recipe))
     return recipe, plan, split
 
 
@@ -307,8 +328,10 @@ def _train(
         stop=stop,
         on_epoch=lambda state: _record(folder, state),
     )
-    if go_on and not loop.resume():
-        log.info("no checkpoint yet: starting from the first epoch")
+    if go_on:
+        if not loop.resume():
+            log.info("no checkpoint yet: starting from the first epoch")
+        write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
     if extended:
         loop.state.patience_from = loop.state.epoch
     return loop.run(), parameters
@@ -332,7 +355,7 @@ class _LogFile(logging.Handler):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.failed = path, False
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self.setFormatter(Lines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -1,0 +1,90 @@
+"""A training goes on with the data that it began with: every case is known by a digest of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from ulna.data.case import Case
+from ulna.data.dataset import Dataset
+from ulna.errors import UsageError, printable
+from ulna.files import write_text
+from ulna.progress import track
+from ulna.reading import read_json_object
+from ulna.recipe import Labels
+
+DATA_FILE = "data.json"
+_CHUNK = 1 << 20
+_SHOWN = 6  # ids in a message
+
+
+def digests(cases: tuple[Case, ...]) -> dict[str, str]:
+    """Case id -> a digest of its image and label files, to the byte; every file is read once."""
+    known: dict[Path, str] = {}
+    return {case.id: _digest(case, known) for case in track(cases, "comparing data")}
+
+
+def _digest(case: Case, known: dict[Path, str]) -> str:
+    whole = hashlib.sha256()
+    for source in (*case.images, *((case.label,) if case.label else ())):
+        if source.path not in known:
+            known[source.path] = _of_file(source.path)
+        whole.update(f"{known[source.path]} {source.row}\n".encode())
+    return whole.hexdigest()[:32]
+
+
+def _of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise UsageError(f"{printable(path)}: cannot be read ({error.strerror or error}); check the path") from None
+    return digest.hexdigest()
+
+
+def describe(dataset: Dataset, labels: Labels) -> str:
+    """What `data.json` of a run holds: the digests of all cases of the data set, and the classes."""
+    facts = {"classes": list(labels.names), "cases": digests(dataset.cases)}
+    return json.dumps(facts, indent=1)
+
+
+def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> None:
+    """Raise a UsageError where a data set is not the one that a run began with; names what changed, is missing or new.
+
+    A run of an earlier version has no record, and is not held to one. It is written now.
+    """
+    path = folder / DATA_FILE
+    declared = dataset.labels
+    if declared is not None and declared != labels:
+        raise UsageError(
+            f"{printable(data)}: declares the classes {_some(declared.names)}, but the run {printable(folder)} was planned "
+            f"for {_some(labels.names)}; give the data that it began with, or train again into another folder"
+        )
+    if not path.exists():
+        write_text(path, describe(dataset, labels))
+        return
+    stored = read_json_object(path).get("cases")
+    if not isinstance(stored, dict) or not all(isinstance(value, str) for value in stored.values()):
+        raise UsageError(
+            f"{printable(path)}: holds no digests of cases; restore it, or train again into another folder"
+        )
+    now = digests(dataset.cases)
+    differences = {
+        "changed": [name for name in stored if name in now and now[name] != stored[name]],
+        "missing": [name for name in stored if name not in now],
+        "new": [name for name in now if name not in stored],
+    }
+    told = [f"{len(ids)} {kind} ({_some(ids)})" for kind, ids in differences.items() if ids]
+    if told:
+        raise UsageError(
+            f"{printable(data)}: is not the data that the run {printable(folder)} began with: {', '.join(told)} of "
+            f"{len(stored)} cases; give those data, or train again into another folder"
+        )
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more

@@ -1,0 +1,147 @@
+"""One writer a folder, across processes and threads; a killed process leaves no lock."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import ulna.locking as room
+from ulna.errors import UsageError
+from ulna.locking import LOCK, locked
+
+HOLD = """
+import sys
+from pathlib import Path
+from ulna.locking import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds the folder."""
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        stream.close()
+
+
+def test_the_second_is_told_who_holds_it_and_leaves_all_as_it_is(tmp_path, other):
+    before = (tmp_path / "run" / LOCK).read_bytes()
+    with (
+        pytest.raises(UsageError, match=rf"another command writes into it \(process {other.pid} on .*, since \d{{4}}-"),
+        locked(tmp_path / "run"),
+    ):
+        raise AssertionError("two hold it")
+    assert (tmp_path / "run" / LOCK).read_bytes() == before
+
+
+def test_nothing_is_left_of_a_folder_into_which_nothing_was_written(tmp_path):
+    with locked(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b" / LOCK).exists()
+    assert not (tmp_path / "a").exists()
+    with locked(tmp_path / "c"):
+        (tmp_path / "c" / "kept").touch()
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["kept"]
+
+
+def test_a_killed_process_leaves_no_lock_and_the_next_one_says_so(tmp_path, other, caplog):
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert (tmp_path / "run" / LOCK).exists()
+    with caplog.at_level("INFO", "ulna"), locked(tmp_path / "run"):
+        assert f"took over the lock of a process that has ended (process {other.pid}" in caplog.text
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_waiting_ends_with_the_other_one(tmp_path, other):
+    threading.Timer(0.2, other.stdin.close).start()
+    with locked(tmp_path / "run", wait=True):
+        assert json.loads((tmp_path / "run" / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_thread_may_lock_again_and_another_one_may_not(tmp_path):
+    refused = []
+
+    def another():
+        try:
+            with locked(tmp_path):
+                pass
+        except UsageError as error:
+            refused.append(error)
+
+    with locked(tmp_path), locked(tmp_path):
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+    assert len(refused) == 1
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "note", [b"", b"[]", b"{", b"\xff\x00", b"[" * 5000, b'{"pid": "x", "host": 1}', b'{"pid": 1}']
+)
+def test_a_note_that_says_nothing_is_no_hindrance(tmp_path, note):
+    (tmp_path / LOCK).write_bytes(note)
+    with locked(tmp_path):
+        pass
+
+
+def test_names_in_a_note_cannot_move_the_cursor(tmp_path, caplog):
+    note = {"pid": 1, "host": "a\x1b[2J", "since": "now\nerror: b", "command": "c\u202e"}
+    (tmp_path / LOCK).write_text(json.dumps(note))
+    with caplog.at_level("INFO", "ulna"), locked(tmp_path):
+        assert "\x1b" not in caplog.text
+        assert "now\\nerror" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pid", "host", "free"),
+    [("ended", "here", True), ("here", "here", False), ("ended", "elsewhere", False)],
+)
+def test_without_locks_of_the_system_the_note_decides(tmp_path, monkeypatch, pid, host, free):
+    monkeypatch.setattr(room, "fcntl", None)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    note = {
+        "pid": ended.pid if pid == "ended" else os.getppid(),
+        "host": socket.gethostname() if host == "here" else "elsewhere",
+        "since": "2026-01-01",
+        "command": "ulna train",
+    }
+    (tmp_path / LOCK).write_text(json.dumps(note))
+    if free:
+        with locked(tmp_path):
+            pass
+        return
+    remedy = "if elsewhere runs it no more, remove" if host == "elsewhere" else "wait until it has ended"
+    with pytest.raises(UsageError, match=remedy), locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file/run: cannot be written"), locked(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "precious")
+    with pytest.raises(UsageError, match="cannot be written"), locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
