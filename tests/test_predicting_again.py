@@ -369,11 +369,11 @@ def test_a_full_disk_stops_at_once_with_the_list_and_the_bytes(tmp_path, images,
 
     out, write = tmp_path / "masks", read.write_png
 
-    def full(path, array):
+    def full(path, *content):
         if path.name.endswith("b.png"):
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        write(path, array)
+        write(path, *content)
 
     monkeypatch.setattr(read, "write_png", full)
     with pytest.raises(PartialFailure) as failure:
@@ -392,10 +392,10 @@ def test_a_name_that_is_too_long_costs_that_case_alone(tmp_path, images, run, mo
 
     write = read.write_png
 
-    def too_long(path, array):
+    def too_long(path, *content):
         if path.name.endswith("b.png"):
             raise OSError(36, "File name too long")
-        write(path, array)
+        write(path, *content)
 
     monkeypatch.setattr(read, "write_png", too_long)
     with pytest.raises(PartialFailure) as failure:

@@ -153,12 +153,15 @@ def predict(
             text for flag, value in flags.items() if value for text in ([flag] if value is True else [flag, value])
         ]
         again = shlex.join(["ulna", "predict", *map(str, [*runs, data]), "--out", str(out), *map(str, words)])
-        done = f"{len(work.done)} of {len(cases)} cases are done, as {out / PREDICT_FILE} says"
+        done = f"{len(work.done)} of {len(cases)} cases are done"
+        done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
         raise Interrupted(number, again, done)
     made = Predictions(out, work.rows(cases), tuple(work.skipped), work.failed)
     if work.failed and not work.done:
         reasons = "\n".join(f"  {case}: {why}" for case, why in work.failed.items())
         raise UsageError(f"no case could be predicted\n{reasons}")
+    if work.unwritten:
+        raise UsageError(f"{work.unwritten}; {len(work.done)} masks are written, the same command goes on from them")
     if work.failed:
         raise PartialFailure(work.failed, len(work.done), result=made)
     return made
@@ -190,6 +193,7 @@ class _Work:
         self.done: dict[str, Entry] = {}
         self.skipped: list[str] = []
         self.failed: dict[str, str] = {}
+        self.unwritten = ""  # why predict.json could not be written
         self._wanted: dict[str, Entry] = {}
         self._kept: dict[str, list[Entry]] = {}
         self._arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}  # npz input -> masks that wait for the others
@@ -289,7 +293,7 @@ class _Work:
         try:
             self.record.write(facts, [self.done[case.id] for case in cases if case.id in self.done])
         except Unwritable as error:
-            log.warning("%s; the same command goes on from what is written", error)
+            self.unwritten = str(error)
 
     def _put_npz(self, masks: list[tuple[Entry, NDArray[Any]]], staging: Path) -> None:
         """One npz of the masks that it holds already and the new ones."""
