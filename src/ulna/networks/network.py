@@ -154,7 +154,8 @@ def pad_to_multiple(image: Tensor, divisor: tuple[int, ...]) -> Tensor:
 
     An exported network pads always: whether its example needed it says nothing about the images to come.
     """
-    missing = [-n % d for n, d in zip(image.shape[2:], divisor, strict=True)]
+    # written so that a symbolic length is plainly a multiple: torch.export cannot solve w + (-w % 16) for it
+    missing = [(n + d - 1) // d * d - n for n, d in zip(image.shape[2:], divisor, strict=True)]
     if not _of_any_size(image) and not any(missing):
         return image
     widths = [width for m in reversed(missing) for width in (0, m)]
