@@ -48,8 +48,8 @@ def discs(tmp_path_factory):
 def pytest_collection_modifyitems(items):
     """Mark what depends on the processor; the longest tests begin first, so that the others fill the time left."""
     for item in items:
-        place = item.path.relative_to(Path(__file__).parent) if "tests" in item.path.parts else None
-        if place is not None and place.parts[0] in COMPUTING:
+        here = Path(__file__).parent
+        if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in COMPUTING:
             item.add_marker(pytest.mark.processor)
 
     def later(item):

@@ -1,8 +1,8 @@
 """The tests under settings that imitate other processors: `make processors`, or `make processors-quick` as CI does.
 
 Each setting takes something away from this machine: instructions from torch's libraries and from ulna's own kernels, the
-kernels themselves, the compiler; or it adds a thread. A setting that changes no bit of a few typical computations is one
-that this machine cannot imitate: it is named, and its tests are not counted.
+kernels themselves, the compiler; or it adds a thread. A setting that changes no bit of a few typical computations, or asks
+for instructions that are not there, is one that this machine cannot imitate: it is named, and its tests are not counted.
 """
 
 from __future__ import annotations
@@ -76,14 +76,34 @@ def without_compiler(folder: Path) -> dict[str, str]:
     return {"PATH": str(programs), "XDG_CACHE_HOME": str(folder / "cache")}
 
 
-def probe(settings: dict[str, str]) -> str:
-    """What a few computations give under these settings, bit by bit."""
+class Probe(NamedTuple):
+    """What a few computations give, bit by bit, and whether there are native kernels."""
+
+    bits: str
+    native: str
+    threads: str
+
+
+def probe(settings: dict[str, str]) -> Probe | None:
+    """What these settings give; None where this processor lacks the instructions that they ask for."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE], cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True
     )
+    if done.returncode < 0:  # ended by a signal: an illegal instruction
+        return None
     if done.returncode:
         sys.exit(f"the probe failed under {settings}:\n{done.stderr}")
-    return done.stdout
+    return Probe(*done.stdout.split())
+
+
+def why_not(settings: dict[str, str], usual: Probe) -> str:
+    """Why the tests under these settings would tell nothing here; nothing if they tell something."""
+    found = probe(settings)
+    if found is None:
+        return "asks for instructions that this processor lacks"
+    if "ULNA_NATIVE_ARCH" in settings and usual.native != found.native:
+        return "the compiler does not know this processor"
+    return "changes nothing on this machine" if found == usual else ""
 
 
 def tested(name: str, settings: dict[str, str], arguments: list[str]) -> Outcome:
@@ -110,20 +130,23 @@ def main() -> None:
     options = parser.parse_args()
     chosen = "processor and not slow" if options.quick else "slow or not slow" if options.slow else "not slow"
     usual = probe({})
-    outcomes, nothing = [], []
+    if usual is None:
+        sys.exit("the computations of the probe end in a signal on this machine, without any setting")
+    outcomes, left_out = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only or (QUICK if options.quick else SETTINGS):
             settings = SETTINGS[name] or without_compiler(Path(folder))
-            if probe(settings) == usual:
-                nothing.append(name)
+            reason = why_not(settings, usual)
+            if reason:
+                left_out[name] = reason
                 continue
             outcomes.append(tested(name, settings, ["-m", chosen, *options.pytest]))
             print(f"{name}: {outcomes[-1].passed} passed, {outcomes[-1].failed} failed", flush=True)
     print(f"\n| {'setting':27} | passed | failed | skipped | time |\n|{'-' * 29}|---|---|---|---|")
     for one in outcomes:
         print(f"| {one.setting:27} | {one.passed} | {one.failed} | {one.skipped} | {one.seconds:.0f} s |")
-    for name in nothing:
-        print(f"{name}: changes nothing on this machine, not counted")
+    for name, reason in left_out.items():
+        print(f"{name}: {reason}, not counted")
     passed, failed = sum(one.passed for one in outcomes), sum(one.failed for one in outcomes)
     print(f"{passed} passed, {failed} failed")
     sys.exit(bool(failed))
