@@ -1,4 +1,4 @@
-"""The tests under settings that imitate other processors: `make processors`, or `make processors PROCESSORS=--quick` as CI does.
+"""The tests under settings that imitate other processors: `make processors`; CI adds `PROCESSORS=--quick`.
 
 Each setting takes something away from this machine: instructions from torch's libraries and from ulna's own kernels, the
 kernels themselves, the compiler; or it adds a thread. A setting that changes no bit of a few typical computations, or asks

@@ -273,8 +273,8 @@ FAULTS = [
     ("image missing", png_set, lambda root: (root / "images/c1.png").unlink(), "has no image images/c1.*", True),
     ("sub-folder", png_set, lambda root: (root / "images/more").mkdir(), "images/ holds 1 folder that is not read", False),
     ("other files", png_set, several(written("images/a.XCF", b"x"), written("images/b.xcf", b"x"), written("images/list", b"x")), "images/ holds files that are not read: 2 .xcf, 1 without extension", False),
-    ("one case", png_set, lambda root: [p.unlink() for p in root.glob("*/c[123].png")], "1 labelled case is too few to train", True),
-    ("one patient", png_set, declared("groups", {f"c{n}": "p" for n in range(4)}), "all cases belong to one group", True),
+    ("one case", png_set, lambda root: [p.unlink() for p in root.glob("*/c[123].png")], "1 labelled case is too few to train", False),
+    ("one patient", png_set, declared("groups", {f"c{n}": "p" for n in range(4)}), "all cases belong to one group", False),
     # names
     ("same name, other extension", png_set, lambda root: Image.fromarray(random(1, 24, 20)).save(root / "images/c0.bmp"), "has the name of c0.", True),
     ("upper and lower case", png_set, both("C0"), "differs from 'C0' in upper and lower case only", True),

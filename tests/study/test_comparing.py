@@ -327,8 +327,10 @@ def results(out):
     """The scores, and what the table says beside times, memory and the folder's name."""
     head, _, pairs = (out / "table.md").read_text().partition("## Pairs")
     sentences = [line for line in head.splitlines() if line.startswith("- ")]
-    rows = [line.split(" | ")[:9] for line in head.splitlines() if line.startswith("| ")]
-    assert len(sentences) == 1 and rows[0][-1] == "epochs" and len(rows) == 3
+    rows = [line.split(" | ") for line in head.splitlines() if line.startswith("| ")]
+    same = rows[0].index("epochs") + 1
+    rows = [row[:same] for row in rows]
+    assert len(sentences) == 1 and len(rows) == 3
     return (out / "results.csv").read_bytes(), sentences, rows, pairs.partition("```")[0]
 
 

@@ -125,17 +125,17 @@ def check(
             done = repair(dataset, found.surveys, found.copies, problems, Path(fix))
             return replace(check(fix, max_pixels=max_pixels, max_ram=max_ram), repair=done)
     own = [problem for problem in found.problems if problem not in problems]
-    return replace(found, problems=(*problems, *own, *_too_few(dataset, found)))
+    return replace(found, problems=(*problems, *own), notes=(*found.notes, *_too_few(dataset, found)))
 
 
-def _too_few(dataset: Dataset, found: Report) -> list[Problem]:
-    """Why no training could begin: fewer than two labelled cases, or one patient."""
+def _too_few(dataset: Dataset, found: Report) -> list[str]:
+    """Why no training could begin, though the cases are sound: fewer than two labelled ones, or one patient."""
     if not dataset.labelled:  # every image without a label map is told
         return []
     try:
         split(dataset.grouped(found.copies), 0)
     except UsageError as error:
-        return [Problem(str(dataset.root), str(error), "add labelled cases, of another patient")]
+        return [f"{error}; predicting and scoring need no more"]
     return []
 
 
