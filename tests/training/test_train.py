@@ -18,6 +18,7 @@ from ulna.errors import DataError, UsageError
 from ulna.files import read_tensors, write_tensors
 from ulna.locking import locked
 from ulna.recipe import Plan, Recipe, from_yaml
+from ulna.study.pruning import prune
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import State, learning_rate
 from ulna.training.train import choose, train
@@ -477,6 +478,27 @@ def test_other_data_are_named_and_nothing_is_changed(copied, tmp_path):
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_run_without_its_record_of_the_data_does_not_go_on(copied, tmp_path, changed):
+    """Once the record was made anew, of whatever data were given."""
+    (tmp_path / "run" / "data.json").unlink()
+    if changed:
+        Image.fromarray(np.zeros((32, 40), np.uint8)).save(copied / "labels" / "disc1.png")
+    before = contents(tmp_path / "run")
+    with pytest.raises(UsageError, match=r"data\.json: is missing, so nobody can say .* restore it, or train again"):
+        train(copied, out=tmp_path / "run", resume=True, epochs=2)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_pruned_run_does_not_go_on_and_stays_as_it_is(copied, tmp_path):
+    train(copied, model="unetpp", out=tmp_path / "deep", epochs=1, set=(*TINY, "architecture.deep_supervision=true"))
+    prune(tmp_path / "deep", out=tmp_path / "small", level=1)
+    before = contents(tmp_path / "small")
+    with pytest.raises(UsageError, match="holds no checkpoint"):
+        train(copied, out=tmp_path / "small", resume=True, epochs=2)
+    assert contents(tmp_path / "small") == before
+
+
 def test_other_classes_are_other_data(copied, tmp_path):
     (copied / "classes.json").write_text(json.dumps({"1": "liver"}))
     with pytest.raises(UsageError, match=r"declares the classes background, liver, but the run .* foreground"):
@@ -502,6 +524,8 @@ def test_without_a_whole_checkpoint_a_finished_run_never_begins_anew(copied, tmp
     with pytest.raises(UsageError, match=r"train again into\s+another folder|or train again"):
         train(copied, out=tmp_path / "run", resume=True, epochs=2)
     kept = contents(tmp_path / "run")
+    if damage == "absent":
+        assert kept == before
     log_file = tmp_path / "run" / "log.txt"
     assert {path: data for path, data in kept.items() if path != log_file} == {
         path: data for path, data in before.items() if path != log_file

@@ -43,6 +43,7 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells its 
 
 # files that only a finished epoch leaves: where they are, a training does not begin anew
 FINISHED = ("weights.safetensors", "metrics.csv", "summary.json")
+CHECKPOINTS = "checkpoints"
 _ROOM = 1 << 28  # bytes of a checkpoint beside its tensors
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -151,17 +152,12 @@ class Loop:
         Raises:
             UsageError: if this process cannot compute as the run began, no checkpoint is whole, or it is of another run.
         """
-        folder = self.folder / "checkpoints"
+        folder = self.folder / CHECKPOINTS
         own = self.network.state_dict()
         # weights and two moments, each in at most 8 bytes a number, and the losses of an epoch
         saved = load_checkpoint(folder, largest=_ROOM + 8 * sum(tensor.nbytes for tensor in own.values()))
         if saved is None:
-            finished = [name for name in FINISHED if (self.folder / name).exists()]
-            if finished:
-                raise UsageError(
-                    f"{printable(folder)}: holds no checkpoint, and {printable(self.folder / finished[0])} is of epochs that "
-                    "were finished; bring the checkpoints back from a copy of the run, or train again into another folder"
-                )
+            check_unfinished(self.folder)
             return False
         weights = {n.removeprefix("network."): t for n, t in saved.tensors.items() if n.startswith("network.")}
         check_shapes(folder, own, {name: tuple(tensor.shape) for name, tensor in weights.items()})
@@ -370,8 +366,18 @@ class Loop:
             "optimizer": optimizer_values,
             "arithmetic": arithmetic(self.fabric.device, self.precision),
         }
-        save_checkpoint(self.folder / "checkpoints", Tensors(tensors, values))
+        save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = time.perf_counter()
+
+
+def check_unfinished(folder: Path) -> None:
+    """Raise a UsageError where a run folder without a checkpoint holds what only a finished epoch leaves."""
+    finished = [name for name in FINISHED if (folder / name).exists()]
+    if finished:
+        raise UsageError(
+            f"{printable(folder / CHECKPOINTS)}: holds no checkpoint, and {printable(folder / finished[0])} is of epochs "
+            "that were finished; bring the checkpoints back from a copy of the run, or train again into another folder"
+        )
 
 
 def learning_rate(recipe: Recipe, state: State, share_of_epoch: float) -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.errors import UsageError, printable
-from ulna.files import write_text
 from ulna.progress import track
 from ulna.reading import read_json_object
 from ulna.recipe import Labels
@@ -54,7 +53,7 @@ def describe(dataset: Dataset, labels: Labels) -> str:
 def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> None:
     """Raise a UsageError where a data set is not the one that a run began with; names what changed, is missing or new.
 
-    A run of an earlier version has no record, and is not held to one. It is written now.
+    A run without its record does not go on: nobody can say whether these are its data.
     """
     path = folder / DATA_FILE
     declared = dataset.labels
@@ -64,8 +63,10 @@ def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> No
             f"for {_some(labels.names)}; give the data that it began with, or train again into another folder"
         )
     if not path.exists():
-        write_text(path, describe(dataset, labels))
-        return
+        raise UsageError(
+            f"{printable(path)}: is missing, so nobody can say whether these are the data that the run began with; "
+            "restore it, or train again into another folder"
+        )
     stored = read_json_object(path).get("cases")
     if not isinstance(stored, dict) or not all(isinstance(value, str) for value in stored.values()):
         raise UsageError(

@@ -45,7 +45,7 @@ from ulna.recipe import (
     to_yaml,
 )
 from ulna.segmenter import network_for, read_split
-from ulna.training.loop import Loop, State
+from ulna.training.loop import CHECKPOINTS, Loop, State, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, Samples, worker_count
 from ulna.training.stopping import Stop
@@ -125,6 +125,8 @@ def train(
             remove_leftovers(folder)
             chosen, plan, split = _stored(folder, data, epochs=epochs, max_hours=max_hours)
             dataset = Dataset.from_folder(data).of_dims(plan.spatial_dims)
+            if not any((folder / CHECKPOINTS).glob("*.safetensors")):
+                check_unfinished(folder)  # before data are read, and anything is written
             check_same(folder, data, dataset, plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
