@@ -58,6 +58,7 @@ def test_a_training_that_was_killed_while_it_began_can_begin_again(discs, tmp_pa
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "plan.yaml").write_text("half of a st")
+    (folder / "log.txt").write_text("stopping at the next step")
     (folder / ".tmp-123-splits.json").write_text("")
     with pytest.raises(UsageError, match="nothing was trained there yet; leave --resume out"):
         train(discs, out=folder, resume=True)

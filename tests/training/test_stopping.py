@@ -12,6 +12,7 @@ import torch
 from tests.training.tiny import TINY, rows_of
 from ulna.errors import Interrupted, UsageError
 from ulna.training import loop as room
+from ulna.training import train as verb
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.train import train
 
@@ -73,3 +74,14 @@ def test_an_early_stopped_run_goes_on_when_it_is_given_more_epochs(discs, tmp_pa
     first = train(discs, model="unet", out=tmp_path / "r", epochs=20, set=still)
     longer = train(discs, out=first.folder, resume=True, epochs=30)
     assert longer.summary["epochs"] > first.summary["epochs"]
+
+
+def test_a_training_that_is_stopped_while_it_reads_its_data_leaves_nothing(discs, tmp_path, monkeypatch):
+    def stopped(dataset, labels):
+        signal.raise_signal(signal.SIGINT)
+        return "{}"
+
+    monkeypatch.setattr(verb, "describe", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(discs, model="unet", out=tmp_path / "run", epochs=1, set=TINY)
+    assert not (tmp_path / "run").exists()

@@ -57,6 +57,7 @@ log = logging.getLogger("ulna")
 METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
 # what `_start` writes; the last one makes the folder a run
 START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
+LOG_FILE = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,12 @@ def train(
             chosen = chosen.replaced(architecture=architecture, planning=chosen.planning.replaced(parameters=None))
         need = forecast_training(chosen, plan, cases=len(split.train) + len(split.val))
         need.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
+        # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
+        described = "" if resume else describe(dataset, plan.labels)
         stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
-        with stop.listening(), _logged_to(folder / "log.txt"):
+        with stop.listening(), _logged_to(folder / LOG_FILE):
             if not resume:
-                _start(folder, chosen, plan, split, describe(dataset, plan.labels))
+                _start(folder, chosen, plan, split, described)
             for note in notes:
                 log.info("note: %s", note)
             log.info("memory: about %s", need)
@@ -236,7 +239,7 @@ def _refuse_taken(out: Path) -> None:
 def _unborn(folder: Path) -> bool:
     """Whether a folder is empty, or holds no more than a training that was killed while it began."""
     return folder.is_dir() and all(
-        entry.name in (*START[:-1], LOCK) or entry.name.startswith(TEMPORARY) for entry in folder.iterdir()
+        entry.name in (*START[:-1], LOG_FILE, LOCK) or entry.name.startswith(TEMPORARY) for entry in folder.iterdir()
     )
 
 
