@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,51 @@ def test_a_killed_process_leaves_no_lock_and_the_next_one_says_so(tmp_path, othe
         assert f"took over the lock of a process that has ended (process {other.pid}" in caplog.text
     with locked(tmp_path / "run"):
         pass
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from ulna.locking import locked
+with locked(Path(sys.argv[1])):
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="nothing forks here")
+def test_a_lock_ends_with_its_process_though_forked_children_live_on(tmp_path):
+    """As the workers of a training do for some seconds after a kill."""
+    words = [sys.executable, "-c", FORK, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        try:
+            process.kill()
+            process.wait()
+            os.kill(child, 0)
+            with locked(tmp_path / "run"):
+                pass
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+def test_a_forked_child_that_ends_gives_no_lock_back(tmp_path):
+    code = FORK.replace("time.sleep(60)", "sys.exit()").replace("os._exit(0)", "pass")
+    words = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":  # until it has ended
+            time.sleep(0.01)
+        assert (tmp_path / "run" / LOCK).exists()
+        with pytest.raises(UsageError, match="another command writes into it"), locked(tmp_path / "run"):
+            pass
+        process.stdin.close()
+    assert not (tmp_path / "run").exists()
 
 
 def test_waiting_ends_with_the_other_one(tmp_path, other):

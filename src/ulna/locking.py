@@ -34,6 +34,20 @@ LOCK = ".lock"
 _LONGEST_NOTE = 1 << 16
 _LOOK_S = 0.5
 _held: dict[Path, int] = {}  # folder -> the thread of this process that holds it
+_open: set[int] = set()  # descriptors of lock files
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: a lock is its parent's alone, and ends with it, however long the child lives."""
+    for descriptor in _open:
+        with suppress(OSError):
+            os.close(descriptor)
+    _open.clear()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Holder(NamedTuple):
@@ -80,17 +94,18 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         return
     missing = [parent for parent in (place, *place.parents) if not parent.exists()]
     descriptor = _wait_for(folder, wait)
-    _held[place] = thread
+    _held[place], owner = thread, os.getpid()
     try:
         yield
     finally:
-        del _held[place]
-        with suppress(OSError):  # first the name, then the lock: nobody else can hold a file of that name before
-            (folder / LOCK).unlink()
-        os.close(descriptor)
-        for parent in missing:
-            with suppress(OSError):  # what was written stays
-                parent.rmdir()
+        if os.getpid() == owner:  # a child that was forked meanwhile gives nothing back
+            del _held[place]
+            with suppress(OSError):  # first the name, then the lock: nobody else can hold a file of that name before
+                (folder / LOCK).unlink()
+            _close(descriptor)
+            for parent in missing:
+                with suppress(OSError):  # what was written stays
+                    parent.rmdir()
 
 
 def _wait_for(folder: Path, wait: bool) -> int:
@@ -128,6 +143,7 @@ def _take(folder: Path) -> tuple[int | None, Holder | None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    _open.add(descriptor)
     try:
         holder = _read(descriptor)
         free = _system_lock(descriptor)
@@ -143,7 +159,12 @@ def _take(folder: Path) -> tuple[int | None, Holder | None]:
         return (None, holder) if not free else _take(folder)
     finally:
         if descriptor >= 0:
-            os.close(descriptor)
+            _close(descriptor)
+
+
+def _close(descriptor: int) -> None:
+    _open.discard(descriptor)
+    os.close(descriptor)
 
 
 def _system_lock(descriptor: int) -> bool | None:
