@@ -1,5 +1,6 @@
 """One writer a folder, across processes and threads; a killed process leaves no lock."""
 
+import errno
 import json
 import os
 import signal
@@ -73,11 +74,10 @@ import os, sys, time
 from pathlib import Path
 from ulna.locking import locked
 with locked(Path(sys.argv[1])):
-    child = os.fork()
-    if not child:
+    if not os.fork():
+        print(os.getpid(), flush=True)
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True)
     sys.stdin.read()
 """
 
@@ -192,3 +192,54 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     with pytest.raises(UsageError, match="cannot be written"), locked(tmp_path / "run"):
         pass
     assert (tmp_path / "precious").read_text() == "kept"
+
+
+@pytest.fixture
+def of_another_user(tmp_path, monkeypatch):
+    """A lock file that this user may read and not write; what the system is asked is changed, as root may do all."""
+    (tmp_path / LOCK).write_text('{"pid": 1, "host": "elsewhere", "since": "2026-01-01", "command": "ulna train"}')
+    works = os.open
+
+    def refused(path, flags, *mode, **more):
+        if Path(path) == tmp_path / LOCK and flags & os.O_RDWR and (tmp_path / LOCK).exists():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return works(path, flags, *mode, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    return tmp_path / LOCK
+
+
+needs_flock = pytest.mark.skipif(room.fcntl is None, reason="no locks of the system here")
+
+
+@needs_flock
+def test_a_lock_that_another_user_left_is_no_hindrance(tmp_path, of_another_user):
+    with locked(tmp_path):
+        assert json.loads(of_another_user.read_text())["pid"] == os.getpid()
+
+
+@needs_flock
+def test_a_lock_that_another_user_holds_names_them(tmp_path, of_another_user):
+    with of_another_user.open() as theirs:
+        room.fcntl.flock(theirs, room.fcntl.LOCK_EX)
+        with (
+            pytest.raises(UsageError, match=r"another command writes into it .*process 1 on elsewhere"),
+            locked(tmp_path),
+        ):
+            pass
+    assert of_another_user.exists()
+
+
+@needs_flock
+def test_a_lock_that_cannot_be_removed_is_named(tmp_path, of_another_user, monkeypatch):
+    def refused(path, *args, **more):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refused)
+        patch.setattr(Path, "unlink", refused)
+        with (
+            pytest.raises(UsageError, match=r"\.lock: is the lock of another user, and can be neither"),
+            locked(tmp_path),
+        ):
+            pass

@@ -142,24 +142,57 @@ def _take(folder: Path) -> tuple[int | None, Holder | None]:
     """The descriptor of the lock file, or None if another one holds it; and who its note names."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    _open.add(descriptor)
+    descriptor, ours = _opened(path)
     try:
         holder = _read(descriptor)
         free = _system_lock(descriptor)
         if free is None:  # there is the note alone
             free = holder is None or holder.ended
-        if free and _same(
-            path, descriptor
-        ):  # else the one before has removed it, and another one may have made it anew
-            holder = _read(descriptor)
-            _write(descriptor)
-            taken, descriptor = descriptor, -1
-            return taken, holder
-        return (None, holder) if not free else _take(folder)
+        if not free:
+            return None, holder
+        # else the one before has removed it, and another one may have made it anew
+        if _same(path, descriptor):
+            if ours:
+                holder = _read(descriptor)
+                _write(descriptor)
+                taken, descriptor = descriptor, -1
+                return taken, holder
+            _remove(path)
+        return _take(folder)
     finally:
         if descriptor >= 0:
             _close(descriptor)
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """The descriptor of a lock file, made where there is none, and whether this user may write it."""
+    flags = getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor, ours = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o644), True
+    except PermissionError as refused:
+        if not path.exists():
+            raise
+        try:  # the system locks what can be read
+            descriptor, ours = os.open(path, os.O_RDONLY | flags), False
+        except PermissionError:
+            raise _unusable(path, refused) from None
+    _open.add(descriptor)
+    return descriptor, ours
+
+
+def _remove(path: Path) -> None:
+    """Remove the lock file of another user who holds it no more."""
+    try:
+        path.unlink()
+    except PermissionError as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"{printable(path)}: is the lock of another user, and can be neither taken nor removed ({error.strerror}); have it "
+        "removed where nothing of theirs runs, or choose another --out"
+    )
 
 
 def _close(descriptor: int) -> None:
@@ -176,7 +209,8 @@ def _system_lock(descriptor: int) -> bool | None:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):  # some network file systems
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF):
+            # some network file systems; the last one of those that lock only what can be written
             return None
         raise
     return True
