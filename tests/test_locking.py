@@ -155,6 +155,76 @@ def test_names_in_a_note_cannot_move_the_cursor(tmp_path, caplog):
         assert "now\\nerror" in caplog.text
 
 
+def note(folder, **facts):
+    """A note without a holder."""
+    usual = {"pid": os.getppid(), "host": socket.gethostname(), "since": "2026-01-01", "command": "ulna train"}
+    (folder / LOCK).write_text(json.dumps(usual | facts))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"pid": os.getpid()},  # by an earlier version
+        {"pid": os.getpid(), "started": "1"},  # in a container that was started again
+        {"started": "1"},  # of a process whose number another one has now
+    ],
+)
+def test_a_number_that_another_process_has_now_is_no_hindrance(tmp_path, monkeypatch, facts):
+    if "started" in facts and not room._started(os.getpid()):
+        pytest.skip("the system does not say when a process was started")
+    monkeypatch.setattr(room, "fcntl", None)
+    note(tmp_path, **facts)
+    with locked(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["started"] == room._started(os.getpid())
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_without_locks_of_the_system_a_thread_is_refused_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "fcntl", None)
+    test_a_thread_may_lock_again_and_another_one_may_not(tmp_path)
+
+
+@pytest.mark.parametrize("before", [None, "ended"])
+def test_without_locks_of_the_system_one_of_those_that_begin_together_holds_it(tmp_path, monkeypatch, before):
+    """The second one opens the file before the first one has written its note."""
+    monkeypatch.setattr(room, "fcntl", None)
+    if before:
+        note(tmp_path, pid=os.getpid())
+    write, refused = room._write, []
+
+    def second_one_begins(descriptor):
+        monkeypatch.setattr(room, "_write", write)
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        write(descriptor)
+
+    def second():
+        try:
+            with locked(tmp_path):
+                refused.append(False)
+        except UsageError as error:
+            refused.append(str(error))
+
+    monkeypatch.setattr(room, "_write", second_one_begins)
+    with locked(tmp_path):
+        pass
+    assert "it has not said which" in refused[0]
+    assert f"if it runs no more, remove {tmp_path / LOCK}" in refused[0]
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_nobody_waits_for_what_cannot_be_known(tmp_path, monkeypatch, text):
+    monkeypatch.setattr(room, "fcntl", None)
+    monkeypatch.setattr(room, "_LOOK_S", 0.01)
+    note(tmp_path, host="elsewhere")
+    if text is not None:
+        (tmp_path / LOCK).write_text(text)
+    runs = "it runs" if text == "" else "elsewhere runs it"
+    with pytest.raises(UsageError, match=f"if {runs} no more, remove"), locked(tmp_path, wait=True):
+        pass
+
+
 @pytest.mark.parametrize(
     ("pid", "host", "free"),
     [("ended", "here", True), ("here", "here", False), ("ended", "elsewhere", False)],
@@ -163,18 +233,20 @@ def test_without_locks_of_the_system_the_note_decides(tmp_path, monkeypatch, pid
     monkeypatch.setattr(room, "fcntl", None)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    note = {
-        "pid": ended.pid if pid == "ended" else os.getppid(),
-        "host": socket.gethostname() if host == "here" else "elsewhere",
-        "since": "2026-01-01",
-        "command": "ulna train",
-    }
-    (tmp_path / LOCK).write_text(json.dumps(note))
+    note(
+        tmp_path,
+        pid=ended.pid if pid == "ended" else os.getppid(),
+        host=socket.gethostname() if host == "here" else "elsewhere",
+    )
     if free:
         with locked(tmp_path):
             pass
         return
-    remedy = "if elsewhere runs it no more, remove" if host == "elsewhere" else "wait until it has ended"
+    remedy = (
+        "if elsewhere runs it no more, remove"
+        if host == "elsewhere"
+        else r"wait until it has ended.*if it runs no more, remove"
+    )
     with pytest.raises(UsageError, match=remedy), locked(tmp_path):
         pass
 
@@ -201,7 +273,8 @@ def of_another_user(tmp_path, monkeypatch):
     works = os.open
 
     def refused(path, flags, *mode, **more):
-        if Path(path) == tmp_path / LOCK and flags & os.O_RDWR and (tmp_path / LOCK).exists():
+        there = Path(path) == tmp_path / LOCK and (tmp_path / LOCK).exists()
+        if there and flags & os.O_RDWR and not flags & os.O_EXCL:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return works(path, flags, *mode, **more)
 

@@ -57,13 +57,15 @@ class Holder(NamedTuple):
     host: str
     since: str
     command: str
+    started: str = (
+        ""  # when, as the system counts; empty where it does not say: it tells a process from one of its number
+    )
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}: {self.command}"
 
-    @property
-    def ended(self) -> bool:
-        """Whether it is known to run no more: a process of this machine that is not there."""
+    def ended(self, place: Path) -> bool:
+        """Whether it is known to run no more: a process of this machine that is not there, or is another one by now."""
         if self.host != socket.gethostname():
             return False
         try:
@@ -71,8 +73,19 @@ class Holder(NamedTuple):
         except ProcessLookupError:
             return True
         except (OSError, OverflowError):  # there is one, of somebody else
-            return False
-        return False
+            pass
+        now = _started(self.pid)
+        if self.started and now:
+            return self.started != now
+        return self.pid == os.getpid() and place not in _held
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in ticks since the machine was; empty where the system does not say."""
+    try:  # the name of a program, in brackets, may hold anything
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 @contextmanager
@@ -83,7 +96,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
     Args:
         folder: to be written into.
-        wait: until the other one has ended, in place of an error.
+        wait: until the other one has ended, in place of an error; where that can be known.
 
     Raises:
         UsageError: if another process or thread holds it (says who), or the folder cannot be written to.
@@ -101,7 +114,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         if os.getpid() == owner:  # a child that was forked meanwhile gives nothing back
             del _held[place]
             with suppress(OSError):  # first the name, then the lock: nobody else can hold a file of that name before
-                (folder / LOCK).unlink()
+                if _same(folder / LOCK, descriptor):
+                    (folder / LOCK).unlink()
             _close(descriptor)
             for parent in missing:
                 with suppress(OSError):  # what was written stays
@@ -113,7 +127,7 @@ def _wait_for(folder: Path, wait: bool) -> int:
     told = False
     while True:
         try:
-            descriptor, holder = _take(folder)
+            descriptor, holder, known = _take(folder)
         except OSError as error:
             why = error.strerror or error
             raise UsageError(f"{printable(folder)}: cannot be written ({why}); choose another --out") from None
@@ -121,10 +135,12 @@ def _wait_for(folder: Path, wait: bool) -> int:
             if holder is not None:
                 log.info("note: %s: took over the lock of a process that has ended (%s)", printable(folder), holder)
             return descriptor
-        if not wait:
+        # without locks of the system nobody hears of the end of what runs elsewhere, or has not said where
+        endless = not known and told and (holder is None or holder.host != socket.gethostname())
+        if not wait or endless:
             raise UsageError(
                 f"{printable(folder)}: another command writes into it ({holder or 'it has not said which'}); wait until it "
-                f"has ended, or choose another --out{_remedy(folder, holder)}"
+                f"has ended, or choose another --out{_remedy(folder, holder, known)}"
             )
         if not told:
             log.info("waiting for %s: %s writes into it", printable(folder), holder or "another command")
@@ -132,58 +148,75 @@ def _wait_for(folder: Path, wait: bool) -> int:
         time.sleep(_LOOK_S)
 
 
-def _remedy(folder: Path, holder: Holder | None) -> str:
-    if holder is None or holder.host == socket.gethostname():
+def _remedy(folder: Path, holder: Holder | None, known: bool) -> str:
+    here = holder is None or holder.host == socket.gethostname()
+    if known and here:
         return ""
-    return f"; if {holder.host} runs it no more, remove {printable(folder / LOCK)}"
+    runs = "it runs no more" if holder is None or here else f"{holder.host} runs it no more"
+    return f"; if {runs}, remove {printable(folder / LOCK)}"
 
 
-def _take(folder: Path) -> tuple[int | None, Holder | None]:
-    """The descriptor of the lock file, or None if another one holds it; and who its note names."""
+def _take(folder: Path) -> tuple[int | None, Holder | None, bool]:
+    """Try to take the lock.
+
+    Returns:
+        The descriptor of the lock file, or None if another one holds it; who its note names; and whether the system
+        itself knows about the lock.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    descriptor, ours = _opened(path)
+    try:
+        descriptor, made, ours = _opened(path)
+    except FileNotFoundError:
+        if path.is_symlink() or not folder.is_dir():
+            raise
+        return _take(folder)  # it has been given back since
     try:
         holder = _read(descriptor)
         free = _system_lock(descriptor)
-        if free is None:  # there is the note alone
-            free = holder is None or holder.ended
+        known = free is not None
+        if free is None:  # there is the note alone; one that says nothing may be about to be written
+            free = made or (holder is not None and holder.ended(folder.resolve()))
         if not free:
-            return None, holder
+            return None, holder, known
         # else the one before has removed it, and another one may have made it anew
         if _same(path, descriptor):
-            if ours:
+            if ours and (known or made):
                 holder = _read(descriptor)
                 _write(descriptor)
                 taken, descriptor = descriptor, -1
-                return taken, holder
-            _remove(path)
+                return taken, holder, known
+            _remove(path)  # of those that begin together, one makes it anew
         return _take(folder)
     finally:
         if descriptor >= 0:
             _close(descriptor)
 
 
-def _opened(path: Path) -> tuple[int, bool]:
-    """The descriptor of a lock file, made where there is none, and whether this user may write it."""
+def _opened(path: Path) -> tuple[int, bool, bool]:
+    """The descriptor of a lock file, whether it was made now, and whether this user may write it."""
     flags = getattr(os, "O_NOFOLLOW", 0)
+    made, ours = True, True
     try:
-        descriptor, ours = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o644), True
-    except PermissionError as refused:
-        if not path.exists():
-            raise
-        try:  # the system locks what can be read
-            descriptor, ours = os.open(path, os.O_RDONLY | flags), False
-        except PermissionError:
-            raise _unusable(path, refused) from None
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o644)
+    except FileExistsError:
+        made = False
+        try:
+            descriptor = os.open(path, os.O_RDWR | flags)
+        except PermissionError as refused:
+            ours = False
+            try:  # the system locks what can be read
+                descriptor = os.open(path, os.O_RDONLY | flags)
+            except PermissionError:
+                raise _unusable(path, refused) from None
     _open.add(descriptor)
-    return descriptor, ours
+    return descriptor, made, ours
 
 
 def _remove(path: Path) -> None:
-    """Remove the lock file of another user who holds it no more."""
+    """Remove a lock file that nobody holds."""
     try:
-        path.unlink()
+        path.unlink(missing_ok=True)
     except PermissionError as error:
         raise _unusable(path, error) from None
 
@@ -228,14 +261,15 @@ def _read(descriptor: int) -> Holder | None:
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         os.lseek(descriptor, 0, os.SEEK_SET)
         note = json.loads(os.read(descriptor, _LONGEST_NOTE))
-        words = (printable(note[name])[:LONGEST_SHOWN] for name in ("host", "since", "command"))
-        return Holder(int(note["pid"]), *words)
+        host, since, command = (printable(note[name])[:LONGEST_SHOWN] for name in ("host", "since", "command"))
+        return Holder(int(note["pid"]), host, since, command, str(note.get("started", "")))
     return None
 
 
 def _write(descriptor: int) -> None:
     note = {
         "pid": os.getpid(),
+        "started": _started(os.getpid()),
         "host": socket.gethostname(),
         "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
