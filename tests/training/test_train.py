@@ -532,6 +532,15 @@ def test_without_a_whole_checkpoint_a_finished_run_never_begins_anew(copied, tmp
     }
 
 
+def test_a_run_goes_on_whose_moments_overflowed_while_its_weights_did_not(copied, tmp_path):
+    """As squares of gradients beyond 5e20 do: what was saved was then called damaged, and nothing was left."""
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        saved = read_tensors(path)
+        next(t for n, t in saved.tensors.items() if n.endswith("exp_avg_sq")).view(-1)[0] = float("inf")
+        write_tensors(path, saved)
+    assert train(copied, out=tmp_path / "run", resume=True, epochs=2).summary["epochs"] == 2
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

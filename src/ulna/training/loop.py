@@ -33,7 +33,14 @@ from ulna.networks.network import Network
 from ulna.networks.weights import check_shapes, not_finite
 from ulna.progress import bar
 from ulna.recipe import Plan, Recipe, parse
-from ulna.training.checkpoint import Progress, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from ulna.training.checkpoint import (
+    NETWORK,
+    Progress,
+    load_checkpoint,
+    pack_optimizer,
+    save_checkpoint,
+    unpack_optimizer,
+)
 from ulna.training.reproducing import arithmetic, go_on_with
 from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
 from ulna.training.stopping import Stop
@@ -159,7 +166,7 @@ class Loop:
         if saved is None:
             check_unfinished(self.folder)
             return False
-        weights = {n.removeprefix("network."): t for n, t in saved.tensors.items() if n.startswith("network.")}
+        weights = {n.removeprefix(NETWORK): t for n, t in saved.tensors.items() if n.startswith(NETWORK)}
         check_shapes(folder, own, {name: tuple(tensor.shape) for name, tensor in weights.items()})
         parse(Progress, saved.state.get("loop"), source=str(folder))
         try:
@@ -357,7 +364,7 @@ class Loop:
         self._check_weights()
         self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
         optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors = {f"{NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
         tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["random_cuda"] = torch.cuda.get_rng_state()
