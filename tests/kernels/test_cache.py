@@ -16,6 +16,9 @@ needs_compiler = pytest.mark.skipif(not native.available(), reason="no native ke
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of this test's own."""
+    tmp_path = tmp_path.resolve()
+    if reason := cache.danger(tmp_path):
+        pytest.skip(f"temporary files cannot be trusted here: {reason}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cache._tell.cache_clear()
     cache._private.cache_clear()
@@ -127,6 +130,35 @@ def test_a_folder_that_others_can_write_is_not_used(
     assert len(caplog.records) == 1 and "chmod 700" in caplog.text
     if wrong != "file":
         assert planted.exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "users", "trusted"),
+    [
+        (0o755, "0 1000 1", True),
+        (0o1777, "0 1000 1", True),
+        (0o777, "0 1000 1", False),
+        (0o775, "0 1000 1", False),
+        (0o755, "0 0 4294967295", False),
+        (0o755, "", False),
+    ],
+)
+def test_in_a_user_namespace_what_lies_above_belongs_to_nobody(
+    home: Path, mode: int, users: str, trusted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As below /home in a container of a user: no kernel was ever kept there."""
+    base = home / "base"
+    folder = base / "ulna"
+    folder.mkdir(parents=True, mode=0o700)
+    base.chmod(mode)
+    of_another(base, monkeypatch)
+    (home / "overflowuid").write_text(f"{os.lstat(base).st_uid}\n")
+    (home / "uid_map").write_text(users)
+    monkeypatch.setattr(cache, "OVERFLOW", home / "overflowuid")
+    monkeypatch.setattr(cache, "USERS", home / ("uid_map" if users else "absent"))
+    assert (cache.danger(folder) == "") == trusted
+    of_another(folder, monkeypatch)
+    assert "another user" in cache.danger(folder)  # the folder itself must be ours
 
 
 def test_a_link_on_the_way_is_followed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

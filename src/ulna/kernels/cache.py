@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 SCRATCH = "building-"  # temporary folders of compilations
 ABANDONED_S = 3600.0  # a compilation is given 5 minutes a step; what is older was killed
 SUFFIX = ".so"
+# what a user namespace knows: the number of all users outside it, and those inside, with how many there are in all
+OVERFLOW, USERS, ALL_USERS = Path("/proc/sys/kernel/overflowuid"), Path("/proc/self/uid_map"), 2**32 - 1
 
 
 def kept(name: str, build: Callable[[Path], Path]) -> Path:
@@ -96,12 +98,27 @@ def danger(folder: Path) -> str:
         return f"{folder} can be written by others"
     for above in folder.parents:
         found = os.lstat(above)
-        if found.st_uid not in (0, os.geteuid()):
+        if found.st_uid not in (0, os.geteuid()) and not _of_the_system(found):
             return f"{above} belongs to another user"
         # in a folder with the sticky bit, as /tmp, others cannot exchange what is ours
         if _shared(found) and not found.st_mode & stat.S_ISVTX:
             return f"{above} can be written by others"
     return ""
+
+
+def _of_the_system(found: os.stat_result) -> bool:
+    """Whether a folder belongs to one of the users that a container does not know, as those of the system do there.
+
+    In a user namespace all of them have one number. None of them is in the namespace; its group is as little known, so
+    that nobody but the owner may write.
+    """
+    try:
+        nobody = int(OVERFLOW.read_text())
+        known = sum(int(line.split()[2]) for line in USERS.read_text().splitlines())
+    except (OSError, ValueError, IndexError):
+        return False
+    others = bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) and not found.st_mode & stat.S_ISVTX
+    return found.st_uid == nobody and known < ALL_USERS and not others
 
 
 def _shared(found: os.stat_result) -> bool:
