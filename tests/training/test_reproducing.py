@@ -6,6 +6,7 @@ import torch
 from tests.training.tiny import TINY
 from ulna.errors import UsageError
 from ulna.files import Tensors, write_tensors
+from ulna.kernels import native
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.reproducing import arithmetic, go_on_with
 from ulna.training.train import train
@@ -45,6 +46,37 @@ def test_another_device_or_version_is_said(caplog, one_thread):
     assert caplog.text == ""
     go_on_with({**stored, "precision": "bf16", "torch": "1.0"}, CPU, "fp32")
     assert "precision bf16 before, fp32 now; torch 1.0 before" in caplog.text
+
+
+def test_another_ulna_or_another_compiled_kernel_is_said(caplog, one_thread):
+    native.library("normalize")
+    stored = arithmetic(CPU, "fp32")
+    before = {"ulna": "0.0.1", "kernel convolution": "convolution-0", "kernel normalize": "normalize-0"}
+    assert before.keys() <= stored.keys()
+    go_on_with(stored | before, CPU, "fp32")
+    for name, value in before.items():
+        assert f"{name} {value} before, {stored[name]} now" in caplog.text
+
+
+def test_a_kernel_that_was_stored_is_compared_before_it_is_used(caplog, one_thread, monkeypatch):
+    monkeypatch.setattr(native, "_versions", {})
+    native.library.cache_clear()
+    stored = {**arithmetic(CPU, "fp32"), "kernel normalize": "normalize-0"}
+    assert "normalize" not in native.versions()
+    go_on_with(stored, CPU, "fp32")
+    assert "kernel normalize normalize-0 before" in caplog.text
+    native.library.cache_clear()
+
+
+@pytest.mark.skipif(not native.available(), reason="no native kernels here")
+def test_a_kernel_compiled_otherwise_has_another_name(tmp_path, monkeypatch):
+    native.library("normalize")
+    before = native.versions()["normalize"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.resolve()))
+    monkeypatch.setattr(native, "_versions", {})
+    assert native.library.__wrapped__("normalize") and native.versions()["normalize"] == before
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-fno-math-errno"))
+    assert native.library.__wrapped__("normalize") and native.versions()["normalize"] != before
 
 
 def test_the_same_weights_are_the_same_file(tmp_path):

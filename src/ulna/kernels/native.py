@@ -32,6 +32,7 @@ FLAGS = (
     "-fPIC",
     "-fopenmp",
 )
+_versions: dict[str, str] = {}
 
 
 @once
@@ -41,13 +42,13 @@ def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
     The first call on a machine compiles, in about a second; the result is kept in the user's cache folder (`cache.py`) under
     a name that changes with source, compiler, flags and processor; `with_torch`: with the headers of torch, and its version.
     """
+    _versions[name] = "torch's own"
     if not switched_on():
         log.debug("native kernels are switched off (%s=0)", SWITCH)
         return None
     try:
-        return ctypes.CDLL(
-            str(_built(Path(__file__).with_name(f"{name}.cpp"), *(_of_torch() if with_torch else (FLAGS, ()))))
-        )
+        built = _built(Path(__file__).with_name(f"{name}.cpp"), *(_of_torch() if with_torch else (FLAGS, ())))
+        loaded = ctypes.CDLL(str(built))
     except (
         OSError,
         RuntimeError,
@@ -57,6 +58,13 @@ def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
         reason = str(getattr(error, "stderr", None) or error).strip() or type(error).__name__
         log.info("native kernel %s is not used, torch's own is (%s)", name, reason.splitlines()[0])
         return None
+    _versions[name] = built.stem.rpartition("-")[0]  # without the checksum
+    return loaded
+
+
+def versions() -> dict[str, str]:
+    """Library -> what changes with all that it was compiled from and for: of those that this process has asked for."""
+    return dict(_versions)
 
 
 def switched_on() -> bool:

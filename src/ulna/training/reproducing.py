@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,17 +14,24 @@ from ulna.kernels import native
 log = logging.getLogger(__name__)
 
 MOST_THREADS = 4096
+KERNEL = "kernel "  # what the names of compiled libraries begin with
+# of those that compute; one that was stored is asked for before it is compared
+KERNELS = ("convolution", "normalize", "sweep", "sweep_matrices")
 
 
 def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
     """What is stored with every checkpoint, in plain values."""
+    kernels = "native" if native.available() else "torch's own"
+    compiled = native.versions() if device.type == "cpu" else {}
     return {
         "threads": torch.get_num_threads(),
         "device": device.type,
         "precision": precision,
+        "ulna": version("ulna"),
         "torch": torch.__version__,
-        "kernels": "native" if native.available() else "torch's own",
+        "kernels": kernels,
         "instructions": torch.backends.cpu.get_cpu_capability(),
+        **{f"{KERNEL}{name}": built for name, built in compiled.items() if name in KERNELS},
     }
 
 
@@ -50,6 +58,9 @@ def go_on_with(stored: dict[str, Any], device: torch.device, precision: str) -> 
             "note: computing with %d threads, as this run began, and not with %d: else it would not go on exactly",
             wanted, here,
         )  # fmt: skip
+    for name in KERNELS:
+        if f"{KERNEL}{name}" in stored:
+            native.library(name)
     now = arithmetic(device, precision)
     other = [
         f"{name} {printable(stored[name])} before, {now[name]} now"
