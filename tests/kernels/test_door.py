@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tests.kernels.odd_tensors import LIE, Marked, differences
 from ulna.blocks import nd
-from ulna.kernels import door, native
+from ulna.kernels import depthwise, door, native, normalize, slabs
 from ulna.kernels.convolution import convolve, suits
 from ulna.kernels.gather import gather, gather_reference
 from ulna.kernels.normalize import instance_norm
@@ -162,3 +162,29 @@ def test_a_convolution_with_another_padding_mode_is_torch_s() -> None:
     x = torch.randn(1, 8, 24, 24)
     assert torch.equal(conv(x), torch.nn.Conv2d.forward(conv, x))
     assert conv(x[0]).shape == (8, 24, 24)
+
+
+def test_the_door_is_asked_no_more_often_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It costs as much as a small step does elsewhere: what is cheap refuses first."""
+    asked = []
+    ordinary = door.ordinary
+    monkeypatch.setattr(door, "ordinary", lambda: asked.append(1) or ordinary())
+    x, weight, bias = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3, requires_grad=True), torch.randn(4)
+    assert not slabs.suits(x, weight, bias, dilation=(1, 1), groups=1)
+    with torch.no_grad():
+        assert not slabs.suits(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), dilation=(1, 1), groups=1)
+    assert not depthwise.suits(x, weight, bias, dilation=(1, 1), groups=1, padding=(1, 1))
+    assert not asked
+    normalize.suits(x.contiguous(memory_format=torch.channels_last), bias, bias)
+    assert len(asked) == 1
+
+
+@pytest.mark.skipif(not native.available(), reason="no native kernels here")
+def test_a_scale_or_shift_of_low_precision_is_left_to_torch() -> None:
+    x, full, low = (
+        torch.randn(1, 4, 8, 8).contiguous(memory_format=torch.channels_last),
+        torch.ones(4),
+        torch.ones(4).bfloat16(),
+    )
+    assert normalize.suits(x, full, full)
+    assert not any(normalize.suits(x, *pair) for pair in ((low, full), (full, low), (low, low)))

@@ -24,12 +24,13 @@ def suits(
 ) -> bool:
     """Whether a convolution is a depthwise one that trains faster here: of volumes, or of wide kernels in bfloat16."""
     return (
-        native.switched_on()
+        groups > 1  # most convolutions have one
+        and native.switched_on()
         and door.admits(x, weight, bias, dtypes=door.FLOATS)
         and door.row(bias, len(weight))
         and x.ndim == weight.ndim
         and x.ndim in (4, 5)
-        and groups == x.shape[1] == weight.shape[0] > 1
+        and groups == x.shape[1] == weight.shape[0]
         and {*dilation} == {1}
         and all(n % 2 and p == n // 2 for n, p in zip(weight.shape[2:], padding, strict=True))
         and torch.is_grad_enabled()

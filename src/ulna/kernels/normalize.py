@@ -59,11 +59,11 @@ def activated(x: Tensor, slope: float) -> Tensor:
 def suits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether the native kernel can take this map, this scale and this shift."""
     return (
-        door.admits(x, dtypes=NAMES)
-        and door.admits(weight, bias, dtypes=(torch.float32,))
+        door.admits(x, weight, bias, dtypes=NAMES)
         and x.ndim in (4, 5)
         and x.is_contiguous(memory_format=_layout(x))
         and weight.shape == bias.shape == (x.shape[1],)
+        and weight.dtype == bias.dtype == torch.float32
         and not door.watched()
         and native.library("normalize") is not None
     )

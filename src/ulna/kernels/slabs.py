@@ -52,13 +52,13 @@ def axis_to_turn(x: Tensor, weight: Tensor, *, stride: Sequence[int]) -> int:
 
 def _trains_in_low_precision(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
-        door.admits(x, weight, bias, dtypes=door.FLOATS)
+        torch.is_grad_enabled()  # what most maps are refused for, and costs least, is asked first
+        and low_precision(x) is not None
+        and door.admits(x, weight, bias, dtypes=door.FLOATS)
         and door.row(bias, len(weight))
         and x.ndim == weight.ndim
         and x.ndim in (4, 5)
-        and torch.is_grad_enabled()
         and weight.requires_grad
-        and low_precision(x) is not None
         and (torch.is_autocast_enabled("cpu") or all(t.dtype == x.dtype for t in (weight, bias) if t is not None))
     )
 
