@@ -211,3 +211,32 @@ def test_masks_whose_names_hold_dots_stay_apart(tmp_path):
     masks = {name: square(row) for row, name in enumerate(names)}
     scores = evaluate(folder(tmp_path / "p", masks), folder(tmp_path / "r", masks))
     assert sorted(row["case"] for row in scores.rows) == names
+
+
+def tagged(path, pixels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+def test_orientation_tags_that_differ_are_told_and_not_a_silent_zero(tmp_path, caplog):
+    """A label map without a tag on the stored pixels of a picture with one: as large, and turned by 180 degrees."""
+    references = folder(tmp_path / "r", {name: square(4) for name in "abc"})
+    predictions = folder(tmp_path / "p", {"c": square(4)})
+    tagged(predictions / "a.png", square(4), 3)
+    tagged(predictions / "b.png", square(4), 1)
+    scores = evaluate(predictions, references, out=tmp_path / "out")
+    assert [row["dice"] for row in scores.rows] == [0.0, 1.0, 1.0]
+    assert scores.summary["orientation_tags_differ"] == ["a"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == scores.summary
+    assert "1 masks and their references have different orientation tags: a;" in caplog.text
+    assert "give it the tag of the image" in caplog.text
+
+
+def test_equal_orientation_tags_are_not_told(tmp_path, caplog):
+    for name in "rp":
+        (tmp_path / name).mkdir()
+        tagged(tmp_path / name / "a.png", square(4), 3)
+    scores = evaluate(tmp_path / "p", tmp_path / "r")
+    assert scores.rows[0]["dice"] == 1 and "orientation_tags_differ" not in scores.summary
+    assert "orientation" not in caplog.text

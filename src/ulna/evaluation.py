@@ -20,6 +20,7 @@ from ulna.data.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.read import encode_labels, read_labels, value_counts, without_colour
 from ulna.data.record import JOURNAL, Record, read_facts
 from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
+from ulna.data.turning import UPRIGHT
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import cell, write_text
 from ulna.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
@@ -118,6 +119,7 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     names = _classes(about, references, predicted, labels)
     dims = _dims(references.sources[name] for name in wanted)
     problems: list[Problem] = []
+    tags_differ: list[str] = []
 
     def pairs() -> Iterator[tuple[str, NDArray[Any], NDArray[Any], Volume]]:
         for name in track(wanted, "evaluating"):
@@ -129,6 +131,8 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
                     mask = read_labels(predicted.sources[name], dims)
                     prediction = encode_labels(mask, names)
                     _check_grid(predicted.sources[name], mask, volume)
+                    if _tag(mask) != _tag(volume):
+                        tags_differ.append(name)
             except DataError as error:
                 problems.extend(error.problems)
                 continue
@@ -138,6 +142,13 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     if problems:
         raise DataError(problems, predictions)
     evaluation.summary.update(notes)
+    if tags_differ:
+        text = (
+            "%d masks and their references have different orientation tags: %s; both are compared as viewers show them. "
+            "Where one was drawn on the stored pixels, its scores are wrong: give it the tag of the image"
+        )
+        log.warning(text, len(tags_differ), _some(tags_differ))
+        evaluation.summary["orientation_tags_differ"] = tags_differ
     if out is not None:
         evaluation.write(Path(out))
     return evaluation
@@ -246,6 +257,10 @@ def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
     else:
         return
     raise fault(source, what, "give masks on the grid of the references")
+
+
+def _tag(volume: Volume) -> int:
+    return int(volume.meta.get("orientation", UPRIGHT))
 
 
 def _dims(references: Iterable[Source]) -> int | None:

@@ -390,3 +390,17 @@ def test_a_film_does_not_make_a_split_impossible(tmp_path):
     report = check(tmp_path)
     assert report.ok and report.copies == ()
     assert any("6 of 6 images run into one another; name the groups in groups.json" in note for note in report.notes)
+
+
+def test_a_label_map_without_the_orientation_tag_of_its_image_is_the_first_note(tmp_path):
+    """Of one size with its image it may lie on the stored pixels, and nothing in its file tells."""
+    root = png_set(tmp_path, [half()] * 3, classes={"mode": "exclusive", "classes": ["background", "a", "nowhere"]})
+    for number, tag in enumerate((1, 3, 2)):
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        Image.fromarray(pixels(number)).save(root / "images" / f"c{number}.png", exif=exif)
+    report = check(root)
+    assert report.ok
+    assert report.notes[0].startswith("2 cases, for example c1: its label map may lie turned on the image: ")
+    assert "give it the tag of the image" in report.notes[0]
+    assert sum("may lie turned" in note for note in report.notes) == 1

@@ -9,14 +9,21 @@ import torch
 from PIL import Image
 
 import ulna
+from tests.inference.test_geometry import RECIPE, Shifted
+from tests.plans import make
 from tests.training.tiny import TINY
 from ulna import cli
+from ulna.data.case import Case
+from ulna.data.source import Source
+from ulna.data.turning import upright
 from ulna.errors import UsageError
 from ulna.files import read_tensors
+from ulna.forecast import Forecast
 from ulna.networks.build import build, count_parameters, ends, named
 from ulna.networks.catalog import NAMED
 from ulna.planning import forecast_training, resolve
-from ulna.recipe import Plan, Recipe, from_yaml
+from ulna.recipe import Normalization, Plan, Recipe, from_yaml
+from ulna.segmenter import Segmenter
 from ulna.study import pruning
 from ulna.study.pruning import COLUMNS, measure_times, pick, prune, seconds_in
 from ulna.study.pruning_figure import draw_levels
@@ -376,3 +383,26 @@ def test_predict_takes_a_level(run_of, data, tmp_path):
     assert one != whole
     with pytest.raises(UsageError, match="--level: no level named '9'"):
         ulna.predict(run, data / "test.npz", out=tmp_path / "none", level=9)
+
+
+@pytest.mark.parametrize("format", [1, 2])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_a_run_is_measured_on_labels_as_it_saw_them(tmp_path, tag, format, monkeypatch):
+    """Runs of plan format 1 saw images and labels as stored: a label map without a tag lies on the stored pixels."""
+
+    class Bright(Shifted):
+        def forward(self, x):
+            return x - 100
+
+    stored = np.zeros((20, 24), np.uint8)
+    stored[2:9, 3:15] = 200
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(stored).save(tmp_path / "image.png", exif=exif)
+    label = stored if format == 1 else upright(stored, tag)
+    Image.fromarray(np.ascontiguousarray(label // 200)).save(tmp_path / "label.png")
+    case = Case("a", (Source(tmp_path / "image.png"),), Source(tmp_path / "label.png"))
+    plan = make(format=format, normalization=(Normalization(kind="none"),), patch=(48, 48))
+    monkeypatch.setattr(Segmenter, "forecast", lambda *args, **flags: Forecast({}))
+    scores = pruning._evaluate(Segmenter(Bright(()), plan, RECIPE), [case], "measuring")
+    assert scores.summary["mean"]["dice"]["mean"] == 1

@@ -19,7 +19,7 @@ import numpy as np
 from ulna.allocation import keep_freed_memory
 from ulna.benchmarking.curves import draw_curves
 from ulna.data.dataset import Dataset
-from ulna.data.read import encode_labels
+from ulna.data.preprocess import read_reference
 from ulna.demonstration import STATEMENT, make_phantom
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate_pairs
@@ -216,7 +216,7 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
         segmenters = _on_meshes(Segmenter.load(run), asked)
         for case in track(cases, "predicting on meshes"):
             volume, labels = case.read_image(), segmenters[1].plan.labels
-            reference = encode_labels(case.read_labels(), labels)
+            reference = read_reference(case, volume, segmenters[1].plan)
             for spacing, segmenter in segmenters.items():
                 pair = (case.id, segmenter.mask(volume), reference, volume)
                 empty = segmenter.recipe.evaluation.empty_score

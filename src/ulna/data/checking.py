@@ -19,7 +19,7 @@ from ulna.data.limits import allowing
 from ulna.data.repairing import Repair, check_target, repair
 from ulna.data.source import all_faults, condensed
 from ulna.data.splitting import Groups
-from ulna.data.survey import Survey, survey_all
+from ulna.data.survey import TURNED, Survey, survey_all
 from ulna.errors import DataError, Problem, UsageError
 from ulna.recipe import Labels
 
@@ -143,7 +143,7 @@ def inspect(dataset: Dataset, workers: int = 0) -> Report:
     """Read every case once, then compare the cases with each other and with what is declared."""
     surveys = survey_all(dataset, workers)
     problems = [problem for one in surveys for problem in one.problems]
-    notes = [*dataset.notes, *_reader_notes(surveys)]
+    notes = sorted([*dataset.notes, *_reader_notes(surveys)], key=lambda note: TURNED not in note)
     labels = _labels(dataset, surveys, problems, notes)
     for compare in (compare_images, compare_grids, compare_names, compare_palettes):
         compare(dataset, surveys, problems, notes)

@@ -1,4 +1,4 @@
-"""The resampling of runs whose plan is of format 1, kept so that they predict exactly as they did.
+"""Resampling and labels of runs whose plan is of format 1, kept so that they predict exactly as they did.
 
 Both grids cover the same field of view, so that the step is only near the planned spacing, and nothing is smoothed before it
 gets coarser. New plans never come here.
@@ -7,6 +7,7 @@ gets coarser. New plans never come here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulna.data.resampling import between_slabs
+from ulna.data.turning import UPRIGHT, as_stored, stored_size, upright
 from ulna.volume import Volume
 
 
@@ -25,6 +27,15 @@ def stored_values(volume: Volume) -> NDArray[Any]:
     if white is None:
         return volume.array
     return np.subtract(white, volume.array, dtype=volume.array.dtype, casting="unsafe")
+
+
+def labels_of(reference: Volume, image: Volume) -> Volume:
+    """The label map as it lay then: its stored pixels on those of the image, whatever the orientation tags of both say."""
+    own, tag = (int(volume.meta.get("orientation", UPRIGHT)) for volume in (reference, image))
+    if own == tag or stored_size(reference.size, own) != stored_size(image.size, tag):
+        return reference
+    array = upright(as_stored(reference.array, own), tag)
+    return replace(reference, array=array, spacing=image.spacing, unit=image.unit)
 
 
 def grid_size(size: tuple[int, ...], spacing: tuple[float, ...], wanted: tuple[float, ...]) -> tuple[int, ...]:

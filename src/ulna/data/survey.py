@@ -27,6 +27,7 @@ from ulna.progress import track
 from ulna.recipe import Labels
 from ulna.volume import Volume, same_geometry
 
+TURNED = "its label map may lie turned on the image"  # so begins a note that must be read before others
 _OTHER_GRID = "resample the label map to the grid of its image, or pair the right files"
 _MOST_SKEW = 0.01  # about half a degree; what rounding leaves is far smaller
 
@@ -160,8 +161,10 @@ def _turned(image: Volume, reference: Volume) -> tuple[str, ...]:
     of_image, of_labels = (int(volume.meta.get("orientation", UPRIGHT)) for volume in (image, reference))
     if of_image == of_labels or image.size != reference.size:
         return ()
+    what = "the image has an orientation tag, the label map none" if of_labels == UPRIGHT else "their tags differ"
     return (
-        f"its label map has the orientation tag {of_labels}, the image {of_image}: both are taken as viewers show them",
+        f"{TURNED}: {what}. It is read as drawn on the picture as viewers show it; if it was drawn on the stored pixels, "
+        "give it the tag of the image",
     )
 
 

@@ -31,7 +31,7 @@ from ulna.allocation import keep_freed_memory
 from ulna.arithmetic import device_name
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
-from ulna.data.read import encode_labels
+from ulna.data.preprocess import read_reference
 from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import TEMPORARY, Tensors, read_tensors, write_tensors, write_text
@@ -306,7 +306,7 @@ def _evaluate(segmenter: Segmenter, cases: Sequence[Case], doing: str) -> Evalua
             volume = case.read_image()
             need = segmenter.forecast(volume, probabilities=False)
             need.check(f"{case.id}, an image of {' x '.join(map(str, volume.size))},", TOO_LARGE)
-            yield case.id, segmenter.mask(volume), encode_labels(case.read_labels(), labels), volume
+            yield case.id, segmenter.mask(volume), read_reference(case, volume, segmenter.plan), volume
 
     return evaluate_pairs(pairs(), labels, empty_score=segmenter.recipe.evaluation.empty_score)
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ulna import figures
 from ulna.data.dataset import Dataset
-from ulna.data.read import encode_labels
+from ulna.data.preprocess import read_reference
 from ulna.errors import printable_text
 from ulna.files import write_text
 from ulna.segmenter import Segmenter
@@ -210,11 +210,11 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
     cases: list[drawings.Hard] = []
     masks: dict[str, list[Any]] = {model: [] for model in first}
     segmenters = {model: Segmenter.load(job.run) for model, job in first.items()}
-    labels = next(iter(segmenters.values())).plan.labels
+    plan = next(iter(segmenters.values())).plan
     for name in chosen:
         case = dataset.case(name)
         volume = case.read_image()
-        reference = encode_labels(case.read_labels(), labels)
+        reference = read_reference(case, volume, plan)
         seen = figures.view(volume, reference, *(segmenter.mask(volume) for segmenter in segmenters.values()))
         cases.append(drawings.Hard(name, seen.image, seen.maps[0], seen.sides))
         for model, mask in zip(segmenters, seen.maps[1:], strict=True):
