@@ -14,9 +14,11 @@ from tests.data.test_orientation import stored_as
 from tests.plans import make
 from ulna import cli
 from ulna.data.dataset import Dataset
+from ulna.data.read import read_image
+from ulna.data.source import Source
 from ulna.errors import UsageError
 from ulna.explaining import pictures
-from ulna.explaining.explain import explain
+from ulna.explaining.explain import _mirrored_answer, explain
 from ulna.files import Tensors, write_tensors, write_text
 from ulna.inference import explaining as methods
 from ulna.recipe import Labels, Normalization, Recipe, Split, to_yaml
@@ -377,3 +379,16 @@ def test_maps_of_an_earlier_explanation_are_replaced_and_nothing_else(tmp_path, 
     with pytest.raises(UsageError, match=r"saliency\.png is not written by ulna"):
         explain(run, picture, out=out)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("format", [1, 2])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_the_answer_mirrored_along_no_axis_is_the_answer(tmp_path, tag, format):
+    """A run of plan format 1 sees the stored pixels of a picture with an orientation tag, mirrored or not."""
+    segmenter = ulna.load(run_folder(tmp_path / "run", format=format))
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 27), np.uint8)).save(tmp_path / "x.png", exif=exif)
+    volume = read_image([Source(tmp_path / "x.png")])
+    same = _mirrored_answer(segmenter, volume, ())
+    assert torch.equal(same, segmenter.probabilities(volume))

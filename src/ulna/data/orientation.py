@@ -78,7 +78,8 @@ def turned(volume: Volume, turn: Turn) -> Volume:
     if not turn.axes:
         return volume
     affine = None if volume.affine is None else turn.affine(volume.affine, volume.size)
-    return Volume(turn.forward(volume.array), turn.order(volume.spacing), volume.unit, affine, volume.path, volume.meta)
+    meta = {**volume.meta, "orientation": UPRIGHT}  # else its tag would turn it once more
+    return Volume(turn.forward(volume.array), turn.order(volume.spacing), volume.unit, affine, volume.path, meta)
 
 
 def turn_of(volume: Volume, plan: Plan) -> Turn:
