@@ -1,9 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 
 from tests.test_planning import data, planned
+from ulna.data.survey import Survey
 from ulna.mirroring import world_axes
+from ulna.planning import _orientations
 from ulna.recipe import Labels
 
 
@@ -94,3 +97,36 @@ def test_slices_are_mirrored_by_meaning_in_their_plane():
     assert planned(slices, labels=upper).mirror_axes == (0, 1)
     coronal = {**slices, "world_axes": [0, None, 1]}
     assert planned(coronal, labels=upper).mirror_axes == (0,)
+
+
+def turned_slice(degrees, a, b):
+    """The affine of an axial slice, turned by this much from world axis a to b."""
+    turn, (c, s) = np.eye(4), (math.cos(math.radians(degrees)), math.sin(math.radians(degrees)))
+    turn[[a, a, b, b], [a, b, a, b]] = c, -s, s, c
+    return turn.tolist()
+
+
+@pytest.mark.parametrize(
+    ("degrees", "a", "b", "classes", "kept"),
+    [
+        (40, 0, 1, "left_a right_a", ()),  # a flip along either axis exchanges left and right
+        (-40, 0, 1, "left_a right_a", ()),
+        (10, 0, 1, "left_a right_a", (1,)),
+        (40, 1, 2, "left_a right_a", (1,)),  # tilted about the axis from left to right
+        (40, 0, 2, "left_a right_a", (1,)),
+        (40, 1, 2, "superior_a inferior_a", ()),  # no longer flat along it
+        (10, 1, 2, "superior_a inferior_a", (0, 1)),
+        (40, 0, 1, "superior_a inferior_a", (0, 1)),
+        (40, 0, 1, "a b", (0, 1)),
+    ],
+)
+def test_oblique_slices_are_not_mirrored_across_sides(degrees, a, b, classes, kept):
+    straight = Survey("c0", (48, 48), affine=np.eye(4).tolist())
+    oblique = Survey("c1", (48, 48), affine=turned_slice(degrees, a, b))
+    found = _orientations([straight, oblique])
+    slices = data((48, 48), unit="mm") | {
+        "world_axes": found.axes, "orientation": found.orientation, "orientations": found.stored
+    }  # fmt: skip
+    plan = planned(slices, labels=Labels(names=("background", *classes.split())))
+    assert plan.mirror_axes == kept
+    assert ("slices lie oblique to" in plan.reasons["mirror_axes"]) == (kept == ())

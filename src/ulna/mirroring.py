@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ import numpy as np
 
 # An axis that turns this much to the side (the sine, 17 degrees) is not free of the direction.
 OBLIQUE = 0.3
+ASKEW = -1  # in place of an axis: slices lie oblique to this direction
 # Words for the two ends of each world axis (R, A, S), and what the axis is called
 ENDS = (
     ({"left": "right", "l": "r", "lt": "rt"}, "left to right"),
@@ -26,7 +28,7 @@ def mirror_axes(
     Args:
         names: of the classes.
         dims: spatial dimensions.
-        world_axes: from `world_axes`; None where the files do not say. Of slices those that they span are stated.
+        world_axes: from `world_axes`, of slices from `slice_axes`; None where the files do not say.
     """
     axes, told = tuple(range(dims)), told_apart(names)
     if not told:
@@ -35,6 +37,11 @@ def mirror_axes(
     for world in told:
         words = "left and right" if world == 0 else " and ".join(_pair(names, world))
         axis = world_axes[world] if world_axes is not None else None
+        if axis == ASKEW:
+            return (), (
+                f"no flips: classes are named {words}, a mirrored image would be labelled wrongly, and slices lie oblique to "
+                f"the direction from {ENDS[world][1]}"
+            )
         if axis is None and dims == 2 and world_axes is not None:
             continue  # a slice is flat along it, so that no flip exchanges its ends
         if axis is None:
@@ -94,6 +101,30 @@ def world_axes(affines: Iterable[Sequence[Sequence[float]] | None]) -> list[int 
             axis = int(np.argmax(shares))
             found[world].add(None if np.delete(shares, axis).max() > OBLIQUE else axis)
     return [next(iter(one)) if len(one) == 1 else None for one in found]
+
+
+def slice_axes(affines: Iterable[Sequence[Sequence[float]]], worlds: Sequence[int]) -> list[int | None]:
+    """The pixel axes of slices that go from left to right, back to front and foot to head.
+
+    None for the direction that the slices do not span; ASKEW where another axis than its own goes along a direction too, in
+    any of these affines: slices turned in their plane, or tilted out of it.
+
+    Args:
+        affines: of slices along the canonical axes.
+        worlds: the world axes that the two of them go along.
+
+    Example:
+        >>> slice_axes([[(0.8, -0.6, 0, 9), (0.6, 0.8, 0, 9), (0, 0, 3, 9), (0, 0, 0, 1)]], (0, 1))
+        [-1, -1, None]
+    """
+    found: list[int | None] = [worlds.index(world) if world in worlds else None for world in range(3)]
+    for affine in affines:
+        axes = np.abs(np.asarray(affine, dtype=np.float64)[:3, :2])
+        shares = axes / np.linalg.norm(axes, axis=0)
+        for world, axis in itertools.product(range(3), range(2)):
+            if worlds[axis] != world and shares[world, axis] > OBLIQUE:
+                found[world] = ASKEW
+    return found
 
 
 def turn_axes(

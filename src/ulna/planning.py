@@ -25,7 +25,7 @@ from ulna.data.whitening import fit_whitening
 from ulna.errors import UsageError
 from ulna.files import write_text
 from ulna.forecast import Forecast, training_memory
-from ulna.mirroring import mirror_axes, turn_axes, world_axes
+from ulna.mirroring import mirror_axes, slice_axes, turn_axes, world_axes
 from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
@@ -119,7 +119,7 @@ def _orientations(surveys: Sequence[Survey]) -> _Orientations:
     if dims == 3:
         along = world_axes(affine.tolist() for affine in turned)
     else:
-        along = None if worlds is None else [worlds.index(world) if world in worlds else None for world in range(3)]
+        along = None if worlds is None else slice_axes((affine.tolist() for affine in turned), worlds)
     return _Orientations(turns, "RAS", dict(Counter(codes(affine, dims) for affine in affines)), worlds, along)
 
 
