@@ -38,11 +38,24 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def boxes(models: Sequence[str], scores: NDArray[np.float64], unit: str, path: Path, *, measure: str = "Dice") -> Path:
+def boxes(
+    models: Sequence[str],
+    scores: NDArray[np.float64],
+    means: Sequence[float],
+    unit: str,
+    path: Path,
+    *,
+    measure: str = "Dice",
+) -> Path:
     """Scores of every model, with a line through every case's scores: a study compares case by case.
 
-    Shape:
-        scores (models, units)
+    Args:
+        models: names.
+        scores: (models, units), as pairs are compared.
+        means: of every model, as the table has them.
+        unit: what a score is of.
+        path: the PNG to write.
+        measure: what the scores are.
     """
     figure = _figure(max(5.5, 1.5 * len(models) + 1.5), 4.2)
     axes = figure.subplots()
@@ -57,11 +70,9 @@ def boxes(models: Sequence[str], scores: NDArray[np.float64], unit: str, path: P
     )  # fmt: skip
     for number, box in enumerate(drawn["boxes"]):
         box.set(facecolor=colour(number), alpha=0.75, edgecolor=figures.INK[False])
-    axes.plot(
-        places, scores.mean(axis=1), "D", color="white", markeredgecolor=figures.INK[False], markersize=6, zorder=4
-    )
+    axes.plot(places, means, "D", color="white", markeredgecolor=figures.INK[False], markersize=6, zorder=4)
     axes.set_xticks(places, [_broken(model) for model in models])
-    _style(axes, f"{measure} of every {unit}, mean over seeds", f"diamond: mean; a line joins one {unit}")
+    _style(axes, f"{measure} of every {unit}, mean over seeds", f"diamond: mean of the table; a line joins one {unit}")
     axes.xaxis.label.set_fontsize(7.5)
     axes.set_xlim(-0.6, len(models) - 0.4)
     return figures.write_figure(figure, path)

@@ -28,6 +28,11 @@ SHARED_VALIDATION = (
     "scores come from the validation cases that also chose the epoch: all networks look better than they are"
 )
 
+RIGHTLY_EMPTY = (
+    "a network that rightly leaves a {unit} empty has 1 there in pairs and boxes, where another one invented something; "
+    "the means of the table, the diamonds and the ranks leave it out"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -188,7 +193,10 @@ def conclude(
     if few := interval_note(len(names)):
         notes.append(few)
     notes += _cut_off(jobs, summaries) + _conditions(summaries)
-    ranking, said = _ranked(models, data, scores, beside)
+    means = {model: dice[model].mean for model in models}
+    if not np.allclose(scores.mean(axis=1), list(means.values()), equal_nan=True):
+        notes.append(RIGHTLY_EMPTY.format(unit=unit))
+    ranking, said = _ranked(data, means, beside)
     if beside and ranking is None:
         notes.append(said)
     return Outcome(
@@ -279,6 +287,9 @@ def read_beside(folders: Sequence[Path], models: Sequence[str]) -> dict[str, dic
             if missing:
                 raise UsageError(f"{folder}: has no {missing[0]}; a ranking needs the same networks in every study")
             name = other["data"] if other["data"] not in found else f"{other['data']} ({folder})"
+            without = [model for model in models if described[model]["dice"]["mean"] is None]
+            if without:
+                raise UsageError(f"{folder}: {without[0]} has no Dice there; a ranking needs it in every study")
             found[name] = {model: float(described[model]["dice"]["mean"]) for model in models}
         except UsageError:
             raise
@@ -288,14 +299,18 @@ def read_beside(folders: Sequence[Path], models: Sequence[str]) -> dict[str, dic
 
 
 def _ranked(
-    models: Sequence[str], data: str, scores: NDArray[np.float64], beside: Mapping[str, Mapping[str, float]]
+    data: str, means: Mapping[str, float], beside: Mapping[str, Mapping[str, float]]
 ) -> tuple[Ranking | None, str]:
+    """By the means of the tables, of this study (model -> Dice) as of those beside it."""
+    models = list(means)
     if not beside:
         return None, ""
     if len(models) < 3:
         return None, f"no ranking over data sets: it needs 3 networks or more, there are {len(models)}"
-    table = [scores.mean(axis=1), *(np.array([means[model] for model in models]) for means in beside.values())]
-    ranking = rank_datasets(np.stack(table))
+    if without := [model for model in models if math.isnan(means[model])]:
+        return None, f"no ranking over data sets: {without[0]} has no Dice, for it left every scored case rightly empty"
+    table = [[of_model[model] for model in models] for of_model in (means, *beside.values())]
+    ranking = rank_datasets(table)
     listed = ", ".join(f"{model} {rank:.2f}" for rank, model in sorted(zip(ranking.mean_ranks, models, strict=True)))
     return ranking, (
         f"Mean ranks over {', '.join([data, *beside])}: {listed}. Friedman test p = {ranking.p:.3g}; two networks differ "

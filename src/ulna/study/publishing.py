@@ -181,7 +181,8 @@ def _points(value: float) -> str:
 
 def _draw(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, folder: Path) -> None:
     models = outcome.models
-    drawings.boxes(models, outcome.scores, outcome.unit, folder / "cases.png")
+    means = [outcome.described[model]["dice"].mean for model in models]
+    drawings.boxes(models, outcome.scores, means, outcome.unit, folder / "cases.png")
     points = []
     for model in models:
         dice, cost = outcome.described[model]["dice"], outcome.costs.models[model]
