@@ -1,11 +1,13 @@
 """What a study concludes from its rows: one mean in the table, in the ranks and in the drawing."""
 
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ulna.study import drawings
+from ulna.study import drawings, jobs
 from ulna.study.outcome import RIGHTLY_EMPTY, conclude
 from ulna.study.scores import MEASURES, Row
 
@@ -29,10 +31,10 @@ def rows(model, values):
     return [Row(model, 0, None, f"c{n}", "", "mean", dict.fromkeys(MEASURES, value)) for n, value in enumerate(values)]
 
 
-def concluded(scores, jobs, beside=None):
+def concluded(scores, trained, beside=None):
     every = [row for model, values in scores.items() for row in rows(model, values)]
     return conclude(
-        every, jobs, None, margin=0.01, unit="case", footnotes=(), data="here", command="ulna compare",
+        every, trained, None, margin=0.01, unit="case", footnotes=(), data="here", command="ulna compare",
         beside=beside or {},
     )  # fmt: skip
 
@@ -71,3 +73,32 @@ def test_the_diamonds_are_the_means_of_the_table(tmp_path, monkeypatch):
     (diamonds,) = [line for line in axes.lines if line.get_marker() == "D"]
     assert list(diamonds.get_ydata()) == [0.4, 0.5]
     assert "mean of the table" in axes.get_xlabel()
+
+
+def test_a_fold_without_a_structure_leaves_the_pooled_iou_to_the_others():
+    trained = [job("a", 0, 0.4), job("a", 1, None), job("a", 2, 0.8), job("b", 0, None)]
+    outcome = concluded({"a": [0.8, 0.6], "b": [0.5, 0.5]}, trained)
+    assert outcome.pooled_iou["a"] == pytest.approx(0.6)
+    outcome = replace(outcome, costs=SimpleNamespace(to_json=dict))
+    assert outcome.to_json()["pooled_iou"] == {"a": pytest.approx(0.6), "b": None}
+
+
+@pytest.mark.parametrize(("dice", "said"), [(0.5, "Dice 0.5000 on test"), (None, "no structure on test")])
+def test_a_training_tells_its_dice_or_that_nothing_was_to_find(monkeypatch, caplog, tmp_path, dice, said):
+    @dataclass
+    class Done:
+        name: str = "a seed 0"
+        run: Path = tmp_path
+        done: bool = False
+
+        def summary(self):
+            return {"evaluated_on": "test", "test": {"mean": {"dice": {"mean": dice}}}}
+
+    def begin(one, *_):
+        one.done = True
+        return SimpleNamespace(poll=lambda: 0, returncode=0)
+
+    monkeypatch.setattr(jobs, "_begin", begin)
+    with caplog.at_level("INFO"):
+        assert jobs.run_jobs([Done()], tmp_path, at_once=1, resume_command="") == {}
+    assert f"a seed 0: {said}; about" in caplog.text

@@ -119,14 +119,19 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, at_once: int, resume_command: s
                     left = f"about {_duration(each * (len(queue) + len(running)))} to go"
                     if job.done:  # its figures are there, whatever came after them
                         summary = job.summary()
-                        dice = summary[summary["evaluated_on"]]["mean"]["dice"]["mean"]
-                        log.info("%s: Dice %.4f on %s; %s", job.name, dice, summary["evaluated_on"], left)
+                        part = summary["evaluated_on"]
+                        log.info("%s: %s on %s; %s", job.name, _score(summary[part]), part, left)
                     else:
                         failed[job.name] = _why(job, process.returncode)
                         log.warning("%s: failed (%s); %s", job.name, failed[job.name], left)
         finally:
             _end([process for _, process in running.values()])
     return failed
+
+
+def _score(evaluated: Mapping[str, Any]) -> str:
+    dice = evaluated["mean"]["dice"]["mean"]
+    return "no structure" if dice is None else f"Dice {dice:.4f}"
 
 
 def _begin(job: Job, data: Path, at_once: int) -> subprocess.Popen[bytes]:

@@ -130,7 +130,7 @@ class Outcome:
             "pairs": [_plain(asdict(pair)) for pair in self.pairs],
             "sentences": self.sentences,
             "warning": self.warning,
-            "pooled_iou": self.pooled_iou,
+            "pooled_iou": _plain(self.pooled_iou),
             "epochs": self.epochs,
             "hours": self.hours,
             "training_mb": self.training_mb,
@@ -217,7 +217,7 @@ def conclude(
         pairs=pairs,
         sentences=sentences,
         warning=ONE_SEED if seeds == 1 and len(models) > 1 else "",
-        pooled_iou={m: _mean([_pooled(summaries[j.name]) for j in jobs if j.variant.name == m]) for m in models},
+        pooled_iou={m: _pooled([summaries[j.name] for j in jobs if j.variant.name == m]) for m in models},
         epochs={m: _mean([summaries[j.name]["epochs"] for j in jobs if j.variant.name == m]) for m in models},
         hours={
             m: _mean([summaries[j.name]["training_seconds"] / 3600 for j in jobs if j.variant.name == m])
@@ -318,10 +318,14 @@ def _ranked(
     )
 
 
-def _pooled(summary: Mapping[str, Any]) -> float:
-    pooled = summary[summary["evaluated_on"]]["pooled"]
-    known = [of_class["iou"] for of_class in pooled.values() if of_class["iou"] is not None]
-    return _mean(known) if known else math.nan
+def _pooled(summaries: Sequence[Mapping[str, Any]]) -> float:
+    """Mean pooled IoU over the classes, then over the trainings; those whose cases hold no structure have none."""
+    trainings = []
+    for summary in summaries:
+        pooled = summary[summary["evaluated_on"]]["pooled"]
+        known = [of_class["iou"] for of_class in pooled.values() if of_class["iou"] is not None]
+        trainings += [_mean(known)] if known else []
+    return _mean(trainings) if trainings else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:
