@@ -6,7 +6,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from tests.data.test_read import image_of, labels_of, noise
-from ulna.data.read import write_labels
+from ulna.data.read import write_labels, write_probabilities
 from ulna.data.turning import as_stored, stored_size, upright
 
 TURNS = range(2, 9)
@@ -82,3 +82,15 @@ def test_a_tag_that_means_nothing_is_told_and_not_applied(tmp_path):
     assert np.array_equal(volume.array[0], noise(6, 9))
     assert volume.meta["notes"] == ("its orientation tag is 9, which means nothing and is not applied",)
     assert image_of(save(tmp_path / "b.tif", noise(6, 9), 1)).meta["notes"] == ()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_probabilities_lie_on_the_pixels_of_the_mask_file(tmp_path, suffix, orientation):
+    volume = image_of(save(tmp_path / f"a{suffix}", noise(6, 9), orientation))
+    labels = (volume.array[0] > 100).astype(np.uint8)
+    path = write_labels(tmp_path / "m", labels, volume)
+    mask = tifffile.imread(path) if suffix == ".tif" else np.asarray(Image.open(path))
+    maps = np.stack([1.0 - labels, labels]).astype(np.float32)
+    with np.load(write_probabilities(tmp_path / "p", maps, volume)) as file:
+        assert np.array_equal(file["probabilities"].argmax(0), mask)

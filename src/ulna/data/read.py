@@ -37,6 +37,7 @@ from ulna.data.source import (
     file_stat,
     suffix_of,
 )
+from ulna.data.turning import UPRIGHT, as_stored
 from ulna.data.write_tiff import write_tiff
 from ulna.errors import DataError, UsageError
 from ulna.files import write_whole
@@ -321,10 +322,14 @@ def write_image(stem: Path, volume: Volume) -> Path:
 
 
 def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Volume) -> Path:
-    """Write (K, *S): NIfTI inputs give a 4D NIfTI, all others an .npz with the key `probabilities`."""
+    """Write (K, *S): NIfTI inputs give a 4D NIfTI, all others an .npz with the key `probabilities`.
+
+    Those of a picture with an orientation tag lie on its stored pixels, as its mask does.
+    """
     values = np.asarray(probabilities, dtype=np.float32)
     if _format(like) == "nifti":
         return _whole(stem, ".nii.gz", lambda path: write_nifti(path, values, like), like.path)
+    values = np.ascontiguousarray(as_stored(values, int(like.meta.get("orientation", UPRIGHT))))
     return _whole(stem, ".npz", lambda path: write_npz(path, probabilities=values), like.path)
 
 
