@@ -154,13 +154,18 @@ class Segmenter:
         """How a volume is turned for the network."""
         return turn_of(volume, self.plan)
 
+    def _plans(self) -> tuple[Plan, ...]:
+        """Of all networks that answer."""
+        return (self.plan,)
+
     def _seen(self, volume: Volume) -> tuple[tuple[int, ...], int, Turn]:
         """The size of a volume as the network sees it, the axis for slabs, and the turn; what is odd is noted once."""
-        check_fit(volume, self.plan)
-        for note in differences(volume, self.plan):
-            if note not in self._noted:
-                self._noted.add(note)
-                log.warning("note: %s", note)
+        for plan in self._plans():
+            check_fit(volume, plan)
+            for note in differences(volume, plan):
+                if note not in self._noted:
+                    self._noted.add(note)
+                    log.warning("note: %s", note)
         turn = self.turn(volume)
         size = turn.order(volume.size)
         return size, slab_axis(size), turn
@@ -232,6 +237,9 @@ class Ensemble(Segmenter):
         ]
         if different:
             raise UsageError("these runs cannot be averaged; " + "\n  ".join(different))
+
+    def _plans(self) -> tuple[Plan, ...]:
+        return tuple(member.plan for member in self.members)
 
     def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
         """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""

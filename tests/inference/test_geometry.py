@@ -152,3 +152,17 @@ def test_an_image_of_other_dimensions_is_refused_before_anything_is_compared():
     for ask in (segment, segment.mask, segment.probabilities):
         with pytest.raises(UsageError, match="a 2D image; this model was planned for 3D images"):
             ask(flat)
+
+
+def test_what_is_odd_for_any_member_of_an_ensemble_is_told_once(caplog):
+    near, far = ({"spacing": {"min": [s] * 3, "max": [s] * 3}} for s in (1.0, 3.0))
+    first, other = (
+        Segmenter(Shifted(OFFSET), plan_of(spacing=(s,) * 3, fingerprint=trained), RECIPE)
+        for s, trained in ((1.0, near), (3.0, far))
+    )
+    both = Ensemble({"first": first, "other": other})
+    volume = Volume(np.zeros((1, 9, 8, 7), np.float32), (1.0, 1.0, 1.0), "mm", np.eye(4))
+    for _ in range(2):
+        both.mask(volume)
+    assert [message for message in caplog.messages if "the training images 3 x 3 x 3 mm" in message] == caplog.messages
+    assert len(caplog.messages) == 1

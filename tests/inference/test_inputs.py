@@ -8,6 +8,8 @@ from PIL import Image
 
 from tests.inference.test_geometry import RECIPE, Shifted, plan_of
 from tests.plans import make
+from ulna.data.orientation import AS_STORED, turn_of, world_of
+from ulna.data.preprocess import differences
 from ulna.errors import UsageError
 from ulna.inference.inputs import as_volume
 from ulna.recipe import Normalization
@@ -133,3 +135,15 @@ def test_alpha_is_dropped_as_for_files(tmp_path, caplog):
 def test_a_wrong_number_of_channels_is_named_rightly(shape, channels, message):
     with pytest.raises(UsageError, match=message):
         as_volume(np.zeros(shape), plan_2d(channels))
+
+
+@pytest.mark.parametrize("worlds", [(0, 1), (0, 2), (1, 2)])
+@pytest.mark.parametrize("spacing", [None, (2.0, 3.0)])
+def test_an_array_for_slices_of_any_plane_lies_as_those_of_the_training(worlds, spacing):
+    trained = {"worlds": list(worlds), "spacing": {"min": [2.0, 3.0], "max": [2.0, 3.0]}}
+    plan = make(spacing=(2.0, 3.0), unit="mm", orientation="RAS", fingerprint=trained)
+    volume = as_volume(np.zeros((8, 9)), plan, spacing=spacing)
+    assert world_of(volume.affine, 2) == worlds
+    assert np.array_equal(np.abs(volume.affine[:3, :2]).sum(0), (2, 3)) and np.linalg.det(volume.affine)
+    assert differences(volume, plan) == ()
+    assert turn_of(volume, plan) == AS_STORED

@@ -54,7 +54,7 @@ def as_volume(
         placed = _placed(unplaced, spacing, affine)
         if plan.orientation is not None and placed.affine is None:
             _note(f"an array without affine=: its axes are taken to run as {_axes(plan)}")
-            return replace(placed, affine=np.diag([*(*placed.spacing, 1.0)[:3], 1.0]))
+            return replace(placed, affine=_assumed(plan, placed.spacing))
         return placed
     if plan.format == 1:  # as it was
         return replace(unplaced, spacing=plan.spacing or (1.0,) * dims, unit=plan.unit)
@@ -62,7 +62,7 @@ def as_volume(
         return unplaced
     on_grid = f"an array without spacing= or affine= is taken to lie on the grid of the training, {_mm(plan.spacing)}"
     _note(on_grid + (f", its axes along {_axes(plan)}" if plan.orientation else ""))
-    grid = np.diag([*(*plan.spacing, 1.0)[:3], 1.0]) if plan.orientation else None
+    grid = _assumed(plan, plan.spacing) if plan.orientation else None
     return Volume(array, plan.spacing, plan.unit, grid)
 
 
@@ -70,9 +70,21 @@ def _note(text: str) -> None:
     log.warning("note: %s", text)
 
 
+def _assumed(plan: Plan, spacing: Sequence[float]) -> NDArray[np.float64]:
+    """The affine (4, 4) of an array with this spacing whose axes run as the network sees them."""
+    worlds, affine = _worlds(plan), np.eye(4)
+    affine[:, :3] = affine[:, [*worlds, *(set(range(3)) - set(worlds))]]  # a slice is flat along the last one
+    return affine @ np.diag([*(*spacing, 1.0)[:3], 1.0])
+
+
+def _worlds(plan: Plan) -> list[int]:
+    """The world axes that the axes which the network sees go along."""
+    return list(plan.fingerprint.get("worlds") or range(3))[: plan.spatial_dims]
+
+
 def _axes(plan: Plan) -> str:
     """The axes that the network sees, in words."""
-    worlds = list(plan.fingerprint.get("worlds") or range(3))[: plan.spatial_dims]
+    worlds = _worlds(plan)
     return ", ".join(("left to right", "back to front", "foot to head")[world] for world in worlds)
 
 
