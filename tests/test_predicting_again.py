@@ -272,8 +272,23 @@ def test_npz_outputs_are_skipped_completed_and_guarded(tmp_path, monkeypatch):
         ulna.predict(run, source, out=tmp_path)
 
 
+def test_rows_of_a_completed_npz_stand_in_the_order_of_the_images(tmp_path):
+    """Ids as a person may give them: of which neither the alphabet nor a set keeps the order."""
+    ids = ["kidney", "b", "liver", "a", "c", "spleen", "d", "e"]
+    split = Split(train=("a", "spleen", "kidney", "e"), val=("c", "liver"))
+    run, source = run_folder(tmp_path / "run", 0, split=split), tmp_path / "x.npz"
+    np.savez(source, images=np.random.default_rng(0).integers(0, 255, (8, 24, 32), np.uint8), ids=ids)
+    for split in ("train", "val", None):
+        ulna.predict(run, source, out=tmp_path / "masks", split=split)
+        with np.load(tmp_path / "masks" / "x.npz") as made:
+            found = list(made["ids"])
+        assert found == [name for name in ids if name in found]
+    ulna.predict(run, source, out=tmp_path / "whole")
+    assert (tmp_path / "masks" / "x.npz").read_bytes() == (tmp_path / "whole" / "x.npz").read_bytes()
+
+
 def test_probabilities_are_guarded_as_masks_are(tmp_path, images, run):
-    out = tmp_path / "masks"
+    out = tmp_path / "predicted"
     out.mkdir()
     (out / "b_probabilities.npz").write_bytes(b"theirs")
     with pytest.raises(UsageError, match=r"b_probabilities.npz: not written by ulna"):

@@ -34,6 +34,7 @@ from ulna.data.read import (
     write_npz_masks,
     write_probabilities,
 )
+from ulna.data.read_npz import npz_contents
 from ulna.data.record import JOURNAL, PREDICT_FILE, Entry, Record
 from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.files import Unwritable
@@ -281,9 +282,9 @@ class _Work:
 
     def _finish(self, staging: Path, cases: Sequence[Case], facts: Mapping[str, Any]) -> None:
         """Write the masks that wait for their npz file, and predict.json."""
-        for masks in self._arrays.values():
+        for source, masks in self._arrays.items():
             try:
-                self._put_npz(masks, staging)
+                self._put_npz(source, masks, staging)
             except Exception as error:  # whatever it is, the other files are written
                 self.failed |= {entry.case: _reason(error) for entry, _ in masks}
         facts = {**facts, "failed": self.failed}
@@ -295,12 +296,14 @@ class _Work:
         except Unwritable as error:
             self.unwritten = str(error)
 
-    def _put_npz(self, masks: list[tuple[Entry, NDArray[Any]]], staging: Path) -> None:
-        """One npz of the masks that it holds already and the new ones."""
+    def _put_npz(self, source: Path, masks: list[tuple[Entry, NDArray[Any]]], staging: Path) -> None:
+        """One npz of the masks that it holds already and the new ones, in the order of the images."""
         name = masks[0][0].file
         new = {entry.case for entry, _ in masks}
         kept = [entry for entry in self._kept.get(name, []) if entry.case not in new]
         both = [(entry, _row_of(self.out / name, entry.case)) for entry in kept] + masks
+        place = {case: row for row, case in enumerate(npz_contents(source).ids)}
+        both.sort(key=lambda row: place.get(row[0].case, len(place)))
         stacked, ids = np.stack([mask for _, mask in both]), [entry.case for entry, _ in both]
         write_npz_masks(staging / name, stacked, ids, multilabel=self.segmenter.plan.labels.multilabel)
         entries = [entry for entry, _ in both]
@@ -324,8 +327,6 @@ class _Work:
 
 def _row_of(path: Path, case: str) -> NDArray[Any]:
     """The mask of a case in an npz that `predict` wrote."""
-    from ulna.data.read_npz import npz_contents
-
     array = read_labels(Source(path, npz_contents(path).ids.index(case))).array
     return array[0] if len(array) == 1 else array
 

@@ -92,7 +92,7 @@ class Record:
     def __init__(self, folder: Path, entries: Sequence[Entry] = (), facts: Mapping[str, Any] | None = None) -> None:
         self.folder, self.facts = folder, dict(facts or {})  # predict.json as it was read
         self._by_case: dict[str, dict[str, Entry]] = {}  # case -> file -> entry
-        self._owners: dict[str, set[str]] = {}  # name -> cases
+        self._owners: dict[str, dict[str, None]] = {}  # name -> cases, in their order
         self._noted: dict[str, set[str]] = {}  # name -> every digest that a file of ulna had under it
         self._digests: dict[Path, tuple[int, int, str]] = {}
         self._journal: IO[str] | None = None
@@ -261,7 +261,7 @@ class Record:
     def _add(self, entry: Entry) -> None:
         self._by_case.setdefault(entry.case, {})[entry.file] = entry
         for name in entry.files:
-            self._owners.setdefault(name, set()).add(entry.case)
+            self._owners.setdefault(name, {})[entry.case] = None
         self._note(entry)
 
     def _note(self, entry: Entry) -> None:
