@@ -287,6 +287,17 @@ def test_rows_of_a_completed_npz_stand_in_the_order_of_the_images(tmp_path):
     assert (tmp_path / "masks" / "x.npz").read_bytes() == (tmp_path / "whole" / "x.npz").read_bytes()
 
 
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+def test_an_npz_of_overlapping_classes_is_completed_also_of_one(tmp_path, names):
+    split, labels = Split(train=("x_0000", "x_0001"), val=("x_0002",)), Labels(names=names, multilabel=True)
+    run, source = run_folder(tmp_path / "run", 0, split=split, labels=labels), arrays(tmp_path / "x.npz", 3)
+    ulna.predict(run, source, out=tmp_path / "whole")
+    for part in ("val", None):
+        ulna.predict(run, source, out=tmp_path / "masks", split=part)
+    with np.load(tmp_path / "masks" / "x.npz") as made, np.load(tmp_path / "whole" / "x.npz") as whole:
+        assert np.array_equal(made["masks"], whole["masks"])
+
+
 def test_probabilities_are_guarded_as_masks_are(tmp_path, images, run):
     out = tmp_path / "predicted"
     out.mkdir()

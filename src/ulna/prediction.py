@@ -301,11 +301,12 @@ class _Work:
         name = masks[0][0].file
         new = {entry.case for entry, _ in masks}
         kept = [entry for entry in self._kept.get(name, []) if entry.case not in new]
-        both = [(entry, _row_of(self.out / name, entry.case)) for entry in kept] + masks
+        multilabel = self.segmenter.plan.labels.multilabel
+        both = [(entry, _row_of(self.out / name, entry.case, multilabel)) for entry in kept] + masks
         place = {case: row for row, case in enumerate(npz_contents(source).ids)}
         both.sort(key=lambda row: place.get(row[0].case, len(place)))
         stacked, ids = np.stack([mask for _, mask in both]), [entry.case for entry, _ in both]
-        write_npz_masks(staging / name, stacked, ids, multilabel=self.segmenter.plan.labels.multilabel)
+        write_npz_masks(staging / name, stacked, ids, multilabel=multilabel)
         entries = [entry for entry, _ in both]
         free = {free for entry in entries for free in self._free(entry)}
         for entry in self.record.put(entries, staging, free=tuple(free)):
@@ -325,10 +326,10 @@ class _Work:
         return tuple(name for name in entry.files if self.record.owns(name) or self.record.undigested(name))
 
 
-def _row_of(path: Path, case: str) -> NDArray[Any]:
-    """The mask of a case in an npz that `predict` wrote."""
+def _row_of(path: Path, case: str, multilabel: bool) -> NDArray[Any]:
+    """The mask of a case in an npz that `predict` wrote: (*S), or (K, *S) if multilabel."""
     array = read_labels(Source(path, npz_contents(path).ids.index(case))).array
-    return array[0] if len(array) == 1 else array
+    return array if multilabel else array[0]
 
 
 def _run_digest(runs: Sequence[Path]) -> str:
