@@ -222,6 +222,14 @@ def test_scores_replace_earlier_scores_and_nothing_else(tmp_path):
         (out / name).write_bytes(kept)
 
 
+def test_a_summary_that_goes_too_deep_is_not_ulnas_own(tmp_path):
+    references, out = folder(tmp_path / "r", {"a": square(4)}), tmp_path / "out"
+    out.mkdir()
+    (out / "summary.json").write_text("[" * 200_000)
+    with pytest.raises(UsageError, match=r"summary\.json is not written by ulna"):
+        evaluate(folder(tmp_path / "p", {"a": square(4)}), references, out=out)
+
+
 def test_masks_whose_names_hold_dots_stay_apart(tmp_path):
     names = ["1.2.840.0175", "1.2.840.0176", "patient.1", "patient.2"]
     masks = {name: square(row) for row, name in enumerate(names)}

@@ -1,6 +1,7 @@
 """The verb `explain`: what it writes for pictures and for volumes, of one run and of several, and what it refuses."""
 
 import json
+import os
 import sys
 
 import nibabel as nib
@@ -377,3 +378,13 @@ def test_maps_of_an_earlier_explanation_are_replaced_and_nothing_else(tmp_path, 
     with pytest.raises(UsageError, match=r"saliency\.png is not written by ulna"):
         explain(run, picture, out=out)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", '{"files": 5}', '{"files": [], "digests": 5}', "pipe"])
+def test_an_explain_json_of_others_is_refused(tmp_path, picture, text):
+    path = tmp_path / "why" / "explain.json"
+    path.parent.mkdir()
+    os.mkfifo(path) if text == "pipe" else path.write_text(text)
+    with pytest.raises(UsageError, match=r"explain\.json is not written by ulna"):
+        explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
+    assert names(tmp_path / "why") == {"explain.json"}

@@ -231,17 +231,40 @@ def test_a_folder_of_an_earlier_version_is_understood(tmp_path, images, run, seg
 
 BROKEN = [
     "{", "[]", '{"cases": 3}', '{"cases": [{}]}', '{"cases": [], "options": 3}',
-    '{"cases": [{"case": "a", "file": "../a.png"}]}',
+    '{"cases": [{"case": "a", "file": "../a.png"}]}', '{"cases": [{"case": "a", "file": "a\\u0000.png"}]}',
+    '{"cases": [{"case": "a", "file": ".."}]}', '{"cases": ' + "[" * 200_000,
+    '{"cases": ' + "[" * 200_000 + "]" * 200_000 + "}", '{"cases": [], "asked": 5}', '{"cases": [], "asked": [["a"]]}',
+    '{"cases": [{"case": "a", "file": "a.png", "seconds": 1' + "0" * 400 + "}]}",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
 def test_a_predict_json_of_others_is_refused(tmp_path, images, run, text):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / PREDICT_FILE).write_text(text)
     with pytest.raises(UsageError, match=r"predict\.json"):
         ulna.predict(run, images, out=tmp_path / "masks")
+    with pytest.raises(UsageError, match=r"predict\.json"):
+        evaluate(tmp_path / "masks", references(tmp_path / "references", "a"))
     assert (tmp_path / "masks" / PREDICT_FILE).read_text() == text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path.parent / "theirs.json")])
+def test_a_predict_json_that_is_no_plain_file_is_never_opened(tmp_path, images, run, make):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "theirs.json").write_text('{"cases": []}')
+    make(tmp_path / "masks" / PREDICT_FILE)
+    with pytest.raises(UsageError, match=r"predict\.json: is not what ulna predict writes"):
+        ulna.predict(run, images, out=tmp_path / "masks")
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 200_000, "[5]", '[{"case": "a", "file": "a.png", "seconds": 1' + "0" * 400 + "}]"]
+)
+def test_lines_of_the_journal_that_say_nothing_are_passed_over(tmp_path, images, run, line):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / JOURNAL).write_text(line)
+    assert len(ulna.predict(run, images, out=tmp_path / "masks").cases) == 4
 
 
 def arrays(path, count=4):

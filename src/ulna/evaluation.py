@@ -25,6 +25,7 @@ from ulna.files import cell, write_text
 from ulna.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
 from ulna.outputs import check_folder, check_names
 from ulna.progress import track
+from ulna.reading import read_json_object
 from ulna.recipe import Labels, parse
 from ulna.volume import Volume, same_geometry
 
@@ -294,7 +295,7 @@ def _check_out(out: Path, labels: Path, references: Masks) -> None:
     check_folder(out, [labels, *dict.fromkeys(source.path for source in references.sources.values())])
     own = {
         "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith("case,class,"),
-        "summary.json": lambda path: {"tolerance", "classes", "missing"} <= json.loads(path.read_text("utf-8")).keys(),
+        "summary.json": lambda path: {"tolerance", "classes", "missing"} <= read_json_object(path).keys(),
     }
     check_names(out, own)
 

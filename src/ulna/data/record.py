@@ -18,6 +18,7 @@ from typing import IO, Any
 from ulna.errors import UsageError
 from ulna.files import TEMPORARY, unwritable, write_text
 from ulna.outputs import file_digest, is_plain
+from ulna.reading import LARGEST_JSON, parse_json, read_json_object
 
 PREDICT_FILE = "predict.json"
 JOURNAL = "predict.unfinished.jsonl"
@@ -55,7 +56,7 @@ class Entry:
         """A row of predict.json or of the journal; `run` and `options` stand above the rows of the newest call."""
         file = str(values["file"])
         files = {str(name): str(digest) for name, digest in values.get("files", {file: ""}).items()}
-        if any(name != Path(name).name for name in (file, *files)):
+        if any(name in ("", "..") or "\0" in name or name != Path(name).name for name in (file, *files)):
             raise ValueError(f"{file} is no name of a file in this folder")
         return cls(
             str(values["case"]),
@@ -128,7 +129,7 @@ class Record:
             matters = {name: value for name, value in options.items() if name != "split"}
             entries = [Entry.parse(row) for row in facts.get("earlier", [])]
             entries += [_with_maps(folder, Entry.parse(row, run, matters)) for row in facts.get("cases", [])]
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise _not_ours(path) from None
         record = cls(folder, entries, facts)
         for entries in _journalled(folder / JOURNAL):
@@ -278,13 +279,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / PREDICT_FILE
     if not os.path.lexists(path):
         return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: not readable as JSON ({error}); restore it, or choose another folder") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("cases"), list) or not is_plain(path):
+    if not is_plain(path):
+        raise _not_ours(path)
+    facts = read_json_object(path)
+    asked = facts.get("asked", [])
+    lists = isinstance(facts.get("cases"), list) and isinstance(asked, list)
+    if not lists or not all(isinstance(case, str) for case in asked):
         raise _not_ours(path)
     return facts
 
@@ -305,9 +305,11 @@ def _journalled(path: Path) -> Iterator[list[Entry]]:
     """What a killed process noted; its last line may be cut short, and then nothing was put in place for it."""
     if not is_plain(path):
         return
+    if path.stat().st_size > LARGEST_JSON:
+        raise _not_ours(path)
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
-            entries = [Entry.parse(values) for values in json.loads(line)]
+        with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            entries = [Entry.parse(values) for values in parse_json(line, str(path))]
             if entries:
                 yield entries
 

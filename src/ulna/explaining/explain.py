@@ -31,6 +31,7 @@ from ulna.inference.predict import predict_volume, to_labels
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
 from ulna.outputs import check_folder, check_names, file_digest
+from ulna.reading import read_json_object
 from ulna.recipe import Labels, Plan
 from ulna.segmenter import Ensemble, Segmenter, load
 from ulna.volume import Volume
@@ -196,10 +197,9 @@ def _never(path: Path) -> bool:
 def _own_files(out: Path) -> dict[str, Callable[[Path], bool]]:
     """What an earlier explanation wrote there: by its digests, or by its list alone where a version kept none."""
     try:
-        facts = json.loads((out / EXPLAIN_FILE).read_text(encoding="utf-8"))
-        written, digests = facts["files"], facts.get("digests", {})
-        names = [str(name) for name in written]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        facts = read_json_object(out / EXPLAIN_FILE)
+        names, digests = [str(name) for name in facts["files"]], dict(facts.get("digests", {}))
+    except (ValueError, KeyError, TypeError):
         return {}
     own: dict[str, Callable[[Path], bool]] = {EXPLAIN_FILE: lambda path: True}
     for name in names:
