@@ -17,6 +17,7 @@ import ulna
 from tests.test_prediction import run_folder
 from ulna import cli, prediction
 from ulna.data import pending
+from ulna.data import record as record_room
 from ulna.data.record import JOURNAL, PREDICT_FILE, Record
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate
@@ -355,6 +356,46 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path, images, run):
         pytest.raises(UsageError, match="another ulna predict writes there"),
     ):
         ulna.predict(run, images, out=tmp_path / "masks")
+
+
+def test_masks_of_a_call_that_ran_meanwhile_are_not_forgotten(tmp_path, images, run, monkeypatch, segmented):
+    """It began after this one had read predict.json, and ended before this one held the lock."""
+    out, more, find = tmp_path / "masks", tmp_path / "more", prediction.find_pending
+    more.mkdir()
+    shutil.copy(images / "a.png", more / "z.png")
+
+    def meanwhile(*arguments, **named):
+        monkeypatch.setattr(prediction, "find_pending", find)
+        found = find(*arguments, **named)
+        ulna.predict(run, more, out=out)
+        return found
+
+    monkeypatch.setattr(prediction, "find_pending", meanwhile)
+    with pytest.raises(UsageError, match="another ulna predict wrote there meanwhile; call again"):
+        ulna.predict(run, images, out=out)
+    assert segmented == ["z"]
+    assert {path.name for path in out.iterdir()} == {"z.png", PREDICT_FILE}
+    ulna.predict(run, images, out=out)
+    assert [entry["case"] for entry in facts(out)["earlier"]] == ["z"]
+    assert ulna.predict(run, more, out=out).skipped == ("z",)
+
+
+def test_a_journal_that_was_removed_before_it_was_locked_is_no_lock(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    lock, left = record_room._lock, [1]
+
+    def late(journal, folder):
+        if left and left.pop():
+            (folder / JOURNAL).unlink()  # its holder ended
+        lock(journal, folder)
+
+    monkeypatch.setattr(record_room, "_lock", late)
+    with (
+        Record.read(tmp_path).writing(),
+        pytest.raises(UsageError, match="another ulna predict writes there"),
+        Record.read(tmp_path).writing(),
+    ):
+        raise AssertionError("two hold it")
 
 
 def test_a_killed_process_leaves_no_file_that_nobody_knows(tmp_path, images, run, monkeypatch, segmented):

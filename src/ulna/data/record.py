@@ -97,6 +97,7 @@ class Record:
         self._noted: dict[str, set[str]] = {}  # name -> every digest that a file of ulna had under it
         self._digests: dict[Path, tuple[int, int, str]] = {}
         self._journal: IO[str] | None = None
+        self._seen: tuple[str, ...] | None = None  # digests of predict.json and the journal as they were read
         for entry in entries:
             self._add(entry)
 
@@ -122,6 +123,7 @@ class Record:
         Raises:
             UsageError: if predict.json is damaged, or not of ulna.
         """
+        seen = _state(folder)  # before they are read: what changes in between is found in `writing`
         facts = read_facts(folder)
         path = folder / PREDICT_FILE
         try:
@@ -132,6 +134,7 @@ class Record:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise _not_ours(path) from None
         record = cls(folder, entries, facts)
+        record._seen = seen
         for entries in _journalled(folder / JOURNAL):
             for entry in entries:
                 record._note(entry)
@@ -175,18 +178,23 @@ class Record:
         """Hold the folder's lock and make a folder for files that are not yet in place.
 
         Raises:
-            UsageError: if another process predicts into the folder, or it cannot be written to.
+            UsageError: if another process predicts into the folder, or did since the record was read (its masks would be
+                forgotten), or it cannot be written to.
         """
         path = self.folder / JOURNAL
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(path) and not is_plain(path):
                 raise UsageError(f"{path}: is no file of ulna; move it, or choose another --out")
-            self._journal = path.open("a", encoding="utf-8")
+            self._journal = _held(path)
         except OSError as error:
             raise unwritable(self.folder, error) from None
         try:
-            _lock(self._journal, self.folder)
+            if self._seen not in (None, _state(self.folder)):
+                with suppress(OSError):
+                    if not path.stat().st_size:
+                        path.unlink()
+                raise UsageError(f"{self.folder}: another ulna predict wrote there meanwhile; call again")
             for left in self.folder.glob(f"{STAGING}*"):  # of a process that was killed: the lock is ours
                 shutil.rmtree(left, ignore_errors=True)
             staging = self.folder / f"{STAGING}{os.getpid()}"
@@ -312,6 +320,31 @@ def _journalled(path: Path) -> Iterator[list[Entry]]:
             entries = [Entry.parse(values) for values in parse_json(line, str(path))]
             if entries:
                 yield entries
+
+
+def _state(folder: Path) -> tuple[str, ...]:
+    """Digests of predict.json and of the journal; empty text for one that is not there, or empty."""
+    paths = (folder / PREDICT_FILE, folder / JOURNAL)
+    try:
+        return tuple(file_digest(path) if is_plain(path) and path.stat().st_size else "" for path in paths)
+    except OSError:  # gone meanwhile, which is a change; or not readable, which is told where it is read
+        return ()
+
+
+def _held(path: Path) -> IO[str]:
+    """The journal, opened and locked; never one that its holder removed between the two, for others would not see it."""
+    while True:
+        journal = path.open("a", encoding="utf-8")
+        try:
+            _lock(journal, path.parent)
+            if os.path.samestat(os.fstat(journal.fileno()), path.stat()):
+                return journal
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            journal.close()
+            raise
+        journal.close()
 
 
 def _lock(journal: IO[str], folder: Path) -> None:
