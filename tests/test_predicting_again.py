@@ -18,6 +18,7 @@ from tests.test_prediction import run_folder
 from ulna import cli, prediction
 from ulna.data import pending
 from ulna.data import record as record_room
+from ulna.data.case import Case
 from ulna.data.record import JOURNAL, PREDICT_FILE, Record
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate
@@ -320,6 +321,31 @@ def test_an_npz_of_overlapping_classes_is_completed_also_of_one(tmp_path, names)
         ulna.predict(run, source, out=tmp_path / "masks", split=part)
     with np.load(tmp_path / "masks" / "x.npz") as made, np.load(tmp_path / "whole" / "x.npz") as whole:
         assert np.array_equal(made["masks"], whole["masks"])
+
+
+def test_the_digest_of_an_npz_is_taken_once_and_before_it_is_read(tmp_path, run, monkeypatch):
+    taken, digest, read = [], pending.file_digest, Case.read_image
+    for room in (pending, prediction):
+        monkeypatch.setattr(room, "file_digest", lambda *paths: taken.extend(p.name for p in paths) or digest(*paths))
+    monkeypatch.setattr(Case, "read_image", lambda case: taken.append("read") or read(case))
+    ulna.predict(run, arrays(tmp_path / "x.npz"), out=tmp_path / "masks")
+    assert [name for name in taken if name in ("x.npz", "read")] == ["x.npz", *["read"] * 4]
+
+
+def test_an_image_that_changes_while_it_is_predicted_is_another_image(tmp_path, images, run, monkeypatch):
+    """Its mask is of what was read; that it is of what stands there now may never be said."""
+    read = Case.read_image
+
+    def changed(case):
+        volume = read(case)
+        if case.id == "b":
+            Image.fromarray(np.zeros((24, 32), np.uint8)).save(images / "b.png")
+        return volume
+
+    monkeypatch.setattr(Case, "read_image", changed)
+    ulna.predict(run, images, out=tmp_path / "masks")
+    with pytest.raises(UsageError, match=r"  b\.png: of another image"):
+        ulna.predict(run, images, out=tmp_path / "masks")
 
 
 def test_probabilities_are_guarded_as_masks_are(tmp_path, images, run):

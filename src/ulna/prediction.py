@@ -23,7 +23,7 @@ from ulna.allocation import keep_freed_memory
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.limits import is_memory_error
-from ulna.data.pending import find_pending
+from ulna.data.pending import find_pending, input_digest
 from ulna.data.read import (
     Source,
     case_name,
@@ -197,6 +197,7 @@ class _Work:
         self.unwritten = ""  # why predict.json could not be written
         self._wanted: dict[str, Entry] = {}
         self._kept: dict[str, list[Entry]] = {}
+        self._inputs: dict[tuple[Path, ...], str] = {}
         self._arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}  # npz input -> masks that wait for the others
 
     def look(self, cases: Sequence[Case], overwrite: bool) -> None:
@@ -254,10 +255,10 @@ class _Work:
     def _segment(self, case: Case, staging: Path, interruption: Interruption) -> None:
         """Write one mask, or keep it for the npz that its image came from."""
         start = time.perf_counter()
-        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
         entry = self._wanted[case.id]
-        if not entry.input:
-            entry = replace(entry, input=file_digest(*(source.path for source in case.images)))
+        if not entry.input:  # before the image is read: if it changes in between, the next call sees another image
+            entry = replace(entry, input=self._input(case))
+        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
         need = segmenter.forecast(volume, probabilities=self.probabilities)
         need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
         log.debug("%s: about %s of memory", case.id, need)
@@ -279,6 +280,13 @@ class _Work:
             return
         with interruption.held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
+
+    def _input(self, case: Case) -> str:
+        """The digest of a case's files, taken once: the rows of an npz share theirs."""
+        paths = tuple(source.path for source in case.images)
+        if paths not in self._inputs:
+            self._inputs[paths] = input_digest(paths)
+        return self._inputs[paths]
 
     def _finish(self, staging: Path, cases: Sequence[Case], facts: Mapping[str, Any]) -> None:
         """Write the masks that wait for their npz file, and predict.json."""
