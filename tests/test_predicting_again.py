@@ -348,6 +348,32 @@ def test_an_image_that_changes_while_it_is_predicted_is_another_image(tmp_path, 
         ulna.predict(run, images, out=tmp_path / "masks")
 
 
+@pytest.mark.parametrize("writes", [1, 99])
+def test_masks_are_recorded_under_the_weights_that_made_them(tmp_path, images, run, monkeypatch, writes):
+    """While a run is trained, its next epoch may be written between two reads."""
+    read, left = prediction.load, list(range(writes))
+
+    def trained_on(runs):
+        segmenter = read(runs)
+        if left:
+            shutil.rmtree(run)
+            run_folder(run, 1 + left.pop())
+        return segmenter
+
+    monkeypatch.setattr(prediction, "load", trained_on)
+    if writes == 99:
+        with pytest.raises(UsageError, match="changed while it was read; predict when its training has ended"):
+            ulna.predict(run, images, out=tmp_path / "masks")
+        assert len(left) == 96
+        return
+    ulna.predict(run, images, out=tmp_path / "masks")
+    monkeypatch.setattr(prediction, "load", read)
+    ulna.predict(run, images, out=tmp_path / "expected")
+    for name in "abcd":
+        assert (tmp_path / "masks" / f"{name}.png").read_bytes() == (tmp_path / "expected" / f"{name}.png").read_bytes()
+    assert facts(tmp_path / "masks")["digest"] == facts(tmp_path / "expected")["digest"]
+
+
 def test_probabilities_are_guarded_as_masks_are(tmp_path, images, run):
     out = tmp_path / "predicted"
     out.mkdir()

@@ -140,7 +140,7 @@ def file_digest(*paths: Path) -> str:
     Raises:
         OSError: if one of them cannot be read; what is no file (a pipe would wait for ever) is never opened.
     """
-    if len(paths) > 1:
+    if len(paths) != 1:
         return hashlib.sha256("".join(file_digest(path) for path in paths).encode()).hexdigest()
     if not paths[0].is_file():
         raise OSError(f"{paths[0]}: is no file")

@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 TOO_LARGE = "predict without --probabilities, cut the image, or use a machine with more memory"
 VERSION = version("ulna")
+MOST_LOADS = 3  # of a run whose training writes between two reads
 OF_A_RUN = ("weights.safetensors", "plan.yaml", "recipe.yaml")
 
 
@@ -116,7 +117,7 @@ def predict(
     """
     keep_freed_memory()
     runs, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
-    segmenter = load(runs) if level is None else _at_level(runs, level)
+    segmenter, digest = _loaded(runs, level)
     if tta:
         segmenter = segmenter.mirrored()
     dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
@@ -127,7 +128,7 @@ def predict(
     sources = [source.path for case in cases for source in (*case.images, case.label) if source is not None]
     check_folder(out, [data, *dict.fromkeys(sources)])
     options = {"level": level, "tta": tta, "probabilities": probabilities}
-    work = _Work(segmenter, out, probabilities, Record.read(out), _run_digest(runs), options)
+    work = _Work(segmenter, out, probabilities, Record.read(out), digest, options)
     work.look(cases, overwrite)
     facts = {
         "model": segmenter.recipe.model,
@@ -340,9 +341,26 @@ def _row_of(path: Path, case: str, multilabel: bool) -> NDArray[Any]:
     return array if multilabel else array[0]
 
 
+def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
+    """The network of the runs and the digest of just these weights, also while a training goes on.
+
+    Raises:
+        UsageError: if a run cannot be read, or is written to again and again.
+    """
+    for _ in range(MOST_LOADS):
+        before = _run_digest(runs)
+        segmenter = load(runs) if level is None else _at_level(runs, level)
+        if before and before == _run_digest(runs):
+            return segmenter, before
+    raise UsageError(f"{', '.join(map(str, runs))}: changed while it was read; predict when its training has ended")
+
+
 def _run_digest(runs: Sequence[Path]) -> str:
-    """Of the weights, the plan and the recipe of all runs, in their order."""
-    return file_digest(*(run / name for run in dict.fromkeys(runs) for name in OF_A_RUN))
+    """Of the weights, the plan and the recipe of all runs, in their order; empty text where one cannot be read."""
+    try:
+        return file_digest(*(run / name for run in dict.fromkeys(runs) for name in OF_A_RUN))
+    except OSError:  # what is missing is told where it is loaded
+        return ""
 
 
 def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
