@@ -170,6 +170,22 @@ def test_the_papers_rule_comes_from_the_recipe_alone(tmp_path):
     assert evaluate(predictions, references).summary["mean"]["dice"]["mean"] == 0
 
 
+def test_what_predict_says_is_not_applied_to_a_file_beside_it_that_it_does_not_list(tmp_path):
+    empty = np.zeros((24, 32), np.uint8)
+    references = folder(tmp_path / "r", {"a": square(4), "b": square(4), "c": empty})
+    folder(tmp_path / "p", {"a": square(4)})
+    np.savez(tmp_path / "p" / "mine.npz", masks=np.stack([square(4), square(8), empty]), ids=["a", "b", "c"])
+    labels = {"names": ["background", "nucleus"]}
+    said = {"labels": labels, "cases": [{"case": "a", "file": "a.png"}], "asked": ["a"], "empty_score": 1.0}
+    (tmp_path / "p" / "predict.json").write_text(json.dumps(said))
+    summary = evaluate(tmp_path / "p" / "mine.npz", references).summary
+    assert summary["cases"] == 3
+    assert "empty_score" not in summary
+    assert summary["mean"]["dice"]["mean"] == 0.75
+    assert list(summary["classes"]) == ["foreground"]
+    assert evaluate(tmp_path / "p", references).summary["cases"] == 1
+
+
 def test_intervals_are_the_corrected_ones_and_few_cases_are_marked(tmp_path, capsys):
     masks = {f"{n:02}": square(4, size=4 + n % 5) for n in range(30)}
     references = folder(tmp_path / "r", masks)
@@ -204,6 +220,14 @@ def test_scores_replace_earlier_scores_and_nothing_else(tmp_path):
             evaluate(predictions, references, out=out)
         assert (out / name).read_text() == "{}"
         (out / name).write_bytes(kept)
+
+
+def test_a_summary_that_goes_too_deep_is_not_ulnas_own(tmp_path):
+    references, out = folder(tmp_path / "r", {"a": square(4)}), tmp_path / "out"
+    out.mkdir()
+    (out / "summary.json").write_text("[" * 200_000)
+    with pytest.raises(UsageError, match=r"summary\.json is not written by ulna"):
+        evaluate(folder(tmp_path / "p", {"a": square(4)}), references, out=out)
 
 
 def test_masks_whose_names_hold_dots_stay_apart(tmp_path):

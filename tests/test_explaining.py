@@ -1,6 +1,7 @@
 """The verb `explain`: what it writes for pictures and for volumes, of one run and of several, and what it refuses."""
 
 import json
+import os
 import sys
 
 import nibabel as nib
@@ -19,8 +20,10 @@ from ulna.data.source import Source
 from ulna.errors import UsageError
 from ulna.explaining import pictures
 from ulna.explaining.explain import _mirrored_answer, explain
-from ulna.files import Tensors, write_tensors, write_text
+from ulna.files import Tensors, move_whole, write_tensors, write_text
 from ulna.inference import explaining as methods
+from ulna.inference.predict import to_labels
+from ulna.outputs import file_digest
 from ulna.recipe import Labels, Normalization, Recipe, Split, to_yaml
 from ulna.segmenter import network_for
 from ulna.verbs import Verb
@@ -392,3 +395,81 @@ def test_the_answer_mirrored_along_no_axis_is_the_answer(tmp_path, tag, format):
     volume = read_image([Source(tmp_path / "x.png")])
     same = _mirrored_answer(segmenter, volume, ())
     assert torch.equal(same, segmenter.probabilities(volume))
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", '{"files": 5}', '{"files": [], "digests": 5}', "pipe"])
+def test_an_explain_json_of_others_is_refused(tmp_path, picture, text):
+    path = tmp_path / "why" / "explain.json"
+    path.parent.mkdir()
+    os.mkfifo(path) if text == "pipe" else path.write_text(text)
+    with pytest.raises(UsageError, match=r"explain\.json is not written by ulna"):
+        explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
+    assert names(tmp_path / "why") == {"explain.json"}
+
+
+def listed(folder):
+    """Whether explain.json lists every file of a folder, with its digest."""
+    facts = json.loads((folder / "explain.json").read_text())
+    known = {name: [digest] for name, digest in facts["digests"].items()}
+    for name, some in facts["earlier"].items():
+        known[name] = known.get(name, []) + some
+    others = names(folder) - {"explain.json"}
+    return others <= known.keys() and all(file_digest(folder / name) in known[name] for name in others)
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_an_explanation_that_is_stopped_leaves_nothing_that_is_not_listed(tmp_path, picture, monkeypatch, again, moves):
+    run, out, left = run_folder(tmp_path / "run"), tmp_path / "why", list(range(moves))
+    if again:
+        explain(run_folder(tmp_path / "other", 1), picture, out=out)
+
+    def stopped(source, target):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        move_whole(source, target)
+
+    monkeypatch.setattr("ulna.explaining.explain.move_whole", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        explain(run, picture, out=out)
+    assert listed(out)
+    monkeypatch.setattr("ulna.explaining.explain.move_whole", move_whole)
+    (out / ".tmp-explain-1").mkdir()  # as a process leaves it that was killed
+    (out / ".tmp-explain-1" / "saliency.png").touch()
+    made = explain(run, picture, out=out)
+    assert names(out) == set(made.files)
+    assert listed(out)
+
+
+def test_a_full_disk_leaves_the_earlier_explanation(tmp_path, picture, monkeypatch):
+    def full(*given):
+        (given[0] / "overlay.png").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
+    before = {path: path.read_bytes() for path in (tmp_path / "why").iterdir()}
+    monkeypatch.setitem(pictures.WRITERS, 2, full)
+    with pytest.raises(UsageError, match="cannot be written"):
+        explain(tmp_path / "run", picture, out=tmp_path / "why")
+    assert {path: path.read_bytes() for path in (tmp_path / "why").iterdir()} == before
+
+
+def test_maps_that_another_run_does_not_have_stay_known(tmp_path, picture):
+    gated = run_folder(tmp_path / "gated", model="attention_unet", options={"skip": "attention_gate"})
+    for run in (gated, run_folder(tmp_path / "run"), run_folder(tmp_path / "third", 2), gated):
+        explain(run, picture, out=tmp_path / "why")
+        assert "attention.png" in names(tmp_path / "why")
+        assert listed(tmp_path / "why")
+
+
+def test_what_stands_up_during_the_work_is_not_replaced(tmp_path, picture, monkeypatch):
+    def others_write(*given):
+        (tmp_path / "why" / "overlay.png").write_bytes(b"theirs")
+        return predicted(*given)
+
+    predicted = to_labels
+    monkeypatch.setattr("ulna.explaining.explain.to_labels", others_write)
+    with pytest.raises(UsageError, match=r"overlay\.png is not written by ulna"):
+        explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
+    assert (tmp_path / "why" / "overlay.png").read_bytes() == b"theirs"

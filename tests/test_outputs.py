@@ -40,6 +40,51 @@ def test_a_data_set_is_no_output_folder(tmp_path, kind):
         check_folder(out_paths(tmp_path)[kind])
 
 
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_folders_of_a_case_are_no_output_folders(tmp_path, masks):
+    """Masks of objects are united: one more file there changes the reference of the case."""
+    case = tmp_path / "data" / "c1"
+    (case / "images").mkdir(parents=True)
+    (case / "images" / "c1.png").touch()
+    if masks:
+        (case / "masks").mkdir()
+        (case / "masks" / "object.png").touch()
+        (tmp_path / "link").symlink_to(case / "masks")
+        for out in (tmp_path / "data", tmp_path / "link", case / "Images"):
+            with pytest.raises(UsageError, match="choose another --out"):
+                check_folder(out)
+    with pytest.raises(UsageError, match="would pass for, references"):
+        check_folder(case / "masks", [case / "images" / "c1.png"])
+    with pytest.raises(UsageError, match="is the root"):
+        check_folder(case)
+    check_folder(tmp_path / "masks")
+
+
+def test_masks_beside_several_images_are_written_where_nothing_of_others_lies(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        (tmp_path / "images" / f"{name}.png").touch()
+    check_folder(tmp_path / "masks")
+    (tmp_path / "masks").mkdir()
+    check_folder(tmp_path / "masks")
+    (tmp_path / "masks" / "a.png").touch()
+    with pytest.raises(UsageError, match="would pass for, references"):
+        check_folder(tmp_path / "masks")
+    (tmp_path / "masks" / "predict.json").touch()
+    check_folder(tmp_path / "masks")
+
+
+@pytest.mark.parametrize(("there", "out"), [("Original", "Ground Truth"), ("ground_truth", "original")])
+def test_folders_of_other_names_are_known_beside_each_other(tmp_path, there, out):
+    check_folder(tmp_path / out)
+    (tmp_path / there).mkdir()
+    with pytest.raises(UsageError, match="choose another --out"):
+        check_folder(tmp_path / out)
+    (tmp_path / out).mkdir()
+    with pytest.raises(UsageError, match="is the root"):
+        check_folder(tmp_path)
+
+
 def test_a_run_a_file_and_a_link_to_nothing_are_no_output_folders(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").touch()

@@ -17,6 +17,8 @@ import ulna
 from tests.test_prediction import run_folder
 from ulna import cli, prediction
 from ulna.data import pending
+from ulna.data import record as record_room
+from ulna.data.case import Case
 from ulna.data.record import JOURNAL, PREDICT_FILE, Record
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate
@@ -231,17 +233,40 @@ def test_a_folder_of_an_earlier_version_is_understood(tmp_path, images, run, seg
 
 BROKEN = [
     "{", "[]", '{"cases": 3}', '{"cases": [{}]}', '{"cases": [], "options": 3}',
-    '{"cases": [{"case": "a", "file": "../a.png"}]}',
+    '{"cases": [{"case": "a", "file": "../a.png"}]}', '{"cases": [{"case": "a", "file": "a\\u0000.png"}]}',
+    '{"cases": [{"case": "a", "file": ".."}]}', '{"cases": ' + "[" * 200_000,
+    '{"cases": ' + "[" * 200_000 + "]" * 200_000 + "}", '{"cases": [], "asked": 5}', '{"cases": [], "asked": [["a"]]}',
+    '{"cases": [{"case": "a", "file": "a.png", "seconds": 1' + "0" * 400 + "}]}",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
 def test_a_predict_json_of_others_is_refused(tmp_path, images, run, text):
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / PREDICT_FILE).write_text(text)
     with pytest.raises(UsageError, match=r"predict\.json"):
         ulna.predict(run, images, out=tmp_path / "masks")
+    with pytest.raises(UsageError, match=r"predict\.json"):
+        evaluate(tmp_path / "masks", references(tmp_path / "references", "a"))
     assert (tmp_path / "masks" / PREDICT_FILE).read_text() == text
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to(path.parent / "theirs.json")])
+def test_a_predict_json_that_is_no_plain_file_is_never_opened(tmp_path, images, run, make):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "theirs.json").write_text('{"cases": []}')
+    make(tmp_path / "masks" / PREDICT_FILE)
+    with pytest.raises(UsageError, match=r"predict\.json: is not what ulna predict writes"):
+        ulna.predict(run, images, out=tmp_path / "masks")
+
+
+@pytest.mark.parametrize(
+    "line", ["[" * 200_000, "[5]", '[{"case": "a", "file": "a.png", "seconds": 1' + "0" * 400 + "}]"]
+)
+def test_lines_of_the_journal_that_say_nothing_are_passed_over(tmp_path, images, run, line):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / JOURNAL).write_text(line)
+    assert len(ulna.predict(run, images, out=tmp_path / "masks").cases) == 4
 
 
 def arrays(path, count=4):
@@ -272,8 +297,85 @@ def test_npz_outputs_are_skipped_completed_and_guarded(tmp_path, monkeypatch):
         ulna.predict(run, source, out=tmp_path)
 
 
+def test_rows_of_a_completed_npz_stand_in_the_order_of_the_images(tmp_path):
+    """Ids as a person may give them: of which neither the alphabet nor a set keeps the order."""
+    ids = ["kidney", "b", "liver", "a", "c", "spleen", "d", "e"]
+    split = Split(train=("a", "spleen", "kidney", "e"), val=("c", "liver"))
+    run, source = run_folder(tmp_path / "run", 0, split=split), tmp_path / "x.npz"
+    np.savez(source, images=np.random.default_rng(0).integers(0, 255, (8, 24, 32), np.uint8), ids=ids)
+    for split in ("train", "val", None):
+        ulna.predict(run, source, out=tmp_path / "masks", split=split)
+        with np.load(tmp_path / "masks" / "x.npz") as made:
+            found = list(made["ids"])
+        assert found == [name for name in ids if name in found]
+    ulna.predict(run, source, out=tmp_path / "whole")
+    assert (tmp_path / "masks" / "x.npz").read_bytes() == (tmp_path / "whole" / "x.npz").read_bytes()
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b")])
+def test_an_npz_of_overlapping_classes_is_completed_also_of_one(tmp_path, names):
+    split, labels = Split(train=("x_0000", "x_0001"), val=("x_0002",)), Labels(names=names, multilabel=True)
+    run, source = run_folder(tmp_path / "run", 0, split=split, labels=labels), arrays(tmp_path / "x.npz", 3)
+    ulna.predict(run, source, out=tmp_path / "whole")
+    for part in ("val", None):
+        ulna.predict(run, source, out=tmp_path / "masks", split=part)
+    with np.load(tmp_path / "masks" / "x.npz") as made, np.load(tmp_path / "whole" / "x.npz") as whole:
+        assert np.array_equal(made["masks"], whole["masks"])
+
+
+def test_the_digest_of_an_npz_is_taken_once_and_before_it_is_read(tmp_path, run, monkeypatch):
+    taken, digest, read = [], pending.file_digest, Case.read_image
+    for room in (pending, prediction):
+        monkeypatch.setattr(room, "file_digest", lambda *paths: taken.extend(p.name for p in paths) or digest(*paths))
+    monkeypatch.setattr(Case, "read_image", lambda case: taken.append("read") or read(case))
+    ulna.predict(run, arrays(tmp_path / "x.npz"), out=tmp_path / "masks")
+    assert [name for name in taken if name in ("x.npz", "read")] == ["x.npz", *["read"] * 4]
+
+
+def test_an_image_that_changes_while_it_is_predicted_is_another_image(tmp_path, images, run, monkeypatch):
+    """Its mask is of what was read; that it is of what stands there now may never be said."""
+    read = Case.read_image
+
+    def changed(case):
+        volume = read(case)
+        if case.id == "b":
+            Image.fromarray(np.zeros((24, 32), np.uint8)).save(images / "b.png")
+        return volume
+
+    monkeypatch.setattr(Case, "read_image", changed)
+    ulna.predict(run, images, out=tmp_path / "masks")
+    with pytest.raises(UsageError, match=r"  b\.png: of another image"):
+        ulna.predict(run, images, out=tmp_path / "masks")
+
+
+@pytest.mark.parametrize("writes", [1, 99])
+def test_masks_are_recorded_under_the_weights_that_made_them(tmp_path, images, run, monkeypatch, writes):
+    """While a run is trained, its next epoch may be written between two reads."""
+    read, left = prediction.load, list(range(writes))
+
+    def trained_on(runs):
+        segmenter = read(runs)
+        if left:
+            shutil.rmtree(run)
+            run_folder(run, 1 + left.pop())
+        return segmenter
+
+    monkeypatch.setattr(prediction, "load", trained_on)
+    if writes == 99:
+        with pytest.raises(UsageError, match="changed while it was read; predict when its training has ended"):
+            ulna.predict(run, images, out=tmp_path / "masks")
+        assert len(left) == 96
+        return
+    ulna.predict(run, images, out=tmp_path / "masks")
+    monkeypatch.setattr(prediction, "load", read)
+    ulna.predict(run, images, out=tmp_path / "expected")
+    for name in "abcd":
+        assert (tmp_path / "masks" / f"{name}.png").read_bytes() == (tmp_path / "expected" / f"{name}.png").read_bytes()
+    assert facts(tmp_path / "masks")["digest"] == facts(tmp_path / "expected")["digest"]
+
+
 def test_probabilities_are_guarded_as_masks_are(tmp_path, images, run):
-    out = tmp_path / "masks"
+    out = tmp_path / "predicted"
     out.mkdir()
     (out / "b_probabilities.npz").write_bytes(b"theirs")
     with pytest.raises(UsageError, match=r"b_probabilities.npz: not written by ulna"):
@@ -306,6 +408,46 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path, images, run):
         pytest.raises(UsageError, match="another ulna predict writes there"),
     ):
         ulna.predict(run, images, out=tmp_path / "masks")
+
+
+def test_masks_of_a_call_that_ran_meanwhile_are_not_forgotten(tmp_path, images, run, monkeypatch, segmented):
+    """It began after this one had read predict.json, and ended before this one held the lock."""
+    out, more, find = tmp_path / "masks", tmp_path / "more", prediction.find_pending
+    more.mkdir()
+    shutil.copy(images / "a.png", more / "z.png")
+
+    def meanwhile(*arguments, **named):
+        monkeypatch.setattr(prediction, "find_pending", find)
+        found = find(*arguments, **named)
+        ulna.predict(run, more, out=out)
+        return found
+
+    monkeypatch.setattr(prediction, "find_pending", meanwhile)
+    with pytest.raises(UsageError, match="another ulna predict wrote there meanwhile; call again"):
+        ulna.predict(run, images, out=out)
+    assert segmented == ["z"]
+    assert {path.name for path in out.iterdir()} == {"z.png", PREDICT_FILE}
+    ulna.predict(run, images, out=out)
+    assert [entry["case"] for entry in facts(out)["earlier"]] == ["z"]
+    assert ulna.predict(run, more, out=out).skipped == ("z",)
+
+
+def test_a_journal_that_was_removed_before_it_was_locked_is_no_lock(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    lock, left = record_room._lock, [1]
+
+    def late(journal, folder):
+        if left and left.pop():
+            (folder / JOURNAL).unlink()  # its holder ended
+        lock(journal, folder)
+
+    monkeypatch.setattr(record_room, "_lock", late)
+    with (
+        Record.read(tmp_path).writing(),
+        pytest.raises(UsageError, match="another ulna predict writes there"),
+        Record.read(tmp_path).writing(),
+    ):
+        raise AssertionError("two hold it")
 
 
 def test_a_killed_process_leaves_no_file_that_nobody_knows(tmp_path, images, run, monkeypatch, segmented):

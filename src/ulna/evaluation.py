@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ulna.data.classes import classes_found
 from ulna.data.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.read import encode_labels, read_labels, value_counts, without_colour
-from ulna.data.record import JOURNAL, Record, read_facts
+from ulna.data.record import JOURNAL, Record
 from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
 from ulna.data.turning import UPRIGHT
 from ulna.errors import DataError, Problem, UsageError
@@ -26,6 +26,7 @@ from ulna.files import cell, write_text
 from ulna.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
 from ulna.outputs import check_folder, check_names
 from ulna.progress import track
+from ulna.reading import read_json_object
 from ulna.recipe import Labels, parse
 from ulna.volume import Volume, same_geometry
 
@@ -95,12 +96,12 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
         ulna evaluate masks data/nuclei --out scores
     """
     predictions, labels = Path(predictions), Path(labels)
-    references, about = find_masks(labels), read_facts(predictions if predictions.is_dir() else predictions.parent)
+    references = find_masks(labels)
     if out is not None:
         _check_out(Path(out), labels, references)
-    predicted, notes = _predicted(predictions, about)
-    asked = about.get("asked") or list(references.sources)
-    wanted = [name for name in references.sources if name in set(asked)]
+    predicted, notes, about = _predicted(predictions)
+    asked = set(about.get("asked") or references.sources)
+    wanted = [name for name in references.sources if name in asked]
     missing = [name for name in wanted if name not in predicted.sources]
     extra = [name for name in predicted.sources if name not in references.sources]
     if len(missing) == len(wanted):
@@ -273,10 +274,10 @@ def _dims(references: Iterable[Source]) -> int | None:
     return None
 
 
-def _predicted(predictions: Path, about: dict[str, Any]) -> tuple[Masks, dict[str, list[str]]]:
-    """The masks to score, and what is told about the others.
+def _predicted(predictions: Path) -> tuple[Masks, dict[str, list[str]], dict[str, Any]]:
+    """The masks to score, what is told about the others, and predict.json where it is about them.
 
-    Of a folder of `predict` those that its newest call lists; of any other folder all.
+    Of a folder of `predict` those that its newest call lists; of any other folder, and of a file that is not listed, all.
     """
     folder = predictions if predictions.is_dir() else predictions.parent
     journal = folder / JOURNAL
@@ -284,12 +285,10 @@ def _predicted(predictions: Path, about: dict[str, Any]) -> tuple[Masks, dict[st
         raise UsageError(
             f"{folder}: the last prediction was not finished ({JOURNAL}); call the same ulna predict again"
         )
-    if not about:
-        return find_masks(predictions), {}
     record = Record.read(folder)
     rows = record.current()
-    if predictions != folder and not any(entry.file == predictions.name for entry in rows):
-        return find_masks(predictions), {}
+    if not record.facts or (predictions != folder and not any(entry.file == predictions.name for entry in rows)):
+        return find_masks(predictions), {}, {}
     sources: dict[str, Source] = {}
     for name in dict.fromkeys(entry.file for entry in rows):
         path = folder / name
@@ -303,7 +302,7 @@ def _predicted(predictions: Path, about: dict[str, Any]) -> tuple[Masks, dict[st
     known = {name for entry in rows for name in entry.files}
     stray = [path.name for path in mask_files(folder) if path.name not in known] if predictions == folder else []
     changed = [entry.case for entry in rows if entry.case in sources and record.changed(entry)]
-    return Masks(sources, None), {"not_listed": stray, "changed": changed}
+    return Masks(sources, None), {"not_listed": stray, "changed": changed}, record.facts
 
 
 def _check_out(out: Path, labels: Path, references: Masks) -> None:
@@ -311,7 +310,7 @@ def _check_out(out: Path, labels: Path, references: Masks) -> None:
     check_folder(out, [labels, *dict.fromkeys(source.path for source in references.sources.values())])
     own = {
         "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith("case,class,"),
-        "summary.json": lambda path: {"tolerance", "classes", "missing"} <= json.loads(path.read_text("utf-8")).keys(),
+        "summary.json": lambda path: {"tolerance", "classes", "missing"} <= read_json_object(path).keys(),
     }
     check_names(out, own)
 

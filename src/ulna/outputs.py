@@ -17,6 +17,9 @@ from ulna.errors import UsageError
 RUN_FILE = "recipe.yaml"
 # folders of a data set, in lower case: not every file system tells Labels from labels
 DATA_FOLDERS = frozenset({"images", "labels", "imagestr", "labelstr", "imagests", "labelsts"})
+# where one case has a folder of its own, and where the folders of a data set have other names: only beside each other
+PAIRED = {"images": "masks", "masks": "images", "original": "ground truth", "ground truth": "original"}
+WRITTEN = frozenset({"predict.json", "predict.unfinished.jsonl", "explain.json", "summary.json"})  # marks of ulna's own
 MOST_LINES = 12  # of a list in a message
 
 
@@ -24,7 +27,8 @@ def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose a
     """Refuse an output folder that belongs to somebody else; links and `..` are followed first.
 
     Refused are: what is no folder, a run folder, a data set's root, its images/ or labels/ (also where it does not exist
-    yet: masks in it would pass for references), and a folder that is an input or holds one.
+    yet: masks in it would pass for references), the images/ and masks/ of a case, and a folder that is an input or holds
+    one. A masks/ beside an images/ of several images is as good as any while it holds nothing but what ulna wrote.
 
     Args:
         out: where files are to be written; it need not exist.
@@ -48,15 +52,47 @@ def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose a
         raise UsageError(f"{out}: is the root of a data set, which stays as it is; {remedy}")
     if real.name.lower() in DATA_FOLDERS and _is_root(real.parent, but=real.name.lower()):
         raise UsageError(f"{out}: belongs to the data set {real.parent}, which stays as it is; {remedy}")
+    if _is_paired(real):
+        raise UsageError(f"{out}: holds, or would pass for, references of {real.parent}, which stay; {remedy}")
 
 
 def _is_root(folder: Path, but: str = "") -> bool:
-    """Whether a folder holds the folders of a data set; `but` is one that does not count."""
+    """Whether a folder holds the folders of a data set, or of its cases; `but` is one that does not count."""
+    names = set(_folders(folder)) - {but}
+    if names & DATA_FOLDERS or {"original", "ground truth"} <= names:
+        return True
+    return not but and any({"images", "masks"} <= _folders(child).keys() for child in _folders(folder).values())
+
+
+def _is_paired(folder: Path) -> bool:
+    """Whether a folder is one of two that belong together, as CASE/images and CASE/masks do."""
+    name = _plain_name(folder.name)
+    beside = _folders(folder.parent).get(PAIRED.get(name, ""))
+    if beside is None or name != "masks":
+        return beside is not None
+    mine, images = _names(folder), [image for image in _names(beside) if not image.startswith(".")]
+    return len(images) <= 1 or (bool(mine) and not mine & WRITTEN)
+
+
+def _folders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder by their plain names; none where it cannot be read."""
     try:
-        names = {entry.name.lower() for entry in os.scandir(folder) if entry.is_dir()} - {but}
+        with os.scandir(folder) as entries:
+            return {_plain_name(entry.name): Path(entry.path) for entry in entries if entry.is_dir()}
     except OSError:
-        return False
-    return bool(names & DATA_FOLDERS)
+        return {}
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {path.name for path in folder.iterdir()}
+    except OSError:
+        return set()
+
+
+def _plain_name(name: str) -> str:
+    """In lower case, with spaces: data sets come with Ground Truth, ground_truth and ground-truth."""
+    return name.lower().replace("_", " ").replace("-", " ")
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -104,7 +140,7 @@ def file_digest(*paths: Path) -> str:
     Raises:
         OSError: if one of them cannot be read; what is no file (a pipe would wait for ever) is never opened.
     """
-    if len(paths) > 1:
+    if len(paths) != 1:
         return hashlib.sha256("".join(file_digest(path) for path in paths).encode()).hexdigest()
     if not paths[0].is_file():
         raise OSError(f"{paths[0]}: is no file")

@@ -23,7 +23,7 @@ from ulna.allocation import keep_freed_memory
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.limits import is_memory_error
-from ulna.data.pending import find_pending
+from ulna.data.pending import find_pending, input_digest
 from ulna.data.read import (
     Source,
     case_name,
@@ -34,6 +34,7 @@ from ulna.data.read import (
     write_npz_masks,
     write_probabilities,
 )
+from ulna.data.read_npz import npz_contents
 from ulna.data.record import JOURNAL, PREDICT_FILE, Entry, Record
 from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.files import Unwritable
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 TOO_LARGE = "predict without --probabilities, cut the image, or use a machine with more memory"
 VERSION = version("ulna")
+MOST_LOADS = 3  # of a run whose training writes between two reads
 OF_A_RUN = ("weights.safetensors", "plan.yaml", "recipe.yaml")
 
 
@@ -115,7 +117,7 @@ def predict(
     """
     keep_freed_memory()
     runs, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
-    segmenter = load(runs) if level is None else _at_level(runs, level)
+    segmenter, digest = _loaded(runs, level)
     if tta:
         segmenter = segmenter.mirrored()
     dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
@@ -126,7 +128,7 @@ def predict(
     sources = [source.path for case in cases for source in (*case.images, case.label) if source is not None]
     check_folder(out, [data, *dict.fromkeys(sources)])
     options = {"level": level, "tta": tta, "probabilities": probabilities}
-    work = _Work(segmenter, out, probabilities, Record.read(out), _run_digest(runs), options)
+    work = _Work(segmenter, out, probabilities, Record.read(out), digest, options)
     work.look(cases, overwrite)
     facts = {
         "model": segmenter.recipe.model,
@@ -196,6 +198,7 @@ class _Work:
         self.unwritten = ""  # why predict.json could not be written
         self._wanted: dict[str, Entry] = {}
         self._kept: dict[str, list[Entry]] = {}
+        self._inputs: dict[tuple[Path, ...], str] = {}
         self._arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}  # npz input -> masks that wait for the others
 
     def look(self, cases: Sequence[Case], overwrite: bool) -> None:
@@ -253,10 +256,10 @@ class _Work:
     def _segment(self, case: Case, staging: Path, interruption: Interruption) -> None:
         """Write one mask, or keep it for the npz that its image came from."""
         start = time.perf_counter()
-        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
         entry = self._wanted[case.id]
-        if not entry.input:
-            entry = replace(entry, input=file_digest(*(source.path for source in case.images)))
+        if not entry.input:  # before the image is read: if it changes in between, the next call sees another image
+            entry = replace(entry, input=self._input(case))
+        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
         need = segmenter.forecast(volume, probabilities=self.probabilities)
         need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
         log.debug("%s: about %s of memory", case.id, need)
@@ -279,11 +282,18 @@ class _Work:
         with interruption.held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
 
+    def _input(self, case: Case) -> str:
+        """The digest of a case's files, taken once: the rows of an npz share theirs."""
+        paths = tuple(source.path for source in case.images)
+        if paths not in self._inputs:
+            self._inputs[paths] = input_digest(paths)
+        return self._inputs[paths]
+
     def _finish(self, staging: Path, cases: Sequence[Case], facts: Mapping[str, Any]) -> None:
         """Write the masks that wait for their npz file, and predict.json."""
-        for masks in self._arrays.values():
+        for source, masks in self._arrays.items():
             try:
-                self._put_npz(masks, staging)
+                self._put_npz(source, masks, staging)
             except Exception as error:  # whatever it is, the other files are written
                 self.failed |= {entry.case: _reason(error) for entry, _ in masks}
         facts = {**facts, "failed": self.failed}
@@ -295,14 +305,17 @@ class _Work:
         except Unwritable as error:
             self.unwritten = str(error)
 
-    def _put_npz(self, masks: list[tuple[Entry, NDArray[Any]]], staging: Path) -> None:
-        """One npz of the masks that it holds already and the new ones."""
+    def _put_npz(self, source: Path, masks: list[tuple[Entry, NDArray[Any]]], staging: Path) -> None:
+        """One npz of the masks that it holds already and the new ones, in the order of the images."""
         name = masks[0][0].file
         new = {entry.case for entry, _ in masks}
         kept = [entry for entry in self._kept.get(name, []) if entry.case not in new]
-        both = [(entry, _row_of(self.out / name, entry.case)) for entry in kept] + masks
+        multilabel = self.segmenter.plan.labels.multilabel
+        both = [(entry, _row_of(self.out / name, entry.case, multilabel)) for entry in kept] + masks
+        place = {case: row for row, case in enumerate(npz_contents(source).ids)}
+        both.sort(key=lambda row: place.get(row[0].case, len(place)))
         stacked, ids = np.stack([mask for _, mask in both]), [entry.case for entry, _ in both]
-        write_npz_masks(staging / name, stacked, ids, multilabel=self.segmenter.plan.labels.multilabel)
+        write_npz_masks(staging / name, stacked, ids, multilabel=multilabel)
         entries = [entry for entry, _ in both]
         free = {free for entry in entries for free in self._free(entry)}
         for entry in self.record.put(entries, staging, free=tuple(free)):
@@ -322,17 +335,32 @@ class _Work:
         return tuple(name for name in entry.files if self.record.owns(name) or self.record.undigested(name))
 
 
-def _row_of(path: Path, case: str) -> NDArray[Any]:
-    """The mask of a case in an npz that `predict` wrote."""
-    from ulna.data.read_npz import npz_contents
-
+def _row_of(path: Path, case: str, multilabel: bool) -> NDArray[Any]:
+    """The mask of a case in an npz that `predict` wrote: (*S), or (K, *S) if multilabel."""
     array = read_labels(Source(path, npz_contents(path).ids.index(case))).array
-    return array[0] if len(array) == 1 else array
+    return array if multilabel else array[0]
+
+
+def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
+    """The network of the runs and the digest of just these weights, also while a training goes on.
+
+    Raises:
+        UsageError: if a run cannot be read, or is written to again and again.
+    """
+    for _ in range(MOST_LOADS):
+        before = _run_digest(runs)
+        segmenter = load(runs) if level is None else _at_level(runs, level)
+        if before and before == _run_digest(runs):
+            return segmenter, before
+    raise UsageError(f"{', '.join(map(str, runs))}: changed while it was read; predict when its training has ended")
 
 
 def _run_digest(runs: Sequence[Path]) -> str:
-    """Of the weights, the plan and the recipe of all runs, in their order."""
-    return file_digest(*(run / name for run in dict.fromkeys(runs) for name in OF_A_RUN))
+    """Of the weights, the plan and the recipe of all runs, in their order; empty text where one cannot be read."""
+    try:
+        return file_digest(*(run / name for run in dict.fromkeys(runs) for name in OF_A_RUN))
+    except OSError:  # what is missing is told where it is loaded
+        return ""
 
 
 def _at_level(runs: Sequence[Path], level: int) -> Segmenter:

@@ -50,7 +50,7 @@ def find_pending(record: Record, cases: Sequence[Case], wanted: Mapping[str, Ent
         if present:
             paths = tuple(source.path for source in case.images)
             if paths not in digests:
-                digests[paths] = _digest(paths)
+                digests[paths] = input_digest(paths)
             entry = replace(entry, input=digests[paths])
             same = record.find(entry)
             if same is not None:
@@ -71,7 +71,8 @@ def find_pending(record: Record, cases: Sequence[Case], wanted: Mapping[str, Ent
     return found
 
 
-def _digest(paths: Sequence[Path]) -> str:
+def input_digest(paths: Sequence[Path]) -> str:
+    """The digest of the files of an image; empty text where one cannot be read."""
     try:
         return file_digest(*paths)
     except OSError:  # what is wrong is told when the case is read

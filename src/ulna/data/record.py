@@ -18,6 +18,7 @@ from typing import IO, Any
 from ulna.errors import UsageError
 from ulna.files import TEMPORARY, unwritable, write_text
 from ulna.outputs import file_digest, is_plain
+from ulna.reading import LARGEST_JSON, parse_json, read_json_object
 
 PREDICT_FILE = "predict.json"
 JOURNAL = "predict.unfinished.jsonl"
@@ -55,7 +56,7 @@ class Entry:
         """A row of predict.json or of the journal; `run` and `options` stand above the rows of the newest call."""
         file = str(values["file"])
         files = {str(name): str(digest) for name, digest in values.get("files", {file: ""}).items()}
-        if any(name != Path(name).name for name in (file, *files)):
+        if any(name in ("", "..") or "\0" in name or name != Path(name).name for name in (file, *files)):
             raise ValueError(f"{file} is no name of a file in this folder")
         return cls(
             str(values["case"]),
@@ -92,10 +93,11 @@ class Record:
     def __init__(self, folder: Path, entries: Sequence[Entry] = (), facts: Mapping[str, Any] | None = None) -> None:
         self.folder, self.facts = folder, dict(facts or {})  # predict.json as it was read
         self._by_case: dict[str, dict[str, Entry]] = {}  # case -> file -> entry
-        self._owners: dict[str, set[str]] = {}  # name -> cases
+        self._owners: dict[str, dict[str, None]] = {}  # name -> cases, in their order
         self._noted: dict[str, set[str]] = {}  # name -> every digest that a file of ulna had under it
         self._digests: dict[Path, tuple[int, int, str]] = {}
         self._journal: IO[str] | None = None
+        self._seen: tuple[str, ...] | None = None  # digests of predict.json and the journal as they were read
         for entry in entries:
             self._add(entry)
 
@@ -121,6 +123,7 @@ class Record:
         Raises:
             UsageError: if predict.json is damaged, or not of ulna.
         """
+        seen = _state(folder)  # before they are read: what changes in between is found in `writing`
         facts = read_facts(folder)
         path = folder / PREDICT_FILE
         try:
@@ -128,9 +131,10 @@ class Record:
             matters = {name: value for name, value in options.items() if name != "split"}
             entries = [Entry.parse(row) for row in facts.get("earlier", [])]
             entries += [_with_maps(folder, Entry.parse(row, run, matters)) for row in facts.get("cases", [])]
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise _not_ours(path) from None
         record = cls(folder, entries, facts)
+        record._seen = seen
         for entries in _journalled(folder / JOURNAL):
             for entry in entries:
                 record._note(entry)
@@ -174,18 +178,23 @@ class Record:
         """Hold the folder's lock and make a folder for files that are not yet in place.
 
         Raises:
-            UsageError: if another process predicts into the folder, or it cannot be written to.
+            UsageError: if another process predicts into the folder, or did since the record was read (its masks would be
+                forgotten), or it cannot be written to.
         """
         path = self.folder / JOURNAL
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(path) and not is_plain(path):
                 raise UsageError(f"{path}: is no file of ulna; move it, or choose another --out")
-            self._journal = path.open("a", encoding="utf-8")
+            self._journal = _held(path)
         except OSError as error:
             raise unwritable(self.folder, error) from None
         try:
-            _lock(self._journal, self.folder)
+            if self._seen not in (None, _state(self.folder)):
+                with suppress(OSError):
+                    if not path.stat().st_size:
+                        path.unlink()
+                raise UsageError(f"{self.folder}: another ulna predict wrote there meanwhile; call again")
             for left in self.folder.glob(f"{STAGING}*"):  # of a process that was killed: the lock is ours
                 shutil.rmtree(left, ignore_errors=True)
             staging = self.folder / f"{STAGING}{os.getpid()}"
@@ -261,7 +270,7 @@ class Record:
     def _add(self, entry: Entry) -> None:
         self._by_case.setdefault(entry.case, {})[entry.file] = entry
         for name in entry.files:
-            self._owners.setdefault(name, set()).add(entry.case)
+            self._owners.setdefault(name, {})[entry.case] = None
         self._note(entry)
 
     def _note(self, entry: Entry) -> None:
@@ -278,13 +287,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / PREDICT_FILE
     if not os.path.lexists(path):
         return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from None
-    except ValueError as error:
-        raise UsageError(f"{path}: not readable as JSON ({error}); restore it, or choose another folder") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("cases"), list) or not is_plain(path):
+    if not is_plain(path):
+        raise _not_ours(path)
+    facts = read_json_object(path)
+    asked = facts.get("asked", [])
+    lists = isinstance(facts.get("cases"), list) and isinstance(asked, list)
+    if not lists or not all(isinstance(case, str) for case in asked):
         raise _not_ours(path)
     return facts
 
@@ -305,11 +313,38 @@ def _journalled(path: Path) -> Iterator[list[Entry]]:
     """What a killed process noted; its last line may be cut short, and then nothing was put in place for it."""
     if not is_plain(path):
         return
+    if path.stat().st_size > LARGEST_JSON:
+        raise _not_ours(path)
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
-            entries = [Entry.parse(values) for values in json.loads(line)]
+        with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            entries = [Entry.parse(values) for values in parse_json(line, str(path))]
             if entries:
                 yield entries
+
+
+def _state(folder: Path) -> tuple[str, ...]:
+    """Digests of predict.json and of the journal; empty text for one that is not there, or empty."""
+    paths = (folder / PREDICT_FILE, folder / JOURNAL)
+    try:
+        return tuple(file_digest(path) if is_plain(path) and path.stat().st_size else "" for path in paths)
+    except OSError:  # gone meanwhile, which is a change; or not readable, which is told where it is read
+        return ()
+
+
+def _held(path: Path) -> IO[str]:
+    """The journal, opened and locked; never one that its holder removed between the two, for others would not see it."""
+    while True:
+        journal = path.open("a", encoding="utf-8")
+        try:
+            _lock(journal, path.parent)
+            if os.path.samestat(os.fstat(journal.fileno()), path.stat()):
+                return journal
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            journal.close()
+            raise
+        journal.close()
 
 
 def _lock(journal: IO[str], folder: Path) -> None:

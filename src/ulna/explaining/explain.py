@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,24 @@ from ulna.data.preprocess import framed, prepare, prepare_labels
 from ulna.errors import UsageError, unknown
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
-from ulna.files import TEMPORARY, move_whole, write_text
+from ulna.files import TEMPORARY, move_whole, unwritable, write_text
 from ulna.forecast import Forecast
 from ulna.inference import explaining as methods
 from ulna.inference.folding import folded
 from ulna.inference.predict import predict_volume, to_labels
+from ulna.locking import locked
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
-from ulna.outputs import check_folder, check_names, file_digest
+from ulna.outputs import check_folder, check_names, file_digest, is_plain
+from ulna.reading import read_json_object
 from ulna.recipe import Labels, Plan
 from ulna.segmenter import Ensemble, Segmenter, load
 from ulna.volume import Volume
 
 EXPLAIN_FILE = "explain.json"
+STAGING = f"{TEMPORARY}explain-"
 LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")
+FILES = (*(f"{layer}{ending}" for layer in LAYERS for ending in (".png", ".nii.gz", ".nii")), SHEET_FILE)
 NO_PROOF = (
     "these maps are no proof of what a network uses: a gradient tells how the answer changes with an infinitely small "
     "change of the image, an attention coefficient is one factor of many, and a sure network can be wrong"
@@ -135,15 +140,8 @@ def explain(
     add_grad_cam(segmenter, network, subject, found)
     add_attention(segmenter, network, subject, found)
 
-    staging = (
-        out / f"{TEMPORARY}{os.getpid()}"
-    )  # a process that is killed leaves no map that explain.json does not list
-    staging.mkdir(exist_ok=True)
-    files = WRITERS[volume.spatial_dims](staging, volume, mask, inside, found.layers)
-    digests = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
     voxels = int(np.count_nonzero(inside))
-    written = [*dict.fromkeys(files.values()), EXPLAIN_FILE]
-    facts = {
+    facts: dict[str, Any] = {
         "model": segmenter.recipe.model,
         "runs": [one.resolve().name for one in runs],
         "network": f"uncertainty is of all runs, all other maps of {runs[0].resolve().name}",
@@ -154,17 +152,48 @@ def explain(
         if empty
         else f"the sums run over the {voxels} voxels predicted as {subject.name}",
         "tta": tta,
-        "maps": {name: {"file": files[name], **about} for name, about in found.about.items()},
         "left_out": found.left_out,
         "note": NO_PROOF,
-        "files": written,
-        "digests": digests,
     }
+    with locked(out):
+        for left in out.glob(f"{STAGING}*"):  # of a process that was killed: the lock is ours
+            shutil.rmtree(left, ignore_errors=True)
+        _check_names(out)  # what stood up during the work is not replaced
+        staging = out / f"{STAGING}{os.getpid()}"
+        try:
+            staging.mkdir()
+            files = WRITERS[volume.spatial_dims](staging, volume, mask, inside, found.layers)
+            facts["maps"] = {name: {"file": files[name], **about} for name, about in found.about.items()}
+            facts["files"] = [*dict.fromkeys(files.values()), EXPLAIN_FILE]
+            _put(out, staging, facts)
+        except OSError as error:
+            raise unwritable(out, error) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return Explanation(out, tuple(facts["files"]), facts)
+
+
+def _put(out: Path, staging: Path, facts: dict[str, Any]) -> None:
+    """Put the files in place and write explain.json, which at any moment lists every file that is there.
+
+    `digests` are those of this explanation, `earlier` those of files that earlier ones left.
+    """
+    digests = {path.name: file_digest(path) for path in sorted(staging.iterdir())}
+    earlier = {
+        name: sorted(known) or [file_digest(out / name)]  # a version kept none
+        for name, known in _recorded(out).items()
+        if is_plain(out / name) and name != EXPLAIN_FILE
+    }
+    facts.update(digests=digests, earlier=earlier)
+    _write_facts(out, facts)
     for name in digests:
         move_whole(staging / name, out / name)
-    staging.rmdir()
+    facts["earlier"] = {name: known for name, known in earlier.items() if name not in digests}
+    _write_facts(out, facts)
+
+
+def _write_facts(out: Path, facts: dict[str, Any]) -> None:
     write_text(out / EXPLAIN_FILE, json.dumps(facts, indent=1, allow_nan=False))
-    return Explanation(out, tuple(written), facts)
 
 
 def _choose(image: Path, case: str | None, plan: Plan) -> Case:
@@ -180,31 +209,38 @@ def _choose(image: Path, case: str | None, plan: Plan) -> Case:
 def _make_folder(out: Path, case: Case) -> None:
     """Make the folder; never one that belongs to a data set or a run, and no file of others is replaced in it."""
     check_folder(out, [source.path for source in case.images])
-    own = _own_files(out)
-    names = [f"{layer}{ending}" for layer in LAYERS for ending in (".png", ".nii.gz", ".nii")]
-    check_names(out, {name: own.get(name, _never) for name in (*names, SHEET_FILE, EXPLAIN_FILE)})
+    _check_names(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
 
 
-def _never(path: Path) -> bool:
-    return False
+def _check_names(out: Path) -> None:
+    """Refuse to replace what no explanation wrote: its files are known by their digests, by name where none were kept."""
+    recorded = _recorded(out)
+
+    def is_own(path: Path) -> bool:
+        known = recorded.get(path.name)
+        return known is not None and (not known or file_digest(path) in known)
+
+    check_names(out, dict.fromkeys((*FILES, EXPLAIN_FILE), is_own))
 
 
-def _own_files(out: Path) -> dict[str, Callable[[Path], bool]]:
-    """What an earlier explanation wrote there: by its digests, or by its list alone where a version kept none."""
+def _recorded(out: Path) -> dict[str, set[str]]:
+    """Every file that explanations wrote there -> its digests; none where a version kept none, and of explain.json."""
     try:
-        facts = json.loads((out / EXPLAIN_FILE).read_text(encoding="utf-8"))
-        written, digests = facts["files"], facts.get("digests", {})
-        names = [str(name) for name in written]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        facts = read_json_object(out / EXPLAIN_FILE)
+        names, digests = [str(name) for name in facts["files"]], dict(facts.get("digests", {}))
+        earlier = {str(name): set(map(str, known)) for name, known in facts.get("earlier", {}).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-    own: dict[str, Callable[[Path], bool]] = {EXPLAIN_FILE: lambda path: True}
-    for name in names:
-        own.setdefault(name, lambda path: file_digest(path) == digests.get(path.name) if digests else True)
-    return own
+    known = {name: {str(digests[name])} for name in digests if name in FILES}
+    for name in earlier.keys() & set(FILES):
+        known[name] = known.get(name, set()) | earlier[name]
+    if not digests:
+        known |= {name: set() for name in names if name in FILES}
+    return known | {EXPLAIN_FILE: set()}
 
 
 def _need(segmenter: Segmenter, volume: Volume) -> Forecast:
