@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
+# Values of ONEDNN_MAX_CPU_ISA that take the bf16 instructions from the library that torch calls: it would emulate them
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def default_device() -> torch.device:
@@ -36,7 +40,7 @@ def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bf16 numbers."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
+    if device.type != "cpu" or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16:
         return False
     abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
