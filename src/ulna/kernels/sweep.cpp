@@ -363,8 +363,8 @@ template <typename O>
 O* pack_transposed(const Number<O>* w, int64_t width, int64_t row, int64_t first, int64_t count, Columns<O> columns,
                    O* panel) {
     constexpr int64_t SOME = 16;  // rows of the panel that stay in the first cache while all columns pass
-    O line[SOME];
     for (int64_t k = 0; k < count; k += SOME * PACK<O>) {
+        O line[SOME] = {};  // the half of an odd last number stays zero: a NaN that lay there would meet zeros and win
         const int64_t numbers = std::min(count - k, SOME * PACK<O>), length = ceiling(numbers, PACK<O>);
         for (int64_t c = 0; c < columns.count; ++c) {
             put_row(line, w + (row + c) * width + first + k, numbers);
