@@ -1,0 +1,35 @@
+"""What people write and what planning fixes, as data: recipes and plans.
+
+A recipe is written as YAML, changed from the command line by paths (`optimizer.lr=3e-4`), and stored with every run. The
+JSON schema of `Recipe` documents every field.
+"""
+
+from ulna.recipe.architecture import MOST_CHANNELS, Architecture, Slot
+from ulna.recipe.changing import merged, set_value
+from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Points, Recipe, Training
+from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
+from ulna.recipe.plan import PLAN_FORMAT, Labels, Normalization, Plan, Split, Whitening
+
+__all__ = [
+    "MOST_CHANNELS",
+    "PLAN_FORMAT",
+    "SPARSE_POINTS",
+    "Architecture",
+    "Augmentation",
+    "Frozen",
+    "Inference",
+    "Labels",
+    "Normalization",
+    "Plan",
+    "Points",
+    "Recipe",
+    "Slot",
+    "Split",
+    "Training",
+    "Whitening",
+    "from_yaml",
+    "merged",
+    "parse",
+    "set_value",
+    "to_yaml",
+]

@@ -1,0 +1,80 @@
+"""Change a recipe: one field by its path, as `--set` does, or sections laid over sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from ulna.errors import UsageError, unknown
+from ulna.reading import parse_yaml
+from ulna.recipe.architecture import Architecture, Slot
+from ulna.recipe.choices import Recipe
+from ulna.recipe.model import Frozen, field_type, parse
+
+
+def set_value(recipe: Recipe, assignment: str) -> Recipe:
+    """Change one field by its path: `optimizer.lr=3e-4`, `architecture.conv.double_conv.norm=instance`.
+
+    A kind of block in the path addresses every entry of that kind; its `options` may be left out. The value is YAML.
+
+    Raises:
+        UsageError: for an assignment without "=", an unknown path (with the nearest name), or a value that does not fit.
+    """
+    path, equals, text = assignment.partition("=")
+    if not equals or not path.strip():
+        raise UsageError(f"--set {assignment}: expected KEY=VALUE, for example --set optimizer.lr=3e-4")
+    try:
+        value = parse_yaml(text, f"--set {assignment}")
+    except UsageError:
+        raise UsageError(f"--set {assignment}: {text!r} is not a YAML value") from None
+    if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
+        with suppress(ValueError):
+            value = float(value)
+    parts = path.strip().split(".")
+    return parse(Recipe, _assign(recipe.model_dump(), parts, value, path, Recipe), source=f"--set {assignment}")
+
+
+def _assign(values: Any, parts: list[str], new: Any, path: str, model: type[Frozen]) -> Any:
+    name, rest = parts[0], parts[1:]
+    if name not in model.model_fields:
+        raise UsageError(f"--set {path}: {unknown('field', name, model.model_fields)}")
+    current = values[name]
+    slots = model is Architecture and name in ("conv", "skip", "up", "down")
+    if not rest:
+        return {**values, name: new}
+    if slots or (model is Architecture and name == "head"):
+        entries = list(current) if slots else [current]
+        kind = rest[0] if rest[0] in {e["kind"] for e in entries} else None
+        keys = rest[1:] if kind else rest
+        if kind is None and (not slots or rest[0] not in Slot.model_fields):
+            raise UsageError(f"--set {path}: {unknown('block in this slot', rest[0], {e['kind'] for e in entries})}")
+        changed = [_assign_slot(e, keys, new, path) if kind in (None, e["kind"]) else e for e in entries]
+        return {**values, name: changed if slots else changed[0]}
+    owner = field_type(model, [name])
+    if isinstance(current, dict) and owner is None:
+        return {**values, name: {**current, ".".join(rest): new}}
+    if owner is None:
+        raise UsageError(f"--set {path}: {name} holds one value, there is nothing below it")
+    return {**values, name: _assign(current, rest, new, path, owner)}
+
+
+def _assign_slot(entry: dict[str, Any], keys: list[str], new: Any, path: str) -> dict[str, Any]:
+    if len(keys) == 1 and keys[0] in Slot.model_fields:
+        return {**entry, keys[0]: new}
+    if keys and keys[0] == "options":
+        keys = keys[1:]
+    if len(keys) != 1:
+        raise UsageError(f"--set {path}: expected architecture.SLOT.KIND.OPTION=VALUE")
+    return {**entry, "options": {**entry["options"], keys[0]: new}}
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section; lists and single values are replaced."""
+    both = dict(base)
+    if "kind" in changes:  # a section that names its kind stands for itself: no options of another kind
+        both.pop("options", None)
+    for name, value in changes.items():
+        old = both.get(name)
+        both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both

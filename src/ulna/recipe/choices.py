@@ -1,0 +1,140 @@
+"""What a person chooses: `Recipe` and its sections, with their defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ulna.recipe.architecture import Architecture
+from ulna.recipe.bounds import LONGEST_AXIS, Options
+from ulna.recipe.model import Frozen
+
+
+class Loss(Frozen):
+    """One criterion for every supervised head, and how the heads are weighted."""
+
+    kind: str = "dice_ce"
+    options: Options = Field(default_factory=dict)
+    heads: Literal["equal", "halving"] | dict[str, float] = "equal"
+
+
+class Optimizer(Frozen):
+    """The optimiser and its numbers."""
+
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.99, ge=0, lt=1)  # sgd only, with Nesterov
+
+
+class Schedule(Frozen):
+    """How the learning rate falls over the training (over the epochs, or over `max_hours` where that ends first)."""
+
+    kind: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup_epochs: int = Field(default=1, ge=0)
+    power: float = Field(default=0.9, gt=0)  # poly only
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Augmentation(Frozen):
+    """Random changes of training samples: the probability of each, and its strength."""
+
+    flip: Probability = 0.5  # per axis
+    quarter_turn: Probability = 0.75  # 2D, or the two axes of equal spacing in 3D
+    affine: Probability = 0.2
+    degrees: float = Field(default=15.0, ge=0, le=180)
+    scale: float = Field(default=0.15, ge=0, lt=1)  # 0.85 to 1.15
+    shear: float = Field(default=0.0, ge=0, le=45)  # degrees, of the first two spatial axes
+    intensity: Probability = 0.3  # brightness and contrast
+    gamma: Probability = 0.15
+    noise: Probability = 0.1
+    blur: Probability = 0.1
+
+
+class Training(Frozen):
+    """The length, the order and the arithmetic of a training."""
+
+    epochs: int = Field(default=100, ge=1)
+    max_hours: float | None = Field(default=None, gt=0)
+    patience: int = Field(default=30, ge=1)  # epochs without a better validation Dice
+    fold: int | None = Field(default=None, ge=0)  # of the data set's folds
+    samples_per_epoch: int | None = Field(default=None, ge=1)  # None: every case once, at least `min_steps` batches
+    min_steps: int = Field(default=20, ge=1)
+    clip_gradients: float | None = Field(default=12.0, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    seed: int = Field(default=0, ge=0)
+    split_seed: int | None = Field(default=None, ge=0)  # of the split where none is given; None: `seed`
+    foreground: Probability = 0.33  # share of patches placed on a structure
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
+    channels_last: bool = True  # in 3D only where native kernels read maps so: elsewhere it is slower
+    recompute: bool = False  # compute maps within a node again in the backward pass: less memory, more time
+    workers: int | None = Field(default=None, ge=0)  # None: 0 on a CPU, which computes anyway
+    checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
+
+
+SPARSE_POINTS = 30_000  # Implicit U-Net, Sec. 2: k
+
+
+class Points(Frozen):
+    """Training on random points of a patch in place of all its voxels (Implicit U-Net, Sec. 2)."""
+
+    # a number of points a patch, or below 1 a share of its voxels; None: SPARSE_POINTS for a head that reads points, else all
+    count: Annotated[float, Field(gt=0)] | None = None
+    alpha: Probability = 0.5  # share of them near a label boundary
+    sigma: float = Field(default=5.0, ge=0)  # how far they scatter about it, in voxels
+
+
+class Planning(Frozen):
+    """What a person fixes instead of the planner; None leaves it to the planner.
+
+    `spacing` and `patch` go along the axes that the network sees: right-left, back-front and foot-head where the files state
+    an orientation, whatever the order in a file; else along the axes of the files.
+    """
+
+    spacing: tuple[float, ...] | None = None
+    patch: tuple[Annotated[int, Field(ge=1, le=LONGEST_AXIS)], ...] | None = None
+    batch: int | None = Field(default=None, ge=1, le=1 << 16)
+    normalization: Literal["zscore", "ct", "rescale", "none"] | None = None
+    whitening: Literal["zca"] | None = None  # of the channels, fitted on the training cases
+    parameters: int | None = Field(default=None, ge=1)  # every width is scaled by one factor to come close to it
+    memory_gb: float | None = Field(default=None, gt=0)
+
+
+class Inference(Frozen):
+    """How whole images are predicted."""
+
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    threshold: float = Field(default=0.5, gt=0, lt=1)  # sigmoid outputs only
+    tta: bool = False  # mirror along every axis that training mirrored
+    # heads that read points only (Implicit U-Net, Sec. 2): the step of the coarse mesh, 1 to ask every voxel; whether cells
+    # on a boundary are asked voxel by voxel at once, as in the paper, or at half the step first; and a 3 x 3 x 3 mean of
+    # the probabilities at the end
+    spacing: int = Field(default=4, ge=1)
+    refine: Literal["halving", "once"] = "halving"
+    smooth: bool = True
+
+
+class Scoring(Frozen):
+    """How cases without a structure count."""
+
+    # Dice and IoU of a class that neither reference nor prediction holds, 1 in many papers; None: such a case is left out
+    empty_score: float | None = Field(default=None, ge=0, le=1)
+
+
+class Recipe(Frozen):
+    """Everything a person chooses. Stored, fully resolved, as `recipe.yaml` in a run folder."""
+
+    model: str = "unetpp"
+    architecture: Architecture = Architecture()
+    planning: Planning = Planning()
+    loss: Loss = Loss()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    augmentation: Augmentation = Augmentation()
+    training: Training = Training()
+    points: Points = Points()
+    inference: Inference = Inference()
+    evaluation: Scoring = Scoring()

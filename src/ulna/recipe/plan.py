@@ -1,0 +1,179 @@
+"""What the data fix: `Plan` with the classes, the normalisation and the grid; and `Split`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ulna.errors import brief, printable
+from ulna.recipe.bounds import LONGEST_AXIS, MOST_CHANNELS_AT_ALL, MOST_LEVELS, Axis, Length, Steps
+from ulna.recipe.model import Frozen
+
+
+class Labels(Frozen):
+    """The names of the classes, and whether they exclude each other.
+
+    `names[0]` is the background unless `multilabel`; then every name is a channel of its own.
+    """
+
+    names: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_CHANNELS_AT_ALL)] = (
+        "background",
+        "foreground",
+    )
+    multilabel: bool = False
+
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """The names of the structures, in the order of their values 1..K."""
+        return self.names if self.multilabel else self.names[1:]
+
+    @property
+    def outputs(self) -> int:
+        """Maps of the network: 1 for one structure (sigmoid), K + 1 with background for K (softmax), K if multilabel."""
+        return len(self.names) if self.multilabel or len(self.names) > 2 else 1
+
+
+class Normalization(Frozen):
+    """What is done to the values of one channel before the network sees them.
+
+    zscore: minus the image's own mean, over its own standard deviation. ct: clip to [low, high], then minus `mean`, over
+    `std` (of the training set's foreground). rescale: (value - low) / (high - low). none: as it is.
+    """
+
+    kind: Literal["zscore", "ct", "rescale", "none"]
+    low: float = 0.0
+    high: float = 1.0
+    mean: float = 0.0
+    std: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        if self.kind in ("ct", "rescale") and self.low > self.high:
+            raise ValueError(f"low {self.low:g} lies above high {self.high:g}")
+        return self
+
+
+class Whitening(Frozen):
+    """What decorrelates the channels of a normalised image: every voxel x becomes matrix @ (x - mean)."""
+
+    mean: tuple[float, ...]  # (C)
+    matrix: tuple[tuple[float, ...], ...]  # (C, C)
+
+
+def _fingerprint_faults(fingerprint: Mapping[str, Any], dims: int) -> list[str]:
+    """What is wrong with those parts of a fingerprint that later steps read, where they are there."""
+    faults: list[str] = []
+    for group in ("spacing", "size"):
+        ends = fingerprint.get(group, {})
+        if not isinstance(ends, Mapping):
+            faults.append(f"fingerprint.{group} is {brief(ends)}, and no minimum, median and maximum")
+            continue
+        for end, values in ends.items():
+            if not (isinstance(values, list | tuple) and len(values) == dims and all(map(_is_length, values))):
+                faults.append(
+                    f"fingerprint.{group}.{printable(end)} is {brief(values)}, and no length for each of {dims} axes"
+                )
+    worlds = fingerprint.get("worlds")
+    if worlds is not None and not (
+        isinstance(worlds, list | tuple) and len(worlds) >= dims and all(type(w) is int and 0 <= w <= 2 for w in worlds)
+    ):
+        faults.append(f"fingerprint.worlds is {brief(worlds)}, and no axis of the patient for each of {dims} axes")
+    return faults
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
+
+
+PLAN_FORMAT = 2  # 1: axes as stored, no spacing where all images share one; see `ulna.data.format_1`
+
+
+class Plan(Frozen):
+    """What the data fixed, each with its reason. Stored as `plan.yaml`.
+
+    Axes (of `spacing`, `patch`, `strides`, `mirror_axes`, `turn_axes`) are those that the network sees: the closest canonical
+    ones with an `orientation`, else those of the files.
+    """
+
+    format: int = Field(default=1, ge=1, le=PLAN_FORMAT)  # a plan without it was made by an earlier ulna
+    spatial_dims: Literal[2, 3]
+    in_channels: int = Field(ge=1, le=MOST_CHANNELS_AT_ALL)
+    channel_names: tuple[str, ...]
+    labels: Labels
+    orientation: Literal["RAS"] | None = None  # images are turned to it; None: the axes stay as the files store them
+    spacing: tuple[Length, ...] | None  # of the network's grid, in `unit`; None (format 1 only): every image's own
+    unit: Literal["mm", "px"]
+    normalization: tuple[Normalization, ...]  # one per channel
+    whitening: Whitening | None = None  # after the normalisation
+    patch: tuple[Annotated[int, Field(ge=1, le=LONGEST_AXIS)], ...]
+    batch: int = Field(ge=1, le=1 << 16)
+    strides: Annotated[tuple[Steps, ...], Field(max_length=MOST_LEVELS - 1)]
+    whole_image_limit: int = Field(ge=0)  # pixels or voxels up to which an image is predicted in one piece
+    mirror_axes: tuple[Axis, ...]  # spatial axes along which flips are safe
+    turn_axes: tuple[Axis, Axis] | None  # the two spatial axes that quarter turns may exchange
+    reasons: dict[str, str]
+    fingerprint: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fits_itself(self) -> Self:
+        """Every list has one entry an axis or a channel: what does not would fail far from here, or count wrong axes."""
+        dims, channels = self.spatial_dims, self.in_channels
+        lengths: dict[str, tuple[int, int, str]] = {
+            "patch": (len(self.patch), dims, "axes"),
+            "channel_names": (len(self.channel_names), channels, "channels"),
+            "normalization": (len(self.normalization), channels, "channels"),
+        }
+        if self.spacing is not None:
+            lengths["spacing"] = (len(self.spacing), dims, "axes")
+        if self.whitening is not None:
+            lengths["whitening.mean"] = (len(self.whitening.mean), channels, "channels")
+            lengths["whitening.matrix"] = (len(self.whitening.matrix), channels, "channels")
+            row = next((len(row) for row in self.whitening.matrix if len(row) != channels), channels)
+            lengths["a row of whitening.matrix"] = (row, channels, "channels")
+        wrong = [
+            f"{name} has {has} entries, the images have {want} {what}"
+            for name, (has, want, what) in lengths.items()
+            if has != want
+        ]
+        wrong += [
+            f"strides[{number}] has {len(step)} entries, the images have {dims} axes"
+            for number, step in enumerate(self.strides)
+            if len(step) != dims
+        ]
+        for name, axes in (("mirror_axes", self.mirror_axes), ("turn_axes", self.turn_axes or ())):
+            if len(set(axes)) < len(axes) or any(axis >= dims for axis in axes):
+                wrong.append(f"{name} is {list(axes)}; it holds axes below {dims}, each once")
+        if not self.labels.foreground:
+            wrong.append("labels name the background only")
+        wrong += _fingerprint_faults(self.fingerprint, dims)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    @property
+    def levels(self) -> int:
+        """Resolutions of the network."""
+        return len(self.strides) + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return self.model_dump(mode="json")
+
+
+class Split(Frozen):
+    """Which cases train, which choose the epoch, which are kept for the end. By case id."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_case_twice(self) -> Self:
+        sets = {"train": set(self.train), "val": set(self.val), "test": set(self.test)}
+        for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+            both = sorted(sets[a] & sets[b])
+            if both:
+                raise ValueError(f"{len(both)} cases stand in {a} and in {b}, for example {both[0]}")
+        return self
