@@ -14,7 +14,7 @@ def make(**changes: Any) -> Plan:
         "in_channels": 1,
         "channel_names": ("grey",),
         "labels": Labels(),
-        "spacing": None,
+        "spacing": None if changes.get("format") == 1 else (1.0,) * dims,
         "unit": "px",
         "normalization": (Normalization(kind="zscore"),),
         "patch": (16,) * dims,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import ulna
-from tests.test_prediction import run_folder
+from tests.test_prediction import four_images, run_folder
 from ulna import cli, prediction
 from ulna.data import pending
 from ulna.data import record as record_room
@@ -28,12 +28,7 @@ from ulna.segmenter import Segmenter
 
 @pytest.fixture
 def images(tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name in "abcd":
-        Image.fromarray(rng.integers(0, 255, (24, 32), np.uint8)).save(folder / f"{name}.png")
-    return folder
+    return four_images(tmp_path / "images", (24, 32))
 
 
 @pytest.fixture

@@ -31,14 +31,18 @@ def run_folder(folder, seed, *, split=None, **plan):
     return folder
 
 
-@pytest.fixture
-def images(tmp_path):
-    folder = tmp_path / "images"
+def four_images(folder, size):
+    """a.png to d.png of noise in a new folder."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name in "abcd":
-        Image.fromarray(rng.integers(0, 255, (37, 50), np.uint8)).save(folder / f"{name}.png")
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(folder / f"{name}.png")
     return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    return four_images(tmp_path / "images", (37, 50))
 
 
 def test_an_ensemble_is_the_mean_of_the_probabilities_whatever_the_grids(tmp_path):

@@ -98,6 +98,7 @@ def test_recipes_cannot_be_changed_in_place():
     [
         ({"spacing": (1.0, float("nan"))}, "finite number"),
         ({"spacing": (1.0, 0.0)}, "greater than"),
+        ({"spacing": None}, "spacing is missing"),
         ({"spacing": (1.0, 1.0, 1.0)}, "spacing has 3 entries, the images have 2 axes"),
         ({"patch": (16,)}, "patch has 1 entries"),
         ({"patch": (16, 0)}, "greater than or equal to 1"),

@@ -47,7 +47,7 @@ def test_a_volume_of_one_slice_is_2d_alone_and_3d_where_it_is_asked_for(shape, s
     flat, whole = read_image([Source(path)]), read_image([Source(path)], 3)
     assert (flat.spatial_dims, flat.size) == (2, tuple(n for n in shape if n > 1))
     assert (whole.spatial_dims, whole.size) == (3, shape)
-    assert np.array_equal(flat.array.ravel(), whole.array.ravel())
+    assert np.array_equal(flat.array.ravel(), whole.array.ravel())  # what the file stores, nothing is computed
     for volume in (flat, whole):  # and the mask lies on the file's own grid
         written = write_labels(tmp_path / f"mask{volume.spatial_dims}", (volume.array[0] > 50).astype(np.uint8), volume)
         again = read_labels(Source(written), 3)

@@ -210,6 +210,17 @@ def gz_bomb(path, shape, inside):
     path.write_bytes(gzip.compress(bytes(head) + bytes(inside)))
 
 
+def bombs(root):
+    """A set in which c1, c3, d, e and f unpack to 5 million pixels and more."""
+    images = png_set(nifti_set(root)) / "images"
+    gz_bomb(images / "c1.nii.gz", (1000, 1000, 5), 5_000_000)
+    (images / "c3.png").write_bytes(png_bomb(3000, 3000))
+    np.save(images / "d.npy", np.zeros((3000, 2000), np.uint8))
+    tifffile.imwrite(images / "e.tif", np.zeros((3000, 2000), np.uint8), compression="zlib")
+    Image.fromarray(np.zeros((3000, 2000), np.uint8)).save(images / "f.jpg")
+    return root
+
+
 def jpeg(array):
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, "JPEG", quality=60)
@@ -449,16 +460,11 @@ def test_all_faults_are_told_in_one_run(tmp_path):
 
 def test_bombs_are_refused_before_memory_is_taken(tmp_path, monkeypatch):
     monkeypatch.setattr("ulna.data.limits.memory", lambda: 1 << 23)
-    root = png_set(nifti_set(tmp_path / "pairs"))
-    gz_bomb(root / "images" / "c1.nii.gz", (1000, 1000, 5), 5_000_000)
-    (root / "images" / "c3.png").write_bytes(png_bomb(3000, 3000))
-    np.save(root / "images" / "d.npy", np.zeros((3000, 2000), np.uint8))
-    tifffile.imwrite(root / "images" / "e.tif", np.zeros((3000, 2000), np.uint8), compression="zlib")
-    Image.fromarray(np.zeros((3000, 2000), np.uint8)).save(root / "images" / "f.jpg")
+    root = bombs(tmp_path / "pairs")
     np.savez_compressed(tmp_path / "train.npz", images=np.zeros((5, 1000, 1000), np.uint8))
     told = [*check(root).problems, *check(tmp_path / "train.npz").problems]
-    bombs = [one.file for one in told if "unpacks to" in one.what and "this machine has 0.0 GB of memory" in one.what]
-    assert {Path(name).name for name in bombs} == {"c1.nii.gz", "c3.png", "d.npy", "e.tif", "f.jpg", "train.npz"}
+    found = [one.file for one in told if "unpacks to" in one.what and "this machine has 0.0 GB of memory" in one.what]
+    assert {Path(name).name for name in found} == {"c1.nii.gz", "c3.png", "d.npy", "e.tif", "f.jpg", "train.npz"}
 
 
 def test_what_goes_on_behind_the_voxels_is_not_read_for_ever(tmp_path, monkeypatch):

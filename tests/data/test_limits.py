@@ -12,9 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
 
-from tests.data.test_faults import SHAPE, gz_bomb, nifti, nifti_set, png_bomb, png_set, random, shapes
+from tests.data.test_faults import SHAPE, bombs, gz_bomb, nifti, nifti_set, png_set, random, shapes
 from ulna import cli
 from ulna.data import slabs as slabs_module
 from ulna.data.case import Case
@@ -58,12 +57,7 @@ def test_nine_cases_are_judged_beside_a_bomb(tmp_path, capsys, bound, words):
 
 
 def test_every_header_is_compared_with_the_bounds_before_a_pixel_is_decoded(tmp_path, monkeypatch):
-    root = png_set(nifti_set(tmp_path / "pairs"))
-    gz_bomb(root / "images" / "c1.nii.gz", (1000, 1000, 5), 5_000_000)
-    (root / "images" / "c3.png").write_bytes(png_bomb(3000, 3000))
-    np.save(root / "images" / "d.npy", np.zeros((3000, 2000), np.uint8))
-    tifffile.imwrite(root / "images" / "e.tif", np.zeros((3000, 2000), np.uint8), compression="zlib")
-    Image.fromarray(np.zeros((3000, 2000), np.uint8)).save(root / "images" / "f.jpg")
+    root = bombs(tmp_path / "pairs")
     head = "NRRD0004\ntype: uchar\ndimension: 2\nsizes: 3000 2000\nencoding: gzip\n\n"
     (root / "images" / "g.nrrd").write_bytes(head.encode() + gzip.compress(bytes(6_000_000)))
     mha = "ObjectType = Image\nNDims = 2\nDimSize = 3000 2000\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"

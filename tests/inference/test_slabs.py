@@ -53,14 +53,14 @@ def straightforward(network, plan, volume, overlap):
 
 @pytest.mark.parametrize(
     ("size", "spacing", "patch"),
-    [((40, 31), None, (16, 16)), ((31, 40), (1.3, 0.6), (16, 8)), ((12, 30, 14), (1.0, 1.7, 0.8), (8, 8, 8))],
+    [((40, 31), (1.0, 1.0), (16, 16)), ((31, 40), (1.3, 0.6), (16, 8)), ((12, 30, 14), (1.0, 1.7, 0.8), (8, 8, 8))],
 )
 @pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
 def test_slabs_are_the_straightforward_prediction(size, spacing, patch, overlap):
     dims = len(size)
     plan = make(
         spatial_dims=dims, strides=((2,) * dims,), patch=patch, whole_image_limit=10, labels=labels_of(4),
-        spacing=spacing, unit="mm" if spacing else "px",
+        spacing=spacing, unit="mm",
     )  # fmt: skip
     network = network_of(4, dims)
     image = np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32)

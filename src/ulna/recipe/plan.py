@@ -145,6 +145,8 @@ class Plan(Frozen):
         for name, axes in (("mirror_axes", self.mirror_axes), ("turn_axes", self.turn_axes or ())):
             if len(set(axes)) < len(axes) or any(axis >= dims for axis in axes):
                 wrong.append(f"{name} is {list(axes)}; it holds axes below {dims}, each once")
+        if self.spacing is None and self.format > 1:
+            wrong.append("spacing is missing: a plan always holds that of its training")
         if not self.labels.foreground:
             wrong.append("labels name the background only")
         wrong += _fingerprint_faults(self.fingerprint, dims)
