@@ -139,7 +139,17 @@ def test_a_thread_may_lock_again_and_another_one_may_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "note", [b"", b"[]", b"{", b"\xff\x00", b"[" * 5000, b'{"pid": "x", "host": 1}', b'{"pid": 1}']
+    "note",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b"\xff\x00",
+        b"[" * 5000,
+        b'{"pid": "x", "host": 1}',
+        b'{"pid": 1}',
+        b'{"pid": 1e999, "host": "a", "since": "b", "command": "c"}',
+    ],
 )
 def test_a_note_that_says_nothing_is_no_hindrance(tmp_path, note):
     (tmp_path / LOCK).write_bytes(note)

@@ -40,10 +40,15 @@ def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bf16 numbers."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16:
+    if device.type != "cpu" or _allowed_instructions() in WITHOUT_BF16:
         return False
     abilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(abilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _allowed_instructions() -> str:
+    """The instructions that a person leaves to oneDNN; it reads the older name where the newer one says nothing."""
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

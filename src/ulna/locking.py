@@ -57,9 +57,8 @@ class Holder(NamedTuple):
     host: str
     since: str
     command: str
-    started: str = (
-        ""  # when, as the system counts; empty where it does not say: it tells a process from one of its number
-    )
+    # when the process began, as the system counts; empty where it does not say: numbers of processes come again
+    started: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}: {self.command}"
@@ -258,7 +257,7 @@ def _same(path: Path, descriptor: int) -> bool:
 
 def _read(descriptor: int) -> Holder | None:
     """What the note says; None where it says nothing that can be read."""
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
+    with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
         os.lseek(descriptor, 0, os.SEEK_SET)
         note = json.loads(os.read(descriptor, _LONGEST_NOTE))
         host, since, command = (printable(note[name])[:LONGEST_SHOWN] for name in ("host", "since", "command"))
