@@ -325,3 +325,13 @@ def test_maps_that_are_computed_again_have_the_same_derivatives() -> None:
     leaf = image.clone().requires_grad_()
     (plain,) = torch.autograd.grad(net(leaf).square().sum(), leaf)
     assert (of_image - plain).norm() < 1e-3 * plain.norm()
+
+
+def test_second_derivatives_without_memory_have_their_shapes() -> None:
+    """Meta tensors know no autocast, which a gradient by torch's operations switches off."""
+    sizes = ((7, 4), (5, 4), (2, 5), (5,), (2,))
+    x, *layers = (torch.randn(size, device="meta", requires_grad=True) for size in sizes)
+    y = perceptron(x, layers[:2], layers[2:])
+    first = torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(first.square().sum(), layers[0])[0]
+    assert second.shape == layers[0].shape and second.device.type == "meta"

@@ -66,7 +66,9 @@ class _Conv:
     def forward(self: Any, x: Tensor | Sequence[Tensor]) -> Tensor:
         maps = [x] if isinstance(x, Tensor) else list(x)
         if self.padding_mode != "zeros" or isinstance(self.padding, str) or maps[0].ndim != self.weight.ndim:
-            made: Tensor = self._conv_forward(_joined(maps), self.weight, self.bias)  # torch's own has more than ours
+            made: Tensor = self._conv_forward(
+                detours.joined(maps), self.weight, self.bias
+            )  # torch's own has more than ours
             return made
         sizes = {"kernel": self.kernel_size, "stride": self.stride}
         casts = torch.is_autocast_enabled("cpu") and detours.low_precision(maps[0]) is not None
@@ -91,17 +93,13 @@ class _Conv:
             return convolve_in_slabs(maps, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _keeps_size(self):
             return convolve(maps, self.weight, self.bias)
-        whole = _joined(maps)
+        whole = detours.joined(maps)
         if depthwise.suits(
             whole, self.weight, self.bias, dilation=self.dilation, groups=self.groups, padding=self.padding
         ):
             return depthwise.convolve_depthwise(whole, self.weight, self.bias, stride=self.stride, padding=self.padding)
         made: Tensor = self._conv_forward(whole, self.weight, self.bias)
         return made
-
-
-def _joined(maps: Sequence[Tensor]) -> Tensor:
-    return maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1)
 
 
 class Conv2d(_Conv, nn.Conv2d):
@@ -209,11 +207,15 @@ class _BatchNorm:
                 f"batch norm cannot train on one value per channel (a map of shape {tuple(x.shape)}); "
                 "take larger images, a batch of 2 or more, fewer levels, or norm=instance"
             )
-        if self.training and self._is_usual() and normalize.suits(x, self.weight, self.bias):  # type: ignore[attr-defined]
+        if self.takes_one_pass(x):
             return self._in_one_pass(x, slope)
         if self.training and _recomputing[0]:
             return normalize.activated(self._by_batch(x), slope)
         return normalize.activated(super().forward(x), slope)  # type: ignore[misc]
+
+    def takes_one_pass(self: Any, x: Tensor) -> bool:
+        """Whether the native kernel takes this map."""
+        return self.training and self._is_usual() and normalize.suits(x, self.weight, self.bias)
 
     def _is_usual(self: Any) -> bool:
         """With scale, shift and running statistics of a fixed momentum, all float32: as `norm` makes it."""
@@ -265,6 +267,10 @@ class InstanceNorm(nn.Module):
             return normalize.activated((x - x) * self.weight.view(shape) + self.bias.view(shape), slope)
         return normalize.instance_norm(x, self.weight, self.bias, eps=self.eps, slope=slope)
 
+    def takes_one_pass(self, x: Tensor) -> bool:
+        """Whether the native kernel takes this map."""
+        return normalize.suits(x, self.weight, self.bias)
+
 
 def slope_of(activation: nn.Module) -> float | None:
     """The slope below 0 of an activation that is straight on both sides of it: 1 for none; None for any other.
@@ -280,11 +286,7 @@ def slope_of(activation: nn.Module) -> float | None:
 
 def in_one_pass(norm: nn.Module, slope: float | None, x: Tensor) -> bool:
     """Whether this machine has one kernel for the norm of this map and the activation after it."""
-    if slope is None or not isinstance(norm, InstanceNorm | _BatchNorm):
-        return False
-    if isinstance(norm, _BatchNorm) and not (norm.training and norm._is_usual()):
-        return False
-    return normalize.suits(x, norm.weight, norm.bias)
+    return slope is not None and isinstance(norm, InstanceNorm | _BatchNorm) and norm.takes_one_pass(x)
 
 
 def activation(kind: str) -> nn.Module:

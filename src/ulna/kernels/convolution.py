@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulna.kernels import door, native
+from ulna.kernels.detours import joined
 
 # Beyond these torch's own kernels are faster: few channels do not pay for the transforms of the maps, few pixels not for
 # that of the weights, and a tile that hangs over the border computes what nobody reads
@@ -87,7 +88,7 @@ def _tile_share(height: int, width: int) -> float:
 def _direct(weight: Tensor, bias: Tensor | None, *maps: Tensor) -> Tensor:
     """The definition, by torch."""
     padding = [side // 2 for side in weight.shape[2:]]
-    whole = maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
+    whole = joined(maps)
     return (F.conv2d if weight.ndim == 4 else F.conv3d)(whole, weight, bias, padding=padding)
 
 
@@ -102,8 +103,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         weight, bias, *maps = ctx.saved_tensors
         if door.gradient_by_torch(dy):
-            with torch.autocast("cpu", enabled=False):
-                return tuple(door.gradients(_direct, [weight, bias, *maps], ctx.needs_input_grad, dy))
+            return tuple(door.gradients(_direct, [weight, bias, *maps], ctx.needs_input_grad, dy))
         dy = _channels_last(dy)
         dw = _weight_gradient(maps, dy, weight.shape) if ctx.needs_input_grad[0] else None
         db = dy.sum(dim=[0, *range(2, dy.ndim)]) if ctx.needs_input_grad[1] else None
@@ -154,9 +154,8 @@ def _product(
     made = [_empty(first, k) for k in outputs]
     spoilt = (ctypes.c_char * len(first))()
     _call("forward", shape, _Maps.of(maps), packed, bias, _Maps.of(made), spoilt, _threads())
-    for image in (
-        number for number, mark in enumerate(spoilt.raw) if mark
-    ):  # torch knows which outputs see what is not finite
+    # torch knows which outputs see what is not finite
+    for image in (number for number, mark in enumerate(spoilt.raw) if mark):
         some = [x[image : image + 1] for x in maps]
         back = weight.transpose(0, 1).flip(*range(2, weight.ndim)) if transposed else weight
         found = _direct(back, bias, *some)
@@ -172,7 +171,7 @@ def _weight_gradient(maps: Sequence[Tensor], dy: Tensor, size: Sequence[int]) ->
     dw = dy.new_empty(tuple(size))
     if _call("weight_gradient", shape, _Maps.of(maps), dy, shares, dw, threads):
         return dw
-    whole, flat = maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1), [1] * (len(size) - 2)
+    whole, flat = joined(maps), [1] * (len(size) - 2)
     padding, zeros = [side // 2 for side in size[2:]], [0] * len(flat)
     found: Tensor = torch.ops.aten.convolution_backward(
         dy, whole, dw, None, flat, padding, flat, False, zeros, 1, (False, True, False)

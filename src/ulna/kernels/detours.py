@@ -58,3 +58,8 @@ def room(x: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Se
 def widened(x: Tensor, zeros: Sequence[int]) -> Tensor:
     """The map with zeros behind its end: (N, C, *S) -> (N, C, *S + zeros)."""
     return F.pad(x, [n for zero in reversed(zeros) for n in (0, zero)])
+
+
+def joined(maps: Sequence[Tensor]) -> Tensor:
+    """Several maps as one: [(N, Ci, *S), ...] -> (N, C, *S); a single one as it is."""
+    return maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1)

@@ -7,6 +7,7 @@ out of bounds. And a gradient written by hand knows one use: the first derivativ
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -91,8 +92,9 @@ def gradients(
     Returns:
         One for every input; None where none is asked for.
     """
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
+    again, kind = torch.is_grad_enabled(), grad.device.type
+    # in the precision of the forward pass, whatever surrounds this one; meta tensors know no autocast
+    with torch.enable_grad(), nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
         # views, so that the way from one input to another, as of a map to the weights that made it, is not gone twice
         own = [
             None if t is None else t.view_as(t) if again else t.detach().requires_grad_(wanted)

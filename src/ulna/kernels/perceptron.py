@@ -192,8 +192,7 @@ class _Perceptron(torch.autograd.Function):
         if door.gradient_by_torch(dout):
             definition = partial(_definition, tensors[:count], kept, ctx.dropout, ctx.reinject)
             asked = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
-            with torch.autocast(own.device.type, enabled=False):
-                found = door.gradients(definition, [own, *tensors[count:]], asked, dout)
+            found = door.gradients(definition, [own, *tensors[count:]], asked, dout)
             return found[0], None, None, None, *found[1:]
         x = _Rows(own, tensors[count : 2 * count], tensors[:count])
         layers = tensors[2 * count :]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulna.kernels import door, native
-from ulna.kernels.detours import low_precision, precision
+from ulna.kernels.detours import joined, low_precision, precision
 
 # Voxels of a slab where there are up to so many channels, fewer where there are more. The library that torch calls copies
 # the input and the gradient of the output for a weight gradient, once a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread,
@@ -100,7 +100,7 @@ def _convolve(
     weight: Tensor, bias: Tensor | None, *maps: Tensor, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
     call: Any = F.conv2d if weight.ndim == 4 else F.conv3d
-    made: Tensor = call(_joined(maps), weight, bias, stride, padding)
+    made: Tensor = call(joined(maps), weight, bias, stride, padding)
     return made
 
 
@@ -125,8 +125,7 @@ class _Slabs(torch.autograd.Function):
         if door.gradient_by_torch(dy):
             definition = partial(_convolve, stride=stride, padding=padding)
             asked = [*ctx.needs_input_grad[:2], *ctx.needs_input_grad[4:]]
-            with torch.autocast("cpu", enabled=False):
-                of_weight, of_bias, *of_maps = door.gradients(definition, [weight, bias, *maps], asked, dy)
+            of_weight, of_bias, *of_maps = door.gradients(definition, [weight, bias, *maps], asked, dy)
             return of_weight, of_bias, None, None, *of_maps
         dw = _of_weight(dy, maps, weight, stride, padding)
         db = dy.sum(dim=[0, *range(2, dy.ndim)], dtype=torch.float32).to(dy.dtype) if bias is not None else None
@@ -158,7 +157,7 @@ def _of_weight(
     for rows, reads, margins in _slabs(
         maps[0].shape[2], dy.shape[2], slab_count, weight.shape[2], stride[0], padding[0]
     ):
-        part = _joined([m[:, :, reads] for m in maps])
+        part = joined([m[:, :, reads] for m in maps])
         if any(margins):
             part = F.pad(part, (*(0, 0) * (part.ndim - 3), *margins))
         part = part.contiguous(memory_format=layout)
@@ -199,10 +198,6 @@ def _axis(entered: Sequence[int], left: Sequence[int], budget: int) -> int:
 def _block(weight: Tensor) -> int:
     """How many input channels one weight gradient takes."""
     return BLOCK if len(weight) <= BLOCK else weight.shape[1]
-
-
-def _joined(maps: Sequence[Tensor]) -> Tensor:
-    return maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1)
 
 
 def _slabs(
