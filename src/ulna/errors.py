@@ -32,9 +32,9 @@ def printable(text: object) -> str:
     return shown if shown.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
-def printable_text(text: object) -> object:
-    """Text whose line breaks are meant, with all else that is not printable written as numbers; no text stays as it is."""
-    return "\n".join(map(printable, text.split("\n"))) if type(text) is str else text
+def printable_text(text: str) -> str:
+    """Text whose line breaks are meant, with all else that is not printable written as numbers."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def printable_lines(text: str) -> str:

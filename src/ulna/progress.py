@@ -49,7 +49,7 @@ def make_console(file: Any = None) -> Any:
         def render(self, renderable: Any, options: Any = None) -> Any:
             for segment in super().render(renderable, options):
                 harmless = segment.control or segment.text == "\n" or segment.text.isprintable()
-                yield segment if harmless else segment._replace(text=str(printable_text(segment.text)))
+                yield segment if harmless else segment._replace(text=printable_text(segment.text))
 
     return Printable(file=file)
 

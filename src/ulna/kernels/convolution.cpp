@@ -27,7 +27,7 @@ constexpr int R = 6;
 #endif
 constexpr int P = 2 * L;                        // columns of a product that stay in registers
 constexpr int64_t T = 4, I = 6, F = I * I;      // side of an output and of an input tile; products a tile needs
-constexpr int64_t RUN = 64;                     // channels that are added up before their sum is
+constexpr int64_t RUN = 64;                     // channels whose products are summed by themselves before they join the whole sum
 constexpr int64_t CACHE = 96 * 1024;            // floats of one block: under half of a usual second-level cache
 
 typedef float Vector __attribute__((vector_size(L * sizeof(float)), aligned(4), may_alias));
@@ -215,8 +215,8 @@ static void transform_input(const Shape& s, const Maps<const float>& x, int64_t 
     }
 }
 
-// The way back: m (36, block, padded outputs) -> the tile's pixels in the maps of y. An infinite value, or one that is none,
-// spoils the whole tile, also what does not see it: images that have such a tile are marked.
+// The way back: m (36, block, padded outputs) -> the tile's pixels in the maps of y. An infinite value or a NaN spoils its
+// whole tile, also what does not see it: images with such a tile are marked.
 static void transform_output(const Shape& s, const float* m, const float* bias, int64_t first, int64_t count, int64_t block,
                              const Maps<float>& y, char* spoilt) {
     const int64_t padded = s.padded_outputs();
@@ -342,7 +342,7 @@ void ulna_conv_pack(const Shape* shape, const float* w, float* u, int transposed
             }
 }
 
-// y = x * w + bias; bias may be null; 1 in `spoilt` (images) where a value was not finite, which was 0 before
+// y = x * w + bias; bias may be null. spoilt (images): zeros before; 1 for an image with a value that is not finite
 void ulna_conv_forward(const Shape* shape, const Maps<const float>* x, const float* u, const float* bias,
                        const Maps<float>* y, char* spoilt, int64_t threads) {
     const Shape& s = *shape;

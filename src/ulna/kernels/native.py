@@ -49,17 +49,17 @@ def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
     try:
         built = _built(Path(__file__).with_name(f"{name}.cpp"), *(_of_torch() if with_torch else (FLAGS, ())))
         loaded = ctypes.CDLL(str(built))
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        subprocess.SubprocessError,
-    ) as error:  # RuntimeError: a user without a home
-        reason = str(getattr(error, "stderr", None) or error).strip() or type(error).__name__
-        log.info("native kernel %s is not used, torch's own is (%s)", name, reason.splitlines()[0])
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        # RuntimeError: a user without a home
+        log.info("native kernel %s is not used, torch's own is (%s)", name, first_line(error))
         return None
     _versions[name] = built.stem.rpartition("-")[0]  # without the checksum
     return loaded
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, or what a compiler said; its kind where it says nothing."""
+    return (str(getattr(error, "stderr", None) or error).strip() or type(error).__name__).splitlines()[0]
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ulna.kernels import sweep_lines
+from ulna.kernels import native, sweep_lines
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _replayed(work: Callable[..., Tensors], tensors: Tensors, *settings: Any) ->
                 recording = _kept[key] = _record(work, tensors, *settings)
             except RuntimeError as error:  # out of memory too: lines need less
                 _kept.clear()
-                _broken.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+                _broken.append(native.first_line(error))
                 log.warning("sweeps cannot be recorded as a CUDA graph, they run line by line (%s)", _broken[0])
                 return work(tensors, *settings)
         for memory, tensor in zip(recording.inputs, tensors, strict=True):

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ulna.kernels import native
 from ulna.kernels.window import window
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def _kernels() -> Any:
 
         from ulna.kernels import sweep_triton_kernels
     except Exception as error:  # a broken installation may raise anything
-        log.info("sweeps run without Triton (%s)", _first_line(error))
+        log.info("sweeps run without Triton (%s)", native.first_line(error))
         return None
     return sweep_triton_kernels
 
@@ -65,7 +66,7 @@ def available(x: Tensor) -> bool:
 def give_up(error: Exception) -> None:
     """Do without Triton from now on; the log says once why."""
     if not _broken:
-        _broken.append(_first_line(error))
+        _broken.append(native.first_line(error))
         log.warning("the Triton kernel of sweeps failed, torch's own operations take over (%s)", _broken[0])
 
 
@@ -198,7 +199,3 @@ def _launch(name: str, shape: _Shape, reverse: bool, tensors: tuple[Tensor, ...]
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ulna import figures
 from ulna.data.dataset import Dataset
@@ -23,6 +22,7 @@ from ulna.study import drawings
 from ulna.study.costs import conditions_in_words
 from ulna.study.jobs import Job
 from ulna.study.outcome import Outcome
+from ulna.study.pages import page
 from ulna.study.scores import write_scores
 
 SHOWN_WORST = 4
@@ -53,8 +53,8 @@ def publish(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: Path) 
     """
     write_scores(outcome.rows, out / "results.csv")
     _draw(outcome, jobs, dataset, out / "figures")
-    write_text(out / "table.md", str(printable_text(markdown(outcome))))
-    write_text(out / "table.tex", str(printable_text(latex(outcome))))
+    write_text(out / "table.md", printable_text(markdown(outcome)))
+    write_text(out / "table.tex", printable_text(latex(outcome)))
     write_text(out / "report.html", _page(outcome, out / "figures"))
 
 
@@ -240,13 +240,6 @@ def _page(outcome: Outcome, folder: Path) -> str:
         for t in outcome.published
     ]
     verdicts = [pair.verdict for pair in outcome.pairs] + [""] * len(outcome.sentences)
-    environment = Environment(
-        loader=PackageLoader("ulna.study", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        finalize=printable_text,
-    )
     values: dict[str, Any] = {
         "title": title(outcome),
         "subtitle": subtitle(outcome),
@@ -263,7 +256,7 @@ def _page(outcome: Outcome, folder: Path) -> str:
         "command": outcome.command,
         "version": version("ulna"),
     }
-    return environment.get_template("comparison.html").render(values)
+    return page("comparison.html").render(values)
 
 
 def _markdown(table: Table) -> str:

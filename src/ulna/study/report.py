@@ -15,15 +15,15 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from ulna import figures
-from ulna.errors import UsageError, printable_text
+from ulna.errors import UsageError
 from ulna.files import write_text
 from ulna.reading import read_json_object, read_yaml
+from ulna.study.pages import page
 
 DASH = "–"
 SHOWN = 3  # best cases, and as many worst
@@ -98,7 +98,7 @@ def write_report(
     """
     summary, plan = _json(run / "summary.json"), _yaml(run / "plan.yaml")
     scores = evaluation.summary
-    page = {
+    values = {
         "title": title,
         "synthetic": synthetic,
         "model": summary.get("model") or DASH,
@@ -120,15 +120,7 @@ def write_report(
         "files": [(name, _text(run / f"{name}.yaml")) for name in ("recipe", "plan")],
         "version": (summary.get("versions") or {}).get("ulna"),
     }
-    environment = Environment(
-        loader=PackageLoader("ulna.study", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=printable_text,
-    )
-    write_text(out, environment.get_template("report.html").render(page))
+    write_text(out, page("report.html").render(values))
     return out
 
 

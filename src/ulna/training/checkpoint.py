@@ -70,6 +70,10 @@ def load_checkpoint(folder: Path, largest: int | None = None) -> Tensors | None:
     return None
 
 
+# the columns of metrics.csv; no times: a training that was stopped and went on writes the same file to the byte
+METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
+
+
 class Progress(Frozen):
     """What a checkpoint says about the loop; see `State` there."""
 
@@ -86,8 +90,7 @@ class Progress(Frozen):
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
-        columns = {"epoch", "lr", "train_loss", "val_dice", "val_iou"}
-        if len(self.rows) != self.epoch or any(not columns <= set(row) for row in self.rows):
+        if len(self.rows) != self.epoch or any(not {*METRICS} <= set(row) for row in self.rows):
             raise ValueError(f"{len(self.rows)} rows of measures do not fit {self.epoch} epochs")
         if len(self.losses) != self.step:
             raise ValueError(f"{len(self.losses)} losses do not fit {self.step} steps")

@@ -45,6 +45,7 @@ from ulna.recipe import (
     to_yaml,
 )
 from ulna.segmenter import network_for, read_split
+from ulna.training.checkpoint import METRICS
 from ulna.training.loop import CHECKPOINTS, Loop, State, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, Samples, worker_count
@@ -53,8 +54,6 @@ from ulna.training.summary import final_part, summarise
 
 log = logging.getLogger("ulna")
 
-# no times: a training that was stopped and went on writes the same file to the byte
-METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
 # what `_start` writes; the last one makes the folder a run
 START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
 LOG_FILE = "log.txt"
