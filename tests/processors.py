@@ -20,6 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 COMPILERS = re.compile(r"(.*-)?(c\+\+|g\+\+|gcc|cc|clang|clang\+\+)(-[0-9.]+)?")
 
+NO_COMPILER = "no compiler"
 SETTINGS: dict[str, dict[str, str]] = {
     "AVX-512 without bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "ULNA_NATIVE_ARCH": "x86-64-v3"},
@@ -31,12 +32,12 @@ SETTINGS: dict[str, dict[str, str]] = {
     },
     "AVX-512 with bf16, no AMX": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "ULNA_NATIVE_ARCH": "cooperlake"},
     "no native kernels": {"ULNA_NATIVE": "0"},
-    "no compiler": {},
+    NO_COMPILER: {},  # made by `without_compiler`
     "two threads": {"ULNA_TEST_THREADS": "2"},
 }
 
 # What CI has time for: the kinds that tests were found to fail under
-QUICK = ("AVX2", "AVX-512 with bf16, no AMX", "no native kernels", "no compiler")
+QUICK = ("AVX2", "AVX-512 with bf16, no AMX", "no native kernels", NO_COMPILER)
 
 # What a processor decides: the order of sums in products and convolutions, and whether there are kernels at all.
 PROBE = """
@@ -77,7 +78,7 @@ def without_compiler(folder: Path) -> dict[str, str]:
 
 
 class Probe(NamedTuple):
-    """What a few computations give, bit by bit, and whether there are native kernels."""
+    """What a few computations give, bit by bit, whether there are native kernels, and the number of threads."""
 
     bits: str
     native: str
@@ -135,7 +136,7 @@ def main() -> None:
     outcomes, left_out = [], {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only or (QUICK if options.quick else SETTINGS):
-            settings = SETTINGS[name] or without_compiler(Path(folder))
+            settings = without_compiler(Path(folder)) if name == NO_COMPILER else SETTINGS[name]
             reason = why_not(settings, usual)
             if reason:
                 left_out[name] = reason

@@ -250,7 +250,7 @@ def _compare(console: Console, study: Any) -> None:
         millions = f"{cost.parameters / 1e6:.2f} M"
         n = f"{dice.units} + {dice.undefined}" if dice.undefined else f"{dice.units}"
         cells = [f"{cost.gmacs:.3g}", _value(measure), n, spread, f"{cost.wall_ms[0]:.1f}"]
-        table.add_row(escape(model), millions, *cells)
+        table.add_row(_name(model), millions, *cells)
     console.print(table)
     if any(of_model["dice"].undefined for of_model in outcome.described.values()):
         text = f"n: {outcome.unit}s that count, + those in which neither reference nor prediction holds a class"

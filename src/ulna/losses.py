@@ -301,7 +301,7 @@ def target_for(logits: Tensor, target: Tensor, points: Tensor | None = None) -> 
     if target.shape[-len(size) :] == size:
         return target
     maps = target if target.ndim == logits.ndim else target[:, None]
-    wide = maps if maps.dtype == torch.float64 else maps.float()
+    wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
     resized = F.interpolate(wide, size=size, mode="nearest-exact").to(target.dtype)
     return resized if target.ndim == logits.ndim else resized[:, 0]
 

@@ -130,18 +130,16 @@ def parse_yaml(text: str, source: str) -> Any:
         why = place + (error.problem or "not YAML")
     except RecursionError:
         why = f"more than {DEEPEST} levels of lists in lists"
-    except (
-        Exception
-    ) as error:  # values that no type takes: dates of month 13, numbers without digits, keys that are lists
+    except Exception as error:
+        # values that no type takes: dates of month 13, numbers without digits, keys that are lists
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise UsageError(f"{printable(source)}: not readable as YAML ({printable(why)}); {REMEDY}") from None
 
 
 def _check_bounds(text: str) -> None:
     """Go through a YAML text without making anything of it, and raise where it goes too deep or stands for too much."""
-    sizes = [
-        0
-    ]  # of the document and of the collections that are open: values, each alias counted with all that it means
+    # of the document and of the collections that are open: values, each alias counted with all that it means
+    sizes = [0]
     names: list[str | None] = []  # the anchors of those collections
     known: dict[str, int] = {}  # anchor -> size
     for event in yaml.parse(text, Loader=_SAFE):

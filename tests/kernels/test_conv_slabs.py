@@ -25,7 +25,7 @@ CASES = [
 ]
 
 
-# Of the largest value: two roundings to bf16. Without bf16 instructions the library rounds partial sums too (1.3 % seen).
+# Of the largest value: two roundings to bf16. Below AVX-512 the library rounds partial sums too (1.3 % seen).
 ROUNDED = 0.008 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.03
 
 

@@ -171,9 +171,8 @@ def _of_any_size(maps: Tensor) -> bool:
 
 
 def _crop(logits: Tensor, size: torch.Size | list[int]) -> Tensor:
-    if _of_any_size(
-        logits
-    ):  # a view of part of a map would fix, in the exported network, whether there is anything to cut off
+    if _of_any_size(logits):
+        # a view of part of a map would fix, in the exported network, whether there is anything to cut off
         for axis, n in enumerate(size, start=2):
             logits = logits.index_select(axis, torch.arange(n, device=logits.device))
         return logits

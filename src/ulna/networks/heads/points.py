@@ -80,9 +80,8 @@ class Points(Head):
         return self.reader(maps, size)(points)
 
     def reader(self, maps: dict[str, Tensor], size: Sequence[int]) -> Reader:
-        if not all(
-            isinstance(n, int) for n in size
-        ):  # symbols of an export: voxels would be counted for its example alone
+        # symbols of an export: voxels would be counted for its example alone
+        if not all(isinstance(n, int) for n in size):
             raise UsageError(
                 "a head that reads points cannot be exported for images of any size: it goes by the place in a patch, and is "
                 "trained on patches of one size; export it by torch.export, or the ONNX exporter that uses it, for that size "
