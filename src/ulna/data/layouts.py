@@ -93,7 +93,7 @@ def _half(found: Found, names: set[str], images: str, labels: str) -> DataError:
     others = sorted(name for name in names - {there} if (found.root / name).is_dir())
     beside_it = f" (but {', '.join(name + '/' for name in others[:6])})" if others else ""
     what = f"holds {there}/ and no {missing}/ beside it{beside_it}"
-    remedy = f"name the folder of the {'label maps' if missing == labels else 'images'} {missing}"
+    remedy = f"rename the folder of the {'label maps' if missing == labels else 'images'} to {missing}/"
     return DataError([*found.problems, Problem(str(found.root), what, remedy)], found.root)
 
 
