@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ulna.errors import UsageError
-from ulna.files import Tensors, read_tensors, write_tensors, write_text, write_whole
+from ulna.files import Tensors, Unwritable, read_tensors, staged, write_tensors, write_text, write_whole
 from ulna.training.checkpoint import LAST, PREVIOUS, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 
 
@@ -58,6 +58,21 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         write_whole(path, disk_full, 12_345_678)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_staged_files_go_with_their_work_also_those_of_a_killed_process(tmp_path):
+    (tmp_path / ".tmp-work-0").mkdir()
+    (tmp_path / ".tmp-work-0" / "half").touch()
+    (tmp_path / ".tmp-other-0").mkdir()  # of another work
+    with pytest.raises(KeyError), staged(tmp_path, "work") as staging:
+        assert {path.name for path in tmp_path.iterdir()} == {staging.name, ".tmp-other-0"}
+        (staging / "kept").touch()
+        (staging / "kept").replace(tmp_path / "kept")
+        (staging / "half").touch()
+        raise KeyError
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", ".tmp-other-0"}
+    with pytest.raises(Unwritable, match="cannot be written"), staged(tmp_path / "missing", "work"):
+        raise AssertionError("it was made")
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])

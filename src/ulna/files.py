@@ -83,6 +83,30 @@ def move_whole(source: Path, target: Path) -> None:
         raise unwritable(target, error) from error
 
 
+@contextmanager
+def staged(folder: Path, name: str) -> Iterator[Path]:
+    """A folder inside `folder` for files that are not yet in place; what killed processes left goes. For its one writer.
+
+    Args:
+        folder: exists, and is locked.
+        name: of the work, which tells these files from others that are not yet in place.
+
+    Raises:
+        Unwritable: if it cannot be made.
+    """
+    for left in folder.glob(f"{TEMPORARY}{name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    staging = folder / f"{TEMPORARY}{name}-{os.getpid()}"
+    try:
+        staging.mkdir()
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left below `folder`; for one that nobody else writes to."""
     for leftover in folder.rglob(f"{TEMPORARY}*"):

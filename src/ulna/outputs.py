@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ulna.errors import UsageError
+from ulna.files import TEMPORARY
 
 RUN_FILE = "recipe.yaml"
 # folders of a data set, in lower case: not every file system tells Labels from labels
@@ -150,7 +151,7 @@ def file_digest(*paths: Path) -> str:
 
 def ignores_case(folder: Path) -> bool:
     """Whether a folder that exists takes `a` and `A` for one name."""
-    probe = folder / f".tmp-{os.getpid()}-case"
+    probe = folder / f"{TEMPORARY}{os.getpid()}-case"
     try:
         probe.touch()
         return probe.with_name(probe.name.upper()).exists()

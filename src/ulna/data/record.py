@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from ulna.errors import UsageError
-from ulna.files import TEMPORARY, unwritable, write_text
+from ulna.files import staged, unwritable, write_text
 from ulna.outputs import file_digest, is_plain
 from ulna.reading import LARGEST_JSON, parse_json, read_json_object
 
 PREDICT_FILE = "predict.json"
 JOURNAL = "predict.unfinished.jsonl"
-STAGING = f"{TEMPORARY}predict-"
 
 
 @dataclass(frozen=True)
@@ -195,17 +193,8 @@ class Record:
                     if not path.stat().st_size:
                         path.unlink()
                 raise UsageError(f"{self.folder}: another ulna predict wrote there meanwhile; call again")
-            for left in self.folder.glob(f"{STAGING}*"):  # of a process that was killed: the lock is ours
-                shutil.rmtree(left, ignore_errors=True)
-            staging = self.folder / f"{STAGING}{os.getpid()}"
-            try:
-                staging.mkdir()
-            except OSError as error:
-                raise unwritable(self.folder, error) from None
-            try:
+            with staged(self.folder, "predict") as staging:
                 yield staging
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
         finally:
             with suppress(OSError):  # a full disk, which was told
                 self._journal.close()

@@ -27,7 +27,7 @@ from ulna.data.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, s
 from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey
 from ulna.errors import DataError, Problem, UsageError
-from ulna.files import unwritable
+from ulna.files import TEMPORARY, unwritable
 from ulna.outputs import check_folder
 from ulna.progress import track
 from ulna.recipe import Labels
@@ -93,7 +93,7 @@ def repair(
         UsageError: if nothing is left, or `out` cannot be written.
     """
     check_target(out, dataset.root)
-    temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+    temporary = out.with_name(f"{TEMPORARY}{os.getpid()}-{out.name}")
     try:
         for name in ("images", "labels"):
             (temporary / name).mkdir(parents=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ from ulna.data.preprocess import framed, prepare, prepare_labels
 from ulna.errors import UsageError, unknown
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
-from ulna.files import TEMPORARY, move_whole, unwritable, write_text
+from ulna.files import move_whole, staged, unwritable, write_text
 from ulna.forecast import Forecast
 from ulna.inference import explaining as methods
 from ulna.inference.folding import folded
@@ -39,7 +37,6 @@ from ulna.segmenter import Ensemble, Segmenter, load
 from ulna.volume import Volume
 
 EXPLAIN_FILE = "explain.json"
-STAGING = f"{TEMPORARY}explain-"
 LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")
 FILES = (*(f"{layer}{ending}" for layer in LAYERS for ending in (".png", ".nii.gz", ".nii")), SHEET_FILE)
 NO_PROOF = (
@@ -155,21 +152,15 @@ def explain(
         "left_out": found.left_out,
         "note": NO_PROOF,
     }
-    with locked(out):
-        for left in out.glob(f"{STAGING}*"):  # of a process that was killed: the lock is ours
-            shutil.rmtree(left, ignore_errors=True)
+    with locked(out), staged(out, "explain") as staging:
         _check_names(out)  # what stood up during the work is not replaced
-        staging = out / f"{STAGING}{os.getpid()}"
         try:
-            staging.mkdir()
             files = WRITERS[volume.spatial_dims](staging, volume, mask, inside, found.layers)
             facts["maps"] = {name: {"file": files[name], **about} for name, about in found.about.items()}
             facts["files"] = [*dict.fromkeys(files.values()), EXPLAIN_FILE]
             _put(out, staging, facts)
         except OSError as error:
             raise unwritable(out, error) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     return Explanation(out, tuple(facts["files"]), facts)
 
 
