@@ -2,8 +2,12 @@
 
 import pytest
 
+from ulna import demonstration
+from ulna.benchmarking import implicit
 from ulna.errors import UsageError
 from ulna.outputs import check_folder, check_names, file_digest, ignores_case, is_plain
+from ulna.study import comparing
+from ulna.training import train
 
 
 def data_set(root):
@@ -67,11 +71,22 @@ def test_masks_beside_several_images_are_written_where_nothing_of_others_lies(tm
     check_folder(tmp_path / "masks")
     (tmp_path / "masks").mkdir()
     check_folder(tmp_path / "masks")
+    (tmp_path / "masks" / ".lock").touch()  # of a process that was killed at once
+    check_folder(tmp_path / "masks")
     (tmp_path / "masks" / "a.png").touch()
     with pytest.raises(UsageError, match="would pass for, references"):
         check_folder(tmp_path / "masks")
     (tmp_path / "masks" / "predict.json").touch()
     check_folder(tmp_path / "masks")
+
+
+def test_what_a_killed_process_left_does_not_make_a_folder_somebody_elses(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".tmp-1-predict.json").touch()
+    implicit._check_folder(tmp_path, None)
+    comparing._stored(tmp_path)
+    train._refuse_taken(tmp_path)
+    demonstration._clear(tmp_path)
 
 
 @pytest.mark.parametrize(("there", "out"), [("Original", "Ground Truth"), ("ground_truth", "original")])

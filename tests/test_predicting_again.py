@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel
 import numpy as np
@@ -17,11 +18,11 @@ import ulna
 from tests.test_prediction import four_images, run_folder
 from ulna import cli, prediction
 from ulna.data import pending
-from ulna.data import record as record_room
 from ulna.data.case import Case
 from ulna.data.record import JOURNAL, PREDICT_FILE, Record
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate
+from ulna.locking import LOCK
 from ulna.recipe import Labels, Split
 from ulna.segmenter import Segmenter
 
@@ -396,13 +397,34 @@ def test_what_stands_up_during_the_work_is_not_replaced(tmp_path, images, run, m
     assert (out / "b.png").read_bytes() == b"theirs"
 
 
-def test_two_processes_do_not_write_into_one_folder(tmp_path, images, run):
-    pytest.importorskip("fcntl")
+@pytest.mark.parametrize("system_locks", [True, False])
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_one_command_at_a_time_writes_into_a_folder(tmp_path, images, run, monkeypatch, verb, system_locks):
+    if not system_locks:
+        monkeypatch.setattr("ulna.locking.fcntl", None)
+    call = getattr(ulna, verb)
     with (
-        Record.read(tmp_path / "masks").writing(),
-        pytest.raises(UsageError, match="another ulna predict writes there"),
+        Record.read(tmp_path / "out").writing(),
+        ThreadPoolExecutor(1) as other,
+        pytest.raises(UsageError, match=rf"another command writes into it \(process {os.getpid()} on "),
     ):
-        ulna.predict(run, images, out=tmp_path / "masks")
+        other.submit(call, run, images / "a.png", out=tmp_path / "out").result()
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob(".*"))
+
+
+def test_the_lock_of_a_killed_process_is_in_nobodys_way(tmp_path, images, run):
+    out = tmp_path / "masks"
+    shutil.copytree(images, tmp_path / "data" / "images")
+    for folder in (out, tmp_path / "data" / "masks"):
+        folder.mkdir()
+        (folder / LOCK).touch()
+        (folder / ".tmp-predict-0").mkdir()
+        ulna.predict(run, images, out=folder)
+        assert {path.name for path in folder.iterdir()} == {*(f"{name}.png" for name in "abcd"), PREDICT_FILE}
+    (out / LOCK).touch()
+    summary = evaluate(out, references(tmp_path / "references", "abcd")).summary
+    assert (summary["cases"], summary["missing"], summary["not_listed"]) == (4, [], [])
+    assert ulna.predict(run, images, out=out).skipped == tuple("abcd")
 
 
 def test_masks_of_a_call_that_ran_meanwhile_are_not_forgotten(tmp_path, images, run, monkeypatch, segmented):
@@ -418,31 +440,15 @@ def test_masks_of_a_call_that_ran_meanwhile_are_not_forgotten(tmp_path, images, 
         return found
 
     monkeypatch.setattr(prediction, "find_pending", meanwhile)
-    with pytest.raises(UsageError, match="another ulna predict wrote there meanwhile; call again"):
+    with pytest.raises(
+        UsageError, match="another ulna predict wrote into it since this one looked; run the command again"
+    ):
         ulna.predict(run, images, out=out)
     assert segmented == ["z"]
     assert {path.name for path in out.iterdir()} == {"z.png", PREDICT_FILE}
     ulna.predict(run, images, out=out)
     assert [entry["case"] for entry in facts(out)["earlier"]] == ["z"]
     assert ulna.predict(run, more, out=out).skipped == ("z",)
-
-
-def test_a_journal_that_was_removed_before_it_was_locked_is_no_lock(tmp_path, monkeypatch):
-    pytest.importorskip("fcntl")
-    lock, left = record_room._lock, [1]
-
-    def late(journal, folder):
-        if left and left.pop():
-            (folder / JOURNAL).unlink()  # its holder ended
-        lock(journal, folder)
-
-    monkeypatch.setattr(record_room, "_lock", late)
-    with (
-        Record.read(tmp_path).writing(),
-        pytest.raises(UsageError, match="another ulna predict writes there"),
-        Record.read(tmp_path).writing(),
-    ):
-        raise AssertionError("two hold it")
 
 
 def test_a_killed_process_leaves_no_file_that_nobody_knows(tmp_path, images, run, monkeypatch, segmented):

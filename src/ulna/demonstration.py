@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ulna.errors import UsageError
+from ulna.outputs import is_transient
 
 if TYPE_CHECKING:
     from ulna.evaluation import Evaluation
@@ -103,7 +104,8 @@ def _clear(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; name a new folder with --out")
     statement = out / "SYNTHETIC"
-    if out.is_dir() and any(out.iterdir()) and not (statement.is_file() and statement.read_bytes() == DEMO):
+    taken = out.is_dir() and not all(is_transient(path.name) for path in out.iterdir())
+    if taken and not (statement.is_file() and statement.read_bytes() == DEMO):
         raise UsageError(f"{out}: exists and is not an earlier demo; name a new folder with --out")
     for name in WRITTEN:
         path = out / name

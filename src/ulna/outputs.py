@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ulna.errors import UsageError
 from ulna.files import TEMPORARY
+from ulna.locking import LOCK
 
 RUN_FILE = "recipe.yaml"
 # folders of a data set, in lower case: not every file system tells Labels from labels
@@ -71,7 +72,8 @@ def _is_paired(folder: Path) -> bool:
     beside = _folders(folder.parent).get(PAIRED.get(name, ""))
     if beside is None or name != "masks":
         return beside is not None
-    mine, images = _names(folder), [image for image in _names(beside) if not image.startswith(".")]
+    mine = {name for name in _names(folder) if not is_transient(name)}
+    images = [image for image in _names(beside) if not image.startswith(".")]
     return len(images) <= 1 or (bool(mine) and not mine & WRITTEN)
 
 
@@ -125,6 +127,11 @@ def _is_own(path: Path, is_own: Callable[[Path], bool]) -> bool:
         return is_plain(path) and is_own(path)
     except (OSError, ValueError):  # neither readable nor in the form that ulna writes
         return False
+
+
+def is_transient(name: str) -> bool:
+    """Whether a name is of a lock or of what is not yet in place: nobody's work, also where a killed process left it."""
+    return name == LOCK or name.startswith(TEMPORARY)
 
 
 def is_plain(path: Path) -> bool:

@@ -26,6 +26,7 @@ from ulna.evaluation import evaluate_pairs
 from ulna.files import TEMPORARY
 from ulna.inference.sparse import Tally
 from ulna.networks.catalog import NAMED
+from ulna.outputs import is_transient
 from ulna.progress import track
 from ulna.recipe import Recipe, from_yaml
 from ulna.segmenter import Segmenter, read_split
@@ -151,7 +152,7 @@ def _check_folder(out: Path, data: Path | None) -> None:
         return
     if not out.is_dir():
         raise UsageError(f"{out}: is a file; choose another --out")
-    others = [p.name for p in out.iterdir() if p.name not in WRITTEN and not p.name.startswith(TEMPORARY)]
+    others = [p.name for p in out.iterdir() if p.name not in WRITTEN and not is_transient(p.name)]
     drawn = out / "data"
     if others or (drawn.exists() and _statement(drawn) != STATEMENT):
         raise UsageError(

@@ -1,7 +1,7 @@
 """predict.json: which masks in a folder are ulna's own, and of which run, options and image each of them is.
 
 While `predict` works, every mask is first noted in a journal beside it and then put in place, so that a process killed at
-any moment leaves no file that nobody knows. The journal is also the lock of the folder.
+any moment leaves no file that nobody knows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from ulna.errors import UsageError
 from ulna.files import staged, unwritable, write_text
+from ulna.locking import locked
 from ulna.outputs import file_digest, is_plain
 from ulna.reading import LARGEST_JSON, parse_json, read_json_object
 
@@ -173,32 +174,30 @@ class Record:
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """Hold the folder's lock and make a folder for files that are not yet in place.
+        """Be the folder's one writer, with a folder for files that are not yet in place.
 
         Raises:
-            UsageError: if another process predicts into the folder, or did since the record was read (its masks would be
-                forgotten), or it cannot be written to.
+            UsageError: if another command writes into the folder, or a `predict` did since the record was read (its masks
+                would be forgotten), or it cannot be written to.
         """
         path = self.folder / JOURNAL
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder), staged(self.folder, "predict") as staging:
             if os.path.lexists(path) and not is_plain(path):
                 raise UsageError(f"{path}: is no file of ulna; move it, or choose another --out")
-            self._journal = _held(path)
-        except OSError as error:
-            raise unwritable(self.folder, error) from None
-        try:
             if self._seen not in (None, _state(self.folder)):
-                with suppress(OSError):
-                    if not path.stat().st_size:
-                        path.unlink()
-                raise UsageError(f"{self.folder}: another ulna predict wrote there meanwhile; call again")
-            with staged(self.folder, "predict") as staging:
+                raise UsageError(
+                    f"{self.folder}: another ulna predict wrote into it since this one looked; run the command again"
+                )
+            try:
+                self._journal = path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise unwritable(self.folder, error) from None
+            try:
                 yield staging
-        finally:
-            with suppress(OSError):  # a full disk, which was told
-                self._journal.close()
-            self._journal = None
+            finally:
+                with suppress(OSError):  # a full disk, which was told
+                    self._journal.close()
+                self._journal = None
 
     def put(self, entries: Sequence[Entry], staging: Path, *, free: Sequence[str] = ()) -> list[Entry]:
         """Note the files of some entries with their digests and put them in place, whole or not at all.
@@ -318,33 +317,3 @@ def _state(folder: Path) -> tuple[str, ...]:
         return tuple(file_digest(path) if is_plain(path) and path.stat().st_size else "" for path in paths)
     except OSError:  # gone meanwhile, which is a change; or not readable, which is told where it is read
         return ()
-
-
-def _held(path: Path) -> IO[str]:
-    """The journal, opened and locked; never one that its holder removed between the two, for others would not see it."""
-    while True:
-        journal = path.open("a", encoding="utf-8")
-        try:
-            _lock(journal, path.parent)
-            if os.path.samestat(os.fstat(journal.fileno()), path.stat()):
-                return journal
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            journal.close()
-            raise
-        journal.close()
-
-
-def _lock(journal: IO[str], folder: Path) -> None:
-    """One process a folder, where the system has such locks; they end with the process."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"{folder}: another ulna predict writes there; wait for it, or choose another --out") from None
-    except OSError:  # a file system without locks
-        return

@@ -18,9 +18,9 @@ from ulna.data.dataset import Dataset, split_hash
 from ulna.data.dataset import split as split_cases
 from ulna.data.limits import memory as machine_memory
 from ulna.errors import PartialFailure, UsageError, printable
-from ulna.files import TEMPORARY, write_text
+from ulna.files import write_text
 from ulna.forecast import ON_THE_GPU, gpu_memory
-from ulna.outputs import check_folder
+from ulna.outputs import check_folder, is_transient
 from ulna.planning import fingerprint, forecast_training
 from ulna.reading import read_json_object, read_yaml
 from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse
@@ -242,7 +242,7 @@ def _settings(
 def _stored(out: Path) -> dict[str, Any] | None:
     path = out / STUDY_FILE
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(not path.name.startswith(TEMPORARY) for path in out.iterdir())):
+        if out.exists() and (not out.is_dir() or not all(is_transient(path.name) for path in out.iterdir())):
             raise UsageError(f"{out}: holds something else than a study; choose another --out")
         return None
     try:

@@ -25,10 +25,11 @@ from ulna.data.dataset import Dataset
 from ulna.data.dataset import split as split_cases
 from ulna.data.points import count_points
 from ulna.errors import UsageError, printable
-from ulna.files import TEMPORARY, remove_leftovers, write_text
-from ulna.locking import LOCK, locked
+from ulna.files import remove_leftovers, write_text
+from ulna.locking import locked
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
+from ulna.outputs import is_transient
 from ulna.planning import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
 from ulna.progress import Lines
 from ulna.reading import read_yaml
@@ -238,7 +239,7 @@ def _refuse_taken(out: Path) -> None:
 def _unborn(folder: Path) -> bool:
     """Whether a folder is empty, or holds no more than a training that was killed while it began."""
     return folder.is_dir() and all(
-        entry.name in (*START[:-1], LOG_FILE, LOCK) or entry.name.startswith(TEMPORARY) for entry in folder.iterdir()
+        entry.name in (*START[:-1], LOG_FILE) or is_transient(entry.name) for entry in folder.iterdir()
     )
 
 
