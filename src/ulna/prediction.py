@@ -7,7 +7,6 @@ where ulna wrote it otherwise, and never touched where ulna did not write it.
 from __future__ import annotations
 
 import logging
-import shlex
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -45,6 +44,7 @@ from ulna.progress import track
 from ulna.recipe import Split
 from ulna.segmenter import Ensemble, Segmenter, load, read_split
 from ulna.signals import Interruption, Stopped
+from ulna.verbs import command, to_argv
 
 log = logging.getLogger(__name__)
 
@@ -151,10 +151,7 @@ def predict(
     }
     number = work.do(cases, facts)
     if number:
-        words = [
-            text for flag, value in flags.items() if value for text in ([flag] if value is True else [flag, value])
-        ]
-        again = shlex.join(["ulna", "predict", *map(str, [*runs, data]), "--out", str(out), *map(str, words)])
+        again = command(["predict", *runs, data, "--out", out, *to_argv(flags)])
         done = f"{len(work.done)} of {len(cases)} cases are done"
         done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
         raise Interrupted(number, again, done)

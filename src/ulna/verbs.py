@@ -1,7 +1,12 @@
-"""The verbs of ulna: where each one lives, and what it does in one line. Rooms are imported only when called."""
+"""The verbs of ulna: where each one lives, and what it does in one line. Rooms are imported only when called.
+
+`command` and `to_argv` write a call of one as a person types it.
+"""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -60,3 +65,29 @@ def find(place: str) -> Any:
     """Import what `module:name` names."""
     module, name = place.split(":")
     return getattr(import_module(module), name)
+
+
+def command(words: Iterable[object]) -> str:
+    """A command line of ulna as a person types it.
+
+    Example:
+        >>> command(["predict", "run", "my images", *to_argv({"--out": "masks"})])
+        "ulna predict run 'my images' --out masks"
+    """
+    return shlex.join(["ulna", *map(str, words)])
+
+
+def to_argv(flags: Mapping[str, object]) -> list[str]:
+    """Flags as words: True is the flag alone, None and False are left out, a list repeats the flag.
+
+    Example:
+        >>> to_argv({"--tta": True, "--level": None, "--seeds": 0, "--set": ["a=1", "b=2"]})
+        ['--tta', '--seeds', '0', '--set', 'a=1', '--set', 'b=2']
+    """
+    argv: list[str] = []
+    for flag, value in flags.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        for one in values:
+            if one is not None and one is not False:
+                argv += [flag] if one is True else [flag, str(one)]
+    return argv

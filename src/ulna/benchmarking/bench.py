@@ -11,7 +11,7 @@ from typing import Any
 from ulna.benchmarking import implicit
 from ulna.errors import PartialFailure, unknown
 from ulna.files import write_text
-from ulna.study.jobs import command, words
+from ulna.verbs import command, to_argv
 
 # name -> what it measures; each is called with the data, the folder, the flags of a training and the command to go on with
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"implicit": implicit.measure}
@@ -77,8 +77,8 @@ def bench(
     folder = Path("runs") / f"bench-{name}" if out is None else Path(out)
     changes = [set] if isinstance(set, str) else list(set)
     flags = {"--epochs": epochs, "--max-hours": max_hours, "--seeds": None if seeds == 1 else seeds, "--set": changes}
-    given = [] if data is None else [str(data)]
-    again = command(["bench", name, *given, *words(flags), "--out", str(folder)])
+    given = [] if data is None else [data]
+    again = command(["bench", name, *given, *to_argv(flags), "--out", folder])
     if epochs is None and max_hours is None and not any(change.strip().startswith(LIMITS) for change in changes):
         max_hours = HOURS
     facts = BENCHMARKS[name](

@@ -25,11 +25,12 @@ from ulna.planning import fingerprint, forecast_training
 from ulna.reading import read_json_object, read_yaml
 from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse
 from ulna.study.costs import Costs, measure_costs, pick_case
-from ulna.study.jobs import Job, command, make_jobs, run_jobs, stoppable, words
+from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
 from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside
 from ulna.study.publishing import publish
 from ulna.study.scores import read_scores
 from ulna.study.variants import Budget, Settled, Variant, make_variants, settings_of, settle
+from ulna.verbs import command, to_argv
 
 log = logging.getLogger("ulna")
 
@@ -136,11 +137,11 @@ def compare(
     todo = make_jobs(settled.variants, seeds, folds, out / "runs")
     flags = {
         "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--match": match, "--vary": vary,
-        "--one-at-a-time": one_at_a_time or None,
+        "--one-at-a-time": one_at_a_time,
         "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe, "--set": set,
         "--margin": None if margin == 0.01 else margin, "--jobs": None if jobs == 1 else jobs, "--beside": beside,
     }  # fmt: skip
-    again = command(["compare", str(data), *words(flags), "--out", str(out)])
+    again = command(["compare", data, *to_argv(flags), "--out", out])
     log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
     failed = run_jobs(todo, data, at_once=at_once, resume_command=again)
 

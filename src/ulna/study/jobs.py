@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -223,17 +222,3 @@ def _signals() -> Iterator[list[int]]:
 
 def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
-
-
-def command(arguments: Sequence[str]) -> str:
-    """A command line as a person types it."""
-    return shlex.join(["ulna", *arguments])
-
-
-def words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as a person types them."""
-    typed: list[str] = []
-    for flag, value in flags.items():
-        values = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-        typed += [flag] if value is True else [word for one in values for word in (flag, str(one))]
-    return typed

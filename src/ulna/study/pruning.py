@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import re
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +46,7 @@ from ulna.recipe import Split, to_yaml
 from ulna.segmenter import Segmenter, read_split
 from ulna.study.pruning_figure import draw_levels
 from ulna.training.summary import final_part
+from ulna.verbs import command, to_argv
 from ulna.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -131,8 +131,7 @@ def prune(
     _check_one_choice(level=level, head=head, latency=latency)
     limit = None if latency is None else seconds_in(latency)
     flags = {"--data": data, "--level": level, "--head": head, "--latency": latency}
-    given = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
-    command = shlex.join(["ulna", "prune", str(run), *given, "--out", "NEW_FOLDER"])
+    typed = command(["prune", run, *to_argv(flags), "--out", "NEW_FOLDER"])
     parent = Segmenter.load(run)
     levels = levels_of(run, parent.recipe)
     chosen = named_level(levels, level=level, head=head)
@@ -161,7 +160,7 @@ def prune(
                 done = evaluations[chosen.name] if part == "val" else None
                 done = done or _evaluate(segmenters[chosen.name], final, f"evaluating {chosen.name} on {part} cases")
                 scores = {"evaluated_on": part, part: done.summary}
-            _write_run(folder, run, segmenters[chosen.name], chosen, {**scores, "command": command})
+            _write_run(folder, run, segmenters[chosen.name], chosen, {**scores, "command": typed})
         facts |= {"latency_ms": None if limit is None else 1000 * limit, "chosen": chosen and chosen.name, "rows": rows}
         write_text(folder / "prune.csv", _table(rows))
         write_text(folder / "prune.json", json.dumps(facts, indent=1, allow_nan=False))
