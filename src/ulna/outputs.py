@@ -48,7 +48,7 @@ def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose a
         raise UsageError(f"{out}: is a run folder with files of its own; {remedy}")
     for read in dict.fromkeys(inputs):
         folders = (read,) if read.is_dir() else (read.parent, Path(os.path.realpath(read)).parent)
-        if any(_same(real, folder) for folder in folders):
+        if any(same_place(real, folder) for folder in folders):
             raise UsageError(f"{out}: holds the images or the references ({read}), which stay as they are; {remedy}")
     if _is_root(real):
         raise UsageError(f"{out}: is the root of a data set, which stays as it is; {remedy}")
@@ -98,7 +98,7 @@ def _plain_name(name: str) -> str:
     return name.lower().replace("_", " ").replace("-", " ")
 
 
-def _same(a: Path, b: Path) -> bool:
+def same_place(a: Path, b: Path) -> bool:
     """Whether two paths are one place, also where names are told apart by their letters' case on one of them only."""
     try:
         return a.samefile(b)

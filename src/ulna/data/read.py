@@ -41,6 +41,7 @@ from ulna.data.turning import UPRIGHT, as_stored
 from ulna.data.write_tiff import write_tiff
 from ulna.errors import DataError, UsageError
 from ulna.files import write_whole
+from ulna.outputs import same_place
 from ulna.recipe import Labels
 from ulna.volume import Volume, label_dtype, same_geometry
 
@@ -364,14 +365,7 @@ def _holds_images(path: Path) -> bool:
 def _whole(stem: Path, suffix: str, write: Callable[[Path], None], image: Path | None) -> Path:
     """Write `stem` + `suffix`, whole or not at all, and never in place of the image it was made from."""
     target = stem.with_name(stem.name + suffix)
-    if image is not None and _same_file(target, image):
+    if image is not None and target.exists() and same_place(target, image):
         raise UsageError(f"{target}: is the image itself; choose another folder with --out")
     write_whole(target, write)
     return target
-
-
-def _same_file(a: Path, b: Path) -> bool:
-    try:
-        return a.samefile(b)
-    except OSError:  # one of them is not there
-        return False
