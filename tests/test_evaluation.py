@@ -253,7 +253,7 @@ def test_orientation_tags_that_differ_are_told_and_not_a_silent_zero(tmp_path, c
     assert [row["dice"] for row in scores.rows] == [0.0, 1.0, 1.0]
     assert scores.summary["orientation_tags_differ"] == ["a"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == scores.summary
-    assert "1 masks and their references have different orientation tags: a;" in caplog.text
+    assert "masks whose orientation tag differs from that of their reference (1): a;" in caplog.text
     assert "give it the tag of the image" in caplog.text
 
 

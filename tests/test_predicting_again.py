@@ -392,7 +392,9 @@ def test_what_stands_up_during_the_work_is_not_replaced(tmp_path, images, run, m
         return mask(self, volume)
 
     monkeypatch.setattr(Segmenter, "mask", others_write)
-    with pytest.raises(PartialFailure, match="ulna did not write it"):
+    with pytest.raises(
+        PartialFailure, match=r"b\.png: already exists and was not written by ulna; move it and run the command again"
+    ):
         ulna.predict(run, images, out=out)
     assert (out / "b.png").read_bytes() == b"theirs"
 

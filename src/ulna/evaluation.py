@@ -110,12 +110,12 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
             f"masks are {_some(predicted.sources)}, references {_some(references.sources)}"
         )
     if extra:
-        log.info("note: %d masks have no reference and are left out: %s", len(extra), _some(extra))
+        log.info("note: masks without a reference, left out (%d): %s", len(extra), _some(extra))
     if notes.get("not_listed"):
-        text = "%d masks in %s are not of the prediction that predict.json lists, and are not scored: %s"
-        log.warning(text, len(notes["not_listed"]), predictions, _some(notes["not_listed"]))
+        text = "masks in %s beside those of the last prediction, not scored (%d): %s"
+        log.warning(text, predictions, len(notes["not_listed"]), _some(notes["not_listed"]))
     if notes.get("changed"):
-        text = "%d masks were changed after predict wrote them, and are scored as they are: %s"
+        text = "masks changed after predict wrote them, scored as they are (%d): %s"
         log.warning(text, len(notes["changed"]), _some(notes["changed"]))
     names = _classes(about, references, predicted, labels)
     dims = _dims(references.sources[name] for name in wanted)
@@ -145,8 +145,8 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     evaluation.summary.update(notes)
     if tags_differ:
         text = (
-            "%d masks and their references have different orientation tags: %s; both are compared as viewers show them. "
-            "Where one was drawn on the stored pixels, its scores are wrong: give it the tag of the image"
+            "masks whose orientation tag differs from that of their reference (%d): %s; both are compared as viewers show "
+            "them. Where one was drawn on the stored pixels, its scores are wrong: give it the tag of the image"
         )
         log.warning(text, len(tags_differ), _some(tags_differ))
         evaluation.summary["orientation_tags_differ"] = tags_differ

@@ -215,7 +215,9 @@ class Record:
         new = [name for name in names if (staging / name).exists()]
         for name in new:
             if os.path.lexists(self.folder / name) and name not in free:
-                raise UsageError(f"{self.folder / name}: stands there, and ulna did not write it; move it and go on")
+                raise UsageError(
+                    f"{self.folder / name}: already exists and was not written by ulna; move it and run the command again"
+                )
         try:
             digests = {name: file_digest(staging / name) for name in new}
             digests |= {name: entry.files[name] for entry in entries for name in entry.files if name not in digests}
