@@ -472,6 +472,17 @@ def test_a_killed_process_leaves_no_file_that_nobody_knows(tmp_path, images, run
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
+def test_an_unfinished_prediction_stops_the_scoring_of_its_own_files_alone(tmp_path, run, monkeypatch):
+    out = tmp_path / "masks"
+    monkeypatch.setattr(Record, "write", lambda *_: None)  # as after SIGKILL
+    ulna.predict(run, arrays(tmp_path / "x.npz"), out=out)
+    shutil.copy(out / "x.npz", out / "mine.npz")
+    assert evaluate(out / "mine.npz", out / "mine.npz").summary["cases"] == 4
+    for of_predict in (out, out / "x.npz"):
+        with pytest.raises(UsageError, match="not finished"):
+            evaluate(of_predict, out / "mine.npz")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_what_is_done_and_says_how_to_go_on(tmp_path, images, run, monkeypatch, capfd, number, code):
     assert threading.current_thread() is threading.main_thread()

@@ -281,11 +281,11 @@ def _predicted(predictions: Path) -> tuple[Masks, dict[str, list[str]], dict[str
     """
     folder = predictions if predictions.is_dir() else predictions.parent
     journal = folder / JOURNAL
-    if journal.exists() and journal.stat().st_size:
+    record = Record.read(folder)
+    if journal.exists() and journal.stat().st_size and (predictions == folder or predictions.name in record.unfinished):
         raise UsageError(
             f"{folder}: the last prediction was not finished ({JOURNAL}); call the same ulna predict again"
         )
-    record = Record.read(folder)
     rows = record.current()
     if not record.facts or (predictions != folder and not any(entry.file == predictions.name for entry in rows)):
         return find_masks(predictions), {}, {}

@@ -87,10 +87,14 @@ class Record:
         folder: the folder.
         entries: the masks that ulna wrote into it, of earlier calls first.
         facts: predict.json as it was read; empty where there is none.
+
+    Attributes:
+        unfinished: names of the files that a `predict` noted which has not ended.
     """
 
     def __init__(self, folder: Path, entries: Sequence[Entry] = (), facts: Mapping[str, Any] | None = None) -> None:
         self.folder, self.facts = folder, dict(facts or {})  # predict.json as it was read
+        self.unfinished: frozenset[str] = frozenset()
         self._by_case: dict[str, dict[str, Entry]] = {}  # case -> file -> entry
         self._owners: dict[str, dict[str, None]] = {}  # name -> cases, in their order
         self._noted: dict[str, set[str]] = {}  # name -> every digest that a file of ulna had under it
@@ -135,6 +139,7 @@ class Record:
         record = cls(folder, entries, facts)
         record._seen = seen
         for entries in _journalled(folder / JOURNAL):
+            record.unfinished |= {name for entry in entries for name in entry.files}
             for entry in entries:
                 record._note(entry)
             if all(record._holds(name, digest) for entry in entries for name, digest in entry.files.items()):
