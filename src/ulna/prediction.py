@@ -129,11 +129,11 @@ def predict(
     check_folder(out, [data, *dict.fromkeys(sources)])
     options = {"level": level, "tta": tta, "probabilities": probabilities}
     work = _Work(segmenter, out, probabilities, Record.read(out), digest, options)
-    work.look(cases, overwrite)
+    work.find_pending(cases, overwrite)
     facts = {
         "model": segmenter.recipe.model,
         "runs": [one.resolve().name for one in runs],
-        "digest": work.run,
+        "digest": digest,
         "options": {**options, "split": split},
         "level": level,
         "labels": segmenter.plan.labels.model_dump(mode="json"),
@@ -149,7 +149,7 @@ def predict(
         "--probabilities": probabilities,
         "--overwrite": overwrite,
     }
-    number = work.do(cases, facts)
+    number = work.run(cases, facts)
     if number:
         again = command(["predict", *runs, data, "--out", out, *to_argv(flags)])
         done = f"{len(work.done)} of {len(cases)} cases are done"
@@ -174,7 +174,7 @@ class _Work:
         out: the output folder.
         probabilities: whether they are written too.
         record: what is known of the folder.
-        run: digest of all runs.
+        run_digest: of all runs.
         options: what changes the answer.
     """
 
@@ -184,11 +184,11 @@ class _Work:
         out: Path,
         probabilities: bool,
         record: Record,
-        run: str,
+        run_digest: str,
         options: dict[str, Any],
     ) -> None:
         self.segmenter, self.out, self.probabilities, self.record = segmenter, out, probabilities, record
-        self.run, self.options = run, options
+        self.run_digest, self.options = run_digest, options
         self.done: dict[str, Entry] = {}
         self.skipped: list[str] = []
         self.failed: dict[str, str] = {}
@@ -198,7 +198,7 @@ class _Work:
         self._inputs: dict[tuple[Path, ...], str] = {}
         self._arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}  # npz input -> masks that wait for the others
 
-    def look(self, cases: Sequence[Case], overwrite: bool) -> None:
+    def find_pending(self, cases: Sequence[Case], overwrite: bool) -> None:
         """Find what is done already, and refuse what stands in the way, before any work.
 
         Raises:
@@ -212,15 +212,15 @@ class _Work:
             text = "masks that stand there were made by ulna %s; this is %s: move them away to have them made again"
             log.warning(text, ", ".join(sorted(others)), VERSION)
 
-    def do(self, cases: Sequence[Case], facts: Mapping[str, Any]) -> int:
+    def run(self, cases: Sequence[Case], facts: Mapping[str, Any]) -> int:
         """Predict what is to be done, and write predict.json; the number of the signal that stopped it, or 0."""
         todo = [case for case in cases if case.id in self._wanted]
-        if not todo and self._is_said(facts):
+        if not todo and self._is_recorded(facts):
             return 0
         try:
             with self.record.writing() as staging, Interruption() as interruption:
                 try:
-                    self._each(todo, staging, interruption)
+                    self._predict_all(todo, staging, interruption)
                 finally:  # what is done is kept, also when a person stops the rest
                     with interruption.held():
                         self._finish(staging, cases, facts)
@@ -228,7 +228,7 @@ class _Work:
             return stopped.number
         return 0
 
-    def _is_said(self, facts: Mapping[str, Any]) -> bool:
+    def _is_recorded(self, facts: Mapping[str, Any]) -> bool:
         """Whether predict.json says already what this call would write."""
         before = self.record.facts
         same = all(before.get(name) == facts[name] for name in ("asked", "digest", "options"))
@@ -238,7 +238,7 @@ class _Work:
         """The rows of predict.json."""
         return [self.done[case.id].to_json(whole=False) for case in cases if case.id in self.done]
 
-    def _each(self, todo: Sequence[Case], staging: Path, interruption: Interruption) -> None:
+    def _predict_all(self, todo: Sequence[Case], staging: Path, interruption: Interruption) -> None:
         for number, case in enumerate(track(todo, "predicting"), start=1):
             try:
                 self._segment(case, staging, interruption)
@@ -325,7 +325,7 @@ class _Work:
         mask = case.id + mask_suffix(source, multilabel=self.segmenter.plan.labels.multilabel)
         file = mask if source.row is None else f"{case_name(source.path)}.npz"
         names = [file, *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else [])]
-        return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run, self.options, VERSION)
+        return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run_digest, self.options, VERSION)
 
     def _free(self, entry: Entry) -> tuple[str, ...]:
         """The names that may be taken: what is ulna's own was looked at before the work."""
