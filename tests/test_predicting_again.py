@@ -16,7 +16,7 @@ from PIL import Image
 
 import ulna
 from tests.test_prediction import four_images, run_folder
-from ulna import cli, prediction
+from ulna import cli, predicting, prediction
 from ulna.data import pending
 from ulna.data.case import Case
 from ulna.data.record import JOURNAL, PREDICT_FILE, Record
@@ -431,17 +431,17 @@ def test_the_lock_of_a_killed_process_is_in_nobodys_way(tmp_path, images, run):
 
 def test_masks_of_a_call_that_ran_meanwhile_are_not_forgotten(tmp_path, images, run, monkeypatch, segmented):
     """It began after this one had read predict.json, and ended before this one held the lock."""
-    out, more, find = tmp_path / "masks", tmp_path / "more", prediction.find_pending
+    out, more, find = tmp_path / "masks", tmp_path / "more", predicting.find_pending
     more.mkdir()
     shutil.copy(images / "a.png", more / "z.png")
 
     def meanwhile(*arguments, **named):
-        monkeypatch.setattr(prediction, "find_pending", find)
+        monkeypatch.setattr(predicting, "find_pending", find)
         found = find(*arguments, **named)
         ulna.predict(run, more, out=out)
         return found
 
-    monkeypatch.setattr(prediction, "find_pending", meanwhile)
+    monkeypatch.setattr(predicting, "find_pending", meanwhile)
     with pytest.raises(
         UsageError, match="another ulna predict wrote into it since this one looked; run the command again"
     ):
@@ -635,7 +635,7 @@ def test_a_pipe_among_the_images_is_told_and_never_waited_for(tmp_path, images, 
 
 def test_masks_of_another_version_are_kept_and_said(tmp_path, images, run, monkeypatch, said):
     ulna.predict(run, images, out=tmp_path / "masks")
-    monkeypatch.setattr(prediction, "VERSION", "99.0")
+    monkeypatch.setattr(predicting, "VERSION", "99.0")
     assert len(ulna.predict(run, images, out=tmp_path / "masks").skipped) == 4
     assert "this is 99.0: move them away to have them made again" in said.text
 

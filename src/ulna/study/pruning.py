@@ -39,7 +39,7 @@ from ulna.locking import LOCK, locked
 from ulna.networks.build import count_parameters
 from ulna.networks.cost import count_gmacs
 from ulna.outputs import check_folder
-from ulna.prediction import TOO_LARGE
+from ulna.predicting import TOO_LARGE
 from ulna.progress import track
 from ulna.reading import read_json_object
 from ulna.recipe import Split, to_yaml
