@@ -20,7 +20,7 @@ from ulna.data.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.read import encode_labels, read_labels, value_counts, without_colour
 from ulna.data.record import JOURNAL, Record
 from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
-from ulna.data.turning import UPRIGHT
+from ulna.data.turning import orientation_of
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import cell, write_text
 from ulna.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
@@ -132,7 +132,7 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
                     mask = read_labels(predicted.sources[name], dims)
                     prediction = encode_labels(mask, names)
                     _check_grid(predicted.sources[name], mask, volume)
-                    if _tag(mask) != _tag(volume):
+                    if orientation_of(mask) != orientation_of(volume):
                         tags_differ.append(name)
             except DataError as error:
                 problems.extend(error.problems)
@@ -258,10 +258,6 @@ def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
     else:
         return
     raise fault(source, what, "give masks on the grid of the references")
-
-
-def _tag(volume: Volume) -> int:
-    return int(volume.meta.get("orientation", UPRIGHT))
 
 
 def _dims(references: Iterable[Source]) -> int | None:

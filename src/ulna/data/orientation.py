@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.turning import TURNS, UPRIGHT
+from ulna.data.turning import TURNS, UPRIGHT, orientation_of
 from ulna.recipe import Plan
 from ulna.volume import Volume
 
@@ -88,7 +88,7 @@ def turn_of(volume: Volume, plan: Plan) -> Turn:
     Plans of format 1 saw pictures as they are stored, whatever their orientation tag said.
     """
     if plan.format == 1:
-        return _as_stored(int(volume.meta.get("orientation", UPRIGHT)), volume.spatial_dims)
+        return _as_stored(orientation_of(volume), volume.spatial_dims)
     if plan.orientation is None or volume.affine is None:
         return AS_STORED
     return to_canonical(volume.affine, volume.spatial_dims)

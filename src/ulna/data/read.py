@@ -37,7 +37,7 @@ from ulna.data.source import (
     file_stat,
     suffix_of,
 )
-from ulna.data.turning import UPRIGHT, as_stored
+from ulna.data.turning import as_stored, orientation_of
 from ulna.data.write_tiff import write_tiff
 from ulna.errors import DataError, UsageError
 from ulna.files import write_whole
@@ -330,7 +330,7 @@ def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Vo
     values = np.asarray(probabilities, dtype=np.float32)
     if _format(like) == "nifti":
         return _whole(stem, ".nii.gz", lambda path: write_nifti(path, values, like), like.path)
-    values = np.ascontiguousarray(as_stored(values, int(like.meta.get("orientation", UPRIGHT))))
+    values = np.ascontiguousarray(as_stored(values, orientation_of(like)))
     return _whole(stem, ".npz", lambda path: write_npz(path, probabilities=values), like.path)
 
 

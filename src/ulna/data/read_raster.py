@@ -25,7 +25,7 @@ from ulna.data.png_strips import exif_of, in_strips, strips
 from ulna.data.raster_bytes import PNG_MAGIC, check_whole
 from ulna.data.slabs import SLAB
 from ulna.data.source import AGAIN, fault, file_stat
-from ulna.data.turning import ORIENTATION, UPRIGHT, as_stored, checked_orientation, upright
+from ulna.data.turning import ORIENTATION, UPRIGHT, as_stored, checked_orientation, orientation_of, upright
 from ulna.errors import DataError
 from ulna.volume import Volume
 
@@ -170,7 +170,7 @@ def _joined(size: tuple[int, int], parts: Iterable[Image.Image]) -> NDArray[Any]
 
 def write_png(path: Path, labels: NDArray[Any], like: Volume) -> None:
     """Write a label map (H, W) of 8 or 16 bits, stored as its image is and with the same orientation tag."""
-    orientation = int(like.meta.get("orientation", UPRIGHT))
+    orientation = orientation_of(like)
     picture = Image.fromarray(np.ascontiguousarray(as_stored(labels, orientation)))
     exif = Image.Exif()
     if orientation != UPRIGHT:

@@ -21,7 +21,7 @@ from ulna.data.limits import within_memory
 from ulna.data.orientation import to_canonical
 from ulna.data.read import without_colour
 from ulna.data.slabs import slabs
-from ulna.data.turning import UPRIGHT, stored_size
+from ulna.data.turning import UPRIGHT, orientation_of, stored_size
 from ulna.errors import DataError, Problem
 from ulna.progress import track
 from ulna.recipe import Labels
@@ -158,7 +158,7 @@ def _noted_constant(found: Survey) -> Survey:
 
 def _turned(image: Volume, reference: Volume) -> tuple[str, ...]:
     """Whether the label map was drawn on the upright image or on its stored pixels, nothing in its file may tell."""
-    of_image, of_labels = (int(volume.meta.get("orientation", UPRIGHT)) for volume in (image, reference))
+    of_image, of_labels = orientation_of(image), orientation_of(reference)
     if of_image == of_labels or image.size != reference.size:
         return ()
     what = "the image has an orientation tag, the label map none" if of_labels == UPRIGHT else "their tags differ"
@@ -268,7 +268,7 @@ def _same_grid(case: Case, image: Volume, reference: Volume, problems: list[Prob
     where = str(case.label)
     if image.size != reference.size:
         what, remedy = f"has the size {reference.size}, its image {image.size}", _OTHER_GRID
-        orientation = int(image.meta.get("orientation", UPRIGHT))
+        orientation = orientation_of(image)
         if reference.size == stored_size(image.size, orientation):
             what += f": it lies on the stored pixels of an image with the orientation tag {orientation}"
             remedy = "give the label map the same tag, or turn it; check --fix does so"

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.volume import Volume
+
 ORIENTATION = 274  # the tag, of TIFF and of EXIF
 UPRIGHT = 1
 # of each value: whether rows and columns are exchanged, then rows mirrored, then columns mirrored
@@ -56,6 +58,11 @@ def stored_size(size: Sequence[int], orientation: int) -> tuple[int, ...]:
     """The size of what is shown -> the size as stored."""
     *depth, height, width = size
     return (*depth, width, height) if TURNS[orientation][0] else tuple(size)
+
+
+def orientation_of(volume: Volume) -> int:
+    """The tag that the file of a volume holds; upright where its format has none."""
+    return int(volume.meta.get("orientation", UPRIGHT))
 
 
 def checked_orientation(value: Any, notes: list[str]) -> int:

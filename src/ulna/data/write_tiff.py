@@ -10,7 +10,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from ulna.data.tiff_scale import Scale, in_micrometres
-from ulna.data.turning import ORIENTATION, UPRIGHT, as_stored
+from ulna.data.turning import ORIENTATION, UPRIGHT, as_stored, orientation_of
 from ulna.volume import Volume
 
 _SHORT = 3  # a TIFF type
@@ -19,7 +19,7 @@ _SHORT = 3  # a TIFF type
 def write_tiff(path: Path, maps: NDArray[Any], like: Volume) -> None:
     """Write (*S) or (K, *S) as an ImageJ TIFF, stored and scaled as the image is; a run along time stays one."""
     dims = like.spatial_dims
-    orientation = int(like.meta.get("orientation", UPRIGHT))
+    orientation = orientation_of(like)
     maps = as_stored(maps, orientation)
     run = "T" if like.meta.get("run") == "T" else "Z"
     if maps.ndim > dims:  # ImageJ's order is time, depth, channels, rows, columns
