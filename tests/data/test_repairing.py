@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests.data.test_faults import (
@@ -42,6 +43,7 @@ from ulna import cli
 from ulna.data.checking import check
 from ulna.data.dataset import Dataset
 from ulna.data.mended_splits import safe_names
+from ulna.data.turning import upright
 from ulna.errors import UsageError
 
 
@@ -219,6 +221,25 @@ def test_labels_are_turned_with_their_place_in_space(tmp_path):
     assert np.array_equal(labels_of(report), shapes(SHAPE, at=4))
     made = nib.load(report.root / "labels" / "c1.nii.gz")
     assert np.allclose(made.affine, nib.load(report.root / "images" / "c1.nii.gz").affine)
+
+
+@pytest.mark.parametrize("orientation", range(5, 9))
+def test_labels_on_stored_pixels_take_the_spacing_of_their_image(tmp_path, orientation):
+    drawn, scale = shapes((20, 24)), {"imagej": True, "resolution": (4, 2), "metadata": {"axes": "YX", "unit": "mm"}}
+
+    def make(root):
+        for folder, array, tags in (
+            ("images", random(1, 20, 24), [(274, 3, 1, orientation, True)]),
+            ("labels", drawn, []),
+        ):
+            (root / folder).mkdir()
+            tifffile.imwrite(root / folder / "c1.tif", array, extratags=tags, **scale)
+
+    report, _ = repaired(tmp_path, make, lambda root: None)
+    case = Dataset.from_folder(report.root).case("c1")
+    image, labels = case.read_image(), case.read_labels()
+    assert np.array_equal(labels.array[0], upright(drawn, orientation))
+    assert (labels.size, labels.spacing, image.spacing) == ((24, 20), (0.25, 0.5), (0.25, 0.5))
 
 
 def test_sound_files_are_copied_byte_for_byte(tmp_path):

@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 from tests.data.test_read import image_of, labels_of, noise
 from ulna.data.read import write_labels, write_probabilities
-from ulna.data.turning import as_stored, stored_size, upright
+from ulna.data.turning import as_stored, exchanged, upright
 
 TURNS = range(2, 9)
 
@@ -35,7 +35,7 @@ def test_turning_back_gives_what_was_stored(orientation):
     array = noise(3, 6, 9)
     shown = upright(array, orientation)
     assert np.array_equal(as_stored(shown, orientation), array)
-    assert stored_size(shown.shape, orientation) == array.shape
+    assert exchanged(shown.shape, orientation) == array.shape
 
 
 @pytest.mark.parametrize("orientation", TURNS)

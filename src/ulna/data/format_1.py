@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulna.data.resampling import between_slabs
-from ulna.data.turning import as_stored, orientation_of, stored_size, upright
+from ulna.data.turning import as_stored, exchanged, orientation_of, upright
 from ulna.volume import Volume
 
 
@@ -32,7 +32,7 @@ def stored_values(volume: Volume) -> NDArray[Any]:
 def labels_of(reference: Volume, image: Volume) -> Volume:
     """The label map as it lay then: its stored pixels on those of the image, whatever the orientation tags of both say."""
     own, tag = orientation_of(reference), orientation_of(image)
-    if own == tag or stored_size(reference.size, own) != stored_size(image.size, tag):
+    if own == tag or exchanged(reference.size, own) != exchanged(image.size, tag):
         return reference
     array = upright(as_stored(reference.array, own), tag)
     return replace(reference, array=array, spacing=image.spacing, unit=image.unit)

@@ -19,7 +19,7 @@ from ulna.data.classes import listed
 from ulna.data.label_values import NEARLY_WHOLE, Colour, colours, farthest_from_whole
 from ulna.data.read import value_counts, without_colour
 from ulna.data.source import fault
-from ulna.data.turning import UPRIGHT, orientation_of, stored_size, upright
+from ulna.data.turning import UPRIGHT, exchanged, orientation_of, upright
 from ulna.recipe import Labels
 from ulna.volume import Volume, label_dtype, same_geometry
 
@@ -238,9 +238,10 @@ def _joined(volume: Volume, array: NDArray[Any]) -> tuple[NDArray[Any], Change]:
 def _turned_as(image: Volume, volume: Volume) -> tuple[Volume, list[Change]]:
     """A label map without an orientation tag that lies on the stored pixels of its image is given the image's tag."""
     orientation, own = orientation_of(image), orientation_of(volume)
-    if own != UPRIGHT or image.size == volume.size or volume.size != stored_size(image.size, orientation):
+    if own != UPRIGHT or image.size == volume.size or volume.size != exchanged(image.size, orientation):
         return volume, []
-    turned = replace(volume, array=upright(volume.array, orientation), meta={**volume.meta, "orientation": orientation})
+    array, spacing = upright(volume.array, orientation), exchanged(volume.spacing, orientation)
+    turned = replace(volume, array=array, spacing=spacing, meta={**volume.meta, "orientation": orientation})
     return turned, [Change(f"has the orientation tag {orientation} of its image now, on whose stored pixels it lies")]
 
 

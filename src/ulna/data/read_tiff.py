@@ -21,7 +21,7 @@ from ulna.data.source import AGAIN, fault, file_stat, suffix_of
 from ulna.data.tiff_decoding import decoded
 from ulna.data.tiff_meaning import WHITE_IS_ZERO, channels_first, check_meaning, meant
 from ulna.data.tiff_scale import read_scale
-from ulna.data.turning import ORIENTATION, checked_orientation, exchanges_axes, upright
+from ulna.data.turning import ORIENTATION, checked_orientation, exchanged, upright
 from ulna.errors import DataError
 from ulna.volume import Volume
 
@@ -78,8 +78,7 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     spaces: tuple[float, ...] = (1.0,) * dims
     known = spacing is not None and (dims == 2 or spacing[0] is not None)
     if known and spacing is not None:
-        plane = spacing[:0:-1] if exchanges_axes(orientation) else spacing[1:]
-        spaces = tuple(float(step) for step in (*spacing[: dims - 2], *plane) if step)
+        spaces = tuple(float(step) for step in exchanged(spacing[-dims:], orientation) if step)
     array = array if min(array.strides) > 0 else np.ascontiguousarray(array)  # torch takes no mirrored views
     return Volume(array, spaces, "mm" if known else "px", None, path, meta)
 

@@ -21,7 +21,7 @@ from ulna.data.limits import within_memory
 from ulna.data.orientation import to_canonical
 from ulna.data.read import without_colour
 from ulna.data.slabs import slabs
-from ulna.data.turning import UPRIGHT, orientation_of, stored_size
+from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.errors import DataError, Problem
 from ulna.progress import track
 from ulna.recipe import Labels
@@ -269,7 +269,7 @@ def _same_grid(case: Case, image: Volume, reference: Volume, problems: list[Prob
     if image.size != reference.size:
         what, remedy = f"has the size {reference.size}, its image {image.size}", _OTHER_GRID
         orientation = orientation_of(image)
-        if reference.size == stored_size(image.size, orientation):
+        if reference.size == exchanged(image.size, orientation):
             what += f": it lies on the stored pixels of an image with the orientation tag {orientation}"
             remedy = "give the label map the same tag, or turn it; check --fix does so"
         problems.append(Problem(where, what, remedy))

@@ -8,12 +8,14 @@ that follow the tag and in those that do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ulna.volume import Volume
+
+V = TypeVar("V")
 
 ORIENTATION = 274  # the tag, of TIFF and of EXIF
 UPRIGHT = 1
@@ -49,15 +51,15 @@ def as_stored(array: NDArray[Any], orientation: int) -> NDArray[Any]:
     return np.swapaxes(array, -1, -2) if exchanged else array
 
 
-def exchanges_axes(orientation: int) -> bool:
-    """Whether rows become columns."""
-    return TURNS[orientation][0]
+def exchanged(values: Sequence[V], orientation: int) -> tuple[V, ...]:
+    """One value for every axis (sizes, spacings), as stored -> as shown, and back: rows and columns change places.
 
-
-def stored_size(size: Sequence[int], orientation: int) -> tuple[int, ...]:
-    """The size of what is shown -> the size as stored."""
-    *depth, height, width = size
-    return (*depth, width, height) if TURNS[orientation][0] else tuple(size)
+    Example:
+        >>> exchanged((3, 6, 9), 5), exchanged((6, 9), 4)
+        ((3, 9, 6), (6, 9))
+    """
+    *depth, rows, columns = values
+    return (*depth, columns, rows) if TURNS[orientation][0] else tuple(values)
 
 
 def orientation_of(volume: Volume) -> int:
