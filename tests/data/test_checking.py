@@ -192,6 +192,22 @@ def test_values_beyond_float32_are_found_in_every_format(tmp_path, suffix):
     assert image_of(path, 0 if suffix == ".npz" else None).meta["too_large"] == (1, 1e300)
 
 
+def test_what_is_wrong_with_any_channel_file_is_told(tmp_path):
+    from tests.data.test_faults import nifti
+
+    for number in range(2):
+        for channel in range(3):
+            values = np.ones((6, 7, 8))
+            values[2, 3, channel] = 10.0 ** (298 + channel) if (number, bool(channel)) == (1, True) else number
+            shift = {"qoffset_x": 30} if (number, channel) == (0, 2) else {}
+            nifti(tmp_path / f"c{number}_{channel:04d}.nii.gz", values, **shift)
+    first, second = Dataset.from_folder(tmp_path, need_labels=False, channels=3).cases
+    (told,) = survey(first, None).problems
+    assert told.what.startswith("channel c0_0002.nii.gz: its sform and qform disagree")
+    (told,) = survey(second, None).problems
+    assert told.what == "holds 2 values beyond what float32 holds, up to 1e+300"
+
+
 def test_check_of_nothing_is_a_report(tmp_path):
     report = check(tmp_path / "nowhere")
     assert whats(report) == ["does not exist"] and report.surveys == ()

@@ -143,8 +143,28 @@ def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Vo
     if len(volumes) == 1:
         return first
     notes = tuple(note for volume in volumes for note in volume.meta.get("notes", ()))
-    array = np.concatenate([volume.array for volume in volumes])
-    return replace(first, array=array, meta={**first.meta, "notes": notes})
+    meta = {**first.meta, "notes": notes, "faults": _faults(sources, volumes), "too_large": _too_large(volumes)}
+    return replace(first, array=np.concatenate([volume.array for volume in volumes]), meta=meta)
+
+
+def _faults(sources: Sequence[Source], volumes: Sequence[Volume]) -> tuple[tuple[str, str], ...]:
+    """What is wrong with the channels of a case; what the first file has not is told with the name of the other."""
+    first, *others = (volume.meta.get("faults", ()) for volume in volumes)
+    return (
+        *first,
+        *(
+            (f"channel {source.path.name}: {what}", remedy)
+            for source, faults in zip(sources[1:], others, strict=True)
+            for what, remedy in faults
+            if (what, remedy) not in first
+        ),
+    )
+
+
+def _too_large(volumes: Sequence[Volume]) -> tuple[int, float] | None:
+    """How many values of all channels float32 does not hold, and the largest; None for none."""
+    found = [volume.meta["too_large"] for volume in volumes if volume.meta.get("too_large")]
+    return (sum(count for count, _ in found), max(largest for _, largest in found)) if found else None
 
 
 def _mm(volume: Volume) -> str:
