@@ -204,7 +204,7 @@ def test_what_has_no_orientation_is_drawn_as_before() -> None:
 
 def test_sides_are_written_beside_a_picture(tmp_path) -> None:
     picture = np.zeros((20, 30, 3), np.uint8)
-    sides = figures.Sides("axial", "R", "L", "A", "P", 1.5)
+    sides = figures.Sides("axial", "R", "L", "A", "P")
     bare, lettered = tmp_path / "bare.png", tmp_path / "lettered.png"
     panels([("a case", [("image", picture)])], bare, legend=())
     panels([("a case", [figures.Picture("image", picture, sides)])], lettered, legend=())
