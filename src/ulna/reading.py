@@ -1,4 +1,4 @@
-"""JSON and YAML that others wrote, read in bounded time and memory: every fault is one clear UsageError.
+"""JSON and YAML that others wrote, read in bounded time and memory: every fault is one clear DataError.
 
 A run folder or a data set may come from anyone. A file of a few hundred bytes can stand for gigabytes (aliases of aliases in
 YAML), exhaust the stack (brackets in brackets) or never end (a pipe).
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ulna.errors import UsageError, printable
+from ulna.errors import DataError, Problem, printable
 
 LARGEST_JSON = 1 << 28  # bytes
 LARGEST_YAML = 1 << 22  # bytes
@@ -29,27 +29,26 @@ def read_text(path: Path, largest: int) -> str:
     """The text of a regular file of at most `largest` bytes, with or without a byte order mark.
 
     Raises:
-        UsageError: if it is missing, larger, of another kind, or not UTF-8.
+        DataError: if it is missing, larger, of another kind, or not UTF-8.
     """
-    name = printable(path)
     try:
         found = path.stat()  # before it is opened: a pipe would never end
         if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{name}: is not a file; {REMEDY}")
+            raise _fault(path, "is not a file")
         if found.st_size > largest:
-            raise UsageError(f"{name}: has {found.st_size:,} bytes; at most {largest:,} are read; {REMEDY}")
+            raise _fault(path, f"has {found.st_size:,} bytes; at most {largest:,} are read")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{name}: cannot be read ({error.strerror or error}); check the path") from None
+        raise _fault(path, f"cannot be read ({error.strerror or error})", "check the path") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: cannot be read (not UTF-8 text at byte {error.start}); {REMEDY}") from None
+        raise _fault(path, f"cannot be read (not UTF-8 text at byte {error.start})") from None
 
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file.
 
     Raises:
-        UsageError: if it cannot be read, or is not JSON.
+        DataError: if it cannot be read, or is not JSON.
     """
     return parse_json(read_text(path, LARGEST_JSON), str(path))
 
@@ -58,11 +57,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """The fields of a JSON file.
 
     Raises:
-        UsageError: if it cannot be read, or is not a JSON object.
+        DataError: if it cannot be read, or is not a JSON object.
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UsageError(f"{printable(path)}: holds {type(value).__name__} and no fields; {REMEDY}")
+        raise _fault(path, f"holds {type(value).__name__} and no fields")
     return value
 
 
@@ -70,9 +69,8 @@ def parse_json(text: str, source: str, pairs: Callable[[list[tuple[str, Any]]], 
     """The value of a JSON text; `pairs` makes the objects, a dict where it is left out.
 
     Raises:
-        UsageError: naming `source`, if it is not JSON, or lists lie too deep in lists.
+        DataError: naming `source`, if it is not JSON, or lists lie too deep in lists.
     """
-    name = printable(source)
     try:
         value = json.loads(text, object_pairs_hook=pairs)
         if _depth_above(value, DEEPEST):
@@ -86,7 +84,7 @@ def parse_json(text: str, source: str, pairs: Callable[[list[tuple[str, Any]]], 
         what = f"cannot be read (more than {DEEPEST} levels of lists in lists)"
     except ValueError as error:  # a whole number of thousands of digits, or what `pairs` refuses
         what = f"cannot be read ({printable(error)})"
-    raise UsageError(f"{name}: {what}; {REMEDY}") from None
+    raise _fault(source, what) from None
 
 
 def _depth_above(value: Any, most: int) -> bool:
@@ -108,11 +106,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The fields of a YAML file, as they stand there; none for an empty file.
 
     Raises:
-        UsageError: if it cannot be read, or holds no YAML mapping.
+        DataError: if it cannot be read, or holds no YAML mapping.
     """
     values = parse_yaml(read_text(path, LARGEST_YAML), str(path))
     if not isinstance(values, dict | None):
-        raise UsageError(f"{printable(path)}: holds {type(values).__name__} and no fields; write `field: value` lines")
+        raise _fault(path, f"holds {type(values).__name__} and no fields", "write `field: value` lines")
     return values or {}
 
 
@@ -120,7 +118,7 @@ def parse_yaml(text: str, source: str) -> Any:
     """The value of a YAML text; no code in it is ever run.
 
     Raises:
-        UsageError: naming `source`, if it is not YAML, or stands for more than it says.
+        DataError: naming `source`, if it is not YAML, or stands for more than it says.
     """
     try:
         _check_bounds(text)
@@ -133,7 +131,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except Exception as error:
         # values that no type takes: dates of month 13, numbers without digits, keys that are lists
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    raise UsageError(f"{printable(source)}: not readable as YAML ({printable(why)}); {REMEDY}") from None
+    raise _fault(source, f"not readable as YAML ({printable(why)})") from None
 
 
 def _check_bounds(text: str) -> None:
@@ -163,3 +161,7 @@ def _check_bounds(text: str) -> None:
                 known[event.anchor] = 1
         if sizes[-1] > MOST_NODES:
             raise ValueError(f"it stands for more than {MOST_NODES:,} values")
+
+
+def _fault(source: object, what: str, remedy: str = REMEDY) -> DataError:
+    return DataError([Problem(printable(source), what, remedy)])

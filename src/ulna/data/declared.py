@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ulna.data.source import case_name, composed, file_stat, shown
-from ulna.errors import DataError, Problem, UsageError
-from ulna.reading import LARGEST_JSON, REMEDY, parse_json, read_text
+from ulna.data.source import case_name, composed, file_stat
+from ulna.errors import DataError, Problem
+from ulna.reading import LARGEST_JSON, parse_json, read_text
 from ulna.recipe import Labels, Split
 
 _CLASSES = 'write the classes as {"1": "liver", "2": "tumour"}; 0 is background'
@@ -29,18 +29,14 @@ def read_json(path: Path, problems: list[Problem]) -> Any:
     """The content of a JSON file; None, and a problem, where it cannot be read."""
     try:
         file_stat(path)
-        value = parse_json(read_text(path, LARGEST_JSON), str(path), _once)
-        json.dumps(value, ensure_ascii=False).encode()  # half of a character, written as an escape, is no text
-        return value
     except DataError as error:
         problems += error.problems
         return None
-    except UsageError as error:
-        what = str(error).removeprefix(f"{shown(path)}: ").removesuffix(f"; {REMEDY}")
-    except ValueError as error:  # half of a character
-        what = f"cannot be read ({error})"
-    problems.append(Problem(shown(path), what, "mend the file or take it out"))
-    return None
+    try:
+        return parse_json(read_text(path, LARGEST_JSON), str(path), _once)
+    except DataError as error:
+        problems += [problem._replace(remedy="mend the file or take it out") for problem in error.problems]
+        return None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
