@@ -101,6 +101,13 @@ def test_a_picture_gives_pictures(tmp_path, picture):
         assert about["method"]
 
 
+def test_an_image_that_is_too_large_is_refused_before_it_is_prepared(tmp_path, picture, monkeypatch):
+    monkeypatch.setattr("ulna.forecast.memory", lambda: 1000)
+    monkeypatch.setattr("ulna.explaining.explain.prepare", lambda *_: pytest.fail("the image was prepared"))
+    with pytest.raises(UsageError, match=r"an image of 37 x 50 needs about .*; cut the image"):
+        explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
+
+
 def test_the_maps_that_are_drawn_are_those_of_the_methods(tmp_path, picture, monkeypatch):
     """The whole way of a volume's values: mask, region, gradient, and the grid of the image."""
     run, drawn = run_folder(tmp_path / "run", seed=2), {}

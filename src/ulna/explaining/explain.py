@@ -99,8 +99,8 @@ def explain(
     chosen = _choose(image, case, segmenter.plan)
     _make_folder(out, chosen)
     volume = chosen.read_image()
-    prepared = prepare(volume, segmenter.plan)
     _need(segmenter, volume).check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
+    prepared = prepare(volume, segmenter.plan)
 
     kind, members = _members(segmenter, volume, tta)
     doubt = methods.uncertainty(members, exclusive=not labels.multilabel)
