@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 LONGEST_SHOWN = 200  # characters of a name or a value in a message
+MOST_LINES = 12  # of a list in a message
 
 
 def printable(text: object) -> str:
@@ -44,6 +45,17 @@ def printable_lines(text: str) -> str:
     """
     lines = [line if line.isprintable() else printable(line.replace("\t", "    ")) for line in text.split("\n")]
     return "\n".join([lines[0], *(f"  {line}" if line and not line.startswith("  ") else line for line in lines[1:])])
+
+
+def listed(names: Iterable[object], most: int = MOST_LINES) -> str:
+    """The first names of a list, and how many there are more.
+
+    Example:
+        >>> listed(["a.png", "b.png"]), listed(range(5), most=3)
+        ('a.png, b.png', '0, 1, 2 and 2 more')
+    """
+    shown = [printable(name) for name in names]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def brief(value: object) -> str:

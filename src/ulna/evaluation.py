@@ -21,7 +21,7 @@ from ulna.data.read import encode_labels, read_labels, value_counts, without_col
 from ulna.data.record import JOURNAL, Record
 from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
 from ulna.data.turning import orientation_of
-from ulna.errors import DataError, Problem, UsageError
+from ulna.errors import DataError, Problem, UsageError, listed
 from ulna.files import cell, write_text
 from ulna.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
 from ulna.outputs import check_folder, check_names
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 # NSD: how far apart two surfaces may be and still count as the same (specs, losses and metrics 2)
 VOLUME_TOLERANCE_MM = 1.0
 IMAGE_TOLERANCE_PX = 2.0
+_SHOWN = 3  # ids in a message
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,18 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     missing = [name for name in wanted if name not in predicted.sources]
     extra = [name for name in predicted.sources if name not in references.sources]
     if len(missing) == len(wanted):
+        masks, ids = (listed(one.sources, _SHOWN) or "none" for one in (predicted, references))
         raise UsageError(
-            f"{predictions}: no mask has the id of a reference in {labels}; "
-            f"masks are {_some(predicted.sources)}, references {_some(references.sources)}"
+            f"{predictions}: no mask has the id of a reference in {labels}; masks are {masks}, references {ids}"
         )
     if extra:
-        log.info("note: masks without a reference, left out (%d): %s", len(extra), _some(extra))
+        log.info("note: masks without a reference, left out (%d): %s", len(extra), listed(extra, _SHOWN))
     if notes.get("not_listed"):
         text = "masks in %s beside those of the last prediction, not scored (%d): %s"
-        log.warning(text, predictions, len(notes["not_listed"]), _some(notes["not_listed"]))
+        log.warning(text, predictions, len(notes["not_listed"]), listed(notes["not_listed"], _SHOWN))
     if notes.get("changed"):
         text = "masks changed after predict wrote them, scored as they are (%d): %s"
-        log.warning(text, len(notes["changed"]), _some(notes["changed"]))
+        log.warning(text, len(notes["changed"]), listed(notes["changed"], _SHOWN))
     names = _classes(about, references, predicted, labels)
     dims = _dims(references.sources[name] for name in wanted)
     problems: list[Problem] = []
@@ -148,7 +149,7 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
             "masks whose orientation tag differs from that of their reference (%d): %s; both are compared as viewers show "
             "them. Where one was drawn on the stored pixels, its scores are wrong: give it the tag of the image"
         )
-        log.warning(text, len(tags_differ), _some(tags_differ))
+        log.warning(text, len(tags_differ), listed(tags_differ, _SHOWN))
         evaluation.summary["orientation_tags_differ"] = tags_differ
     if out is not None:
         evaluation.write(Path(out))
@@ -330,8 +331,3 @@ def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: 
         for name, source in masks.sources.items()
     }
     return classes_found(values, where)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

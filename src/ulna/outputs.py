@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, listed
 from ulna.files import TEMPORARY
 from ulna.locking import LOCK
 
@@ -22,7 +22,6 @@ DATA_FOLDERS = frozenset({"images", "labels", "imagestr", "labelstr", "imagests"
 # where one case has a folder of its own, and where the folders of a data set have other names: only beside each other
 PAIRED = {"images": "masks", "masks": "images", "original": "ground truth", "ground truth": "original"}
 WRITTEN = frozenset({"predict.json", "predict.unfinished.jsonl", "explain.json", "summary.json"})  # marks of ulna's own
-MOST_LINES = 12  # of a list in a message
 
 
 def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose another --out") -> None:
@@ -119,7 +118,8 @@ def check_names(out: Path, own: Mapping[str, Callable[[Path], bool]], remedy: st
     """
     foreign = [name for name, is_own in own.items() if os.path.lexists(out / name) and not _is_own(out / name, is_own)]
     if foreign:
-        raise UsageError(f"{out}: {listed(foreign)} not written by ulna, and would be replaced; {remedy}")
+        are = "is" if len(foreign) == 1 else "are"
+        raise UsageError(f"{out}: {listed(foreign)} {are} not written by ulna, and would be replaced; {remedy}")
 
 
 def _is_own(path: Path, is_own: Callable[[Path], bool]) -> bool:
@@ -164,15 +164,3 @@ def ignores_case(folder: Path) -> bool:
         return probe.with_name(probe.name.upper()).exists()
     finally:
         probe.unlink(missing_ok=True)
-
-
-def listed(names: Iterable[str], *, verb: bool = True) -> str:
-    """The first names of a list, how many there are more, and the verb.
-
-    Example:
-        >>> listed(["a.png"]), listed((str(n) for n in range(14)), verb=False)
-        ('a.png is', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 2 more')
-    """
-    names = list(names)
-    text = ", ".join(names[:MOST_LINES]) + (f" and {len(names) - MOST_LINES} more" if len(names) > MOST_LINES else "")
-    return f"{text} {'is' if len(names) == 1 else 'are'}" if verb else text

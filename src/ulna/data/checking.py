@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ulna.data.classes import classes_found, listed, some
+from ulna.data.classes import classes_found, some
 from ulna.data.comparing import compare_grids, compare_images, compare_names, compare_palettes
 from ulna.data.copies import find_copies
 from ulna.data.dataset import Dataset, split
@@ -20,7 +20,7 @@ from ulna.data.repairing import Repair, check_target, repair
 from ulna.data.source import all_faults, condensed
 from ulna.data.splitting import Groups
 from ulna.data.survey import TURNED, Survey, survey_all
-from ulna.errors import DataError, Problem, UsageError
+from ulna.errors import DataError, Problem, UsageError, listed
 from ulna.recipe import Labels
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from ulna.data.source import fault
+from ulna.errors import listed
 from ulna.recipe import Labels
 
 _MOST_UNNAMED = 32  # more classes than this are named by a person, or they are numbered objects
@@ -49,8 +50,9 @@ def classes_found(found: Mapping[str, Mapping[int | float, int]], where: object)
     values = sorted(int(value) for value in holders)
     gaps = highest + 1 != len(values)
     if highest > 0 and (gaps or highest > _MOST_UNNAMED):
-        missing = [value for value in range(min(highest, len(values) + 7)) if value not in holders]
-        odds = f"{listed(missing, 6)} never" if gaps else f"{highest} classes without a name"
+        missing = [str(value) for value in range(min(highest, len(values) + 7)) if value not in holders]
+        never = ", ".join([*missing[:6], *(["..."] if len(missing) > 6 else [])])  # highest may be of any size
+        odds = f"{never} never" if gaps else f"{highest} classes without a name"
         what = f"the label values found are {listed(values)} ({odds}; {highest} in case {holders[highest]})"
         raise fault(where, what, _remedy(values) if gaps else _NAMES)
     names = ("foreground",) if highest <= 1 else tuple(f"class {value}" for value in range(1, highest + 1))
@@ -67,9 +69,3 @@ def _remedy(values: list[int]) -> str:
 def some(cases: list[str]) -> str:
     """One case, or how many and the first."""
     return cases[0] if len(cases) == 1 else f"{len(cases)} cases, for example {cases[0]}"
-
-
-def listed(values: Iterable[object], most: int = 12) -> str:
-    """The first of many, with commas."""
-    words = [str(value) for value in values]
-    return ", ".join(words[:most]) + (", ..." if len(words) > most else "")

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ulna.data.classes import listed, some
+from ulna.data.classes import some
 from ulna.data.dataset import Dataset
 from ulna.data.orientation import PLANES, codes, world_of
 from ulna.data.survey import Survey
-from ulna.errors import Problem
+from ulna.errors import Problem, listed
 
 _FAR = 10  # times the median spacing: a wrong unit, most likely
 

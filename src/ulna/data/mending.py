@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from ulna.data.classes import listed
 from ulna.data.label_values import NEARLY_WHOLE, Colour, colours, farthest_from_whole
 from ulna.data.read import value_counts, without_colour
 from ulna.data.source import fault
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of, upright
+from ulna.errors import listed
 from ulna.recipe import Labels
 from ulna.volume import Volume, label_dtype, same_geometry
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ulna.data.case import Case
 from ulna.data.source import IMAGE_SUFFIXES, Source, beside, case_name, shown, suffix_of
-from ulna.errors import Problem
+from ulna.errors import Problem, listed
 from ulna.recipe import Labels
 
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
@@ -70,9 +70,8 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
         what = f"holds {len(hidden)} images whose names say that they are none of the data ({hidden[0]})"
         found.notes.append(f"{folder.name}/ {what}; they are not read")
     if spare:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in spare.most_common(_KINDS))
-        more = ", ..." if len(spare) > _KINDS else ""
-        found.notes.append(f"{folder.name}/ holds files that are not read: {kinds}{more}")
+        kinds = listed((f"{count} {suffix}" for suffix, count in spare.most_common()), most=_KINDS)
+        found.notes.append(f"{folder.name}/ holds files that are not read: {kinds}")
     if folders:
         what = "1 folder that is" if folders == 1 else f"{folders} folders that are"
         found.notes.append(f"{folder.name}/ holds {what} not read")

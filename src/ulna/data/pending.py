@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from ulna.data.case import Case
 from ulna.data.record import Entry, Record
-from ulna.errors import UsageError
-from ulna.outputs import MOST_LINES, file_digest, ignores_case, listed
+from ulna.errors import MOST_LINES, UsageError, listed
+from ulna.outputs import file_digest, ignores_case
 
 
 class Pending(NamedTuple):
@@ -66,7 +66,7 @@ def find_pending(record: Record, cases: Sequence[Case], wanted: Mapping[str, Ent
         if why:
             reasons.setdefault(why, []).append(name)
     if reasons:
-        lines = "\n".join(f"  {listed(names, verb=False)}: {why}" for why, names in reasons.items())
+        lines = "\n".join(f"  {listed(names)}: {why}" for why, names in reasons.items())
         raise UsageError(f"{record.folder}: holds what stands in the way; nothing was predicted\n{lines}")
     return found
 

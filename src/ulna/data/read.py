@@ -39,7 +39,7 @@ from ulna.data.source import (
 )
 from ulna.data.turning import as_stored, orientation_of
 from ulna.data.write_tiff import write_tiff
-from ulna.errors import DataError, UsageError
+from ulna.errors import DataError, UsageError, listed
 from ulna.files import write_whole
 from ulna.outputs import same_place
 from ulna.recipe import Labels
@@ -262,8 +262,8 @@ def _checked(volume: Volume, array: NDArray[Any], highest: int) -> NDArray[Any]:
         return (array == 255).view(np.uint8)
     bad = [value for value in values if value not in range(highest + 1)]
     if bad:
-        listed = ", ".join(f"{value:g}" for value in bad[:8]) + (", ..." if len(bad) > 8 else "")
-        what = f"label values {listed} do not fit {highest + 1} classes (0 is background, 1..{highest})"
+        shown = listed((f"{value:g}" for value in bad), most=8)
+        what = f"label values {shown} do not fit {highest + 1} classes (0 is background, 1..{highest})"
         raise fault(volume.path, what, "name the extra ones in classes.json or remap the file")
     return array.astype(label_dtype(highest), copy=False)
 

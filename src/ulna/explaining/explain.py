@@ -19,7 +19,7 @@ from ulna.data.dataset import Dataset
 from ulna.data.limits import memory
 from ulna.data.orientation import turned
 from ulna.data.preprocess import framed, prepare, prepare_labels
-from ulna.errors import UsageError, unknown
+from ulna.errors import UsageError, listed, unknown
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
 from ulna.files import move_whole, staged, unwritable, write_text
@@ -192,8 +192,8 @@ def _choose(image: Path, case: str | None, plan: Plan) -> Case:
     if case is not None:
         return dataset.case(case)
     if len(dataset.cases) != 1:
-        some = ", ".join(one.id for one in dataset.cases[:3])
-        raise UsageError(f"{image}: holds {len(dataset.cases)} images; name one of them with --case ({some}, ...)")
+        some = listed((one.id for one in dataset.cases), most=3)
+        raise UsageError(f"{image}: holds {len(dataset.cases)} images; name one of them with --case ({some})")
     return dataset.cases[0]
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
-from ulna.errors import UsageError, printable
+from ulna.errors import UsageError, listed, printable
+from ulna.outputs import file_digest
 from ulna.progress import track
 from ulna.reading import read_json_object
 from ulna.recipe import Labels
 
 DATA_FILE = "data.json"
-_CHUNK = 1 << 20
 _SHOWN = 6  # ids in a message
 
 
@@ -34,14 +34,11 @@ def _digest(case: Case, known: dict[Path, str]) -> str:
 
 
 def _of_file(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        return file_digest(path)
     except OSError as error:
-        raise UsageError(f"{printable(path)}: cannot be read ({error.strerror or error}); check the path") from None
-    return digest.hexdigest()
+        why = error.strerror or "it is no file"
+        raise UsageError(f"{printable(path)}: cannot be read ({why}); check the path") from None
 
 
 def describe(dataset: Dataset, labels: Labels) -> str:
@@ -58,9 +55,10 @@ def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> No
     path = folder / DATA_FILE
     declared = dataset.labels
     if declared is not None and declared != labels:
+        ours, planned = listed(declared.names, _SHOWN), listed(labels.names, _SHOWN)
         raise UsageError(
-            f"{printable(data)}: declares the classes {_some(declared.names)}, but the run {printable(folder)} was planned "
-            f"for {_some(labels.names)}; give the data that it began with, or train again into another folder"
+            f"{printable(data)}: declares the classes {ours}, but the run {printable(folder)} was planned for {planned}; "
+            "give the data that it began with, or train again into another folder"
         )
     if not path.exists():
         raise UsageError(
@@ -78,14 +76,9 @@ def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> No
         "missing": [name for name in stored if name not in now],
         "new": [name for name in now if name not in stored],
     }
-    told = [f"{len(ids)} {kind} ({_some(ids)})" for kind, ids in differences.items() if ids]
+    told = [f"{len(ids)} {kind} ({listed(ids, _SHOWN)})" for kind, ids in differences.items() if ids]
     if told:
         raise UsageError(
             f"{printable(data)}: is not the data that the run {printable(folder)} began with: {', '.join(told)} of "
             f"{len(stored)} cases; give those data, or train again into another folder"
         )
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
