@@ -220,7 +220,7 @@ def test_check_tells_of_time_in_tiff(tmp_path):
     assert any("4 cases, for example c0: has 4 pictures along time" in note for note in check(tmp_path).notes)
 
 
-@pytest.mark.parametrize("unit", ["um", "µm", "mm", "inch", "pixel", "nm"])
+@pytest.mark.parametrize("unit", ["um", "µm", "mm", "inch", "pixel", "nm", "meter", "micrometre"])
 @pytest.mark.parametrize("spacing", [None, 2.0])
 def test_unit_and_resolution_of_imagej_go_back_as_they_came(tmp_path, unit, spacing):
     about = {"axes": "ZYX", "unit": unit.replace("µ", "\\u00B5"), **({"spacing": spacing} if spacing else {})}

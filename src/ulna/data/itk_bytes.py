@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ulna.data.limits import check_memory, check_pixels, check_promise
 from ulna.data.slabs import Float32, fill, native
 from ulna.data.source import AGAIN, fault
+from ulna.data.units import millimetres_in
 from ulna.errors import DataError
 
 _SAVE = "save it again as one binary file, raw or gzip-compressed"
@@ -40,8 +41,6 @@ _NRRD_TYPES = {
 }
 _LONGEST_HEADER = 1 << 20
 _CHUNK = 1 << 20
-_MM = {"m": 1e3, "meter": 1e3, "meters": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "\u00b5m": 1e-3, "micron": 1e-3,
-       "microns": 1e-3, "micrometer": 1e-3, "micrometers": 1e-3, "nm": 1e-6}  # fmt: skip
 
 
 class Stored(NamedTuple):
@@ -225,7 +224,7 @@ def _nrrd(path: Path, data: bytes) -> _Header:
 def _nrrd_unit(fields: Mapping[str, str]) -> float:
     """Millimetres in the unit of space, where all axes have one that is known; else 1."""
     named = re.findall(r'"([^"]*)"', fields.get("space units", fields.get("units", "")))
-    known = {_MM[name.strip().lower()] for name in named if name.strip().lower() in _MM}
+    known = {length for name in named if (length := millimetres_in(name)) is not None}
     return known.pop() if len(known) == 1 else 1.0
 
 

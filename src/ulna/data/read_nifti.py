@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from ulna.data.limits import check_memory, check_pixels, check_promise
 from ulna.data.slabs import Float32, fill, native
 from ulna.data.source import AGAIN, fault, file_stat, said, suffix_of
+from ulna.data.units import millimetres_in
 from ulna.volume import Volume
 
-MM_PER_UNIT = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}
 _CHUNK = 1 << 20
 _PADDING = 1024
 _MOST_SPARE = 1 << 26
@@ -248,7 +248,7 @@ def _geometry(
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except Exception as error:  # nibabel raises many types here
         raise fault(path, f"has an orientation that cannot be read ({said(error)})", remedy) from None
-    scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    scale = millimetres_in(header.get_xyzt_units()[0]) or 1.0
     if not np.isfinite(affine).all():
         raise fault(path, "has an orientation that is not finite", remedy)
     affine[:3] *= scale
@@ -265,7 +265,7 @@ def _geometry(
 
 
 def _disagreement(header: Any, spacing: tuple[float, ...], flat: int | None) -> tuple[str, ...]:
-    scale = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    scale = millimetres_in(header.get_xyzt_units()[0]) or 1.0
     stated = [float(zoom) * scale for axis, zoom in enumerate(header.get_zooms()[:3]) if axis != flat]
     if all(abs(zoom - s) <= 0.01 * s for zoom, s in zip(stated, spacing, strict=True)):
         return ()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any, NamedTuple
 
-_MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "nm": 1e-6}
+from ulna.data.units import millimetres_in
+
 _PRINT_DPI = (72, 96, 100, 150, 200, 300, 600, 1200)
 _INCH, _CENTIMETRE = 2, 3  # of the tag ResolutionUnit
 _KEPT = ("finterval", "fps", "tunit")  # what ImageJ says about time
@@ -41,7 +41,7 @@ def read_scale(file: Any, page: Any) -> tuple[Spacing | None, Scale]:
     x, y, code = resolution
     if file.is_imagej:
         about = _about(file)
-        scale = _millimetres(about.get("unit"))
+        scale = millimetres_in(about.get("unit"))
         z = _number(about.get("spacing"))
         known = None if scale is None else (abs(z) * scale if z else None, scale / y, scale / x)
         return known, Scale((x, y), code, about)
@@ -79,13 +79,6 @@ def _resolution(page: Any) -> tuple[float, float, int] | None:
     return xn / xd, yn / yd, int(tags["ResolutionUnit"].value) if "ResolutionUnit" in tags else _INCH
 
 
-def _millimetres(unit: object) -> float | None:
-    """Millimetres in a unit that is named; None for pixels and unknown words."""
-    name = str(unit or "").replace("\\u00B5", "u").replace("\\u03BC", "u").replace("µ", "u").replace("μ", "u")
-    name = re.sub(r"^(micrometer|micrometre)s?$", "um", name.strip().lower())
-    return _MM.get(re.sub(r"^(millimeter|millimetre)s?$", "mm", name))
-
-
 def _number(value: Any) -> float:
     try:
         number = float(value or 0)
@@ -102,7 +95,7 @@ def _ome_spacing(text: str) -> Spacing | None:
     sizes: list[float | None] = []
     for axis in "ZYX":
         size = max(_number(pixels.get(f"PhysicalSize{axis}")), 0.0) if pixels is not None else 0.0
-        unit = _millimetres(pixels.get(f"PhysicalSize{axis}Unit", "um")) if pixels is not None else None
+        unit = millimetres_in(pixels.get(f"PhysicalSize{axis}Unit", "um")) if pixels is not None else None
         sizes.append(size * unit if size and unit else None)
     z, y, x = sizes
     return (z, y, x) if y and x else None
