@@ -7,7 +7,7 @@ columns (H, W) for PNG and TIFF, the first, second and third voxel index for NIf
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,16 @@ class Volume:
     def with_array(self, array: NDArray[Any]) -> Volume:
         """The same place with other values (same *S)."""
         return replace(self, array=array)
+
+
+def spacing_text(spacing: Sequence[float], unit: str = "mm") -> str:
+    """A spacing as messages show it.
+
+    Example:
+        >>> spacing_text((0.703125, 0.703125, 2.0))
+        '0.7031 x 0.7031 x 2 mm'
+    """
+    return " x ".join(f"{step:.4g}" for step in spacing) + f" {unit}"
 
 
 def label_dtype(highest: int) -> np.dtype[Any]:

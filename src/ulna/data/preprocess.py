@@ -20,7 +20,7 @@ from ulna.data.resampling import nearest, points, resample, restore, steps
 from ulna.data.whitening import whiten
 from ulna.errors import UsageError
 from ulna.recipe import Normalization, Plan
-from ulna.volume import Volume
+from ulna.volume import Volume, spacing_text
 
 FAR = 1.05  # times the spacings of the training: an image beyond them is noted
 
@@ -130,7 +130,7 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
         notes.append(
             f"{name}: states a spacing in {volume.unit}, the training images none; its pixels and axes are taken as stored"
             if plan.unit == "px"
-            else f"{name}: states no spacing; it is taken to have that of all training images, {_mm(plan.spacing)}"
+            else f"{name}: states no spacing; it is taken to have that of all training images, {spacing_text(plan.spacing)}"
         )
         return tuple(notes)
     spacing = grid_spacing(volume, plan)
@@ -138,9 +138,9 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
     low, high = trained.get("min", plan.spacing), trained.get("max", plan.spacing)
     if any(not a / FAR <= s <= b * FAR for s, a, b in zip(spacing, low, high, strict=True)):
         notes.append(
-            f"{name}: has a spacing of {_mm(spacing)}, the training images "
-            + (_mm(low) if low == high else f"{_mm(low)} to {_mm(high)}")
-            + f"; it is resampled to {_mm(plan.spacing)}, and may be segmented less well"
+            f"{name}: has a spacing of {spacing_text(spacing)}, the training images "
+            + (spacing_text(low) if low == high else f"{spacing_text(low)} to {spacing_text(high)}")
+            + f"; it is resampled to {spacing_text(plan.spacing)}, and may be segmented less well"
         )
     if plan.orientation is not None and volume.affine is not None and not volume.meta.get("oriented", True):
         assumed = codes(volume.affine, volume.spatial_dims)
@@ -153,10 +153,6 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
                 f"{name}: is a slice that lies {PLANES[tuple(own)]}, those of the training {PLANES[tuple(worlds)]}"
             )
     return tuple(notes)
-
-
-def _mm(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{s:.4g}" for s in spacing) + " mm"
 
 
 def prepare(volume: Volume, plan: Plan) -> Prepared:

@@ -43,7 +43,7 @@ from ulna.errors import DataError, UsageError, listed
 from ulna.files import write_whole
 from ulna.outputs import same_place
 from ulna.recipe import Labels
-from ulna.volume import Volume, label_dtype, same_geometry
+from ulna.volume import Volume, label_dtype, same_geometry, spacing_text
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -136,9 +136,8 @@ def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Vo
     first = volumes[0]
     for source, volume in zip(sources[1:], volumes[1:], strict=True):
         if volume.size != first.size or not same_geometry(volume, first):
-            what = (
-                f"{volume.size} at {_mm(volume)}, but channel {sources[0].path.name} has {first.size} at {_mm(first)}"
-            )
+            own, other = (spacing_text(one.spacing, one.unit) for one in (volume, first))
+            what = f"{volume.size} at {own}, but channel {sources[0].path.name} has {first.size} at {other}"
             raise fault(source, what, "resample the channels of a case to one grid")
     if len(volumes) == 1:
         return first
@@ -165,10 +164,6 @@ def _too_large(volumes: Sequence[Volume]) -> tuple[int, float] | None:
     """How many values of all channels float32 does not hold, and the largest; None for none."""
     found = [volume.meta["too_large"] for volume in volumes if volume.meta.get("too_large")]
     return (sum(count for count, _ in found), max(largest for _, largest in found)) if found else None
-
-
-def _mm(volume: Volume) -> str:
-    return " x ".join(f"{s:.4g}" for s in volume.spacing) + f" {volume.unit}"
 
 
 def read_labels(source: Source, spatial_dims: int | None = None) -> Volume:

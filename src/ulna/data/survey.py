@@ -25,7 +25,7 @@ from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.errors import DataError, Problem
 from ulna.progress import track
 from ulna.recipe import Labels
-from ulna.volume import Volume, same_geometry
+from ulna.volume import Volume, same_geometry, spacing_text
 
 TURNED = "its label map may lie turned on the image"  # so begins a note that must be read before others
 _OTHER_GRID = "resample the label map to the grid of its image, or pair the right files"
@@ -279,15 +279,12 @@ def _same_grid(case: Case, image: Volume, reference: Volume, problems: list[Prob
     if np.allclose(image.spacing, reference.spacing, rtol=1e-3) and image.affine is not None:
         what = "has another orientation or origin (affine) than its image"
     else:
-        what = f"has the spacing {_numbers(reference.spacing)} {reference.unit}, its image {_numbers(image.spacing)}"
+        own, other = (spacing_text(one.spacing, one.unit) for one in (reference, image))
+        what = f"has the spacing {own}, its image {other}"
     problems.append(
         Problem(where, what, "copy the geometry of the image if the voxels agree, or resample the label map")
     )
     return False
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " x ".join(f"{value:.4g}" for value in values)
 
 
 def _foreground(image: Volume, classes: NDArray[Any]) -> tuple[tuple[Intensity, ...], NDArray[np.float32] | None]:

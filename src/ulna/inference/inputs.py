@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ulna.data.read import Source, read_image, suffix_of
 from ulna.errors import UsageError
 from ulna.recipe import Plan
-from ulna.volume import Volume
+from ulna.volume import Volume, spacing_text
 
 log = logging.getLogger("ulna")
 
@@ -60,8 +60,9 @@ def as_volume(
         return replace(unplaced, spacing=plan.spacing or (1.0,) * dims, unit=plan.unit)
     if plan.unit == "px" or plan.spacing is None:
         return unplaced
-    on_grid = f"an array without spacing= or affine= is taken to lie on the grid of the training, {_mm(plan.spacing)}"
-    _note(on_grid + (f", its axes along {_axes(plan)}" if plan.orientation else ""))
+    on_grid = "an array without spacing= or affine= is taken to lie on the grid of the training"
+    along = f", its axes along {_axes(plan)}" if plan.orientation else ""
+    _note(f"{on_grid}, {spacing_text(plan.spacing)}{along}")
     grid = _assumed(plan, plan.spacing) if plan.orientation else None
     return Volume(array, plan.spacing, plan.unit, grid)
 
@@ -88,10 +89,6 @@ def _axes(plan: Plan) -> str:
     return ", ".join(("left to right", "back to front", "foot to head")[world] for world in worlds)
 
 
-def _mm(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{s:.4g}" for s in spacing) + " mm"
-
-
 def _read(files: Sequence[str | Path], plan: Plan) -> Volume:
     for file in files:
         if suffix_of(file) == ".npz":
@@ -111,7 +108,8 @@ def _placed(volume: Volume, spacing: Sequence[float] | None, affine: ArrayLike |
         return volume
     name = volume.path or "image"
     if volume.unit != "px":
-        raise UsageError(f"{name}: states its own spacing, {_mm(volume.spacing)}; leave spacing= and affine= out")
+        own = spacing_text(volume.spacing)
+        raise UsageError(f"{name}: states its own spacing, {own}; leave spacing= and affine= out")
     dims = volume.spatial_dims
     given = None if spacing is None else _lengths(spacing, dims)
     if affine is None:
@@ -122,7 +120,7 @@ def _placed(volume: Volume, spacing: Sequence[float] | None, affine: ArrayLike |
         raise UsageError("affine=: expected a regular (4, 4) matrix, voxel index -> RAS mm")
     lengths = tuple(float(f"{n:.7g}") for n in np.linalg.norm(matrix[:3, :dims], axis=0))
     if given is not None and not np.allclose(given, lengths, rtol=1e-3):
-        raise UsageError(f"spacing= says {_mm(given)}, affine= {_mm(lengths)}; give one of them")
+        raise UsageError(f"spacing= says {spacing_text(given)}, affine= {spacing_text(lengths)}; give one of them")
     return replace(volume, spacing=lengths, unit="mm", affine=matrix)
 
 
