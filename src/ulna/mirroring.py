@@ -9,14 +9,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ulna.data.orientation import DIRECTIONS
+
 # An axis that turns this much to the side (the sine, 17 degrees) is not free of the direction.
 OBLIQUE = 0.3
 ASKEW = -1  # in place of an axis: slices lie oblique to this direction
-# Words for the two ends of each world axis (R, A, S), and what the axis is called
-ENDS = (
-    ({"left": "right", "l": "r", "lt": "rt"}, "left to right"),
-    ({"anterior": "posterior", "ant": "post", "ventral": "dorsal", "front": "back"}, "back to front"),
-    ({"superior": "inferior", "sup": "inf", "cranial": "caudal", "upper": "lower"}, "foot to head"),
+# Words for the two ends of each world axis (R, A, S)
+OPPOSITES = (
+    {"left": "right", "l": "r", "lt": "rt"},
+    {"anterior": "posterior", "ant": "post", "ventral": "dorsal", "front": "back"},
+    {"superior": "inferior", "sup": "inf", "cranial": "caudal", "upper": "lower"},
 )
 
 
@@ -40,17 +42,17 @@ def mirror_axes(
         if axis == ASKEW:
             return (), (
                 f"no flips: classes are named {words}, a mirrored image would be labelled wrongly, and slices lie oblique to "
-                f"the direction from {ENDS[world][1]}"
+                f"the direction from {DIRECTIONS[world]}"
             )
         if axis is None and dims == 2 and world_axes is not None:
             continue  # a slice is flat along it, so that no flip exchanges its ends
         if axis is None:
             return (), (
                 f"no flips: classes are named {words}, a mirrored image would be labelled wrongly, and the files do not "
-                f"say which axis goes from {ENDS[world][1]}"
+                f"say which axis goes from {DIRECTIONS[world]}"
             )
         taken.append(axis)
-        reasons.append(f"no flips along axis {axis}, which goes from {ENDS[world][1]}: classes are named {words}")
+        reasons.append(f"no flips along axis {axis}, which goes from {DIRECTIONS[world]}: classes are named {words}")
     why = (
         "; ".join(reasons) or "flips along both axes: slices are flat along the axis whose ends classes are named after"
     )
@@ -72,8 +74,7 @@ def told_apart(names: Sequence[str]) -> list[int]:
 
 def _pair(names: Sequence[str], world: int) -> tuple[str, ...]:
     """Two names that differ in the ends of an axis alone; nothing if there are none."""
-    swap = dict(ENDS[world][0])
-    swap |= {there: here for here, there in swap.items()}
+    swap = OPPOSITES[world] | {there: here for here, there in OPPOSITES[world].items()}
     words = [tuple(re.split(r"[^a-z]+", name.lower())) for name in names]
     for name, parts in zip(names, words, strict=True):
         other = tuple(swap.get(part, part) for part in parts)

@@ -18,7 +18,7 @@ from ulna.data.checking import Report, inspect
 from ulna.data.dataset import Dataset, split
 from ulna.data.limits import memory as machine_memory
 from ulna.data.limits import within_memory
-from ulna.data.orientation import AS_STORED, Turn, codes, to_canonical, world_of
+from ulna.data.orientation import AS_STORED, DIRECTIONS, Turn, codes, to_canonical, world_of
 from ulna.data.preprocess import prepare
 from ulna.data.survey import Survey
 from ulna.data.whitening import fit_whitening
@@ -283,7 +283,7 @@ def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] |
         reasons["orientation"] = "the axes stay as the files store them: not every file says how the patient lies"
         return None
     counts = ", ".join(f"{count} {letters}" for letters, count in sorted(data["orientations"].items()))
-    sides = "left to right, back to front and foot to head"
+    sides = "{}, {} and {}".format(*DIRECTIONS)
     reasons["orientation"] = f"RAS: every image is turned so that its axes run from {sides} (stored: {counts})"
     return "RAS"
 

@@ -20,6 +20,7 @@ from ulna.volume import Volume
 
 V = TypeVar("V")
 
+DIRECTIONS = ("left to right", "back to front", "foot to head")  # of the world axes
 ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # where each world axis begins and ends
 # By the world axes that a slice spans
 PLANES: dict[tuple[int, ...], str] = {(0, 1): "axial", (0, 2): "coronal", (1, 2): "sagittal"}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ulna.data.orientation import DIRECTIONS
 from ulna.data.read import Source, read_image, suffix_of
 from ulna.errors import UsageError
 from ulna.recipe import Plan
@@ -85,8 +86,7 @@ def _worlds(plan: Plan) -> list[int]:
 
 def _axes(plan: Plan) -> str:
     """The axes that the network sees, in words."""
-    worlds = _worlds(plan)
-    return ", ".join(("left to right", "back to front", "foot to head")[world] for world in worlds)
+    return ", ".join(DIRECTIONS[world] for world in _worlds(plan))
 
 
 def _read(files: Sequence[str | Path], plan: Plan) -> Volume:
