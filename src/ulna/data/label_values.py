@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.palettes import Colour
 from ulna.data.read import encode_labels, value_counts, without_colour
 from ulna.data.slabs import slabs
 from ulna.errors import DataError, Problem
@@ -16,7 +17,6 @@ from ulna.volume import Volume
 MOST_VALUES = 256  # label values that are counted one by one
 NEARLY_WHOLE = 0.1  # how far a value may lie from a whole number, to be rounded to it
 _SHOWN = 4
-Colour = tuple[int, int, int]
 
 
 def label_values(
@@ -63,9 +63,8 @@ def _several_maps(reference: Volume) -> tuple[str, str]:
 def colours(array: NDArray[Any]) -> set[Colour]:
     """The colours of a picture, (3, H, W)."""
     codes: set[int] = set()
-    for red, green, blue in slabs(*array):
-        wide = (one.astype(np.int64) for one in (red, green, blue))
-        red, green, blue = wide
+    for parts in slabs(*array):
+        red, green, blue = (part.astype(np.int64) for part in parts)
         codes |= set(np.unique((red << 32) | (green << 16) | blue).tolist())
     return {(code >> 32, code >> 16 & 0xFFFF, code & 0xFFFF) for code in codes}
 

@@ -11,7 +11,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ulna.data.limits import check_memory, check_pixels, check_promise
-from ulna.data.slabs import Float32, as_float32, fill, native
+from ulna.data.slabs import Float32, fill, native
 from ulna.data.source import AGAIN, fault, file_stat, said
 from ulna.volume import Volume
 
@@ -90,16 +90,7 @@ def array_header(path: Path, file: IO[bytes], what: str, kinds: str) -> Header:
 def _channels_first(array: NDArray[Any], spatial_dims: int | None) -> NDArray[Any]:
     colour = array.ndim == 3 and array.shape[-1] <= MOST_COLOURS and spatial_dims != 3
     array = np.moveaxis(array, -1, 0) if colour or array.ndim == 4 else array[None]
-    return plain(np.ascontiguousarray(array))
-
-
-def plain(array: NDArray[Any]) -> NDArray[Any]:
-    """Native byte order; truth values become 0 and 1, real values float32."""
-    if array.dtype == bool:
-        return array.astype(np.uint8)
-    if array.dtype.kind == "f":
-        return as_float32(array)[0]
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return np.ascontiguousarray(array)
 
 
 def write_npy(path: Path, maps: NDArray[Any], like: Volume) -> None:

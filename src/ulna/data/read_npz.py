@@ -18,8 +18,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ulna.data.limits import check_pixels, check_promise
-from ulna.data.read_npy import MOST_COLOURS, NUMBERS, array_header, plain
-from ulna.data.slabs import as_float32
+from ulna.data.read_npy import MOST_COLOURS, NUMBERS, array_header
+from ulna.data.slabs import as_float32, native
 from ulna.data.source import AGAIN, Source, case_name, composed, fault, file_stat
 from ulna.volume import Volume
 
@@ -69,7 +69,7 @@ def read_npz(source: Source, key: str) -> Volume:
     if row.dtype.kind == "f":
         row, large = as_float32(row)
     meta = {"format": "npz", "suffix": ".npz", "too_large": large}
-    return Volume(plain(row), (1.0,) * (row.ndim - 1), "px", None, source.path, meta)
+    return Volume(row.astype(native(row.dtype), copy=False), (1.0,) * (row.ndim - 1), "px", None, source.path, meta)
 
 
 def write_npz(path: Path, **arrays: Any) -> None:

@@ -156,8 +156,7 @@ def worst(
     """
     rows = []
     for number, (case, image, reference, sides) in enumerate(cases):
-        flat = figures.flat(image, reference)
-        pictures = [("image", figures.to_rgb(flat[0])), ("reference", figures.overlay(image, reference))]
+        pictures = [("image", figures.to_rgb(image)), ("reference", figures.overlay(image, reference))]
         pictures += [
             (f"{model}  {scores[model][number]:.3f}", figures.overlay(image, of_model[number], reference))
             for model, of_model in masks.items()
