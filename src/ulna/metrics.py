@@ -236,7 +236,8 @@ def score(
         reference: (*S).
         spacing: distance between neighbours along every axis of *S.
         tolerance: of the NSD, in the unit of the spacing.
-        empty_score: Dice and IoU where both masks are empty; None: the pair counts for nothing (NaN).
+        empty_score: Dice and IoU where both masks are empty, whose distances are then 0 and whose NSD is 1; None: the pair
+            counts for nothing (NaN).
         surface: False leaves out HD95, ASSD and NSD.
 
     Raises:
@@ -278,7 +279,8 @@ def score_labels(
         spacing: distance between neighbours along every axis of *S.
         tolerance: of the NSD, in the unit of the spacing.
         multilabel: the structures may overlap, each has a channel of its own.
-        empty_score: Dice and IoU where both masks are empty; None: the pair counts for nothing (NaN).
+        empty_score: Dice and IoU where both masks are empty, whose distances are then 0 and whose NSD is 1; None: the pair
+            counts for nothing (NaN).
         surface: False leaves out HD95, ASSD and NSD.
 
     Raises:

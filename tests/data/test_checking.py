@@ -417,6 +417,6 @@ def test_a_label_map_without_the_orientation_tag_of_its_image_is_the_first_note(
         Image.fromarray(pixels(number)).save(root / "images" / f"c{number}.png", exif=exif)
     report = check(root)
     assert report.ok
-    assert report.notes[0].startswith("2 cases, for example c1: its label map may lie turned on the image: ")
+    assert report.notes[0].startswith("2 cases, for example c1: its label map may be rotated against the image: ")
     assert "give it the tag of the image" in report.notes[0]
-    assert sum("may lie turned" in note for note in report.notes) == 1
+    assert sum("may be rotated" in note for note in report.notes) == 1

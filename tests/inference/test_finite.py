@@ -1,4 +1,4 @@
-"""Networks that have lost their mind: an error in place of a mask of background."""
+"""Outputs that are not finite are an error, not a mask of background."""
 
 import numpy as np
 import pytest

@@ -160,7 +160,8 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
     smoothed along axes that get coarser): Volume (C, *S) -> (C, *S').
 
     Raises:
-        UsageError: if the volume has other dimensions or channels than the plan.
+        UsageError: if the volume has other dimensions or channels than the plan, does not state its spacing or orientation
+            where the plan needs it, or holds NaN or infinity.
     """
     check_fit(volume, plan)
     name = volume.path or "image"

@@ -27,7 +27,7 @@ from ulna.progress import track
 from ulna.recipe import Labels
 from ulna.volume import Volume, same_geometry, spacing_text
 
-TURNED = "its label map may lie turned on the image"  # so begins a note that must be read before others
+TURNED = "its label map may be rotated against the image"  # so begins a note that must be read before others
 _OTHER_GRID = "resample the label map to the grid of its image, or pair the right files"
 _MOST_SKEW = 0.01  # about half a degree; what rounding leaves is far smaller
 

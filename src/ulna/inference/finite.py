@@ -1,4 +1,4 @@
-"""A network that has lost its mind is heard: what it answers must be finite."""
+"""Check that what a network computes is finite: a label map would turn NaN into background."""
 
 from __future__ import annotations
 
