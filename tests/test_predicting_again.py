@@ -521,9 +521,9 @@ def test_a_signal_while_a_mask_is_put_in_place_waits_for_it(tmp_path, images, ru
 
 
 def test_a_full_disk_stops_at_once_with_the_list_and_the_bytes(tmp_path, images, run, monkeypatch, segmented):
-    from ulna.data import read
+    from ulna.data import write as writing
 
-    out, write = tmp_path / "masks", read.write_png
+    out, write = tmp_path / "masks", writing.write_png
 
     def full(path, *content):
         if path.name.endswith("b.png"):
@@ -531,7 +531,7 @@ def test_a_full_disk_stops_at_once_with_the_list_and_the_bytes(tmp_path, images,
             raise OSError(28, "No space left on device")
         write(path, *content)
 
-    monkeypatch.setattr(read, "write_png", full)
+    monkeypatch.setattr(writing, "write_png", full)
     with pytest.raises(PartialFailure) as failure:
         ulna.predict(run, images, out=out)
     assert segmented == ["a", "b"]
@@ -539,21 +539,21 @@ def test_a_full_disk_stops_at_once_with_the_list_and_the_bytes(tmp_path, images,
     assert list(reasons) == ["b", "c", "d"]
     assert "are free, more than 4 bytes are needed" in reasons["b"]
     assert reasons["c"] == reasons["d"] == f"not begun: {out} cannot be written to"
-    monkeypatch.setattr(read, "write_png", write)
+    monkeypatch.setattr(writing, "write_png", write)
     assert ulna.predict(run, images, out=out).skipped == ("a",)
 
 
 def test_a_name_that_is_too_long_costs_that_case_alone(tmp_path, images, run, monkeypatch):
-    from ulna.data import read
+    from ulna.data import write as writing
 
-    write = read.write_png
+    write = writing.write_png
 
     def too_long(path, *content):
         if path.name.endswith("b.png"):
             raise OSError(36, "File name too long")
         write(path, *content)
 
-    monkeypatch.setattr(read, "write_png", too_long)
+    monkeypatch.setattr(writing, "write_png", too_long)
     with pytest.raises(PartialFailure) as failure:
         ulna.predict(run, images, out=tmp_path / "masks")
     assert list(failure.value.failed) == ["b"]

@@ -8,7 +8,8 @@ from PIL import Image
 import ulna
 from tests.data.test_orientation import stored_as
 from tests.test_explaining import channels, run_folder
-from ulna.data.read import Source, read_labels
+from ulna.data.read import read_labels
+from ulna.data.source import Source
 from ulna.recipe import Labels
 
 THREE = Labels(names=("background", "a", "b"))

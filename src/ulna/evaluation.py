@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.classes import classes_found
+from ulna.data.label_maps import encode_labels, value_counts, without_colour
 from ulna.data.masks import Masks, find_masks, mask_files, rows_of
-from ulna.data.read import encode_labels, read_labels, value_counts, without_colour
+from ulna.data.read import read_labels
 from ulna.data.record import JOURNAL, Record
 from ulna.data.source import ARRAY_SUFFIX, Source, fault, suffix_of
 from ulna.data.turning import orientation_of

@@ -17,18 +17,11 @@ from numpy.typing import NDArray
 from ulna.data.case import Case
 from ulna.data.limits import is_memory_error
 from ulna.data.pending import find_pending, input_digest
-from ulna.data.read import (
-    Source,
-    case_name,
-    mask_suffix,
-    probabilities_suffix,
-    read_labels,
-    write_labels,
-    write_npz_masks,
-    write_probabilities,
-)
+from ulna.data.read import read_labels
 from ulna.data.read_npz import npz_contents
 from ulna.data.record import JOURNAL, Entry, Record
+from ulna.data.source import Source, case_name
+from ulna.data.write import mask_suffix, probabilities_suffix, write_labels, write_npz_masks, write_probabilities
 from ulna.errors import UsageError
 from ulna.files import Unwritable
 from ulna.inference.predict import to_labels

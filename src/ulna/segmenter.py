@@ -19,7 +19,8 @@ from ulna.arithmetic import choose_precision, default_device
 from ulna.blocks import nd
 from ulna.data.orientation import AS_STORED, Turn, turn_of
 from ulna.data.preprocess import check_fit, differences, prepare
-from ulna.data.read import case_name, write_labels
+from ulna.data.source import case_name
+from ulna.data.write import write_labels
 from ulna.errors import UsageError, printable
 from ulna.forecast import Forecast, maps_per_voxel, prediction_memory
 from ulna.inference.folding import folded

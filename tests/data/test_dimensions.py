@@ -9,7 +9,9 @@ import pytest
 from tests.data.test_orientation import ALL_48, stored_as
 from ulna.data.checking import check, inspect
 from ulna.data.dataset import Dataset
-from ulna.data.read import Source, read_image, read_labels, write_labels
+from ulna.data.read import read_image, read_labels
+from ulna.data.source import Source
+from ulna.data.write import write_labels
 from ulna.evaluation import evaluate
 from ulna.planning import fingerprint
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from ulna.data.checking import check
-from ulna.data.read import Source, read_image
+from ulna.data.read import read_image
+from ulna.data.source import Source
 from ulna.errors import DataError
 
 pytest.importorskip("SimpleITK")

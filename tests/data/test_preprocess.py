@@ -5,7 +5,8 @@ import torch
 
 from tests.plans import make
 from ulna.data.preprocess import differences, normalise, prepare, prepare_labels, restored
-from ulna.data.read import Source, read_image
+from ulna.data.read import read_image
+from ulna.data.source import Source
 from ulna.data.whitening import fit_whitening, whiten
 from ulna.errors import UsageError
 from ulna.recipe import Normalization

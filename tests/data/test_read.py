@@ -13,19 +13,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ulna.data.read import (
-    Source,
-    case_name,
-    encode_labels,
-    read_image,
-    read_labels,
-    suffix_of,
-    value_counts,
-    write_labels,
-    write_npz_masks,
-    write_probabilities,
-)
+from ulna.data.label_maps import encode_labels, value_counts
+from ulna.data.read import read_image, read_labels
 from ulna.data.read_npz import npz_contents
+from ulna.data.source import Source, case_name, suffix_of
+from ulna.data.write import write_labels, write_npz_masks, write_probabilities
 from ulna.errors import DataError, UsageError
 from ulna.recipe import Labels
 from ulna.volume import Volume, same_geometry
@@ -719,7 +711,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("ulna.data.read.write_nifti", half)
+    monkeypatch.setattr("ulna.data.write.write_nifti", half)
     with pytest.raises(UsageError, match=r"cannot be written \(disk full\); free space or choose another folder"):
         write_labels(tmp_path / "out" / "a", volume.array[0], volume)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.nii"]

@@ -8,7 +8,9 @@ import zlib
 import numpy as np
 import pytest
 
-from ulna.data.read import Source, read_image, read_labels, write_labels, write_probabilities
+from ulna.data.read import read_image, read_labels
+from ulna.data.source import Source
+from ulna.data.write import write_labels, write_probabilities
 from ulna.errors import DataError, UsageError
 from ulna.volume import same_geometry
 

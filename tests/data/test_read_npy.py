@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from ulna.data.read import Source, read_image, read_labels, write_labels
+from ulna.data.read import read_image, read_labels
+from ulna.data.source import Source
+from ulna.data.write import write_labels
 from ulna.errors import DataError
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from ulna.data.checking import check
 from ulna.data.dataset import Dataset
-from ulna.data.read import Source, read_image, read_labels
+from ulna.data.read import read_image, read_labels
+from ulna.data.source import Source
 
 pytestmark = pytest.mark.slow
 

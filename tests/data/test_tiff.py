@@ -10,7 +10,7 @@ from PIL import Image
 from tests.data.test_faults import png_set, shapes
 from tests.data.test_read import image_of, labels_of, noise
 from ulna.data.checking import check
-from ulna.data.read import write_labels
+from ulna.data.write import write_labels
 from ulna.errors import DataError
 
 

@@ -6,8 +6,8 @@ import tifffile
 from PIL import Image, ImageOps
 
 from tests.data.test_read import image_of, labels_of, noise
-from ulna.data.read import write_labels, write_probabilities
 from ulna.data.turning import as_stored, exchanged, upright
+from ulna.data.write import write_labels, write_probabilities
 
 TURNS = range(2, 9)
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from ulna.allocation import keep_freed_memory
 from ulna.benchmarking.curves import draw_curves
+from ulna.data.case import read_reference
 from ulna.data.dataset import Dataset
-from ulna.data.preprocess import read_reference
 from ulna.demonstration import STATEMENT, make_phantom
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation import evaluate_pairs

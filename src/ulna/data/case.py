@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from ulna.data import read
+from numpy.typing import NDArray
+
+from ulna.data import format_1, read
+from ulna.data.label_maps import encode_labels
 from ulna.data.source import Source
 from ulna.errors import UsageError
+from ulna.recipe import Plan
 from ulna.volume import Volume
 
 
@@ -41,3 +46,9 @@ class Case:
         if self.label is None:
             raise UsageError(f"case {self.id}: has no label map")
         return read.read_labels(self.label, self.spatial_dims or spatial_dims)
+
+
+def read_reference(case: Case, volume: Volume, plan: Plan) -> NDArray[Any]:
+    """The classes of a case on the grid of its image, (*S), or (K, *S) if multilabel; as the run of the plan saw them."""
+    labels = case.read_labels()
+    return encode_labels(format_1.labels_of(labels, volume) if plan.format == 1 else labels, plan.labels)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.label_maps import encode_labels, value_counts, without_colour
 from ulna.data.palettes import Colour
-from ulna.data.read import encode_labels, value_counts, without_colour
 from ulna.data.slabs import slabs
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels

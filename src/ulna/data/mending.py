@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
+from ulna.data.label_maps import value_counts, without_colour
 from ulna.data.label_values import NEARLY_WHOLE, colours, farthest_from_whole
 from ulna.data.palettes import Colour
-from ulna.data.read import value_counts, without_colour
 from ulna.data.source import fault
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of, upright
 from ulna.errors import listed

@@ -13,9 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ulna.data import format_1
-from ulna.data.case import Case
 from ulna.data.orientation import AS_STORED, PLANES, Turn, codes, turn_of, world_of
-from ulna.data.read import encode_labels
 from ulna.data.resampling import nearest, points, resample, restore, steps
 from ulna.data.whitening import whiten
 from ulna.errors import UsageError
@@ -199,12 +197,6 @@ def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan) -> Tensor:
     step = _steps(volume, plan)
     maps = format_1.resize_labels(maps, grid_of(volume, plan)) if step is None else nearest(maps, step)
     return maps[0] if exclusive else maps
-
-
-def read_reference(case: Case, volume: Volume, plan: Plan) -> NDArray[Any]:
-    """The classes of a case on the grid of its image, (*S), or (K, *S) if multilabel; as the run of the plan saw them."""
-    labels = case.read_labels()
-    return encode_labels(format_1.labels_of(labels, volume) if plan.format == 1 else labels, plan.labels)
 
 
 def restored(slabs: Iterable[Tensor], prepared: Prepared, axis: int = 0) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Files to volumes, and label maps back to files: one entry for every format.
+"""Files to volumes: one entry for every format.
 
 Images are (C, *S), raw label maps (1, *S), or (K, *S) where a file holds one map per class. The spatial axes keep the
 order of the file. What a reader changed on the way stands in `Volume.meta["notes"]`.
@@ -6,7 +6,7 @@ order of the file. What a reader changed on the way stands in `Volume.meta["note
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.label_maps import value_counts, without_colour
 from ulna.data.limits import within_memory
-from ulna.data.read_itk import read_itk, write_itk
-from ulna.data.read_nifti import read_nifti, write_nifti
-from ulna.data.read_npy import read_npy, write_npy
-from ulna.data.read_npz import npz_contents, read_npz, write_masks, write_npz
-from ulna.data.read_raster import read_raster, write_png
+from ulna.data.read_itk import read_itk
+from ulna.data.read_nifti import read_nifti
+from ulna.data.read_npy import read_npy
+from ulna.data.read_npz import read_npz
+from ulna.data.read_raster import read_raster
 from ulna.data.read_tiff import read_tiff
 from ulna.data.slabs import slabs
 from ulna.data.source import (
@@ -32,36 +33,11 @@ from ulna.data.source import (
     TIFF_SUFFIXES,
     Source,
     beside,
-    case_name,
     fault,
     file_stat,
     suffix_of,
 )
-from ulna.data.turning import as_stored, orientation_of
-from ulna.data.write_tiff import write_tiff
-from ulna.errors import DataError, UsageError, listed
-from ulna.files import write_whole
-from ulna.outputs import same_place
-from ulna.recipe import Labels
 from ulna.volume import Volume, label_dtype, same_geometry, spacing_text
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "Source",
-    "case_name",
-    "encode_labels",
-    "mask_suffix",
-    "probabilities_suffix",
-    "read_image",
-    "read_labels",
-    "suffix_of",
-    "value_counts",
-    "without_colour",
-    "write_image",
-    "write_labels",
-    "write_npz_masks",
-    "write_probabilities",
-]
 
 
 def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -> Volume:
@@ -190,197 +166,3 @@ def _integers(array: NDArray[Any]) -> NDArray[Any]:
     if low >= 0 and high < 2**32:
         return array.astype(label_dtype(int(high)))
     return array.astype(np.int64) if abs(low) < 2**62 and high < 2**62 else array
-
-
-def without_colour(volume: Volume) -> NDArray[Any]:
-    """The stored maps, one where a picture (PNG, BMP) stores grey as colour; equal maps of other files are classes."""
-    array = volume.array
-    if array.shape[0] != 3 or volume.meta.get("format") != "raster":
-        return array
-    grey = all(np.array_equal(red, green) and np.array_equal(red, blue) for red, green, blue in slabs(*array))
-    return array[:1] if grey else array
-
-
-def value_counts(array: NDArray[Any], most: int | None = None) -> dict[int | float, int]:
-    """Every value with its number of occurrences, in ascending order.
-
-    Args:
-        most: stop after a part of the array in which more values than these were found.
-
-    Example:
-        >>> value_counts(np.array([0, 2, 2], dtype=np.uint8))
-        {0: 1, 2: 2}
-    """
-    if array.dtype.kind in "iu" and array.size and int(array.min()) >= 0 and int(array.max()) < 1 << 16:
-        counts = np.zeros(int(array.max()) + 1, dtype=np.int64)  # twenty times faster than sorting
-        for (part,) in slabs(array):  # bincount makes 8 bytes of every value
-            counts += np.bincount(part, minlength=counts.size)
-        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-    values, numbers = np.empty(0, array.dtype), np.empty(0, np.int64)
-    for (part,) in slabs(array):
-        found, times = np.unique(part, return_counts=True)
-        joined = np.concatenate([values, found])
-        values, places = np.unique(joined, return_inverse=True)
-        numbers = np.bincount(places, np.concatenate([numbers, times]), values.size).astype(np.int64)
-        if most is not None and values.size > most:
-            break
-    return {value.item(): int(number) for value, number in zip(values, numbers, strict=True)}
-
-
-def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
-    """Class indices 0..K of a raw label map; two-valued maps in {0, 255} become {0, 1}.
-
-    Shape:
-        (1, *S) -> (*S), of the smallest unsigned type; multilabel: (K, *S) -> (K, *S) of 0 and 1, and a single map
-        of exclusive values 1..K is spread over the channels.
-
-    Raises:
-        DataError: naming file and values, if they do not fit the classes.
-    """
-    array = volume.array
-    count = len(labels.foreground)
-    if labels.multilabel and array.shape[0] == count:
-        return _checked(volume, array, 1)
-    array = without_colour(volume)
-    if array.shape[0] != 1:
-        wanted = f"one map, or {count} maps (one per class)" if labels.multilabel else "one map"
-        raise fault(volume.path, f"holds {array.shape[0]} label maps", f"save {wanted} with values 0..{count}")
-    indices = _checked(volume, array[0], count)
-    if not labels.multilabel:
-        return indices
-    return np.stack([indices == value for value in range(1, count + 1)]).astype(np.uint8)
-
-
-def _checked(volume: Volume, array: NDArray[Any], highest: int) -> NDArray[Any]:
-    values = value_counts(array)
-    if highest == 1 and 255 in values and set(values) <= {0, 255}:
-        return (array == 255).view(np.uint8)
-    bad = [value for value in values if value not in range(highest + 1)]
-    if bad:
-        shown = listed((f"{value:g}" for value in bad), most=8)
-        what = f"label values {shown} do not fit {highest + 1} classes (0 is background, 1..{highest})"
-        raise fault(volume.path, what, "name the extra ones in classes.json or remap the file")
-    return array.astype(label_dtype(highest), copy=False)
-
-
-def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
-    """Write a label map in the input's own format and geometry, whole or not at all.
-
-    NIfTI stays .nii or .nii.gz, .mha, .nrrd and .npy stay themselves; PNG, BMP and JPEG become .png; TIFF becomes .tif.
-    One map per class (multilabel) needs a format with channels: .tif also where the input was PNG. Rows of an npz become
-    an .npz of one row.
-
-    Args:
-        stem: folder and name, without extension.
-        labels: (*S), or (K, *S) for multilabel.
-        like: the volume that was read.
-
-    Returns:
-        The path that was written.
-
-    Raises:
-        UsageError: if that path is the image itself, or cannot be written.
-    """
-    if labels.shape[labels.ndim - like.spatial_dims :] != like.size or labels.ndim - like.spatial_dims not in (0, 1):
-        raise ValueError(f"labels {labels.shape} do not lie on the grid {like.size} of {like.path}")
-    labels = labels.astype(label_dtype(int(labels.max(initial=0))))
-    kind = _format(like)
-    if kind == "nifti":
-        suffix = ".nii" if like.meta.get("suffix") == ".nii" else ".nii.gz"
-        return _whole(stem, suffix, lambda path: write_nifti(path, labels, like), like.path)
-    if kind == "itk":
-        suffix = str(like.meta["suffix"])
-        return _whole(stem, suffix, lambda path: write_itk(path, labels, like), like.path)
-    if kind == "npy":
-        return _whole(stem, ".npy", lambda path: write_npy(path, labels, like), like.path)
-    if kind == "npz":
-        several = labels.ndim > like.spatial_dims
-        return _whole(
-            stem, ".npz", lambda path: write_masks(path, labels[None], [stem.name], multilabel=several), like.path
-        )
-    if kind == "raster" and labels.ndim == 2:
-        return _whole(stem, ".png", lambda path: write_png(path, labels, like), like.path)
-    return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
-
-
-def mask_suffix(source: Source, *, multilabel: bool) -> str:
-    """The ending that `write_labels` gives to the mask of an image, from the image's name."""
-    suffix = suffix_of(source.path)
-    if suffix in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX, ARRAY_SUFFIX):
-        return suffix
-    return ".png" if suffix in RASTER_SUFFIXES and not multilabel else ".tif"
-
-
-def probabilities_suffix(source: Source) -> str:
-    """The ending that `write_probabilities` gives to the probabilities of an image."""
-    return ".nii.gz" if suffix_of(source.path) in NIFTI_SUFFIXES else ".npz"
-
-
-def write_image(stem: Path, volume: Volume) -> Path:
-    """Write the values of an image in its own format and geometry, whole or not at all; rows of an npz become .npy.
-
-    Raises:
-        DataError: if its format keeps no such values (pictures).
-        UsageError: if the path is the image itself, or cannot be written.
-    """
-    array = volume.array[0] if volume.channels == 1 else volume.array
-    kind = _format(volume)
-    if kind == "nifti":
-        suffix = ".nii" if volume.meta.get("suffix") == ".nii" else ".nii.gz"
-        return _whole(stem, suffix, lambda path: write_nifti(path, array, volume), volume.path)
-    if kind == "itk":
-        return _whole(stem, str(volume.meta["suffix"]), lambda path: write_itk(path, array, volume), volume.path)
-    if kind in ("npy", "npz"):
-        return _whole(stem, ".npy", lambda path: write_npy(path, array, volume), volume.path)
-    if kind == "tiff":
-        return _whole(stem, ".tif", lambda path: write_tiff(path, array, volume), volume.path)
-    raise fault(volume.path, "is a picture, which is not written anew", "export it again")
-
-
-def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Volume) -> Path:
-    """Write (K, *S): NIfTI inputs give a 4D NIfTI, all others an .npz with the key `probabilities`.
-
-    Those of a picture with an orientation tag lie on its stored pixels, as its mask does.
-    """
-    values = np.asarray(probabilities, dtype=np.float32)
-    if _format(like) == "nifti":
-        return _whole(stem, ".nii.gz", lambda path: write_nifti(path, values, like), like.path)
-    values = np.ascontiguousarray(as_stored(values, orientation_of(like)))
-    return _whole(stem, ".npz", lambda path: write_npz(path, probabilities=values), like.path)
-
-
-def _format(like: Volume) -> str:
-    return str(like.meta.get("format", "nifti" if like.affine is not None else "tiff"))
-
-
-def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, multilabel: bool = False) -> Path:
-    """Write the predictions for an npz file, whole or not at all: `masks` (N, *S) or, with `multilabel`, (N, K, *S).
-
-    Raises:
-        UsageError: if the path holds images, or cannot be written.
-    """
-    if len(masks) != len(ids):
-        raise ValueError(f"{len(masks)} masks, {len(ids)} ids")
-    image = path if _holds_images(path) else None
-    return _whole(
-        path.with_name(case_name(path)),
-        ".npz",
-        lambda file: write_masks(file, masks, ids, multilabel=multilabel),
-        image,
-    )
-
-
-def _holds_images(path: Path) -> bool:
-    try:
-        return npz_contents(path).images is not None
-    except DataError:  # missing, or nothing of worth
-        return False
-
-
-def _whole(stem: Path, suffix: str, write: Callable[[Path], None], image: Path | None) -> Path:
-    """Write `stem` + `suffix`, whole or not at all, and never in place of the image it was made from."""
-    target = stem.with_name(stem.name + suffix)
-    if image is not None and target.exists() and same_place(target, image):
-        raise UsageError(f"{target}: is the image itself; choose another folder with --out")
-    write_whole(target, write)
-    return target

@@ -22,10 +22,11 @@ from ulna.data.dataset import Dataset
 from ulna.data.mended_splits import mended_folds, safe_names
 from ulna.data.mending import Change, Values, choose_values, mended_image, mended_labels, own_suffix
 from ulna.data.pairing import Found, files_in, nearly_named
-from ulna.data.read import read_image, read_labels, suffix_of, write_image, write_labels
-from ulna.data.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, shown
+from ulna.data.read import read_image, read_labels
+from ulna.data.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, shown, suffix_of
 from ulna.data.splitting import Groups
 from ulna.data.survey import Survey, survey
+from ulna.data.write import write_image, write_labels
 from ulna.errors import DataError, Problem, UsageError
 from ulna.files import TEMPORARY, unwritable
 from ulna.outputs import check_folder

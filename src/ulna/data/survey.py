@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from ulna.data.case import Case
 from ulna.data.dataset import Dataset
 from ulna.data.intensity import Intensity, measure
+from ulna.data.label_maps import without_colour
 from ulna.data.label_values import label_values
 from ulna.data.likeness import look
 from ulna.data.limits import within_memory
 from ulna.data.orientation import to_canonical
-from ulna.data.read import without_colour
 from ulna.data.slabs import slabs
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.errors import DataError, Problem

@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.read import write_image
+from ulna.data.write import write_image
 from ulna.figures import RGB, Picture, overlay, panels, to_rgb, view
 from ulna.volume import Volume
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ulna.data.orientation import DIRECTIONS
-from ulna.data.read import Source, read_image, suffix_of
+from ulna.data.read import read_image
+from ulna.data.source import Source, suffix_of
 from ulna.errors import UsageError
 from ulna.recipe import Plan
 from ulna.volume import Volume, spacing_text

@@ -28,9 +28,8 @@ import torch
 
 from ulna.allocation import keep_freed_memory
 from ulna.arithmetic import device_name
-from ulna.data.case import Case
+from ulna.data.case import Case, read_reference
 from ulna.data.dataset import Dataset
-from ulna.data.preprocess import read_reference
 from ulna.errors import UsageError
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import TEMPORARY, Tensors, read_tensors, write_tensors, write_text

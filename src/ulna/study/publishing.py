@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ulna import figures
+from ulna.data.case import read_reference
 from ulna.data.dataset import Dataset
-from ulna.data.preprocess import read_reference
 from ulna.errors import printable_text
 from ulna.files import write_text
 from ulna.segmenter import Segmenter

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ulna.data.augment import Augment
 from ulna.data.case import Case
+from ulna.data.label_maps import encode_labels
 from ulna.data.limits import within_memory
 from ulna.data.preprocess import Prepared, prepare, prepare_labels
-from ulna.data.read import encode_labels
 from ulna.data.sampling import crop_patch, epoch_order, sample_stream
 from ulna.recipe import Plan
 

@@ -18,7 +18,7 @@ from ulna import figures
 from ulna.allocation import peak_memory_mb
 from ulna.arithmetic import choose_precision, default_device, device_name
 from ulna.data.case import Case
-from ulna.data.read import encode_labels
+from ulna.data.label_maps import encode_labels
 from ulna.data.splitting import split_hash
 from ulna.evaluation import Evaluation, evaluate_pairs
 from ulna.files import read_tensors, write_text
