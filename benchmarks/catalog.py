@@ -18,11 +18,11 @@ import torch
 from measure import conditions, write
 from torch import nn
 
-from ulna.allocation import keep_freed_memory
-from ulna.arithmetic import autocast, choose_precision
 from ulna.blocks import nd
+from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.build import build
-from ulna.networks.cost import Model, models
+from ulna.networks.profile.cost import Model, models
+from ulna.system.device import autocast, choose_precision
 
 REPEATS = 5
 SLOW = 5.0  # seconds, from which on three must do

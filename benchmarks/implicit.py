@@ -36,21 +36,21 @@ import torch
 from measure import conditions, in_own_process, interleaved, peak_mb, product_rate, ratio, write
 from torch import Tensor
 
-from ulna.allocation import keep_freed_memory
-from ulna.arithmetic import autocast, choose_precision
 from ulna.blocks import nd
-from ulna.data.points import count_points, sample_points
-from ulna.data.preprocess import Prepared
+from ulna.data.pipeline.points import count_points, sample_points
+from ulna.data.pipeline.preprocess import Prepared
 from ulna.demonstration import make_phantom
-from ulna.inference.predict import collect, predict_slabs, slab_axis, to_labels
 from ulna.inference.sparse import Tally, by_stages
+from ulna.inference.volume import collect, predict_slabs, slab_axis, to_labels
+from ulna.kernels.allocator import keep_freed_memory
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, from_architecture
-from ulna.networks.cost import count_gmacs
 from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
-from ulna.planning import recommended
+from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.plan import recommended
 from ulna.recipe import Inference, Labels, Normalization, Plan, Recipe, to_yaml
+from ulna.system.device import autocast, choose_precision
 from ulna.training.loop import OPTIMIZERS
 
 WIDTHS = (32, 64, 128, 256, 320)

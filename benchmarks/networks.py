@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import ulna
-from ulna.allocation import keep_freed_memory
 from ulna.blocks import nd
+from ulna.kernels.allocator import keep_freed_memory
 
 WIDTHS = (32, 32, 64, 128, 256)  # MONAI's defaults
 LIKE_MONAI = {

@@ -27,11 +27,12 @@ from measure import allocator, conditions, write
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ulna.allocation import keep_freed_memory
-from ulna.arithmetic import autocast, multiplies_bf16
-from ulna.kernels import native, sweep_native
-from ulna.kernels.sweep import Direction, Gates, describe, force, sweep
+from ulna.kernels import native
+from ulna.kernels.allocator import keep_freed_memory
+from ulna.kernels.sweep import native as sweep_native
+from ulna.kernels.sweep.dispatch import Direction, Gates, describe, force, sweep
 from ulna.networks.build import build
+from ulna.system.device import autocast, multiplies_bf16
 
 CHANNELS, BATCH = 150, 8
 SIZES = (48, 24, 12)

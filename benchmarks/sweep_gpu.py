@@ -19,8 +19,8 @@ import torch
 from sweep import published
 from torch import Tensor, nn
 
-from ulna.kernels import sweep_triton
-from ulna.kernels.sweep import Direction, Gates, describe, force, sweep
+from ulna.kernels.sweep import triton as sweep_triton
+from ulna.kernels.sweep.dispatch import Direction, Gates, describe, force, sweep
 
 CHANNELS, BATCH = 150, 20
 BARS = {48: 10, 24: None, 12: 20}  # times as fast as the published loop, forward and with the backward pass

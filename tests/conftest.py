@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.places import SHARED
+
 torch.set_num_threads(int(os.environ.get("ULNA_TEST_THREADS", "1")))
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 # Rooms whose tests depend on how a processor computes; CI runs their quick tests under imitated processors too.
-COMPUTING = ("kernels", "blocks", "networks", "inference", "test_losses.py", "test_allocation.py")
+COMPUTING = ("kernels/", "blocks/", "networks/", "inference/", "explaining/test_methods.py", "test_losses.py")
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(items):
     """Mark what depends on the processor; the longest tests begin first, so that the others fill the time left."""
     for item in items:
         here = Path(__file__).parent
-        if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in COMPUTING:
+        if item.path.is_relative_to(here) and item.path.relative_to(here).as_posix().startswith(COMPUTING):
             item.add_marker(pytest.mark.processor)
 
     def later(item):

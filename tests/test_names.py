@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.training.tiny import TINY
-from ulna import cli
+from ulna.cli import main as cli
 from ulna.errors import UsageError, brief, printable, printable_lines, unknown
-from ulna.files import cell, from_cell
+from ulna.system.files import cell, from_cell
 
 NASTY = "na\x1b[31ms\x07ty\nerror: \u202e[bold red]x[/]{{ 7*7 }}<b>&"
 CLASSES = ["background", "=li\x1b]0;owned\x07ver\n[red]", "[/]$x$\x9b2J"]

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 import ulna
-from tests.data.test_orientation import stored_as
-from tests.test_explaining import channels, run_folder
-from ulna.data.read import read_labels
-from ulna.data.source import Source
+from tests.data.pipeline.test_orientation import stored_as
+from tests.explaining.test_explain import channels, run_folder
+from ulna.data.formats.read import read_labels
+from ulna.data.formats.source import Source
 from ulna.recipe import Labels
 
 THREE = Labels(names=("background", "a", "b"))

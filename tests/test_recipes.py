@@ -1,17 +1,16 @@
 """The recipes of the papers' protocols: each loads, builds its network and says what it reproduces."""
 
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import pytest
 
+from tests.places import ROOT
 from tests.training.tiny import rows_of
 from ulna.networks.build import validate
 from ulna.networks.catalog import NAMED
 from ulna.training.train import choose, train
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = ROOT / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 
 

@@ -11,7 +11,7 @@ import yaml
 import ulna
 from tests.training.tiny import TINY
 from ulna.errors import PartialFailure, UsageError
-from ulna.files import Tensors, read_tensors, write_tensors
+from ulna.system.files import Tensors, read_tensors, write_tensors
 from ulna.training.train import train
 
 ODD = (

@@ -20,9 +20,9 @@ __version__ = _version("ulna")
 # name -> where it lives; imported on first use, because torch alone takes over a second
 _PLACES = {name: verb.place for name, verb in _VERBS.items()} | {
     "build": "ulna.networks.build:build",
-    "load": "ulna.segmenter:load",
-    "Segmenter": "ulna.segmenter:Segmenter",
-    "Dataset": "ulna.data.dataset:Dataset",
+    "load": "ulna.inference.segmenter:load",
+    "Segmenter": "ulna.inference.segmenter:Segmenter",
+    "Dataset": "ulna.data.layout.dataset:Dataset",
     "Recipe": "ulna.recipe:Recipe",
     "Architecture": "ulna.recipe:Architecture",
     "Slot": "ulna.recipe:Slot",

@@ -19,11 +19,11 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ulna.errors import UsageError
-from ulna.outputs import is_transient
+from ulna.system.outputs import is_transient
 
 if TYPE_CHECKING:
-    from ulna.evaluation import Evaluation
-    from ulna.study.report import ReportCase
+    from ulna.evaluation.evaluate import Evaluation
+    from ulna.evaluation.report import ReportCase
 
 Array = NDArray[np.float64]
 
@@ -80,10 +80,10 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     """
     out = Path(out)
     _clear(out)
-    from ulna.data.checking import check
-    from ulna.evaluation import evaluate
-    from ulna.prediction import predict
-    from ulna.study.report import write_report
+    from ulna.data.quality.check import check
+    from ulna.evaluation.evaluate import evaluate
+    from ulna.evaluation.report import write_report
+    from ulna.inference.predict import predict
     from ulna.training.train import train
 
     data = make_nuclei(out / "data", count=20 if quick else 60)
@@ -119,7 +119,7 @@ def _clear(out: Path) -> None:
 
 def _report_cases(data: Path, predictions: Path, rows: Sequence[Mapping[str, Any]]) -> list[ReportCase]:
     """What the report draws: the demo's own files, with the Dice that the evaluation gave them."""
-    from ulna.study.report import ReportCase
+    from ulna.evaluation.report import ReportCase
 
     cases = []
     for row in rows:

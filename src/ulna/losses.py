@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulna.errors import UsageError, unknown
-from ulna.kernels.gather import gather
+from ulna.kernels.points.point_sample import gather
 from ulna.networks.heads import Outputs, probabilities
 
 REDUCTIONS = ("image", "batch")

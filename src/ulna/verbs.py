@@ -24,23 +24,24 @@ VERBS: dict[str, Verb] = {
         "Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.",
     ),
     "check": Verb(
-        "ulna.data.checking:check", "Read every case of a data set to its last byte and list every problem at once."
+        "ulna.data.quality.check:check",
+        "Read every case of a data set to its last byte and list every problem at once.",
     ),
     "plan": Verb(
-        "ulna.planning:plan",
+        "ulna.planning.plan:plan",
         "Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.",
     ),
-    "models": Verb("ulna.networks.cost:models", "All named networks, or the one of that name."),
+    "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),
     "train": Verb(
         "ulna.training.train:train",
         "Train a network on a folder of images and evaluate it on the cases kept aside.",
     ),
     "predict": Verb(
-        "ulna.prediction:predict",
+        "ulna.inference.predict:predict",
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
     ),
     "evaluate": Verb(
-        "ulna.evaluation:evaluate",
+        "ulna.evaluation.evaluate:evaluate",
         "Compare predicted masks with references, case by case and class by class.",
     ),
     "explain": Verb(
@@ -48,11 +49,11 @@ VERBS: dict[str, Verb] = {
         "Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
     ),
     "prune": Verb(
-        "ulna.study.pruning:prune",
+        "ulna.study.prune:prune",
         "Measure every pruning level of a deep-supervised run on this machine, or write the smaller network of one.",
     ),
     "compare": Verb(
-        "ulna.study.comparing:compare", "Train several networks alike, and say with statistics which is better."
+        "ulna.study.compare:compare", "Train several networks alike, and say with statistics which is better."
     ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",

@@ -6,7 +6,7 @@ import torch
 from ulna.blocks import CONV
 from ulna.blocks.spatial_dependency import SpatialDependency, SpatialDependencyBlock
 from ulna.errors import UsageError
-from ulna.kernels.sweep import Direction
+from ulna.kernels.sweep.dispatch import Direction
 
 
 def parameters(module):

@@ -5,9 +5,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from tests.data.test_read import image_of, labels_of, noise
+from tests.data.formats.test_read import image_of, labels_of, noise
+from ulna.data.formats.write import write_labels, write_probabilities
 from ulna.data.turning import as_stored, exchanged, upright
-from ulna.data.write import write_labels, write_probabilities
 
 TURNS = range(2, 9)
 

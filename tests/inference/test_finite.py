@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests import plans
+from ulna.data.volume import Volume
 from ulna.errors import UsageError
-from ulna.inference.predict import predict_volume
+from ulna.inference.volume import predict_volume
 from ulna.networks.build import build
 from ulna.recipe import Inference
-from ulna.volume import Volume
 
 NETWORKS = {"unet": {"channels": (4, 8, 16)}, "implicit_unet": {"channels": (4, 8, 16)}}
 

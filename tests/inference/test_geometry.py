@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.data.test_orientation import ALL_48, oblique, stored_as
+from tests.data.pipeline.test_orientation import ALL_48, oblique, stored_as
 from tests.plans import make
+from ulna.data.volume import Volume
 from ulna.errors import UsageError
+from ulna.inference.segmenter import Ensemble, Segmenter
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels, Normalization, Recipe, Training
-from ulna.segmenter import Ensemble, Segmenter
-from ulna.volume import Volume
 
 GRID = (1.5, 1.2, 2.0)  # mm, of the plan
 OFFSET = (3, -2, 1)  # voxels of that grid: to the right, to the back, up

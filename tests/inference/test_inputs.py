@@ -8,13 +8,13 @@ from PIL import Image
 
 from tests.inference.test_geometry import RECIPE, Shifted, plan_of
 from tests.plans import make
-from ulna.data.orientation import AS_STORED, turn_of, world_of
-from ulna.data.preprocess import differences
+from ulna.data.pipeline.orientation import AS_STORED, turn_of, world_of
+from ulna.data.pipeline.preprocess import differences
+from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.inputs import as_volume
+from ulna.inference.segmenter import Segmenter
 from ulna.recipe import Normalization
-from ulna.segmenter import Segmenter
-from ulna.volume import Volume
 
 
 def plan_2d(channels=1, **changes):

@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.plans import make
-from ulna.data.preprocess import prepare, restored
-from ulna.inference.predict import label_slabs, predict_slabs, predict_volume, slab_axis
+from ulna.data.pipeline.preprocess import prepare, restored
+from ulna.data.volume import Volume
 from ulna.inference.sliding import gaussian, window_starts
+from ulna.inference.volume import label_slabs, predict_slabs, predict_volume, slab_axis
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels
-from ulna.volume import Volume
 
 CPU = torch.device("cpu")
 

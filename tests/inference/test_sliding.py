@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from tests.plans import make
-from ulna.inference.predict import predict_volume, to_labels
+from ulna.data.volume import Volume
 from ulna.inference.sliding import by_windows, gaussian, window_starts
+from ulna.inference.volume import predict_volume, to_labels
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels
-from ulna.volume import Volume
 
 CPU = torch.device("cpu")
 

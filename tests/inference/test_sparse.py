@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 import ulna.inference.sparse as room
 from tests.plans import make
-from ulna.data.preprocess import Prepared
-from ulna.data.sampling import crop_patch
-from ulna.inference.predict import collect, predict_slabs
+from ulna.data.pipeline.patches import crop_patch
+from ulna.data.pipeline.preprocess import Prepared
 from ulna.inference.sliding import gaussian, window_starts
 from ulna.inference.sparse import Tally, by_stages, on_boundary, smoothed
+from ulna.inference.volume import collect, predict_slabs
 from ulna.networks.build import build
 from ulna.networks.heads import Outputs, probabilities
 from ulna.recipe import Inference, Labels

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulna.blocks import nd
-from ulna.kernels.convolution import convolve
-from ulna.kernels.gather import gather, gather_reference
+from ulna.kernels.convolution.winograd import convolve
 from ulna.kernels.normalize import instance_norm
-from ulna.kernels.perceptron import perceptron, perceptron_reference
-from ulna.kernels.sweep import Direction, Gates, sweep, sweep_reference
+from ulna.kernels.points.fused_mlp import perceptron, perceptron_reference
+from ulna.kernels.points.point_sample import gather, gather_reference
+from ulna.kernels.sweep.dispatch import Direction, Gates, sweep, sweep_reference
 
 Rng = np.random.Generator
 Function = Callable[..., Tensor]

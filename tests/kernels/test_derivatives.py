@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 from ulna import build
 from ulna.kernels import door, native, normalize
-from ulna.kernels import sweep as sweeps
-from ulna.kernels.convolution import convolve
-from ulna.kernels.depthwise import convolve_depthwise
-from ulna.kernels.gather import gather, gather_reference
+from ulna.kernels.convolution.chunked import convolve_in_slabs
+from ulna.kernels.convolution.depthwise import convolve_depthwise
+from ulna.kernels.convolution.winograd import convolve
 from ulna.kernels.normalize import batch_norm, instance_norm
-from ulna.kernels.perceptron import perceptron, perceptron_reference
-from ulna.kernels.slabs import convolve_in_slabs
-from ulna.kernels.sweep import Direction, Gates, sweep, sweep_reference
+from ulna.kernels.points.fused_mlp import perceptron, perceptron_reference
+from ulna.kernels.points.point_sample import gather, gather_reference
+from ulna.kernels.sweep import dispatch as sweeps
+from ulna.kernels.sweep.dispatch import Direction, Gates, sweep, sweep_reference
 
 needs_native = pytest.mark.skipif(not native.available(), reason="no native kernels here: torch's own operations run")
 Function = Callable[..., Tensor]

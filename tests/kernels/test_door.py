@@ -4,21 +4,20 @@ import ctypes.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tests.kernels.odd_tensors import LIE, Marked, differences
+from tests.places import ROOT
 from ulna.blocks import nd
-from ulna.kernels import depthwise, door, native, normalize, slabs
-from ulna.kernels.convolution import convolve, suits
-from ulna.kernels.gather import gather, gather_reference
+from ulna.kernels import door, native, normalize
+from ulna.kernels.convolution import chunked, depthwise
+from ulna.kernels.convolution.winograd import convolve, suits
 from ulna.kernels.normalize import instance_norm
-from ulna.kernels.sweep import Direction, Gates, sweep, sweep_reference
-
-ROOT = Path(__file__).parents[2]
+from ulna.kernels.points.point_sample import gather, gather_reference
+from ulna.kernels.sweep.dispatch import Direction, Gates, sweep, sweep_reference
 
 
 def test_odd_tensors_are_answered_as_by_torch() -> None:
@@ -170,9 +169,9 @@ def test_the_door_is_asked_no_more_often_than_needed(monkeypatch: pytest.MonkeyP
     ordinary = door.ordinary
     monkeypatch.setattr(door, "ordinary", lambda: asked.append(1) or ordinary())
     x, weight, bias = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3, requires_grad=True), torch.randn(4)
-    assert not slabs.suits(x, weight, bias, dilation=(1, 1), groups=1)
+    assert not chunked.suits(x, weight, bias, dilation=(1, 1), groups=1)
     with torch.no_grad():
-        assert not slabs.suits(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), dilation=(1, 1), groups=1)
+        assert not chunked.suits(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), dilation=(1, 1), groups=1)
     assert not depthwise.suits(x, weight, bias, dilation=(1, 1), groups=1, padding=(1, 1))
     assert not asked
     normalize.suits(x.contiguous(memory_format=torch.channels_last), bias, bias)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils import deterministic
 
 from ulna.kernels import native
-from ulna.kernels.convolution import convolve, suits
+from ulna.kernels.convolution.winograd import convolve, suits
 from ulna.kernels.normalize import instance_norm
-from ulna.kernels.sweep import Direction, Gates, force, sweep
+from ulna.kernels.sweep.dispatch import Direction, Gates, force, sweep
 
 needs_native = pytest.mark.skipif(not native.available(), reason="no native kernels here")
 # a declaration of automatic arrays without values: type, then names with their sizes
@@ -42,7 +42,7 @@ def full_of_nan(source: str) -> str:
 
 
 def built(name: str, folder: Path, change: tuple[str, str] = ("", "")) -> ctypes.CDLL:
-    source = (Path(native.__file__).with_name(f"{name}.cpp")).read_text(encoding="utf-8")
+    source = native.source(name).read_text(encoding="utf-8")
     assert change[0] in source
     given, made = folder / f"{name}.cpp", folder / f"{name}.so"
     given.write_text(full_of_nan(source.replace(*change) if change[0] else source), encoding="utf-8")

@@ -3,7 +3,7 @@ import torch
 
 from ulna.errors import UsageError
 from ulna.networks.build import build, count_parameters
-from ulna.networks.cost import count_gmacs, models
+from ulna.networks.profile.cost import count_gmacs, models
 from ulna.recipe import Slot
 
 # specs, UNet++ 2: (1 input channel, 3 input channels)

@@ -5,8 +5,8 @@ import torch
 
 from ulna.blocks.spatial_dependency import SpatialDependency
 from ulna.networks.build import build
-from ulna.networks.cost import count_gmacs, models
-from ulna.networks.ptflops import count_ptflops_gmacs
+from ulna.networks.profile.cost import count_gmacs, models
+from ulna.networks.profile.ptflops import count_ptflops_gmacs
 from ulna.training.train import choose
 
 # 3 channels in, 1 map out (specs, SDU-Net 2 and 3)

@@ -3,7 +3,7 @@
 import pytest
 
 from ulna.networks.catalog import NAMED
-from ulna.networks.cost import models
+from ulna.networks.profile.cost import models
 
 
 def agrees(printed: str, counted: float) -> bool:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ulna import build
-from ulna.kernels import sweep
-from ulna.kernels.gather import gather
+from ulna.kernels.points.point_sample import gather
+from ulna.kernels.sweep import dispatch as sweep
 from ulna.networks.catalog import NAMED
 from ulna.networks.heads.decoder import encode
 

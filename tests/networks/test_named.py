@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.networks.test_network import WIDTHS, narrow
-from ulna.files import Tensors, read_tensors, write_tensors
 from ulna.networks.build import build
 from ulna.networks.catalog import NAMED
+from ulna.system.files import Tensors, read_tensors, write_tensors
 
 QUICK = ("unet", "unetpp", "attention_unet", "efficient_unet", "omega_net", "fcn")
 # as printed, without norm in its cascades, it learns several times as slowly

@@ -11,10 +11,10 @@ from ulna.blocks import nd
 from ulna.errors import UsageError
 from ulna.networks import heads
 from ulna.networks.build import build
-from ulna.networks.cost import count_gmacs, models
-from ulna.networks.footprint import _Peak
 from ulna.networks.heads.decoder import PointDecoder, WeightNormLinear, encode
-from ulna.planning import recommended
+from ulna.networks.profile.cost import count_gmacs, models
+from ulna.networks.profile.memory import _Peak
+from ulna.planning.plan import recommended
 
 NARROW = {"kind": "points", "options": {"width": 16, "depth": 3}}
 SIZE = {2: (12, 20), 3: (8, 12, 4)}

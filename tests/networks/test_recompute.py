@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ulna import build
-from ulna.networks.footprint import peak_bytes
+from ulna.networks.profile.memory import peak_bytes
 
 NARROW = {"channels": (8, 12, 16)}
 DROPOUT = {"conv": {"kind": "double_conv", "options": {"dropout": 0.3}}}

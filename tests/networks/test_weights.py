@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ulna.errors import UsageError
-from ulna.files import Tensors, write_tensors
 from ulna.networks.build import build
 from ulna.networks.weights import load_network
+from ulna.system.files import Tensors, write_tensors
 
 
 def make():

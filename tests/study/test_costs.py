@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from ulna.networks.build import build, count_parameters
-from ulna.networks.cost import count_gmacs
-from ulna.planning import recommended
+from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.plan import recommended
 from ulna.recipe import Recipe
 from ulna.study import costs
 from ulna.study.costs import ROUNDS, WARM_UP, measure_costs

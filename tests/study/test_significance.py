@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from ulna.errors import UsageError
-from ulna.metrics import bootstrap_interval, mean_interval
+from ulna.evaluation.metrics import bootstrap_interval, mean_interval
 from ulna.study import significance
 from ulna.study.significance import (
     effect_interval,

@@ -1,16 +1,15 @@
 """What makes a comparison fair: everything but the architecture is the same, and what is not is said."""
 
-from pathlib import Path
-
 import pytest
 
+from tests.places import ROOT
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
-from ulna.networks.cost import count_gmacs
-from ulna.planning import Fingerprint
-from ulna.reading import read_yaml
+from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.plan import Fingerprint
 from ulna.recipe import Labels, Recipe
 from ulna.study.variants import Budget, Variant, make_variants, settings_of, settle
+from ulna.system.reading import read_yaml
 
 SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}
 
@@ -211,7 +210,7 @@ def test_networks_that_the_data_do_not_allow_are_all_named():
 
 
 def test_the_loss_table_of_the_modular_paper_is_one_command():
-    recipe = Path(__file__).resolve().parents[2] / "recipes" / "laird.yaml"
+    recipe = ROOT / "recipes" / "laird.yaml"
     losses = ("dice", "dice_squared", "cross_entropy", "focal_tversky")
     vary = f"loss.kind={','.join(losses)}"
     assert vary in recipe.read_text(encoding="utf-8")
@@ -231,7 +230,7 @@ def test_the_loss_table_of_the_modular_paper_is_one_command():
     ],
 )
 def test_the_ablations_of_the_sdu_net_paper_are_one_command_each(vary, sizes):
-    recipe = Path(__file__).resolve().parents[2] / "recipes" / "carvalho_ablation.yaml"
+    recipe = ROOT / "recipes" / "carvalho_ablation.yaml"
     rows = make_variants([], read_yaml(recipe), [vary], [])
     settled = settle(rows, facts((144, 192), cases=500), Labels(), match=None)
     counts = {count_parameters(validate(v.recipe.architecture, **SHAPE)) for v in settled.variants}

@@ -13,7 +13,7 @@ from PIL import Image
 from tests.training.test_kills import resume, same, start
 from tests.training.victims import Job, hurt
 from ulna.errors import UsageError
-from ulna.files import Tensors, read_tensors
+from ulna.system.files import Tensors, read_tensors
 from ulna.training.checkpoint import load_checkpoint, save_checkpoint
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.training.victims import Job, hurt
-from ulna.files import read_tensors
+from ulna.system.files import read_tensors
 from ulna.training.checkpoint import load_checkpoint
 
 SETTINGS = (

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import ulna
-from tests.data.test_orientation import oblique, stored_as
+from tests.data.pipeline.test_orientation import oblique, stored_as
+from tests.inference.test_predict import run_folder
 from tests.plans import make
-from tests.test_prediction import run_folder
-from ulna import segmenter
-from ulna.data.checking import inspect
-from ulna.data.dataset import Dataset
+from ulna.data.layout.dataset import Dataset
+from ulna.data.quality.check import inspect
 from ulna.errors import UsageError
-from ulna.planning import fingerprint, make_plan, recommended
+from ulna.inference import segmenter
+from ulna.planning.plan import fingerprint, make_plan, recommended
 from ulna.recipe import PLAN_FORMAT, Labels, Plan, from_yaml, set_value
-from ulna.study import comparing
+from ulna.study import compare as comparing
 from ulna.training.samples import PreparedCases
 from ulna.training.train import train
 

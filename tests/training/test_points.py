@@ -9,10 +9,11 @@ import torch
 import ulna
 from tests.plans import make
 from tests.training.tiny import TINY
-from ulna.data.points import sample_points
+from ulna.data.pipeline.points import sample_points
+from ulna.data.volume import Volume
 from ulna.demonstration import make_phantom
 from ulna.errors import UsageError
-from ulna.inference.predict import predict_volume
+from ulna.inference.volume import predict_volume
 from ulna.losses import make_loss
 from ulna.networks.build import build
 from ulna.networks.heads.points import Points
@@ -20,7 +21,6 @@ from ulna.recipe import Inference, Recipe, from_yaml
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import Loop
 from ulna.training.train import train
-from ulna.volume import Volume
 
 NARROW = ("architecture.head.points.width=32", "architecture.head.points.depth=3")
 

@@ -5,8 +5,8 @@ import torch
 
 from tests.training.tiny import TINY
 from ulna.errors import UsageError
-from ulna.files import Tensors, write_tensors
 from ulna.kernels import native
+from ulna.system.files import Tensors, write_tensors
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.reproducing import arithmetic, go_on_with
 from ulna.training.train import train

@@ -50,7 +50,18 @@ def test_a_signal_stops_at_the_next_step_and_the_rest_is_the_same(discs, tmp_pat
 def test_the_command_line_exits_with_143_and_prints_the_command(discs, tmp_path):
     run = tmp_path / "run"
     settings = [part for assignment in TINY for part in ("--set", assignment)]
-    command = [sys.executable, "-m", "ulna.cli", "train", str(discs), "--model", "unet", "--out", str(run), *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "ulna.cli.main",
+        "train",
+        str(discs),
+        "--model",
+        "unet",
+        "--out",
+        str(run),
+        *settings,
+    ]
     process = subprocess.Popen([*command, "--epochs", "100000"], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "metrics.csv").exists() and time.monotonic() < deadline:

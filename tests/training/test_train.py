@@ -12,13 +12,13 @@ from PIL import Image
 import ulna
 import ulna.training.train as room
 from tests.training.tiny import TINY, rows_of
-from ulna import cli
+from ulna.cli import main as cli
 from ulna.demonstration import make_phantom
 from ulna.errors import DataError, UsageError
-from ulna.files import read_tensors, write_tensors
-from ulna.locking import locked
 from ulna.recipe import Plan, Recipe, from_yaml
-from ulna.study.pruning import prune
+from ulna.study.prune import prune
+from ulna.system.files import read_tensors, write_tensors
+from ulna.system.locking import locked
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import State, learning_rate
 from ulna.training.train import choose, train

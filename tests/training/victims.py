@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.places import ROOT
 
 
 class Job(NamedTuple):
@@ -119,7 +119,7 @@ class Operations:
 
 def _child(job: Job, tmp: Path, output: int) -> None:
     """What the fork does: never returns."""
-    from ulna import cli
+    from ulna.cli import main as cli
 
     code = 99
     try:
@@ -165,8 +165,8 @@ def main(tmp: Path) -> None:
     import torch
     import tyro  # noqa: F401
 
-    import ulna.display
-    import ulna.evaluation
+    import ulna.cli.tables
+    import ulna.evaluation.evaluate
     import ulna.training.train  # noqa: F401
 
     assert monai.transforms.RandAffine  # lazily imported otherwise

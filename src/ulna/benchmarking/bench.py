@@ -10,7 +10,7 @@ from typing import Any
 
 from ulna.benchmarking import implicit
 from ulna.errors import PartialFailure, unknown
-from ulna.files import write_text
+from ulna.system.files import write_text
 from ulna.verbs import command, to_argv
 
 # name -> what it measures; each is called with the data, the folder, the flags of a training and the command to go on with

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from ulna.figures import DICE, GRID, INK, MUTED, PAPER, write_figure
+from ulna.evaluation.figures import DICE, GRID, INK, MUTED, PAPER, write_figure
 
 _INK, _MUTED, _GRID, _PAPER = INK[False], MUTED[False], GRID[False], PAPER[False]
 # what a row of panels shows: keys of which a table row has one, and its words

@@ -16,25 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from ulna.allocation import keep_freed_memory
 from ulna.benchmarking.curves import draw_curves
-from ulna.data.case import read_reference
-from ulna.data.dataset import Dataset
+from ulna.data.layout.case import read_reference
+from ulna.data.layout.dataset import Dataset
 from ulna.demonstration import STATEMENT, make_phantom
 from ulna.errors import Interrupted, PartialFailure, UsageError
-from ulna.evaluation import evaluate_pairs
-from ulna.files import TEMPORARY
+from ulna.evaluation.evaluate import evaluate_pairs
+from ulna.inference.segmenter import Segmenter, read_split
 from ulna.inference.sparse import Tally
+from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.catalog import NAMED
-from ulna.outputs import is_transient
-from ulna.progress import track
 from ulna.recipe import Recipe, from_yaml
-from ulna.segmenter import Segmenter, read_split
-from ulna.study.comparing import Study, compare
+from ulna.study.compare import Study, compare
 from ulna.study.costs import pick_case, prediction_mb
 from ulna.study.jobs import stoppable
 from ulna.study.statistics import Description, describe
 from ulna.study.variants import make_variants
+from ulna.system.files import TEMPORARY
+from ulna.system.outputs import is_transient
+from ulna.system.progress import track
 
 MODEL = "implicit_unet"
 # field of the recipe -> what a reader calls it, and the values tried beside the network's own

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError, unknown
-from ulna.kernels import depthwise, detours, native, normalize
-from ulna.kernels.convolution import convolve
-from ulna.kernels.slabs import axis_to_turn, convolve_in_slabs, suits
+from ulna.kernels import native, normalize
+from ulna.kernels.convolution import depthwise, workarounds
+from ulna.kernels.convolution.chunked import axis_to_turn, convolve_in_slabs, suits
+from ulna.kernels.convolution.winograd import convolve
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
 NORMS = ("batch", "instance", "none")
@@ -67,12 +68,12 @@ class _Conv:
         maps = [x] if isinstance(x, Tensor) else list(x)
         if self.padding_mode != "zeros" or isinstance(self.padding, str) or maps[0].ndim != self.weight.ndim:
             made: Tensor = self._conv_forward(
-                detours.joined(maps), self.weight, self.bias
+                workarounds.joined(maps), self.weight, self.bias
             )  # torch's own has more than ours
             return made
         sizes = {"kernel": self.kernel_size, "stride": self.stride}
-        casts = torch.is_autocast_enabled("cpu") and detours.low_precision(maps[0]) is not None
-        if casts and detours.stays_float32(**sizes, dilation=self.dilation):
+        casts = torch.is_autocast_enabled("cpu") and workarounds.low_precision(maps[0]) is not None
+        if casts and workarounds.stays_float32(**sizes, dilation=self.dilation):
             with torch.autocast("cpu", enabled=False):
                 return self._in_room([m.float() for m in maps])
         return self._in_room(maps)
@@ -80,10 +81,10 @@ class _Conv:
     def _in_room(self: Any, maps: list[Tensor]) -> Tensor:
         """Small maps get zeros behind their ends, and what the kernel makes of these is cut off."""
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        zeros = detours.room(maps[0], kernel=reach, stride=self.stride, padding=self.padding)
+        zeros = workarounds.room(maps[0], kernel=reach, stride=self.stride, padding=self.padding)
         if not any(zeros):
             return self._by_the_fastest(maps)
-        made: Tensor = self._by_the_fastest([detours.widened(m, zeros) for m in maps])
+        made: Tensor = self._by_the_fastest([workarounds.widened(m, zeros) for m in maps])
         for axis, (k, s, p) in enumerate(zip(reach, self.stride, self.padding, strict=True), start=2):
             made = made.narrow(axis, 0, (maps[0].shape[axis] + 2 * p - k) // s + 1)
         return made
@@ -93,7 +94,7 @@ class _Conv:
             return convolve_in_slabs(maps, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _keeps_size(self):
             return convolve(maps, self.weight, self.bias)
-        whole = detours.joined(maps)
+        whole = workarounds.joined(maps)
         if depthwise.suits(
             whole, self.weight, self.bias, dilation=self.dilation, groups=self.groups, padding=self.padding
         ):
@@ -113,14 +114,15 @@ class Conv3d(_Conv, nn.Conv3d):
 class _ConvTranspose:
     """What torch's transposed convolution lacks, with kernel = stride: ways round faults of the library that it calls.
 
-    `kernels/detours.py` says what stays in float32, `kernels/slabs.py` why few rows in large planes are turned round.
+    `kernels/convolution/workarounds.py` says what stays in float32, `chunked.py` beside it why few rows in large planes
+    are turned round.
 
     Shape:
         (N, C, *S) -> (N, K, *S * stride)
     """
 
     def forward(self: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if (low := detours.low_precision(x)) and (1 in x.shape[2:] or max(self.stride) > 2):
+        if (low := workarounds.low_precision(x)) and (1 in x.shape[2:] or max(self.stride) > 2):
             with torch.autocast("cpu", enabled=False):
                 return self._transposed(x.float(), self.weight.float(), self.stride).to(low)
         axis = axis_to_turn(x, self.weight, stride=self.stride)

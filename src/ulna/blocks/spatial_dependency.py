@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ulna.blocks import nd
 from ulna.errors import UsageError, unknown
-from ulna.kernels.sweep import Direction, Gates, sweep
-from ulna.kernels.window import window
+from ulna.kernels.sweep.dispatch import Direction, Gates, sweep
+from ulna.kernels.sweep.window import window
 
 
 class Sweep(nn.Module):

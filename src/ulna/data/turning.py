@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.volume import Volume
+from ulna.data.volume import Volume
 
 V = TypeVar("V")
 

@@ -14,27 +14,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ulna.data.case import Case
-from ulna.data.dataset import Dataset
-from ulna.data.limits import memory
-from ulna.data.orientation import turned
-from ulna.data.preprocess import framed, prepare, prepare_labels
+from ulna.data.formats.limits import memory
+from ulna.data.layout.case import Case
+from ulna.data.layout.dataset import Dataset
+from ulna.data.pipeline.orientation import turned
+from ulna.data.pipeline.preprocess import framed, prepare, prepare_labels
+from ulna.data.volume import Volume
 from ulna.errors import UsageError, listed, unknown
+from ulna.explaining import methods
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
-from ulna.files import move_whole, staged, unwritable, write_text
-from ulna.forecast import Forecast
-from ulna.inference import explaining as methods
 from ulna.inference.folding import folded
-from ulna.inference.predict import predict_volume, to_labels
-from ulna.locking import locked
+from ulna.inference.segmenter import Ensemble, Segmenter, load
+from ulna.inference.volume import predict_volume, to_labels
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
-from ulna.outputs import check_folder, check_names, file_digest, is_plain
-from ulna.reading import read_json_object
+from ulna.planning.memory import Forecast
 from ulna.recipe import Labels, Plan
-from ulna.segmenter import Ensemble, Segmenter, load
-from ulna.volume import Volume
+from ulna.system.files import move_whole, staged, unwritable, write_text
+from ulna.system.locking import locked
+from ulna.system.outputs import check_folder, check_names, file_digest, is_plain
+from ulna.system.reading import read_json_object
 
 EXPLAIN_FILE = "explain.json"
 LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")

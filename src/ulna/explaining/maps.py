@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ulna.data.limits import memory
-from ulna.data.preprocess import Prepared
+from ulna.data.formats.limits import memory
+from ulna.data.pipeline.preprocess import Prepared
 from ulna.errors import UsageError
+from ulna.explaining import methods
 from ulna.explaining.pictures import Layers, Panel
-from ulna.inference import explaining as methods
+from ulna.inference.segmenter import Segmenter
 from ulna.networks.network import Network
 from ulna.recipe import Labels
-from ulna.segmenter import Segmenter
 
 BRIGHTEST = 99.5  # per cent of the values that the colours of a saliency map tell apart
 

@@ -10,9 +10,9 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.write import write_image
-from ulna.figures import RGB, Picture, overlay, panels, to_rgb, view
-from ulna.volume import Volume
+from ulna.data.formats.write import write_image
+from ulna.data.volume import Volume
+from ulna.evaluation.figures import RGB, Picture, overlay, panels, to_rgb, view
 
 SHEET_FILE = "contact_sheet.png"
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ulna.data.orientation import DIRECTIONS
-from ulna.data.read import read_image
-from ulna.data.source import Source, suffix_of
+from ulna.data.formats.read import read_image
+from ulna.data.formats.source import Source, suffix_of
+from ulna.data.pipeline.orientation import DIRECTIONS
+from ulna.data.volume import Volume, spacing_text
 from ulna.errors import UsageError
 from ulna.recipe import Plan
-from ulna.volume import Volume, spacing_text
 
 log = logging.getLogger("ulna")
 

@@ -1,179 +1,193 @@
-"""One image through a network: probabilities and labels in the image's own geometry."""
+"""The verb `predict`: every case of an input through one run or several, each case for itself.
+
+What stands in the output folder already is skipped where run, options and image are the same, redone with `overwrite`
+where ulna wrote it otherwise, and never touched where ulna did not write it.
+"""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from ulna.data.layout.case import Case
+from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.record import PREDICT_FILE, Record
+from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
+from ulna.inference.cases import Work
+from ulna.inference.levels import levels_of, named_level, pruned
+from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
+from ulna.kernels.allocator import keep_freed_memory
+from ulna.recipe import Split
+from ulna.system.outputs import check_folder, file_digest
+from ulna.verbs import command, to_argv
 
-from ulna.arithmetic import autocast
-from ulna.blocks import nd
-from ulna.data.orientation import AS_STORED, Turn
-from ulna.data.preprocess import Prepared, framed, prepare, restored
-from ulna.inference.finite import check_finite_maps
-from ulna.inference.sliding import by_windows
-from ulna.inference.sparse import Tally, by_stages, smoothed
-from ulna.networks.heads import probabilities
-from ulna.networks.network import Network
-from ulna.recipe import Inference, Labels, Plan
-from ulna.volume import Volume, label_dtype
+log = logging.getLogger(__name__)
 
-
-def predict_volume(
-    network: Network, plan: Plan, volume: Volume, *, settings: Inference, device: torch.device, precision: str = "fp32"
-) -> Tensor:
-    """Probabilities on the volume's own grid: Volume (C, *S) -> (K, *S), float32, on the CPU.
-
-    Raises:
-        UsageError: if the volume does not fit the plan.
-    """
-    prepared = prepare(volume, plan)
-    axis = slab_axis(prepared.size)
-    slabs = predict_slabs(network, plan, prepared, axis, settings=settings, device=device, precision=precision)
-    return collect(slabs, prepared.size, axis, prepared.turn)
+MOST_LOADS = 3  # of a run whose training writes between two reads
+OF_A_RUN = ("weights.safetensors", "plan.yaml", "recipe.yaml")
 
 
-def slab_axis(size: Sequence[int]) -> int:
-    """The axis along which slabs of a volume are smallest: its longest."""
-    return int(np.argmax(size))
-
-
-def predict_slabs(
-    network: Network,
-    plan: Plan,
-    prepared: Prepared,
-    axis: int,
-    *,
-    settings: Inference,
-    device: torch.device,
-    precision: str,
-    tally: Tally | None = None,
-) -> Iterator[Tensor]:
-    """Probabilities on the volume's own grid, turned as the network sees it, slab by slab: what `predict_volume` collects.
-
-    What a head that reads points was asked for is added to `tally`.
-
-    Yields:
-        (K, *S), float32, on the CPU, with some rows along `axis`, in order; good until the next one is asked for.
-    """
-    grid = tuple(prepared.image.shape[1:])
-    mirrored = _mirrorings(plan.mirror_axes) if settings.tta else [()]
-    multilabel, sparse = plan.labels.multilabel, network.head.sparse
-    if sparse:  # it goes by the place in a patch of the size that it was trained on
-        prepared = framed(prepared, plan.patch)
-    image = prepared.image.to(device)
-    whole = math.prod(grid) <= plan.whole_image_limit and not sparse
-    patch = grid if whole else plan.patch
-
-    def ask(windows: Tensor) -> Tensor:
-        with autocast(precision, device):
-            if sparse:
-                return by_stages(network, windows, settings=settings, multilabel=multilabel, tally=tally)
-            logits = network(windows)
-        check_finite_maps(network, [logits])
-        return probabilities(logits, multilabel=multilabel)
-
-    @torch.inference_mode()
-    def from_windows(windows: Tensor) -> Tensor:
-        # the layout that is fastest here, whatever layout the weights came in
-        windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, True, device))
-        maps: Tensor | None = None
-        for axes in mirrored:
-            p = ask(windows.flip(axes) if axes else windows)
-            p = p.flip(axes) if axes else p
-            maps = p if maps is None else maps + p
-        assert maps is not None
-        return maps / len(mirrored)
-
-    # an axis with margins is one window long, so a slab has all of it
-    windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis)
-    slabs: Iterator[Tensor] = (slab[prepared.inside] for slab in windows)
-    if sparse and settings.smooth:
-        slabs = smoothed(slabs, axis)
-    yield from restored((slab.cpu() for slab in slabs), prepared, axis)
-
-
-def collect(slabs: Iterable[Tensor], size: tuple[int, ...], axis: int, turn: Turn = AS_STORED) -> Tensor:
-    """All slabs in one, along the axes of the file: (K, *S).
+@dataclass(frozen=True)
+class Predictions:
+    """What `predict` wrote or found written: the folder, and a row for every case.
 
     Args:
-        slabs: along the turned axes, with some rows along `axis` each.
-        size: of all of them together, turned.
-        axis: of the turned ones.
-        turn: from the axes of the file to these.
+        folder: holds the masks and predict.json.
+        cases: a row for every mask of this call.
+        skipped: cases whose masks stood there already, made by this run, with these options, of this image.
+        failed: case -> reason.
     """
-    maps: NDArray[np.float32] | None = None
-    row = 0
-    for slab in slabs:
-        if maps is None:
-            maps = np.empty((slab.shape[0], *turn.stored(size)), np.float32)
-        rows = slab.shape[axis + 1]
-        turn.forward(maps)[_rows(row, rows, axis, size)] = slab.numpy()
-        row += rows
-    assert maps is not None
-    return torch.from_numpy(maps)
+
+    folder: Path
+    cases: list[dict[str, Any]]
+    skipped: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "folder": str(self.folder),
+            "cases": self.cases,
+            "skipped": list(self.skipped),
+            "failed": dict(self.failed),
+        }
 
 
-def label_slabs(
-    slabs: Iterable[Tensor],
-    size: tuple[int, ...],
-    axis: int,
-    labels: Labels,
-    threshold: float,
-    turn: Turn = AS_STORED,
-) -> NDArray[Any]:
-    """The label map of slabs of probabilities, of which one at a time is held: (*S), or (K, *S) if multilabel.
+def predict(
+    run: Path | str | Sequence[Path | str],
+    data: Path | str,
+    /,
+    *,
+    out: Path | str,
+    split: str | None = None,
+    level: int | None = None,
+    tta: bool = False,
+    probabilities: bool = False,
+    overwrite: bool = False,
+) -> Predictions:
+    """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
-    Arguments are those of `collect`.
+    Called again, it does what is missing. A mask of another run, of other options or of an image that has changed is
+    redone with `overwrite` only. Nothing that ulna did not write is ever replaced.
+
+    Args:
+        run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged.
+        data: an image, a folder of images, a data set, or an .npz file.
+        out: folder for the masks and predict.json.
+        split: only the cases of this part of the run's own split: train, val or test.
+        level: predict with the smaller network of this pruning level, counted from 1; see `ulna prune`.
+        tta: average over mirrored copies of every image: slower, sometimes better.
+        probabilities: also write the probabilities.
+        overwrite: predict again what ulna wrote with another run, other options or of another image.
+
+    Raises:
+        UsageError: if the run, the input or the folder cannot be used.
+        PartialFailure: if some cases failed; the others are written.
+        Interrupted: after Ctrl-C or SIGTERM; what is done is listed in predict.json.
+
+    Example:
+        ulna predict runs/nuclei-unetpp data/new --out masks
     """
-    mask: NDArray[Any] | None = None
-    row = 0
-    for slab in slabs:
-        part = to_labels(slab, labels, threshold)
-        if mask is None:
-            mask = np.empty((*part.shape[: -len(size)], *turn.stored(size)), part.dtype)
-        rows = part.shape[axis - len(size)]
-        turn.forward(mask)[_rows(row, rows, axis, size)] = part
-        row += rows
-    assert mask is not None
-    return mask
+    keep_freed_memory()
+    runs, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
+    segmenter, digest = _loaded(runs, level)
+    if tta:
+        segmenter = segmenter.mirrored()
+    dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
+    dataset = dataset.of_dims(segmenter.plan.spatial_dims)
+    for note in dataset.notes:
+        log.info("note: %s", note)
+    cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
+    sources = [source.path for case in cases for source in (*case.images, case.label) if source is not None]
+    check_folder(out, [data, *dict.fromkeys(sources)])
+    options = {"level": level, "tta": tta, "probabilities": probabilities}
+    work = Work(segmenter, out, probabilities, Record.read(out), digest, options)
+    work.find_pending(cases, overwrite)
+    facts = {
+        "model": segmenter.recipe.model,
+        "runs": [one.resolve().name for one in runs],
+        "digest": digest,
+        "options": {**options, "split": split},
+        "level": level,
+        "labels": segmenter.plan.labels.model_dump(mode="json"),
+        "tta": tta,
+        "empty_score": segmenter.recipe.evaluation.empty_score,
+        "asked": [case.id for case in cases],
+        "notes": list(dataset.notes),
+    }
+    flags = {
+        "--split": split,
+        "--level": level,
+        "--tta": tta,
+        "--probabilities": probabilities,
+        "--overwrite": overwrite,
+    }
+    number = work.run(cases, facts)
+    if number:
+        again = command(["predict", *runs, data, "--out", out, *to_argv(flags)])
+        done = f"{len(work.done)} of {len(cases)} cases are done"
+        done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
+        raise Interrupted(number, again, done)
+    made = Predictions(out, work.rows(cases), tuple(work.skipped), work.failed)
+    if work.failed and not work.done:
+        reasons = "\n".join(f"  {case}: {why}" for case, why in work.failed.items())
+        raise UsageError(f"no case could be predicted\n{reasons}")
+    if work.unwritten:
+        raise UsageError(f"{work.unwritten}; {len(work.done)} masks are written, the same command goes on from them")
+    if work.failed:
+        raise PartialFailure(work.failed, len(work.done), result=made)
+    return made
 
 
-def _rows(first: int, count: int, axis: int, size: Sequence[int]) -> tuple[Any, ...]:
-    """The index of some rows along one of the last axes."""
-    return (..., slice(first, first + count), *(slice(None),) * (len(size) - axis - 1))
+def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
+    """The network of the runs and the digest of just these weights, also while a training goes on.
+
+    Raises:
+        UsageError: if a run cannot be read, or is written to again and again.
+    """
+    for _ in range(MOST_LOADS):
+        before = _run_digest(runs)
+        segmenter = load(runs) if level is None else _at_level(runs, level)
+        if before and before == _run_digest(runs):
+            return segmenter, before
+    raise UsageError(f"{', '.join(map(str, runs))}: changed while it was read; predict when its training has ended")
 
 
-def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tensor]:
-    """The mean of several streams of slabs of one volume, whatever the heights of their slabs."""
-    held: list[Tensor | None] = [None] * len(members)
-    while True:
-        slabs = [next(stream, None) if slab is None else slab for slab, stream in zip(held, members, strict=True)]
-        here = [slab for slab in slabs if slab is not None]
-        if len(here) < len(members):
-            return
-        rows = min(slab.shape[axis + 1] for slab in here)
-        yield torch.stack([slab.narrow(axis + 1, 0, rows) for slab in here]).mean(0)
-        rest = [slab.narrow(axis + 1, rows, slab.shape[axis + 1] - rows) for slab in here]
-        held = [slab if slab.numel() else None for slab in rest]
+def _run_digest(runs: Sequence[Path]) -> str:
+    """Of the weights, the plan and the recipe of all runs, in their order; empty text where one cannot be read."""
+    try:
+        return file_digest(*(run / name for run in dict.fromkeys(runs) for name in OF_A_RUN))
+    except OSError:  # what is missing is told where it is loaded
+        return ""
 
 
-def to_labels(maps: Tensor, labels: Labels, threshold: float = 0.5) -> NDArray[Any]:
-    """Probabilities to a label map in the smallest unsigned type: (K, *S) -> (*S), or (K, *S) of 0 and 1 if multilabel."""
-    if labels.multilabel:
-        return (maps > threshold).numpy().astype(np.uint8)
-    if maps.shape[0] == 1:
-        return (maps[0] > threshold).numpy().astype(np.uint8)
-    # the indices of `max` are those of `argmax`, ten times as fast along an axis that is not the last
-    return maps.max(dim=0).indices.numpy().astype(label_dtype(maps.shape[0] - 1))
+def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
+    """The smaller network of every run."""
+    members: dict[str, Segmenter] = {}
+    for run in runs:
+        segmenter = Segmenter.load(run)
+        chosen = named_level(levels_of(run, segmenter.recipe), level=level, head=None)
+        members[str(run)] = pruned(segmenter, chosen.head if chosen else None)
+    return next(iter(members.values())) if len(members) == 1 else Ensemble(members)
 
 
-def _mirrorings(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Every set of spatial axes to flip, as axes of (N, C, *S)."""
-    return [tuple(a + 2 for a in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
+def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
+    if part not in Split.model_fields:
+        raise UsageError(f"--split: {unknown('part of a split', part, Split.model_fields)}")
+    wanted = set(getattr(split, part))
+    cases = tuple(case for case in dataset.cases if case.id in wanted)
+    if not cases:
+        raise UsageError(f"--split {part}: none of the run's {len(wanted)} {part} cases stand in {dataset.root}")
+    return cases
+
+
+def _common_split(runs: Sequence[Path]) -> Split:
+    splits = {run: read_split(run) for run in runs}
+    first, *others = splits
+    for other in others:
+        if splits[other] != splits[first]:
+            raise UsageError(f"--split: {other} was trained on another split than {first}; leave --split out")
+    return splits[first]

@@ -37,7 +37,7 @@ _versions: dict[str, str] = {}
 
 @once
 def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
-    """The compiled `kernels/NAME.cpp`, or None where it cannot be had (said once in the log).
+    """The compiled `NAME.cpp`, or None where it cannot be had (said once in the log).
 
     The first call on a machine compiles, in about a second; the result is kept in the user's cache folder (`cache.py`) under
     a name that changes with source, compiler, flags and processor; `with_torch`: with the headers of torch, and its version.
@@ -47,7 +47,7 @@ def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
         log.debug("native kernels are switched off (%s=0)", SWITCH)
         return None
     try:
-        built = _built(Path(__file__).with_name(f"{name}.cpp"), *(_of_torch() if with_torch else (FLAGS, ())))
+        built = _built(source(name), *(_of_torch() if with_torch else (FLAGS, ())))
         loaded = ctypes.CDLL(str(built))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         # RuntimeError: a user without a home
@@ -55,6 +55,11 @@ def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
         return None
     _versions[name] = built.stem.rpartition("-")[0]  # without the checksum
     return loaded
+
+
+def source(name: str) -> Path:
+    """The file of a kernel: in this room, or in the one of its operation."""
+    return next(Path(__file__).parent.glob(f"**/{name}.cpp"))
 
 
 def first_line(error: Exception) -> str:

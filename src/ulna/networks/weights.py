@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ulna.errors import UsageError, printable
-from ulna.files import read_header, read_tensors
 from ulna.networks.network import Network
+from ulna.system.files import read_header, read_tensors
 
 _SHOWN = 3  # names in a message
 

@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 from ulna.errors import UsageError, unknown
-from ulna.reading import parse_yaml
 from ulna.recipe.architecture import Architecture, Slot
 from ulna.recipe.choices import Recipe
 from ulna.recipe.model import Frozen, field_type, parse
+from ulna.system.reading import parse_yaml
 
 
 def set_value(recipe: Recipe, assignment: str) -> Recipe:

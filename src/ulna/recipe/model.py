@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ulna.errors import LONGEST_SHOWN, UsageError, brief, printable, unknown
-from ulna.reading import read_yaml
+from ulna.system.reading import read_yaml
 
 MOST_FAULTS = 20  # lines of one message
 

@@ -87,7 +87,7 @@ def _is_length(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
 
 
-PLAN_FORMAT = 2  # 1: axes as stored, no spacing where all images share one; see `ulna.data.format_1`
+PLAN_FORMAT = 2  # 1: axes as stored, no spacing where all images share one; see `ulna.data.pipeline.format_1`
 
 
 class Plan(Frozen):

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ulna.allocation import keep_freed_memory
-from ulna.arithmetic import default_device, device_name
-from ulna.data.case import Case
-from ulna.data.points import count_points
-from ulna.files import write_text
+from ulna.data.layout.case import Case
+from ulna.data.pipeline.points import count_points
+from ulna.inference.segmenter import Segmenter
+from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.build import count_parameters
-from ulna.networks.cost import count_gmacs
-from ulna.progress import bar
-from ulna.reading import read_json_object
-from ulna.segmenter import Segmenter
+from ulna.networks.profile.cost import count_gmacs
+from ulna.system.device import default_device, device_name
+from ulna.system.files import write_text
+from ulna.system.progress import bar
+from ulna.system.reading import read_json_object
 
 ROUNDS = 15
 WARM_UP = 2
@@ -146,10 +146,10 @@ def _stored(kept: Path, key: Mapping[str, str]) -> Costs | None:
 
 _PREDICT = """
 import sys
-from ulna.allocation import keep_freed_memory, peak_memory_mb
-from ulna.data.dataset import Dataset
+from ulna.kernels.allocator import keep_freed_memory, peak_memory_mb
+from ulna.data.layout.dataset import Dataset
 from ulna.recipe import set_value
-from ulna.segmenter import Segmenter
+from ulna.inference.segmenter import Segmenter
 keep_freed_memory()
 segmenter = Segmenter.load(sys.argv[1])
 case = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.spatial_dims).case(sys.argv[3])

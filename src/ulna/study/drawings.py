@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from ulna import figures
+from ulna.evaluation import figures
 from ulna.study.ranking import Ranking
 
 # Okabe and Ito's palette, those first that show on white paper

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ulna.errors import Interrupted, UsageError
-from ulna.files import write_text
-from ulna.progress import bar
-from ulna.reading import read_json_object
 from ulna.recipe import Recipe, to_yaml
-from ulna.signals import on_first_signal
 from ulna.study.variants import Variant
+from ulna.system.files import write_text
+from ulna.system.progress import bar
+from ulna.system.reading import read_json_object
+from ulna.system.signals import on_first_signal
 
 log = logging.getLogger(__name__)
 

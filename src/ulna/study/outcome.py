@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.errors import UsageError
-from ulna.metrics import interval_note
-from ulna.reading import read_json_object
+from ulna.evaluation.metrics import interval_note
 from ulna.study import statistics
 from ulna.study.costs import Costs
 from ulna.study.jobs import Job
 from ulna.study.published import Published, published_for
 from ulna.study.ranking import Ranking, rank_datasets
 from ulna.study.scores import MEASURES, Row, of_measure, scored_twice
+from ulna.system.reading import read_json_object
 
 OUTCOME_FILE = "outcome.json"
 ONE_SEED = "One seed: not evidence about the architectures, for another seed may turn the order round."

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from ulna.figures import DICE, GRID, INK, IOU, MUTED, PAPER
-from ulna.files import write_whole
+from ulna.evaluation.figures import DICE, GRID, INK, IOU, MUTED, PAPER
+from ulna.system.files import write_whole
 
 _INK, _MUTED, _GRID, _PAPER = INK[False], MUTED[False], GRID[False], PAPER[False]
 

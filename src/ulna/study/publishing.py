@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ulna import figures
-from ulna.data.case import read_reference
-from ulna.data.dataset import Dataset
+from ulna.data.layout.case import read_reference
+from ulna.data.layout.dataset import Dataset
 from ulna.errors import printable_text
-from ulna.files import write_text
-from ulna.segmenter import Segmenter
+from ulna.evaluation import figures
+from ulna.evaluation.pages import page
+from ulna.inference.segmenter import Segmenter
 from ulna.study import drawings
 from ulna.study.costs import conditions_in_words
 from ulna.study.jobs import Job
 from ulna.study.outcome import Outcome
-from ulna.study.pages import page
 from ulna.study.scores import write_scores
+from ulna.system.files import write_text
 
 SHOWN_WORST = 4
 PICTURES = ("cases", "tradeoff", "curves", "worst", "ranks")
@@ -256,7 +256,7 @@ def _page(outcome: Outcome, folder: Path) -> str:
         "command": outcome.command,
         "version": version("ulna"),
     }
-    return page("comparison.html").render(values)
+    return page("ulna.study", "comparison.html").render(values)
 
 
 def _markdown(table: Table) -> str:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ulna.errors import UsageError
-from ulna.files import cell, from_cell, write_text
 from ulna.study.jobs import Job
+from ulna.system.files import cell, from_cell, write_text
 
 MEASURES = ("dice", "iou", "ppv", "sensitivity", "hd95", "assd", "nsd")
 

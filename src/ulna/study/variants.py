@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ulna.data.points import count_points
+from ulna.data.pipeline.points import count_points
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, named, validate, widths
 from ulna.networks.catalog import NAMED
-from ulna.networks.cost import count_gmacs
-from ulna.planning import Fingerprint, make_plan, resolve
+from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.plan import Fingerprint, make_plan, resolve
 from ulna.recipe import Architecture, Labels, Plan, Recipe, merged, parse, set_value, to_yaml
 
 # Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at

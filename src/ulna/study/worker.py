@@ -16,8 +16,8 @@ import traceback
 from pathlib import Path
 
 from ulna.errors import Interrupted, UsageError
-from ulna.locking import locked
-from ulna.progress import Lines
+from ulna.system.locking import locked
+from ulna.system.progress import Lines
 
 # How often a worker looks whether its study is still there.
 LOOK_S = 0.5

@@ -12,9 +12,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ulna.errors import UsageError, printable
-from ulna.files import Tensors, move_whole, read_tensors, write_tensors
 from ulna.networks.weights import check_finite
 from ulna.recipe import Frozen
+from ulna.system.files import Tensors, move_whole, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 

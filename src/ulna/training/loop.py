@@ -20,19 +20,19 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ulna.allocation import peak_memory_mb
-from ulna.arithmetic import choose_precision
 from ulna.blocks import nd
-from ulna.data.points import count_points, sample_points
+from ulna.data.pipeline.points import count_points, sample_points
 from ulna.errors import UsageError, brief, printable
-from ulna.files import Tensors, write_tensors
-from ulna.inference.predict import label_slabs, predict_slabs, slab_axis
+from ulna.evaluation.metrics import average, score_labels
+from ulna.inference.volume import label_slabs, predict_slabs, slab_axis
+from ulna.kernels.allocator import peak_memory_mb
 from ulna.losses import check_targets, make_loss
-from ulna.metrics import average, score_labels
 from ulna.networks.network import Network
 from ulna.networks.weights import check_shapes, not_finite
-from ulna.progress import bar
 from ulna.recipe import Plan, Recipe, parse
+from ulna.system.device import choose_precision
+from ulna.system.files import Tensors, write_tensors
+from ulna.system.progress import bar
 from ulna.training.checkpoint import (
     NETWORK,
     Progress,

@@ -6,13 +6,13 @@ import hashlib
 import json
 from pathlib import Path
 
-from ulna.data.case import Case
-from ulna.data.dataset import Dataset
+from ulna.data.layout.case import Case
+from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, listed, printable
-from ulna.outputs import file_digest
-from ulna.progress import track
-from ulna.reading import read_json_object
 from ulna.recipe import Labels
+from ulna.system.outputs import file_digest
+from ulna.system.progress import track
+from ulna.system.reading import read_json_object
 
 DATA_FILE = "data.json"
 _SHOWN = 6  # ids in a message

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from ulna.data.augment import Augment
-from ulna.data.case import Case
-from ulna.data.label_maps import encode_labels
-from ulna.data.limits import within_memory
-from ulna.data.preprocess import Prepared, prepare, prepare_labels
-from ulna.data.sampling import crop_patch, epoch_order, sample_stream
+from ulna.data.formats.label_maps import encode_labels
+from ulna.data.formats.limits import within_memory
+from ulna.data.layout.case import Case
+from ulna.data.pipeline.augment import Augment
+from ulna.data.pipeline.patches import crop_patch, epoch_order, sample_stream
+from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
 from ulna.recipe import Plan
 
 

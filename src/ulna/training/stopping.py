@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ulna.errors import Interrupted
-from ulna.signals import Stopped, on_first_signal
+from ulna.system.signals import Stopped, on_first_signal
 
 log = logging.getLogger(__name__)
 

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ulna import figures
-from ulna.allocation import peak_memory_mb
-from ulna.arithmetic import choose_precision, default_device, device_name
-from ulna.data.case import Case
-from ulna.data.label_maps import encode_labels
-from ulna.data.splitting import split_hash
-from ulna.evaluation import Evaluation, evaluate_pairs
-from ulna.files import read_tensors, write_text
-from ulna.progress import track
+from ulna.data.formats.label_maps import encode_labels
+from ulna.data.layout.case import Case
+from ulna.data.layout.splitting import split_hash
+from ulna.evaluation import figures
+from ulna.evaluation.evaluate import Evaluation, evaluate_pairs
+from ulna.inference.segmenter import Segmenter
+from ulna.kernels.allocator import peak_memory_mb
 from ulna.recipe import Plan, Recipe, Split
-from ulna.segmenter import Segmenter
+from ulna.system.device import choose_precision, default_device, device_name
+from ulna.system.files import read_tensors, write_text
+from ulna.system.progress import track
 from ulna.training.loop import State
 
 Panel = tuple[str, list[figures.Picture]]

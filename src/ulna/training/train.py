@@ -15,24 +15,19 @@ from typing import Any
 
 import torch
 
-from ulna import figures
-from ulna.allocation import keep_freed_memory
-from ulna.arithmetic import choose_precision, default_device
-from ulna.data.augment import Augment
-from ulna.data.case import Case
-from ulna.data.checking import inspect
-from ulna.data.dataset import Dataset
-from ulna.data.dataset import split as split_cases
-from ulna.data.points import count_points
+from ulna.data.layout.case import Case
+from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.dataset import split as split_cases
+from ulna.data.pipeline.augment import Augment
+from ulna.data.pipeline.points import count_points
+from ulna.data.quality.check import inspect
 from ulna.errors import UsageError, printable
-from ulna.files import remove_leftovers, write_text
-from ulna.locking import locked
+from ulna.evaluation import figures
+from ulna.inference.segmenter import network_for, read_split
+from ulna.kernels.allocator import keep_freed_memory
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
-from ulna.outputs import is_transient
-from ulna.planning import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
-from ulna.progress import Lines
-from ulna.reading import read_yaml
+from ulna.planning.plan import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
 from ulna.recipe import (
     PLAN_FORMAT,
     Labels,
@@ -45,7 +40,12 @@ from ulna.recipe import (
     set_value,
     to_yaml,
 )
-from ulna.segmenter import network_for, read_split
+from ulna.system.device import choose_precision, default_device
+from ulna.system.files import remove_leftovers, write_text
+from ulna.system.locking import locked
+from ulna.system.outputs import is_transient
+from ulna.system.progress import Lines
+from ulna.system.reading import read_yaml
 from ulna.training.checkpoint import METRICS
 from ulna.training.loop import CHECKPOINTS, Loop, State, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ulna.errors import UsageError
-from ulna.kernels.perceptron import Picked, perceptron
+from ulna.kernels.points.fused_mlp import Picked, perceptron
 
 
 class WeightNormLinear(nn.Module):

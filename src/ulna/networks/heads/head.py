@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError
-from ulna.kernels.gather import gather
+from ulna.kernels.points.point_sample import gather
 from ulna.networks.wiring import Wiring
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ulna.errors import UsageError, unknown
-from ulna.kernels.gather import MODES, nearest_rows
-from ulna.kernels.gather import gather as read_at
-from ulna.kernels.perceptron import Picked
+from ulna.kernels.points.fused_mlp import Picked
+from ulna.kernels.points.point_sample import MODES, nearest_rows
+from ulna.kernels.points.point_sample import gather as read_at
 from ulna.networks.heads.decoder import PointDecoder, encode
 from ulna.networks.heads.head import Head, Outputs, Reader
 from ulna.networks.wiring import Wiring

@@ -1,0 +1,250 @@
+"""The command line: `ulna VERB ...` calls the function of that name. The only file that prints and that knows exit codes.
+
+Exit codes: 0 done; 2 the input or the usage is wrong; 3 some cases failed, the rest is written; 130 and 143 stopped by a
+signal; 1 a defect of ulna.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines, unknown
+from ulna.verbs import VERBS, find
+
+EVERYWHERE = ("--quiet", "--json")
+METAVARS = {"set": "KEY=VALUE", "vary": "KEY=V1,V2", "beside": "STUDY", "name": "NAME"}
+RESEARCH_USE = "Research use only; not a medical device."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    first = next((n for n, word in enumerate(arguments) if word not in EVERYWHERE), len(arguments))
+    arguments = [*arguments[first:], *arguments[:first]]  # `ulna --quiet VERB` is `ulna VERB --quiet`
+    if not arguments or arguments[0] in ("-h", "--help", *EVERYWHERE):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"ulna {version('ulna')}. {RESEARCH_USE}")
+        return 0
+    try:
+        return _call(arguments[0], arguments[1:])
+    except PartialFailure as error:
+        _complain(str(error))
+        return 3
+    except UsageError as error:
+        _complain(str(error))
+        return 2
+    except Interrupted as error:
+        _complain(str(error))
+        return 128 + error.signal
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return 130
+    except BrokenPipeError:  # the reader of a table has gone
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if _out_of_memory(error):
+            _complain("this needs more memory than is free; take smaller images or patches, or a machine with more")
+            return 2
+        sys.stderr.write(printable_lines(traceback.format_exc()))
+        _complain("this is a defect of ulna; please report it with the lines above")
+        return 1
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from ulna.data.formats.limits import is_memory_error  # only where something failed: starting is quick
+
+    return is_memory_error(error)
+
+
+def overview() -> str:
+    """What `ulna --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "usage: ulna VERB ...      ulna VERB --help shows a verb's options and an example\n\n"
+        "From a folder of medical images to a trained, evaluated segmenter: the U-Net family in 2D and 3D.\n\n"
+        f"{verbs}\n\n"
+        "every verb: --quiet (no bars, no log), --json (plain values instead of a table)\n"
+        f"{RESEARCH_USE}"
+    )
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    if name not in VERBS:
+        raise unknown("verb", name, VERBS)
+    import tyro
+
+    as_json, arguments = _take(arguments, "--json")
+    quiet, arguments = _take(arguments, "--quiet")
+    _listen(quiet)
+    function = find(VERBS[name].place)
+    call = functools.partial(
+        tyro.cli,
+        for_command_line(function),
+        prog=f"ulna {name}",
+        description=description(function),
+        args=arguments,
+        config=(tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff),
+    )
+    try:
+        result = call()
+    except SystemExit as leaving:  # tyro has printed help (0) or what is wrong (2)
+        return int(leaving.code or 0)
+    except PartialFailure as error:
+        if as_json and error.result is not None:
+            _print_json(error.result)
+        raise
+    if as_json:
+        _print_json(result)
+    else:
+        from ulna.cli.tables import show
+
+        show(name, result)
+    return 0 if getattr(result, "ok", True) else 2
+
+
+def _print_json(result: Any) -> None:
+    values = [one.to_json() for one in result] if isinstance(result, list) else result.to_json()
+    print(json.dumps(values, indent=1, allow_nan=False))
+
+
+def description(function: Callable[..., Any]) -> str:
+    """A verb's docstring up to its arguments, and its example."""
+    text = inspect.getdoc(function) or ""
+    before = text.split("\nArgs:")[0].strip()
+    example = text.split("\nExample:\n")[1].split("\n\n")[0] if "\nExample:\n" in text else ""
+    return before + (f"\n\nExample:\n{example}" if example else "")
+
+
+def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with `X | None` shown as X in the help: None is only "not given".
+
+    A positional that may be one or several (`predict RUN [RUN ...] INPUT`) takes all words but those of the positionals
+    after it.
+    """
+    import tyro
+
+    hints = typing.get_type_hints(function)
+    signature = inspect.signature(function)
+    parameters, positional = [], []
+    for parameter in signature.parameters.values():
+        hint = hints[parameter.name]
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            positional.append((parameter.name, _plain(hint), _several(hint)))
+        if isinstance(hint, types.UnionType):
+            plain = _plain(hint)
+            shown = "TEXT" if plain is str else plain.__name__.upper()
+            if parameter.default is None:
+                hint = Annotated[plain | None, tyro.conf.arg(metavar=shown, help_behavior_hint="")]
+            else:
+                hint = plain
+        elif parameter.name in METAVARS:
+            hint = Annotated[hint, tyro.conf.arg(metavar=METAVARS[parameter.name])]
+        parameters.append(parameter.replace(annotation=hint))
+    together = any(several for _, _, several in positional)
+    if together:
+        metavar = " ".join(f"{n.upper()} [{n.upper()} ...]" if several else n.upper() for n, _, several in positional)
+        said = "; ".join(f"{name.upper()}: {_said(function, name)}" for name, _, _ in positional)
+        words = inspect.Parameter(
+            "_".join(name for name, _, _ in positional),
+            inspect.Parameter.POSITIONAL_ONLY,
+            annotation=Annotated[
+                tuple[positional[0][1], ...],  # type: ignore[misc]
+                tyro.conf.arg(metavar=metavar, help=said, help_behavior_hint=""),
+            ],
+        )
+        parameters = [words, *(p for p in parameters if p.kind is not p.POSITIONAL_ONLY)]
+
+    def command(*args: Any, **kwargs: Any) -> Any:
+        return function(*(_shared_out(args[0], positional) if together else args), **kwargs)
+
+    # not functools.wraps: the parser would look through to the function and its own hints
+    command.__name__, command.__doc__ = function.__name__, function.__doc__
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _said(function: Callable[..., Any], name: str) -> str:
+    """What the docstring says of an argument, in its first line."""
+    lines = (inspect.getdoc(function) or "").splitlines()
+    return next((line.partition(": ")[2].rstrip(".") for line in lines if line.startswith(f"    {name}: ")), "")
+
+
+def _plain(hint: Any) -> Any:
+    """`Path | str | None` on the command line: Python takes text for a path too, the command line makes it one."""
+    if not isinstance(hint, types.UnionType):
+        return hint
+    return next(option for option in typing.get_args(hint) if option is not types.NoneType)
+
+
+def _several(hint: Any) -> bool:
+    return any(typing.get_origin(option) is Sequence for option in typing.get_args(hint))
+
+
+def _shared_out(words: tuple[Any, ...], positional: list[tuple[str, Any, bool]]) -> list[Any]:
+    """The words of a command line for its positionals, of which the first may take several."""
+    if len(words) < len(positional):
+        missing = ", ".join(name.upper() for name, _, _ in positional[len(words) :])
+        raise UsageError(f"missing: {missing}; --help shows an example")
+    several = len(words) - len(positional) + 1
+    return [list(words[:several]), *words[several:]]
+
+
+def _take(arguments: list[str], flag: str) -> tuple[bool, list[str]]:
+    return flag in arguments, [a for a in arguments if a != flag]
+
+
+def _listen(quiet: bool) -> None:
+    """Log lines and bars to standard error, or neither."""
+    from ulna.system import progress
+
+    progress.quiet(quiet)
+    logger = logging.getLogger("ulna")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    if not quiet:
+        handler = _ToConsole()
+        handler.setFormatter(progress.Lines())
+        logger.addHandler(handler)
+
+
+class _ToConsole(logging.Handler):
+    """Log lines above the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from ulna.system import progress
+
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        progress.console().print(self.format(record), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _complain(message: str) -> None:
+    from ulna.system import progress
+
+    console = progress.console()
+    console.print("error:", style="bold red", end=" ")
+    console.print(printable_lines(message), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""What a file may promise: no more than its bytes can hold, and no more than this machine can.
+
+Everything is compared with what the header declares, before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from ulna.data.formats.source import AGAIN, fault
+from ulna.errors import DataError, UsageError
+
+LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
+MOST_PIXELS = 1_000_000_000  # of a picture; volumes are bounded by the memory
+_UNKNOWN = 1 << 36  # where the system does not say how much memory it has
+_GB = 1e9
+_OUT = ("out of memory", "not enough memory", "allocate memory")  # what torch says
+_REMEDY = "cut it into smaller images, or use a machine with more memory"
+_allowed: dict[str, float | None] = {"pixels": None, "ram": None}
+
+
+@contextmanager
+def allowing(max_pixels: int | None, max_ram: float | None) -> Iterator[None]:
+    """Bound what is read inside, in all threads.
+
+    Args:
+        max_pixels: pixels or voxels of an image, channels included.
+        max_ram: GB that may be taken; an image may unpack to half of it.
+
+    Raises:
+        UsageError: if a bound is not above 0.
+    """
+    for name, value in (("--max-pixels", max_pixels), ("--max-ram", max_ram)):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{name} {value}: must be above 0")
+    before = dict(_allowed)
+    _allowed.update(pixels=max_pixels, ram=max_ram)
+    try:
+        yield
+    finally:
+        _allowed.update(before)
+
+
+def check_promise(where: object, what: str, promised: int, held: int, *, packed: bool) -> None:
+    """Refuse, before memory is taken, a header that its bytes cannot fulfil, and what no half of the memory holds.
+
+    Args:
+        what: the fault in words, such as "the header promises ...".
+        promised: bytes that the header declares.
+        held: bytes that the file holds.
+        packed: the bytes are compressed with deflate.
+    """
+    if promised > held * (LARGEST_RATIO if packed else 1):
+        raise fault(where, what, AGAIN)
+    check_memory(where, promised)
+
+
+def check_memory(where: object, promised: int) -> None:
+    """Refuse what half of the memory does not hold: its label map, and what is made of both, must fit beside it."""
+    ram = _allowed["ram"]
+    if ram is not None and promised > ram * _GB / 2:
+        size = f"unpacks to {promised / _GB:.2g} GB, more than half of the {ram:g} GB that --max-ram allows"
+        raise fault(where, size, "raise --max-ram, or cut it into smaller images")
+    if promised > memory() // 2:
+        size = f"unpacks to {promised / _GB:.1f} GB, and this machine has {memory() / _GB:.1f} GB of memory"
+        raise fault(where, size, _REMEDY)
+
+
+def check_pixels(where: object, shape: Sequence[int], most: int | None = None) -> None:
+    """Refuse an image of too many pixels or voxels: more than `--max-pixels`, else more than `most`."""
+    allowed = _allowed["pixels"]
+    limit = most if allowed is None else int(allowed)
+    count = math.prod(shape)
+    if limit is None or count <= limit:
+        return
+    declared = " x ".join(map(str, shape))
+    said = f"more than {limit}" if allowed is None else f"more than --max-pixels {limit} allows"
+    remedy = "cut it into tiles" if allowed is None else "raise --max-pixels, or cut it into smaller images"
+    raise fault(where, f"declares {declared} pixels, {said}", remedy)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether memory ran out: Python's own error, and what torch raises in its place."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(one in said for one in _OUT))
+
+
+def memory_fault(where: object) -> DataError:
+    """The error for a case that the memory does not hold."""
+    return fault(where, "needs more memory than is free", _REMEDY)
+
+
+@contextmanager
+def within_memory(where: object) -> Iterator[None]:
+    """Tell memory that runs out inside as a fault of one case.
+
+    Raises:
+        DataError: naming the case.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        raise memory_fault(where) from None
+
+
+@cache
+def memory() -> int:
+    """Bytes of memory that this process may use."""
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        physical = _UNKNOWN
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no container, or one without a limit
+        limit = physical
+    return min(physical, limit)

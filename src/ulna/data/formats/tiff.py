@@ -1,0 +1,187 @@
+"""TIFF through tifffile: one page is 2D, several pages are 3D; spacing only where the file really states a unit.
+
+Pages are shown upright, and white is the largest value, as viewers do; what was changed stands in the notes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tifffile
+
+from ulna.data.formats.limits import MOST_PIXELS, check_memory, check_pixels
+from ulna.data.formats.slabs import as_float32, native
+from ulna.data.formats.source import AGAIN, fault, file_stat, suffix_of
+from ulna.data.formats.tiff_decoding import decoded
+from ulna.data.formats.tiff_meaning import WHITE_IS_ZERO, channels_first, check_meaning, meant
+from ulna.data.formats.tiff_scale import read_scale
+from ulna.data.turning import ORIENTATION, checked_orientation, exchanged, upright
+from ulna.data.volume import Volume
+from ulna.errors import DataError
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its faults are told as problems, not printed
+
+_TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_OFFSET = 273  # where the pixels of a page begin
+_SHAPING = (256, 257, 258, 259, 262, 277, 317, 339)  # width, height, bits, packing, meaning and number of samples
+_AS_SHOWN = {262: 1, ORIENTATION: 1}  # what the values mean and how the page is turned, with what is meant without
+_DEFLATE = (8, 32946)
+_SMALL = 1 << 16  # bytes of deflate, which unpack to 70 MB at most
+
+
+def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
+    """(C, H, W) or (C, D, H, W); colour has C = 3. ImageJ and OME axes are respected, unnamed pages are depth.
+
+    Raises:
+        DataError: if the file is empty, cut short, damaged, too large or packed in a way that cannot be read.
+    """
+    size = file_stat(path).st_size
+    notes: list[str] = []
+    pages = _check_chain(path, size)
+    try:
+        with tifffile.TiffFile(path) as file:
+            if not file.pages:
+                raise fault(path, "is cut short: it holds no page", AGAIN)
+            series = file.series[0]
+            page = series.keyframe
+            _check_series(path, file.series, notes)
+            _check_whole(path, series, size)
+            _check_pages(path, series, pages)
+            _check_growth(path, file, series)
+            check_meaning(path, page, as_labels)
+            array, axes, palette = meant(path, decoded(path, series), series.axes, page, as_labels, notes)
+            spacing, scale = read_scale(file, page)
+            array, run = channels_first(path, array, axes, page.extrasamples, notes)
+            orientation = checked_orientation(page.tags.valueof(ORIENTATION, default=None), notes)
+    except DataError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # tifffile raises nearly every type on damaged files
+        raise fault(path, f"cannot be read as TIFF ({str(error) or type(error).__name__})", AGAIN) from None
+    if array.dtype.kind not in "iuf":
+        raise fault(path, f"holds values of type {array.dtype}", "save it with integer or real values")
+    meta: dict[str, Any] = {"format": "tiff", "suffix": suffix_of(path), "scale": scale, "run": run}
+    meta |= {"orientation": orientation, "palette": palette, "notes": tuple(notes)}
+    if WHITE_IS_ZERO in notes:
+        meta["white"] = (1 << int(page.bitspersample)) - 1  # what the stored values were taken from
+    array = upright(array, orientation)
+    if array.dtype.kind == "f":
+        array, meta["too_large"] = as_float32(array)
+    dims = array.ndim - 1
+    spaces: tuple[float, ...] = (1.0,) * dims
+    known = spacing is not None and (dims == 2 or spacing[0] is not None)
+    if known and spacing is not None:
+        spaces = tuple(float(step) for step in exchanged(spacing[-dims:], orientation) if step)
+    array = array if min(array.strides) > 0 else np.ascontiguousarray(array)  # torch takes no mirrored views
+    return Volume(array, spaces, "mm" if known else "px", None, path, meta)
+
+
+def _check_series(path: Path, series: Sequence[Any], notes: list[str]) -> None:
+    """Several pictures in one file: smaller ones are previews, others would be left out in silence."""
+    first = series[0]
+    size = dict(zip(first.axes, first.shape, strict=False))
+    frames = [
+        s for s in series[1:] if all(dict(zip(s.axes, s.shape, strict=False)).get(a) == size.get(a) for a in "YX")
+    ]
+    if frames:
+        what = f"holds {len(frames) + 1} pictures of {size.get('Y')} x {size.get('X')} that are no stack"
+        raise fault(path, what, "save them as one stack, or one picture a file")
+    if len(series) > 1:
+        notes.append(f"holds {len(series)} pictures, the first is read")
+
+
+def _check_chain(path: Path, size: int) -> list[dict[int, int]]:
+    """Walk the directories of all pages: tifffile stops at a broken link and returns the pages before it.
+
+    Returns:
+        Of every page the tags that hold one number.
+    """
+
+    def number(count: int) -> int:
+        data = file.read(count)
+        if len(data) < count:
+            raise fault(path, f"is cut short: it holds {size} bytes, and a page is missing", AGAIN)
+        return int.from_bytes(data, order)
+
+    with path.open("rb") as file:
+        order: Literal["little", "big"] = "big" if file.read(2) == b"MM" else "little"
+        version = number(2)
+        if version not in (42, 43):
+            raise fault(path, "is not a TIFF file", "give the file its right extension, or save it as TIFF")
+        wide = version == 43
+        file.seek(8 if wide else 4)
+        word, counter = (8, 8) if wide else (4, 2)
+        seen: set[int] = set()
+        pages: list[dict[int, int]] = []
+        while at := number(word):
+            if at in seen:
+                raise fault(path, "is damaged: its pages run in a circle", AGAIN)
+            seen.add(at)
+            file.seek(at)
+            pages.append({})
+            for _ in range(number(counter)):
+                tag, kind, count, raw = number(2), number(2), number(word), file.read(word)
+                value = int.from_bytes(raw, order)
+                if count == 1 and _TAG_BYTES.get(kind, 0) in (1, 2, 4):
+                    pages[-1][tag] = int.from_bytes(raw[: _TAG_BYTES[kind]], order)
+                long = count * _TAG_BYTES.get(kind, 0)
+                if long > word and value + long > size:
+                    raise fault(path, f"is cut short: it needs {value + long} bytes and holds {size}", AGAIN)
+    return pages
+
+
+def _check_pages(path: Path, series: Any, pages: Sequence[dict[int, int]]) -> None:
+    """A run of pages is read as one block, by the tags of its first page: the others must say the same."""
+    if len(pages) < 2 or len(series.pages) != len(pages):
+        return
+    for number, page in enumerate(pages):
+        if any(page.get(tag, usual) != pages[0].get(tag, usual) for tag, usual in _AS_SHOWN.items()):
+            raise fault(path, f"is damaged: page {number + 1} does not agree with the first", AGAIN)
+    if series.dataoffset is None:
+        return
+    step = series.nbytes // len(pages)
+    for number, page in enumerate(pages):
+        begin = series.dataoffset + number * step
+        if page.get(_OFFSET, begin) != begin or any(page.get(tag) != pages[0].get(tag) for tag in _SHAPING):
+            raise fault(path, f"is damaged: page {number + 1} does not agree with the first", AGAIN)
+
+
+def _check_whole(path: Path, series: Any, size: int) -> None:
+    check_pixels(path, series.shape, 4 * MOST_PIXELS)
+    check_memory(path, math.prod(series.shape) * native(series.dtype).itemsize)
+    if series.dataoffset is not None:  # one run of bytes
+        needed = series.dataoffset + series.nbytes
+    else:
+        pages = [page for page in series.pages if page is not None]
+        ends = [[a + n for a, n in zip(page.dataoffsets, page.databytecounts, strict=False)] for page in pages]
+        needed = max((end for page_ends in ends for end in page_ends), default=0)
+        if len(pages) < len(series.pages):
+            raise fault(path, "is cut short: a page is missing", AGAIN)
+    if needed > size:
+        raise fault(path, f"is cut short: it needs {needed} bytes and holds {size}", AGAIN)
+
+
+def _check_growth(path: Path, file: Any, series: Any) -> None:
+    """Refuse a strip of deflate that unpacks to more than it declares: tifffile would unpack all of it."""
+    first = series.keyframe  # whose tags hold for all pages
+    if first.compression not in _DEFLATE:
+        return
+    declared = math.prod(first.chunks) * int(first.bitspersample) // 8 + _SMALL
+    for page in (page for page in series.pages if page is not None):
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+            if count <= _SMALL:
+                continue
+            file.filehandle.seek(offset)
+            unpacker, packed, size = zlib.decompressobj(), file.filehandle.read(count), 0
+            while packed and size <= declared:
+                size += len(unpacker.decompress(packed, 1 << 20))
+                packed = unpacker.unconsumed_tail
+            if size > declared:
+                raise fault(path, "is damaged: a strip unpacks to more than its header declares", AGAIN)

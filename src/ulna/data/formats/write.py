@@ -1,0 +1,156 @@
+"""Label maps, images and probabilities to files, in the format of the image they belong to: one entry for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulna.data.formats.itk import write_itk
+from ulna.data.formats.nifti import write_nifti
+from ulna.data.formats.npy import write_npy
+from ulna.data.formats.npz import npz_contents, write_masks, write_npz
+from ulna.data.formats.raster import write_png
+from ulna.data.formats.source import (
+    ARRAY_SUFFIX,
+    ITK_SUFFIXES,
+    NIFTI_SUFFIXES,
+    NUMPY_SUFFIX,
+    RASTER_SUFFIXES,
+    Source,
+    case_name,
+    fault,
+    suffix_of,
+)
+from ulna.data.formats.tiff_writing import write_tiff
+from ulna.data.turning import as_stored, orientation_of
+from ulna.data.volume import Volume, label_dtype
+from ulna.errors import DataError, UsageError
+from ulna.system.files import write_whole
+from ulna.system.outputs import same_place
+
+
+def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
+    """Write a label map in the input's own format and geometry, whole or not at all.
+
+    NIfTI stays .nii or .nii.gz, .mha, .nrrd and .npy stay themselves; PNG, BMP and JPEG become .png; TIFF becomes .tif.
+    One map per class (multilabel) needs a format with channels: .tif also where the input was PNG. Rows of an npz become
+    an .npz of one row.
+
+    Args:
+        stem: folder and name, without extension.
+        labels: (*S), or (K, *S) for multilabel.
+        like: the volume that was read.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        UsageError: if that path is the image itself, or cannot be written.
+    """
+    if labels.shape[labels.ndim - like.spatial_dims :] != like.size or labels.ndim - like.spatial_dims not in (0, 1):
+        raise ValueError(f"labels {labels.shape} do not lie on the grid {like.size} of {like.path}")
+    labels = labels.astype(label_dtype(int(labels.max(initial=0))))
+    kind = _format(like)
+    if kind == "nifti":
+        suffix = ".nii" if like.meta.get("suffix") == ".nii" else ".nii.gz"
+        return _whole(stem, suffix, lambda path: write_nifti(path, labels, like), like.path)
+    if kind == "itk":
+        suffix = str(like.meta["suffix"])
+        return _whole(stem, suffix, lambda path: write_itk(path, labels, like), like.path)
+    if kind == "npy":
+        return _whole(stem, ".npy", lambda path: write_npy(path, labels, like), like.path)
+    if kind == "npz":
+        several = labels.ndim > like.spatial_dims
+        return _whole(
+            stem, ".npz", lambda path: write_masks(path, labels[None], [stem.name], multilabel=several), like.path
+        )
+    if kind == "raster" and labels.ndim == 2:
+        return _whole(stem, ".png", lambda path: write_png(path, labels, like), like.path)
+    return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
+
+
+def mask_suffix(source: Source, *, multilabel: bool) -> str:
+    """The ending that `write_labels` gives to the mask of an image, from the image's name."""
+    suffix = suffix_of(source.path)
+    if suffix in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX, ARRAY_SUFFIX):
+        return suffix
+    return ".png" if suffix in RASTER_SUFFIXES and not multilabel else ".tif"
+
+
+def probabilities_suffix(source: Source) -> str:
+    """The ending that `write_probabilities` gives to the probabilities of an image."""
+    return ".nii.gz" if suffix_of(source.path) in NIFTI_SUFFIXES else ".npz"
+
+
+def write_image(stem: Path, volume: Volume) -> Path:
+    """Write the values of an image in its own format and geometry, whole or not at all; rows of an npz become .npy.
+
+    Raises:
+        DataError: if its format keeps no such values (pictures).
+        UsageError: if the path is the image itself, or cannot be written.
+    """
+    array = volume.array[0] if volume.channels == 1 else volume.array
+    kind = _format(volume)
+    if kind == "nifti":
+        suffix = ".nii" if volume.meta.get("suffix") == ".nii" else ".nii.gz"
+        return _whole(stem, suffix, lambda path: write_nifti(path, array, volume), volume.path)
+    if kind == "itk":
+        return _whole(stem, str(volume.meta["suffix"]), lambda path: write_itk(path, array, volume), volume.path)
+    if kind in ("npy", "npz"):
+        return _whole(stem, ".npy", lambda path: write_npy(path, array, volume), volume.path)
+    if kind == "tiff":
+        return _whole(stem, ".tif", lambda path: write_tiff(path, array, volume), volume.path)
+    raise fault(volume.path, "is a picture, which is not written anew", "export it again")
+
+
+def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Volume) -> Path:
+    """Write (K, *S): NIfTI inputs give a 4D NIfTI, all others an .npz with the key `probabilities`.
+
+    Those of a picture with an orientation tag lie on its stored pixels, as its mask does.
+    """
+    values = np.asarray(probabilities, dtype=np.float32)
+    if _format(like) == "nifti":
+        return _whole(stem, ".nii.gz", lambda path: write_nifti(path, values, like), like.path)
+    values = np.ascontiguousarray(as_stored(values, orientation_of(like)))
+    return _whole(stem, ".npz", lambda path: write_npz(path, probabilities=values), like.path)
+
+
+def _format(like: Volume) -> str:
+    return str(like.meta.get("format", "nifti" if like.affine is not None else "tiff"))
+
+
+def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, multilabel: bool = False) -> Path:
+    """Write the predictions for an npz file, whole or not at all: `masks` (N, *S) or, with `multilabel`, (N, K, *S).
+
+    Raises:
+        UsageError: if the path holds images, or cannot be written.
+    """
+    if len(masks) != len(ids):
+        raise ValueError(f"{len(masks)} masks, {len(ids)} ids")
+    image = path if _holds_images(path) else None
+    return _whole(
+        path.with_name(case_name(path)),
+        ".npz",
+        lambda file: write_masks(file, masks, ids, multilabel=multilabel),
+        image,
+    )
+
+
+def _holds_images(path: Path) -> bool:
+    try:
+        return npz_contents(path).images is not None
+    except DataError:  # missing, or nothing of worth
+        return False
+
+
+def _whole(stem: Path, suffix: str, write: Callable[[Path], None], image: Path | None) -> Path:
+    """Write `stem` + `suffix`, whole or not at all, and never in place of the image it was made from."""
+    target = stem.with_name(stem.name + suffix)
+    if image is not None and target.exists() and same_place(target, image):
+        raise UsageError(f"{target}: is the image itself; choose another folder with --out")
+    write_whole(target, write)
+    return target

@@ -1,0 +1,1 @@
+"""Which files are the cases of a data set, and what is known of them."""

@@ -1,0 +1,175 @@
+"""What lies in a folder: pairs of images and labels, dataset.json, or npz files.
+
+    DATA/images/CASE.png + DATA/labels/CASE.png           pairs; images/CASE_0000.png, CASE_0001.png are channels
+    DATA/dataset.json, imagesTr/, labelsTr/               Decathlon and nnU-Net
+    DATA/CASE/images/*, DATA/CASE/masks/*                 one folder per case, one mask per object
+    DATA/train.npz, val.npz, test.npz                     arrays
+
+A layout is found from names alone; no pixel is read. Everything that does not fit is collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ulna.data.formats.npz import npz_contents
+from ulna.data.formats.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, Source, beside, case_name, fault, readable, suffix_of
+from ulna.data.layout.case import Case
+from ulna.data.layout.case_folders import case_folders
+from ulna.data.layout.dataset_json import listed, nnunet, note_number
+from ulna.data.layout.metadata import parse_channels, parse_classes, read_classes, read_json
+from ulna.data.layout.pairing import Found, convert, files_in, grouped, pairs
+from ulna.errors import DataError, Problem
+
+_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
+_PICTURE = """lay the data out as
+    DATA/images/CASE.png   (or .nii.gz, .tif, ...)
+    DATA/labels/CASE.png   the same name; 0 is background, 1..K the classes
+  or give a folder with dataset.json, imagesTr/ and labelsTr/, folders CASE/images/ and CASE/masks/ (one mask per
+  object), or .npz files with `images` and `masks`"""
+
+
+def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found:
+    """Look through `root`, a folder or one file.
+
+    Args:
+        need_labels: every image needs its label map (training), or may lack it (prediction).
+        channels: how many files make a case, where only the names of images can tell.
+
+    Raises:
+        DataError: if there is nothing to read, or the layout is unknown.
+    """
+    with readable(root):
+        if not root.exists():
+            raise fault(root, "does not exist", "check the path")
+        return _looked_through(Found(root), need_labels, channels)
+
+
+def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Found:
+    root = found.root
+    if root.is_file():
+        _one_file(found, need_labels)
+        return found
+    names = {entry.name for entry in root.iterdir() if not beside(entry.name)}
+    about = read_json(root / "dataset.json", found.problems) if "dataset.json" in names else {}
+    if about is None:  # broken JSON: the pairs may still be read
+        about = {}
+    if not isinstance(about, Mapping):
+        found.wrong(root / "dataset.json", "is no JSON object", "write it as the Decathlon or nnU-Net does")
+        about = {}
+    arrays = sorted(root / name for name in names if suffix_of(name) == ARRAY_SUFFIX)
+    used: set[str]
+    if "training" in about or "dataset" in about:
+        used = listed(found, about, need_labels)
+    elif "imagesTr" in names and ("labelsTr" in names or not need_labels):
+        used = nnunet(found, about, need_labels, channels, declared="dataset.json" in names)
+    elif "images" in names and ("labels" in names or not need_labels):
+        used = pairs(found, "images", "labels", need_labels, channels)
+        note_number(found, about, "images holds")
+    elif arrays:
+        used = _arrays(found, arrays, need_labels)
+    elif folders := case_folders(found, names, need_labels, channels):
+        used = folders
+    elif need_labels and (half := next((pair for pair in _PAIRS if len(names & set(pair)) == 1), None)):
+        raise _half(found, names, *half)
+    elif not need_labels and (imaged := _flat(found, names, channels)):
+        used = imaged
+    else:
+        raise _unknown(found, names)
+    _declared_names(found, about)
+    spare = sorted(name for name in names - used if (root / name).is_dir())
+    found.notes += [f"{name}/ is not read" for name in spare]
+    found.cases.sort(key=lambda case: case.id)
+    if not found.cases and not found.problems:
+        found.wrong(root, "holds no case", _PICTURE)
+    return found
+
+
+def _half(found: Found, names: set[str], images: str, labels: str) -> DataError:
+    """One of two folders is there."""
+    there, missing = (images, labels) if images in names else (labels, images)
+    others = sorted(name for name in names - {there} if (found.root / name).is_dir())
+    beside_it = f" (but {', '.join(name + '/' for name in others[:6])})" if others else ""
+    what = f"holds {there}/ and no {missing}/ beside it{beside_it}"
+    remedy = f"rename the folder of the {'label maps' if missing == labels else 'images'} to {missing}/"
+    return DataError([*found.problems, Problem(str(found.root), what, remedy)], found.root)
+
+
+def _unknown(found: Found, names: Iterable[str]) -> DataError:
+    root = found.root
+    folders = sorted(name + "/" for name in names if (root / name).is_dir())
+    suffixes: dict[str, int] = {}
+    for name in names:
+        if (root / name).is_file():
+            suffixes[suffix_of(name) or name] = suffixes.get(suffix_of(name) or name, 0) + 1
+    inside = [*folders[:6], *(["..."] if len(folders) > 6 else [])]
+    inside += [f"{count} {suffix} file{'s' if count > 1 else ''}" for suffix, count in sorted(suffixes.items())[:6]]
+    what = f"has a layout that is not known; it holds {', '.join(inside) or 'nothing'}"
+    return DataError([*found.problems, Problem(str(root), what, _PICTURE)], root)
+
+
+def _one_file(found: Found, need_labels: bool) -> None:
+    path = found.root
+    if suffix_of(path) == ARRAY_SUFFIX:
+        _arrays(found, [path], need_labels)
+        found.labels = read_classes(path.parent, found.problems)
+    elif need_labels:
+        raise fault(path, "is one file, not a data set", _PICTURE)
+    elif suffix_of(path) not in IMAGE_SUFFIXES:
+        raise fault(path, f"has the extension {suffix_of(path)!r}, which is not read", convert())
+    else:
+        found.layout = "image"
+        found.cases = [Case(case_name(path), (Source(path),), None)]
+
+
+def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
+    """Class and channel names from dataset.json, else from classes.json."""
+    path = found.root / "dataset.json"
+    if "labels" in about:
+        found.labels = parse_classes(about["labels"], about.get("mode"), path, found.problems)
+        if (found.root / "classes.json").is_file():
+            found.notes.append("classes.json is not read: dataset.json names the classes")
+    else:
+        found.labels = read_classes(found.root, found.problems)
+    if found.channel_names is None:
+        found.channel_names = parse_channels(about.get("channel_names", about.get("modality")))
+
+
+def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:
+    """A folder of images without labels."""
+    if not any(suffix_of(name) in IMAGE_SUFFIXES for name in names):
+        return set()
+    found.layout = "images"
+    for case, paths in grouped(found, files_in(found, found.root), (), channels).items():
+        found.cases.append(Case(case, tuple(Source(path) for path in paths), None))
+    return {"images"}
+
+
+def _arrays(found: Found, files: list[Path], need_labels: bool) -> set[str]:
+    """npz files; their names say the split where one is called train and another val or test."""
+    found.layout = "npz"
+    sets: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for path in files:
+        try:
+            contents = npz_contents(path)
+        except DataError as error:
+            found.problems += error.problems
+            continue
+        if contents.images is None:
+            found.wrong(path, "holds no `images`", "save `images` (N, *S[, C]) and `masks` (N, *S)")
+            continue
+        if contents.masks is None and need_labels:
+            found.wrong(path, "holds no `masks`", "save `masks` (N, *S) beside `images`")
+        rows = [Source(path, row) for row in range(len(contents.ids))]
+        has_masks = contents.masks is not None
+        found.cases += [Case(i, (row,), row if has_masks else None) for i, row in zip(contents.ids, rows, strict=True)]
+        role = next((name for name in sets if path.name.lower().startswith(name)), None)
+        if role:
+            sets[role] += contents.ids
+        elif len(files) > 1:
+            found.notes.append(f"{path.name}: its name says no set (train*, val*, test*)")
+    if sets["train"] and (sets["val"] or sets["test"]):
+        found.sets = sets
+    return {path.name for path in files}

@@ -1,0 +1,172 @@
+"""Images and label maps matched by name: CASE.png with CASE.png, or CASE_0000.png, CASE_0001.png with CASE.png."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ulna.data.formats.source import IMAGE_SUFFIXES, Source, beside, case_name, shown, suffix_of
+from ulna.data.layout.case import Case
+from ulna.errors import Problem, listed
+from ulna.recipe import Labels
+
+_CHANNEL = re.compile(r"^(.+)_(\d{4})$")
+_MOST_CHANNELS = 16  # more `_0000` files of one name are the frames of a film
+_ROLE = re.compile(r"(_(mask|masks|label|labels|seg|segmentation|gt|groundtruth|ground_truth|annotation|image|img))+$")
+_KINDS = 6  # extensions that are named
+_NOT_YET = (".mhd", ".nhdr", ".dcm", ".hdr", ".img", ".gif", ".webp")
+
+
+@dataclass
+class Found:
+    """A data set while it is being looked through."""
+
+    root: Path
+    layout: str = ""
+    cases: list[Case] = field(default_factory=list)
+    labels: Labels | None = None
+    channel_names: tuple[str, ...] | None = None
+    sets: dict[str, list[str]] | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def wrong(self, where: object, what: str, remedy: str) -> None:
+        """Keep one problem."""
+        self.problems.append(Problem(shown(where), what, remedy))
+
+
+def convert() -> str:
+    return f"convert it to one of {', '.join(IMAGE_SUFFIXES)}"
+
+
+def files_in(found: Found, folder: Path) -> dict[str, Path]:
+    """Image files of a folder by name without extension; two files of one name are a problem."""
+    files: dict[str, Path] = {}
+    spare: Counter[str] = Counter()
+    folders = 0
+    hidden = []
+    for path in sorted(folder.iterdir()):
+        suffix = suffix_of(path)
+        if beside(path.name):
+            if suffix in IMAGE_SUFFIXES and not path.name.startswith("._"):  # which macOS leaves on foreign disks
+                hidden.append(path.name)
+            continue
+        if path.is_dir() and suffix in IMAGE_SUFFIXES:
+            found.notes.append(f"{folder.name}/{path.name} is a folder, it is not read")
+        elif path.is_dir():
+            folders += 1
+        elif suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
+            spare[suffix or "without extension"] += 1
+        elif suffix in _NOT_YET:
+            found.wrong(path, f"has the extension {suffix!r}, which is not read", convert())
+        elif case_name(path) in files:
+            found.wrong(path, f"has the name of {files[case_name(path)].name}", "keep one file per case")
+        else:
+            files[case_name(path)] = path
+    if hidden:
+        what = f"holds {len(hidden)} images whose names say that they are none of the data ({hidden[0]})"
+        found.notes.append(f"{folder.name}/ {what}; they are not read")
+    if spare:
+        kinds = listed((f"{count} {suffix}" for suffix, count in spare.most_common()), most=_KINDS)
+        found.notes.append(f"{folder.name}/ holds files that are not read: {kinds}")
+    if folders:
+        what = "1 folder that is" if folders == 1 else f"{folders} folders that are"
+        found.notes.append(f"{folder.name}/ holds {what} not read")
+    return files
+
+
+def grouped(
+    found: Found, images: Mapping[str, Path], labels: Iterable[str], channels: int | None
+) -> dict[str, list[Path]]:
+    """Case id -> its files, one per channel.
+
+    A name that a label file has is a case. `CASE_0000` belongs to CASE where a label file is named CASE, or, without
+    any label, where every name ends so and every case has the same channels.
+    """
+    named = set(labels)
+    stems: dict[str, list[int]] = {}
+    plain = []
+    for name in images:
+        match = _CHANNEL.match(name)
+        if match and name not in named:
+            stems.setdefault(match[1], []).append(int(match[2]))
+        else:
+            plain.append(name)
+    if named:
+        split = any(stem in named for stem in stems)
+    else:
+        counts = {len(indices) for indices in stems.values()}
+        regular = all(sorted(indices) == list(range(len(indices))) for indices in stems.values())
+        few = counts == {channels} if channels else max(counts, default=0) <= _MOST_CHANNELS
+        split = not plain and len(counts) == 1 and regular and few
+    if not split:
+        return {name: [path] for name, path in images.items()}
+    cases = {name: [images[name]] for name in plain}
+    most = max(len(indices) for indices in stems.values())
+    for stem, indices in stems.items():
+        if stem in cases:
+            first = images[f"{stem}_{indices[0]:04d}"]
+            what = f"stands beside {first.name}, both would be the case {stem!r}"
+            found.wrong(images[stem], what, "keep the one file or the files of its channels")
+            continue
+        missing = sorted(set(range(max(most, max(indices) + 1))) - set(indices))
+        if missing:
+            folder = images[f"{stem}_{indices[0]:04d}"].parent
+            what = f"has no file for channel {', '.join(f'{index:04d}' for index in missing)}"
+            found.wrong(folder / stem, what, "add the file, or take the case out")
+        cases[stem] = [images[f"{stem}_{index:04d}"] for index in sorted(indices)]
+    return cases
+
+
+def pairs(found: Found, images: str, labels: str, need_labels: bool, channels: int | None) -> set[str]:
+    found.layout = found.layout or "pairs"
+    image_folder, label_folder = found.root / images, found.root / labels
+    label_files = files_in(found, label_folder) if label_folder.exists() else {}
+    cases = grouped(found, files_in(found, image_folder), label_files, channels)
+    for case, paths in cases.items():
+        label = label_files.get(case)
+        found.cases.append(Case(case, tuple(Source(path) for path in paths), Source(label) if label else None))
+    if need_labels:
+        _alone(found, {case: paths[0] for case, paths in cases.items()}, label_files, images, labels)
+    return {images, labels}
+
+
+def _alone(
+    found: Found, image_files: Mapping[str, Path], label_files: Mapping[str, Path], images: str, labels: str
+) -> None:
+    """Images without a label map and label maps without an image; names that nearly agree are told."""
+    lone = {case: path for case, path in image_files.items() if case not in label_files}
+    spare = {case: path for case, path in label_files.items() if case not in image_files}
+    near = nearly_named(lone, spare)
+    for case, path in lone.items():
+        if case in near:
+            what = f"has no label map {labels}/{case}.*, but {labels}/{spare[near[case]].name} is nearly its name"
+            found.wrong(path, what, "give both the same name")
+        else:
+            found.wrong(path, f"has no label map {labels}/{case}.*", "add the label map, or take the image out")
+    for case, path in spare.items():
+        if case not in near.values():
+            found.wrong(path, f"has no image {images}/{case}.*", "add the image, or take the label map out")
+
+
+def nearly_named(images: Iterable[str], labels: Iterable[str]) -> dict[str, str]:
+    """Image -> the one label map whose name differs in spaces, case, or an ending such as _mask only.
+
+    Example:
+        >>> nearly_named(["Scan 1", "b", "c"], ["scan_1_mask", "b_seg", "B-label"])
+        {'Scan 1': 'scan_1_mask'}
+    """
+    stems: dict[str, list[str]] = {}
+    for name in labels:
+        stems.setdefault(_stem(name), []).append(name)
+    twins: dict[str, list[str]] = {}
+    for name in images:
+        twins.setdefault(_stem(name), []).append(name)
+    return {names[0]: stems[stem][0] for stem, names in twins.items() if len(names) == len(stems.get(stem, ())) == 1}
+
+
+def _stem(name: str) -> str:
+    return _ROLE.sub("", re.sub(r"[\s_.-]+", "_", name.casefold()).strip("_"))

@@ -1,0 +1,326 @@
+"""predict.json: which masks in a folder are ulna's own, and of which run, options and image each of them is.
+
+While `predict` works, every mask is first noted in a journal beside it and then put in place, so that a process killed at
+any moment leaves no file that nobody knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from ulna.errors import UsageError
+from ulna.system.files import staged, unwritable, write_text
+from ulna.system.locking import locked
+from ulna.system.outputs import file_digest, is_plain
+from ulna.system.reading import LARGEST_JSON, parse_json, read_json_object
+
+PREDICT_FILE = "predict.json"
+JOURNAL = "predict.unfinished.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One mask that `predict` wrote.
+
+    Args:
+        case: its id.
+        file: name of the mask's file; several rows of an npz share one.
+        files: name -> SHA-256 of all files of the case; empty text where an earlier version kept none.
+        size: of the image.
+        seconds: that it took.
+        input: SHA-256 of the image's files.
+        run: SHA-256 of the weights, plan and recipe of all runs.
+        options: what changes the answer: level, tta, probabilities.
+        version: of ulna.
+    """
+
+    case: str
+    file: str
+    files: dict[str, str]
+    size: tuple[int, ...]
+    seconds: float
+    input: str = ""
+    run: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], run: str = "", options: Mapping[str, Any] | None = None) -> Entry:
+        """A row of predict.json or of the journal; `run` and `options` stand above the rows of the newest call."""
+        file = str(values["file"])
+        files = {str(name): str(digest) for name, digest in values.get("files", {file: ""}).items()}
+        if any(name in ("", "..") or "\0" in name or name != Path(name).name for name in (file, *files)):
+            raise ValueError(f"{file} is no name of a file in this folder")
+        return cls(
+            str(values["case"]),
+            file,
+            files,
+            tuple(values.get("size", ())),
+            float(values.get("seconds", 0.0)),
+            str(values.get("input", "")),
+            str(values.get("run", run)),
+            dict(values.get("options", options or {})),
+            str(values.get("version", "")),
+        )
+
+    def to_json(self, *, whole: bool = True) -> dict[str, Any]:
+        """Plain values; without run and options where those stand above all rows."""
+        values = {**asdict(self), "size": list(self.size)}
+        return values if whole else {name: v for name, v in values.items() if name not in ("run", "options")}
+
+    def made_as(self, other: Entry) -> bool:
+        """Whether both are of one case, run, image and options, in files of the same names."""
+        same = all(getattr(self, name) == getattr(other, name) for name in ("case", "file", "input", "run", "options"))
+        return same and self.files.keys() == other.files.keys()
+
+
+class Record:
+    """What is known of a folder of masks.
+
+    Args:
+        folder: the folder.
+        entries: the masks that ulna wrote into it, of earlier calls first.
+        facts: predict.json as it was read; empty where there is none.
+
+    Attributes:
+        unfinished: names of the files that a `predict` noted which has not ended.
+    """
+
+    def __init__(self, folder: Path, entries: Sequence[Entry] = (), facts: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.facts = folder, dict(facts or {})  # predict.json as it was read
+        self.unfinished: frozenset[str] = frozenset()
+        self._by_case: dict[str, dict[str, Entry]] = {}  # case -> file -> entry
+        self._owners: dict[str, dict[str, None]] = {}  # name -> cases, in their order
+        self._noted: dict[str, set[str]] = {}  # name -> every digest that a file of ulna had under it
+        self._digests: dict[Path, tuple[int, int, str]] = {}
+        self._journal: IO[str] | None = None
+        self._seen: tuple[str, ...] | None = None  # digests of predict.json and the journal as they were read
+        for entry in entries:
+            self._add(entry)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every mask that ulna wrote into the folder, of the newest and of earlier calls."""
+        return [entry for of_case in self._by_case.values() for entry in of_case.values()]
+
+    def current(self) -> list[Entry]:
+        """The masks of the newest call, in its order."""
+        rows = [(str(row["case"]), str(row["file"])) for row in self.facts.get("cases", [])]
+        return [found for case, file in rows if (found := self._by_case.get(case, {}).get(file)) is not None]
+
+    def of_file(self, name: str) -> list[Entry]:
+        """The masks that a file belongs to."""
+        owners = self._owners.get(name, ())
+        return [entry for case in owners for entry in self._by_case[case].values() if name in entry.files]
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """The record of a folder, also of one in which `predict` was killed.
+
+        Raises:
+            UsageError: if predict.json is damaged, or not of ulna.
+        """
+        seen = _state(folder)  # before they are read: what changes in between is found in `writing`
+        facts = read_facts(folder)
+        path = folder / PREDICT_FILE
+        try:
+            run, options = str(facts.get("digest", "")), facts.get("options", {})
+            matters = {name: value for name, value in options.items() if name != "split"}
+            entries = [Entry.parse(row) for row in facts.get("earlier", [])]
+            entries += [_with_maps(folder, Entry.parse(row, run, matters)) for row in facts.get("cases", [])]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            raise _not_ours(path) from None
+        record = cls(folder, entries, facts)
+        record._seen = seen
+        for entries in _journalled(folder / JOURNAL):
+            record.unfinished |= {name for entry in entries for name in entry.files}
+            for entry in entries:
+                record._note(entry)
+            if all(record._holds(name, digest) for entry in entries for name, digest in entry.files.items()):
+                record._keep(entries)  # else it was killed before they were in place
+        return record
+
+    def find(self, wanted: Entry) -> Entry | None:
+        """The entry that was made as `wanted` is to be made, if all its files are as they were written."""
+        for entry in self._by_case.get(wanted.case, {}).values():
+            if entry.made_as(wanted) and all(self._holds(name, digest) for name, digest in entry.files.items()):
+                return entry
+        return None
+
+    def owns(self, name: str) -> bool:
+        """Whether a file is one that ulna wrote: an ordinary file with a digest that was noted."""
+        return any(digest and self._holds(name, digest) for digest in self._noted.get(name, ()))
+
+    def undigested(self, name: str) -> bool:
+        """Whether an earlier version of ulna wrote a file of that name, and kept no digest of it."""
+        return "" in self._noted.get(name, ()) and is_plain(self.folder / name)
+
+    def changed(self, entry: Entry) -> bool:
+        """Whether a mask is no longer what was written; False where no digest was kept."""
+        digest = entry.files.get(entry.file, "")
+        return bool(digest) and not self._holds(entry.file, digest)
+
+    def _holds(self, name: str, digest: str) -> bool:
+        path = self.folder / name
+        return is_plain(path) and self._digest(path) == digest
+
+    def _digest(self, path: Path) -> str:
+        found = path.stat()
+        known = self._digests.get(path)
+        if known is None or known[:2] != (found.st_mtime_ns, found.st_size):
+            self._digests[path] = known = (found.st_mtime_ns, found.st_size, file_digest(path))
+        return known[2]
+
+    @contextmanager
+    def writing(self) -> Iterator[Path]:
+        """Be the folder's one writer, with a folder for files that are not yet in place.
+
+        Raises:
+            UsageError: if another command writes into the folder, or a `predict` did since the record was read (its masks
+                would be forgotten), or it cannot be written to.
+        """
+        path = self.folder / JOURNAL
+        with locked(self.folder), staged(self.folder, "predict") as staging:
+            if os.path.lexists(path) and not is_plain(path):
+                raise UsageError(f"{path}: is no file of ulna; move it, or choose another --out")
+            if self._seen not in (None, _state(self.folder)):
+                raise UsageError(
+                    f"{self.folder}: another ulna predict wrote into it since this one looked; run the command again"
+                )
+            try:
+                self._journal = path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise unwritable(self.folder, error) from None
+            try:
+                yield staging
+            finally:
+                with suppress(OSError):  # a full disk, which was told
+                    self._journal.close()
+                self._journal = None
+
+    def put(self, entries: Sequence[Entry], staging: Path, *, free: Sequence[str] = ()) -> list[Entry]:
+        """Note the files of some entries with their digests and put them in place, whole or not at all.
+
+        Args:
+            entries: that share their files; the digests are filled in.
+            staging: where the files lie.
+            free: names that may replace what is there: ulna's own.
+
+        Raises:
+            UsageError: if somebody else's file has one of the names, or the folder cannot be written to.
+        """
+        assert self._journal is not None
+        names = list(dict.fromkeys(name for entry in entries for name in entry.files))
+        new = [name for name in names if (staging / name).exists()]
+        for name in new:
+            if os.path.lexists(self.folder / name) and name not in free:
+                raise UsageError(
+                    f"{self.folder / name}: already exists and was not written by ulna; move it and run the command again"
+                )
+        try:
+            digests = {name: file_digest(staging / name) for name in new}
+            digests |= {name: entry.files[name] for entry in entries for name in entry.files if name not in digests}
+            done = [replace(entry, files={name: digests[name] for name in entry.files}) for entry in entries]
+            # a line of its own, also after one that a full disk cut short
+            self._journal.write("\n" + json.dumps([entry.to_json() for entry in done]) + "\n")
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
+            for name in new:
+                (staging / name).replace(self.folder / name)
+        except OSError as error:
+            raise unwritable(self.folder / names[0], error) from None
+        self._keep(done)
+        return done
+
+    def write(self, facts: Mapping[str, Any], current: Sequence[Entry]) -> None:
+        """Write predict.json: the facts, `current` as `cases`, all other masks as `earlier`; the journal ends.
+
+        Raises:
+            UsageError: if it cannot be written; the journal stays then.
+        """
+        now = {(entry.case, entry.file) for entry in current}
+        earlier = [entry.to_json() for entry in self.entries if (entry.case, entry.file) not in now]
+        rows = [entry.to_json(whole=False) for entry in current]
+        write_text(self.folder / PREDICT_FILE, json.dumps({**facts, "cases": rows, "earlier": earlier}, indent=1))
+        with suppress(OSError):  # what is left of it says what predict.json says
+            if self._journal is not None:
+                self._journal.truncate(0)
+            (self.folder / JOURNAL).unlink()
+
+    def _keep(self, entries: Sequence[Entry]) -> None:
+        """New entries take the place of those whose files they replaced."""
+        for name in {name for entry in entries for name in entry.files}:
+            for case in self._owners.pop(name, ()):
+                kept = self._by_case.get(case, {})
+                self._by_case[case] = {file: old for file, old in kept.items() if name not in old.files}
+        for entry in entries:
+            self._add(entry)
+
+    def _add(self, entry: Entry) -> None:
+        self._by_case.setdefault(entry.case, {})[entry.file] = entry
+        for name in entry.files:
+            self._owners.setdefault(name, {})[entry.case] = None
+        self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
+        for name, digest in entry.files.items():
+            self._noted.setdefault(name, set()).add(digest)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """predict.json of a folder as it stands there; empty where there is none.
+
+    Raises:
+        UsageError: if it is damaged, or not of ulna.
+    """
+    path = folder / PREDICT_FILE
+    if not os.path.lexists(path):
+        return {}
+    if not is_plain(path):
+        raise _not_ours(path)
+    facts = read_json_object(path)
+    asked = facts.get("asked", [])
+    lists = isinstance(facts.get("cases"), list) and isinstance(asked, list)
+    if not lists or not all(isinstance(case, str) for case in asked):
+        raise _not_ours(path)
+    return facts
+
+
+def _not_ours(path: Path) -> UsageError:
+    return UsageError(f"{path}: is not what ulna predict writes; move it, or choose another folder")
+
+
+def _with_maps(folder: Path, entry: Entry) -> Entry:
+    """Earlier versions listed no probabilities."""
+    if any(entry.files.values()):
+        return entry
+    names = [f"{entry.case}_probabilities{suffix}" for suffix in (".nii.gz", ".npz")]
+    return replace(entry, files=entry.files | {name: "" for name in names if os.path.lexists(folder / name)})
+
+
+def _journalled(path: Path) -> Iterator[list[Entry]]:
+    """What a killed process noted; its last line may be cut short, and then nothing was put in place for it."""
+    if not is_plain(path):
+        return
+    if path.stat().st_size > LARGEST_JSON:
+        raise _not_ours(path)
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            entries = [Entry.parse(values) for values in parse_json(line, str(path))]
+            if entries:
+                yield entries
+
+
+def _state(folder: Path) -> tuple[str, ...]:
+    """Digests of predict.json and of the journal; empty text for one that is not there, or empty."""
+    paths = (folder / PREDICT_FILE, folder / JOURNAL)
+    try:
+        return tuple(file_digest(path) if is_plain(path) and path.stat().st_size else "" for path in paths)
+    except OSError:  # gone meanwhile, which is a change; or not readable, which is told where it is read
+        return ()

@@ -1,0 +1,147 @@
+"""Which cases train, which choose the epoch, which are kept: by patient, by seed, the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ulna.data.layout.case import Case
+from ulna.errors import UsageError
+from ulna.recipe import Split
+
+Groups = tuple[tuple[str, ...], ...]
+FOLDS = 5
+_ENOUGH_FOR_TEST = 20  # groups; with fewer, a test set would say nothing
+_VAL_OF_TRAIN = 0.15
+
+
+def choose_split(cases: Sequence[Case], given: Sequence[Split], seed: int, fold: int | None) -> Split:
+    """The given split or fold, else one made by group and seed.
+
+    Args:
+        cases: the labelled cases.
+        given: one split, several folds, or nothing.
+
+    Raises:
+        UsageError: if there are too few cases or groups, or no such fold.
+    """
+    if len(cases) < 2:
+        count = "1 labelled case is" if len(cases) == 1 else "0 labelled cases are"
+        raise UsageError(f"{count} too few to train: one must train and another choose the epoch")
+    if given:
+        return _with_val(_pick(given, fold), cases, seed)
+    groups = _groups(cases)
+    if len(groups) < 2:
+        raise UsageError("all cases belong to one group: at least two are needed, see groups.json")
+    return _made(groups, seed) if fold is None else _fold(groups, seed, fold)
+
+
+def united(parts: Iterable[Sequence[str]]) -> Groups:
+    """Parts that share a member become one.
+
+    Example:
+        >>> united([("a", "b"), ("c", "d"), ("b", "e")])
+        (('a', 'b', 'e'), ('c', 'd'))
+    """
+    first: dict[str, str] = {}  # towards the one that stands for the whole group
+
+    def standing_for(name: str) -> str:
+        while first.setdefault(name, name) != name:
+            first[name] = first[first[name]]
+            name = first[name]
+        return name
+
+    for part in parts:
+        for name in part:
+            first[standing_for(name)] = standing_for(part[0])
+    groups: dict[str, list[str]] = {}
+    for name in sorted(first):
+        groups.setdefault(standing_for(name), []).append(name)
+    return tuple(sorted(tuple(members) for members in groups.values()))
+
+
+def _pick(given: Sequence[Split], fold: int | None) -> Split:
+    if len(given) == 1 and fold is not None:
+        raise UsageError(f"fold {fold}: the data set brings one split, not folds; leave the fold out")
+    if fold is not None and not 0 <= fold < len(given):
+        raise UsageError(f"fold {fold}: splits.json lists the folds 0..{len(given) - 1}")
+    return given[fold or 0]
+
+
+def _with_val(split: Split, cases: Sequence[Case], seed: int) -> Split:
+    if split.val:
+        return split
+    train = set(split.train)
+    groups = _groups([case for case in cases if case.id in train])
+    if len(groups) < 2:
+        raise UsageError("the given split has no val, and its train cannot be divided: it is a single group")
+    val, rest = _take(_shuffled(groups, seed), _VAL_OF_TRAIN * len(train))
+    return Split(train=_members(rest, groups), val=_members(val, groups), test=split.test)
+
+
+def _groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[str]]:
+    """Group -> its cases. A case without a group is one; the kind keeps it apart from a patient of the same name."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for case in sorted(cases, key=lambda case: case.id):
+        key = ("case", case.id) if case.group is None else ("group", case.group)
+        groups.setdefault(key, []).append(case.id)
+    return groups
+
+
+Ordered = list[tuple[tuple[str, str], int]]
+
+
+def _shuffled(groups: dict[tuple[str, str], list[str]], seed: int) -> Ordered:
+    names = sorted(groups)
+    order = np.random.default_rng(seed).permutation(len(names))
+    return [(names[i], len(groups[names[i]])) for i in order]
+
+
+def _take(ordered: Ordered, cases: float) -> tuple[Ordered, Ordered]:
+    """Groups from the front until they hold `cases`, at least one; at least one group stays behind."""
+    taken, held = 0, 0
+    while taken < len(ordered) - 1 and (taken == 0 or held + ordered[taken][1] / 2 <= cases):
+        held += ordered[taken][1]
+        taken += 1
+    return ordered[:taken], ordered[taken:]
+
+
+def _members(ordered: Ordered, groups: dict[tuple[str, str], list[str]]) -> tuple[str, ...]:
+    return tuple(sorted(case for name, _ in ordered for case in groups[name]))
+
+
+def _made(groups: dict[tuple[str, str], list[str]], seed: int) -> Split:
+    """70 / 15 / 15 with 20 groups and more, else 80 / 20 without a test set."""
+    ordered, total = _shuffled(groups, seed), sum(len(members) for members in groups.values())
+    test: Ordered = []
+    if len(groups) >= _ENOUGH_FOR_TEST:
+        test, ordered = _take(ordered, 0.15 * total)
+    val, train = _take(ordered, (0.15 if test else 0.2) * total)
+    return Split(train=_members(train, groups), val=_members(val, groups), test=_members(test, groups))
+
+
+def _fold(groups: dict[tuple[str, str], list[str]], seed: int, fold: int) -> Split:
+    """Fold `fold` of five: every case is in val of exactly one fold."""
+    if not 0 <= fold < FOLDS:
+        raise UsageError(f"fold {fold}: the folds are 0..{FOLDS - 1}")
+    if len(groups) < FOLDS:
+        raise UsageError(f"fold {fold}: {FOLDS} folds need {FOLDS} groups of cases, there are {len(groups)}")
+    parts: list[Ordered] = [[] for _ in range(FOLDS)]
+    for entry in _shuffled(groups, seed):
+        min(parts, key=lambda part: sum(size for _, size in part)).append(entry)
+    train = [entry for number, part in enumerate(parts) if number != fold for entry in part]
+    return Split(train=_members(train, groups), val=_members(parts[fold], groups))
+
+
+def split_hash(split: Split) -> str:
+    """Twelve hexadecimal digits that change when any case changes its set.
+
+    Example:
+        >>> split_hash(Split(train=("a", "b"), val=("c",))) == split_hash(Split(train=("b", "a"), val=("c",)))
+        True
+    """
+    sets = {name: sorted(members) for name, members in split.model_dump().items()}
+    return hashlib.sha256(json.dumps(sets, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,252 @@
+"""The one way from a volume to what the network sees, and back. Training and prediction both take it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ulna.data.pipeline import format_1
+from ulna.data.pipeline.orientation import AS_STORED, PLANES, Turn, codes, turn_of, world_of
+from ulna.data.pipeline.resampling import nearest, points, resample, restore, steps
+from ulna.data.pipeline.whitening import whiten
+from ulna.data.volume import Volume, spacing_text
+from ulna.errors import UsageError
+from ulna.recipe import Normalization, Plan
+
+FAR = 1.05  # times the spacings of the training: an image beyond them is noted
+
+
+class Prepared(NamedTuple):
+    """An image on the grid of the plan.
+
+    Args:
+        image: (C, *S'), float32, normalised.
+        size: *S of the volume it came from, turned as the network sees it.
+        margins: what `framed` put before and behind the image along every axis of S'; empty for nothing.
+        turn: how the volume was turned.
+        step: of the grid, in voxels of the volume along the turned axes; None where both cover one field of view: the
+            volume's own grid, or that of a plan of format 1.
+    """
+
+    image: Tensor
+    size: tuple[int, ...]
+    margins: tuple[tuple[int, int], ...] = ()
+    turn: Turn = AS_STORED
+    step: tuple[float, ...] | None = None
+
+    @property
+    def inside(self) -> tuple[Any, ...]:
+        """The index of what lies between the margins, in an array whose last axes are S'."""
+        sides = zip(self.margins, self.image.shape[1:], strict=True) if self.margins else ()
+        return (..., *(slice(before, length - behind) for (before, behind), length in sides))
+
+
+def margins(size: Sequence[int], patch: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """What an image lacks of a patch, before and behind it along every axis: half each, the larger half behind.
+
+    Example:
+        >>> margins((35, 56, 60), (40, 56, 40))
+        ((2, 3), (0, 0), (0, 0))
+    """
+    missing = [max(p - n, 0) for n, p in zip(size, patch, strict=True)]
+    return tuple((m // 2, m - m // 2) for m in missing)
+
+
+def extend(maps: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
+    """Repeat the outermost voxels: (K, *S) -> (K, *S with its margins)."""
+    if not any(itertools.chain(*sides)):
+        return maps
+    return F.pad(maps[None], [*itertools.chain(*reversed(sides))], mode="replicate")[0]
+
+
+def framed(prepared: Prepared, patch: Sequence[int]) -> Prepared:
+    """An image as training sees it, never smaller than a patch: for networks that go by the place in one."""
+    sides = margins(prepared.image.shape[1:], patch)
+    return prepared._replace(image=extend(prepared.image, sides), margins=sides)
+
+
+def check_fit(volume: Volume, plan: Plan) -> None:
+    """Refuse an image of another kind than the plan is for.
+
+    Raises:
+        UsageError: if the volume has other dimensions or channels, or does not say how it lies where the plan needs it.
+    """
+    name = volume.path or "image"
+    if volume.spatial_dims != plan.spatial_dims:
+        raise UsageError(
+            f"{name}: a {volume.spatial_dims}D image; this model was planned for {plan.spatial_dims}D images"
+        )
+    if volume.channels != plan.in_channels:
+        raise UsageError(
+            f"{name}: {volume.channels} channels; this model reads {plan.in_channels} ({', '.join(plan.channel_names)})"
+        )
+    if plan.spacing is None:
+        return
+    lost = plan.unit == "mm" and not _one_spacing(plan)  # a plan in pixels takes any image pixel by pixel
+    if volume.unit != plan.unit and (lost or plan.format == 1):
+        raise UsageError(
+            f"{name}: its spacing is in {volume.unit}, this model works on a grid of {plan.spacing} {plan.unit}; "
+            "give an image that states its spacing as the training images did"
+        )
+    if plan.orientation is not None and volume.affine is None:
+        raise UsageError(
+            f"{name}: states no orientation, and this model reads images turned to {plan.orientation}; "
+            "give a file that states it, such as NIfTI"
+        )
+
+
+def _one_spacing(plan: Plan) -> bool:
+    """Whether all training images had one spacing and no orientation: an image that states none is one more of them."""
+    spacing = plan.fingerprint.get("spacing", {})
+    return plan.orientation is None and bool(spacing) and spacing["min"] == spacing["max"]
+
+
+def grid_spacing(volume: Volume, plan: Plan) -> tuple[float, ...]:
+    """The spacing of a volume along the axes that the network sees, in the unit of the plan.
+
+    An image in pixels for a plan in mm lies on the plan's own grid (`check_fit` lets it pass where all training images did);
+    a plan in pixels takes every image pixel by pixel.
+    """
+    if volume.unit == plan.unit:
+        return turn_of(volume, plan).order(volume.spacing)
+    return (plan.spacing or volume.spacing) if plan.unit == "mm" else (1.0,) * volume.spatial_dims
+
+
+def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
+    """Where an image differs from those of the training in a way that a person should know of; nothing for format 1."""
+    if plan.format == 1 or plan.spacing is None:
+        return ()
+    name, notes = volume.path or "the image", []
+    if volume.unit != plan.unit:
+        notes.append(
+            f"{name}: states a spacing in {volume.unit}, the training images none; its pixels and axes are taken as stored"
+            if plan.unit == "px"
+            else f"{name}: states no spacing; it is taken to have that of all training images, {spacing_text(plan.spacing)}"
+        )
+        return tuple(notes)
+    spacing = grid_spacing(volume, plan)
+    trained = plan.fingerprint.get("spacing", {})
+    low, high = trained.get("min", plan.spacing), trained.get("max", plan.spacing)
+    if any(not a / FAR <= s <= b * FAR for s, a, b in zip(spacing, low, high, strict=True)):
+        notes.append(
+            f"{name}: has a spacing of {spacing_text(spacing)}, the training images "
+            + (spacing_text(low) if low == high else f"{spacing_text(low)} to {spacing_text(high)}")
+            + f"; it is resampled to {spacing_text(plan.spacing)}, and may be segmented less well"
+        )
+    if plan.orientation is not None and volume.affine is not None and not volume.meta.get("oriented", True):
+        assumed = codes(volume.affine, volume.spatial_dims)
+        notes.append(f"{name}: states no orientation; {assumed} is assumed: see that left and right are not exchanged")
+    worlds = plan.fingerprint.get("worlds")
+    if plan.orientation is not None and plan.spatial_dims == 2 and worlds and volume.affine is not None:
+        own = list(world_of(volume.affine, 2))
+        if own != list(worlds):
+            notes.append(
+                f"{name}: is a slice that lies {PLANES[tuple(own)]}, those of the training {PLANES[tuple(worlds)]}"
+            )
+    return tuple(notes)
+
+
+def prepare(volume: Volume, plan: Plan) -> Prepared:
+    """Turn to the plan's orientation, normalise every channel, whiten, and resample to the plan's spacing (linear,
+    smoothed along axes that get coarser): Volume (C, *S) -> (C, *S').
+
+    Raises:
+        UsageError: if the volume has other dimensions or channels than the plan, does not state its spacing or orientation
+            where the plan needs it, or holds NaN or infinity.
+    """
+    check_fit(volume, plan)
+    name = volume.path or "image"
+    turn = turn_of(volume, plan)
+    values = format_1.stored_values(volume) if plan.format == 1 else volume.array
+    array = np.ascontiguousarray(turn.forward(values), dtype=np.float32)
+    if not np.isfinite(array).all():
+        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+        raise UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
+    channels = [normalise(channel, how) for channel, how in zip(array, plan.normalization, strict=True)]
+    image = torch.from_numpy(np.stack(channels))
+    if plan.whitening is not None:
+        image = whiten(image, plan.whitening)
+    size = tuple(image.shape[1:])
+    step = _steps(volume, plan)
+    if step is None:
+        image = format_1.resize(image, grid_of(volume, plan))
+    else:
+        image = resample(image, step)
+    return Prepared(image, size, turn=turn, step=step)
+
+
+def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan) -> Tensor:
+    """A reference on the grid of the plan, by nearest neighbour: (*S) or (K, *S) -> (*S') or (K, *S'), uint8 or int32.
+
+    Args:
+        labels: on the grid of the image, as the file stores it.
+        volume: the image.
+        plan: of the run.
+    """
+    exclusive = labels.ndim == plan.spatial_dims
+    small = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32)
+    small = np.ascontiguousarray(turn_of(volume, plan).forward(small))
+    maps = torch.from_numpy(small[None] if exclusive else small)
+    step = _steps(volume, plan)
+    maps = format_1.resize_labels(maps, grid_of(volume, plan)) if step is None else nearest(maps, step)
+    return maps[0] if exclusive else maps
+
+
+def restored(slabs: Iterable[Tensor], prepared: Prepared, axis: int = 0) -> Iterator[Tensor]:
+    """Back from the grid of the plan to that of the image, turned as the network sees it; see `resampling.restore`.
+
+    Args:
+        slabs: (K, *S') without margins, some rows along `axis` each.
+        prepared: the image.
+        axis: the spatial axis, turned, that the slabs lie along.
+    """
+    grid = tuple(
+        n - before - behind for n, (before, behind) in zip(prepared.image.shape[1:], _sides(prepared), strict=True)
+    )
+    if prepared.step is None:
+        return format_1.restore(slabs, grid, prepared.size, axis)
+    return restore(slabs, grid, prepared.size, prepared.step, axis)
+
+
+def grid_of(volume: Volume, plan: Plan) -> tuple[int, ...]:
+    """*S' of an image on the grid of the plan."""
+    step = _steps(volume, plan)
+    size = turn_of(volume, plan).order(volume.size)
+    if step is None:
+        return (
+            format_1.grid_size(size, turn_of(volume, plan).order(volume.spacing), plan.spacing)
+            if plan.spacing
+            else size
+        )
+    return points(size, step)
+
+
+def _steps(volume: Volume, plan: Plan) -> tuple[float, ...] | None:
+    """The step of the plan's grid in voxels of a volume; None: see `Prepared`."""
+    if plan.spacing is None or plan.format == 1:
+        return None
+    return steps(grid_spacing(volume, plan), plan.spacing)
+
+
+def _sides(prepared: Prepared) -> Sequence[tuple[int, int]]:
+    return prepared.margins or ((0, 0),) * len(prepared.size)
+
+
+def normalise(values: NDArray[np.float32], how: Normalization) -> NDArray[np.float32]:
+    """One channel, (*S) -> (*S); see `Normalization`. A constant image becomes 0."""
+    if how.kind == "zscore":
+        return np.asarray(
+            (values - values.mean(dtype=np.float64)) / max(float(values.std(dtype=np.float64)), 1e-8), np.float32
+        )
+    if how.kind == "ct":
+        return np.asarray((values.clip(how.low, how.high) - how.mean) / max(how.std, 1e-8), np.float32)
+    if how.kind == "rescale":
+        return np.asarray((values - how.low) / max(how.high - how.low, 1e-8), np.float32)
+    return values

@@ -1,0 +1,195 @@
+"""Everything that is wrong with a data set, at once: file, fault, remedy.
+
+`inspect` reads every case once and then looks across the cases; training plans from the same surveys.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ulna.data.formats.limits import allowing
+from ulna.data.formats.source import all_faults, condensed
+from ulna.data.layout.classes import classes_found, some
+from ulna.data.layout.dataset import Dataset, split
+from ulna.data.layout.splitting import Groups
+from ulna.data.quality.consistency import compare_grids, compare_images, compare_names, compare_palettes
+from ulna.data.quality.duplicates import find_copies
+from ulna.data.quality.repair import Repair, check_target, repair
+from ulna.data.quality.scan import TURNED, Survey, survey_all
+from ulna.errors import DataError, Problem, UsageError, listed
+from ulna.recipe import Labels
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found.
+
+    Args:
+        root: the data set.
+        problems: what must be repaired, all of it.
+        notes: what is worth knowing.
+        surveys: one per case, in the order of the data set.
+        labels: the classes, declared or found; None where the label maps do not tell.
+        copies: cases that show the same image, exactly or nearly; see `Dataset.grouped`.
+        repair: what `check --fix` changed; None without it.
+    """
+
+    root: Path
+    problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
+    surveys: tuple[Survey, ...] = ()
+    labels: Labels | None = None
+    copies: Groups = ()
+    repair: Repair | None = None
+
+    @property
+    def spatial_dims(self) -> int | None:
+        """Of the data set, for `Dataset.of_dims`; None where no image could be read."""
+        return max((one.spatial_dims for one in self.surveys), default=0) or None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def raise_if_bad(self) -> None:
+        """Raise one DataError with every problem, if there is any."""
+        if self.problems:
+            raise all_faults(self.problems, self.root)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`."""
+        return {
+            "root": str(self.root),
+            "ok": self.ok,
+            "cases": len(self.surveys),
+            "labels": self.labels.model_dump(mode="json") if self.labels else None,
+            "problems": [problem._asdict() for problem in self.problems],
+            "notes": list(self.notes),
+            "surveys": [one.to_json() for one in self.surveys],
+            "repair": self.repair.to_json() if self.repair else None,
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.root}: {len(self.surveys)} cases, {_counted(len(self.problems), 'problem')}"]
+        lines += [f"  {problem}" for problem in condensed(self.problems, self.root)]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
+
+
+def check(
+    data: Path | str,
+    /,
+    *,
+    fix: Path | str | None = None,
+    max_pixels: int | None = None,
+    max_ram: float | None = None,
+) -> Report:
+    """Read every case of a data set to its last byte and list every problem at once.
+
+    Faults of the folder (names, JSON, splits) and of the files are told together.
+
+    Args:
+        data: a data set in any known layout: a folder, or an .npz file.
+        fix: write a repaired copy to this new folder, with a list of what was changed; the originals stay as they are.
+        max_pixels: refuse images of more pixels or voxels than this, by what their headers declare. Left out, pictures may
+            have a thousand million, and volumes what the memory holds.
+        max_ram: GB of memory that may be taken: an image may unpack to half of it. Left out, all of the machine's.
+
+    Returns:
+        What was found; with `fix`, what is found in the copy, and in `repair` what was changed and left out.
+
+    Raises:
+        UsageError: with `fix`, if the folder is there already, or no case can be repaired; if a bound is not above 0.
+
+    Example:
+        ulna check data/nuclei --fix data/nuclei-fixed
+    """
+    if fix is not None:
+        check_target(Path(fix), Path(data))
+    with allowing(max_pixels, max_ram):
+        try:
+            dataset, problems = Dataset.scan(data)
+        except DataError as error:
+            return Report(Path(data), problems=error.problems)
+        found = inspect(dataset)
+        if fix is not None:
+            done = repair(dataset, found.surveys, found.copies, problems, Path(fix))
+            return replace(check(fix, max_pixels=max_pixels, max_ram=max_ram), repair=done)
+    own = [problem for problem in found.problems if problem not in problems]
+    return replace(found, problems=(*problems, *own), notes=(*found.notes, *_too_few(dataset, found)))
+
+
+def _too_few(dataset: Dataset, found: Report) -> list[str]:
+    """Why no training could begin, though the cases are sound: fewer than two labelled ones, or one patient."""
+    if not dataset.labelled:  # every image without a label map is told
+        return []
+    try:
+        split(dataset.grouped(found.copies), 0)
+    except UsageError as error:
+        return [f"{error}; predicting and scoring need no more"]
+    return []
+
+
+def inspect(dataset: Dataset, workers: int = 0) -> Report:
+    """Read every case once, then compare the cases with each other and with what is declared."""
+    surveys = survey_all(dataset, workers)
+    problems = [problem for one in surveys for problem in one.problems]
+    notes = sorted([*dataset.notes, *_reader_notes(surveys)], key=lambda note: TURNED not in note)
+    labels = _labels(dataset, surveys, problems, notes)
+    for compare in (compare_images, compare_grids, compare_names, compare_palettes):
+        compare(dataset, surveys, problems, notes)
+    copies = find_copies(dataset, surveys)
+    problems, notes = problems + copies.problems, notes + copies.notes
+    return Report(dataset.root, tuple(problems), tuple(notes), tuple(surveys), labels, copies.groups)
+
+
+def _reader_notes(surveys: Sequence[Survey]) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for one in surveys:
+        for note in dict.fromkeys(one.notes):
+            found.setdefault(note, []).append(one.case)
+        if one.two_valued_255:
+            found.setdefault("has label values 0 and 255, read as 0 and 1", []).append(one.case)
+    return [f"{some(cases)}: {note}" for note, cases in found.items()]
+
+
+def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> Labels | None:
+    """The declared classes, else those that the label maps hold."""
+    labelled = [one for one in surveys if one.label_values]
+    if not labelled:
+        return dataset.labels
+    total: Counter[int] = Counter()
+    for one in labelled:
+        total.update(one.label_values)
+    empty = [one.case for one in labelled if set(one.label_values) <= {0}]
+    if not set(total) - {0}:
+        what = f"no case of {len(labelled)} has any foreground: every label value is 0"
+        problems.append(Problem(str(dataset.root), what, "export the label maps again, 1..K are the classes"))
+        return dataset.labels
+    if empty:
+        notes.append(f"{some(empty)}: all background")
+    if dataset.labels is not None:
+        names = dataset.labels.foreground
+        absent = [name for value, name in enumerate(names, start=1) if value not in total]
+        if absent:
+            names_of = "the class" if len(absent) == 1 else "the classes"
+            notes.append(f"{names_of} {listed(map(repr, absent))} occur{'s' if len(absent) == 1 else ''} in no case")
+        return dataset.labels
+    try:
+        return classes_found({one.case: _as_stored(one) for one in labelled}, dataset.root)
+    except DataError as error:
+        problems += error.problems
+        return None
+
+
+def _as_stored(one: Survey) -> dict[int | float, int]:
+    return {255 if value and one.two_valued_255 else value: count for value, count in one.label_values.items()}

@@ -1,0 +1,357 @@
+"""A repaired copy of a data set: sound files as they are, others mended where no guess is needed, the rest left out.
+
+The copy is a folder of pairs (images/, labels/) with classes.json, splits.json and groups.json where there is something
+to say, and changes.json: for every file where it came from and what was changed. The original is only read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ulna.data.formats.read import read_image, read_labels
+from ulna.data.formats.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, shown, suffix_of
+from ulna.data.formats.write import write_image, write_labels
+from ulna.data.layout.case import Case
+from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.pairing import Found, files_in, nearly_named
+from ulna.data.layout.splitting import Groups
+from ulna.data.quality.fixed_splits import mended_folds, safe_names
+from ulna.data.quality.fixes import Change, Values, choose_values, mended_image, mended_labels, own_suffix
+from ulna.data.quality.scan import Survey, survey
+from ulna.data.volume import Volume
+from ulna.errors import DataError, Problem, UsageError
+from ulna.recipe import Labels
+from ulna.system.files import TEMPORARY, unwritable
+from ulna.system.outputs import check_folder
+from ulna.system.progress import track
+
+RECORD = "changes.json"
+
+
+class Repair(NamedTuple):
+    """What was done.
+
+    Args:
+        folder: the repaired copy.
+        changes: one line per change: the file in the copy, and what was changed.
+        left_out: what could not be repaired, and is not in the copy.
+    """
+
+    folder: Path
+    changes: tuple[str, ...]
+    left_out: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "folder": str(self.folder),
+            "changes": list(self.changes),
+            "left_out": [problem._asdict() for problem in self.left_out],
+        }
+
+
+class _Made(NamedTuple):
+    """One case in the copy, as paths in its folder."""
+
+    images: tuple[Path, ...]
+    label: Path
+    changes: list[tuple[Path, Change]]
+
+
+def check_target(out: Path, root: Path) -> None:
+    """Refuse a folder that exists, or lies in the data set.
+
+    Raises:
+        UsageError: with the reason.
+    """
+    if os.path.lexists(out):
+        raise UsageError(f"{out}: is there already; --fix never overwrites, choose another folder")
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(root)):
+        raise UsageError(f"{out}: lies in the data set itself; choose a folder beside it")
+    check_folder(out, remedy="choose another folder")
+
+
+def repair(
+    dataset: Dataset, surveys: Sequence[Survey], copies: Groups, problems: Sequence[Problem], out: Path
+) -> Repair:
+    """Write the repaired copy, whole or not at all.
+
+    Args:
+        surveys: of all cases.
+        copies: cases that show one image; no set of a given split keeps what another has.
+        problems: of the folder, from `Dataset.scan`; those of single files are found again, case by case.
+
+    Raises:
+        UsageError: if nothing is left, or `out` cannot be written.
+    """
+    check_target(out, dataset.root)
+    temporary = out.with_name(f"{TEMPORARY}{os.getpid()}-{out.name}")
+    try:
+        for name in ("images", "labels"):
+            (temporary / name).mkdir(parents=True)
+        made = _fill(dataset.grouped(copies), surveys, problems, temporary)
+        temporary.rename(out)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return made._replace(folder=out)
+
+
+def _fill(dataset: Dataset, surveys: Sequence[Survey], problems: Sequence[Problem], folder: Path) -> Repair:
+    dataset, renamed = _paired(dataset)
+    names = safe_names(case.id for case in dataset.cases)
+    values = choose_values(_label_maps(dataset.cases), dataset.labels)
+    usual = _usual_kind(dataset, surveys)
+    made: dict[str, _Made] = {}
+    left: list[Problem] = []
+    for case in track(dataset.cases, "repairing"):
+        work = folder / ".case"
+        try:
+            one = _write_case(case, names[case.id], values, dataset.labels, usual, work)
+            for file in (*one.images, one.label):
+                (work / file).rename(folder / file)
+            made[case.id] = one
+        except DataError as error:
+            left += error.problems
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    if not made:
+        raise DataError(
+            [Problem(str(dataset.root), "no case can be repaired", "see the problems without --fix"), *left]
+        )
+    folds, split_changes = mended_folds(dataset, {id: names[id] for id in made})
+    groups = {names[case.id]: case.group for case in dataset.cases if case.id in made and case.group is not None}
+    _declare(folder, dataset, values, folds, groups)
+    changes = [entry for one in made.values() for entry in one.changes]
+    for id in made:
+        if names[id] != id:
+            changes.append((Path("labels") / names[id], Change(f"the case was called {shown(id)!r}")))
+        if id in renamed:
+            changes.append((Path("labels") / names[id], Change(f"paired with {renamed[id]}, which is nearly its name")))
+    changes += [(Path("splits.json"), Change(what)) for what in split_changes]
+    handled = {str(dataset.root / "splits.json")} | {str(case.images[0]) for case in dataset.cases if case.id in made}
+    handled |= {problem.file for problem in left}
+    left += [problem for problem in problems if problem.file not in handled]
+    if values.why_not:
+        left.append(Problem(str(dataset.root), values.why_not, "remap the label maps to 0..K, or name all classes"))
+    _record(folder, dataset, made, changes, left)
+    return Repair(folder, tuple(f"{file.as_posix()}: {change.what}" for file, change in changes), tuple(left))
+
+
+def _paired(dataset: Dataset) -> tuple[Dataset, dict[str, str]]:
+    """Images without a label map take the one whose name is nearly theirs."""
+    used = {case.label.path for case in dataset.labelled if case.label is not None}
+    spare: dict[str, Path] = {}
+    for name in ("labels", "labelsTr"):
+        if (dataset.root / name).is_dir():
+            files = files_in(Found(dataset.root), dataset.root / name)
+            spare |= {id: path for id, path in files.items() if path not in used}
+    near = nearly_named([case.id for case in dataset.cases if case.label is None], spare)
+    cases = [replace(case, label=Source(spare[near[case.id]])) if case.id in near else case for case in dataset.cases]
+    return replace(dataset, cases=tuple(cases)), {id: spare[name].name for id, name in near.items()}
+
+
+def _label_maps(cases: Sequence[Case]) -> Iterator[Volume]:
+    for case in cases:
+        with suppress(DataError):
+            if case.label is not None:
+                yield case.read_labels()
+
+
+def _usual_kind(dataset: Dataset, surveys: Sequence[Survey]) -> tuple[int, int]:
+    """Channels and dimensions that most images have."""
+    kinds = Counter((len(dataset.channel_names or ()) or one.channels, one.spatial_dims) for one in surveys if one.size)
+    return kinds.most_common(1)[0][0] if kinds else (1, 2)
+
+
+def _write_case(
+    case: Case, name: str, values: Values, declared: Labels | None, usual: tuple[int, int], folder: Path
+) -> _Made:
+    if case.label is None:
+        raise fault(case.images[0], "has no label map", "add the label map, or take the image out")
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    changes: list[tuple[Path, Change]] = []
+    try:
+        files, label = _write_files(case, name, values, declared, usual, folder, changes)
+    except DataError as error:
+        raise DataError([_of_original(problem, case, folder) for problem in error.problems]) from None
+    relative = [(file.relative_to(folder), change) for file, change in changes]
+    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative)
+
+
+def _of_original(problem: Problem, case: Case, folder: Path) -> Problem:
+    """A fault of a file in the copy, told of the file that it was made from: the copy is gone when it is read."""
+    path = Path(problem.file)
+    if not path.is_relative_to(folder):
+        return problem
+    if path.parent.name == "labels" and case.label is not None:
+        return problem._replace(file=shown(case.label))
+    channel = re.search(r"_(\d{4})\.[^/]*$", path.name) if len(case.images) > 1 else None
+    number = int(channel[1]) if channel and int(channel[1]) < len(case.images) else 0
+    return problem._replace(file=shown(case.images[number]))
+
+
+def _write_files(
+    case: Case,
+    name: str,
+    values: Values,
+    declared: Labels | None,
+    usual: tuple[int, int],
+    folder: Path,
+    changes: list[tuple[Path, Change]],
+) -> tuple[list[Path], Path]:
+    """Images and label map of a case, as far as they can be repaired.
+
+    Raises:
+        DataError: if something is wrong still.
+    """
+    files = []
+    for number, source in enumerate(case.images):
+        stem = f"{name}_{number:04d}" if len(case.images) > 1 else name
+        files.append(_write_image(source, folder / "images" / stem, changes, usual[1]))
+    assert case.label is not None
+    image = read_image([Source(file) for file in files], usual[1])
+    if (image.channels, image.spatial_dims) != usual:
+        what = f"is {image.spatial_dims}D with {image.channels} channels, most cases are {usual[1]}D with {usual[0]}"
+        raise fault(case.images[0], what, "keep such cases in a data set of their own")
+    label = _write_label(case.label, folder / "labels" / name, image, values, declared, changes)
+    made = Case(name, tuple(map(Source, files)), Source(label), spatial_dims=usual[1])
+    found = survey(made, _declared(values, declared))
+    if found.problems:
+        raise DataError(found.problems)
+    return files, label
+
+
+def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]], spatial_dims: int) -> Path:
+    suffix = _true_suffix(source, changes, stem)
+    copied = stem.with_name(stem.name + suffix)
+    if suffix != ARRAY_SUFFIX:
+        _copy(source.path, copied)
+        volume = read_image([Source(copied)], spatial_dims)
+    else:
+        volume = read_image([source], spatial_dims)
+    mended, made = mended_image(volume)
+    if not made and suffix != ARRAY_SUFFIX:
+        return copied
+    copied.unlink(missing_ok=True)
+    written = write_image(stem, mended)
+    changes += [(written, change) for change in made]
+    return written
+
+
+def _write_label(
+    source: Source,
+    stem: Path,
+    image: Volume,
+    values: Values,
+    declared: Labels | None,
+    changes: list[tuple[Path, Change]],
+) -> Path:
+    as_it_is = source.path.is_file() and source.row is None
+    if as_it_is:
+        copied = stem.with_name(stem.name + _true_suffix(source, changes, stem))
+        _copy(source.path, copied)
+        volume = read_labels(Source(copied), image.spatial_dims)
+    else:
+        volume = read_labels(source, image.spatial_dims)
+    if source.row is not None:
+        volume = replace(volume, meta={"format": "npy"})
+    mended, made = mended_labels(volume, image, values, declared)
+    if as_it_is and not made:
+        return copied
+    if as_it_is:
+        copied.unlink()
+    array = mended.array[0] if len(mended.array) == 1 else mended.array
+    written = write_labels(stem, array, mended)
+    changes += [(written, change) for change in made]
+    return written
+
+
+def _true_suffix(source: Source, changes: list[tuple[Path, Change]], stem: Path) -> str:
+    """The file's extension, or the one that its first bytes ask for."""
+    suffix = suffix_of(source.path)
+    file_stat(source.path)
+    if source.row is not None:
+        return suffix
+    asked = own_suffix(source.path)
+    kin = {".jpeg": ".jpg", ".tiff": ".tif", ".ome.tif": ".tif", ".ome.tiff": ".tif"}
+    if asked is None or kin.get(suffix, suffix) == asked:
+        return suffix
+    changes.append((stem.with_name(stem.name + asked), Change(f"was named {suffix}, though it is {asked}")))
+    return asked
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The bytes alone: a copy of a file that nobody may write to can be written to."""
+    with readable(source):
+        source.open("rb").close()
+    shutil.copyfile(source, target)
+
+
+def _declared(values: Values, declared: Labels | None) -> Labels | None:
+    return Labels(names=("background", *values.names)) if values.names else declared
+
+
+def _declare(
+    folder: Path,
+    dataset: Dataset,
+    values: Values,
+    folds: Sequence[dict[str, list[str]]],
+    groups: Mapping[str, str | None],
+) -> None:
+    """Classes, channels, splits and patients, as far as there is something to declare."""
+    labels = _declared(values, dataset.labels)
+    if labels is not None:
+        named = {str(number): name for number, name in enumerate(labels.foreground, start=1)}
+        mode = {"mode": "multilabel"} if labels.multilabel else {}
+        _json(folder / "classes.json", {**mode, "labels": named})
+    if dataset.channel_names:
+        names = {str(number): name for number, name in enumerate(dataset.channel_names)}
+        _json(folder / "dataset.json", {"channel_names": names})
+    if folds:
+        _json(folder / "splits.json", folds[0] if len(folds) == 1 else folds)
+    if groups:
+        _json(folder / "groups.json", groups)
+
+
+def _record(
+    folder: Path,
+    dataset: Dataset,
+    made: Mapping[str, _Made],
+    changes: Sequence[tuple[Path, Change]],
+    left: Sequence[Problem],
+) -> None:
+    """For every file where it came from, what was changed, and what is not here."""
+    origin: dict[str, str] = {}
+    by_id = {case.id: case for case in dataset.cases}
+    for id, one in made.items():
+        case = by_id[id]
+        for file, source in zip((*one.images, one.label), (*case.images, case.label), strict=True):
+            origin[file.as_posix()] = shown(source)
+    _json(
+        folder / RECORD,
+        {
+            "made_from": shown(os.path.realpath(dataset.root)),
+            "changes": [
+                {"file": file.as_posix(), "what": change.what, **({"values": change.values} if change.values else {})}
+                for file, change in changes
+            ],
+            "left_out": [problem._asdict() for problem in left],
+            "files": origin,
+        },
+    )
+
+
+def _json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

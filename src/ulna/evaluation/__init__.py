@@ -1,0 +1,1 @@
+"""Masks against references: measures, figures, the report."""

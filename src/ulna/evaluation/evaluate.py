@@ -1,0 +1,334 @@
+"""Predictions against references: a row per case and class, and a summary with intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
+from ulna.data.formats.read import read_labels
+from ulna.data.formats.source import ARRAY_SUFFIX, Source, fault, suffix_of
+from ulna.data.layout.classes import classes_found
+from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
+from ulna.data.layout.record import JOURNAL, Record
+from ulna.data.turning import orientation_of
+from ulna.data.volume import Volume, same_geometry
+from ulna.errors import DataError, Problem, UsageError, listed
+from ulna.evaluation.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
+from ulna.recipe import Labels, parse
+from ulna.system.files import cell, write_text
+from ulna.system.outputs import check_folder, check_names
+from ulna.system.progress import track
+from ulna.system.reading import read_json_object
+
+log = logging.getLogger(__name__)
+
+# NSD: how far apart two surfaces may be and still count as the same (specs, losses and metrics 2)
+VOLUME_TOLERANCE_MM = 1.0
+IMAGE_TOLERANCE_PX = 2.0
+_SHOWN = 3  # ids in a message
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Args:
+        rows: one per case and class: case, class, tp, fp, fn and every measure; NaN where neither reference nor prediction
+            holds the class (and for sensitivity where the reference does not).
+        summary: cases, unit, tolerance, missing cases, and for every class and over all (`mean`) each measure's mean over
+            cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
+            nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
+            be trusted.
+    """
+
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    def case_dice(self, case: str) -> float:
+        """Mean Dice over the classes that count for one case; NaN if none does."""
+        known = [row["dice"] for row in self.rows if row["case"] == case and not np.isnan(row["dice"])]
+        return float(np.mean(known)) if known else float("nan")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rows = [{k: _finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows]
+        return {"summary": self.summary, "rows": rows}
+
+    def write(self, folder: Path) -> None:
+        """metrics.csv and summary.json."""
+        self.write_rows(folder / "metrics.csv")
+        write_text(folder / "summary.json", json.dumps(self.summary, indent=1, allow_nan=False))
+
+    def write_rows(self, path: Path) -> None:
+        """A table with a row per case and class."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows({name: cell(value) for name, value in row.items()} for row in self.rows)
+        write_text(path, text.getvalue())
+
+
+def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None) -> Evaluation:
+    """Compare predicted masks with references, case by case and class by class.
+
+    A reference without a prediction counts as an empty prediction: it lowers every mean. A case counts for a class if its
+    reference or its prediction holds it. Values are matched by case id. Of a folder of `ulna predict`, the masks that
+    predict.json lists are scored, and the others named.
+
+    Args:
+        predictions: folder (or .npz file) of predicted masks.
+        labels: the references: a data set, a folder of masks, or an .npz file.
+        out: folder for metrics.csv and summary.json.
+
+    Raises:
+        DataError: for every pair that does not fit, all at once.
+
+    Example:
+        ulna evaluate masks data/nuclei --out scores
+    """
+    predictions, labels = Path(predictions), Path(labels)
+    references = find_masks(labels)
+    if out is not None:
+        _check_out(Path(out), labels, references)
+    predicted, notes, about = _predicted(predictions)
+    asked = set(about.get("asked") or references.sources)
+    wanted = [name for name in references.sources if name in asked]
+    missing = [name for name in wanted if name not in predicted.sources]
+    extra = [name for name in predicted.sources if name not in references.sources]
+    if len(missing) == len(wanted):
+        masks, ids = (listed(one.sources, _SHOWN) or "none" for one in (predicted, references))
+        raise UsageError(
+            f"{predictions}: no mask has the id of a reference in {labels}; masks are {masks}, references {ids}"
+        )
+    if extra:
+        log.info("note: masks without a reference, left out (%d): %s", len(extra), listed(extra, _SHOWN))
+    if notes.get("not_listed"):
+        text = "masks in %s beside those of the last prediction, not scored (%d): %s"
+        log.warning(text, predictions, len(notes["not_listed"]), listed(notes["not_listed"], _SHOWN))
+    if notes.get("changed"):
+        text = "masks changed after predict wrote them, scored as they are (%d): %s"
+        log.warning(text, len(notes["changed"]), listed(notes["changed"], _SHOWN))
+    names = _classes(about, references, predicted, labels)
+    dims = _dims(references.sources[name] for name in wanted)
+    problems: list[Problem] = []
+    tags_differ: list[str] = []
+
+    def pairs() -> Iterator[tuple[str, NDArray[Any], NDArray[Any], Volume]]:
+        for name in track(wanted, "evaluating"):
+            try:
+                volume = read_labels(references.sources[name], dims)
+                reference = encode_labels(volume, names)
+                prediction = np.zeros_like(reference)
+                if name in predicted.sources:
+                    mask = read_labels(predicted.sources[name], dims)
+                    prediction = encode_labels(mask, names)
+                    _check_grid(predicted.sources[name], mask, volume)
+                    if orientation_of(mask) != orientation_of(volume):
+                        tags_differ.append(name)
+            except DataError as error:
+                problems.extend(error.problems)
+                continue
+            yield name, prediction, reference, volume
+
+    evaluation = evaluate_pairs(pairs(), names, missing=missing, empty_score=_empty_score(about))
+    if problems:
+        raise DataError(problems, predictions)
+    evaluation.summary.update(notes)
+    if tags_differ:
+        text = (
+            "masks whose orientation tag differs from that of their reference (%d): %s; both are compared as viewers show "
+            "them. Where one was drawn on the stored pixels, its scores are wrong: give it the tag of the image"
+        )
+        log.warning(text, len(tags_differ), listed(tags_differ, _SHOWN))
+        evaluation.summary["orientation_tags_differ"] = tags_differ
+    if out is not None:
+        evaluation.write(Path(out))
+    return evaluation
+
+
+def evaluate_pairs(
+    pairs: Iterable[tuple[str, NDArray[Any], NDArray[Any], Volume]],
+    labels: Labels,
+    *,
+    missing: Iterable[str] = (),
+    empty_score: float | None = None,
+) -> Evaluation:
+    """Measure pairs of (case, prediction, reference, a volume on their grid); masks are (*S), or (K, *S) if multilabel.
+
+    `empty_score` is what a class that neither of both holds counts, where a recipe says so; else it counts for nothing.
+    """
+    rows: list[dict[str, Any]] = []
+    kinds: dict[tuple[str, int], str] = {}
+    for case, prediction, reference, volume in pairs:
+        kinds.setdefault((volume.unit, volume.spatial_dims), case)
+        if len(kinds) > 1:
+            (unit, dims), (other, other_dims) = kinds
+            raise UsageError(
+                f"{case}: is {other_dims}D with lengths in {other}, {kinds[(unit, dims)]} is {dims}D in {unit}; "
+                "evaluate them apart, or state the spacing in all files"
+            )
+        scores = score_labels(
+            prediction,
+            reference,
+            classes=len(labels.foreground),
+            spacing=volume.spacing,
+            tolerance=_tolerance(volume),
+            multilabel=labels.multilabel,
+            empty_score=empty_score,
+        )
+        rows += [{"case": case, "class": name, **s} for name, s in zip(labels.foreground, scores, strict=True)]
+    unit, dims = next(iter(kinds), ("px", 2))
+    return Evaluation(rows, _summary(rows, labels, unit, dims, list(missing), empty_score))
+
+
+def _tolerance(volume: Volume) -> float:
+    """1 mm in a volume; 2 pixels in an image and where nothing states a size."""
+    if volume.unit == "mm" and volume.spatial_dims == 3:
+        return VOLUME_TOLERANCE_MM
+    return IMAGE_TOLERANCE_PX * max(volume.spacing)
+
+
+def _summary(
+    rows: list[dict[str, Any]], labels: Labels, unit: str, dims: int, missing: list[str], empty_score: float | None
+) -> dict[str, Any]:
+    in_mm = unit == "mm" and dims == 3
+    by_class = {name: [row for row in rows if row["class"] == name] for name in labels.foreground}
+    by_case: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_case.setdefault(row["case"], []).append(row)
+    over_classes = [
+        {**average(of_case, "per_image"), "empty": all(map(_both_empty, of_case))} for of_case in by_case.values()
+    ]
+    mean = _with_intervals(over_classes)
+    classes = {name: _with_intervals(some) for name, some in by_class.items()}
+    note = interval_note(min((one["n"] for one in (mean, *classes.values()) if one["n"] > 1), default=SOME_CASES))
+    notes = ({"interval_note": note} if note else {}) | ({} if empty_score is None else {"empty_score": empty_score})
+    return {
+        "cases": len(by_case),
+        "unit": unit,
+        "tolerance": VOLUME_TOLERANCE_MM if in_mm else IMAGE_TOLERANCE_PX,
+        "tolerance_unit": "mm" if in_mm else "px",
+        "missing": missing,
+        "mean": mean,
+        "classes": classes,
+        "pooled": {
+            name: {measure: _finite(value) for measure, value in average(some, "pooled", empty_score).items()}
+            for name, some in by_class.items()
+            if some
+        },
+        **notes,
+    }
+
+
+def _both_empty(row: Mapping[str, Any]) -> bool:
+    return bool(row["empty"]) if "empty" in row else not (row["tp"] or row["fp"] or row["fn"])
+
+
+def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measure -> mean over the cases that count, its interval, and their number; None where no case does."""
+    means = average(rows, "per_image") if rows else {}
+    table: dict[str, Any] = {}
+    for name in MEASURES:
+        known = [row[name] for row in rows if not np.isnan(row[name])]
+        low, high = mean_interval(known)
+        values = {"mean": means.get(name, np.nan), "low": low, "high": high}
+        table[name] = {key: _finite(v) for key, v in values.items()} | {"n": len(known)}
+    return table | {"n": table["dice"]["n"], "both_empty": sum(map(_both_empty, rows))}
+
+
+def _finite(value: float) -> float | None:
+    """None for what is undefined: JSON has no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
+    if mask.size != reference.size:
+        what = f"has the size {mask.size}, its reference {reference.size}"
+    elif not same_geometry(mask, reference):
+        what = "has another orientation, origin or spacing (affine) than its reference"
+    else:
+        return
+    raise fault(source, what, "give masks on the grid of the references")
+
+
+def _dims(references: Iterable[Source]) -> int | None:
+    """Of the first reference that can be read as one thing only: volumes of one slice are what the others are."""
+    for source in references:
+        with suppress(DataError):  # told where it is evaluated
+            volume = read_labels(source)
+            if not volume.meta.get("either"):
+                return volume.spatial_dims
+    return None
+
+
+def _predicted(predictions: Path) -> tuple[Masks, dict[str, list[str]], dict[str, Any]]:
+    """The masks to score, what is told about the others, and predict.json where it is about them.
+
+    Of a folder of `predict` those that its newest call lists; of any other folder, and of a file that is not listed, all.
+    """
+    folder = predictions if predictions.is_dir() else predictions.parent
+    journal = folder / JOURNAL
+    record = Record.read(folder)
+    if journal.exists() and journal.stat().st_size and (predictions == folder or predictions.name in record.unfinished):
+        raise UsageError(
+            f"{folder}: the last prediction was not finished ({JOURNAL}); call the same ulna predict again"
+        )
+    rows = record.current()
+    if not record.facts or (predictions != folder and not any(entry.file == predictions.name for entry in rows)):
+        return find_masks(predictions), {}, {}
+    sources: dict[str, Source] = {}
+    for name in dict.fromkeys(entry.file for entry in rows):
+        path = folder / name
+        if not path.exists() or (predictions != folder and path.name != predictions.name):
+            continue
+        if suffix_of(path) == ARRAY_SUFFIX:
+            inside = rows_of(path)
+            sources |= {e.case: inside[e.case] for e in rows if e.file == name and e.case in inside}
+        else:
+            sources |= {entry.case: Source(path) for entry in rows if entry.file == name}
+    known = {name for entry in rows for name in entry.files}
+    stray = [path.name for path in mask_files(folder) if path.name not in known] if predictions == folder else []
+    changed = [entry.case for entry in rows if entry.case in sources and record.changed(entry)]
+    return Masks(sources, None), {"not_listed": stray, "changed": changed}, record.facts
+
+
+def _check_out(out: Path, labels: Path, references: Masks) -> None:
+    """Refuse a folder whose files are not of an earlier evaluation."""
+    check_folder(out, [labels, *dict.fromkeys(source.path for source in references.sources.values())])
+    own = {
+        "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith("case,class,"),
+        "summary.json": lambda path: {"tolerance", "classes", "missing"} <= read_json_object(path).keys(),
+    }
+    check_names(out, own)
+
+
+def _empty_score(about: Mapping[str, Any]) -> float | None:
+    """What the recipe of the run says of empty cases, as `predict` wrote it down."""
+    value = about.get("empty_score")
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+
+
+def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:
+    """The classes as `predict` wrote them down, as a data set declares them, or as many as the masks hold."""
+    if "labels" in about:
+        return parse(Labels, about["labels"], source="predict.json")
+    declared = references.labels or predicted.labels
+    if declared is not None:
+        return declared
+    values = {
+        f"{kind} {name}": value_counts(without_colour(read_labels(source)))
+        for kind, masks in (("reference", references), ("prediction", predicted))
+        for name, source in masks.sources.items()
+    }
+    return classes_found(values, where)

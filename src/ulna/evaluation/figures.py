@@ -1,0 +1,395 @@
+"""Pictures: images as RGB, overlays of prediction and reference, training curves, contact sheets.
+
+Functions return arrays (H, W, 3) uint8 or write one PNG. A file appears whole or not at all.
+
+Axes of a picture: what has an orientation is drawn in the radiological convention (`view`): the patient's right on the left
+of axial and coronal pictures, the front on the left of sagittal ones, front or head up, with letters at the sides. Without an
+orientation 2D images are drawn as they are, and slices of a volume with the first voxel axis to the right and the second
+upwards.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
+
+from ulna.data.pipeline.orientation import ENDS, PLANES, to_canonical, world_of
+from ulna.data.volume import Volume
+from ulna.system.files import write_whole
+
+CAPTION = 32  # letters that fit above a picture of a contact sheet
+RGB = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Colour = tuple[int, int, int]
+
+RIGHT: Colour = (255, 255, 255)
+FALSE_POSITIVE: Colour = (239, 51, 64)
+FALSE_NEGATIVE: Colour = (38, 128, 255)
+LEGEND: tuple[tuple[str, Colour], ...] = (
+    ("right", RIGHT),
+    ("false positive", FALSE_POSITIVE),
+    ("false negative", FALSE_NEGATIVE),
+)
+# Okabe and Ito's palette for colour-blind readers, the colours that show on dark images first
+CLASS_COLOURS: tuple[Colour, ...] = (
+    (240, 228, 66),
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+
+LETTERS = "#f4d35e"  # at the sides of a picture: on dark and on bright tissue
+COARSE = 1.5  # times the next coarsest axis: slices are thick, and drawn as they were taken
+
+DARK = 110  # 8-bit colour whose brightest half per cent stays below is drawn brighter
+
+INK = {False: "#1c2430", True: "#e8ebf0"}  # dark page?
+MUTED = {False: "#677180", True: "#98a2b0"}
+GRID = {False: "#e4e7eb", True: "#2b323c"}
+PAPER = {False: "#ffffff", True: "#171b21"}
+LOSS, DICE, IOU = "#8a6bd1", "#1f8f78", "#d9822b"
+
+
+def to_rgb(image: NDArray[Any]) -> RGB:
+    """A 2D image as RGB, stretched so that 1 % is black and 1 % is white; 8-bit RGB stays as it is unless it is dark.
+
+    One channel is grey, three are a colour, of any other number the first is shown.
+
+    Shape:
+        (C, H, W) -> (H, W, 3)
+    """
+    if image.ndim != 3:
+        raise ValueError(f"image {image.shape} is not (C, H, W)")
+    channels = image if image.shape[0] == 3 else image[:1]
+    if channels.shape[0] == 3 and image.dtype == np.uint8:
+        brightest = float(np.percentile(channels, 99.5))
+        if 0 < brightest < DARK:  # fluorescence often fills a tenth of the range: one factor keeps the colours
+            channels = np.rint(np.clip(channels * (255 / brightest), 0, 255)).astype(np.uint8)
+        return np.ascontiguousarray(np.moveaxis(channels, 0, -1))
+    values = channels.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
+    if high <= low and finite.size:  # almost every pixel alike: a few bright ones must still show
+        low, high = finite.min(), finite.max()
+    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
+    grey = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(np.broadcast_to(grey, (3, *grey.shape[1:])), 0, -1))
+
+
+class Sides(NamedTuple):
+    """Where a picture's sides lie in the body, and how high a pixel is as a multiple of its width.
+
+    Example:
+        >>> Sides("axial", left="R", right="L", top="A", bottom="P")
+        Sides(plane='axial', left='R', right='L', top='A', bottom='P', aspect=1.0)
+    """
+
+    plane: str
+    left: str
+    right: str
+    top: str
+    bottom: str
+    aspect: float = 1.0
+
+
+class Picture(NamedTuple):
+    """One picture of a contact sheet."""
+
+    caption: str
+    values: RGB
+    sides: Sides | None = None
+
+
+class View(NamedTuple):
+    """What is drawn of an image and its maps: (C, H, W), (H, W) or (K, H, W) each; `sides` None without an orientation."""
+
+    image: NDArray[Any]
+    maps: tuple[NDArray[Any], ...]
+    sides: Sides | None
+
+
+def view(volume: Volume, *maps: NDArray[Any]) -> View:
+    """The same picture of an image and of maps on its grid, in the radiological convention where the file says how it lies.
+
+    Of a volume the slice is the one with the most foreground in the first map that has any, axial, or across the axis that is
+    coarsest by far: the other two show more. Of a volume's channels the first is kept.
+
+    Shape:
+        (C, *S), (*S) or (K, *S), ... -> (C, H, W), (H, W) or (K, H, W), ...
+    """
+    if volume.affine is None:
+        image, *rest = flat(volume.array, *maps)
+        return View(image, tuple(rest), None)
+    dims, turn = volume.spatial_dims, to_canonical(volume.affine, volume.spatial_dims)
+    arrays = [turn.forward(one) for one in (volume.array, *maps)]
+    worlds, spacing = world_of(volume.affine, dims), turn.order(volume.spacing)
+    if dims == 3:
+        coarsest = int(np.argmax(spacing))
+        across = coarsest if spacing[coarsest] > COARSE * sorted(spacing)[1] else 2
+        whole = [one if one.ndim == 3 else np.any(one, axis=0) for one in arrays[1:]]
+        guide = next((one for one in whole if one.any()), whole[0] if whole else arrays[0][0])
+        index = best_slice(np.moveaxis(guide, across, -1))[1]
+        arrays = [np.take(one, index, axis=across - 3) for one in (arrays[0][:1], *arrays[1:])]
+        worlds = tuple(world for axis, world in enumerate(worlds) if axis != across)
+        spacing = tuple(step for axis, step in enumerate(spacing) if axis != across)
+    # both axes run towards R, A or S, which belong on the left or on top
+    image, *rest = (np.flip(one.swapaxes(-2, -1), (-2, -1)) for one in arrays)
+    (right, left), (bottom, top) = (ENDS[world] for world in worlds)
+    return View(image, tuple(rest), Sides(PLANES[worlds], left, right, top, bottom, spacing[1] / spacing[0]))
+
+
+def best_slice(labels: NDArray[Any]) -> tuple[int, int]:
+    """(axis, index) of the slice along the last axis with the most foreground; the middle one where there is none.
+
+    Example:
+        >>> volume = np.zeros((4, 4, 5)); volume[1:3, 1:3, 3] = 1
+        >>> best_slice(volume), best_slice(np.zeros((4, 4, 5)))
+        ((2, 3), (2, 2))
+    """
+    axis = labels.ndim - 1
+    area = np.count_nonzero(labels, axis=tuple(range(axis)))
+    return axis, int(area.argmax()) if area.any() else labels.shape[axis] // 2
+
+
+def flat(image: NDArray[Any], *labels: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """What can be drawn: 2D arrays as they are; of a volume the same slice of everything, turned upright.
+
+    The slice is the one with the most foreground in the first label map that has any. Of a volume's channels the first
+    is kept, for three of them are seldom a colour.
+
+    Shape:
+        (C, *S), (*S) or (K, *S) for overlapping classes, ... -> (C, H, W), (H, W) or (K, H, W), ...
+    """
+    if image.ndim == 3:
+        return image, *labels
+    whole: list[NDArray[Any]] = [one if one.ndim == 3 else np.any(one, axis=0) for one in labels]
+    axis, index = best_slice(next((one for one in whole if one.any()), whole[0] if whole else image[0]))
+    cut = [np.take(array, index, axis=axis - 3) for array in (image[:1], *labels)]
+    return tuple(np.rot90(array, axes=(-2, -1)) for array in cut)
+
+
+def overlay(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any] | None = None) -> RGB:
+    """Prediction over the darkened image: white where right, red where false positive, blue where false negative.
+
+    A wrong class counts as false positive. Without a reference: the outline of every predicted class in a colour of
+    its own. Of a volume one slice is shown, see `flat`; the reference chooses it where there is one.
+
+    Shape:
+        (C, *S), (*S), (*S) -> (H, W, 3); label maps of overlapping classes are (K, *S)
+    """
+    if reference is None:
+        image, prediction = flat(image, prediction)
+        return _outlines(to_rgb(image).astype(np.float64), prediction)
+    image, reference, prediction = flat(image, reference, prediction)
+    canvas = np.repeat(0.45 * (to_rgb(image) @ (0.299, 0.587, 0.114))[..., None], 3, axis=-1)
+    right, wrong, missed = _verdict(prediction, reference)
+    _paint(canvas, right, RIGHT, alpha=0.5)
+    for _, layer in _layers(prediction):
+        _paint(canvas, right & _edge(layer), RIGHT, alpha=0.8)
+    _paint(canvas, wrong, FALSE_POSITIVE, alpha=0.85)
+    _paint(canvas, missed, FALSE_NEGATIVE, alpha=0.85)
+    return np.rint(canvas).astype(np.uint8)
+
+
+def comparison(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any]) -> list[tuple[str, RGB]]:
+    """Image, reference, prediction and errors of one case, each with its caption; of a volume all show the same slice.
+
+    Shape:
+        (C, *S), (*S), (*S) -> four pictures (H, W, 3); label maps of overlapping classes are (K, *S)
+    """
+    image, reference, prediction = flat(image, reference, prediction)
+    return [
+        ("image", to_rgb(image)),
+        ("reference", overlay(image, reference)),
+        ("prediction", overlay(image, prediction)),
+        ("errors", overlay(image, prediction, reference)),
+    ]
+
+
+def _verdict(prediction: NDArray[Any], reference: NDArray[Any]) -> tuple[Mask, Mask, Mask]:
+    """(right, false positive, false negative), each (H, W) and none overlapping another."""
+    if prediction.ndim == 3:
+        predicted, true = prediction != 0, reference != 0
+        wrong, missed, found = (m.any(axis=0) for m in (predicted & ~true, true & ~predicted, predicted & true))
+    else:
+        wrong = (prediction != 0) & (prediction != reference)
+        missed, found = (prediction == 0) & (reference != 0), (prediction != 0) & (prediction == reference)
+    return found & ~wrong & ~missed, wrong, missed & ~wrong
+
+
+def _outlines(picture: NDArray[np.float64], labels: NDArray[Any]) -> RGB:
+    canvas = 0.85 * picture
+    for number, layer in _layers(labels):
+        _paint(canvas, _edge(layer), CLASS_COLOURS[number % len(CLASS_COLOURS)], alpha=1.0)
+    return np.rint(canvas).astype(np.uint8)
+
+
+def _layers(labels: NDArray[Any]) -> list[tuple[int, Mask]]:
+    """(number of the class, from 0; its mask) for every class there is."""
+    if labels.ndim == 3:
+        return [(number, layer != 0) for number, layer in enumerate(labels)]
+    return [(int(value) - 1, labels == value) for value in np.unique(labels[labels != 0])]
+
+
+def _edge(layer: Mask) -> Mask:
+    """The pixels of a mask that touch what is outside; the image's border is no edge."""
+    return layer & ~binary_erosion(layer, border_value=1)
+
+
+def _paint(canvas: NDArray[np.float64], where: NDArray[np.bool_], colour: Colour, alpha: float) -> None:
+    canvas[where] = (1 - alpha) * canvas[where] + alpha * np.array(colour)
+
+
+def curves(rows: Sequence[Mapping[str, float]], path: Path, *, dark: bool = False) -> Path:
+    """Draw a training: loss on the left, validation Dice and IoU on the right, the best epoch marked.
+
+    Args:
+        rows: one per epoch, with `epoch`, `train_loss`, `val_dice` and `val_iou`; a missing value leaves a gap.
+        path: the PNG to write.
+        dark: light ink for a dark page.
+    """
+    epoch, loss, dice, iou = (
+        np.array([row.get(name, np.nan) for row in rows], float)
+        for name in ("epoch", "train_loss", "val_dice", "val_iou")
+    )
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08, wspace=0.04)
+    figure = Figure(figsize=(9, 3.5), dpi=200, facecolor=PAPER[dark], layout=layout)
+    left, right = figure.subplots(1, 2)
+    style: dict[str, Any] = {"linewidth": 1.8, "solid_capstyle": "round"}
+    if len(rows) < 3:
+        style["marker"] = "o"
+    left.plot(epoch, loss, color=LOSS, **style)
+    right.plot(epoch, dice, color=DICE, label="Dice", **style)
+    right.plot(epoch, iou, color=IOU, label="IoU", **style)
+    for axes, title in ((left, "Training loss"), (right, "Validation Dice and IoU (0 to 1)")):
+        _plain(axes, title, dark)
+    right.set_ylim(0, 1.02)
+    if np.isfinite(loss).any() and np.nanmin(loss) >= 0:
+        left.set_ylim(0, 1.08 * np.nanmax(loss) or 1.0)
+    if np.isfinite(dice).any():
+        best = int(np.nanargmax(dice))
+        for axes in (left, right):
+            axes.axvline(epoch[best], color=MUTED[dark], linewidth=1, linestyle=(0, (2, 3)), zorder=1)
+        label = f"best Dice {dice[best]:.3f}, epoch {epoch[best]:.0f}"
+        right.plot(
+            epoch[best],
+            dice[best],
+            "o",
+            color=DICE,
+            markersize=7,
+            markeredgecolor=PAPER[dark],
+            markeredgewidth=1.5,
+            zorder=4,
+            label=label,
+            linestyle="none",
+        )
+    right.legend(loc="best", fontsize=9.5, labelcolor=INK[dark], facecolor=PAPER[dark], edgecolor="none", framealpha=1)
+    return write_figure(figure, path)
+
+
+def _plain(axes: Any, title: str, dark: bool) -> None:
+    """Title at the left, light grid, no frame but the baseline."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK[dark], pad=9)
+    axes.set_xlabel("Epoch", fontsize=10, color=MUTED[dark])
+    axes.tick_params(colors=MUTED[dark], labelsize=9.5, length=0, pad=5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    axes.set_facecolor(PAPER[dark])
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=GRID[dark], linewidth=0.9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(GRID[dark])
+    axes.margins(x=0.03)
+
+
+def panels(
+    rows: Sequence[tuple[str, Sequence[Picture | tuple[str, RGB]]]],
+    path: Path,
+    *,
+    legend: Sequence[tuple[str, Colour]] = LEGEND,
+) -> Path:
+    """Draw a contact sheet: a titled row of captioned pictures for every case, and what the colours mean.
+
+    Args:
+        rows: (title, [Picture or (caption, picture (H, W, 3)), ...]), top to bottom.
+        path: the PNG to write.
+        legend: (meaning, colour); empty for none.
+    """
+    columns = max((len(pictures) for _, pictures in rows), default=1)
+    figure = Figure(
+        figsize=(2.3 * columns + 0.2, 2.75 * max(len(rows), 1) + 0.45),
+        dpi=130,
+        facecolor=PAPER[True],
+        layout="constrained",
+    )
+    strips = figure.subfigures(max(len(rows), 1), 1, squeeze=False)[:, 0]
+    for strip, (title, pictures) in zip(strips, rows, strict=False):
+        strip.set_facecolor(PAPER[True])
+        strip.suptitle(title, x=0.012, ha="left", fontsize=10, color=INK[True], parse_math=False)
+        for axes, entry in zip(
+            strip.subplots(1, columns, squeeze=False)[0], [*pictures, *[None] * columns], strict=False
+        ):
+            axes.set_axis_off()
+            if entry is not None:
+                _show(axes, Picture(*entry))
+    if legend:
+        figure.legend(
+            handles=[Patch(facecolor=np.array(colour) / 255, label=meaning) for meaning, colour in legend],
+            loc="outside lower left",
+            ncols=len(legend),
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=INK[True],
+            handlelength=0.9,
+            handleheight=0.9,
+        )
+    return write_figure(figure, path)
+
+
+def _show(axes: Any, picture: Picture) -> None:
+    sides = picture.sides
+    axes.imshow(picture.values, interpolation="nearest", aspect="equal" if sides is None else sides.aspect)
+    axes.set_title(_folded(picture.caption), fontsize=8.5, color=MUTED[True], pad=4, parse_math=False)
+    if sides is None:
+        return
+    places = ((0.03, 0.5, sides.left), (0.97, 0.5, sides.right), (0.5, 0.95, sides.top), (0.5, 0.05, sides.bottom))
+    for x, y, letter in places:
+        text = axes.text(x, y, letter, transform=axes.transAxes, ha="center", va="center", fontsize=7, color=LETTERS)
+        text.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
+
+
+def _folded(caption: str) -> str:
+    """A caption in as many lines as it takes to fit above its picture."""
+    lines = [""]
+    for word in caption.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > CAPTION:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}" if lines[-1] else word
+    return "\n".join(lines)
+
+
+def write_figure(figure: Figure, path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+
+    def save(temporary: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in scripts that the font lacks
+            figure.savefig(temporary, format="png", facecolor=figure.get_facecolor())
+
+    write_whole(path, save)
+    return path

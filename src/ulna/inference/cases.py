@@ -1,0 +1,224 @@
+"""The cases of one `predict`: each for itself, from its image to a mask in place, and what became of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulna.data.formats.limits import is_memory_error
+from ulna.data.formats.npz import npz_contents
+from ulna.data.formats.read import read_labels
+from ulna.data.formats.source import Source, case_name
+from ulna.data.formats.write import (
+    mask_suffix,
+    probabilities_suffix,
+    write_labels,
+    write_npz_masks,
+    write_probabilities,
+)
+from ulna.data.layout.case import Case
+from ulna.data.layout.record import JOURNAL, Entry, Record
+from ulna.errors import UsageError
+from ulna.inference.pending import find_pending, input_digest
+from ulna.inference.segmenter import Segmenter
+from ulna.inference.volume import to_labels
+from ulna.system.files import Unwritable
+from ulna.system.progress import track
+from ulna.system.signals import Interruption, Stopped
+
+log = logging.getLogger(__name__)
+
+TOO_LARGE = "predict without --probabilities, cut the image, or use a machine with more memory"
+VERSION = version("ulna")
+
+
+class Work:
+    """The cases of one call: which are done, which are to be done, and which failed.
+
+    Args:
+        segmenter: ready to predict.
+        out: the output folder.
+        probabilities: whether they are written too.
+        record: what is known of the folder.
+        run_digest: of all runs.
+        options: what changes the answer.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        out: Path,
+        probabilities: bool,
+        record: Record,
+        run_digest: str,
+        options: dict[str, Any],
+    ) -> None:
+        self.segmenter, self.out, self.probabilities, self.record = segmenter, out, probabilities, record
+        self.run_digest, self.options = run_digest, options
+        self.done: dict[str, Entry] = {}
+        self.skipped: list[str] = []
+        self.failed: dict[str, str] = {}
+        self.unwritten = ""  # why predict.json could not be written
+        self._wanted: dict[str, Entry] = {}
+        self._kept: dict[str, list[Entry]] = {}
+        self._inputs: dict[tuple[Path, ...], str] = {}
+        self._arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}  # npz input -> masks that wait for the others
+
+    def find_pending(self, cases: Sequence[Case], overwrite: bool) -> None:
+        """Find what is done already, and refuse what stands in the way, before any work.
+
+        Raises:
+            UsageError: with every file that is in the way.
+        """
+        wanted = {case.id: self._entry(case) for case in cases}
+        self.done, self._wanted, self._kept = find_pending(self.record, cases, wanted, overwrite=overwrite)
+        self.skipped = list(self.done)
+        others = {entry.version for entry in self.done.values()} - {VERSION}
+        if others:
+            text = "masks that stand there were made by ulna %s; this is %s: move them away to have them made again"
+            log.warning(text, ", ".join(sorted(others)), VERSION)
+
+    def run(self, cases: Sequence[Case], facts: Mapping[str, Any]) -> int:
+        """Predict what is to be done, and write predict.json; the number of the signal that stopped it, or 0."""
+        todo = [case for case in cases if case.id in self._wanted]
+        if not todo and self._is_recorded(facts):
+            return 0
+        try:
+            with self.record.writing() as staging, Interruption() as interruption:
+                try:
+                    self._predict_all(todo, staging, interruption)
+                finally:  # what is done is kept, also when a person stops the rest
+                    with interruption.held():
+                        self._finish(staging, cases, facts)
+        except Stopped as stopped:
+            return stopped.number
+        return 0
+
+    def _is_recorded(self, facts: Mapping[str, Any]) -> bool:
+        """Whether predict.json says already what this call would write."""
+        before = self.record.facts
+        same = all(before.get(name) == facts[name] for name in ("asked", "digest", "options"))
+        return same and not before.get("failed") and not (self.out / JOURNAL).exists()
+
+    def rows(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
+        """The rows of predict.json."""
+        return [self.done[case.id].to_json(whole=False) for case in cases if case.id in self.done]
+
+    def _predict_all(self, todo: Sequence[Case], staging: Path, interruption: Interruption) -> None:
+        for number, case in enumerate(track(todo, "predicting"), start=1):
+            try:
+                self._segment(case, staging, interruption)
+            except Unwritable as error:
+                self.failed[case.id] = str(error)
+                if error.everything:  # the others would be computed in vain
+                    self.failed |= {one.id: f"not begun: {self.out} cannot be written to" for one in todo[number:]}
+                    return
+            except Exception as error:  # whatever it is, the other cases are written
+                self.failed[case.id] = _reason(error)
+
+    def _segment(self, case: Case, staging: Path, interruption: Interruption) -> None:
+        """Write one mask, or keep it for the npz that its image came from."""
+        start = time.perf_counter()
+        entry = self._wanted[case.id]
+        if not entry.input:  # before the image is read: if it changes in between, the next call sees another image
+            entry = replace(entry, input=self._input(case))
+        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
+        need = segmenter.forecast(volume, probabilities=self.probabilities)
+        need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
+        log.debug("%s: about %s of memory", case.id, need)
+        if self.probabilities:
+            maps = segmenter.probabilities(volume)
+            mask = to_labels(maps, segmenter.plan.labels, segmenter.recipe.inference.threshold)
+            written = [write_probabilities(staging / f"{case.id}_probabilities", maps.numpy(), volume)]
+        else:
+            mask, written = segmenter.mask(volume), []
+        in_npz = source.row is not None
+        if not in_npz:
+            written.insert(0, write_labels(staging / case.id, mask, volume))
+        files = {path.name: "" for path in written}
+        file = entry.file if in_npz else written[0].name
+        seconds = round(time.perf_counter() - start, 3)
+        entry = replace(entry, file=file, files={file: ""} | files, size=volume.size, seconds=seconds)
+        if in_npz:
+            self._arrays.setdefault(source.path, []).append((entry, mask))
+            return
+        with interruption.held():
+            (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
+
+    def _input(self, case: Case) -> str:
+        """The digest of a case's files, taken once: the rows of an npz share theirs."""
+        paths = tuple(source.path for source in case.images)
+        if paths not in self._inputs:
+            self._inputs[paths] = input_digest(paths)
+        return self._inputs[paths]
+
+    def _finish(self, staging: Path, cases: Sequence[Case], facts: Mapping[str, Any]) -> None:
+        """Write the masks that wait for their npz file, and predict.json."""
+        for source, masks in self._arrays.items():
+            try:
+                self._put_npz(source, masks, staging)
+            except Exception as error:  # whatever it is, the other files are written
+                self.failed |= {entry.case: _reason(error) for entry, _ in masks}
+        facts = {**facts, "failed": self.failed}
+        tally = self.segmenter.tally
+        if tally.voxels:
+            facts["points"] = asdict(tally)
+        try:
+            self.record.write(facts, [self.done[case.id] for case in cases if case.id in self.done])
+        except Unwritable as error:
+            self.unwritten = str(error)
+
+    def _put_npz(self, source: Path, masks: list[tuple[Entry, NDArray[Any]]], staging: Path) -> None:
+        """One npz of the masks that it holds already and the new ones, in the order of the images."""
+        name = masks[0][0].file
+        new = {entry.case for entry, _ in masks}
+        kept = [entry for entry in self._kept.get(name, []) if entry.case not in new]
+        multilabel = self.segmenter.plan.labels.multilabel
+        both = [(entry, _row_of(self.out / name, entry.case, multilabel)) for entry in kept] + masks
+        place = {case: row for row, case in enumerate(npz_contents(source).ids)}
+        both.sort(key=lambda row: place.get(row[0].case, len(place)))
+        stacked, ids = np.stack([mask for _, mask in both]), [entry.case for entry, _ in both]
+        write_npz_masks(staging / name, stacked, ids, multilabel=multilabel)
+        entries = [entry for entry, _ in both]
+        free = {free for entry in entries for free in self._free(entry)}
+        for entry in self.record.put(entries, staging, free=tuple(free)):
+            if entry.case in new or entry.case in self.done:
+                self.done[entry.case] = entry
+
+    def _entry(self, case: Case) -> Entry:
+        """What is to be made of a case: the names of its files, and what they are made with."""
+        source = case.images[0]
+        mask = case.id + mask_suffix(source, multilabel=self.segmenter.plan.labels.multilabel)
+        file = mask if source.row is None else f"{case_name(source.path)}.npz"
+        names = [file, *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else [])]
+        return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run_digest, self.options, VERSION)
+
+    def _free(self, entry: Entry) -> tuple[str, ...]:
+        """The names that may be taken: what is ulna's own was looked at before the work."""
+        return tuple(name for name in entry.files if self.record.owns(name) or self.record.undigested(name))
+
+
+def _row_of(path: Path, case: str, multilabel: bool) -> NDArray[Any]:
+    """The mask of a case in an npz that `predict` wrote: (*S), or (K, *S) if multilabel."""
+    array = read_labels(Source(path, npz_contents(path).ids.index(case))).array
+    return array if multilabel else array[0]
+
+
+def _reason(error: Exception) -> str:
+    """Why a case failed. What is not the user's doing is a defect, unless it is the memory that ran out."""
+    text = str(error)
+    if isinstance(error, UsageError):
+        return text
+    if is_memory_error(error):
+        return "out of memory; predict on a machine with more, or train with a smaller planning.patch"
+    log.error("%s", traceback.format_exc())
+    return f"a defect of ulna, please report it ({type(error).__name__}: {text})"

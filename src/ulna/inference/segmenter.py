@@ -1,0 +1,331 @@
+"""Segmenter: what a run folder holds, ready to predict; and several of them as one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ulna.blocks import nd
+from ulna.data.formats.source import case_name
+from ulna.data.formats.write import write_labels
+from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
+from ulna.data.pipeline.preprocess import check_fit, differences, prepare
+from ulna.data.volume import Volume
+from ulna.errors import UsageError, printable
+from ulna.inference.folding import folded
+from ulna.inference.inputs import as_volume, is_case
+from ulna.inference.sparse import Tally
+from ulna.inference.volume import collect, label_slabs, mean_slabs, predict_slabs, slab_axis, to_labels
+from ulna.networks.build import from_architecture
+from ulna.networks.network import Network
+from ulna.networks.weights import load_network
+from ulna.planning.memory import Forecast, maps_per_voxel, prediction_memory
+from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
+from ulna.system.device import choose_precision, default_device
+from ulna.system.reading import read_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One segmented image.
+
+    Args:
+        mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
+        probabilities: (K, *S), float32; one map for a single structure.
+        volume: the image, with its geometry.
+    """
+
+    mask: NDArray[Any]
+    probabilities: NDArray[np.float32]
+    volume: Volume
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance between neighbours along every axis of `mask`, in mm, or px where the file states none."""
+        return self.volume.spacing
+
+    @property
+    def affine(self) -> NDArray[np.float64] | None:
+        """(4, 4), index in `mask` -> RAS mm; None where the file has none."""
+        return self.volume.affine
+
+    def save(self, path: str | Path) -> Path:
+        """Write the mask in the image's own format and geometry; its ending takes the place of a known one. Returns the file.
+
+        What follows another dot belongs to the name: `patient.1` becomes patient.1.nii.gz.
+        """
+        path = Path(path)
+        return write_labels(path.with_name(case_name(path)), self.mask, self.volume)
+
+
+class Segmenter:
+    """A trained network with the plan and the recipe that it needs; predicts with a folded copy of the network.
+
+    The copy is made at the first prediction: load other weights into a new segmenter.
+
+    Example:
+        segment = ulna.load("runs/a")
+        segment("scan.nii.gz").save("scan_mask")
+    """
+
+    def __init__(self, network: Network, plan: Plan, recipe: Recipe, device: torch.device | None = None) -> None:
+        self.device = device or default_device()
+        self.network = network.eval().to(self.device)
+        self.network.to(memory_format=nd.layout(plan.spatial_dims, True, self.device))  # type: ignore[call-overload]
+        self.plan, self.recipe = plan, recipe
+        self.precision = choose_precision(recipe.training.precision, self.device)
+        self._noted: set[str] = set()
+        self.tally = Tally()  # what a head that reads points was asked for so far
+
+    @classmethod
+    def load(cls, run: str | Path) -> Segmenter:
+        """Read a run folder; no code in it is ever run.
+
+        Raises:
+            UsageError: if the folder is not a finished or started run, or is damaged.
+        """
+        run = Path(run)
+        if not (run / "recipe.yaml").exists():
+            raise UsageError(f"{run}: not a run folder (no recipe.yaml); give the folder that `ulna train` wrote")
+        recipe, plan = from_yaml(Recipe, run / "recipe.yaml"), from_yaml(Plan, run / "plan.yaml")
+        if not (run / "weights.safetensors").exists():
+            raise UsageError(
+                f"{run}: holds no weights yet; wait for the first epoch, or go on with ulna train --resume"
+            )
+        if plan.format < PLAN_FORMAT:
+            _note_format(plan.format)
+        network = load_network(lambda: network_for(recipe, plan), run / "weights.safetensors")
+        return cls(network, plan, recipe)
+
+    def __call__(self, image: Any, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Any:
+        """Segment a file, an array, a volume, or a list of these.
+
+        Args:
+            image: a path; an array or tensor (C, *S) (or (*S), or (*S, C)); a volume; or a list of images. A list in that
+                list holds the channel files of one case: `segment([["a_0000.nii.gz", "a_0001.nii.gz"]])`.
+            spacing: of an array, in mm, along its spatial axes.
+            affine: (4, 4) of an array, voxel index -> RAS mm. Without either an array is taken to lie on the grid that the
+                network was trained on, and a note says so.
+
+        Returns:
+            A Result; a list of them for a list.
+
+        Raises:
+            UsageError: if an image cannot be read or does not fit the plan.
+        """
+        if isinstance(image, list | tuple):
+            return [self._result(one, spacing, affine) for one in image]
+        return self._result(image, spacing, affine)
+
+    def _result(self, image: Any, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Any:
+        if isinstance(image, list | tuple) and not is_case(image):
+            return self(image, spacing=spacing, affine=affine)
+        volume = self._volume(image, spacing, affine)
+        probabilities = self.probabilities(volume)
+        mask = to_labels(probabilities, self.plan.labels, self.recipe.inference.threshold)
+        return Result(mask, probabilities.numpy(), volume)
+
+    def _volume(self, image: Any, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Volume:
+        return as_volume(image, self.plan, spacing, affine)
+
+    def mask(self, volume: Volume) -> NDArray[Any]:
+        """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""
+        size, axis, turn = self._seen(volume)
+        threshold = self.recipe.inference.threshold
+        return label_slabs(self.slabs(volume, axis), size, axis, self.plan.labels, threshold, turn)
+
+    def probabilities(self, volume: Volume) -> Tensor:
+        """Volume (C, *S) -> probabilities (K, *S), float32, on the volume's grid."""
+        size, axis, turn = self._seen(volume)
+        return collect(self.slabs(volume, axis), size, axis, turn)
+
+    def turn(self, volume: Volume) -> Turn:
+        """How a volume is turned for the network."""
+        return turn_of(volume, self.plan)
+
+    def _plans(self) -> tuple[Plan, ...]:
+        """Of all networks that answer."""
+        return (self.plan,)
+
+    def _seen(self, volume: Volume) -> tuple[tuple[int, ...], int, Turn]:
+        """The size of a volume as the network sees it, the axis for slabs, and the turn; what is odd is noted once."""
+        for plan in self._plans():
+            check_fit(volume, plan)
+            for note in differences(volume, plan):
+                if note not in self._noted:
+                    self._noted.add(note)
+                    log.warning("note: %s", note)
+        turn = self.turn(volume)
+        size = turn.order(volume.size)
+        return size, slab_axis(size), turn
+
+    def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
+        """The memory that predicting a volume takes at its peak; `probabilities`: of all classes, for the whole volume.
+
+        Raises:
+            UsageError: if the volume does not fit the plan.
+        """
+        check_fit(volume, self.plan)
+        return prediction_memory(
+            self.plan, volume, self.network, maps_per_voxel=self._maps_per_voxel, probabilities=probabilities
+        )
+
+    def mirrored(self) -> Segmenter:
+        """The same, averaging over mirrored copies of every image."""
+        recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
+        return Segmenter(self.network, self.plan, recipe, self.device)
+
+    def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
+        """The probabilities in slabs (K, *S) with some rows along `axis`, in order; see `predict_slabs`.
+
+        The axes are those of the volume turned as the network sees it, see `turn`.
+        """
+        return predict_slabs(
+            self._folded,
+            self.plan,
+            prepare(volume, self.plan),
+            axis,
+            settings=self.recipe.inference,
+            device=self.device,
+            precision=self.precision,
+            tally=self.tally,
+        )
+
+    @cached_property
+    def _maps_per_voxel(self) -> float:
+        return maps_per_voxel(self.network, self.plan, bf16=self.precision == "bf16")
+
+    @cached_property
+    def _folded(self) -> Network:
+        return folded(self.network)
+
+
+class Ensemble(Segmenter):
+    """Several trained networks used like one: their probabilities on the image's own grid are averaged.
+
+    Plans may differ, in spacing for example. What a single network has (`network`, `plan`, `recipe`) is that of the first.
+
+    Args:
+        members: segmenters with the same classes and channels, by the name that a message gives them.
+
+    Raises:
+        UsageError: with everything in which they differ from the first.
+    """
+
+    def __init__(self, members: Mapping[str, Segmenter]) -> None:
+        (first_name, first), *others = members.items()
+        super().__init__(first.network, first.plan, first.recipe, first.device)
+        self.members = tuple(members.values())
+        for member in self.members:
+            member.tally = self.tally
+        different = [
+            f"{name}: {what} {theirs}, but {first_name} has {ours}"
+            for name, member in others
+            for (what, theirs), (_, ours) in zip(_interface(member.plan), _interface(first.plan), strict=True)
+            if theirs != ours
+        ]
+        if different:
+            raise UsageError("these runs cannot be averaged; " + "\n  ".join(different))
+
+    def _plans(self) -> tuple[Plan, ...]:
+        return tuple(member.plan for member in self.members)
+
+    def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
+        """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""
+        turn = self.turn(volume)
+        return mean_slabs([_along(turn, member, volume, axis) for member in self.members], axis)
+
+    def turn(self, volume: Volume) -> Turn:
+        """How a volume is turned for those members that turn it; plans of format 1 do not."""
+        return next((turn for member in self.members if (turn := member.turn(volume)) != AS_STORED), AS_STORED)
+
+    def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
+        """As in `Segmenter.forecast`: windows go one after the other, every member has a slab and the image of its own."""
+        each = [member.forecast(volume, probabilities=probabilities).parts for member in self.members]
+        taken = {name: max(parts[name] for parts in each) for name in each[0]}
+        turn = self.turn(volume)
+        whole = sum(member.turn(volume) != turn for member in self.members)  # these give all of theirs at once
+        taken["result"] += 2 * 4 * whole * self.plan.labels.outputs * math.prod(volume.size)
+        return Forecast({**taken, **{name: sum(parts[name] for parts in each) for name in ("slab", "image")}})
+
+    def mirrored(self) -> Segmenter:
+        """The same, averaging over mirrored copies of every image."""
+        return Ensemble({str(number): member.mirrored() for number, member in enumerate(self.members)})
+
+
+def _along(turn: Turn, member: Segmenter, volume: Volume, axis: int) -> Iterator[Tensor]:
+    """The slabs of a member along turned axes; in one piece where the member itself turns the volume in another way."""
+    if member.turn(volume) == turn:
+        yield from member.slabs(volume, axis)
+        return
+    yield torch.from_numpy(np.ascontiguousarray(turn.forward(member.probabilities(volume).numpy())))
+
+
+def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
+    """What a person sees of a network: dimensions, channels, classes."""
+    overlapping = " (overlapping)" if plan.labels.multilabel else ""
+    return (
+        ("images are", f"{plan.spatial_dims}D"),
+        ("channels are", ", ".join(plan.channel_names)),
+        ("classes are", ", ".join(plan.labels.names) + overlapping),
+    )
+
+
+def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
+    """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
+
+    Raises:
+        UsageError: if a folder holds no run, or the runs have other classes or channels.
+    """
+    if isinstance(run, str | Path):
+        return Segmenter.load(run)
+    runs = list(dict.fromkeys(map(str, run)))
+    if not runs:
+        raise UsageError("no run is given; name one run folder or more")
+    return Segmenter.load(runs[0]) if len(runs) == 1 else Ensemble({name: Segmenter.load(name) for name in runs})
+
+
+def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = None) -> Network:
+    """The network of a resolved recipe."""
+    return from_architecture(
+        recipe.architecture,
+        in_channels=plan.in_channels,
+        classes=plan.labels.outputs,
+        spatial_dims=plan.spatial_dims,
+        multilabel=plan.labels.multilabel,
+        generator=generator,
+    )
+
+
+@cache
+def _note_format(format: int) -> None:
+    """Once a process."""
+    log.warning(
+        "note: trained by an earlier ulna (plan format %d): images are not turned to one orientation, and not resampled "
+        "where all training images shared a spacing; train again for that",
+        format,
+    )
+
+
+def read_split(run: Path) -> Split:
+    """The split of a run.
+
+    Raises:
+        UsageError: if splits.json is missing or damaged.
+    """
+    path = run / "splits.json"
+    if not path.exists():
+        raise UsageError(f"{printable(path)}: no such file; the run folder is not complete")
+    return parse(Split, read_json(path), source=str(path))

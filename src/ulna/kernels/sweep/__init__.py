@@ -1,0 +1,1 @@
+"""The gated sweep of spatial dependency layers."""

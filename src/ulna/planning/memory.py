@@ -1,0 +1,152 @@
+"""How much memory a training or a prediction will take, before it takes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ulna.data.formats.limits import memory
+from ulna.data.pipeline.orientation import turn_of
+from ulna.data.pipeline.points import count_points
+from ulna.data.pipeline.preprocess import grid_of
+from ulna.data.volume import Volume
+from ulna.errors import UsageError
+from ulna.networks.network import Network
+from ulna.networks.profile.memory import peak_bytes
+from ulna.recipe import Plan, Recipe
+
+# Buffers of convolution libraries, the loss, and what an allocator cannot fill: measured 0.8 to 1.3 times the maps of a step
+# (U-Net, UNet++, nnU-Net; 2D and 3D; float32 and bf16; with and without gradients)
+OVERHEAD = 1.25
+# Random transforms are loaded at the first step
+LIBRARIES = 60 * 10**6
+# Python and its libraries, where the system does not tell
+PROGRAM = 500 * 10**6
+# Points that a head which reads points is asked for at once
+MESH_POINTS = 32 * 1024
+
+
+# Parts that lie in the memory of the GPU where there is one
+ON_THE_GPU = ("maps of a step", "weights, gradients and moments", "maps of a window", "slab")
+
+
+class Forecast(NamedTuple):
+    """Bytes at the peak, by what takes them."""
+
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        largest = sorted(self.parts.items(), key=lambda part: -part[1])
+        return f"{self.total / 1e9:.1f} GB ({', '.join(f'{name} {size / 1e9:.1f}' for name, size in largest)})"
+
+    def check(self, what: str, remedy: str) -> None:
+        """Refuse what this machine cannot hold, before it is tried.
+
+        Raises:
+            UsageError: with the parts and the remedy.
+        """
+        taken = self.total
+        if torch.cuda.is_available():
+            room, held = gpu_memory(), sum(size for name, size in self.parts.items() if name in ON_THE_GPU)
+            if held > room:
+                need = f"{held / 1e9:.1f} GB of GPU memory ({self})"
+                raise UsageError(f"{what} needs about {need}, and the GPU has {room / 1e9:.1f} GB; {remedy}")
+            taken -= held
+        if taken > memory():
+            raise UsageError(f"{what} needs about {self}, and this machine has {memory() / 1e9:.1f} GB; {remedy}")
+
+
+def gpu_memory() -> int:
+    """Bytes of the GPU that is used."""
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool, cases: int) -> Forecast:
+    """A training: the maps of a step, the weights with gradients and moments, and the cases that are kept.
+
+    Args:
+        network: on any device; not changed.
+        plan: of the data set.
+        recipe: its points, optimiser and workers.
+        bf16: maps are kept in bfloat16.
+        cases: training and validation cases; a quarter of the memory holds them at most.
+    """
+    points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
+    maps = peak_bytes(network, plan.patch, batch=plan.batch, training=True, bf16=bf16, points=points)
+    moments = 1 if recipe.optimizer.kind == "sgd" else 2
+    held = _image_bytes(plan.fingerprint["size"]["median"], plan) * cases
+    return Forecast(
+        {
+            "maps of a step": OVERHEAD * maps,
+            "weights, gradients and moments": (2 + moments) * _weight_bytes(network),
+            "cases kept": min(held, 2 * memory() / 4),
+            "program": _program() + LIBRARIES,
+        }
+    )
+
+
+def prediction_memory(
+    plan: Plan, volume: Volume, weights: Network, *, maps_per_voxel: float, probabilities: bool
+) -> Forecast:
+    """The prediction of one image: the maps of a window, the probabilities of a slab, and the image itself.
+
+    Args:
+        plan: of the run.
+        volume: the image, read already.
+        weights: the network.
+        maps_per_voxel: from `maps_per_voxel`.
+        probabilities: they are held for the whole image, else only the mask is.
+    """
+    size, classes = turn_of(volume, plan).order(volume.size), plan.labels.outputs
+    grid = grid_of(volume, plan)
+    sparse = weights.head.sparse
+    whole = math.prod(grid) <= plan.whole_image_limit and not sparse
+    window = grid if whole else [p if sparse else min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
+    axis = max(range(len(size)), key=lambda a: size[a])
+    share = min(1.0, window[axis] / grid[axis])  # of the image that a slab is
+    return Forecast(
+        {
+            "maps of a window": OVERHEAD * maps_per_voxel * math.prod(window),
+            "slab": 4 * share * ((classes + 1) * math.prod(grid) + classes * math.prod(size)),
+            "image": _image_bytes(grid, plan) + 4 * plan.in_channels * math.prod(size),
+            "result": (4 * classes if probabilities else 0) * math.prod(size)
+            + math.prod(size) * (classes if plan.labels.multilabel else 1),
+            "program": _program(),
+        }
+    )
+
+
+def maps_per_voxel(network: Network, plan: Plan, *, bf16: bool) -> float:
+    """Bytes that the maps of one window take at their peak, a voxel: hardly a matter of its size."""
+    voxels = math.prod(plan.patch)
+    points = min(MESH_POINTS, voxels) if network.head.sparse else None
+    return peak_bytes(network, plan.patch, training=False, bf16=bf16, points=points) / voxels
+
+
+def _image_bytes(size: Sequence[float], plan: Plan) -> float:
+    """An image as float32 and its labels."""
+    return math.prod(size) * (4 * plan.in_channels + 1)
+
+
+def _weight_bytes(network: Network) -> int:
+    return sum(p.numel() * 4 for p in network.parameters())
+
+
+def _program() -> float:
+    """Bytes that this process holds now."""
+    if torch.cuda.is_available():
+        return PROGRAM
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return PROGRAM
+    return pages * 4096.0

@@ -1,0 +1,232 @@
+"""Patch, depth and batch: how much of an image a network sees at once, how deep it goes, how many it sees together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ulna.data.pipeline.points import count_points
+from ulna.errors import UsageError
+from ulna.networks.build import levels as levels_of
+from ulna.networks.build import match_width, validate, widths
+from ulna.networks.heads import HEADS
+from ulna.networks.profile.cost import count_gmacs, kept_per_voxel
+from ulna.recipe import Architecture, Labels, Recipe
+
+# What a batch keeps for its backward pass, where the recipe does not say how much a training may take.
+MEMORY_GB = 6.0
+# Voxels of a training batch that a U-Net of 32 channels carries in that memory.
+BATCH_VOXELS = {2: 16 * 96 * 96 * 4, 3: 2 * 96 * 96 * 96}
+LARGEST_BATCH = {2: 8, 3: 4}
+LARGEST_PATCH = {2: 512 * 512, 3: 96 * 96 * 96}
+# What a forward pass of a training step may cost where there is no GPU.
+STEP_GMACS = 17.0
+# The deepest map keeps at least this many pixels along an axis.
+SMALLEST_MAP = 4
+
+
+class Sizes(NamedTuple):
+    """What is chosen together, since each bounds the others."""
+
+    patch: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    batch: int
+
+
+def choose_sizes(
+    data: Mapping[str, Any],
+    size: tuple[int, ...],
+    spacing: tuple[float, ...],
+    recipe: Recipe,
+    labels: Labels,
+    reasons: dict[str, str],
+) -> Sizes:
+    """Patch, strides and batch for images of a median `size` at `spacing`; every reason is added to `reasons`.
+
+    Raises:
+        UsageError: if what the recipe fixes does not fit.
+    """
+    dims = len(size)
+    kept = _kept_per_voxel(recipe, dims, data["channels"], labels, LARGEST_PATCH[dims])
+    patch = _patch(size, spacing, kept, recipe, dims, reasons)
+    strides = _strides(patch, spacing, recipe.architecture, dims, reasons)
+    patch = _rounded(patch, strides, recipe, reasons)
+    architecture = resolved(recipe, strides, dims, data["channels"], labels)
+    if recipe.planning.parameters is not None:
+        stated = ", ".join(map(str, architecture.channels or ()))
+        reasons["widths"] = f"{stated}: scaled to come close to {recipe.planning.parameters:,} parameters"
+    work = _work(architecture, patch, data["channels"], labels, recipe)
+    if _points(recipe, math.prod(patch)) is not None:  # fewer voxels may share as many points
+        kept = _kept_per_voxel(recipe, dims, data["channels"], labels, math.prod(patch))
+    return Sizes(patch, strides, _batch(patch, work, kept, data["cases"], recipe, dims, reasons))
+
+
+def _patch(
+    size: tuple[int, ...],
+    spacing: tuple[float, ...],
+    kept: float,
+    recipe: Recipe,
+    dims: int,
+    reasons: dict[str, str],
+) -> tuple[int, ...]:
+    wanted = recipe.planning.patch
+    if wanted is not None:
+        if len(wanted) != dims or min(wanted) < 1:
+            raise UsageError(f"planning.patch={list(wanted)} does not fit {dims}D images; give {dims} sizes from 1 up")
+        reasons["patch"] = f"{product(wanted)}: fixed by the recipe"
+        return wanted
+    memory_gb = recipe.planning.memory_gb or MEMORY_GB
+    # so that two such patches, at 4 bytes a value, fit into the memory
+    most = int(min(LARGEST_PATCH[dims] * min(1.0, memory_gb / MEMORY_GB), memory_gb * 1e9 / (2 * 4 * kept)))
+    most = max(32**dims, most)
+    patch = list(size)
+    while math.prod(patch) > most:
+        # shorten the axis that is longest in space, so that the patch comes close to a cube
+        extent = [n * distance for n, distance in zip(patch, spacing, strict=True)]
+        patch[int(np.argmax(extent))] -= 1
+    whole = (
+        "the median image" if tuple(patch) == size else f"of the median image {product(size)}, at most {most:,} voxels"
+    )
+    reasons["patch"] = f"{product(patch)}: {whole}"
+    return tuple(patch)
+
+
+def _strides(
+    patch: tuple[int, ...],
+    spacing: tuple[float, ...],
+    architecture: Architecture,
+    dims: int,
+    reasons: dict[str, str],
+) -> tuple[tuple[int, ...], ...]:
+    wanted = levels_of(architecture)
+    if architecture.channels is not None or architecture.strides is not None or architecture.levels is not None:
+        reasons["levels"] = f"{wanted}: fixed by the architecture"
+        steps = _unplanned_strides(architecture, dims)
+        for side, divisor in zip(patch, _divisor(steps, dims), strict=True):
+            if divisor >= 2 * side:
+                most = 1 + int(math.log2(side))
+                raise UsageError(
+                    f"architecture: {wanted} levels divide {side} pixels by {divisor}, and the deepest map would have "
+                    f"none; take at most {most} levels, or strides of 1 along short axes"
+                )
+        return steps
+    shape, distance = list(patch), list(spacing)
+    strides: list[tuple[int, ...]] = []
+    while len(strides) < wanted - 1:
+        # an axis waits while it is much coarser than the finest, so that kernels see cubes of tissue
+        fine = min(d for d, n in zip(distance, shape, strict=True) if n >= 2 * SMALLEST_MAP or n == max(shape))
+        step = tuple(2 if n >= 2 * SMALLEST_MAP and d <= 2 * fine else 1 for n, d in zip(shape, distance, strict=True))
+        if max(step) == 1:
+            break
+        strides.append(step)
+        shape = [-(-n // s) for n, s in zip(shape, step, strict=True)]
+        distance = [d * s for d, s in zip(distance, step, strict=True)]
+    depth = len(strides) + 1
+    why = f"the deepest map of a patch is {product(shape)}"
+    if depth < wanted:
+        why += f"; one level more of the {wanted} would leave fewer than {SMALLEST_MAP} along an axis"
+    reasons["levels"] = f"{depth}: {why}"
+    return tuple(strides)
+
+
+def _unplanned_strides(architecture: Architecture, dims: int) -> tuple[tuple[int, ...], ...]:
+    """The strides that the architecture states, else 2 at every step."""
+    steps = architecture.strides or ((2,),) * (levels_of(architecture) - 1)
+    return tuple(step * dims if len(step) == 1 else step for step in steps)
+
+
+def _divisor(strides: tuple[tuple[int, ...], ...], dims: int) -> list[int]:
+    return [math.prod(step[axis] for step in strides) for axis in range(dims)]
+
+
+def _rounded(
+    patch: tuple[int, ...], strides: tuple[tuple[int, ...], ...], recipe: Recipe, reasons: dict[str, str]
+) -> tuple[int, ...]:
+    """The patch with sides that the strides divide: else every training step would pad."""
+    if recipe.planning.patch is not None:
+        return patch
+    divisor = _divisor(strides, len(patch))
+    rounded = tuple(-(-n // d) * d for n, d in zip(patch, divisor, strict=True))
+    if rounded != patch:
+        reasons["patch"] += f"; rounded up to {product(rounded)}, multiples of {product(divisor)}"
+    return rounded
+
+
+def _work(architecture: Architecture, patch: tuple[int, ...], channels: int, labels: Labels, recipe: Recipe) -> float:
+    """GMACs of one forward pass of a training over one patch."""
+    network = validate(architecture, in_channels=channels, classes=labels.outputs, spatial_dims=len(patch))
+    return count_gmacs(network, patch, points=_points(recipe, math.prod(patch)))
+
+
+def _points(recipe: Recipe, voxels: int) -> int | None:
+    return count_points(recipe.points, voxels, sparse=HEADS[recipe.architecture.head.kind].sparse)
+
+
+def _kept_per_voxel(recipe: Recipe, dims: int, channels: int, labels: Labels, voxels: int) -> float:
+    """Values that a training step keeps per voxel of a patch: hardly a matter of its size, so that it can be asked first.
+
+    A step that reads points reads as large a share of the voxels as of a patch of `voxels`.
+    """
+    architecture = resolved(recipe, _unplanned_strides(recipe.architecture, dims), dims, channels, labels)
+    network = validate(architecture, in_channels=channels, classes=labels.outputs, spatial_dims=dims)
+    size = tuple(max(2 * divisor, 32) for divisor in network.divisor)
+    points = _points(recipe, voxels)
+    share = None if points is None else max(1, round(points / voxels * math.prod(size)))
+    return kept_per_voxel(network, size, points=share)
+
+
+def _batch(
+    patch: tuple[int, ...],
+    work: float,
+    kept: float,
+    cases: int,
+    recipe: Recipe,
+    dims: int,
+    reasons: dict[str, str],
+) -> int:
+    if recipe.planning.batch is not None:
+        reasons["batch"] = f"{recipe.planning.batch}: fixed by the recipe"
+        return recipe.planning.batch
+    memory_gb = recipe.planning.memory_gb or MEMORY_GB
+    room = int(BATCH_VOXELS[dims] * memory_gb / MEMORY_GB)
+    limits = {
+        f"{memory_gb:g} GB for the {kept:,.0f} values that this network keeps per voxel": int(
+            memory_gb * 1e9 / (4 * kept * math.prod(patch))
+        ),
+        "the most that is useful": LARGEST_BATCH[dims],
+        f"the memory for {room:,} voxels": room // math.prod(patch),
+        f"a quarter of the {cases} training cases": max(2, cases // 4),
+    }
+    if not torch.cuda.is_available():
+        # where computing is the limit, several small steps teach more in an hour than one large one
+        limits[f"a step of {STEP_GMACS:g} GMACs at {work:.2g} an image, on a CPU"] = max(2, int(STEP_GMACS / work))
+    why, batch = min(limits.items(), key=lambda limit: limit[1])
+    reasons["batch"] = f"{max(1, batch)}: {why}"
+    return max(1, batch)
+
+
+def resolved(
+    recipe: Recipe, strides: tuple[tuple[int, ...], ...], spatial_dims: int, in_channels: int, labels: Labels
+) -> Architecture:
+    """The architecture with widths and strides of every level stated, so that it can be built as it is."""
+    channels = widths(recipe.architecture, spatial_dims)[: len(strides) + 1]
+    architecture = recipe.architecture.replaced(channels=channels, strides=strides, levels=None)
+    if recipe.planning.parameters is None:
+        return architecture
+    return match_width(
+        architecture,
+        recipe.planning.parameters,
+        in_channels=in_channels,
+        classes=labels.outputs,
+        spatial_dims=spatial_dims,
+        multilabel=labels.multilabel,
+    )
+
+
+def product(values: Sequence[int]) -> str:
+    """Sizes in words: 96 x 96."""
+    return " x ".join(str(v) for v in values)

@@ -1,0 +1,331 @@
+"""The verb `compare`: several networks on the same data, alike in everything else, with statistics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ulna.data.formats.limits import memory as machine_memory
+from ulna.data.layout.dataset import Dataset, split_hash
+from ulna.data.layout.dataset import split as split_cases
+from ulna.data.quality.check import Report, inspect
+from ulna.errors import PartialFailure, UsageError, printable
+from ulna.planning.memory import ON_THE_GPU, gpu_memory
+from ulna.planning.plan import fingerprint, forecast_training
+from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse
+from ulna.study.costs import Costs, measure_costs, pick_case
+from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
+from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside
+from ulna.study.publishing import publish
+from ulna.study.scores import read_scores
+from ulna.study.variants import Budget, Settled, Variant, make_variants, settings_of, settle
+from ulna.system.files import write_text
+from ulna.system.outputs import check_folder, is_transient
+from ulna.system.reading import read_json_object, read_yaml
+from ulna.verbs import command, to_argv
+
+log = logging.getLogger("ulna")
+
+STUDY_FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `compare` found.
+
+    Args:
+        folder: results.csv, table.md, table.tex, figures/, report.html, and runs/ with a run folder a training.
+        outcome: every figure.
+        failed: trainings that failed, with the reason.
+    """
+
+    folder: Path
+    outcome: Outcome
+    failed: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"folder": str(self.folder), **self.outcome.to_json(), "failed": self.failed}
+
+
+def compare(
+    data: Path | str,
+    /,
+    *,
+    models: str | Sequence[str] | None = None,
+    out: Path | str,
+    seeds: int = 1,
+    folds: int | None = None,
+    match: str | None = None,
+    vary: Sequence[str] = (),
+    one_at_a_time: bool = False,
+    epochs: int | None = None,
+    max_hours: float | None = None,
+    recipe: Path | str | None = None,
+    set: Sequence[str] = (),
+    margin: float = 0.01,
+    jobs: int = 1,
+    beside: Sequence[str] = (),
+) -> Study:
+    """Train several networks alike, and say with statistics which is better.
+
+    One split, one grid, one patch, one batch, one schedule and one stopping rule hold for all; what differs beside the
+    architecture stands in footnotes. A study that was stopped, or killed, does what is missing when it is called again.
+
+    Args:
+        data: a data set in any known layout: a folder, or an .npz file.
+        models: names of networks, A,B,C, see `ulna models`; left out, the network of the recipe.
+        out: the study folder.
+        seeds: trainings of every network; one says nothing about the architecture.
+        folds: train on so many of the data set's folds, of five where splits.json gives none.
+        match: a size to scale every network to: params=8.5M or gmacs=3G.
+        vary: KEY=V1,V2,...: one row for each value, such as loss.kind=dice,cross_entropy; several: every combination.
+        one_at_a_time: with several --vary, change one field at a time; the unchanged network stands beside them.
+        epochs: at most so many a training.
+        max_hours: at most so long a training.
+        recipe: a YAML file with everything else, the same for all.
+        set: changes of single fields for all, KEY=VALUE.
+        margin: the smallest difference of mean Dice that matters.
+        jobs: trainings at once, as far as the memory allows.
+        beside: finished studies of the same networks on other data, for the ranking.
+
+    Raises:
+        UsageError: if anything about the data, a network or the folder is wrong; nothing is lost then.
+        PartialFailure: if some trainings failed; the others are in the tables.
+
+    Example:
+        ulna compare data/nuclei --models unet,unetpp,nnunet --seeds 3 --max-hours 0.5 --out studies/nuclei
+    """
+    data, out = Path(data), Path(out)
+    names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
+    _check_numbers(seeds, folds, margin, jobs)
+    variants = make_variants(
+        names, _base(recipe, epochs, max_hours), _listed(vary), _listed(set), one_at_a_time=one_at_a_time
+    )
+    budget = None if match is None else Budget.read(match)
+    for folder in _listed(beside):
+        if (Path(folder) / STUDY_FILE).exists():
+            _check_format(Path(folder), _stored(Path(folder)), "leave it out of --beside, or compare again there")
+    others = read_beside([Path(one) for one in _listed(beside)], [variant.name for variant in variants])
+    before = _stored(out)
+    if before is None:
+        check_folder(out, [data])
+    dataset, report = _read(data)
+    splits = _splits(dataset, report, variants[0].recipe, folds)
+    labels = report.labels or Labels()
+    settled = settle(
+        variants,
+        fingerprint(report, splits[0].train, dataset.channel_names),
+        labels,
+        match=budget,
+        fixed=before.get("plan") if before else None,
+    )
+    settings = _settings(settled, splits, report, budget, variants, folds)
+    if before is not None:
+        _check_same(out, before, settings)
+    at_once = _at_once(jobs, settled, splits[0])
+    write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
+
+    todo = make_jobs(settled.variants, seeds, folds, out / "runs")
+    flags = {
+        "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--match": match, "--vary": vary,
+        "--one-at-a-time": one_at_a_time,
+        "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe, "--set": set,
+        "--margin": None if margin == 0.01 else margin, "--jobs": None if jobs == 1 else jobs, "--beside": beside,
+    }  # fmt: skip
+    again = command(["compare", data, *to_argv(flags), "--out", out])
+    log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
+    failed = run_jobs(todo, data, at_once=at_once, resume_command=again)
+
+    with stoppable(again):
+        complete = _complete(settled.variants, todo)
+        if not complete:
+            raise UsageError(
+                "no network has all its trainings:\n" + "\n".join(f"  {job}: {why}" for job, why in failed.items())
+            )
+        groups = {case.id: case.group for case in dataset.grouped(report.copies).cases if case.group is not None}
+        named = any(case.group is not None for case in dataset.cases)
+        done = [job for job in todo if job.variant.name in complete]
+        costs = _costs(done, data, dataset, splits[0], out)
+        outcome = conclude(
+            read_scores(done, groups),
+            done,
+            costs,
+            margin=margin,
+            unit="patient" if named else "image" if groups else "case",
+            footnotes=_footnotes(settled, budget, failed),
+            data=printable(data.resolve().name),
+            command=again,
+            beside=others,
+        )
+        write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
+        publish(outcome, done, dataset, out)
+    study = Study(out, outcome, failed)
+    if failed:
+        raise PartialFailure(failed, len(todo) - len(failed), "trainings", study)
+    return study
+
+
+def _listed(values: str | Sequence[str]) -> list[str]:
+    return [values] if isinstance(values, str) else list(values)
+
+
+def _check_numbers(seeds: int, folds: int | None, margin: float, jobs: int) -> None:
+    wrong = []
+    if seeds < 1:
+        wrong.append(f"--seeds {seeds}: train every network at least once")
+    if folds is not None and folds < 2:
+        wrong.append(f"--folds {folds}: two or more, or leave it out")
+    if not 0 < margin < 1:
+        wrong.append(f"--margin {margin:g}: a difference of Dice between 0 and 1, such as 0.01")
+    if jobs < 1:
+        wrong.append(f"--jobs {jobs}: at least one training at once")
+    if wrong:
+        raise UsageError("\n".join(wrong))
+
+
+def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None) -> dict[str, Any]:
+    """What is stated for all: the recipe file and the flags."""
+    stated = dict(read_yaml(Path(recipe))) if recipe is not None else {}
+    parse(Recipe, stated, source=str(recipe or ""))
+    own = stated.get("training", {})
+    if own.get("fold") is not None:
+        raise UsageError(f"{recipe}: training.fold: the study sets it itself; use --folds")
+    seed = own.get("seed", 0) if own.get("split_seed") is None else own["split_seed"]
+    flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": seed}
+    training = {**own, **{k: v for k, v in flags.items() if v is not None}}
+    return {**stated, "training": training}
+
+
+def _read(data: Path) -> tuple[Dataset, Report]:
+    dataset = Dataset.from_folder(data)
+    report = inspect(dataset)
+    report.raise_if_bad()
+    return dataset.of_dims(report.spatial_dims), report
+
+
+def _splits(dataset: Dataset, report: Report, recipe: Recipe, folds: int | None) -> list[Split]:
+    """The split, or all folds. No group is ever in two sets: the data set sees to it."""
+    grouped, seed = dataset.grouped(report.copies), recipe.training.split_seed or 0
+    numbers: list[int | None] = [recipe.training.fold] if folds is None else list(range(folds))
+    return [split_cases(grouped, seed, number) for number in numbers]
+
+
+def _settings(
+    settled: Settled,
+    splits: Sequence[Split],
+    report: Report,
+    budget: Budget | None,
+    variants: Sequence[Variant],
+    folds: int | None,
+) -> dict[str, Any]:
+    """What must stay as it is for a study that goes on; networks and seeds may be added."""
+    return {
+        "data": settled.plan.fingerprint["digest"],
+        "splits": [split_hash(split) for split in splits],
+        "folds": folds,
+        "match": None if budget is None else str(budget),
+        "format": PLAN_FORMAT,
+        "plan": {"patch": list(settled.plan.patch), "batch": settled.plan.batch},
+        "recipes": {variant.name: settings_of(variant.recipe) for variant in variants},
+        "architectures": {v.name: v.recipe.architecture.model_dump(mode="json") for v in settled.variants},
+    }
+
+
+def _stored(out: Path) -> dict[str, Any] | None:
+    path = out / STUDY_FILE
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or not all(is_transient(path.name) for path in out.iterdir())):
+            raise UsageError(f"{out}: holds something else than a study; choose another --out")
+        return None
+    try:
+        values = read_json_object(path)
+        names = ("data", "splits", "folds", "match", "plan", "recipes", "architectures")
+        return {"format": values.get("format", 1), **{name: values[name] for name in names}}
+    except KeyError as error:
+        raise UsageError(f"{path}: damaged ({error}); restore it, or choose another --out") from None
+
+
+def _check_format(folder: Path, stored: Mapping[str, Any] | None, remedy: str) -> None:
+    if stored is not None and stored["format"] != PLAN_FORMAT:
+        raise UsageError(
+            f"{folder}: begun by an earlier ulna (plan format {stored['format']}, now {PLAN_FORMAT}), whose networks saw "
+            f"images along the axes of their files; one table does not mix them: {remedy}"
+        )
+
+
+def _check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to mix trainings that were made with other settings; what was there before stays listed."""
+    _check_format(out, before, "call the same command with another --out")
+    said = {"data": "the data", "splits": "the split", "folds": "--folds", "match": "--match"}
+    differing = [
+        f"{what} ({before[key]} there, {now[key]} now)" for key, what in said.items() if before[key] != now[key]
+    ]
+    for kind in ("recipes", "architectures"):
+        both = sorted(before[kind].keys() & now[kind].keys())
+        differing += [
+            f"the {kind[:-1]} of {name}: {_first_difference(before[kind][name], now[kind][name])}"
+            for name in both
+            if before[kind][name] != now[kind][name]
+        ]
+        now[kind] = {**before[kind], **now[kind]}
+    if differing:
+        raise UsageError(f"{out}: a study with other settings: {'; '.join(sorted(differing))}; choose another --out")
+
+
+def _first_difference(before: Any, now: Any) -> str:
+    if isinstance(before, str):
+        lines = zip_longest(before.splitlines(), now.splitlines(), fillvalue="nothing")
+        return next((f"{a.strip()} there, {b.strip()} now" for a, b in lines if a != b), "")
+    return next((f"{key} is {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]), "")
+
+
+def _at_once(wanted: int, settled: Settled, split: Split) -> int:
+    """As many trainings at once as are wanted and as the memory holds."""
+    cases = len(split.train) + len(split.val)
+    needs = [
+        forecast_training(v.recipe, settled.plan.replaced(strides=v.recipe.architecture.strides), cases=cases)
+        for v in settled.variants
+    ]
+    for variant, need in zip(settled.variants, needs, strict=True):
+        need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
+    fit = max(1, int(machine_memory() / max(need.total for need in needs)))
+    if torch.cuda.is_available():
+        held = max(sum(size for name, size in need.parts.items() if name in ON_THE_GPU) for need in needs)
+        fit = max(1, min(fit, int(gpu_memory() / held)))
+    if fit < wanted:
+        log.info("note: %d trainings at once: the memory holds no more", fit)
+    return min(wanted, fit, os.cpu_count() or 1)
+
+
+def _complete(variants: Sequence[Variant], jobs: Sequence[Job]) -> list[str]:
+    """The networks of which every training is done."""
+    return [v.name for v in variants if all(job.done for job in jobs if job.variant.name == v.name)]
+
+
+def _costs(jobs: Sequence[Job], data: Path, dataset: Dataset, split: Split, out: Path) -> Costs:
+    first = {job.variant.name: job.run for job in reversed(jobs)}
+    order = list(dict.fromkeys(job.variant.name for job in jobs))
+    wanted = {*(split.test or split.val)}
+    case = pick_case([case for case in dataset.cases if case.id in wanted])
+    return measure_costs({name: first[name] for name in order}, data, case, out / "costs.json")
+
+
+def _footnotes(settled: Settled, budget: Budget | None, failed: Mapping[str, str]) -> list[str]:
+    notes = list(settled.footnotes)
+    if budget is not None:
+        notes.append(
+            f"every network is scaled to {budget} by one factor on the widths of its levels; "
+            "published figures hold for the unscaled ones"
+        )
+    notes += [f"{variant.name}: {note}" for variant in settled.variants for note in variant.footnotes]
+    notes += [f"{job} failed ({why}); its network is left out" for job, why in failed.items()]
+    return notes

@@ -1,0 +1,106 @@
+"""The command line: exit codes, messages, and that its words are those of the functions."""
+
+import inspect
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+import ulna
+from ulna.cli import main as cli
+from ulna.verbs import VERBS, find
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_summary_is_the_first_line_of_the_docstring(verb):
+    function = find(VERBS[verb].place)
+    assert function.__name__ == verb
+    assert inspect.getdoc(function).splitlines()[0] == VERBS[verb].summary
+    assert getattr(ulna, verb) is function
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_every_flag_and_an_example(verb, capsys):
+    assert cli.run([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"ulna {verb} " in out
+    for name, parameter in inspect.signature(find(VERBS[verb].place)).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert f"--{name.replace('_', '-')}" in out
+    assert "Example" in out
+
+
+def test_help_imports_nothing_heavy():
+    heavy = ["torch", "numpy", "lightning_fabric", "monai", "matplotlib", "scipy", "tyro"]
+    code = f"import sys; from ulna.cli.main import run; run(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+    assert all(verb in out for verb in VERBS)
+    assert "not a medical device" in out
+
+
+def test_version_carries_the_research_use_statement(capsys):
+    assert cli.run(["--version"]) == 0
+    assert "not a medical device" in capsys.readouterr().out
+
+
+def test_models_as_table_and_as_json(capsys):
+    assert cli.run(["models"]) == 0
+    assert "9,041,700" in capsys.readouterr().out
+    assert cli.run(["models", "zhou/unetpp_ds", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["parameters"] == 9_041_700
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian", "x"], "did you mean 'train'"),
+        (["models", "unet_pp"], "did you mean"),
+        (["check", "no/such/folder"], "does not exist"),
+        (["train", "no/such/folder"], "does not exist"),
+        (["predict", "no/run", "x", "--out", "y"], "not a run folder"),
+        (["train", "x", "--epochs", "many"], "invalid literal"),
+        (["train", "x", "--modle", "unet"], "--model"),
+        (["evaluate", "a", "b"], "does not exist"),
+    ],
+)
+def test_usage_errors_exit_with_2_and_without_a_traceback(arguments, words, capfd):
+    assert cli.run(arguments) == 2
+    out, err = capfd.readouterr()
+    assert words in out + err
+    assert "Traceback" not in out + err
+
+
+def test_a_defect_exits_with_1_and_says_so(monkeypatch, capfd):
+    monkeypatch.setattr(cli, "find", lambda place: (_ for _ in ()).throw(RuntimeError("broken")))
+    assert cli.run(["models"]) == 1
+    assert "defect of ulna" in capfd.readouterr().err
+
+
+def test_partial_failure_exits_with_3(monkeypatch, capfd):
+    def fail(place):
+        raise ulna.PartialFailure({"a": "truncated"}, 9)
+
+    monkeypatch.setattr(cli, "find", fail)
+    assert cli.run(["predict", "r", "i", "--out", "o"]) == 3
+    assert "1 of 10 cases failed" in capfd.readouterr().err
+
+
+def test_import_ulna_is_quick_because_rooms_wait():
+    start = time.perf_counter()
+    code = "import sys, ulna; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"
+    assert time.perf_counter() - start < 60  # a hang, not a speed
+
+
+def test_flags_of_every_verb_may_stand_before_it(capsys):
+    assert cli.run(["--json", "models", "unet"]) == 0
+    before = capsys.readouterr().out
+    assert cli.run(["models", "unet", "--json"]) == 0
+    assert capsys.readouterr().out == before
+    assert cli.run(["--quiet"]) == 0
+    assert "usage: ulna VERB" in capsys.readouterr().out

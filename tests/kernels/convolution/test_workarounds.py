@@ -1,0 +1,102 @@
+"""Convolutions that torch's library takes wrongly on some processor, against float64; freed memory is full of NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ulna.blocks import nd
+from ulna.kernels.convolution import workarounds
+
+# kernel, stride, size, channels, outputs, groups; without its detour every one of them is wrong, or writes where it must not
+SMALL = [
+    (3, (2, 2, 2), (4, 6, 2), 16, 16, 1),
+    (3, (2, 2, 2), (16, 16, 2), 8, 16, 1),
+    (3, (1, 1, 1), (1, 8, 5), 1, 16, 1),
+    (3, (1, 2, 2), (8, 7, 1), 32, 32, 1),
+    (3, (1, 1, 2), (12, 16, 2), 1, 16, 1),
+    (3, (1, 2), (12, 2), 1, 16, 1),
+    (3, (2, 2), (5, 1), 32, 64, 1),
+    (7, (2, 2, 1), (7, 6, 5), 3, 8, 1),
+    (7, (2, 2, 2), (6, 32, 1), 40, 40, 40),
+]
+GAPS = [((1, 1, 3), (2, 2, 2), (24, 12, 3), 32, 32, 1), (1, (2, 2), (12, 12), 8, 16, 1)]
+TRANSPOSED = [((4, 4, 4), (3, 12, 6), 8, 16), ((4, 4), (4, 2), 16, 16), ((3, 3, 3), (7, 32, 1), 24, 40)]
+
+
+def agrees(module, x, literal, dtype):
+    """The module's answer and gradients in a precision, five times, against those of `literal` in float64."""
+    entered = x.detach().double().requires_grad_()
+    weight = module.weight.detach().double().requires_grad_()
+    want = literal(entered, weight, module.bias.detach().double())
+    slope = torch.randn_like(want).to(dtype)
+    wanted = torch.autograd.grad(want, (entered, weight), slope.double())
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    for _ in range(5):
+        junk = [torch.full((2**n,), float("nan"), dtype=dtype) for n in range(4, 20) for _ in range(6)]
+        del junk
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            y = module(x)
+        got = torch.autograd.grad(y, (x, module.weight), slope.to(y.dtype))
+        for ours, theirs in zip((y, *got), (want, *wanted), strict=True):
+            assert ours.shape == theirs.shape
+            assert (ours.double() - theirs).norm() <= tolerance * theirs.norm() + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "size", "channels", "outputs", "groups"), [*SMALL, *GAPS])
+def test_small_maps_and_gaps(kernel, stride, size, channels, outputs, groups, last, dtype):
+    torch.manual_seed(0)
+    dims = len(size)
+    layout = nd.layout(dims, last)
+    conv = nd.conv(dims, channels, outputs, kernel_size=kernel, stride=stride, groups=groups).to(memory_format=layout)
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight.bfloat16())
+    x = torch.randn(2, channels, *size).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    literal = F.conv2d if dims == 2 else F.conv3d
+    agrees(conv, x, lambda x, w, b: literal(x, w, b, conv.stride, conv.padding, 1, groups), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("stride", "size", "channels", "outputs"), TRANSPOSED)
+def test_transposed_convolutions(stride, size, channels, outputs, dtype):
+    torch.manual_seed(0)
+    dims = len(size)
+    up = nd.transposed_conv(dims, channels, outputs, stride=stride)
+    with torch.no_grad():
+        up.weight.copy_(up.weight.bfloat16())
+    x = torch.randn(1, channels, *size).to(dtype).requires_grad_()
+    literal = F.conv_transpose2d if dims == 2 else F.conv_transpose3d
+    agrees(up, x, lambda x, w, b: literal(x, w, b, stride), dtype)
+
+
+def test_several_small_maps_are_one():
+    torch.manual_seed(0)
+    conv = nd.conv(3, 8, 4, stride=2)
+    x = torch.randn(1, 8, 2, 5, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        joined, parts = conv(x), conv([x[:, :3], x[:, 3:]])
+    assert joined.dtype == torch.bfloat16 and torch.equal(joined, parts)
+    torch.testing.assert_close(joined.float(), conv(x), atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "zeros"),
+    [
+        ((8, 8), (3, 3), (1, 2), (1, 1), (0, 0)),
+        ((4, 4), (3, 3), (2, 2), (1, 1), (0, 0)),
+        ((2, 3), (3, 3), (2, 2), (1, 1), (2, 1)),
+        ((6, 2), (7, 7), (2, 1), (3, 3), (2, 5)),
+        ((2, 4), (2, 2), (2, 2), (0, 0), (2, 0)),
+    ],
+)
+def test_room_is_counted(size, kernel, stride, padding, zeros):
+    assert workarounds.room(torch.zeros(1, 1, *size), kernel=kernel, stride=stride, padding=padding) == zeros
+
+
+def test_in_float32_small_maps_without_a_stride_stay_as_they_are():
+    x = torch.zeros(1, 1, 2, 2)
+    assert workarounds.room(x, kernel=(3, 3), stride=(1, 1), padding=(1, 1)) == (0, 0)
+    assert workarounds.room(x.bfloat16(), kernel=(3, 3), stride=(1, 1), padding=(1, 1)) == (1, 1)

@@ -1,0 +1,108 @@
+"""Memory is told before it is taken, and what this machine does not have is refused before anything is written."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ulna
+from tests.inference.test_predict import images, run_folder  # noqa: F401
+from ulna.errors import UsageError
+from ulna.planning.memory import Forecast
+
+# Peak memory of this process (VmHWM, in bytes) after a verb, beside what was forecast for it
+MEASURED = """
+import json, re, sys
+import ulna
+from ulna.planning.plan import plan
+run = ulna.train(sys.argv[1], model=sys.argv[2], out=sys.argv[3], epochs=2, set=sys.argv[4:])
+text = open(sys.argv[3] + "/log.txt").read()
+peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([float(re.search("memory: about ([0-9.]+) GB", text)[1]) * 1e9, peak]))
+"""
+
+
+def test_parts_are_told_largest_first_and_too_much_is_refused(monkeypatch):
+    need = Forecast({"maps": 1.2e9, "weights": 3.4e9})
+    assert str(need) == "4.6 GB (weights 3.4, maps 1.2)"
+    monkeypatch.setattr("ulna.planning.memory.memory", lambda: 5e9)
+    need.check("this", "do that")
+    monkeypatch.setattr("ulna.planning.memory.memory", lambda: 4e9)
+    with pytest.raises(UsageError, match=r"this needs about 4\.6 GB .*has 4\.0 GB; do that"):
+        need.check("this", "do that")
+
+
+def test_what_lies_on_a_gpu_is_compared_with_its_memory(monkeypatch):
+    need = Forecast({"maps of a step": 9e9, "cases kept": 3e9})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("ulna.planning.memory.memory", lambda: 4e9)
+    monkeypatch.setattr("ulna.planning.memory.gpu_memory", lambda: 10e9)
+    need.check("this", "do that")
+    monkeypatch.setattr("ulna.planning.memory.gpu_memory", lambda: 8e9)
+    with pytest.raises(UsageError, match=r"9\.0 GB of GPU memory .*the GPU has 8\.0 GB; do that"):
+        need.check("this", "do that")
+    monkeypatch.setattr("ulna.planning.memory.gpu_memory", lambda: 10e9)
+    monkeypatch.setattr("ulna.planning.memory.memory", lambda: 2e9)
+    with pytest.raises(UsageError, match=r"this machine has 2\.0 GB; do that"):
+        need.check("this", "do that")
+
+
+def test_a_training_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "d.npz",
+        images=rng.integers(0, 255, (8, 32, 32), np.uint8),
+        masks=np.tile(np.eye(32, dtype=np.uint8), (8, 1, 1)),
+    )
+    monkeypatch.setattr("ulna.planning.memory.memory", lambda: 10**8)
+    with pytest.raises(UsageError, match=r"this training needs about .*planning\.batch=1"):
+        ulna.train(tmp_path / "d.npz", model="unet", out=tmp_path / "run", epochs=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_that_cannot_fit_fails_alone(tmp_path, images, monkeypatch):  # noqa: F811
+    run = run_folder(tmp_path / "run", 0)
+    Image.fromarray(np.zeros((900, 800), np.uint8)).save(images / "huge.png")
+    monkeypatch.setattr("ulna.planning.memory._program", lambda: 0.0)  # grows as libraries are loaded
+    small = ulna.load(run).forecast(ulna.load(run)._volume(images / "a.png"), probabilities=False).total
+    monkeypatch.setattr("ulna.planning.memory.memory", lambda: 2 * small)
+    with pytest.raises(ulna.PartialFailure, match="900 x 800 needs about"):
+        ulna.predict(run, images, out=tmp_path / "masks")
+    assert len(json.loads((tmp_path / "masks/predict.json").read_text())["cases"]) == 4
+
+
+def test_probabilities_and_classes_take_more(tmp_path):
+    from ulna.recipe import Labels
+
+    few = ulna.load(run_folder(tmp_path / "few", 0, patch=(16, 16), whole_image_limit=1))
+    many = ulna.load(
+        run_folder(
+            tmp_path / "many", 0, patch=(16, 16), whole_image_limit=1, labels=Labels(names=tuple(map(str, range(30))))
+        )
+    )
+    volume = few._volume(np.zeros((1, 640, 64), np.float32))
+    mask, everything = (many.forecast(volume, probabilities=p).parts for p in (False, True))
+    assert mask["slab"] < everything["result"] / 5  # slab by slab: a 40th of the image at a time, twice
+    assert few.forecast(volume, probabilities=False).parts["slab"] < mask["slab"]
+    both = ulna.load([tmp_path / "few", tmp_path / "few"])
+    assert both.forecast(volume, probabilities=False).total >= few.forecast(volume, probabilities=False).total
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize(("model", "size"), [("unet", (12, 256, 256)), ("nnunet", (6, 48, 48, 48))])
+def test_the_forecast_of_a_training_is_near_its_peak(tmp_path, model, size):
+    rng = np.random.default_rng(0)
+    masks = (rng.random(size) > 0.5).astype(np.uint8)
+    np.savez(tmp_path / "d.npz", images=rng.integers(0, 255, size, np.uint8), masks=masks)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, str(tmp_path / "d.npz"), model, str(tmp_path / "run"), "training.min_steps=4"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    forecast, peak = json.loads(done.stdout.splitlines()[-1])
+    assert 0.7 < forecast / peak < 1.4, (forecast, peak)
