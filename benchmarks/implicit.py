@@ -40,7 +40,7 @@ from ulna.blocks import nd
 from ulna.data.pipeline.points import count_points, sample_points
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.demonstration import make_phantom
-from ulna.inference.sparse import Tally, by_stages
+from ulna.inference.sparse import PointCounts, by_stages
 from ulna.inference.volume import collect, predict_slabs, slab_axis, to_labels
 from ulna.kernels.allocator import keep_freed_memory
 from ulna.losses import make_loss
@@ -314,11 +314,11 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
         contender.network.eval()
     image, truth = phantom(arguments.size, seed=0) if arguments.image is None else (read(arguments.image), None)
     size, plan, axis = tuple(image.shape[1:]), plan_for(patch), slab_axis(tuple(image.shape[1:]))
-    tallies: dict[str, Tally] = {}
+    tallies: dict[str, PointCounts] = {}
     labels: dict[str, np.ndarray] = {}
 
     def run(way: str, name: str, spacing: int) -> None:
-        tallies[way] = Tally()
+        tallies[way] = PointCounts()
         slabs = predict_slabs(
             networks[name].network,
             plan,
@@ -356,7 +356,7 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
         "dice_of_three_stages_with_every_voxel": round(dice(labels["three stages"], labels["every voxel"]), 2),
     }
     if truth is not None:
-        known = Tally()
+        known = PointCounts()
         by_stages(Known(truth), truth[None, None], settings=Inference(), multilabel=False, tally=known)  # type: ignore[arg-type]
         facts["share_that_the_truth_would_refine"] = round(known.refined / known.voxels, 4)
         trained = ("three stages", "every voxel")

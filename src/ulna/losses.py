@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulna.errors import UsageError, unknown
-from ulna.kernels.points.point_sample import gather
+from ulna.kernels.points.point_sample import point_sample
 from ulna.networks.heads import Outputs, probabilities
 
 REDUCTIONS = ("image", "batch")
@@ -295,7 +295,7 @@ def target_for(logits: Tensor, target: Tensor, points: Tensor | None = None) -> 
     if points is not None:
         dims = points.shape[-1]
         maps = target if target.ndim > dims + 1 else target[:, None]
-        found = gather(maps, points, maps.shape[2:]).transpose(1, 2)
+        found = point_sample(maps, points, maps.shape[2:]).transpose(1, 2)
         return found if target.ndim > dims + 1 else found[:, 0]
     size = logits.shape[2:]
     if target.shape[-len(size) :] == size:

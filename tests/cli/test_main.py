@@ -34,7 +34,9 @@ def test_help_shows_every_flag_and_an_example(verb, capsys):
 
 def test_help_imports_nothing_heavy():
     heavy = ["torch", "numpy", "lightning_fabric", "monai", "matplotlib", "scipy", "tyro"]
-    code = f"import sys; from ulna.cli.main import run; run(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        f"import sys; from ulna.cli.main import run; run(['--help']); print([m for m in {heavy} if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
     assert all(verb in out for verb in VERBS)

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from tests.plans import make
 from ulna.blocks.attention_gate import Gate
 from ulna.blocks.self_attention import ChannelAttention, SpatialAttention
-from ulna.data.pipeline.preprocess import Prepared, framed
+from ulna.data.pipeline.preprocess import Prepared, pad_to_patch
 from ulna.errors import UsageError
 from ulna.explaining.methods import (
     Piece,
     attention_maps,
+    best_window,
     deepest_node,
     grad_cam,
     mirrorings,
@@ -26,7 +27,6 @@ from ulna.explaining.methods import (
     on_plan_grid,
     saliency,
     score,
-    telling_piece,
     uncertainty,
     window_size,
 )
@@ -332,7 +332,7 @@ def test_repeated_voxels_count_with_all_their_copies(spatial_dims):
     network = network_of("implicit_unet", spatial_dims=spatial_dims, in_channels=1, channels=(4, 6))
     size, patch = (7, 8, 5)[:spatial_dims], (12, 8, 6)[:spatial_dims]
     prepared = Prepared(torch.randn(1, *size, generator=torch.Generator().manual_seed(0)), size)
-    frame = framed(prepared, patch)
+    frame = pad_to_patch(prepared, patch)
     region = torch.zeros(patch, dtype=torch.bool)
     region[frame.inside] = True
     maps = saliency(
@@ -346,7 +346,7 @@ def test_repeated_voxels_count_with_all_their_copies(spatial_dims):
         margins=frame.margins,
     )
     x = prepared.image.clone().requires_grad_()
-    framed_again = framed(Prepared(x, size), patch).image
+    framed_again = pad_to_patch(Prepared(x, size), patch).image
     torch.autograd.backward((network(framed_again[None])[0, 0] * region).sum())
     torch.testing.assert_close(maps[frame.inside], x.grad.abs(), rtol=1e-4, atol=1e-6)
     maps[frame.inside] = 0
@@ -357,10 +357,10 @@ def test_the_telling_piece_has_the_most_of_the_region():
     region = torch.zeros(20, 12, dtype=torch.bool)
     region[0, 0] = True
     region[13:19, 5:11] = True
-    piece = telling_piece(region, (8, 8), 0.5)
+    piece = best_window(region, (8, 8), 0.5)
     assert piece == Piece((12, 4), (8, 8))
     assert int(region[piece.window].sum()) == 36
-    assert telling_piece(region, (20, 12), 0.5) == Piece((0, 0), (20, 12))
+    assert best_window(region, (20, 12), 0.5) == Piece((0, 0), (20, 12))
 
 
 def test_maps_of_a_node_come_back_without_the_padding():
@@ -389,7 +389,7 @@ def test_maps_come_back_on_the_grid_of_the_image_and_pieces_in_their_place(spati
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_margins_around_an_image_smaller_than_a_patch_do_not_come_back(spatial_dims):
     image = torch.rand(1, *(7, 8, 5)[:spatial_dims])
-    frame = framed(Prepared(image, tuple(image.shape[1:])), (10, 8, 6)[:spatial_dims])
+    frame = pad_to_patch(Prepared(image, tuple(image.shape[1:])), (10, 8, 6)[:spatial_dims])
     assert frame.image.shape == (1, *(10, 8, 6)[:spatial_dims])
     assert torch.equal(frame.image[0, 0], frame.image[0, 1])  # the outermost voxels again
     assert torch.equal(on_image_grid(frame.image, frame), image)

@@ -12,7 +12,7 @@ from tests.plans import make
 from ulna.data.pipeline.patches import crop_patch
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.inference.sliding import gaussian, window_starts
-from ulna.inference.sparse import Tally, by_stages, on_boundary, smoothed
+from ulna.inference.sparse import PointCounts, by_stages, on_boundary, smoothed
 from ulna.inference.volume import collect, predict_slabs
 from ulna.networks.build import build
 from ulna.networks.heads import Outputs, probabilities
@@ -40,11 +40,11 @@ def staged(net, image, *, spacing, refine="halving", tally=None, multilabel=Fals
 @pytest.mark.parametrize("dims", [2, 3])
 def test_spacing_1_is_the_dense_answer_exactly(dims, classes, multilabel):
     net, image = network(dims, classes), torch.randn(1, 1, *SIZES[dims])
-    tally = Tally()
+    tally = PointCounts()
     with torch.inference_mode():
         dense = probabilities(net(image), multilabel=multilabel)
     assert torch.equal(staged(net, image, spacing=1, multilabel=multilabel, tally=tally), dense)
-    assert tally == Tally(voxels=image.numel(), mesh=image.numel(), refined=0)
+    assert tally == PointCounts(voxels=image.numel(), mesh=image.numel(), refined=0)
 
 
 def test_windows_of_a_batch_are_answered_each_by_itself():
@@ -116,7 +116,7 @@ class Ball:
 @pytest.mark.parametrize("spacing", [2, 4])
 @pytest.mark.parametrize("radius", [6.0, 9.3])
 def test_a_ball_wider_than_the_mesh_is_found_to_the_voxel_from_few_points(spacing, radius):
-    ball, tally = Ball((15.2, 16.9, 14.6), radius), Tally()
+    ball, tally = Ball((15.2, 16.9, 14.6), radius), PointCounts()
     p = staged(ball, torch.zeros(1, 1, 32, 32, 32), spacing=spacing, refine="once", tally=tally)
     grid = torch.cartesian_prod(*(torch.arange(32),) * 3)[None]
     assert torch.equal((p > 0.5).flatten(), (ball.read(grid).logits > 0).flatten())
@@ -124,7 +124,7 @@ def test_a_ball_wider_than_the_mesh_is_found_to_the_voxel_from_few_points(spacin
     assert tally.mesh == (32 // spacing) ** 3
     assert ball.asked[:2] == [tally.mesh, tally.refined]
     assert 0 < tally.refined < 0.5 * tally.voxels
-    halved = Tally()
+    halved = PointCounts()
     ball.asked.clear()
     again = staged(ball, torch.zeros(1, 1, 32, 32, 32), spacing=spacing, tally=halved)
     assert torch.equal(again > 0.5, p > 0.5)
@@ -141,7 +141,7 @@ def test_far_from_boundaries_every_voxel_has_the_answer_of_its_mesh_point():
 
 
 def test_a_structure_that_the_mesh_steps_over_is_missed():
-    tally = Tally()
+    tally = PointCounts()
     p = staged(Ball((6, 6), 1.2), torch.zeros(1, 1, 16, 16), spacing=4, tally=tally)
     assert (p < 0.5).all()
     assert tally.refined == 0

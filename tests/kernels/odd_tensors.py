@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from ulna.blocks import nd
 from ulna.kernels.convolution.winograd import convolve
 from ulna.kernels.normalize import instance_norm
-from ulna.kernels.points.fused_mlp import perceptron, perceptron_reference
-from ulna.kernels.points.point_sample import gather, gather_reference
+from ulna.kernels.points.fused_mlp import fused_mlp, fused_mlp_reference
+from ulna.kernels.points.point_sample import point_sample, point_sample_reference
 from ulna.kernels.sweep.dispatch import Direction, Gates, sweep, sweep_reference
 
 Rng = np.random.Generator
@@ -172,18 +172,18 @@ KERNELS: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
     ),
     "sweep": (partial(_swept, sweep, 0), partial(_swept, sweep_reference, 0), ((2, C, 4, 6), *GATES)),
     "nearest points": (
-        partial(_points, gather, "nearest"),
-        partial(_points, gather_reference, "nearest"),
+        partial(_points, point_sample, "nearest"),
+        partial(_points, point_sample_reference, "nearest"),
         ((2, 3, 4, 4),),
     ),
     "linear points": (
-        partial(_points, gather, "linear"),
-        partial(_points, gather_reference, "linear"),
+        partial(_points, point_sample, "linear"),
+        partial(_points, point_sample_reference, "linear"),
         ((2, 3, 4, 4),),
     ),
     "perceptron": (
-        partial(_mlp, perceptron),
-        partial(_mlp, perceptron_reference),
+        partial(_mlp, fused_mlp),
+        partial(_mlp, fused_mlp_reference),
         ((30, 6), (7, 6), (2, 7), (7,), (2,)),
     ),
 }

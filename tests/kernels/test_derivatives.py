@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from ulna import build
 from ulna.kernels import door, native, normalize
-from ulna.kernels.convolution.chunked import convolve_in_slabs
+from ulna.kernels.convolution.chunked import convolve_chunked
 from ulna.kernels.convolution.depthwise import convolve_depthwise
 from ulna.kernels.convolution.winograd import convolve
 from ulna.kernels.normalize import batch_norm, instance_norm
-from ulna.kernels.points.fused_mlp import perceptron, perceptron_reference
-from ulna.kernels.points.point_sample import gather, gather_reference
+from ulna.kernels.points.fused_mlp import fused_mlp, fused_mlp_reference
+from ulna.kernels.points.point_sample import point_sample, point_sample_reference
 from ulna.kernels.sweep import dispatch as sweeps
 from ulna.kernels.sweep.dispatch import Direction, Gates, sweep, sweep_reference
 
@@ -90,24 +90,24 @@ KERNELS: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
         ((1, 4, 4, 5, 6), (4, 1, 3, 3, 3), (4,)),
     ),
     "slabs": (
-        partial(convolve_in_slabs, stride=(1, 1), padding=(1, 1)),
+        partial(convolve_chunked, stride=(1, 1), padding=(1, 1)),
         partial(F.conv2d, padding=1),
         ((1, 4, 9, 8), (5, 4, 3, 3), (5,)),
     ),
     "nearest points": (
-        lambda x: gather(_last(x), POINTS, (8, 8)),
-        lambda x: gather_reference(x, POINTS, (8, 8)),
+        lambda x: point_sample(_last(x), POINTS, (8, 8)),
+        lambda x: point_sample_reference(x, POINTS, (8, 8)),
         ((2, 3, 4, 4),),
     ),
     "linear points": (
-        lambda x: gather(_last(x), POINTS, (8, 8), mode="linear"),
-        lambda x: gather_reference(x, POINTS, (8, 8), mode="linear"),
+        lambda x: point_sample(_last(x), POINTS, (8, 8), mode="linear"),
+        lambda x: point_sample_reference(x, POINTS, (8, 8), mode="linear"),
         ((2, 3, 4, 4),),
     ),
-    "perceptron": (partial(_mlp, perceptron, 2), partial(_mlp, perceptron_reference, 2), ((40, 5), *MLP)),
+    "perceptron": (partial(_mlp, fused_mlp, 2), partial(_mlp, fused_mlp_reference, 2), ((40, 5), *MLP)),
     "perceptron that reads": (
-        lambda x, m, *layers: perceptron(x, layers[:3], layers[3:], reinject=2, read=[(m, AT)]),
-        lambda x, m, *layers: perceptron_reference(torch.cat([m[AT], x], 1), layers[:3], layers[3:], reinject=2),
+        lambda x, m, *layers: fused_mlp(x, layers[:3], layers[3:], reinject=2, read=[(m, AT)]),
+        lambda x, m, *layers: fused_mlp_reference(torch.cat([m[AT], x], 1), layers[:3], layers[3:], reinject=2),
         ((40, 2), (20, 3), *MLP),
     ),
     "sweep": (
@@ -242,7 +242,7 @@ def test_many_gradients_at_once_are_those_of_torch(kernel) -> None:
 
 def test_dropped_values_stay_dropped_in_second_derivatives() -> None:
     x, *layers = (t.requires_grad_() for t in drawn(((40, 5), *MLP)))
-    y = perceptron(x, layers[:3], layers[3:], dropout=0.4, reinject=2)
+    y = fused_mlp(x, layers[:3], layers[3:], dropout=0.4, reinject=2)
     first, *_ = torch.autograd.grad(y.sum(), [x, *layers], retain_graph=True)
     again, *_ = torch.autograd.grad(y.sum(), [x, *layers], create_graph=True)
     torch.testing.assert_close(again, first)
@@ -300,7 +300,7 @@ def test_the_kernels_of_this_file_are_our_own() -> None:
     x, w, b = (t.requires_grad_() for t in drawn(KERNELS["instance norm"][2]))
     assert "_NormalizeBackward" in type(instance_norm(_last(x), w, b, eps=1e-3).grad_fn).__name__
     x, *layers = (t.requires_grad_() for t in drawn(KERNELS["perceptron"][2]))
-    assert "_Perceptron" in type(perceptron(x, layers[:3], layers[3:], reinject=2).grad_fn).__name__
+    assert "_Perceptron" in type(fused_mlp(x, layers[:3], layers[3:], reinject=2).grad_fn).__name__
 
 
 def test_maps_that_are_computed_again_have_the_same_derivatives() -> None:
@@ -331,7 +331,7 @@ def test_second_derivatives_without_memory_have_their_shapes() -> None:
     """Meta tensors know no autocast, which a gradient by torch's operations switches off."""
     sizes = ((7, 4), (5, 4), (2, 5), (5,), (2,))
     x, *layers = (torch.randn(size, device="meta", requires_grad=True) for size in sizes)
-    y = perceptron(x, layers[:2], layers[2:])
+    y = fused_mlp(x, layers[:2], layers[2:])
     first = torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
     second = torch.autograd.grad(first.square().sum(), layers[0])[0]
     assert second.shape == layers[0].shape and second.device.type == "meta"

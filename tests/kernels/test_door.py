@@ -16,7 +16,7 @@ from ulna.kernels import door, native, normalize
 from ulna.kernels.convolution import chunked, depthwise
 from ulna.kernels.convolution.winograd import convolve, suits
 from ulna.kernels.normalize import instance_norm
-from ulna.kernels.points.point_sample import gather, gather_reference
+from ulna.kernels.points.point_sample import point_sample, point_sample_reference
 from ulna.kernels.sweep.dispatch import Direction, Gates, sweep, sweep_reference
 
 
@@ -133,16 +133,16 @@ def test_points_of_a_small_type_reach_every_voxel(dtype: torch.dtype, mode: str)
     """The number of a voxel is larger than its index along any axis."""
     fmap = torch.randn(2, 3, 40, 50, 20).contiguous(memory_format=torch.channels_last_3d)
     points = torch.stack([torch.randint(0, n, (2, 99)) for n in (40, 50, 20)], dim=-1)
-    expected = gather_reference(fmap, points, (40, 50, 20), mode=mode)
-    assert torch.equal(gather(fmap, points.to(dtype), (40, 50, 20), mode=mode), expected)
+    expected = point_sample_reference(fmap, points, (40, 50, 20), mode=mode)
+    assert torch.equal(point_sample(fmap, points.to(dtype), (40, 50, 20), mode=mode), expected)
 
 
 def test_points_outside_read_the_nearest_voxel_and_no_other_image() -> None:
     fmap = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     points = torch.tensor([[[-1, -5], [99, 2]]]).expand(2, -1, -1)
     expected = torch.stack([fmap[:, :, 0, 0], fmap[:, :, 3, 2]], dim=1)
-    assert torch.equal(gather(fmap, points, (4, 4)), expected)
-    assert torch.equal(gather_reference(fmap, points, (4, 4)), expected)
+    assert torch.equal(point_sample(fmap, points, (4, 4)), expected)
+    assert torch.equal(point_sample_reference(fmap, points, (4, 4)), expected)
 
 
 def test_weights_of_a_sweep_that_do_not_fit_are_the_reference_s_error() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ulna import build
-from ulna.kernels.points.point_sample import gather
+from ulna.kernels.points.point_sample import point_sample
 from ulna.kernels.sweep import dispatch as sweep
 from ulna.networks.catalog import NAMED
 from ulna.networks.heads.decoder import encode
@@ -60,4 +60,4 @@ def test_places_of_points_and_what_lies_between_voxels_are_exact_too():
     assert (made[:, -4:-2] - (math.pi * 2.0**9 * q).sin()).abs().max() < 1e-11
     fmap = torch.randn(1, 2, 2, 3, dtype=torch.float64)
     between = torch.nn.functional.interpolate(fmap, size=(6, 9), mode="bilinear").flatten(2).mT
-    assert (gather(fmap, points, (6, 9), mode="linear") - between).abs().max() < 1e-14
+    assert (point_sample(fmap, points, (6, 9), mode="linear") - between).abs().max() < 1e-14

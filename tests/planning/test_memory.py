@@ -11,7 +11,7 @@ from PIL import Image
 import ulna
 from tests.inference.test_predict import images, run_folder  # noqa: F401
 from ulna.errors import UsageError
-from ulna.planning.memory import Forecast
+from ulna.planning.memory import MemoryEstimate
 
 # Peak memory of this process (VmHWM, in bytes) after a verb, beside what was forecast for it
 MEASURED = """
@@ -26,7 +26,7 @@ print(json.dumps([float(re.search("memory: about ([0-9.]+) GB", text)[1]) * 1e9,
 
 
 def test_parts_are_told_largest_first_and_too_much_is_refused(monkeypatch):
-    need = Forecast({"maps": 1.2e9, "weights": 3.4e9})
+    need = MemoryEstimate({"maps": 1.2e9, "weights": 3.4e9})
     assert str(need) == "4.6 GB (weights 3.4, maps 1.2)"
     monkeypatch.setattr("ulna.planning.memory.memory", lambda: 5e9)
     need.check("this", "do that")
@@ -36,7 +36,7 @@ def test_parts_are_told_largest_first_and_too_much_is_refused(monkeypatch):
 
 
 def test_what_lies_on_a_gpu_is_compared_with_its_memory(monkeypatch):
-    need = Forecast({"maps of a step": 9e9, "cases kept": 3e9})
+    need = MemoryEstimate({"maps of a step": 9e9, "cases kept": 3e9})
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("ulna.planning.memory.memory", lambda: 4e9)
     monkeypatch.setattr("ulna.planning.memory.gpu_memory", lambda: 10e9)

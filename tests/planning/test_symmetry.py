@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.planning.test_plan import data, planned
-from ulna.data.quality.scan import Survey
+from ulna.data.quality.scan import CaseStats
 from ulna.planning.plan import _orientations
 from ulna.planning.symmetry import world_axes
 from ulna.recipe import Labels
@@ -121,8 +121,8 @@ def turned_slice(degrees, a, b):
     ],
 )
 def test_oblique_slices_are_not_mirrored_across_sides(degrees, a, b, classes, kept):
-    straight = Survey("c0", (48, 48), affine=np.eye(4).tolist())
-    oblique = Survey("c1", (48, 48), affine=turned_slice(degrees, a, b))
+    straight = CaseStats("c0", (48, 48), affine=np.eye(4).tolist())
+    oblique = CaseStats("c1", (48, 48), affine=turned_slice(degrees, a, b))
     found = _orientations([straight, oblique])
     slices = data((48, 48), unit="mm") | {
         "world_axes": found.axes, "orientation": found.orientation, "orientations": found.stored

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ulna.study import drawings, jobs
-from ulna.study.outcome import RIGHTLY_EMPTY, conclude
+from ulna.study.outcome import RIGHTLY_EMPTY, analyse
 from ulna.study.scores import MEASURES, Row
 
 NAN = float("nan")
@@ -33,7 +33,7 @@ def rows(model, values):
 
 def concluded(scores, trained, beside=None):
     every = [row for model, values in scores.items() for row in rows(model, values)]
-    return conclude(
+    return analyse(
         every, trained, None, margin=0.01, unit="case", footnotes=(), data="here", command="ulna compare",
         beside=beside or {},
     )  # fmt: skip

@@ -20,8 +20,8 @@ from ulna.errors import UsageError
 from ulna.inference.segmenter import Segmenter
 from ulna.networks.build import build, count_parameters, ends, named
 from ulna.networks.catalog import NAMED
-from ulna.planning.memory import Forecast
-from ulna.planning.plan import forecast_training, resolve
+from ulna.planning.memory import MemoryEstimate
+from ulna.planning.plan import estimate_training_memory, resolve
 from ulna.recipe import Normalization, Plan, Recipe, from_yaml
 from ulna.study import prune as pruning
 from ulna.study.prune import COLUMNS, measure_times, pick, prune, seconds_in
@@ -353,7 +353,7 @@ def test_plans_are_made_for_a_pruned_architecture_too(run_of, tmp_path):
     plan, recipe = from_yaml(Plan, folder / "plan.yaml"), from_yaml(Recipe, folder / "recipe.yaml")
     assert resolve(recipe, plan) == recipe.architecture
     whole = from_yaml(Recipe, run_of("unetpp") / "recipe.yaml")
-    assert forecast_training(recipe, plan, cases=3).total < forecast_training(whole, plan, cases=3).total
+    assert estimate_training_memory(recipe, plan, cases=3).total < estimate_training_memory(whole, plan, cases=3).total
 
 
 @pytest.mark.skipif("prune" not in cli.VERBS, reason="the verb is not listed yet")
@@ -403,6 +403,6 @@ def test_a_run_is_measured_on_labels_as_it_saw_them(tmp_path, tag, format, monke
     Image.fromarray(np.ascontiguousarray(label // 200)).save(tmp_path / "label.png")
     case = Case("a", (Source(tmp_path / "image.png"),), Source(tmp_path / "label.png"))
     plan = make(format=format, normalization=(Normalization(kind="none"),), patch=(48, 48))
-    monkeypatch.setattr(Segmenter, "forecast", lambda *args, **flags: Forecast({}))
+    monkeypatch.setattr(Segmenter, "forecast", lambda *args, **flags: MemoryEstimate({}))
     scores = pruning._evaluate(Segmenter(Bright(()), plan, RECIPE), [case], "measuring")
     assert scores.summary["mean"]["dice"]["mean"] == 1

@@ -12,7 +12,7 @@ from tests.data.pipeline.test_orientation import oblique, stored_as
 from tests.inference.test_predict import run_folder
 from tests.plans import make
 from ulna.data.layout.dataset import Dataset
-from ulna.data.quality.check import inspect
+from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError
 from ulna.inference import segmenter
 from ulna.planning.plan import fingerprint, make_plan, recommended
@@ -44,7 +44,7 @@ def mixed(tmp_path_factory):
 
 def planned(root, *changes, recipe=None):
     dataset = Dataset.from_folder(root)
-    report = inspect(dataset)
+    report = check_dataset(dataset)
     recipe = recipe or recommended("unet")
     for change in changes:
         recipe = set_value(recipe, change)

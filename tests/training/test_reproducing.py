@@ -8,7 +8,7 @@ from ulna.errors import UsageError
 from ulna.kernels import native
 from ulna.system.files import Tensors, write_tensors
 from ulna.training.checkpoint import load_checkpoint
-from ulna.training.reproducing import arithmetic, go_on_with
+from ulna.training.reproducing import environment, restore_environment
 from ulna.training.train import train
 
 CPU = torch.device("cpu")
@@ -34,26 +34,26 @@ def test_a_run_goes_on_with_its_own_number_of_threads(discs, tmp_path, one_threa
 
 
 def test_a_process_that_cannot_take_as_many_threads_is_told_what_to_do(monkeypatch, one_thread):
-    stored = {**arithmetic(CPU, "fp32"), "threads": 3}
+    stored = {**environment(CPU, "fp32"), "threads": 3}
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     with pytest.raises(UsageError, match="keeps to 1: start it with OMP_NUM_THREADS=3"):
-        go_on_with(stored, CPU, "fp32")
+        restore_environment(stored, CPU, "fp32")
 
 
 def test_another_device_or_version_is_said(caplog, one_thread):
-    stored = arithmetic(CPU, "fp32")
-    go_on_with(stored, CPU, "fp32")
+    stored = environment(CPU, "fp32")
+    restore_environment(stored, CPU, "fp32")
     assert caplog.text == ""
-    go_on_with({**stored, "precision": "bf16", "torch": "1.0"}, CPU, "fp32")
+    restore_environment({**stored, "precision": "bf16", "torch": "1.0"}, CPU, "fp32")
     assert "precision bf16 before, fp32 now; torch 1.0 before" in caplog.text
 
 
 def test_another_ulna_or_another_compiled_kernel_is_said(caplog, one_thread):
     native.library("normalize")
-    stored = arithmetic(CPU, "fp32")
+    stored = environment(CPU, "fp32")
     before = {"ulna": "0.0.1", "kernel convolution": "convolution-0", "kernel normalize": "normalize-0"}
     assert before.keys() <= stored.keys()
-    go_on_with(stored | before, CPU, "fp32")
+    restore_environment(stored | before, CPU, "fp32")
     for name, value in before.items():
         assert f"{name} {value} before, {stored[name]} now" in caplog.text
 
@@ -61,9 +61,9 @@ def test_another_ulna_or_another_compiled_kernel_is_said(caplog, one_thread):
 def test_a_kernel_that_was_stored_is_compared_before_it_is_used(caplog, one_thread, monkeypatch):
     monkeypatch.setattr(native, "_versions", {})
     native.library.cache_clear()
-    stored = {**arithmetic(CPU, "fp32"), "kernel normalize": "normalize-0"}
+    stored = {**environment(CPU, "fp32"), "kernel normalize": "normalize-0"}
     assert "normalize" not in native.versions()
-    go_on_with(stored, CPU, "fp32")
+    restore_environment(stored, CPU, "fp32")
     assert "kernel normalize normalize-0 before" in caplog.text
     native.library.cache_clear()
 

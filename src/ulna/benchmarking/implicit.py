@@ -23,7 +23,7 @@ from ulna.demonstration import STATEMENT, make_phantom
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation.evaluate import evaluate_pairs
 from ulna.inference.segmenter import Segmenter, read_split
-from ulna.inference.sparse import Tally
+from ulna.inference.sparse import PointCounts
 from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.catalog import NAMED
 from ulna.recipe import Recipe, from_yaml
@@ -212,7 +212,7 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
     cases = [case for case in dataset.cases if case.id in wanted]
     spacings = sorted({*SPACINGS, *([] if own is None else [int(own)])})
     scores: dict[tuple[str, int, str], float] = {}
-    asked = {spacing: Tally() for spacing in spacings}
+    asked = {spacing: PointCounts() for spacing in spacings}
     for seed, run in enumerate(runs):
         segmenters = _on_meshes(Segmenter.load(run), asked)
         for case in track(cases, "predicting on meshes"):
@@ -228,7 +228,7 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
     case = pick_case(cases)
     volume = case.read_image()
     seconds: dict[int, list[float]] = {spacing: [] for spacing in spacings}
-    segmenters = _on_meshes(Segmenter.load(runs[0]), {spacing: Tally() for spacing in spacings})
+    segmenters = _on_meshes(Segmenter.load(runs[0]), {spacing: PointCounts() for spacing in spacings})
     for number in range(ROUNDS + 1):
         for spacing, segmenter in segmenters.items():
             start = time.perf_counter()
@@ -250,7 +250,7 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
     ]
 
 
-def _on_meshes(trained: Segmenter, tallies: Mapping[int, Tally]) -> dict[int, Segmenter]:
+def _on_meshes(trained: Segmenter, tallies: Mapping[int, PointCounts]) -> dict[int, Segmenter]:
     """A run's network with meshes of several steps, each counting what it asks."""
     segmenters = {}
     for spacing, tally in tallies.items():

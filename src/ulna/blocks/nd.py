@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ulna.errors import UsageError, unknown
 from ulna.kernels import native, normalize
 from ulna.kernels.convolution import depthwise, workarounds
-from ulna.kernels.convolution.chunked import axis_to_turn, convolve_in_slabs, suits
+from ulna.kernels.convolution.chunked import axis_to_turn, convolve_chunked, suits
 from ulna.kernels.convolution.winograd import convolve
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
@@ -81,17 +81,17 @@ class _Conv:
     def _in_room(self: Any, maps: list[Tensor]) -> Tensor:
         """Small maps get zeros behind their ends, and what the kernel makes of these is cut off."""
         reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        zeros = workarounds.room(maps[0], kernel=reach, stride=self.stride, padding=self.padding)
+        zeros = workarounds.extra_padding(maps[0], kernel=reach, stride=self.stride, padding=self.padding)
         if not any(zeros):
             return self._by_the_fastest(maps)
-        made: Tensor = self._by_the_fastest([workarounds.widened(m, zeros) for m in maps])
+        made: Tensor = self._by_the_fastest([workarounds.pad_end(m, zeros) for m in maps])
         for axis, (k, s, p) in enumerate(zip(reach, self.stride, self.padding, strict=True), start=2):
             made = made.narrow(axis, 0, (maps[0].shape[axis] + 2 * p - k) // s + 1)
         return made
 
     def _by_the_fastest(self: Any, maps: list[Tensor]) -> Tensor:
         if all(suits(m, self.weight, self.bias, dilation=self.dilation, groups=self.groups) for m in maps):
-            return convolve_in_slabs(maps, self.weight, self.bias, stride=self.stride, padding=self.padding)
+            return convolve_chunked(maps, self.weight, self.bias, stride=self.stride, padding=self.padding)
         if _keeps_size(self):
             return convolve(maps, self.weight, self.bias)
         whole = workarounds.joined(maps)

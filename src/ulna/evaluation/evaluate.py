@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, Source, fault, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, suffix_of
 from ulna.data.layout.classes import classes_found
 from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.layout.record import JOURNAL, Record
@@ -259,7 +259,7 @@ def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
         what = "has another orientation, origin or spacing (affine) than its reference"
     else:
         return
-    raise fault(source, what, "give masks on the grid of the references")
+    raise data_error(source, what, "give masks on the grid of the references")
 
 
 def _dims(references: Iterable[Source]) -> int | None:

@@ -18,18 +18,18 @@ from ulna.data.formats.limits import memory
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.orientation import turned
-from ulna.data.pipeline.preprocess import framed, prepare, prepare_labels
+from ulna.data.pipeline.preprocess import pad_to_patch, prepare, prepare_labels
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, listed, unknown
 from ulna.explaining import methods
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
-from ulna.inference.folding import folded
+from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.segmenter import Ensemble, Segmenter, load
 from ulna.inference.volume import predict_volume, to_labels
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
-from ulna.planning.memory import Forecast
+from ulna.planning.memory import MemoryEstimate
 from ulna.recipe import Labels, Plan
 from ulna.system.files import move_whole, staged, unwritable, write_text
 from ulna.system.locking import locked
@@ -111,7 +111,7 @@ def explain(
     inside = _region(mask, index, labels)
     region = prepare_labels(inside.astype(np.uint8), volume, segmenter.plan).bool()
     if segmenter.network.head.sparse:  # as it predicts
-        prepared, whole = framed(prepared, segmenter.plan.patch), region
+        prepared, whole = pad_to_patch(prepared, segmenter.plan.patch), region
         region = region.new_zeros(prepared.image.shape[1:])
         region[prepared.inside] = whole
     empty = not bool(region.any())
@@ -120,10 +120,10 @@ def explain(
         summed = torch.zeros_like(region)
         summed[prepared.inside] = True
     size = methods.window_size(segmenter.network, segmenter.plan, region.shape, memory() / 2)
-    piece = methods.telling_piece(summed, size, segmenter.recipe.inference.overlap)
+    piece = methods.best_window(summed, size, segmenter.recipe.inference.overlap)
     subject = Subject(prepared, index, _names(labels)[index], summed, size, piece)
 
-    network = folded(segmenter.network).requires_grad_(False)  # a copy: only the image needs gradients
+    network = fuse_batchnorm(segmenter.network).requires_grad_(False)  # a copy: only the image needs gradients
     found = Found(
         about={
             "overlay": {
@@ -234,10 +234,10 @@ def _recorded(out: Path) -> dict[str, set[str]]:
     return known | {EXPLAIN_FILE: set()}
 
 
-def _need(segmenter: Segmenter, volume: Volume) -> Forecast:
+def _need(segmenter: Segmenter, volume: Volume) -> MemoryEstimate:
     """A prediction with its probabilities, and what the members leave: their mean, their spread and the entropy."""
     kept = 3 * 4 * segmenter.plan.labels.outputs * math.prod(volume.size)
-    return Forecast({**segmenter.forecast(volume, probabilities=True).parts, "mean and spread": kept})
+    return MemoryEstimate({**segmenter.forecast(volume, probabilities=True).parts, "mean and spread": kept})
 
 
 def _members(segmenter: Segmenter, volume: Volume, tta: bool) -> tuple[str, Iterator[Tensor]]:
@@ -266,7 +266,7 @@ def _mirrored_answer(segmenter: Segmenter, volume: Volume, axes: tuple[int, ...]
 
 def _head_answer(segmenter: Segmenter, volume: Volume, head: str) -> Tensor:
     return predict_volume(
-        folded(segmenter.network.prune(head)),
+        fuse_batchnorm(segmenter.network.prune(head)),
         segmenter.plan,
         volume,
         settings=segmenter.recipe.inference,

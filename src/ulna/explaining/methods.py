@@ -97,7 +97,7 @@ def window_size(network: Network, plan: Plan, grid: Sequence[int], room: float) 
     return tuple(min(side, length) for side, length in zip(plan.patch, grid, strict=True))
 
 
-def telling_piece(region: Tensor, size: Sequence[int], overlap: float) -> Piece:
+def best_window(region: Tensor, size: Sequence[int], overlap: float) -> Piece:
     """Of the windows that prediction goes through, the one with the most voxels of a region: (*S') bool -> Piece."""
     pieces = _pieces(region.shape, size, overlap)
     return max(pieces, key=lambda piece: int(region[piece.window].sum()))

@@ -12,19 +12,19 @@ from ulna.networks.heads.decoder import WeightNormLinear
 from ulna.networks.network import Network
 
 
-def folded(network: Network) -> Network:
+def fuse_batchnorm(network: Network) -> Network:
     """A copy for prediction in which every batch norm that directly follows a convolution is part of it.
 
     Batch norm is a fixed scale and shift once training is over, so the convolution's weights and bias can carry them. The
     answers differ by rounding. Instance norm depends on the image and stays. The weights of the implicit decoder are
     normalised once, too.
     """
-    folded = copy.deepcopy(network).eval()
-    for sequence in [module for module in folded.modules() if isinstance(module, nn.Sequential)]:
+    fused = copy.deepcopy(network).eval()
+    for sequence in [module for module in fused.modules() if isinstance(module, nn.Sequential)]:
         for (name, conv), (after, norm) in pairwise(list(sequence.named_children())):
             if isinstance(conv, nn.Conv2d | nn.Conv3d) and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
                 setattr(sequence, name, fuse_conv_bn_eval(conv, norm))
                 setattr(sequence, after, nn.Identity())
-    for layer in [module for module in folded.modules() if isinstance(module, WeightNormLinear)]:
+    for layer in [module for module in fused.modules() if isinstance(module, WeightNormLinear)]:
         layer.fold()
-    return folded
+    return fused

@@ -22,14 +22,14 @@ from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
 from ulna.data.pipeline.preprocess import check_fit, differences, prepare
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, printable
-from ulna.inference.folding import folded
+from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.inputs import as_volume, is_case
-from ulna.inference.sparse import Tally
+from ulna.inference.sparse import PointCounts
 from ulna.inference.volume import collect, label_slabs, mean_slabs, predict_slabs, slab_axis, to_labels
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
-from ulna.planning.memory import Forecast, maps_per_voxel, prediction_memory
+from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
 from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
 from ulna.system.device import choose_precision, default_device
 from ulna.system.reading import read_json
@@ -87,7 +87,7 @@ class Segmenter:
         self.plan, self.recipe = plan, recipe
         self.precision = choose_precision(recipe.training.precision, self.device)
         self._noted: set[str] = set()
-        self.tally = Tally()  # what a head that reads points was asked for so far
+        self.tally = PointCounts()  # what a head that reads points was asked for so far
 
     @classmethod
     def load(cls, run: str | Path) -> Segmenter:
@@ -171,7 +171,7 @@ class Segmenter:
         size = turn.order(volume.size)
         return size, slab_axis(size), turn
 
-    def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
+    def forecast(self, volume: Volume, *, probabilities: bool) -> MemoryEstimate:
         """The memory that predicting a volume takes at its peak; `probabilities`: of all classes, for the whole volume.
 
         Raises:
@@ -209,7 +209,7 @@ class Segmenter:
 
     @cached_property
     def _folded(self) -> Network:
-        return folded(self.network)
+        return fuse_batchnorm(self.network)
 
 
 class Ensemble(Segmenter):
@@ -251,14 +251,14 @@ class Ensemble(Segmenter):
         """How a volume is turned for those members that turn it; plans of format 1 do not."""
         return next((turn for member in self.members if (turn := member.turn(volume)) != AS_STORED), AS_STORED)
 
-    def forecast(self, volume: Volume, *, probabilities: bool) -> Forecast:
+    def forecast(self, volume: Volume, *, probabilities: bool) -> MemoryEstimate:
         """As in `Segmenter.forecast`: windows go one after the other, every member has a slab and the image of its own."""
         each = [member.forecast(volume, probabilities=probabilities).parts for member in self.members]
         taken = {name: max(parts[name] for parts in each) for name in each[0]}
         turn = self.turn(volume)
         whole = sum(member.turn(volume) != turn for member in self.members)  # these give all of theirs at once
         taken["result"] += 2 * 4 * whole * self.plan.labels.outputs * math.prod(volume.size)
-        return Forecast({**taken, **{name: sum(parts[name] for parts in each) for name in ("slab", "image")}})
+        return MemoryEstimate({**taken, **{name: sum(parts[name] for parts in each) for name in ("slab", "image")}})
 
     def mirrored(self) -> Segmenter:
         """The same, averaging over mirrored copies of every image."""

@@ -20,7 +20,7 @@ from ulna.recipe import Inference
 
 
 @dataclass
-class Tally:
+class PointCounts:
     """How many points the head was asked for: of the mesh, and refined ones, among all voxels of all windows."""
 
     voxels: int = 0
@@ -29,7 +29,7 @@ class Tally:
 
 
 def by_stages(
-    network: Network, windows: Tensor, *, settings: Inference, multilabel: bool, tally: Tally | None = None
+    network: Network, windows: Tensor, *, settings: Inference, multilabel: bool, tally: PointCounts | None = None
 ) -> Tensor:
     """Probabilities of windows: encoded once, read at few points.
 
@@ -57,14 +57,16 @@ def by_stages(
     answers = []
     for number in range(len(windows)):
         read = network.head.reader({name: m[number : number + 1] for name, m in maps.items()}, size)
-        answers.append(_one_window(read, windows.shape[2:], settings, multilabel, tally or Tally(), windows.device))
+        answers.append(
+            _one_window(read, windows.shape[2:], settings, multilabel, tally or PointCounts(), windows.device)
+        )
     logits = torch.cat(answers)
     check_finite_maps(network, [logits])
     return probabilities(logits, multilabel=multilabel).float()  # as those of windows
 
 
 def _one_window(
-    read: Reader, size: torch.Size, settings: Inference, multilabel: bool, tally: Tally, device: torch.device
+    read: Reader, size: torch.Size, settings: Inference, multilabel: bool, tally: PointCounts, device: torch.device
 ) -> Tensor:
     """Logits of one window, (1, K, *S)."""
     step = settings.spacing

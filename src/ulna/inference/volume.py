@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ulna.blocks import nd
 from ulna.data.pipeline.orientation import AS_STORED, Turn
-from ulna.data.pipeline.preprocess import Prepared, framed, prepare, restored
+from ulna.data.pipeline.preprocess import Prepared, pad_to_patch, prepare, restored
 from ulna.data.volume import Volume, label_dtype
 from ulna.inference.finite import check_finite_maps
 from ulna.inference.sliding import by_windows
-from ulna.inference.sparse import Tally, by_stages, smoothed
+from ulna.inference.sparse import PointCounts, by_stages, smoothed
 from ulna.networks.heads import probabilities
 from ulna.networks.network import Network
 from ulna.recipe import Inference, Labels, Plan
@@ -53,7 +53,7 @@ def predict_slabs(
     settings: Inference,
     device: torch.device,
     precision: str,
-    tally: Tally | None = None,
+    tally: PointCounts | None = None,
 ) -> Iterator[Tensor]:
     """Probabilities on the volume's own grid, turned as the network sees it, slab by slab: what `predict_volume` collects.
 
@@ -66,7 +66,7 @@ def predict_slabs(
     mirrored = _mirrorings(plan.mirror_axes) if settings.tta else [()]
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
     if sparse:  # it goes by the place in a patch of the size that it was trained on
-        prepared = framed(prepared, plan.patch)
+        prepared = pad_to_patch(prepared, plan.patch)
     image = prepared.image.to(device)
     whole = math.prod(grid) <= plan.whole_image_limit and not sparse
     patch = grid if whole else plan.patch

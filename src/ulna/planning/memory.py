@@ -34,7 +34,7 @@ MESH_POINTS = 32 * 1024
 ON_THE_GPU = ("maps of a step", "weights, gradients and moments", "maps of a window", "slab")
 
 
-class Forecast(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Bytes at the peak, by what takes them."""
 
     parts: dict[str, float]
@@ -70,7 +70,7 @@ def gpu_memory() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool, cases: int) -> Forecast:
+def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool, cases: int) -> MemoryEstimate:
     """A training: the maps of a step, the weights with gradients and moments, and the cases that are kept.
 
     Args:
@@ -84,7 +84,7 @@ def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool,
     maps = peak_bytes(network, plan.patch, batch=plan.batch, training=True, bf16=bf16, points=points)
     moments = 1 if recipe.optimizer.kind == "sgd" else 2
     held = _image_bytes(plan.fingerprint["size"]["median"], plan) * cases
-    return Forecast(
+    return MemoryEstimate(
         {
             "maps of a step": OVERHEAD * maps,
             "weights, gradients and moments": (2 + moments) * _weight_bytes(network),
@@ -96,7 +96,7 @@ def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool,
 
 def prediction_memory(
     plan: Plan, volume: Volume, weights: Network, *, maps_per_voxel: float, probabilities: bool
-) -> Forecast:
+) -> MemoryEstimate:
     """The prediction of one image: the maps of a window, the probabilities of a slab, and the image itself.
 
     Args:
@@ -113,7 +113,7 @@ def prediction_memory(
     window = grid if whole else [p if sparse else min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
     axis = max(range(len(size)), key=lambda a: size[a])
     share = min(1.0, window[axis] / grid[axis])  # of the image that a slab is
-    return Forecast(
+    return MemoryEstimate(
         {
             "maps of a window": OVERHEAD * maps_per_voxel * math.prod(window),
             "slab": 4 * share * ((classes + 1) * math.prod(grid) + classes * math.prod(size)),

@@ -19,14 +19,14 @@ from ulna.data.layout.dataset import Dataset, split
 from ulna.data.pipeline.orientation import AS_STORED, DIRECTIONS, Turn, codes, to_canonical, world_of
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
-from ulna.data.quality.check import Report, inspect
-from ulna.data.quality.scan import Survey
+from ulna.data.quality.check import Report, check_dataset
+from ulna.data.quality.scan import CaseStats
 from ulna.errors import UsageError
 from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
-from ulna.planning.memory import Forecast, training_memory
+from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.sizes import choose_sizes, resolved
 from ulna.planning.symmetry import mirror_axes, slice_axes, turn_axes, world_axes
 from ulna.recipe import PLAN_FORMAT, Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
@@ -106,7 +106,7 @@ class _Orientations(NamedTuple):
     axes: list[int | None] | None
 
 
-def _orientations(surveys: Sequence[Survey]) -> _Orientations:
+def _orientations(surveys: Sequence[CaseStats]) -> _Orientations:
     dims = len(surveys[0].size)
     affines = [np.array(s.affine) for s in surveys if s.affine is not None]
     if len(affines) < len(surveys):  # what some files do not say cannot be used for any
@@ -182,7 +182,7 @@ def resolve(recipe: Recipe, plan: Plan) -> Architecture:
     return architecture
 
 
-def forecast_training(recipe: Recipe, plan: Plan, *, cases: int) -> Forecast:
+def estimate_training_memory(recipe: Recipe, plan: Plan, *, cases: int) -> MemoryEstimate:
     """The memory that a training takes at its peak, before it begins.
 
     Args:
@@ -236,11 +236,11 @@ def plan(
     recipe = recommended(model)
     recipe = recipe.replaced(planning=recipe.planning.replaced(memory_gb=memory))
     dataset = Dataset.from_folder(data)
-    report = inspect(dataset)
+    report = check_dataset(dataset)
     report.raise_if_bad()
     parts = split(dataset.grouped(report.copies), recipe.training.seed)
     made = make_plan(fingerprint(report, parts.train, dataset.channel_names), recipe, report.labels or Labels())
-    need = forecast_training(recipe, made, cases=len(parts.train) + len(parts.val))
+    need = estimate_training_memory(recipe, made, cases=len(parts.train) + len(parts.val))
     why = f"about {need}; this machine has {machine_memory() / 1e9:.1f} GB"
     made = made.replaced(reasons={**made.reasons, "memory": why})
     if out is not None:

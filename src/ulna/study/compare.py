@@ -16,17 +16,17 @@ import torch
 from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
-from ulna.data.quality.check import Report, inspect
+from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, printable
 from ulna.planning.memory import ON_THE_GPU, gpu_memory
-from ulna.planning.plan import fingerprint, forecast_training
+from ulna.planning.plan import estimate_training_memory, fingerprint
 from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
-from ulna.study.outcome import OUTCOME_FILE, Outcome, conclude, read_beside
-from ulna.study.publishing import publish
+from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
+from ulna.study.publishing import write_outputs
 from ulna.study.scores import read_scores
-from ulna.study.variants import Budget, Settled, Variant, make_variants, settings_of, settle
+from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants, settings_of
 from ulna.system.files import write_text
 from ulna.system.outputs import check_folder, is_transient
 from ulna.system.reading import read_json_object, read_yaml
@@ -121,7 +121,7 @@ def compare(
     dataset, report = _read(data)
     splits = _splits(dataset, report, variants[0].recipe, folds)
     labels = report.labels or Labels()
-    settled = settle(
+    settled = plan_variants(
         variants,
         fingerprint(report, splits[0].train, dataset.channel_names),
         labels,
@@ -155,7 +155,7 @@ def compare(
         named = any(case.group is not None for case in dataset.cases)
         done = [job for job in todo if job.variant.name in complete]
         costs = _costs(done, data, dataset, splits[0], out)
-        outcome = conclude(
+        outcome = analyse(
             read_scores(done, groups),
             done,
             costs,
@@ -167,7 +167,7 @@ def compare(
             beside=others,
         )
         write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
-        publish(outcome, done, dataset, out)
+        write_outputs(outcome, done, dataset, out)
     study = Study(out, outcome, failed)
     if failed:
         raise PartialFailure(failed, len(todo) - len(failed), "trainings", study)
@@ -207,7 +207,7 @@ def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None
 
 def _read(data: Path) -> tuple[Dataset, Report]:
     dataset = Dataset.from_folder(data)
-    report = inspect(dataset)
+    report = check_dataset(dataset)
     report.raise_if_bad()
     return dataset.of_dims(report.spatial_dims), report
 
@@ -292,7 +292,7 @@ def _at_once(wanted: int, settled: Settled, split: Split) -> int:
     """As many trainings at once as are wanted and as the memory holds."""
     cases = len(split.train) + len(split.val)
     needs = [
-        forecast_training(v.recipe, settled.plan.replaced(strides=v.recipe.architecture.strides), cases=cases)
+        estimate_training_memory(v.recipe, settled.plan.replaced(strides=v.recipe.architecture.strides), cases=cases)
         for v in settled.variants
     ]
     for variant, need in zip(settled.variants, needs, strict=True):

@@ -142,7 +142,7 @@ class Outcome:
         }
 
 
-def conclude(
+def analyse(
     rows: Sequence[Row],
     jobs: Sequence[Job],
     costs: Costs,

@@ -42,7 +42,7 @@ class Table(NamedTuple):
     rows: list[list[tuple[str, str]]]
 
 
-def publish(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: Path) -> None:
+def write_outputs(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: Path) -> None:
     """Write everything that people take from a study.
 
     Args:

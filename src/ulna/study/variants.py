@@ -151,7 +151,7 @@ class Settled:
     footnotes: tuple[str, ...] = field(default=())
 
 
-def settle(
+def plan_variants(
     variants: Sequence[Variant],
     data: Fingerprint,
     labels: Labels,

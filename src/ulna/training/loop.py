@@ -41,7 +41,7 @@ from ulna.training.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
-from ulna.training.reproducing import arithmetic, go_on_with
+from ulna.training.reproducing import environment, restore_environment
 from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
 from ulna.training.stopping import Stop
 
@@ -170,7 +170,7 @@ class Loop:
         check_shapes(folder, own, {name: tuple(tensor.shape) for name, tensor in weights.items()})
         parse(Progress, saved.state.get("loop"), source=str(folder))
         try:
-            go_on_with(saved.state.get("arithmetic", {}), self.fabric.device, self.precision)
+            restore_environment(saved.state.get("arithmetic", {}), self.fabric.device, self.precision)
             self.network.load_state_dict(weights)
             unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
             vars(self.state).update(saved.state["loop"])
@@ -371,7 +371,7 @@ class Loop:
         values: dict[str, Any] = {
             "loop": vars(self.state),
             "optimizer": optimizer_values,
-            "arithmetic": arithmetic(self.fabric.device, self.precision),
+            "arithmetic": environment(self.fabric.device, self.precision),
         }
         save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = time.perf_counter()

@@ -19,7 +19,7 @@ KERNEL = "kernel "  # what the names of compiled libraries begin with
 KERNELS = ("convolution", "normalize", "sweep", "sweep_matrices")
 
 
-def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """What is stored with every checkpoint, in plain values."""
     kernels = "native" if native.available() else "torch's own"
     compiled = native.versions() if device.type == "cpu" else {}
@@ -35,7 +35,7 @@ def arithmetic(device: torch.device, precision: str) -> dict[str, Any]:
     }
 
 
-def go_on_with(stored: dict[str, Any], device: torch.device, precision: str) -> None:
+def restore_environment(stored: dict[str, Any], device: torch.device, precision: str) -> None:
     """Compute as the run began: takes its number of threads, and says what else is different now.
 
     Sums over pixels are split among threads, so another number of threads gives other last bits.
@@ -61,7 +61,7 @@ def go_on_with(stored: dict[str, Any], device: torch.device, precision: str) -> 
     for name in KERNELS:
         if f"{KERNEL}{name}" in stored:
             native.library(name)
-    now = arithmetic(device, precision)
+    now = environment(device, precision)
     other = [
         f"{name} {printable(stored[name])} before, {now[name]} now"
         for name in now

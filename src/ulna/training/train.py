@@ -20,14 +20,22 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.pipeline.augment import Augment
 from ulna.data.pipeline.points import count_points
-from ulna.data.quality.check import inspect
+from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError, printable
 from ulna.evaluation import figures
 from ulna.inference.segmenter import network_for, read_split
 from ulna.kernels.allocator import keep_freed_memory
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
-from ulna.planning.plan import fingerprint, fitted_to_head, forecast_training, make_plan, recommended, resolve, whitened
+from ulna.planning.plan import (
+    estimate_training_memory,
+    fingerprint,
+    fitted_to_head,
+    make_plan,
+    recommended,
+    resolve,
+    whitened,
+)
 from ulna.recipe import (
     PLAN_FORMAT,
     Labels,
@@ -134,7 +142,7 @@ def train(
             dataset, plan, split, notes = _prepare(data, chosen)
             architecture = resolve(chosen, plan)
             chosen = chosen.replaced(architecture=architecture, planning=chosen.planning.replaced(parameters=None))
-        need = forecast_training(chosen, plan, cases=len(split.train) + len(split.val))
+        need = estimate_training_memory(chosen, plan, cases=len(split.train) + len(split.val))
         need.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
         described = "" if resume else describe(dataset, plan.labels)
@@ -261,7 +269,7 @@ def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[st
     dataset = Dataset.from_folder(data)
     seed = recipe.training.seed if recipe.training.split_seed is None else recipe.training.split_seed
     split_cases(dataset, seed, recipe.training.fold)  # what is impossible is told before all is read
-    report = inspect(dataset)
+    report = check_dataset(dataset)
     report.raise_if_bad()
     dataset = dataset.of_dims(report.spatial_dims)
     split = split_cases(dataset.grouped(report.copies), seed, recipe.training.fold)

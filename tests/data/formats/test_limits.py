@@ -16,12 +16,12 @@ import tifffile
 from tests.data.quality.test_faults import SHAPE, bombs, gz_bomb, nifti, nifti_set, png_set, random, shapes
 from ulna.cli import main as cli
 from ulna.data.formats import slabs as slabs_module
-from ulna.data.formats.limits import allowing, is_memory_error, memory_fault
+from ulna.data.formats.limits import allowing, is_memory_error, memory_error
 from ulna.data.formats.slabs import fill
 from ulna.data.formats.source import Source
 from ulna.data.layout.case import Case
 from ulna.data.quality.check import check
-from ulna.data.quality.scan import survey
+from ulna.data.quality.scan import scan_case
 from ulna.errors import DataError, UsageError
 from ulna.planning.plan import whitened
 from ulna.training.samples import PreparedCases
@@ -84,7 +84,7 @@ def test_bounds_end_with_the_call(tmp_path):
     with pytest.raises(ZeroDivisionError), allowing(10, None):
         assert (
             not check(root, max_ram=0.02).ok
-            and not survey(Case("c", (Source(root / "images/c0.nii.gz"),), None), None).image
+            and not scan_case(Case("c", (Source(root / "images/c0.nii.gz"),), None), None).image
         )
         raise ZeroDivisionError
     assert check(root).surveys[4].image
@@ -95,7 +95,7 @@ def test_what_is_packed_beyond_the_header_is_not_unpacked(tmp_path):
     path = tmp_path / "a.nrrd"
     path.write_bytes(head.encode() + gzip.compress(bytes(100_000_000)))
     tracemalloc.start()
-    one = survey(Case("a", (Source(path),), None), None)
+    one = scan_case(Case("a", (Source(path),), None), None)
     assert tracemalloc.get_traced_memory()[1] < 10_000_000
     tracemalloc.stop()
     assert "is damaged: more than the 600 bytes of its header are packed in it" in one.problems[0].what
@@ -131,7 +131,7 @@ def test_reading_and_measuring_take_little_more_than_the_image(tmp_path, monkeyp
         size = case.read_image().array.nbytes
         assert np.array_equal(case.read_image().array[0], wanted.get(path.name, array)), path.name
         tracemalloc.start()
-        one = survey(case, None)
+        one = scan_case(case, None)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert not one.problems and peak < 1.5 * size, f"{path.name}: {peak / size:.2f}"
@@ -145,7 +145,7 @@ def test_a_label_map_is_measured_in_little_more_than_itself(tmp_path, monkeypatc
     case = Case("a", (Source(tmp_path / "a.nii"),), Source(tmp_path / "l.nii.gz"))
     case.read_labels()
     tracemalloc.start()
-    one = survey(case, None)
+    one = scan_case(case, None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert not one.problems and peak < 1.5 * array.nbytes + 0.5 * array.nbytes
@@ -232,4 +232,4 @@ def test_what_is_an_error_of_memory():
     assert is_memory_error(MemoryError()) and not is_memory_error(ValueError("out of memory"))
     assert is_memory_error(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert not is_memory_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert "needs more memory than is free" in str(memory_fault("a.nii"))
+    assert "needs more memory than is free" in str(memory_error("a.nii"))

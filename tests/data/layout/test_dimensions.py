@@ -11,7 +11,7 @@ from ulna.data.formats.read import read_image, read_labels
 from ulna.data.formats.source import Source
 from ulna.data.formats.write import write_labels
 from ulna.data.layout.dataset import Dataset
-from ulna.data.quality.check import check, inspect
+from ulna.data.quality.check import check, check_dataset
 from ulna.evaluation.evaluate import evaluate
 from ulna.planning.plan import fingerprint
 
@@ -84,7 +84,7 @@ def test_a_slice_among_volumes_is_a_volume(single, tmp_path):
 
 @pytest.mark.parametrize("single", SINGLE)
 def test_slices_alone_are_2d(single, tmp_path):
-    report = inspect(Dataset.from_folder(write_set(tmp_path / "set", [single] * 2)))
+    report = check_dataset(Dataset.from_folder(write_set(tmp_path / "set", [single] * 2)))
     assert report.ok, report
     assert report.spatial_dims == 2
     plane = {2: [0, 1], 1: [0, 2], 0: [1, 2]}[single.index(1)]
@@ -94,7 +94,7 @@ def test_slices_alone_are_2d(single, tmp_path):
 
 
 def test_slices_of_two_planes_are_noted(tmp_path):
-    report = inspect(Dataset.from_folder(write_set(tmp_path / "set", [SINGLE[0], SINGLE[0], SINGLE[2]])))
+    report = check_dataset(Dataset.from_folder(write_set(tmp_path / "set", [SINGLE[0], SINGLE[0], SINGLE[2]])))
     assert report.ok, report
     (note,) = [note for note in report.notes if "most" in note]
     assert note.startswith("c2: lies in another plane than most (2 axial, 1 sagittal)")
@@ -122,7 +122,7 @@ def test_a_copy_stored_in_another_orientation_is_found(tmp_path):
             ):
                 other, affine = stored_as(array, AFFINE, "PSR")
                 nib.save(nib.Nifti1Image(np.ascontiguousarray(other), affine), root / kind / "turned.nii.gz")
-    assert inspect(Dataset.from_folder(root)).copies == (("c3", "turned"),)
+    assert check_dataset(Dataset.from_folder(root)).copies == (("c3", "turned"),)
 
 
 @pytest.mark.parametrize("unstated", [1, 3])

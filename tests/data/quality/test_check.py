@@ -12,9 +12,9 @@ from PIL import Image
 from tests.places import SHARED
 from ulna.data.layout.classes import classes_found
 from ulna.data.layout.dataset import Dataset, split
-from ulna.data.quality.check import check, inspect
+from ulna.data.quality.check import check, check_dataset
 from ulna.data.quality.intensity import _percentiles
-from ulna.data.quality.scan import survey, survey_all
+from ulna.data.quality.scan import scan_case, scan_dataset
 from ulna.errors import DataError
 from ulna.recipe import Labels
 
@@ -74,7 +74,7 @@ def test_survey_counts_and_measures_by_hand(tmp_path):
     image = np.arange(72, dtype=np.uint8).reshape(8, 9)
     save(tmp_path / "images" / "a.png", image)
     save(tmp_path / "labels" / "a.png", half(255))
-    one = survey(Dataset.from_folder(tmp_path).cases[0], None)
+    one = scan_case(Dataset.from_folder(tmp_path).cases[0], None)
     assert (one.size, one.spacing, one.unit, one.channels, one.dtype) == ((8, 9), (1.0, 1.0), "px", 1, "uint8")
     assert one.label_values == {0: 45, 1: 27} and one.two_valued_255 and one.problems == ()
     assert (one.image[0].mean, one.image[0].min, one.image[0].max, one.image[0].p50) == (35.5, 0, 71, 35.5)
@@ -95,7 +95,7 @@ def test_survey_keeps_affine_and_spacing(tmp_path):
     affine = np.array([[0, -1.5, 0, 3], [2.0, 0, 0, 4], [0, 0, 1, 5], [0, 0, 0, 1]])
     for folder, array in (("images", pixels(0, *VOLUME)), ("labels", half(1, VOLUME))):
         save(tmp_path / folder / "a.nii.gz", array, affine)
-    one = survey(Dataset.from_folder(tmp_path).cases[0], None)
+    one = scan_case(Dataset.from_folder(tmp_path).cases[0], None)
     assert np.allclose(one.affine, affine) and np.allclose(one.spacing, (2, 1.5, 1)) and one.unit == "mm"
 
 
@@ -201,9 +201,9 @@ def test_what_is_wrong_with_any_channel_file_is_told(tmp_path):
             shift = {"qoffset_x": 30} if (number, channel) == (0, 2) else {}
             nifti(tmp_path / f"c{number}_{channel:04d}.nii.gz", values, **shift)
     first, second = Dataset.from_folder(tmp_path, need_labels=False, channels=3).cases
-    (told,) = survey(first, None).problems
+    (told,) = scan_case(first, None).problems
     assert told.what.startswith("channel c0_0002.nii.gz: its sform and qform disagree")
-    (told,) = survey(second, None).problems
+    (told,) = scan_case(second, None).problems
     assert told.what == "holds 2 values beyond what float32 holds, up to 1e+300"
 
 
@@ -344,7 +344,7 @@ def test_multilabel_classes_are_counted_one_by_one(tmp_path):
 
 def test_several_readers_at_a_time_find_the_same(tmp_path):
     dataset = Dataset.from_folder(png_set(tmp_path, [half()] * 6))
-    assert survey_all(dataset, workers=2) == survey_all(dataset)
+    assert scan_dataset(dataset, workers=2) == scan_dataset(dataset)
 
 
 def test_a_long_report_is_shortened_in_print_only(tmp_path):
@@ -364,7 +364,7 @@ def test_no_false_alarm_on_real_data(name):
 @needs_shared
 def test_no_false_alarm_on_ten_hippocampi():
     dataset = Dataset.from_folder(SHARED / "hippocampus")
-    surveys = [survey(case, dataset.labels) for case in dataset.cases[:10]]
+    surveys = [scan_case(case, dataset.labels) for case in dataset.cases[:10]]
     assert all(one.problems == () and set(one.label_values) == {0, 1, 2} for one in surveys)
 
 
@@ -382,7 +382,7 @@ def frames(root, count):
 
 def test_copies_stay_in_one_set_where_ulna_makes_the_split(tmp_path):
     dataset = Dataset.from_folder(frames(tmp_path, 12))
-    report = inspect(dataset)
+    report = check_dataset(dataset)
     assert report.ok and report.copies == tuple(tuple(f"c{n:02d}" for n in range(start, 12, 3)) for start in range(3))
     assert any("look nearly the same as another" in note and "keeps them in one set" in note for note in report.notes)
     for seed in range(5):

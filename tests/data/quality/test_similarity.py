@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ulna.data.quality.similarity import alike, look
+from ulna.data.quality.similarity import alike, thumbnail
 
 
 def scene(seed, *size):
@@ -40,32 +40,32 @@ CHANGES = {
 def test_changed_copies_are_found_and_others_are_not(size, change):
     images = {f"c{seed}": scene(seed, *size) for seed in range(6)}
     images["copy"] = CHANGES[change](images["c2"])
-    assert alike({name: look(image) for name, image in images.items()}) == [("c2", "copy")]
+    assert alike({name: thumbnail(image) for name, image in images.items()}) == [("c2", "copy")]
 
 
 def test_jpeg_and_half_the_size():
     images = {f"c{seed}": scene(seed, 160, 140) for seed in range(6)}
     images["jpeg"], images["half"] = as_jpeg(images["c1"]), images["c4"].reshape(1, 80, 2, 70, 2).mean((2, 4))
-    assert alike({name: look(image) for name, image in images.items()}) == [("c1", "jpeg"), ("c4", "half")]
+    assert alike({name: thumbnail(image) for name, image in images.items()}) == [("c1", "jpeg"), ("c4", "half")]
 
 
 def test_what_all_images_share_is_no_likeness():
     rows, columns = np.ogrid[:160, :160]
     eye = ((rows - 80) ** 2 + (columns - 80) ** 2 < 75**2) * 200.0
     eyes = {f"c{seed}": eye + 0.5 * scene(seed, 160, 160) for seed in range(8)}
-    assert alike({name: look(image) for name, image in eyes.items()}) == []
+    assert alike({name: thumbnail(image) for name, image in eyes.items()}) == []
     eyes["copy"] = eyes["c3"] * 0.9
-    assert alike({name: look(image) for name, image in eyes.items()}) == [("c3", "copy")]
+    assert alike({name: thumbnail(image) for name, image in eyes.items()}) == [("c3", "copy")]
 
 
 @pytest.mark.parametrize("array", [np.full((1, 9, 9), 7), np.full((1, 40, 40), np.nan), np.zeros((1, 1, 1))])
 def test_an_image_without_detail_looks_like_nothing(array):
-    assert look(array) is None
+    assert thumbnail(array) is None
 
 
 def test_small_and_flat_images_have_a_look():
     assert (
-        look(scene(0, 5, 6)).size == 1024
-        and look(scene(0, 1, 64)).size == 1024
-        and look(scene(0, 3, 9, 9)).size == 1728
+        thumbnail(scene(0, 5, 6)).size == 1024
+        and thumbnail(scene(0, 1, 64)).size == 1024
+        and thumbnail(scene(0, 3, 9, 9)).size == 1728
     )

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ulna.blocks import nd
 from ulna.kernels.convolution import chunked
-from ulna.kernels.convolution.chunked import convolve_in_slabs
+from ulna.kernels.convolution.chunked import convolve_chunked
 
 # (N, C, *S), K, kernel, stride: strides that leave rows over, several images, slabs of one row, more slabs asked than rows
 CASES = [
@@ -33,7 +33,7 @@ ROUNDED = 0.008 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.03
 @pytest.mark.parametrize(("slab", "rows"), [(70, 1), (250, 1), (250, 7), (100, 50)])
 @pytest.mark.parametrize(("size", "outputs", "kernel", "stride"), CASES)
 def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, rows, monkeypatch):
-    monkeypatch.setattr(chunked, "SLAB", slab)
+    monkeypatch.setattr(chunked, "CHUNK", slab)
     monkeypatch.setattr(chunked, "ROWS", rows)
     monkeypatch.setattr(chunked, "PLANE", 0)
     generator = torch.Generator().manual_seed(sum(size))
@@ -42,7 +42,7 @@ def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, r
     values = [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
     ours = [v.clone().requires_grad_() for v in values]
     exact = [v.double().requires_grad_() for v in values]
-    y = convolve_in_slabs(*ours, stride=stride, padding=padding)
+    y = convolve_chunked(*ours, stride=stride, padding=padding)
     truth = (F.conv2d if len(kernel) == 2 else F.conv3d)(*exact, stride, padding)
     dy = torch.randn(truth.shape, generator=generator).bfloat16()
     y.backward(dy)
@@ -54,7 +54,7 @@ def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, r
 
 def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
     """No call may leave torch's library two blocks of input channels to share between threads for one of outputs."""
-    monkeypatch.setattr(chunked, "SLAB", 300)
+    monkeypatch.setattr(chunked, "CHUNK", 300)
     monkeypatch.setattr(chunked, "ROWS", 1)
     asked = []
     real = chunked._backward
@@ -65,7 +65,7 @@ def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
     values = [torch.randn(size, generator=generator).bfloat16() for size in ((1, 70, 9, 6, 8), (5, 70, 3, 3, 3))]
     ours = [v.clone().requires_grad_() for v in values]
     exact = [v.double().requires_grad_() for v in values]
-    y = convolve_in_slabs(*ours, None, stride=(1, 1, 1), padding=(1, 1, 1))
+    y = convolve_chunked(*ours, None, stride=(1, 1, 1), padding=(1, 1, 1))
     truth = F.conv3d(*exact, None, 1, 1)
     dy = torch.randn(y.shape, generator=generator).bfloat16()
     y.backward(dy)
@@ -135,20 +135,20 @@ def test_a_transposed_convolution_of_few_rows_in_large_planes_is_turned_round(si
 
 
 def test_several_maps_are_their_concatenation(monkeypatch):
-    monkeypatch.setattr(chunked, "SLAB", 150)
+    monkeypatch.setattr(chunked, "CHUNK", 150)
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, c, 9, 7, 8, generator=generator).bfloat16().requires_grad_() for c in (3, 1, 4)]
     weight = torch.randn(5, 8, 3, 3, 3, generator=generator).bfloat16().requires_grad_()
     settings = {"stride": (1, 1, 1), "padding": (1, 1, 1)}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape[1]) or t, lambda t: t):
-        y = convolve_in_slabs(maps, weight, None, **settings)
+        y = convolve_chunked(maps, weight, None, **settings)
     assert sorted(kept) == [1, 3, 4, 8]  # the maps themselves and the weight, but no copy of all
     dy = torch.randn(y.shape, generator=generator).bfloat16()
     wanted = [weight, maps[0], maps[2]]  # one of them asks for no gradient
     maps[1].requires_grad_(False)
-    got = torch.autograd.grad(convolve_in_slabs(maps, weight, None, **settings), wanted, dy)
-    whole = convolve_in_slabs(torch.cat(maps, dim=1), weight, None, **settings)
+    got = torch.autograd.grad(convolve_chunked(maps, weight, None, **settings), wanted, dy)
+    whole = convolve_chunked(torch.cat(maps, dim=1), weight, None, **settings)
     assert torch.equal(y, whole)
     for a, b in zip(got, torch.autograd.grad(whole, wanted, dy), strict=True):
         assert (a - b).abs().max() <= ROUNDED * b.abs().max()
@@ -156,10 +156,10 @@ def test_several_maps_are_their_concatenation(monkeypatch):
 
 def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
     monkeypatch.setenv("ULNA_NATIVE", "1")
-    monkeypatch.setattr(chunked, "SLAB", 100)
+    monkeypatch.setattr(chunked, "CHUNK", 100)
     taken = []
-    real = nd.convolve_in_slabs
-    monkeypatch.setattr(nd, "convolve_in_slabs", lambda x, *a, **k: taken.append(len(x)) or real(x, *a, **k))
+    real = nd.convolve_chunked
+    monkeypatch.setattr(nd, "convolve_chunked", lambda x, *a, **k: taken.append(len(x)) or real(x, *a, **k))
     conv, x = nd.conv(3, 2, 4), torch.randn(1, 2, 6, 8, 8)
     conv(x)  # float32
     with torch.autocast("cpu", torch.bfloat16):
@@ -179,12 +179,12 @@ def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
 
 def test_shares_that_cancel_are_as_exact_as_their_own_rounding(monkeypatch):
     """Half the gradient up, half down: every slab's share is rounded by itself, so the error is one of the shares."""
-    monkeypatch.setattr(chunked, "SLAB", 512)
+    monkeypatch.setattr(chunked, "CHUNK", 512)
     x = torch.randn(1, 4, 16, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     w = torch.zeros(4, 4, 3, 3, 3, dtype=torch.bfloat16, requires_grad=True)
     dy = torch.ones(1, 4, 16, 16, 16).bfloat16()
     dy[:, :, 8:] = -1
-    convolve_in_slabs(x + 1, w, None, stride=(1, 1, 1), padding=(1, 1, 1)).backward(dy)
+    convolve_chunked(x + 1, w, None, stride=(1, 1, 1), padding=(1, 1, 1)).backward(dy)
     exact = w.detach().double().requires_grad_()
     F.conv3d((x + 1).double(), exact, padding=1).backward(dy.double())
     share = (x + 1)[:, :, :8].double().abs().sum() / 4  # of one half, for one input channel, about
@@ -192,7 +192,7 @@ def test_shares_that_cancel_are_as_exact_as_their_own_rounding(monkeypatch):
 
 
 def test_what_autocast_leaves_alone_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(chunked, "SLAB", 8)
+    monkeypatch.setattr(chunked, "CHUNK", 8)
     conv, x = nd.conv(3, 1, 2).double(), torch.randn(1, 1, 4, 4, 4, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(x).dtype == torch.float64

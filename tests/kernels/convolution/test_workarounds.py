@@ -93,10 +93,10 @@ def test_several_small_maps_are_one():
     ],
 )
 def test_room_is_counted(size, kernel, stride, padding, zeros):
-    assert workarounds.room(torch.zeros(1, 1, *size), kernel=kernel, stride=stride, padding=padding) == zeros
+    assert workarounds.extra_padding(torch.zeros(1, 1, *size), kernel=kernel, stride=stride, padding=padding) == zeros
 
 
 def test_in_float32_small_maps_without_a_stride_stay_as_they_are():
     x = torch.zeros(1, 1, 2, 2)
-    assert workarounds.room(x, kernel=(3, 3), stride=(1, 1), padding=(1, 1)) == (0, 0)
-    assert workarounds.room(x.bfloat16(), kernel=(3, 3), stride=(1, 1), padding=(1, 1)) == (1, 1)
+    assert workarounds.extra_padding(x, kernel=(3, 3), stride=(1, 1), padding=(1, 1)) == (0, 0)
+    assert workarounds.extra_padding(x.bfloat16(), kernel=(3, 3), stride=(1, 1), padding=(1, 1)) == (1, 1)

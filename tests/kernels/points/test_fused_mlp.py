@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ulna.kernels.points.fused_mlp as room
-from ulna.kernels.points.fused_mlp import perceptron, perceptron_reference
+from ulna.kernels.points.fused_mlp import fused_mlp, fused_mlp_reference
 
 
 def layers(*sides, reinject=0, dtype=torch.float64):
@@ -24,14 +24,14 @@ def test_blocks_give_the_values_and_gradients_of_the_definition(rows, reinject, 
     torch.manual_seed(0)
     weights, biases = layers(5, 4, 6, 4, 2, reinject=reinject)
     x = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True)
-    ours, defined = (f(x, weights, biases, reinject=reinject) for f in (perceptron, perceptron_reference))
+    ours, defined = (f(x, weights, biases, reinject=reinject) for f in (fused_mlp, fused_mlp_reference))
     torch.testing.assert_close(ours, defined)
     seed = torch.randn_like(ours)
     every = [x, *weights, *biases]
     for a, b in zip(torch.autograd.grad(ours, every, seed), torch.autograd.grad(defined, every, seed), strict=True):
         torch.testing.assert_close(a, b)
     with torch.no_grad():
-        assert torch.equal(perceptron(x, weights, biases, reinject=reinject), ours)
+        assert torch.equal(fused_mlp(x, weights, biases, reinject=reinject), ours)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -48,8 +48,8 @@ def test_prediction_gives_the_values_of_the_definition(dtype, depth, first, fuse
     x = torch.randn(20, 5, dtype=dtype)
     added = torch.randn(20, len(biases[0]), dtype=dtype) if first else None
     with torch.no_grad():
-        made = perceptron(x, weights, biases, addend=added)
-        exact = perceptron_reference(
+        made = fused_mlp(x, weights, biases, addend=added)
+        exact = fused_mlp_reference(
             x.double(),
             [w.double() for w in weights],
             [b.double() for b in biases],
@@ -64,9 +64,9 @@ def test_an_addend_has_its_gradient_like_everything_else():
     torch.manual_seed(0)
     weights, biases = layers(5, 6, 2)
     x, addend = (torch.randn(4, n, dtype=torch.float64, requires_grad=True) for n in (5, 6))
-    made = perceptron(x, weights, biases, addend=addend)
+    made = fused_mlp(x, weights, biases, addend=addend)
     every = [x, addend, *weights, biases[1]]
-    assert torch.autograd.gradcheck(lambda x, a, v, w, b: perceptron(x, [v, w], [biases[0], b], addend=a), every)
+    assert torch.autograd.gradcheck(lambda x, a, v, w, b: fused_mlp(x, [v, w], [biases[0], b], addend=a), every)
     assert made.shape == (4, 2)
 
 
@@ -76,19 +76,19 @@ def test_a_row_has_the_same_answer_whatever_is_asked_beside_it():
     weights, biases = layers(156, 256, 256, 3, dtype=torch.bfloat16)
     x, some = torch.randn(5000, 156, dtype=torch.bfloat16), torch.randperm(5000)[:1234]
     with torch.no_grad():
-        assert torch.equal(perceptron(x, weights, biases)[some], perceptron(x[some], weights, biases))
+        assert torch.equal(fused_mlp(x, weights, biases)[some], fused_mlp(x[some], weights, biases))
 
 
 def test_a_frozen_input_or_decoder_has_no_gradient():
     weights, biases = layers(3, 4, 2)
     x = torch.randn(6, 3, dtype=torch.float64)
-    perceptron(x, weights, biases).sum().backward()
+    fused_mlp(x, weights, biases).sum().backward()
     assert x.grad is None
     assert weights[0].grad is not None
     frozen = [[t.detach() for t in some] for some in (weights, biases)]
-    assert not perceptron(x, *frozen).requires_grad
+    assert not fused_mlp(x, *frozen).requires_grad
     entered = x.clone().requires_grad_()
-    perceptron(entered, *frozen).sum().backward()
+    fused_mlp(entered, *frozen).sum().backward()
     assert entered.grad is not None
 
 
@@ -96,7 +96,7 @@ def test_dropout_drops_its_share_of_every_layer_and_keeps_the_mean():
     torch.manual_seed(0)
     wide = 400
     ones, none = torch.ones(wide, 1), torch.zeros(wide)
-    y = perceptron(torch.ones(300, 1), [ones, torch.eye(wide)], [none, none], dropout=0.2)
+    y = fused_mlp(torch.ones(300, 1), [ones, torch.eye(wide)], [none, none], dropout=0.2)
     assert sorted(y.unique().tolist()) == pytest.approx([0.0, 1.25])
     assert (y == 0).float().mean() == pytest.approx(0.2, abs=0.005)
     assert not torch.equal(y[0], y[1])
@@ -111,7 +111,7 @@ def test_with_dropout_the_gradient_is_that_of_finite_differences(monkeypatch):
 
     def run(x, *given):
         torch.manual_seed(1)  # the same values are dropped
-        return perceptron(x, given[:3], given[3:], dropout=0.3)
+        return fused_mlp(x, given[:3], given[3:], dropout=0.3)
 
     assert torch.autograd.gradcheck(run, (x, *weights, *biases))
 
@@ -120,12 +120,12 @@ def test_products_are_in_bf16_under_autocast_and_sums_of_their_gradients_are_not
     torch.manual_seed(0)
     weights, biases = layers(8, 16, 16, 2, dtype=torch.float32)
     x = torch.randn(4000, 8)
-    perceptron_reference(x, weights, biases).sum().backward()
+    fused_mlp_reference(x, weights, biases).sum().backward()
     exact = [t.grad.clone() for t in (*weights, *biases)]
     for t in (*weights, *biases):
         t.grad = None
     with torch.autocast("cpu", torch.bfloat16):
-        y = perceptron(x, weights, biases)
+        y = fused_mlp(x, weights, biases)
     assert y.dtype == torch.bfloat16
     y.sum().backward()
     for t, grad in zip((*weights, *biases), exact, strict=True):
@@ -136,9 +136,9 @@ def test_products_are_in_bf16_under_autocast_and_sums_of_their_gradients_are_not
 def test_one_layer_is_a_plain_one():
     weights, biases = layers(3, 2)
     x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    y = perceptron(x, weights, biases, dropout=0.5)
+    y = fused_mlp(x, weights, biases, dropout=0.5)
     torch.testing.assert_close(y, x @ weights[0].T + biases[0])
-    assert torch.autograd.gradcheck(lambda x: perceptron(x, weights, biases), (x,))
+    assert torch.autograd.gradcheck(lambda x: fused_mlp(x, weights, biases), (x,))
 
 
 def test_few_numbers_of_rows_reach_the_library_that_keeps_a_program_for_each(monkeypatch):
@@ -150,7 +150,7 @@ def test_few_numbers_of_rows_reach_the_library_that_keeps_a_program_for_each(mon
     for count in range(1, 600, 7):
         x, addend = torch.randn(count, 5), torch.randn(count, 2)
         with torch.no_grad():
-            assert torch.equal(perceptron(x, weights, biases, addend=addend), x[:, :2] + addend)
+            assert torch.equal(fused_mlp(x, weights, biases, addend=addend), x[:, :2] + addend)
     assert {*seen} == {(64, 64), (128, 128), (256, 256)}
 
 
@@ -168,21 +168,21 @@ def test_rows_that_are_read_lie_before_the_own_values(rows, reinject, monkeypatc
     weights, biases = layers(8, 4, 6, 4, 2, reinject=reinject)
     x, read = torch.randn(rows, 3, dtype=torch.float64, requires_grad=True), picked(rows)
     joined = torch.cat([*(m[at] for m, at in read), x], dim=1)
-    ours = perceptron(x, weights, biases, reinject=reinject, read=read)
-    defined = perceptron_reference(joined, weights, biases, reinject=reinject)
+    ours = fused_mlp(x, weights, biases, reinject=reinject, read=read)
+    defined = fused_mlp_reference(joined, weights, biases, reinject=reinject)
     torch.testing.assert_close(ours, defined)
     seed, every = torch.randn_like(ours), [x, *(m for m, _ in read), *weights, *biases]
     for a, b in zip(torch.autograd.grad(ours, every, seed), torch.autograd.grad(defined, every, seed), strict=True):
         torch.testing.assert_close(a, b)
     with torch.no_grad():
-        torch.testing.assert_close(perceptron(x, weights, biases, reinject=reinject, read=read), ours)
+        torch.testing.assert_close(fused_mlp(x, weights, biases, reinject=reinject, read=read), ours)
 
 
 def test_frozen_matrices_that_are_read_have_no_gradient():
     weights, biases = layers(8, 4, 2)
     x, read = torch.randn(6, 3, dtype=torch.float64), picked(6)
     frozen = [(read[0][0].detach(), read[0][1]), read[1]]
-    perceptron(x, weights, biases, read=frozen).sum().backward()
+    fused_mlp(x, weights, biases, read=frozen).sum().backward()
     assert read[0][0].grad is None and read[1][0].grad.abs().sum() > 0
 
 
@@ -191,7 +191,7 @@ def test_many_gradients_of_one_row_are_summed_in_float32():
     matrix = torch.ones(2, 1, dtype=torch.bfloat16, requires_grad=True)
     weights, biases = [torch.ones(1, 2, dtype=torch.bfloat16)], [torch.zeros(1, dtype=torch.bfloat16)]
     x = torch.ones(4000, 1, dtype=torch.bfloat16)
-    perceptron(x, weights, biases, read=[(matrix, torch.zeros(4000, dtype=torch.long))]).sum().backward()
+    fused_mlp(x, weights, biases, read=[(matrix, torch.zeros(4000, dtype=torch.long))]).sum().backward()
     assert matrix.grad.tolist() == [[4000], [0]]
 
 
@@ -208,5 +208,5 @@ def test_joined_rows_are_never_kept_in_training():
             return out
 
     with Watch():
-        perceptron(torch.randn(20_000, 1), weights, biases, read=[(matrix, at)]).sum().backward()
+        fused_mlp(torch.randn(20_000, 1), weights, biases, read=[(matrix, at)]).sum().backward()
     assert max(sizes) == 300 * room.ROWS

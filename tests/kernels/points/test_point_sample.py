@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from ulna.kernels.points.point_sample import gather, gather_reference
+from ulna.kernels.points.point_sample import point_sample, point_sample_reference
 
-READERS = [gather_reference, gather]
+READERS = [point_sample_reference, point_sample]
 # (image, map): whole strides, anisotropic ones, odd sizes that the stride does not divide
 SIZES = [((8, 12), (4, 3)), ((7, 5), (4, 3)), ((6, 4, 8), (6, 2, 2)), ((5, 3, 7), (3, 2, 2)), ((1, 4), (1, 1))]
 
@@ -74,26 +74,26 @@ def test_the_fast_path_reads_the_same_bits_and_gives_the_same_gradient(layout, m
 def test_gradients_add_up_where_points_share_a_vector(mode, layout):
     fmap = layout(torch.randn(1, 2, 2, 3, dtype=torch.float64)).requires_grad_()
     points = torch.tensor([[[0, 0], [1, 1], [0, 1], [3, 5], [2, 2]]])
-    assert torch.autograd.gradcheck(lambda f: gather(f, points, (4, 6), mode=mode), (fmap,))
+    assert torch.autograd.gradcheck(lambda f: point_sample(f, points, (4, 6), mode=mode), (fmap,))
     if mode == "nearest":
-        gather(fmap, points, (4, 6)).sum().backward()
+        point_sample(fmap, points, (4, 6)).sum().backward()
         assert fmap.grad[0, 0].tolist() == [[3.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
 
 
 def test_linear_reading_is_upsampling():
     fmap = torch.randn(1, 3, 4, 5)
     up = torch.nn.functional.interpolate(fmap, scale_factor=4, mode="bilinear")
-    rows = gather(fmap, every_point((16, 20)), (16, 20), mode="linear")
+    rows = point_sample(fmap, every_point((16, 20)), (16, 20), mode="linear")
     torch.testing.assert_close(rows.transpose(1, 2).reshape(up.shape), up)
 
 
 def test_another_mode_is_refused():
     with pytest.raises(ValueError, match="nearest or linear"):
-        gather(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, dtype=torch.long), (2, 2), mode="cubic")
+        point_sample(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, dtype=torch.long), (2, 2), mode="cubic")
 
 
 def test_sums_of_many_gradients_in_bf16_lose_none_of_them():
     """A sum kept in bf16 stays at 256, where adding 1 changes nothing."""
     fmap = channels_last(torch.zeros(1, 8, 2, 2, dtype=torch.bfloat16)).requires_grad_()
-    gather(fmap, torch.zeros(1, 1000, 2, dtype=torch.long), (4, 4)).sum().backward()
+    point_sample(fmap, torch.zeros(1, 1000, 2, dtype=torch.long), (4, 4)).sum().backward()
     assert fmap.grad[0, :, 0, 0].tolist() == [1000.0] * 8

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.itk_bytes import Stored, stored
 from ulna.data.formats.nifti import flat_axis
-from ulna.data.formats.source import AGAIN, fault, suffix_of
+from ulna.data.formats.source import AGAIN, data_error, suffix_of
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 
@@ -37,7 +37,7 @@ def read_itk(path: Path, spatial_dims: int | None = None) -> Volume:
         spacing, origin = (np.array(one) * values.millimetres for one in (reader.GetSpacing(), reader.GetOrigin()))
     except RuntimeError as error:
         said = str(error).strip().rsplit("\n", 1)[-1]
-        raise fault(path, f"has a header that cannot be read ({said})", AGAIN) from None
+        raise data_error(path, f"has a header that cannot be read ({said})", AGAIN) from None
     array = _channels_first(path, values, size, components)
     flat = flat_axis(array.shape[1:], spatial_dims) if array.ndim == 4 else None
     either = array.ndim == 4 and 1 in array.shape[1:]
@@ -73,14 +73,14 @@ def _channels_first(path: Path, values: Stored, size: tuple[int, ...], component
     """(C, *S) of the values, wherever the file has its channels."""
     remedy = "save a 2D or 3D image, with the channels as components or along the fourth axis"
     if not 2 <= len(size) <= 4 or min(size) < 1 or components < 1 or (len(size) == 4 and components > 1):
-        raise fault(path, f"has the sizes {size} with {components} components", remedy)
+        raise data_error(path, f"has the sizes {size} with {components} components", remedy)
     array = values.values
     if values.sizes == (*size, components):
         array = np.moveaxis(array, -1, 0)
     elif values.sizes == size:
         array = np.moveaxis(array, 3, 0) if len(size) == 4 else array[None]
     elif values.sizes != (components, *size):
-        raise fault(path, f"has axes {values.sizes} that do not fit its geometry, {size}", remedy)
+        raise data_error(path, f"has axes {values.sizes} that do not fit its geometry, {size}", remedy)
     return array
 
 
@@ -94,11 +94,11 @@ def _affine(
     affine[:dims, 3] = origin
     remedy = "write the geometry anew, from the original series"
     if not np.isfinite(affine).all():
-        raise fault(path, "has an orientation that is not finite", remedy)
+        raise data_error(path, "has an orientation that is not finite", remedy)
     if not spacing.min() > 0:
-        raise fault(path, f"has a voxel size of {tuple(spacing.tolist())}", remedy)
+        raise data_error(path, f"has a voxel size of {tuple(spacing.tolist())}", remedy)
     if abs(np.linalg.det(direction)) < 1e-6:
-        raise fault(path, "has a singular orientation matrix", remedy)
+        raise data_error(path, "has a singular orientation matrix", remedy)
     return _LPS_TO_RAS @ affine
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.limits import check_memory, check_pixels, check_promise
 from ulna.data.formats.slabs import Float32, fill, native
-from ulna.data.formats.source import AGAIN, fault
+from ulna.data.formats.source import AGAIN, data_error
 from ulna.data.formats.units import millimetres_in
 from ulna.errors import DataError
 
@@ -88,7 +88,7 @@ def stored(path: Path) -> Stored:
         except DataError:
             raise
         except (ValueError, KeyError, OverflowError) as error:
-            raise fault(path, f"has a header that cannot be read ({error})", AGAIN) from None
+            raise data_error(path, f"has a header that cannot be read ({error})", AGAIN) from None
         return _read_values(path, file, header, size - header.start)
 
 
@@ -96,13 +96,13 @@ def _read_values(path: Path, file: IO[bytes], header: _Header, held: int) -> Sto
     expected = math.prod(header.sizes) * header.dtype.itemsize
     if header.length is not None and header.length != held:
         how = "is cut short" if header.length > held else "is damaged"
-        raise fault(path, f"{how}: the header promises {header.length} packed bytes, {held} follow", AGAIN)
+        raise data_error(path, f"{how}: the header promises {header.length} packed bytes, {held} follow", AGAIN)
     promise = f"is cut short: the header promises {expected} bytes of values, the file holds {held}"
     check_pixels(path, header.sizes)
     check_promise(path, promise, expected, held, packed=header.window is not None)
     if header.window is None and held > expected:
         what = f"is damaged: the header promises {expected} bytes of values, the file holds {held}"
-        raise fault(path, what, AGAIN)
+        raise data_error(path, what, AGAIN)
     values = np.empty(header.sizes, native(header.dtype))
     check_memory(path, values.nbytes)
     convert = Float32() if header.dtype.kind == "f" else None
@@ -138,7 +138,7 @@ class _Inflated:
             try:
                 data += self.unpacker.decompress(packed, count - len(data))
             except zlib.error as error:
-                raise fault(self.path, f"is damaged ({error})", AGAIN) from None
+                raise data_error(self.path, f"is damaged ({error})", AGAIN) from None
         return data
 
     def end(self, found: int, expected: int) -> None:
@@ -149,14 +149,16 @@ class _Inflated:
         """
         more = len(self.read(1)) if found == expected else 0  # on to the checksum
         if found + more > expected:
-            raise fault(self.path, f"is damaged: more than the {expected} bytes of its header are packed in it", AGAIN)
+            raise data_error(
+                self.path, f"is damaged: more than the {expected} bytes of its header are packed in it", AGAIN
+            )
         if not self.unpacker.eof:
-            raise fault(self.path, "is cut short: the compressed data end too early", AGAIN)
+            raise data_error(self.path, "is cut short: the compressed data end too early", AGAIN)
         if found < expected:
             what = f"is cut short: the header promises {expected} bytes of values, the file holds {found}"
-            raise fault(self.path, what, AGAIN)
+            raise data_error(self.path, what, AGAIN)
         if self.unpacker.unused_data or self.file.read(1):
-            raise fault(self.path, "is damaged: bytes follow the compressed values", AGAIN)
+            raise data_error(self.path, "is damaged: bytes follow the compressed values", AGAIN)
 
 
 def _meta_image(path: Path, data: bytes) -> _Header:
@@ -165,21 +167,23 @@ def _meta_image(path: Path, data: bytes) -> _Header:
     while "elementdatafile" not in fields:
         end = data.find(b"\n", start, start + _LONGEST_HEADER)
         if end < 0:
-            raise fault(path, "is cut short or no MetaImage: its header does not end", AGAIN)
+            raise data_error(path, "is cut short or no MetaImage: its header does not end", AGAIN)
         key, separator, value = data[start:end].decode("latin-1").partition("=")
         if not separator:
-            raise fault(path, "is not a MetaImage file", "give the file its right extension, or convert it")
+            raise data_error(path, "is not a MetaImage file", "give the file its right extension, or convert it")
         fields[key.strip().lower()] = value.strip()
         start = end + 1
     if fields["elementdatafile"].upper() != "LOCAL":
-        raise fault(path, f"keeps its values in another file ({fields['elementdatafile'][:80]})", _SAVE)
+        raise data_error(path, f"keeps its values in another file ({fields['elementdatafile'][:80]})", _SAVE)
     if not _true(fields.get("binarydata", "True")) or int(fields.get("headersize", "0")) != 0:
-        raise fault(path, "stores its values as text, or apart from its header", _SAVE)
+        raise data_error(path, "stores its values as text, or apart from its header", _SAVE)
     channels = int(fields.get("elementnumberofchannels", "1"))
     sizes = _sizes(path, fields["dimsize"], int(fields["ndims"]))
     kind = _META_TYPES.get(fields["elementtype"].upper())
     if kind is None:
-        raise fault(path, f"holds values of type {fields['elementtype'][:40]}", "save it with integer or real values")
+        raise data_error(
+            path, f"holds values of type {fields['elementtype'][:40]}", "save it with integer or real values"
+        )
     big = _true(fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", "False")))
     window, length = None, None
     if _true(fields.get("compresseddata", "False")):
@@ -199,7 +203,7 @@ def _true(text: str) -> bool:
 def _nrrd(path: Path, data: bytes) -> _Header:
     ends = [(at + len(mark), at) for mark in (b"\n\n", b"\r\n\r\n") if (at := data.find(mark, 0, _LONGEST_HEADER)) >= 0]
     if not ends:
-        raise fault(path, "is cut short: its header does not end", AGAIN)
+        raise data_error(path, "is cut short: its header does not end", AGAIN)
     start, end = min(ends)
     fields: dict[str, str] = {}
     for line in data[:end].decode("latin-1").splitlines()[1:]:
@@ -207,15 +211,15 @@ def _nrrd(path: Path, data: bytes) -> _Header:
         if not line.startswith("#") and separator and not value.startswith("="):
             fields[key.strip().lower()] = value.strip()
     if "data file" in fields or "datafile" in fields:
-        raise fault(path, "keeps its values in another file", _SAVE)
+        raise data_error(path, "keeps its values in another file", _SAVE)
     if any(int(fields.get(key, "0")) for key in ("line skip", "lineskip", "byte skip", "byteskip")):
-        raise fault(path, "stores its values apart from its header", _SAVE)
+        raise data_error(path, "stores its values apart from its header", _SAVE)
     window = _nrrd_window(path, fields)
     sizes = _sizes(path, fields["sizes"], int(fields["dimension"]))
     name = " ".join(fields["type"].lower().split())
     kind = next((kind for kind, names in _NRRD_TYPES.items() if name in names.split("|")), None)
     if kind is None:
-        raise fault(path, f"holds values of type {name[:40]}", "save it with integer or real values")
+        raise data_error(path, f"holds values of type {name[:40]}", "save it with integer or real values")
     dtype = np.dtype(kind).newbyteorder(">" if fields.get("endian", "little").lower() == "big" else "<")
     spaced, oriented = "space directions" in fields or "spacings" in fields, "space" in fields
     return _Header(sizes, dtype, window, start, None, spaced, oriented, _nrrd_unit(fields))
@@ -231,12 +235,12 @@ def _nrrd_unit(fields: Mapping[str, str]) -> float:
 def _nrrd_window(path: Path, fields: Mapping[str, str]) -> int | None:
     encoding = fields["encoding"].lower()
     if encoding not in ("raw", "gzip", "gz"):
-        raise fault(path, f"is packed as {encoding[:40]}, which is not read", _SAVE)
+        raise data_error(path, f"is packed as {encoding[:40]}, which is not read", _SAVE)
     return None if encoding == "raw" else 31
 
 
 def _sizes(path: Path, text: str, dimensions: int) -> tuple[int, ...]:
     sizes = tuple(int(word) for word in text.split())
     if len(sizes) != dimensions or not sizes or min(sizes) < 1:
-        raise fault(path, f"declares the sizes {text[:80]!r} for {dimensions} axes", AGAIN)
+        raise data_error(path, f"declares the sizes {text[:80]!r} for {dimensions} axes", AGAIN)
     return sizes

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.slabs import slabs
 from ulna.data.formats.source import (
-    fault,
+    data_error,
 )
 from ulna.data.volume import Volume, label_dtype
 from ulna.errors import listed
@@ -68,7 +68,7 @@ def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
     array = without_colour(volume)
     if array.shape[0] != 1:
         wanted = f"one map, or {count} maps (one per class)" if labels.multilabel else "one map"
-        raise fault(volume.path, f"holds {array.shape[0]} label maps", f"save {wanted} with values 0..{count}")
+        raise data_error(volume.path, f"holds {array.shape[0]} label maps", f"save {wanted} with values 0..{count}")
     indices = _checked(volume, array[0], count)
     if not labels.multilabel:
         return indices
@@ -83,5 +83,5 @@ def _checked(volume: Volume, array: NDArray[Any], highest: int) -> NDArray[Any]:
     if bad:
         shown = listed((f"{value:g}" for value in bad), most=8)
         what = f"label values {shown} do not fit {highest + 1} classes (0 is background, 1..{highest})"
-        raise fault(volume.path, what, "name the extra ones in classes.json or remap the file")
+        raise data_error(volume.path, what, "name the extra ones in classes.json or remap the file")
     return array.astype(label_dtype(highest), copy=False)

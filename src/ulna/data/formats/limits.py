@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from ulna.data.formats.source import AGAIN, fault
+from ulna.data.formats.source import AGAIN, data_error
 from ulna.errors import DataError, UsageError
 
 LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
@@ -56,7 +56,7 @@ def check_promise(where: object, what: str, promised: int, held: int, *, packed:
         packed: the bytes are compressed with deflate.
     """
     if promised > held * (LARGEST_RATIO if packed else 1):
-        raise fault(where, what, AGAIN)
+        raise data_error(where, what, AGAIN)
     check_memory(where, promised)
 
 
@@ -65,10 +65,10 @@ def check_memory(where: object, promised: int) -> None:
     ram = _allowed["ram"]
     if ram is not None and promised > ram * _GB / 2:
         size = f"unpacks to {promised / _GB:.2g} GB, more than half of the {ram:g} GB that --max-ram allows"
-        raise fault(where, size, "raise --max-ram, or cut it into smaller images")
+        raise data_error(where, size, "raise --max-ram, or cut it into smaller images")
     if promised > memory() // 2:
         size = f"unpacks to {promised / _GB:.1f} GB, and this machine has {memory() / _GB:.1f} GB of memory"
-        raise fault(where, size, _REMEDY)
+        raise data_error(where, size, _REMEDY)
 
 
 def check_pixels(where: object, shape: Sequence[int], most: int | None = None) -> None:
@@ -81,7 +81,7 @@ def check_pixels(where: object, shape: Sequence[int], most: int | None = None) -
     declared = " x ".join(map(str, shape))
     said = f"more than {limit}" if allowed is None else f"more than --max-pixels {limit} allows"
     remedy = "cut it into tiles" if allowed is None else "raise --max-pixels, or cut it into smaller images"
-    raise fault(where, f"declares {declared} pixels, {said}", remedy)
+    raise data_error(where, f"declares {declared} pixels, {said}", remedy)
 
 
 def is_memory_error(error: BaseException) -> bool:
@@ -90,9 +90,9 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(one in said for one in _OUT))
 
 
-def memory_fault(where: object) -> DataError:
+def memory_error(where: object) -> DataError:
     """The error for a case that the memory does not hold."""
-    return fault(where, "needs more memory than is free", _REMEDY)
+    return data_error(where, "needs more memory than is free", _REMEDY)
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def within_memory(where: object) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_memory_error(error):
             raise
-        raise memory_fault(where) from None
+        raise memory_error(where) from None
 
 
 @cache

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.limits import check_memory, check_pixels, check_promise
 from ulna.data.formats.slabs import Float32, fill, native
-from ulna.data.formats.source import AGAIN, fault, file_stat, said, suffix_of
+from ulna.data.formats.source import AGAIN, data_error, file_stat, first_line, suffix_of
 from ulna.data.formats.units import millimetres_in
 from ulna.data.volume import Volume
 
@@ -46,11 +46,11 @@ def read_nifti(path: Path, spatial_dims: int | None = None) -> Volume:
         dtype = header.get_data_dtype()
         spatial, channels, flat = _axes(path, shape, spatial_dims)
         if dtype.kind not in "iuf":
-            raise fault(path, f"holds values of type {dtype}", "save it with integer or real values")
+            raise data_error(path, f"holds values of type {dtype}", "save it with integer or real values")
         expected = math.prod(shape) * dtype.itemsize
         begin = float(header["vox_offset"])
         if not math.isfinite(begin):
-            raise fault(path, f"has a header that is damaged (its data begin at byte {begin})", AGAIN)
+            raise data_error(path, f"has a header that is damaged (its data begin at byte {begin})", AGAIN)
         offset = max(int(begin), len(start) + 4)  # four bytes say whether extensions follow
         promised = offset + expected
         check_pixels(path, shape)
@@ -83,7 +83,7 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
         magic = file.read(2)
         file.seek(0)
         if magic != b"\x1f\x8b":
-            raise fault(
+            raise data_error(
                 path, "is not gzip-compressed, though its name ends in .gz", "rename it, or compress it with gzip"
             )
         try:
@@ -92,11 +92,11 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
         except EOFError:
             raise _cut(path, "the compressed data end too early") from None
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise fault(path, f"is damaged ({said(error)})", AGAIN) from None
+            raise data_error(path, f"is damaged ({first_line(error)})", AGAIN) from None
 
 
 def _cut(path: Path, how: str) -> Exception:
-    return fault(path, f"is cut short: {how}", AGAIN)
+    return data_error(path, f"is cut short: {how}", AGAIN)
 
 
 def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
@@ -107,7 +107,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
     lengths = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
     kind = Nifti1Header if 348 in lengths else Nifti2Header if 540 in lengths else None
     if kind is None:
-        raise fault(path, "is not a NIfTI file", "give the file its right extension, or convert it to NIfTI")
+        raise data_error(path, "is not a NIfTI file", "give the file its right extension, or convert it to NIfTI")
     length = 348 if kind is Nifti1Header else 540
     start += stream.read(length - 4)
     if len(start) < length:
@@ -117,9 +117,11 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
         header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])  # a negative size is an old way to say "mirrored"
         header.get_data_dtype(), header.get_xyzt_units(), header.get_slope_inter()
     except Exception as error:  # nibabel raises many types here
-        raise fault(path, f"has a header that cannot be read ({said(error)})", "convert it to NIfTI again") from None
+        raise data_error(
+            path, f"has a header that cannot be read ({first_line(error)})", "convert it to NIfTI again"
+        ) from None
     if bytes(header["magic"].tobytes()[:2]) not in (b"n+", b"n\x00"):
-        raise fault(path, "is half of an .hdr/.img pair", "save it as one .nii.gz file")
+        raise data_error(path, "is half of an .hdr/.img pair", "save it as one .nii.gz file")
     return header, start
 
 
@@ -127,7 +129,7 @@ def _axes(path: Path, shape: tuple[int, ...], spatial_dims: int | None) -> tuple
     """(*S, C) of a file's shape, and the axis that a 2D image is flat along (None in 3D)."""
     remedy = "save a 2D or 3D image, with the channels along the fourth axis"
     if not 2 <= len(shape) <= 5 or min(shape) < 1 or (len(shape) == 5 and shape[3] != 1):
-        raise fault(path, f"has the shape {shape}", remedy)
+        raise data_error(path, f"has the shape {shape}", remedy)
     volume, channels = (*shape, 1)[:3], math.prod(shape[3:])
     flat = flat_axis(volume, spatial_dims)
     return tuple(n for axis, n in enumerate(volume) if axis != flat), channels, flat
@@ -247,20 +249,20 @@ def _geometry(
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except Exception as error:  # nibabel raises many types here
-        raise fault(path, f"has an orientation that cannot be read ({said(error)})", remedy) from None
+        raise data_error(path, f"has an orientation that cannot be read ({first_line(error)})", remedy) from None
     scale = millimetres_in(header.get_xyzt_units()[0]) or 1.0
     if not np.isfinite(affine).all():
-        raise fault(path, "has an orientation that is not finite", remedy)
+        raise data_error(path, "has an orientation that is not finite", remedy)
     affine[:3] *= scale
     if flat is not None:
         affine = affine[:, [*(axis for axis in range(3) if axis != flat), flat, 3]]
     norms = np.linalg.norm(affine[:3, :spatial_dims], axis=0)
     spacing = tuple(float(f"{norm:.7g}") for norm in norms)  # the header holds seven digits
     if min(spacing) <= 0:
-        raise fault(path, f"has a voxel size of {spacing}", remedy)
+        raise data_error(path, f"has a voxel size of {spacing}", remedy)
     lengths = np.linalg.svd(affine[:3, :spatial_dims], compute_uv=False)  # 2D files may leave the third axis empty
     if lengths.min() < 1e-6 * lengths.max():
-        raise fault(path, "has a singular orientation matrix", remedy)
+        raise data_error(path, "has a singular orientation matrix", remedy)
     return affine, spacing
 
 
@@ -269,8 +271,8 @@ def _disagreement(header: Any, spacing: tuple[float, ...], flat: int | None) -> 
     stated = [float(zoom) * scale for axis, zoom in enumerate(header.get_zooms()[:3]) if axis != flat]
     if all(abs(zoom - s) <= 0.01 * s for zoom, s in zip(stated, spacing, strict=True)):
         return ()
-    said, used = (" x ".join(f"{value:.4g}" for value in values) for values in (stated, spacing))
-    return (f"header spacing {said} differs from the affine {used}; the affine is used",)
+    stated_text, used = (" x ".join(f"{value:.4g}" for value in values) for values in (stated, spacing))
+    return (f"header spacing {stated_text} differs from the affine {used}; the affine is used",)
 
 
 def _header_for(like: Volume) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.limits import check_memory, check_pixels, check_promise
 from ulna.data.formats.slabs import Float32, fill, native
-from ulna.data.formats.source import AGAIN, fault, file_stat, said
+from ulna.data.formats.source import AGAIN, data_error, file_stat, first_line
 from ulna.data.volume import Volume
 
 MOST_COLOURS = 4  # a last axis up to this long is colour
@@ -37,9 +37,9 @@ def read_npy(path: Path, spatial_dims: int | None = None) -> Volume:
         cut = f"is cut short: the header promises {shape} in {expected} bytes, {held} follow"
         check_promise(path, cut, expected, held, packed=False)
         if expected < held:
-            raise fault(path, f"is damaged: {held - expected} bytes follow its array of {shape}", AGAIN)
+            raise data_error(path, f"is damaged: {held - expected} bytes follow its array of {shape}", AGAIN)
         if len(shape) not in (2, 3, 4):
-            raise fault(path, f"has the shape {shape}", "save (*S) or (*S, C) of a 2D or 3D image")
+            raise data_error(path, f"has the shape {shape}", "save (*S) or (*S, C) of a 2D or 3D image")
         check_memory(path, math.prod(shape) * native(dtype).itemsize)
         array, large = _values(file, header)
     array = _channels_first(array, spatial_dims)
@@ -79,11 +79,11 @@ def array_header(path: Path, file: IO[bytes], what: str, kinds: str) -> Header:
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except Exception as error:  # numpy raises nearly every type on damaged headers
-        raise fault(path, f"has {what} that cannot be read ({said(error)})", AGAIN) from None
+        raise data_error(path, f"has {what} that cannot be read ({first_line(error)})", AGAIN) from None
     if dtype.hasobject or dtype.kind not in kinds:
-        raise fault(path, f"has {what} of type {dtype}", wanted)
+        raise data_error(path, f"has {what} of type {dtype}", wanted)
     if any(n < 0 for n in shape):
-        raise fault(path, f"has {what} of the shape {shape}", AGAIN)
+        raise data_error(path, f"has {what} of the shape {shape}", AGAIN)
     return Header(tuple(int(n) for n in shape), bool(fortran), dtype)
 
 

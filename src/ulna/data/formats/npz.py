@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ulna.data.formats.limits import check_pixels, check_promise
 from ulna.data.formats.npy import MOST_COLOURS, NUMBERS, array_header
 from ulna.data.formats.slabs import as_float32, native
-from ulna.data.formats.source import AGAIN, Source, case_name, composed, fault, file_stat
+from ulna.data.formats.source import AGAIN, Source, case_name, composed, data_error, file_stat
 from ulna.data.volume import Volume
 
 _WANTED = "save `images` (N, *S[, C]) and `masks` (N, *S) as numbers"
@@ -62,9 +62,11 @@ def read_npz(source: Source, key: str) -> Volume:
     stat = file_stat(source.path)
     array = getattr(_arrays(source.path, stat.st_mtime_ns, stat.st_size), key)
     if array is None:
-        raise fault(source.path, f"holds no `{key}`", _WANTED)
+        raise data_error(source.path, f"holds no `{key}`", _WANTED)
     if source.row is None or not 0 <= source.row < len(array):
-        raise fault(source.path, f"has no row {source.row}, it holds {len(array)} cases", "read the data set again")
+        raise data_error(
+            source.path, f"has no row {source.row}, it holds {len(array)} cases", "read the data set again"
+        )
     row, large = np.ascontiguousarray(array[source.row]), None
     if row.dtype.kind == "f":
         row, large = as_float32(row)
@@ -86,17 +88,17 @@ def _contents(path: Path, _mtime: int, size: int) -> Contents:
             ids = _read(path, archive, "ids") if shapes["ids"] is not None else None
             marked = _MULTILABEL in archive.namelist()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise fault(path, f"is cut short or no npz file ({error})", AGAIN) from None
+        raise data_error(path, f"is cut short or no npz file ({error})", AGAIN) from None
     images, masks = shapes["images"], shapes["masks"]
     counts = {key: shape[0] if shape else 0 for key, shape in shapes.items() if shape is not None}
     if images is None and masks is None:
-        raise fault(path, "holds neither `images` nor `masks`", _WANTED)
+        raise data_error(path, "holds neither `images` nor `masks`", _WANTED)
     if shapes["ids"] is not None and len(shapes["ids"]) != 1:
-        raise fault(path, f"has `ids` of the shape {shapes['ids']}", "save one id per case, as one row")
+        raise data_error(path, f"has `ids` of the shape {shapes['ids']}", "save one id per case, as one row")
     if len(set(counts.values())) > 1:
-        raise fault(path, f"has arrays of different length: {counts}", "give every image its mask and id")
+        raise data_error(path, f"has arrays of different length: {counts}", "give every image its mask and id")
     if set(counts.values()) == {0}:
-        raise fault(path, "holds no case", "take the file out")
+        raise data_error(path, "holds no case", "take the file out")
     _layouts(path, images, masks, marked)
     count = next(iter(counts.values()))
     stem = case_name(path)
@@ -120,7 +122,7 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...] |
     check_pixels(path, shape[1:])  # of one case
     what = f"promises `{key}` of {shape} in {info.file_size} bytes"
     if promised > info.file_size:
-        raise fault(path, what, AGAIN)
+        raise data_error(path, what, AGAIN)
     check_promise(path, what, info.file_size, info.compress_size, packed=True)
     return shape
 
@@ -130,7 +132,7 @@ def _read(path: Path, archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
         try:
             array = npy.read_array(member, allow_pickle=False)
         except ValueError as error:
-            raise fault(path, f"has an array `{key}` that cannot be read ({error})", AGAIN) from None
+            raise data_error(path, f"has an array `{key}` that cannot be read ({error})", AGAIN) from None
         while member.read(1 << 20):  # to the end, where zip keeps its checksum
             pass
     return np.asarray(array)
@@ -153,9 +155,9 @@ def _layouts(
     else:
         colour, classes, dims = len(images) == len(masks) + 1, False, len(masks) - 1
         if images[1 : dims + 1] != masks[1:] or len(images) not in (len(masks), len(masks) + 1):
-            raise fault(path, f"has `images` {images} and `masks` {masks}, which do not fit", _WANTED)
+            raise data_error(path, f"has `images` {images} and `masks` {masks}, which do not fit", _WANTED)
     if dims not in (2, 3):
-        raise fault(path, f"has `images` {images} and `masks` {masks}, neither 2D nor 3D", _WANTED)
+        raise data_error(path, f"has `images` {images} and `masks` {masks}, neither 2D nor 3D", _WANTED)
     return colour, classes
 
 
@@ -169,7 +171,7 @@ def _arrays(path: Path, mtime: int, size: int) -> Arrays:
             images = _read(path, archive, "images") if contents.images is not None else None
             masks = _read(path, archive, "masks") if contents.masks is not None else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise fault(path, f"is damaged ({error})", AGAIN) from None
+        raise data_error(path, f"is damaged ({error})", AGAIN) from None
     return Arrays(_channels_second(images, colour), _channels_second(masks, classes))
 
 

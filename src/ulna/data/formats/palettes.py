@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.source import fault
+from ulna.data.formats.source import data_error
 
 Colour = tuple[int, int, int]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -34,7 +34,7 @@ def palette_classes(
     """
     used = [int(value) for value in np.flatnonzero(np.bincount(indices.ravel()))]
     if used and used[-1] >= len(palette):
-        raise fault(where, f"has pixels of entry {used[-1]}, and a palette of {len(palette)} entries", _REMEDY)
+        raise data_error(where, f"has pixels of entry {used[-1]}, and a palette of {len(palette)} entries", _REMEDY)
     colours = {index: palette[index] for index in used}
     whole = set(palette)
     first = palette[0] if palette else BLACK
@@ -45,13 +45,13 @@ def palette_classes(
     if BLACK in colours.values():  # not the first entry: a program numbered the colours, nobody did
         if len(whole) != 2:
             what = f"has a palette whose entry 0 is {first}, and black at another entry"
-            raise fault(where, f"{what}; nothing says which is the background", _REMEDY)
+            raise data_error(where, f"{what}; nothing says which is the background", _REMEDY)
         (other,) = whole - {BLACK}
         return _by_colour(indices, colours, other, "two colours, one of them black", notes), {}
     if len(whole) == 2 and _light(first) > min(map(_light, whole)):
         other = next(colour for colour in palette if colour != first)
         what = f"has a palette of {first} and {other}, and nothing says which is the background"
-        raise fault(where, what, _REMEDY)
+        raise data_error(where, what, _REMEDY)
     notes.append(f"has a palette that draws 0 as {first}; the index of the entry is the class, and 0 the background")
     return indices, colours
 

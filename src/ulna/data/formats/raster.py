@@ -24,7 +24,7 @@ from ulna.data.formats.palettes import Colour, palette_classes
 from ulna.data.formats.png_strips import exif_of, in_strips, strips
 from ulna.data.formats.raster_bytes import PNG_MAGIC, check_whole
 from ulna.data.formats.slabs import SLAB
-from ulna.data.formats.source import AGAIN, fault, file_stat
+from ulna.data.formats.source import AGAIN, data_error, file_stat
 from ulna.data.turning import ORIENTATION, UPRIGHT, as_stored, checked_orientation, orientation_of, upright
 from ulna.data.volume import Volume
 from ulna.errors import DataError
@@ -50,7 +50,7 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
     kind = _kind(path, data)
     notes = [] if path.suffix.lower() in _SUFFIX[kind] else [f"is a {kind} file under another name"]
     if as_labels and kind == "JPEG":
-        raise fault(path, "is a JPEG, which does not keep label values", "save label maps as PNG")
+        raise data_error(path, "is a JPEG, which does not keep label values", "save label maps as PNG")
     check_whole(path, data, kind)
     try:
         picture = _PLUG_IN[kind](io.BytesIO(data))
@@ -73,11 +73,11 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
         said = str(error) or type(error).__name__
         what = "is cut short" if "truncated" in said.lower() else "is damaged"
-        raise fault(path, f"{what} ({said})", AGAIN) from None
+        raise data_error(path, f"{what} ({said})", AGAIN) from None
     depth, kind_of_png = (data[24], data[25]) if kind == "PNG" else (8, 0)
     if as_labels and depth == 16 and kind_of_png != 0:
         what = "has 16 bits per colour, of which only 8 can be read"
-        raise fault(path, what, "save the label map as grey PNG of 8 or 16 bits")
+        raise data_error(path, what, "save the label map as grey PNG of 8 or 16 bits")
     orientation = checked_orientation(_orientation(picture), notes)
     palette: dict[int, Colour] = {}
     if as_labels and picture.mode in ("P", "PA"):
@@ -97,9 +97,9 @@ def _kind(path: Path, data: bytes) -> str:
     for magic, kind in ((PNG_MAGIC, "PNG"), (b"\xff\xd8", "JPEG"), (b"BM", "BMP")):
         if data.startswith(magic[: len(data)]):
             if len(data) <= len(magic):
-                raise fault(path, f"is cut short: it holds {len(data)} bytes", AGAIN)
+                raise data_error(path, f"is cut short: it holds {len(data)} bytes", AGAIN)
             return kind
-    raise fault(path, "is not a PNG, JPEG or BMP file", "give the file its right extension, or save it as PNG")
+    raise data_error(path, "is not a PNG, JPEG or BMP file", "give the file its right extension, or save it as PNG")
 
 
 def _orientation(picture: Image.Image) -> int | None:
@@ -115,7 +115,7 @@ def _check_bmp_pixels(path: Path, picture: Any, bits: int) -> None:
     if bits not in _BMP_PIXELS or tile.codec_name != "raw" or tile.args[0] in _BMP_PIXELS[bits]:
         return
     if bits != 8:
-        raise fault(path, f"has {bits} bits a pixel and a palette of greys, which is not read", "save it as PNG")
+        raise data_error(path, f"has {bits} bits a pixel and a palette of greys, which is not read", "save it as PNG")
     picture._mode = "L"
     picture.tile = [tile._replace(args=("L", *tile.args[1:]))]
 

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 from ulna.data.formats.limits import MOST_PIXELS, check_pixels, check_promise
-from ulna.data.formats.source import AGAIN, fault
+from ulna.data.formats.source import AGAIN, data_error
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of the colour types of PNG
@@ -33,7 +33,7 @@ def _check_bmp(path: Path, data: bytes) -> None:
         return
     needed = int.from_bytes(data[10:14], "little") + (width * bits + 31) // 32 * 4 * abs(height)
     if packing in (0, 3) and needed > len(data):  # 0, 3: not packed
-        raise fault(path, f"is cut short: it needs {needed} bytes and holds {len(data)}", AGAIN)
+        raise data_error(path, f"is cut short: it needs {needed} bytes and holds {len(data)}", AGAIN)
 
 
 def _check_jpeg(path: Path, data: bytes) -> None:
@@ -41,19 +41,19 @@ def _check_jpeg(path: Path, data: bytes) -> None:
     at, scanned = 2, False
     while (mark := data[at : at + 2]) != b"\xff\xd9":
         if len(mark) < 2 or at + 4 > len(data):
-            raise fault(path, "is cut short: the end of the picture is missing", AGAIN)
+            raise data_error(path, "is cut short: the end of the picture is missing", AGAIN)
         if mark == b"\xff\xff":  # padding
             at += 1
             continue
         if not _JPEG_PART.fullmatch(mark):
-            raise fault(path, f"is damaged: byte {at} belongs to no part of a JPEG", AGAIN)
+            raise data_error(path, f"is damaged: byte {at} belongs to no part of a JPEG", AGAIN)
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if mark == b"\xff\xda":
             scanned = True
             end = _JPEG_MARK.search(data, at)
             at = end.start() if end else len(data)
     if not scanned:
-        raise fault(path, "is damaged: it holds no pixels", AGAIN)
+        raise data_error(path, "is damaged: it holds no pixels", AGAIN)
 
 
 def _check_png(path: Path, data: bytes) -> None:
@@ -62,10 +62,10 @@ def _check_png(path: Path, data: bytes) -> None:
         length, name = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         end = at + 12 + length
         if len(data) < end or len(name) < 4:
-            raise fault(path, f"is cut short: {len(data)} bytes, and the picture goes on", AGAIN)
+            raise data_error(path, f"is cut short: {len(data)} bytes, and the picture goes on", AGAIN)
         body, checksum = data[at + 4 : end - 4], int.from_bytes(data[end - 4 : end], "big")
         if zlib.crc32(body) != checksum:
-            raise fault(path, f"is damaged: wrong checksum in its {name.decode('latin-1')} part", AGAIN)
+            raise data_error(path, f"is damaged: wrong checksum in its {name.decode('latin-1')} part", AGAIN)
         if name == b"IHDR" and length == 13:
             width, height = int.from_bytes(body[4:8], "big"), int.from_bytes(body[8:12], "big")
             bits = width * height * body[12] * _SAMPLES.get(body[13], 1)  # after the name and the size
@@ -74,7 +74,7 @@ def _check_png(path: Path, data: bytes) -> None:
             check_promise(path, what, bits // 8, len(data), packed=True)
         if name == b"acTL" and (frames := int.from_bytes(body[4:8], "big")) > 1:
             what = f"is an animation of {frames} pictures"
-            raise fault(path, what, "save each as a file of its own, or all as a stack (TIFF)")
+            raise data_error(path, what, "save each as a file of its own, or all as a stack (TIFF)")
         if name == b"IEND":
             return
         at = end

@@ -32,7 +32,7 @@ from ulna.data.formats.source import (
     TIFF_SUFFIXES,
     Source,
     beside,
-    fault,
+    data_error,
     file_stat,
     suffix_of,
 )
@@ -49,9 +49,9 @@ def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -
             volume = _read_format(source, as_labels, spatial_dims)
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
-        raise fault(source.path, what, "check the file and its permissions") from None
+        raise data_error(source.path, what, "check the file and its permissions") from None
     if not volume.array.size:
-        raise fault(source, f"holds no pixel, its shape is {volume.array.shape}", "take the case out")
+        raise data_error(source, f"holds no pixel, its shape is {volume.array.shape}", "take the case out")
     return volume
 
 
@@ -70,7 +70,7 @@ def _read_format(source: Source, as_labels: bool, spatial_dims: int | None) -> V
     if suffix == NUMPY_SUFFIX:
         return read_npy(source.path, spatial_dims)
     what = f"has the extension {suffix!r}, which is not read"
-    raise fault(source.path, what, f"convert it to one of {', '.join(IMAGE_SUFFIXES)}")
+    raise data_error(source.path, what, f"convert it to one of {', '.join(IMAGE_SUFFIXES)}")
 
 
 def _united(folder: Path) -> Volume:
@@ -82,15 +82,17 @@ def _united(folder: Path) -> Volume:
         volume = _read(Source(path), as_labels=True)
         array = without_colour(volume)
         if len(array) != 1 or len(value_counts(array)) > 2:
-            raise fault(path, "is no mask of one object: it holds more than two values", "save 0 and 255, or 0 and 1")
+            raise data_error(
+                path, "is no mask of one object: it holds more than two values", "save 0 and 255, or 0 and 1"
+            )
         if united is not None and volume.size != united.size:
             what = f"has the size {volume.size}, {paths[0].name} has {united.size}"
-            raise fault(path, what, "give all masks of a case the size of its image")
+            raise data_error(path, what, "give all masks of a case the size of its image")
         inside = array > 0 if united is None else np.logical_or(united.array, array > 0)
         united = replace(volume, array=inside.astype(np.uint8), path=folder)
         notes |= dict.fromkeys(volume.meta.get("notes", ()))
     if united is None:
-        raise fault(folder, "holds no mask", "add the masks, or take the case out")
+        raise data_error(folder, "holds no mask", "add the masks, or take the case out")
     return replace(united, meta={**united.meta, "notes": tuple(notes)})
 
 
@@ -114,7 +116,7 @@ def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Vo
         if volume.size != first.size or not same_geometry(volume, first):
             own, other = (spacing_text(one.spacing, one.unit) for one in (volume, first))
             what = f"{volume.size} at {own}, but channel {sources[0].path.name} has {first.size} at {other}"
-            raise fault(source, what, "resample the channels of a case to one grid")
+            raise data_error(source, what, "resample the channels of a case to one grid")
     if len(volumes) == 1:
         return first
     notes = tuple(note for volume in volumes for note in volume.meta.get("notes", ()))

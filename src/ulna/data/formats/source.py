@@ -71,12 +71,12 @@ def composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def fault(where: object, what: str, remedy: str) -> DataError:
+def data_error(where: object, what: str, remedy: str) -> DataError:
     """The error for one thing that is wrong with one file."""
     return DataError([Problem(shown(where), what, remedy)])
 
 
-def said(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of what a library says, without its full stop."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
@@ -89,7 +89,7 @@ def readable(where: object) -> Iterator[None]:
         yield
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
-        raise fault(error.filename or where, what, "check the path and its permissions") from None
+        raise data_error(error.filename or where, what, "check the path and its permissions") from None
 
 
 _SPECIAL = (
@@ -111,15 +111,15 @@ def file_stat(path: Path) -> os.stat_result:
         found = path.stat()
     except FileNotFoundError:
         what = "is a link to nothing" if path.is_symlink() else "does not exist"
-        raise fault(path, what, "check the path") from None
+        raise data_error(path, what, "check the path") from None
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
-        raise fault(path, what, "check the path and its permissions") from None
+        raise data_error(path, what, "check the path and its permissions") from None
     for is_kind, what in _SPECIAL:
         if is_kind(found.st_mode):
-            raise fault(path, what, "put a file in its place")
+            raise data_error(path, what, "put a file in its place")
     if not found.st_size:
-        raise fault(path, "is empty (0 bytes)", "copy the file again or take the case out")
+        raise data_error(path, "is empty (0 bytes)", "copy the file again or take the case out")
     return found
 
 
@@ -155,7 +155,7 @@ def condensed(problems: Iterable[Problem], root: object) -> list[Problem]:
     return shown
 
 
-def all_faults(problems: Sequence[Problem], root: object) -> DataError:
+def all_errors(problems: Sequence[Problem], root: object) -> DataError:
     """One error that holds every problem and prints at most 12 of each class."""
     error = DataError(condensed(problems, root), root)
     error.problems = tuple(problems)

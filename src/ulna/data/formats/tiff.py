@@ -17,7 +17,7 @@ import tifffile
 
 from ulna.data.formats.limits import MOST_PIXELS, check_memory, check_pixels
 from ulna.data.formats.slabs import as_float32, native
-from ulna.data.formats.source import AGAIN, fault, file_stat, suffix_of
+from ulna.data.formats.source import AGAIN, data_error, file_stat, suffix_of
 from ulna.data.formats.tiff_decoding import decoded
 from ulna.data.formats.tiff_meaning import WHITE_IS_ZERO, channels_first, check_meaning, meant
 from ulna.data.formats.tiff_scale import read_scale
@@ -47,7 +47,7 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     try:
         with tifffile.TiffFile(path) as file:
             if not file.pages:
-                raise fault(path, "is cut short: it holds no page", AGAIN)
+                raise data_error(path, "is cut short: it holds no page", AGAIN)
             series = file.series[0]
             page = series.keyframe
             _check_series(path, file.series, notes)
@@ -64,9 +64,9 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     except MemoryError:
         raise
     except Exception as error:  # tifffile raises nearly every type on damaged files
-        raise fault(path, f"cannot be read as TIFF ({str(error) or type(error).__name__})", AGAIN) from None
+        raise data_error(path, f"cannot be read as TIFF ({str(error) or type(error).__name__})", AGAIN) from None
     if array.dtype.kind not in "iuf":
-        raise fault(path, f"holds values of type {array.dtype}", "save it with integer or real values")
+        raise data_error(path, f"holds values of type {array.dtype}", "save it with integer or real values")
     meta: dict[str, Any] = {"format": "tiff", "suffix": suffix_of(path), "scale": scale, "run": run}
     meta |= {"orientation": orientation, "palette": palette, "notes": tuple(notes)}
     if WHITE_IS_ZERO in notes:
@@ -92,7 +92,7 @@ def _check_series(path: Path, series: Sequence[Any], notes: list[str]) -> None:
     ]
     if frames:
         what = f"holds {len(frames) + 1} pictures of {size.get('Y')} x {size.get('X')} that are no stack"
-        raise fault(path, what, "save them as one stack, or one picture a file")
+        raise data_error(path, what, "save them as one stack, or one picture a file")
     if len(series) > 1:
         notes.append(f"holds {len(series)} pictures, the first is read")
 
@@ -107,14 +107,14 @@ def _check_chain(path: Path, size: int) -> list[dict[int, int]]:
     def number(count: int) -> int:
         data = file.read(count)
         if len(data) < count:
-            raise fault(path, f"is cut short: it holds {size} bytes, and a page is missing", AGAIN)
+            raise data_error(path, f"is cut short: it holds {size} bytes, and a page is missing", AGAIN)
         return int.from_bytes(data, order)
 
     with path.open("rb") as file:
         order: Literal["little", "big"] = "big" if file.read(2) == b"MM" else "little"
         version = number(2)
         if version not in (42, 43):
-            raise fault(path, "is not a TIFF file", "give the file its right extension, or save it as TIFF")
+            raise data_error(path, "is not a TIFF file", "give the file its right extension, or save it as TIFF")
         wide = version == 43
         file.seek(8 if wide else 4)
         word, counter = (8, 8) if wide else (4, 2)
@@ -122,7 +122,7 @@ def _check_chain(path: Path, size: int) -> list[dict[int, int]]:
         pages: list[dict[int, int]] = []
         while at := number(word):
             if at in seen:
-                raise fault(path, "is damaged: its pages run in a circle", AGAIN)
+                raise data_error(path, "is damaged: its pages run in a circle", AGAIN)
             seen.add(at)
             file.seek(at)
             pages.append({})
@@ -133,7 +133,7 @@ def _check_chain(path: Path, size: int) -> list[dict[int, int]]:
                     pages[-1][tag] = int.from_bytes(raw[: _TAG_BYTES[kind]], order)
                 long = count * _TAG_BYTES.get(kind, 0)
                 if long > word and value + long > size:
-                    raise fault(path, f"is cut short: it needs {value + long} bytes and holds {size}", AGAIN)
+                    raise data_error(path, f"is cut short: it needs {value + long} bytes and holds {size}", AGAIN)
     return pages
 
 
@@ -143,14 +143,14 @@ def _check_pages(path: Path, series: Any, pages: Sequence[dict[int, int]]) -> No
         return
     for number, page in enumerate(pages):
         if any(page.get(tag, usual) != pages[0].get(tag, usual) for tag, usual in _AS_SHOWN.items()):
-            raise fault(path, f"is damaged: page {number + 1} does not agree with the first", AGAIN)
+            raise data_error(path, f"is damaged: page {number + 1} does not agree with the first", AGAIN)
     if series.dataoffset is None:
         return
     step = series.nbytes // len(pages)
     for number, page in enumerate(pages):
         begin = series.dataoffset + number * step
         if page.get(_OFFSET, begin) != begin or any(page.get(tag) != pages[0].get(tag) for tag in _SHAPING):
-            raise fault(path, f"is damaged: page {number + 1} does not agree with the first", AGAIN)
+            raise data_error(path, f"is damaged: page {number + 1} does not agree with the first", AGAIN)
 
 
 def _check_whole(path: Path, series: Any, size: int) -> None:
@@ -163,9 +163,9 @@ def _check_whole(path: Path, series: Any, size: int) -> None:
         ends = [[a + n for a, n in zip(page.dataoffsets, page.databytecounts, strict=False)] for page in pages]
         needed = max((end for page_ends in ends for end in page_ends), default=0)
         if len(pages) < len(series.pages):
-            raise fault(path, "is cut short: a page is missing", AGAIN)
+            raise data_error(path, "is cut short: a page is missing", AGAIN)
     if needed > size:
-        raise fault(path, f"is cut short: it needs {needed} bytes and holds {size}", AGAIN)
+        raise data_error(path, f"is cut short: it needs {needed} bytes and holds {size}", AGAIN)
 
 
 def _check_growth(path: Path, file: Any, series: Any) -> None:
@@ -184,4 +184,4 @@ def _check_growth(path: Path, file: Any, series: Any) -> None:
                 size += len(unpacker.decompress(packed, 1 << 20))
                 packed = unpacker.unconsumed_tail
             if size > declared:
-                raise fault(path, "is damaged: a strip unpacks to more than its header declares", AGAIN)
+                raise data_error(path, "is damaged: a strip unpacks to more than its header declares", AGAIN)

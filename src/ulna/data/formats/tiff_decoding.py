@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ulna.data.formats.source import fault
+from ulna.data.formats.source import data_error
 from ulna.data.turning import ORIENTATION, UPRIGHT, as_stored
 
 JPEG_PACKINGS = (6, 7)
@@ -49,12 +49,12 @@ def decoded(path: Path, series: Any) -> NDArray[Any]:
         with path.open("rb") as file:
             planes = [_page(file, page, series.keyframe) for page in series.pages]
     except _UnreadableError as error:
-        raise fault(path, f"is packed as {name}, which is not read with {error}", _REMEDY) from None
+        raise data_error(path, f"is packed as {name}, which is not read with {error}", _REMEDY) from None
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise fault(path, f"is packed as {name}, not readable ({error})", _REMEDY) from None
+        raise data_error(path, f"is packed as {name}, not readable ({error})", _REMEDY) from None
     stacked = np.stack(planes) if len(planes) > 1 else planes[0]
     if stacked.size != math.prod(series.shape):
-        raise fault(path, f"is packed as {name}, which is not read here", _REMEDY)
+        raise data_error(path, f"is packed as {name}, which is not read here", _REMEDY)
     return stacked.reshape(series.shape)
 
 

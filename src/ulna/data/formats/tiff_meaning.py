@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.palettes import Colour, palette_classes
-from ulna.data.formats.source import fault
+from ulna.data.formats.source import data_error
 from ulna.data.formats.tiff_decoding import JPEG_PACKINGS
 
 _WHITE_IS_ZERO, _PALETTE, _CMYK = 0, 3, 5  # of the tag PhotometricInterpretation
@@ -33,10 +33,10 @@ _MEANING = {
 def check_meaning(path: Path, page: Any, as_labels: bool) -> None:
     """Refuse what is no picture of values: the colours of print, and label maps that JPEG has changed."""
     if page.photometric == _CMYK:
-        raise fault(path, "is CMYK, the colours of print", "save it as RGB or grey")
+        raise data_error(path, "is CMYK, the colours of print", "save it as RGB or grey")
     if as_labels and page.compression in JPEG_PACKINGS:
         what = "is packed as JPEG, which does not keep label values"
-        raise fault(path, what, "save label maps without compression, or with LZW or deflate")
+        raise data_error(path, what, "save label maps without compression, or with LZW or deflate")
 
 
 def meant(
@@ -83,7 +83,7 @@ def channels_first(
     depth = [axis for axis in axes if axis not in "YXSC"]
     colour = [axis for axis in axes if axis in "SC"]
     if len(depth) > 1 or len(colour) > 1 or not {"Y", "X"} <= set(axes):
-        raise fault(path, f"has the axes {axes} of {array.shape}", "save one 2D or 3D image a file")
+        raise data_error(path, f"has the axes {axes} of {array.shape}", "save one 2D or 3D image a file")
     order = [axes.index(axis) for axis in (*colour, *depth, "Y", "X")]
     array = array.transpose(order)
     run = depth[0] if depth else ""

@@ -22,7 +22,7 @@ from ulna.data.formats.source import (
     RASTER_SUFFIXES,
     Source,
     case_name,
-    fault,
+    data_error,
     suffix_of,
 )
 from ulna.data.formats.tiff_writing import write_tiff
@@ -104,7 +104,7 @@ def write_image(stem: Path, volume: Volume) -> Path:
         return _whole(stem, ".npy", lambda path: write_npy(path, array, volume), volume.path)
     if kind == "tiff":
         return _whole(stem, ".tif", lambda path: write_tiff(path, array, volume), volume.path)
-    raise fault(volume.path, "is a picture, which is not written anew", "export it again")
+    raise data_error(volume.path, "is a picture, which is not written anew", "export it again")
 
 
 def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Volume) -> Path:

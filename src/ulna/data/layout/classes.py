@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ulna.data.formats.source import fault
+from ulna.data.formats.source import data_error
 from ulna.errors import listed
 from ulna.recipe import Labels
 
@@ -42,11 +42,11 @@ def classes_found(found: Mapping[str, Mapping[int | float, int]], where: object)
         what = (
             f"label values {listed(f'{value:.4g}' for value in odd)} (in case {holders[odd[0]]}) are no class indices"
         )
-        raise fault(where, what, "save the label maps with whole numbers 0..K")
+        raise data_error(where, what, "save the label maps with whole numbers 0..K")
     highest = int(max(holders, default=0))
     if highest > 1 and stretched:
-        what = f"{some(stretched)}: label values 0 and 255, other cases hold values up to {highest}"
-        raise fault(where, what, "store the same values in all label maps, 0..K")
+        what = f"{summarise_ids(stretched)}: label values 0 and 255, other cases hold values up to {highest}"
+        raise data_error(where, what, "store the same values in all label maps, 0..K")
     values = sorted(int(value) for value in holders)
     gaps = highest + 1 != len(values)
     if highest > 0 and (gaps or highest > _MOST_UNNAMED):
@@ -54,7 +54,7 @@ def classes_found(found: Mapping[str, Mapping[int | float, int]], where: object)
         never = ", ".join([*missing[:6], *(["..."] if len(missing) > 6 else [])])  # highest may be of any size
         odds = f"{never} never" if gaps else f"{highest} classes without a name"
         what = f"the label values found are {listed(values)} ({odds}; {highest} in case {holders[highest]})"
-        raise fault(where, what, _remedy(values) if gaps else _NAMES)
+        raise data_error(where, what, _remedy(values) if gaps else _NAMES)
     names = ("foreground",) if highest <= 1 else tuple(f"class {value}" for value in range(1, highest + 1))
     return Labels(names=("background", *names))
 
@@ -66,6 +66,6 @@ def _remedy(values: list[int]) -> str:
     return _FEW_GAPS.format(values[-1]) if values[-1] <= _MOST_UNNAMED else _GAPS
 
 
-def some(cases: list[str]) -> str:
+def summarise_ids(cases: list[str]) -> str:
     """One case, or how many and the first."""
     return cases[0] if len(cases) == 1 else f"{len(cases)} cases, for example {cases[0]}"

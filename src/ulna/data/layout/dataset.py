@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ulna.data.formats.source import all_faults, id_problem, readable, shown
+from ulna.data.formats.source import all_errors, id_problem, readable, shown
 from ulna.data.layout.case import Case
 from ulna.data.layout.layouts import find
 from ulna.data.layout.metadata import check_split, read_groups, read_splits
@@ -55,7 +55,7 @@ class Dataset:
         """
         dataset, problems = cls.scan(path, need_labels=need_labels, channels=channels)
         if problems:
-            raise all_faults(problems, dataset.root)
+            raise all_errors(problems, dataset.root)
         return dataset
 
     @classmethod

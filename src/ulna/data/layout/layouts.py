@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.npz import npz_contents
-from ulna.data.formats.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, Source, beside, case_name, fault, readable, suffix_of
+from ulna.data.formats.source import (
+    ARRAY_SUFFIX,
+    IMAGE_SUFFIXES,
+    Source,
+    beside,
+    case_name,
+    data_error,
+    readable,
+    suffix_of,
+)
 from ulna.data.layout.case import Case
 from ulna.data.layout.case_folders import case_folders
 from ulna.data.layout.dataset_json import listed, nnunet, note_number
@@ -43,7 +52,7 @@ def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found
     """
     with readable(root):
         if not root.exists():
-            raise fault(root, "does not exist", "check the path")
+            raise data_error(root, "does not exist", "check the path")
         return _looked_through(Found(root), need_labels, channels)
 
 
@@ -116,9 +125,9 @@ def _one_file(found: Found, need_labels: bool) -> None:
         _arrays(found, [path], need_labels)
         found.labels = read_classes(path.parent, found.problems)
     elif need_labels:
-        raise fault(path, "is one file, not a data set", _PICTURE)
+        raise data_error(path, "is one file, not a data set", _PICTURE)
     elif suffix_of(path) not in IMAGE_SUFFIXES:
-        raise fault(path, f"has the extension {suffix_of(path)!r}, which is not read", convert())
+        raise data_error(path, f"has the extension {suffix_of(path)!r}, which is not read", convert())
     else:
         found.layout = "image"
         found.cases = [Case(case_name(path), (Source(path),), None)]

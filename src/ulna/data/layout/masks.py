@@ -12,7 +12,7 @@ from ulna.data.formats.source import (
     Source,
     beside,
     case_name,
-    fault,
+    data_error,
     id_problem,
     readable,
     suffix_of,
@@ -44,7 +44,7 @@ def _found(path: Path) -> Masks:
     if path.is_file() and suffix_of(path) == ARRAY_SUFFIX:
         return Masks(rows_of(path), None)
     if not path.is_dir():
-        raise fault(path, "is no folder of masks" if path.exists() else "does not exist", "check the path")
+        raise data_error(path, "is no folder of masks" if path.exists() else "does not exist", "check the path")
     try:
         dataset, problems = Dataset.scan(path, need_labels=False)
     except DataError:
@@ -71,7 +71,9 @@ def _files(folder: Path) -> dict[str, Source]:
     if found.problems:
         raise DataError(found.problems, folder)
     if not sources:
-        raise fault(folder, "holds no masks", "give a folder of masks, a data set with labels, or an .npz with `masks`")
+        raise data_error(
+            folder, "holds no masks", "give a folder of masks, a data set with labels, or an .npz with `masks`"
+        )
     return sources
 
 
@@ -90,7 +92,7 @@ def rows_of(path: Path) -> dict[str, Source]:
     """
     contents = npz_contents(path)
     if contents.masks is None:
-        raise fault(path, "holds no `masks`", "save `masks` (N, *S) and `ids`")
+        raise data_error(path, "holds no `masks`", "save `masks` (N, *S) and `ids`")
     rows: dict[str, Source] = {}
     problems = []
     for row, name in enumerate(contents.ids):

@@ -66,7 +66,7 @@ def extend(maps: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
     return F.pad(maps[None], [*itertools.chain(*reversed(sides))], mode="replicate")[0]
 
 
-def framed(prepared: Prepared, patch: Sequence[int]) -> Prepared:
+def pad_to_patch(prepared: Prepared, patch: Sequence[int]) -> Prepared:
     """An image as training sees it, never smaller than a patch: for networks that go by the place in one."""
     sides = margins(prepared.image.shape[1:], patch)
     return prepared._replace(image=extend(prepared.image, sides), margins=sides)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.limits import allowing
-from ulna.data.formats.source import all_faults, condensed
-from ulna.data.layout.classes import classes_found, some
+from ulna.data.formats.source import all_errors, condensed
+from ulna.data.layout.classes import classes_found, summarise_ids
 from ulna.data.layout.dataset import Dataset, split
 from ulna.data.layout.splitting import Groups
 from ulna.data.quality.consistency import compare_grids, compare_images, compare_names, compare_palettes
-from ulna.data.quality.duplicates import find_copies
+from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.repair import Repair, check_target, repair
-from ulna.data.quality.scan import TURNED, Survey, survey_all
+from ulna.data.quality.scan import TURNED, CaseStats, scan_dataset
 from ulna.errors import DataError, Problem, UsageError, listed
 from ulna.recipe import Labels
 
@@ -41,7 +41,7 @@ class Report:
     root: Path
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
-    surveys: tuple[Survey, ...] = ()
+    surveys: tuple[CaseStats, ...] = ()
     labels: Labels | None = None
     copies: Groups = ()
     repair: Repair | None = None
@@ -59,7 +59,7 @@ class Report:
     def raise_if_bad(self) -> None:
         """Raise one DataError with every problem, if there is any."""
         if self.problems:
-            raise all_faults(self.problems, self.root)
+            raise all_errors(self.problems, self.root)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`."""
@@ -120,7 +120,7 @@ def check(
             dataset, problems = Dataset.scan(data)
         except DataError as error:
             return Report(Path(data), problems=error.problems)
-        found = inspect(dataset)
+        found = check_dataset(dataset)
         if fix is not None:
             done = repair(dataset, found.surveys, found.copies, problems, Path(fix))
             return replace(check(fix, max_pixels=max_pixels, max_ram=max_ram), repair=done)
@@ -139,30 +139,30 @@ def _too_few(dataset: Dataset, found: Report) -> list[str]:
     return []
 
 
-def inspect(dataset: Dataset, workers: int = 0) -> Report:
+def check_dataset(dataset: Dataset, workers: int = 0) -> Report:
     """Read every case once, then compare the cases with each other and with what is declared."""
-    surveys = survey_all(dataset, workers)
+    surveys = scan_dataset(dataset, workers)
     problems = [problem for one in surveys for problem in one.problems]
     notes = sorted([*dataset.notes, *_reader_notes(surveys)], key=lambda note: TURNED not in note)
     labels = _labels(dataset, surveys, problems, notes)
     for compare in (compare_images, compare_grids, compare_names, compare_palettes):
         compare(dataset, surveys, problems, notes)
-    copies = find_copies(dataset, surveys)
+    copies = find_duplicates(dataset, surveys)
     problems, notes = problems + copies.problems, notes + copies.notes
     return Report(dataset.root, tuple(problems), tuple(notes), tuple(surveys), labels, copies.groups)
 
 
-def _reader_notes(surveys: Sequence[Survey]) -> list[str]:
+def _reader_notes(surveys: Sequence[CaseStats]) -> list[str]:
     found: dict[str, list[str]] = {}
     for one in surveys:
         for note in dict.fromkeys(one.notes):
             found.setdefault(note, []).append(one.case)
         if one.two_valued_255:
             found.setdefault("has label values 0 and 255, read as 0 and 1", []).append(one.case)
-    return [f"{some(cases)}: {note}" for note, cases in found.items()]
+    return [f"{summarise_ids(cases)}: {note}" for note, cases in found.items()]
 
 
-def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> Labels | None:
+def _labels(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> Labels | None:
     """The declared classes, else those that the label maps hold."""
     labelled = [one for one in surveys if one.label_values]
     if not labelled:
@@ -176,7 +176,7 @@ def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem]
         problems.append(Problem(str(dataset.root), what, "export the label maps again, 1..K are the classes"))
         return dataset.labels
     if empty:
-        notes.append(f"{some(empty)}: all background")
+        notes.append(f"{summarise_ids(empty)}: all background")
     if dataset.labels is not None:
         names = dataset.labels.foreground
         absent = [name for value, name in enumerate(names, start=1) if value not in total]
@@ -191,5 +191,5 @@ def _labels(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem]
         return None
 
 
-def _as_stored(one: Survey) -> dict[int | float, int]:
+def _as_stored(one: CaseStats) -> dict[int | float, int]:
     return {255 if value and one.two_valued_255 else value: count for value, count in one.label_values.items()}

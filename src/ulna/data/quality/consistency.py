@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ulna.data.layout.classes import some
+from ulna.data.layout.classes import summarise_ids
 from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.orientation import PLANES, codes, world_of
-from ulna.data.quality.scan import Survey
+from ulna.data.quality.scan import CaseStats
 from ulna.errors import Problem, listed
 
 _FAR = 10  # times the median spacing: a wrong unit, most likely
 
 
-def compare_images(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
+def compare_images(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
     """Channels and dimensions that differ; types that differ; images that say nothing."""
     read = [one for one in surveys if one.size]
     if not read:
@@ -45,10 +45,10 @@ def compare_images(dataset: Dataset, surveys: Sequence[Survey], problems: list[P
     if {"uint8", "uint16"} <= set(kinds):
         rarer = min(("uint8", "uint16"), key=lambda kind: kinds[kind])
         cases = [one.case for one in read if one.dtype == rarer]
-        notes.append(f"{some(cases)}: of type {rarer}, others are not; their values may lie on another scale")
+        notes.append(f"{summarise_ids(cases)}: of type {rarer}, others are not; their values may lie on another scale")
 
 
-def compare_grids(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
+def compare_grids(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
     """Units, spacings and orientations that differ from those of the other cases."""
     read = [one for one in surveys if one.size]
     units = Counter(one.unit for one in read)
@@ -62,12 +62,12 @@ def compare_grids(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
         far = [case for case, step in steps.items() if not 1 / _FAR < step / median < _FAR]
         if far:
             notes.append(
-                f"{some(far)}: has a spacing of {steps[far[0]]:.3g} mm, the others about {median:.3g}; see its unit"
+                f"{summarise_ids(far)}: has a spacing of {steps[far[0]]:.3g} mm, the others about {median:.3g}; see its unit"
             )
     assumed = [one.case for one in read if one.affine is not None and not one.oriented]
     if assumed and any(one.oriented for one in read):
         what = "states no orientation, others do; what its format assumes is used, and left and right may be exchanged"
-        notes.append(f"{some(assumed)}: {what}")
+        notes.append(f"{summarise_ids(assumed)}: {what}")
     planes: dict[str, list[str]] = {}
     turns: dict[str, list[str]] = {}
     for one in read:
@@ -87,14 +87,14 @@ def compare_grids(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
 
 def _rarest(kinds: Mapping[str, list[str]]) -> tuple[str, str]:
     """The cases of the rarest kind, and how many there are of each."""
-    return some(min(kinds.values(), key=len)), listed(f"{len(cases)} {kind}" for kind, cases in kinds.items())
+    return summarise_ids(min(kinds.values(), key=len)), listed(f"{len(cases)} {kind}" for kind, cases in kinds.items())
 
 
 def _usual(values: Sequence[int]) -> int:
     return Counter(values).most_common(1)[0][0]
 
 
-def compare_names(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
+def compare_names(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
     """Ids that differ in case only overwrite each other on some file systems."""
     seen: dict[str, str] = {}
     for case in dataset.cases:
@@ -104,7 +104,7 @@ def compare_names(dataset: Dataset, surveys: Sequence[Survey], problems: list[Pr
             problems.append(Problem(str(case.images[0]), what, "rename one of them"))
 
 
-def compare_palettes(dataset: Dataset, surveys: Sequence[Survey], problems: list[Problem], notes: list[str]) -> None:
+def compare_palettes(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
     """Label maps whose palettes draw one class in two colours: a program numbered the colours of each by itself."""
     drawn: dict[int, tuple[str, tuple[int, int, int]]] = {}
     by_id = {case.id: case for case in dataset.cases}

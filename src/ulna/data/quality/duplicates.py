@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.splitting import Groups, united
-from ulna.data.quality.scan import Survey
+from ulna.data.quality.scan import CaseStats
 from ulna.data.quality.similarity import MOST_IMAGES, alike
 from ulna.errors import Problem
 
 _REMEDY = "keep copies of an image in one set, or take one out"
 
 
-class Copies(NamedTuple):
+class Duplicates(NamedTuple):
     """What was found.
 
     Args:
@@ -28,7 +28,7 @@ class Copies(NamedTuple):
     notes: list[str]
 
 
-def find_copies(dataset: Dataset, surveys: Sequence[Survey]) -> Copies:
+def find_duplicates(dataset: Dataset, surveys: Sequence[CaseStats]) -> Duplicates:
     """Compare all images of a data set with each other."""
     told = [one for one in surveys if one.digest and not one.constant]  # empty slices are alike, and no leak
     exact: dict[str, list[str]] = {}
@@ -36,7 +36,7 @@ def find_copies(dataset: Dataset, surveys: Sequence[Survey]) -> Copies:
         exact.setdefault(one.digest, []).append(one.case)
     same = [cases for cases in exact.values() if len(cases) > 1]
     firsts = {cases[0] for cases in exact.values()}
-    near = alike({one.case: one.look for one in told if one.look is not None and one.case in firsts})
+    near = alike({one.case: one.thumbnail for one in told if one.thumbnail is not None and one.case in firsts})
     problems = _crossing(dataset, same, "the same image as") + _crossing(dataset, near, "nearly the same image as")
     notes = []
     if len(told) > MOST_IMAGES:
@@ -48,7 +48,7 @@ def find_copies(dataset: Dataset, surveys: Sequence[Survey]) -> Copies:
         )
         groups = united(same)
     standing = _noted(same, "stand more than once", dataset) + _noted(near, "look nearly the same as another", dataset)
-    return Copies(groups, problems, notes + standing)
+    return Duplicates(groups, problems, notes + standing)
 
 
 def _noted(parts: Sequence[Sequence[str]], what: str, dataset: Dataset) -> list[str]:

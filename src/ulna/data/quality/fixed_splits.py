@@ -45,7 +45,7 @@ def _safe(id: str) -> str:
     return f"{kept}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def mended_folds(dataset: Dataset, names: Mapping[str, str]) -> tuple[Folds, list[str]]:
+def fixed_folds(dataset: Dataset, names: Mapping[str, str]) -> tuple[Folds, list[str]]:
     """What `splits.json` (or the names of npz files) wants, as far as it can be; and what was changed.
 
     Args:

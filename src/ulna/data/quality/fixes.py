@@ -17,7 +17,7 @@ from scipy.ndimage import affine_transform
 
 from ulna.data.formats.label_maps import value_counts, without_colour
 from ulna.data.formats.palettes import Colour
-from ulna.data.formats.source import fault
+from ulna.data.formats.source import data_error
 from ulna.data.quality.label_values import NEARLY_WHOLE, colours, farthest_from_whole
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of, upright
 from ulna.data.volume import Volume, label_dtype, same_geometry
@@ -133,7 +133,7 @@ def own_suffix(path: Path) -> str | None:
     return ".nii" if start[344:347] in (b"n+1", b"ni1") else None
 
 
-def mended_image(volume: Volume) -> tuple[Volume, list[Change]]:
+def fixed_image(volume: Volume) -> tuple[Volume, list[Change]]:
     """Values that are not finite are replaced, a contradicting header is written anew."""
     changes = []
     for what, _ in volume.meta.get("faults", ()):
@@ -142,7 +142,7 @@ def mended_image(volume: Volume) -> tuple[Volume, list[Change]]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         finite = array[np.isfinite(array)]
         if finite.size < array.size / 2:
-            raise fault(volume.path, "most of its values are not finite", "export the image again")
+            raise data_error(volume.path, "most of its values are not finite", "export the image again")
         bad = array.size - finite.size
         array = np.nan_to_num(array, nan=0.0, posinf=float(finite.max()), neginf=float(finite.min()))
         changes.append(
@@ -161,15 +161,13 @@ def _with_one_place(volume: Volume) -> Volume:
     return replace(volume, meta={**volume.meta, "header": header})
 
 
-def mended_labels(
-    volume: Volume, image: Volume, values: Values, declared: Labels | None
-) -> tuple[Volume, list[Change]]:
+def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels | None) -> tuple[Volume, list[Change]]:
     """Colours, gaps, rounding errors, one map per class, and another grid than the image's.
 
     Raises:
         DataError: if what is wrong cannot be mended.
     """
-    volume, changes = mended_image(volume) if volume.meta.get("faults") else (volume, [])
+    volume, changes = fixed_image(volume) if volume.meta.get("faults") else (volume, [])
     array = volume.array
     multilabel = declared is not None and declared.multilabel
     if array.dtype.kind == "f":
@@ -203,7 +201,7 @@ def _rounded(volume: Volume) -> tuple[NDArray[Any], Change]:
     array = volume.array
     error = farthest_from_whole(array)
     if not error < NEARLY_WHOLE or float(array.min()) < -NEARLY_WHOLE:
-        raise fault(
+        raise data_error(
             volume.path, "holds label values that are no whole numbers", "save the label map with whole numbers"
         )
     whole = np.abs(np.rint(array))  # -0.02 becomes 0
@@ -217,7 +215,7 @@ def _classes_of_colours(
     own = colours(array)
     if not own <= set(palette):
         what = f"is a colour picture, of {len(own)} colours, and nothing says which colour is which class"
-        raise fault(volume.path, what, "save one map of class numbers")
+        raise data_error(volume.path, what, "save one map of class numbers")
     classes = np.zeros((1, *array.shape[1:]), np.uint8)
     for colour in own:
         classes[0][(array == np.reshape(colour, (3, 1, 1))).all(axis=0)] = palette[colour]
@@ -230,7 +228,7 @@ def _joined(volume: Volume, array: NDArray[Any]) -> tuple[NDArray[Any], Change]:
     inside = array > 0
     if not set(value_counts(array)) <= {0, 1, 255} or int(inside.sum(axis=0).max()) > 1:
         what = f"holds {len(array)} label maps that overlap or hold several values"
-        raise fault(volume.path, what, "save one map, or name the classes in classes.json with mode multilabel")
+        raise data_error(volume.path, what, "save one map, or name the classes in classes.json with mode multilabel")
     joined = (inside * np.arange(1, len(array) + 1).reshape(-1, *[1] * (array.ndim - 1))).sum(axis=0)
     change = Change(f"{len(array)} maps, one per class, became one map of the classes 1..{len(array)}")
     return joined[None].astype(label_dtype(len(array))), change
@@ -250,11 +248,11 @@ def _on_the_grid_of(image: Volume, volume: Volume) -> tuple[Volume, Change]:
     """Every voxel of the image takes the label of the nearest voxel in space; nothing may get lost on the way."""
     if image.affine is None or volume.affine is None or image.spatial_dims != volume.spatial_dims:
         what = f"has the size {volume.size}, its image {image.size}, and nothing says where its pixels lie"
-        raise fault(volume.path, what, _SAME_SHAPE)
+        raise data_error(volume.path, what, _SAME_SHAPE)
     dims = image.spatial_dims
     step = np.linalg.inv(volume.affine) @ image.affine
     if dims == 2 and not np.allclose(step[2, :2], 0, atol=1e-6):
-        raise fault(volume.path, "lies in another plane than its image", _SAME_SHAPE)
+        raise data_error(volume.path, "lies in another plane than its image", _SAME_SHAPE)
     matrix, offset = step[:dims, :dims], step[:dims, 3]
     moved = np.stack(
         [
@@ -266,6 +264,6 @@ def _on_the_grid_of(image: Volume, volume: Volume) -> tuple[Volume, Change]:
     after = int(np.count_nonzero(moved)) * abs(np.linalg.det(image.affine[:3, :3]))
     if before and abs(after / before - 1) > _KEPT:
         what = f"lies beside its image: on the grid of the image {after / before:.0%} of the labelled volume is left"
-        raise fault(volume.path, what, "pair the right files")
+        raise data_error(volume.path, what, "pair the right files")
     made = replace(image, array=moved, path=volume.path)
     return made, Change("resampled to the grid of its image by position in space, nearest neighbour")

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ulna.data.formats.read import read_image, read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, Source, fault, file_stat, readable, shown, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, file_stat, readable, shown, suffix_of
 from ulna.data.formats.write import write_image, write_labels
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
-from ulna.data.quality.fixed_splits import mended_folds, safe_names
-from ulna.data.quality.fixes import Change, Values, choose_values, mended_image, mended_labels, own_suffix
-from ulna.data.quality.scan import Survey, survey
+from ulna.data.quality.fixed_splits import fixed_folds, safe_names
+from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels, own_suffix
+from ulna.data.quality.scan import CaseStats, scan_case
 from ulna.data.volume import Volume
 from ulna.errors import DataError, Problem, UsageError
 from ulna.recipe import Labels
@@ -81,7 +81,7 @@ def check_target(out: Path, root: Path) -> None:
 
 
 def repair(
-    dataset: Dataset, surveys: Sequence[Survey], copies: Groups, problems: Sequence[Problem], out: Path
+    dataset: Dataset, surveys: Sequence[CaseStats], copies: Groups, problems: Sequence[Problem], out: Path
 ) -> Repair:
     """Write the repaired copy, whole or not at all.
 
@@ -107,7 +107,7 @@ def repair(
     return made._replace(folder=out)
 
 
-def _fill(dataset: Dataset, surveys: Sequence[Survey], problems: Sequence[Problem], folder: Path) -> Repair:
+def _fill(dataset: Dataset, surveys: Sequence[CaseStats], problems: Sequence[Problem], folder: Path) -> Repair:
     dataset, renamed = _paired(dataset)
     names = safe_names(case.id for case in dataset.cases)
     values = choose_values(_label_maps(dataset.cases), dataset.labels)
@@ -129,7 +129,7 @@ def _fill(dataset: Dataset, surveys: Sequence[Survey], problems: Sequence[Proble
         raise DataError(
             [Problem(str(dataset.root), "no case can be repaired", "see the problems without --fix"), *left]
         )
-    folds, split_changes = mended_folds(dataset, {id: names[id] for id in made})
+    folds, split_changes = fixed_folds(dataset, {id: names[id] for id in made})
     groups = {names[case.id]: case.group for case in dataset.cases if case.id in made and case.group is not None}
     _declare(folder, dataset, values, folds, groups)
     changes = [entry for one in made.values() for entry in one.changes]
@@ -168,7 +168,7 @@ def _label_maps(cases: Sequence[Case]) -> Iterator[Volume]:
                 yield case.read_labels()
 
 
-def _usual_kind(dataset: Dataset, surveys: Sequence[Survey]) -> tuple[int, int]:
+def _usual_kind(dataset: Dataset, surveys: Sequence[CaseStats]) -> tuple[int, int]:
     """Channels and dimensions that most images have."""
     kinds = Counter((len(dataset.channel_names or ()) or one.channels, one.spatial_dims) for one in surveys if one.size)
     return kinds.most_common(1)[0][0] if kinds else (1, 2)
@@ -178,7 +178,7 @@ def _write_case(
     case: Case, name: str, values: Values, declared: Labels | None, usual: tuple[int, int], folder: Path
 ) -> _Made:
     if case.label is None:
-        raise fault(case.images[0], "has no label map", "add the label map, or take the image out")
+        raise data_error(case.images[0], "has no label map", "add the label map, or take the image out")
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     changes: list[tuple[Path, Change]] = []
@@ -224,10 +224,10 @@ def _write_files(
     image = read_image([Source(file) for file in files], usual[1])
     if (image.channels, image.spatial_dims) != usual:
         what = f"is {image.spatial_dims}D with {image.channels} channels, most cases are {usual[1]}D with {usual[0]}"
-        raise fault(case.images[0], what, "keep such cases in a data set of their own")
+        raise data_error(case.images[0], what, "keep such cases in a data set of their own")
     label = _write_label(case.label, folder / "labels" / name, image, values, declared, changes)
     made = Case(name, tuple(map(Source, files)), Source(label), spatial_dims=usual[1])
-    found = survey(made, _declared(values, declared))
+    found = scan_case(made, _declared(values, declared))
     if found.problems:
         raise DataError(found.problems)
     return files, label
@@ -241,7 +241,7 @@ def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]],
         volume = read_image([Source(copied)], spatial_dims)
     else:
         volume = read_image([source], spatial_dims)
-    mended, made = mended_image(volume)
+    mended, made = fixed_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
     copied.unlink(missing_ok=True)
@@ -267,7 +267,7 @@ def _write_label(
         volume = read_labels(source, image.spatial_dims)
     if source.row is not None:
         volume = replace(volume, meta={"format": "npy"})
-    mended, made = mended_labels(volume, image, values, declared)
+    mended, made = fixed_labels(volume, image, values, declared)
     if as_it_is and not made:
         return copied
     if as_it_is:

@@ -20,7 +20,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.quality.intensity import Intensity, measure
 from ulna.data.quality.label_values import label_values
-from ulna.data.quality.similarity import look
+from ulna.data.quality.similarity import thumbnail
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.data.volume import Volume, same_geometry, spacing_text
 from ulna.errors import DataError, Problem
@@ -33,7 +33,7 @@ _MOST_SKEW = 0.01  # about half a degree; what rounding leaves is far smaller
 
 
 @dataclass(frozen=True)
-class Survey:
+class CaseStats:
     """One case, read once.
 
     Args:
@@ -69,7 +69,7 @@ class Survey:
     foreground: tuple[Intensity, ...] = ()
     foreground_values: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     digest: str = ""
-    look: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
+    thumbnail: NDArray[np.float32] | None = field(default=None, repr=False, compare=False)
     palette: dict[int, tuple[int, int, int]] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
@@ -89,12 +89,12 @@ class Survey:
     def to_json(self) -> dict[str, Any]:
         """Plain values; the foreground values and the look are left out."""
         values = asdict(self)
-        del values["foreground_values"], values["look"]
+        del values["foreground_values"], values["thumbnail"]
         values["problems"] = [problem._asdict() for problem in self.problems]
         return values
 
 
-def survey(case: Case, labels: Labels | None) -> Survey:
+def scan_case(case: Case, labels: Labels | None) -> CaseStats:
     """Read a case to its last byte. Bad data never raise; what is wrong stands in `problems`.
 
     Args:
@@ -107,7 +107,7 @@ def survey(case: Case, labels: Labels | None) -> Survey:
             _look_through(case, labels, facts, problems)
     except DataError as error:
         problems += error.problems
-    return _noted_constant(Survey(case=case.id, problems=tuple(problems), **facts))
+    return _noted_constant(CaseStats(case=case.id, problems=tuple(problems), **facts))
 
 
 def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], problems: list[Problem]) -> None:
@@ -115,7 +115,7 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(image)}
-        facts["look"], facts["either"] = look(_upright(image)), bool(image.meta.get("either"))
+        facts["thumbnail"], facts["either"] = thumbnail(_upright(image)), bool(image.meta.get("either"))
         facts["oriented"] = bool(image.meta.get("oriented", True))
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
@@ -145,7 +145,7 @@ def _upright(image: Volume) -> NDArray[Any]:
     return image.array if image.affine is None else to_canonical(image.affine, image.spatial_dims).forward(image.array)
 
 
-def _noted_constant(found: Survey) -> Survey:
+def _noted_constant(found: CaseStats) -> CaseStats:
     """A blank image is common at the ends of a scan; the network sees zeros."""
     if not found.constant:
         return found
@@ -168,7 +168,7 @@ def _turned(image: Volume, reference: Volume) -> tuple[str, ...]:
     )
 
 
-def survey_all(dataset: Dataset, workers: int = 0) -> list[Survey]:
+def scan_dataset(dataset: Dataset, workers: int = 0) -> list[CaseStats]:
     """Read every case once, in the order of the data set; with `workers`, that many at a time.
 
     Files that could be 2D or 3D are what the others are: in a data set of volumes they are read again, as volumes.
@@ -182,11 +182,11 @@ def survey_all(dataset: Dataset, workers: int = 0) -> list[Survey]:
     return found
 
 
-def _each(cases: Sequence[Case], labels: Labels | None, workers: int, what: str) -> list[Survey]:
+def _each(cases: Sequence[Case], labels: Labels | None, workers: int, what: str) -> list[CaseStats]:
     if workers <= 1:
-        return [survey(case, labels) for case in track(cases, what)]
+        return [scan_case(case, labels) for case in track(cases, what)]
     with ThreadPoolExecutor(workers) as pool:  # unpacking and decoding release the interpreter
-        pending = [pool.submit(survey, case, labels) for case in cases]
+        pending = [pool.submit(scan_case, case, labels) for case in cases]
         return [future.result() for future in track(pending, what)]
 
 

@@ -26,10 +26,10 @@ _COLOURS = 3
 MOST_IMAGES = 20_000  # every pair is compared
 _BLOCK = 1024
 
-Look = NDArray[np.float32]
+Thumbnail = NDArray[np.float32]
 
 
-def look(array: NDArray[Any]) -> Look | None:
+def thumbnail(array: NDArray[Any]) -> Thumbnail | None:
     """What an image looks like on a small grid, of length 1; None where it has no detail: (C, *S) -> (n,)."""
     dims = array.ndim - 1
     steps = tuple(slice(None, None, max(1, n // _SAMPLES[dims])) for n in array.shape[1:])
@@ -56,7 +56,7 @@ def _means(array: NDArray[np.float32], axis: int, cells: int) -> NDArray[np.floa
     return np.add.reduceat(array, edges, axis=axis) / counts.reshape(shape)
 
 
-def alike(looks: Mapping[str, Look]) -> list[tuple[str, str]]:
+def alike(looks: Mapping[str, Thumbnail]) -> list[tuple[str, str]]:
     """All pairs of names whose images are nearly the same; none beyond 20 000 images.
 
     Example:
@@ -84,7 +84,7 @@ def _pairs(names: list[str], looks: NDArray[np.float32]) -> list[tuple[str, str]
     return found
 
 
-def _still_alike(a: Look, b: Look, total: Look, others: int) -> bool:
+def _still_alike(a: Thumbnail, b: Thumbnail, total: Thumbnail, others: int) -> bool:
     """Whether two images stay alike without what the other images have in common."""
     if not others or float(a @ b) >= _ALIKE_ALONE:
         return float(a @ b) >= _ALIKE_ALONE

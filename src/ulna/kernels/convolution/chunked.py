@@ -17,7 +17,7 @@ from ulna.kernels.convolution.workarounds import joined, low_precision, precisio
 # Voxels of a slab where there are up to so many channels, fewer where there are more. The library that torch calls copies
 # the input and the gradient of the output for a weight gradient, once a thread: of a 32 x 96 x 96 x 64 map 72 MB a thread,
 # the highest need of a whole training step. Of a slab it is a fifth.
-SLAB, CHANNELS = 2**17, 32
+CHUNK, CHANNELS = 2**17, 32
 # That library shares the weight gradient of a volume out to its threads by rows along the first axis, or, of few rows in
 # large planes, by blocks of channels: there it waits for ever, or writes where it must not (AMX, torch 2.13). So a slab
 # has so many rows at least, along an axis that has them, unless planes are so small that it never does;
@@ -32,7 +32,7 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, dilation: Se
         _trains_in_low_precision(x, weight, bias)
         and native.switched_on()
         and {*dilation, groups} == {1}
-        and (x[:, 0].numel() >= 2 * SLAB or _few_rows(x.shape[2:], 2 * ROWS + weight.shape[2]))
+        and (x[:, 0].numel() >= 2 * CHUNK or _few_rows(x.shape[2:], 2 * ROWS + weight.shape[2]))
     )
 
 
@@ -63,7 +63,7 @@ def _trains_in_low_precision(x: Tensor, weight: Tensor, bias: Tensor | None = No
     )
 
 
-def convolve_in_slabs(
+def convolve_chunked(
     x: Tensor | Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
@@ -87,7 +87,7 @@ def convolve_in_slabs(
     maps = [m.to(dtype) for m in maps]
     if not door.ordinary():
         return _convolve(weight, bias, *maps, stride=stride, padding=padding)
-    made: Tensor = _Slabs.apply(weight, bias, tuple(stride), tuple(padding), *maps)  # type: ignore[no-untyped-call]
+    made: Tensor = _Chunked.apply(weight, bias, tuple(stride), tuple(padding), *maps)  # type: ignore[no-untyped-call]
     return made
 
 
@@ -104,7 +104,7 @@ def _convolve(
     return made
 
 
-class _Slabs(torch.autograd.Function):
+class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -142,7 +142,7 @@ def _of_weight(
     dy: Tensor, maps: Sequence[Tensor], weight: Tensor, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
     """The weight gradient, in float32."""
-    budget = SLAB * CHANNELS // max(weight.shape[1], CHANNELS)  # voxels of a slab
+    budget = CHUNK * CHANNELS // max(weight.shape[1], CHANNELS)  # voxels of a slab
     axis = _axis(maps[0].shape, dy.shape, budget)
     if axis:
         turned = [t.transpose(2, 2 + axis) for t in (dy, *maps, weight)]

@@ -36,7 +36,9 @@ def stays_float32(*, kernel: Sequence[int], stride: Sequence[int], dilation: Seq
     return max(dilation) > 1 or max(stride) > 2 or any(k < s for k, s in zip(kernel, stride, strict=True))
 
 
-def room(x: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> tuple[int, ...]:
+def extra_padding(
+    x: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> tuple[int, ...]:
     """How many zeros a small map wants behind its end, along every spatial axis, beside those of the padding.
 
     The library takes wrongly what is smaller than the kernel, and, with a stride, what leaves one output along the last
@@ -55,7 +57,7 @@ def room(x: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Se
     return tuple(max(0, want - n) for want, n in zip(fewest, x.shape[2:], strict=True))
 
 
-def widened(x: Tensor, zeros: Sequence[int]) -> Tensor:
+def pad_end(x: Tensor, zeros: Sequence[int]) -> Tensor:
     """The map with zeros behind its end: (N, C, *S) -> (N, C, *S + zeros)."""
     return F.pad(x, [n for zero in reversed(zeros) for n in (0, zero)])
 

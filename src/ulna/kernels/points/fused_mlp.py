@@ -26,7 +26,7 @@ LANES = 2**16
 Picked = tuple[Tensor, Tensor]  # a matrix (V, C), and which of its rows are read: (R,)
 
 
-def perceptron_reference(
+def fused_mlp_reference(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -59,7 +59,7 @@ def perceptron_reference(
     return y
 
 
-def perceptron(
+def fused_mlp(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
@@ -94,11 +94,11 @@ def perceptron(
     graded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *matrices, *layers, *added))
     if plain and graded and addend is None:
         at = tuple(at for _, at in read)
-        return _Perceptron.apply(x, at, dropout, reinject, *matrices, *layers)  # type: ignore[no-untyped-call]
+        return _FusedMlp.apply(x, at, dropout, reinject, *matrices, *layers)  # type: ignore[no-untyped-call]
     if read:
         x = torch.cat([*(matrix.index_select(0, at).to(x.dtype) for matrix, at in read), x], dim=1)
     if not plain or graded:
-        return perceptron_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
+        return fused_mlp_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
     return _forward(_Rows(x), _layers(layers, x), dropout, reinject, None, addend)
 
 
@@ -174,7 +174,7 @@ class _Gradients:
         return [self.own, *(None if total is None else total.to(matrix.dtype) for total, matrix in pairs)]
 
 
-class _Perceptron(torch.autograd.Function):
+class _FusedMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, at: tuple[Tensor, ...], dropout: float, reinject: int, *tensors: Tensor) -> Tensor:
         matrices, layers = tensors[: len(at)], tensors[len(at) :]

@@ -19,7 +19,7 @@ MODES = ("nearest", "linear")
 LookUp = Callable[[Tensor, Tensor], Tensor]  # (N, C, *M), indices (N, P, D) into the map -> (N, P, C)
 
 
-def gather_reference(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "nearest") -> Tensor:
+def point_sample_reference(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "nearest") -> Tensor:
     """The definition, on any device and in any precision: one look-up per point.
 
     nearest: the vector at point // stride, axis by axis. linear: the bi- or trilinear mean of the 2^D vectors around the
@@ -42,7 +42,7 @@ def gather_reference(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode:
     return _read(_look_up, fmap, points, size, mode)
 
 
-def gather(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "nearest") -> Tensor:
+def point_sample(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "nearest") -> Tensor:
     """As `gather_reference`, faster: rows of a map that has its channels last, else one strided gather.
 
     The values are the same bit for bit; gradients differ by the order of their sums.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ulna.errors import UsageError
-from ulna.kernels.points.fused_mlp import Picked, perceptron
+from ulna.kernels.points.fused_mlp import Picked, fused_mlp
 
 
 class WeightNormLinear(nn.Module):
@@ -116,7 +116,7 @@ class PointDecoder(nn.Module):
     ) -> Tensor:
         """`addend`: (N, P, W), what the first layer adds to its product in place of its bias; `read`: what lies before x."""
         biases = [layer.bias for layer in self._hidden()]
-        logits = perceptron(
+        logits = fused_mlp(
             x.flatten(0, -2),
             [*weights, self.final.weight],
             [*biases, self.final.bias],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError
-from ulna.kernels.points.point_sample import gather
+from ulna.kernels.points.point_sample import point_sample
 from ulna.networks.wiring import Wiring
 
 
@@ -83,7 +83,7 @@ class Head(nn.Module, ABC):
 
 def at_points(logits: Tensor, points: Tensor, size: Sequence[int]) -> Tensor:
     """A map of logits read at points of the image: (N, K, *S / stride), (N, P, D) -> (N, K, P)."""
-    return gather(logits, points, size).transpose(1, 2)
+    return point_sample(logits, points, size).transpose(1, 2)
 
 
 def probabilities(logits: Tensor, *, multilabel: bool = False) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from ulna.errors import UsageError, unknown
 from ulna.kernels.points.fused_mlp import Picked
 from ulna.kernels.points.point_sample import MODES, nearest_rows
-from ulna.kernels.points.point_sample import gather as read_at
+from ulna.kernels.points.point_sample import point_sample as read_at
 from ulna.networks.heads.decoder import PointDecoder, encode
 from ulna.networks.heads.head import Head, Outputs, Reader
 from ulna.networks.wiring import Wiring
