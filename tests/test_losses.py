@@ -1,4 +1,4 @@
-"""Losses against literal transcriptions in numpy, and their edge cases (specs, losses and metrics 1)."""
+"""Losses against transcriptions in numpy, and their edge cases (docs/papers/losses_and_metrics.md, section 1)."""
 
 import math
 

@@ -2,7 +2,7 @@
 
 Legend: N images, K logit maps, *S spatial axes. Targets are class indices (N, *S); with one map they are 0 and 1; with
 `multilabel` they are (N, K, *S) with 0 and 1. p is a probability, g the target. Sums run in the precision of the logits,
-low ones in float32. Source of the formulas and their edge cases: specs, losses and metrics, section 1.
+low ones in float32. Formulas, edge cases and where they come from: docs/papers/losses_and_metrics.md, section 1.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Overlap(nn.Module):
 class SoftDice(_Overlap):
     """1 - (2 sum pg + s) / (sum p + sum g + s); with `squared` p and g are squared in the denominator.
 
-    Source: Laird 2019 ("Dice" and "Dice squared"); s = 1 in the UNet++ authors' code.
+    Source: modular U-Net (laird2019), Sec. 5.2 ("Dice" and "Dice squared"); s = 1 in the code of UNet++ (zhou2018).
 
     Args:
         smooth: s, above 0. Small values make the loss of an empty image a step.
@@ -106,7 +106,7 @@ class CrossEntropy(nn.Module):
 class DiceCrossEntropy(nn.Module):
     """`dice` * soft Dice + `cross_entropy` * cross-entropy.
 
-    Source: SDU-Net and Implicit U-Net (the sum). Reading: weights 1 and 1.
+    Source: SDU-Net (carvalho2021), Sec. 3.2, and Implicit U-Net (marimont2022), Sec. 3.1. Reading: weights 1 and 1.
     """
 
     def __init__(
@@ -130,8 +130,8 @@ class DiceCrossEntropy(nn.Module):
 class UNetPlusPlusLoss(DiceCrossEntropy):
     """Half the binary cross-entropy plus soft Dice.
 
-    Source: UNet++ Eq. 2. Reading: as printed it has only the positive half of the cross-entropy and no sums in the
-    ratio; taken as in the authors' code, Dice per image and not pooled (specs, UNet++ 4).
+    Source: UNet++ (zhou2018), Eq. 2. Reading: as printed it has only the positive half of the cross-entropy and no sums in
+    the ratio; taken as in the authors' code, Dice per image and not pooled (docs/papers/unetpp.md, section 4).
     """
 
     def __init__(self, *, smooth: float = 1.0, reduction: str = "image", multilabel: bool = False) -> None:
@@ -141,7 +141,8 @@ class UNetPlusPlusLoss(DiceCrossEntropy):
 class FocalTversky(_Overlap):
     """(1 - TI)^exponent with TI = (TP + s) / (TP + alpha FN + beta FP + s).
 
-    Source: Laird 2019; alpha, beta, s and the exponent of the focal Tversky authors' code. alpha weighs what is missed.
+    Source: modular U-Net (laird2019), Sec. 5.2; alpha, beta, s and the exponent from the code of focal Tversky
+    (abraham2018). alpha weighs what is missed.
 
     Shape:
         (N, K, *S), (N, *S) -> ()
@@ -203,8 +204,9 @@ def make_loss(
 class HeadsLoss(nn.Module):
     """Weighted mean of one criterion over the supervised heads.
 
-    Source: UNet++ Eq. 2 and omega-Net Eq. 8; "halving" is nnU-Net's deep supervision: the weight halves from each head
-    to the next coarser one, the coarsest gets none, then all are normalised to sum 1.
+    Source: UNet++ (zhou2018), Eq. 2, and omega-Net (wang2020), Eq. 8; "halving" is the deep supervision of nnU-Net
+    (isensee2021): the weight halves from each head to the next coarser one, the coarsest gets none, then all are
+    normalised to sum 1.
 
     Args:
         criterion: (logits, target) -> ().

@@ -1,4 +1,4 @@
-"""Cascade multi-scale convolution against Eq. 14 of omega-Net, pixel by pixel."""
+"""Cascade multi-scale convolution against Eq. 14 of omega-Net (wang2020), pixel by pixel."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def test_it_computes_equation_14_values_and_gradients(spatial_dims):
 @pytest.mark.parametrize("channels", [1, 6])
 def test_parameters_are_those_of_the_kernels(spatial_dims, channels):
     block = CascadeMultiScale(spatial_dims, channels, channels)
-    taps = 5**spatial_dims + 3**spatial_dims + 1 + 4  # 39 in 2D (specs, omega-Net 1)
+    taps = 5**spatial_dims + 3**spatial_dims + 1 + 4  # 39 in 2D (docs/papers/omega_net.md, section 2)
     assert sum(p.numel() for p in block.parameters()) == taps * channels**2 + 4 * channels
 
 

@@ -1,4 +1,4 @@
-"""Multi-dimensional self-attention against Eq. 9 to 13 of omega-Net, written out pixel by pixel."""
+"""Multi-dimensional self-attention against Eq. 9 to 13 of omega-Net (wang2020), written out pixel by pixel."""
 
 import itertools
 import math

@@ -28,7 +28,7 @@ def test_layer_has_the_parameters_of_the_published_code(channels, plain, residua
         counts = [
             parameters(SpatialDependency(2, channels, channels, state_channels=150, residual=r)) for r in (False, True)
         ]
-    assert counts == [plain, residual]  # specs, SDU-Net 1: two directions, 3 x 3
+    assert counts == [plain, residual]  # two directions, 3 x 3: docs/papers/sdu_net.md, section 1
 
 
 @pytest.mark.parametrize(("spatial_dims", "neighbours"), [(2, 1), (2, 3), (3, 1), (3, 5), (3, 9)])

@@ -164,7 +164,7 @@ def trained():
 
 
 def test_maps_of_a_trained_network_are_not_those_of_one_with_random_weights(trained):
-    """Adebayo 2018: a map that stays when the weights are drawn anew shows the image, not the network.
+    """Sanity check (adebayo2018): a map that stays when the weights are drawn anew shows the image, not the network.
 
     Ranks are compared within the region: further out every map falls with the distance, whatever the weights.
     """

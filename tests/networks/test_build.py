@@ -6,7 +6,7 @@ from ulna.networks.build import build, count_parameters
 from ulna.networks.profile.cost import count_gmacs, models
 from ulna.recipe import Slot
 
-# specs, UNet++ 2: (1 input channel, 3 input channels)
+# docs/papers/unetpp.md, section 2: (1 input channel, 3 input channels)
 PUBLISHED = {
     "zhou/unet": (7_759_521, 7_760_097),
     "zhou/wide_unet": (9_130_476, 9_131_106),

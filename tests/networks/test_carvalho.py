@@ -9,7 +9,7 @@ from ulna.networks.profile.cost import count_gmacs, models
 from ulna.networks.profile.ptflops import count_ptflops_gmacs
 from ulna.training.train import choose
 
-# 3 channels in, 1 map out (specs, SDU-Net 2 and 3)
+# 3 channels in, 1 map out: docs/papers/sdu_net.md, section 2 and section 3
 PARAMETERS = {
     "unet_nuclei": 1_799_393,
     "unetpp_nuclei": 2_236_161,
@@ -36,7 +36,7 @@ PTFLOPS = {
 
 
 @pytest.mark.parametrize("row", PARAMETERS)
-def test_rows_have_the_parameters_of_the_specification(row):
+def test_rows_have_the_counted_parameters(row):
     assert models(f"carvalho/{row}")[0].parameters() == PARAMETERS[row]
 
 

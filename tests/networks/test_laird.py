@@ -1,4 +1,4 @@
-"""The rows of the modular U-Net paper: counts to the integer (specs, modular U-Net 3) and the flow of one network."""
+"""The rows of the modular U-Net paper: counts of docs/papers/modular_unet.md, section 3, and the flow of one network."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ from ulna.recipe import Slot
 
 CASCADE = Slot(kind="cascade_msc", paths=("skip",))
 BARE = Slot(kind="double_conv", options={"norm": "none"})
-# specs, omega-Net 4: (1 input channel, 3 input channels)
+# docs/papers/omega_net.md, section 6: (1 input channel, 3 input channels)
 COUNTED = {"wang/unet": (31_042_434, 31_043_586), "wang/omega_net": (60_123_244, 60_124_396)}
 
 
@@ -36,7 +36,7 @@ def test_rows_have_the_counted_parameters(name):
 
 
 def test_variants_have_the_counted_parameters():
-    """Those of specs, omega-Net 4 for one input channel: without norm, and with cascades inside the attention."""
+    """docs/papers/omega_net.md, section 6, for one input channel: without norm, and with cascades inside the attention."""
     inside = [Slot(kind="mdsa", paths=("main",), options={"cascade": True}), "concat"]
     assert count("wang/omega_net", classes=2, conv=[CASCADE, BARE]) == 60_107_628
     assert count("wang/omega_net", classes=2, skip=inside) == 114_443_884

@@ -30,7 +30,7 @@ def random_points(size, number=30):
 
 
 def test_rows_have_the_counted_parameters():
-    """Those of specs, Implicit U-Net 4, for one input channel."""
+    """docs/papers/implicit_unet.md, section 4, for one input channel."""
     counted = {1: 19_849_633, 2: 19_850_146, 3: 19_850_659}
     assert {k: count("marimont/implicit_unet", spatial_dims=3, classes=k) for k in counted} == counted
     counted = {1: 31_193_984, 2: 31_194_784, 3: 31_195_584}
@@ -58,7 +58,10 @@ def test_the_recommended_build_is_an_encoder_of_nnunet_a_narrower_decoder_and_fe
 
 
 def test_rows_do_the_counted_work():
-    """GMac at 160 x 160 x 96 of specs, Implicit U-Net 4: 182.5 for the encoder, 68.3 for 30,000 points; 559.3 for U-Net."""
+    """At 160 x 160 x 96: 182.5 for the encoder, 68.3 for 30,000 points, 559.3 for U-Net.
+
+    Source: docs/papers/implicit_unet.md, section 4.
+    """
     (implicit,), (unet,) = models("marimont/implicit_unet"), models("marimont/unet")
     assert implicit.gmacs() == pytest.approx(182.5 + 68.3, abs=0.05)
     assert unet.gmacs() == pytest.approx(559.3, abs=0.05)
@@ -243,7 +246,7 @@ def test_where_the_first_layer_cannot_be_folded_it_is_not(options):
 
 
 def test_the_head_reads_every_level_where_the_point_lies():
-    """Sec. 2: the vectors at (x // 2^b, y // 2^b) of every map, then the place, then the decoder."""
+    """marimont2022, Sec. 2: the vectors at (x // 2^b, y // 2^b) of every map, then the place, then the decoder."""
     net = narrow().double()
     image = torch.randn(1, 1, 12, 20, dtype=torch.float64)
     maps = net.features(image)

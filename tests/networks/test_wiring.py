@@ -7,7 +7,7 @@ def test_unetpp_has_the_nodes_of_figure_1():
     wiring = unetpp(5)
     assert len(wiring.nodes) == 15
     assert wiring.heads == ("x0_1", "x0_2", "x0_3", "x0_4")
-    node = wiring.node("x1_2")  # Eq. 1: x[1,2] = H([x[1,0], x[1,1], U(x[2,1])])
+    node = wiring.node("x1_2")  # zhou2018, Eq. 1: x[1,2] = H([x[1,0], x[1,1], U(x[2,1])])
     assert (node.source, node.skips) == ("x2_1", ("x1_0", "x1_1"))
 
 

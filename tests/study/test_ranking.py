@@ -11,7 +11,7 @@ from scipy import stats
 from ulna.errors import UsageError
 from ulna.study.ranking import rank_datasets
 
-# Demšar (2006), table 6: AUC of C4.5, with its parameter m, cf, and both, on 14 data sets; 0.9751 is printed as 0.975,
+# demsar2006, Table 6: AUC of C4.5, with its parameter m, cf, and both, on 14 data sets; 0.9751 is printed as 0.975,
 # but ranked before the other 0.975
 DEMSAR = [
     [0.763, 0.768, 0.771, 0.798], [0.599, 0.591, 0.590, 0.569], [0.954, 0.971, 0.968, 0.967],

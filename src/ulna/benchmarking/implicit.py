@@ -1,7 +1,7 @@
 """What the Implicit U-Net's choices cost and gain: one varied at a time, the others as recommended.
 
-Source: Implicit U-Net, Sec. 2 (k, alpha, sigma, spacing) and Fig. 2 (the decoder); the paper states its values without
-showing others.
+Source: Implicit U-Net (marimont2022), Sec. 2 (k, alpha, sigma, spacing) and Fig. 2 (the decoder); the paper states its values
+without showing others.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Gate(nn.Module):
 class AttentionGate(nn.Module):
     """Every skip map gated by the resampled map, then all side by side, the resampled one first.
 
-    Source: Oktay 2018 (Attention U-Net), the additive gate of the authors' code; Laird 2019, Fig. 4 (AttnCell).
+    Source: Attention U-Net (oktay2018), the additive gate of the authors' code; modular U-Net (laird2019), Fig. 4 (AttnCell).
     Reading: the gating map is the one after the up op, so both maps have one size: theta is a 1x1 convolution and the
     attention is not resampled (the authors gate with the coarser map). Where a node has several skips, as in UNet++,
     each has a gate of its own.

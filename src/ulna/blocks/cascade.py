@@ -13,8 +13,8 @@ class CascadeMultiScale(nn.Module):
 
     x1 = C5(x), x2 = C3(x + x1), x3 = C1(x + x2), y = C1([x, x1, x2, x3]).
 
-    Source: omega-Net, Sec. 3.3, Eq. 14. Reading: no norm and no activation, as none is printed; both are options and then
-    follow every convolution. x1, x2 and x3 have the width of x, which the sums ask for.
+    Source: omega-Net (wang2020), Sec. 3.3, Eq. 14. Reading: no norm and no activation, as none is printed; both are options
+    and then follow every convolution. x1, x2 and x3 have the width of x, which the sums ask for.
 
     Args:
         spatial_dims: 2 or 3.

@@ -48,7 +48,8 @@ class ConvNormAct(nn.Sequential):
 class ConvBlock(nn.Module):
     """`convs` times convolution, normalisation, activation, dropout; with `residual`, plus a shortcut from the input.
 
-    Source: UNet++ Sec. 3.1 (H), with norm "none" and, in the authors' code, dropout 0.5; U-Net with norm "batch".
+    Source: UNet++ (zhou2018), Sec. 3.1 (H), with norm "none" and, in the authors' code, dropout 0.5; U-Net
+    (ronneberger2015) with norm "batch".
     Reading: the shortcut of `residual` is the input itself, or its 1x1 convolution and norm where the widths differ; it
     is added before the last activation.
 

@@ -12,7 +12,7 @@ from ulna.errors import UsageError
 class SqueezeExcitation(nn.Module):
     """Every channel scaled by a factor in (0, 1) that is read off the means of all channels.
 
-    Source: Hu 2018, with the SiLU of EfficientNet.
+    Source: squeeze-and-excitation (hu2018), with the SiLU of EfficientNet (tan2019).
 
     Shape:
         (N, C, *S) -> the same
@@ -31,8 +31,8 @@ class SqueezeExcitation(nn.Module):
 class MBConv(nn.Module):
     """Widen by 1x1, filter every channel alone, weigh the channels, narrow by 1x1; plus the input where widths agree.
 
-    Source: Tan 2019 (EfficientNet-B0); Laird 2019, Fig. 4: one such block is a conv block. Reading: no drop-connect; the
-    squeeze is Cin / 4 of the block's own input, as in EfficientNet's code.
+    Source: EfficientNet-B0 (tan2019); modular U-Net (laird2019), Fig. 4: one such block is a conv block. Reading: no
+    drop-connect; the squeeze is Cin / 4 of the block's own input, as in EfficientNet's code.
 
     Args:
         spatial_dims: 2 or 3.

@@ -1,7 +1,7 @@
 """NASNet-A cells: the normal cell as a conv block, the reduction cell as a down op.
 
-Source: Zoph 2018, Fig. 4, with the layers of its public ports (order of ReLU, convolution and norm, eps 1e-3); Laird
-2019, Sec. 5.3. Reading: a cell joins the two maps before it; a node has one, which stands for both.
+Source: NASNet (zoph2018), Fig. 4, with the layers of its public ports (order of ReLU, convolution and norm, eps 1e-3);
+modular U-Net (laird2019), Sec. 5.3. Reading: a cell joins the two maps before it; a node has one, which stands for both.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class ReductionCell(nn.Module):
     y0 = Sep5(c) + Sep7(l), y1 = max3(c) + Sep7(l), y2 = avg3(c) + Sep5(l), all with the stride, then
     y3 = avg3(y0) + y1, y4 = Sep3(y0) + max3(c) with the stride; out = [y1, y2, y3, y4].
 
-    Reading: Laird's Fig. 4 lists a "Conv skip 2x2" that the text does not explain. `shortcut` adds a convolution with
+    Reading: Fig. 4 of laird2019 lists a "Conv skip 2x2" that the text does not explain. `shortcut` adds a convolution with
     kernel = stride from the input to the output; without it the cell alone is the down op, which gives the 8.5 M.
 
     Args:

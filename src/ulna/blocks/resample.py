@@ -13,10 +13,10 @@ from ulna.blocks.conv import ConvNormAct
 class Transpose(nn.Module):
     """Transposed convolution with kernel = stride and no activation.
 
-    Source: UNet++ authors' code; kernel printed by Laird, Fig. 4.
+    Source: code of the authors of UNet++ (zhou2018); kernel printed by the modular U-Net (laird2019), Fig. 4.
 
     Args:
-        ratio: share of the level's width that it gives (the published 9.13 M of wide U-Net has 32/35: specs, UNet++ 2).
+        ratio: share of the level's width that it gives (32/35 in the published wide U-Net: docs/papers/unetpp.md, section 2).
 
     Shape:
         (N, Cin, *S) -> (N, round(ratio * Cout), *S * stride)

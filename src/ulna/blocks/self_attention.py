@@ -21,7 +21,7 @@ POOLINGS = ("attention", "average")
 class MultiDimensionalAttention(nn.Module):
     """Every skip map through spatial attention, then channel attention; then all maps side by side.
 
-    Source: omega-Net, Sec. 3.2 and 4.2 (in series, spatial first); K = 10 from Sec. 4.1.2.
+    Source: omega-Net (wang2020), Sec. 3.2 and 4.2 (in series, spatial first); K = 10 from Sec. 4.1.2.
 
     Args:
         spatial_dims: 2 or 3.
@@ -75,10 +75,10 @@ class SpatialAttention(nn.Module):
 
     A[j, i] = softmax over i of <D_i, M_j>, O_j = sum over i of A[j, i] D_i, plus M_j.
 
-    Source: omega-Net, Eq. 9 to 11 (dense spatial position attention). Reading: the sums run over the K dense features, not
-    over N. "A dilated convolution block" makes D (C x K) from M (C x P): a 3x3 convolution of dilation 2 draws K maps, each
-    becomes weights by a softmax over the pixels, and D_i is the mean of M under the i-th, which works at any size (the
-    bias of that convolution is kept, although the softmax cancels it).
+    Source: omega-Net (wang2020), Eq. 9 to 11 (dense spatial position attention). Reading: the sums run over the K dense
+    features, not over N. "A dilated convolution block" makes D (C x K) from M (C x P): a 3x3 convolution of dilation 2
+    draws K maps, each becomes weights by a softmax over the pixels, and D_i is the mean of M under the i-th, which works
+    at any size (the bias of that convolution is kept, although the softmax cancels it).
 
     Args:
         spatial_dims: 2 or 3.
@@ -132,7 +132,7 @@ class ChannelAttention(nn.Module):
 
     A[j, i] = softmax over i of <M_i, M_j>, O_j = sum over i of A[j, i] M_i, plus M_j.
 
-    Source: omega-Net, Eq. 12 and 13. Reading: i and j run over channels. It has no weights of its own.
+    Source: omega-Net (wang2020), Eq. 12 and 13. Reading: i and j run over channels. It has no weights of its own.
 
     Args:
         scaled: divide the dot products by the root of P.

@@ -13,7 +13,7 @@ from ulna.blocks import nd
 class Concat(nn.Module):
     """All maps side by side, the resampled one first; with `project`, every skip through a 1x1 convolution of its width.
 
-    Source: U-Net; UNet++ Eq. 1, in the order of the authors' code.
+    Source: U-Net (ronneberger2015); UNet++ (zhou2018), Eq. 1, in the order of the authors' code.
 
     Shape:
         (N, Cup, *S), [(N, Cskip, *S), ...] -> (N, Cup + sum of Cskip, *S)
@@ -39,7 +39,7 @@ class Concat(nn.Module):
 class Add(nn.Module):
     """The sum of all maps; a skip of another width than the resampled map goes through a 1x1 convolution first.
 
-    Source: Long 2015 (FCN), where maps of several strides are summed. Reading: the 1x1 convolution, which makes the sum
+    Source: FCN (long2015), where maps of several strides are summed. Reading: the 1x1 convolution, which makes the sum
     defined for any widths; maps of equal width are summed as they are.
 
     Shape:

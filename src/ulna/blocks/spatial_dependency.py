@@ -19,7 +19,8 @@ from ulna.kernels.sweep.window import window
 class Sweep(nn.Module):
     """One gated sweep with its own weights, named and drawn as those of a GRU cell.
 
-    Source: SDU-Net Sec. 2.1; initial weights uniform within 1 / sqrt(C), as in the published code of the layer.
+    Source: SDU-Net (carvalho2021), Sec. 2.1; initial weights uniform within 1 / sqrt(C), as in the code of the layer
+    (miladinovic2021).
 
     Shape:
         (N, C, *S) -> (N, C, *S)
@@ -48,7 +49,8 @@ class Sweep(nn.Module):
 class SpatialDependency(nn.Module):
     """Project in and tanh, sweeps in series, project out; every output can depend on every input of its cone.
 
-    Source: SDU-Net Sec. 2.1 and Table 5; details from the published code of the layer (specs, SDU-Net 1).
+    Source: SDU-Net (carvalho2021), Sec. 2.1 and Table 5; details from the code of the layer (docs/papers/sdu_net.md,
+    section 1).
     Reading: project-in is a 3x3 convolution (Table 5; the text says 1x1). Without a stated choice there is one direction
     per axis, because Fig. 4 prefers two axes to two senses of one. The residual form is the gated one of that code:
     g * conv(x) + (1 - g) * sdn(x), with g from the layer's own second half of outputs.
@@ -123,8 +125,8 @@ class SpatialDependency(nn.Module):
 class SpatialDependencyBlock(nn.Module):
     """Convolutions, the last of them replaced by spatial dependency layers; norm and activation after every layer.
 
-    Source: SDU-Net Sec. 2.2 (convolutional and spatial dependency layers one after the other) and Table 5.
-    Reading: of the two layers per scale the spatial dependency layers are the last (specs, SDU-Net 3).
+    Source: SDU-Net (carvalho2021), Sec. 2.2 (convolutional and spatial dependency layers one after the other) and Table 5.
+    Reading: of the two layers per scale the spatial dependency layers are the last (docs/papers/sdu_net.md, section 3).
 
     Args:
         spatial_dims: 2 or 3.

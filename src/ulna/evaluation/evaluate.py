@@ -33,7 +33,7 @@ from ulna.system.reading import read_json_object
 
 log = logging.getLogger(__name__)
 
-# NSD: how far apart two surfaces may be and still count as the same (specs, losses and metrics 2)
+# NSD: how far apart two surfaces may be and still count as the same (docs/papers/losses_and_metrics.md, section 2)
 VOLUME_TOLERANCE_MM = 1.0
 IMAGE_TOLERANCE_PX = 2.0
 _SHOWN = 3  # ids in a message

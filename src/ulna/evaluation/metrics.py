@@ -375,7 +375,7 @@ def bootstrap_interval(
     (two cases, or all resampled means on one side). Equal values give (mean, mean); fewer than two give (NaN, NaN),
     since one case says nothing about the spread.
 
-    Source: Efron, J. Am. Stat. Assoc. 82 (1987) 171-185; `scipy.stats.bootstrap`.
+    Source: bias-corrected and accelerated bootstrap (efron1987); `scipy.stats.bootstrap`.
 
     Raises:
         UsageError: if the level does not lie between 0 and 1.
@@ -419,7 +419,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
         level: share of such intervals that hold the mean.
         resamples: of the bootstrap.
 
-    Source: Hesterberg, Am. Stat. 69 (2015) 371-386, 4.3 (the expanded percentile interval).
+    Source: expanded percentile interval (hesterberg2015), 4.3.
     """
     from scipy.stats import norm, t
 

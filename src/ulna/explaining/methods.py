@@ -116,10 +116,10 @@ def saliency(
 ) -> Tensor:
     """How strongly every input value moves the score of a class: |d score / d image|, where score is its summed logit.
 
-    Source: Simonyan 2014 (gradient of the class score, before the softmax); Laird 2019, Fig. 7, which propagates "the
-    gradient back to each input modality". Reading: the paper prints no formula; the score is the sum of the target's logit
-    over the voxels predicted as it, and channels are not merged. The gradient is that of the normalised values (before the
-    whitening, where there is one), so channels of other units can be compared.
+    Source: saliency (simonyan2014), the gradient of the class score before the softmax; modular U-Net (laird2019),
+    Fig. 7, which propagates it back to each input modality. Reading: the paper prints no formula; the score is the sum of
+    the target's logit over the voxels predicted as it, and channels are not merged. The gradient is that of the normalised
+    values (before the whitening, where there is one), so channels of other units can be compared.
 
     An image larger than `size` goes by windows like a prediction: the logits of overlapping windows are averaged with
     Gaussian weights, and what comes back is the gradient of the sum of these averages, with one window in memory.
@@ -187,7 +187,7 @@ def grad_cam(network: Network, image: Tensor, *, target: int, region: Tensor, no
 
     a_c is the mean of d score / d M_c over the map, and the score is that of `saliency`. Through captum's LayerGradCam.
 
-    Source: Selvaraju 2017 (Grad-CAM); Vinogradova 2020 (the score of a segmentation: logits summed over a region).
+    Source: Grad-CAM (selvaraju2017); the score of a segmentation, logits summed over a region (vinogradova2020).
     Reading: the node is the deepest one, as there, unless another is named.
 
     Args:
@@ -226,7 +226,7 @@ def attention_maps(network: Network, image: Tensor) -> list[Attention]:
 
     They come from the methods that the blocks' own forward passes call, on the same inputs.
 
-    Source: Oktay 2018 (gates); omega-Net, Eq. 10 (position) and 12 (channel).
+    Source: Attention U-Net (oktay2018) for gates; omega-Net (wang2020), Eq. 10 (position) and 12 (channel).
 
     Args:
         network: in evaluation mode; empty where it has no such block.
@@ -267,7 +267,7 @@ def attention_maps(network: Network, image: Tensor) -> list[Attention]:
 def uncertainty(members: Iterable[Tensor], *, exclusive: bool) -> Uncertainty:
     """The entropy of the mean of several answers, and how far they lie apart; each is let go before the next is asked for.
 
-    Source: Lakshminarayanan 2017 (members are networks trained apart), Wang 2019 (members are changed copies of the image).
+    Source: members are networks trained apart (lakshminarayanan2017) or answers to changed copies of an image (wang2019).
 
     Args:
         members: one or more, probabilities, (K, *S) each.

@@ -31,7 +31,7 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
 def gaussian(patch: Sequence[int]) -> Tensor:
     """Weights of a window's pixels, (*patch): highest in the middle, sigma an eighth of the side, above 0 everywhere.
 
-    Source: nnU-Net; a window's border sees less of its surroundings, so it counts less.
+    Source: nnU-Net (isensee2021); a window's border sees less of its surroundings, so it counts less.
     """
     weights = torch.ones(())
     for length in patch:

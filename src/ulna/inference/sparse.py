@@ -38,9 +38,10 @@ def by_stages(
     With `settings.refine` "halving" what lies in a cell on a boundary is asked at half the step, then in the smaller cells
     that are still on one, down to single voxels: half as many points and fewer, for the same answers along boundaries.
 
-    Source: Implicit U-Net, Sec. 2 (broad and fine boundary prediction; spacing 4; "once"). Reading: the mesh starts at
-    index 0; a voxel belongs to the mesh point at or before it; a cell is on a boundary if the 3 x 3 x 3 cells around it have
-    more than one label; all voxels of such a cell are asked (specs, Implicit U-Net 6).
+    Source: Implicit U-Net (marimont2022), Sec. 2 (broad and fine boundary prediction; spacing 4; "once"). Reading: the
+    mesh starts at index 0; a voxel belongs to the mesh point at or before it; a cell is on a boundary if the 3 x 3 x 3
+    cells around it have more than one label; all voxels of such a cell are asked
+    (docs/papers/implicit_unet.md, section 6).
 
     Args:
         network: with a head that reads points.
@@ -102,7 +103,7 @@ def on_boundary(labels: Tensor) -> Tensor:
 def smoothed(slabs: Iterable[Tensor], axis: int) -> Iterator[Tensor]:
     """The mean over the 3 x 3 (x 3) voxels around every voxel, inside the image, of probabilities that come in slabs.
 
-    Source: Implicit U-Net, Sec. 2. Reading: probabilities are averaged, and what lies outside is not counted.
+    Source: Implicit U-Net (marimont2022), Sec. 2. Reading: probabilities are averaged, and what lies outside is not counted.
 
     Args:
         slabs: (K, *S) with some rows along `axis`, in order.

@@ -140,7 +140,7 @@ def wire(architecture: Architecture) -> Wiring:
 def ends(architecture: Architecture) -> tuple[str, ...]:
     """The heads at which this network can end, in the order of its wiring: those that answer at the image's own size.
 
-    Source: UNet++ Sec. 3.2: the number of the head is the level of pruning, L1 to L4.
+    Source: UNet++ (zhou2018), Sec. 3.2: the number of the head is the level of pruning, L1 to L4.
 
     Raises:
         UsageError: for an unknown topology or head, with the nearest.
@@ -179,7 +179,7 @@ def widths(architecture: Architecture, spatial_dims: int) -> tuple[int, ...]:
 def match_width(architecture: Architecture, parameters: int, **shape: Any) -> Architecture:
     """Scale every width by one factor so that the network has as nearly `parameters` as whole widths allow.
 
-    Source: Laird 2019, Sec. 5.1 compares networks of 8.5 M parameters each.
+    Source: modular U-Net (laird2019), Sec. 5.1, compares networks of 8.5 M parameters each.
 
     Raises:
         UsageError: if even widths of 1 need more.
@@ -215,7 +215,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def initialise(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Draw the weights: He normal for convolutions (UNet++ authors' code), biases 0.
+    """Draw the weights: He normal for convolutions (code of zhou2018), biases 0.
 
     Reading: transposed convolutions, which have no activation behind them, and heads get variance 1 / fan-in. Spatial
     dependency layers draw their own.

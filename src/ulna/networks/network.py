@@ -121,7 +121,7 @@ class Network(nn.Module):
     def prune(self, head: str) -> Network:
         """The smaller network that ends at one head: shares its weights, and equals that head bit for bit at any size.
 
-        Source: UNet++ Sec. 3.2 (fast mode) and Fig. 3; reachability makes it work for every topology.
+        Source: UNet++ (zhou2018), Sec. 3.2 (fast mode) and Fig. 3; reachability makes it work for every topology.
 
         Raises:
             UsageError: if there is no such head.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 class Node(NamedTuple):
     """One map of the network. It resamples its source to its level, fuses its skips, and convolves."""
 
-    name: str  # "x0_1", after X^{0,1} in UNet++ Fig. 1
+    name: str  # "x0_1", after X^{0,1} in UNet++ (zhou2018), Fig. 1
     level: int  # 0 is full resolution
     path: str  # "encoder", "decoder", "nested"; in omega-Net "skip", "merge", "aux" and "main"
     source: str | None  # a finer source is pooled, a coarser one upsampled, one of the same level passed on
@@ -65,7 +65,7 @@ def unet(levels: int) -> Wiring:
 
 
 def unetpp(levels: int) -> Wiring:
-    """Nested skip pathways (UNet++, Eq. 1): x[i,j] = H([x[i,0..j-1], U(x[i+1,j-1])])."""
+    """Nested skip pathways (zhou2018, Eq. 1): x[i,j] = H([x[i,0..j-1], U(x[i+1,j-1])])."""
     nested = [
         Node(f"x{i}_{j}", i, "nested", f"x{i + 1}_{j - 1}", tuple(f"x{i}_{k}" for k in range(j)))
         for j in range(1, levels)
@@ -76,11 +76,11 @@ def unetpp(levels: int) -> Wiring:
 
 
 def omega(levels: int) -> Wiring:
-    """Two expansive paths (omega-Net, Sec. 3.1): aux reads m[i] = [U(aux[i+1]), k[i]], main reads U(main[i+1]) and m[i].
+    """Two expansive paths (wang2020, Sec. 3.1): aux reads m[i] = [U(aux[i+1]), k[i]], main reads U(main[i+1]) and m[i].
 
     k[i] is the skip connection of level i, with a convolution of its own. Both paths start at the deepest encoder node.
     Reading: maps are matched by resolution (the printed indices are off by one), and the convolutions of the paths, which
-    Eq. 2 to 5 leave out, are those of the U-Net that Sec. 4.1.2 builds on (specs, omega-Net 3).
+    Eq. 2 to 5 leave out, are those of the U-Net that Sec. 4.1.2 builds on (docs/papers/omega_net.md, section 5).
     """
     bottom = levels - 1
     nodes = list(encoder(levels).nodes)

@@ -126,7 +126,7 @@ def _orientations(surveys: Sequence[CaseStats]) -> _Orientations:
 def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     """Choose grid, normalisation, patch, depth and batch for one recipe.
 
-    Source: the rules follow nnU-Net's planner (Isensee 2021): median spacing, pool while a map keeps 4 voxels, CT by
+    Source: the rules follow nnU-Net's planner (isensee2021): median spacing, pool while a map keeps 4 voxels, CT by
     global statistics of the foreground; sizes are set for a CPU with a few GB.
 
     Raises:

@@ -75,11 +75,11 @@ class Training(Frozen):
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 
 
-SPARSE_POINTS = 30_000  # Implicit U-Net, Sec. 2: k
+SPARSE_POINTS = 30_000  # Implicit U-Net (marimont2022), Sec. 2: k
 
 
 class Points(Frozen):
-    """Training on random points of a patch in place of all its voxels (Implicit U-Net, Sec. 2)."""
+    """Training on random points of a patch in place of all its voxels (marimont2022, Sec. 2)."""
 
     # a number of points a patch, or below 1 a share of its voxels; None: SPARSE_POINTS for a head that reads points, else all
     count: Annotated[float, Field(gt=0)] | None = None
@@ -109,7 +109,7 @@ class Inference(Frozen):
     overlap: float = Field(default=0.5, ge=0, lt=1)
     threshold: float = Field(default=0.5, gt=0, lt=1)  # sigmoid outputs only
     tta: bool = False  # mirror along every axis that training mirrored
-    # heads that read points only (Implicit U-Net, Sec. 2): the step of the coarse mesh, 1 to ask every voxel; whether cells
+    # heads that read points only (marimont2022, Sec. 2): the step of the coarse mesh, 1 to ask every voxel; whether cells
     # on a boundary are asked voxel by voxel at once, as in the paper, or at half the step first; and a 3 x 3 x 3 mean of
     # the probabilities at the end
     spacing: int = Field(default=4, ge=1)

@@ -166,7 +166,7 @@ def worst(
 
 
 def ranks(models: Sequence[str], ranking: Ranking, path: Path) -> Path:
-    """Mean ranks over data sets, and how far apart they must lie to count (Demšar 2006, Fig. 1)."""
+    """Mean ranks over data sets, and how far apart they must lie to count (demsar2006, Fig. 1)."""
     mean_ranks, critical, datasets = ranking.mean_ranks, ranking.critical, ranking.datasets
     figure = _figure(8, 1.2 + 0.33 * len(models))
     axes = figure.subplots()

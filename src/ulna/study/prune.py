@@ -109,7 +109,7 @@ def prune(
     and drawn. Levels are measured and chosen on the validation cases of the run's own split, never on its test cases;
     those are scored once, for the level that was chosen.
 
-    Source: UNet++ Sec. 3.2 (fast mode) and Fig. 3 (accuracy and time of L1 to L4).
+    Source: UNet++ (zhou2018), Sec. 3.2 (fast mode) and Fig. 3 (accuracy and time of L1 to L4).
 
     Args:
         run: the folder of a run with several heads.

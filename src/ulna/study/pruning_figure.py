@@ -1,6 +1,6 @@
 """The pruning figure: accuracy of every level, and accuracy against time.
 
-Source: UNet++ Fig. 3 (complexity, speed and accuracy of L1 to L4).
+Source: UNet++ (zhou2018), Fig. 3 (complexity, speed and accuracy of L1 to L4).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def rank_datasets(scores: ArrayLike, *, level: float = 0.05) -> Ranking:
     Raises:
         UsageError: for fewer than 2 data sets or 3 models, or scores that are not finite.
 
-    Source: Demšar, J. Mach. Learn. Res. 7 (2006) 1-30; Friedman, J. Am. Stat. Assoc. 32 (1937) 675-701.
+    Source: demsar2006; friedman1937.
     """
     from scipy.stats import friedmanchisquare, rankdata, studentized_range
 

@@ -214,7 +214,7 @@ def compare_pairs(
     Raises:
         UsageError: if the table does not fit the models, a score is missing, or a number is out of its range.
 
-    Source: `signed_rank`, `equivalence`, `holm`, `rank_biserial` of `ulna.study.significance`; `mean_interval` of
+    By `signed_rank`, `equivalence`, `holm`, `rank_biserial` of `ulna.study.significance`; `mean_interval` of
     `ulna.evaluation.metrics`.
     """
     table = np.asarray(scores, dtype=np.float64)

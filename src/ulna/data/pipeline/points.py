@@ -36,8 +36,9 @@ def sample_points(
     A point near the boundary is a random voxel of it, moved by a normal deviate along every axis, rounded, and held inside
     the patch. A patch without any boundary has all its points anywhere.
 
-    Source: Implicit U-Net, Sec. 2 (alpha, sigma). Reading: boundary voxels are those whose label differs from that of a
-    neighbour along an axis, on both sides; they are drawn with replacement; sigma is in voxels (specs, Implicit U-Net 5).
+    Source: Implicit U-Net (marimont2022), Sec. 2 (alpha, sigma). Reading: boundary voxels are those whose label differs from
+    that of a neighbour along an axis, on both sides; they are drawn with replacement; sigma is in voxels
+    (docs/papers/implicit_unet.md, section 5).
 
     Args:
         labels: class indices, or 0 and 1 for overlapping classes.

@@ -15,8 +15,8 @@ EPSILON = 1e-6  # added to every variance: the generator that the modular U-Net 
 def fit_whitening(images: Iterable[Tensor]) -> Whitening:
     """Mean and ZCA matrix of all voxels: W = U diag(1 / sqrt(s + EPSILON)) U^T for a covariance U diag(s) U^T.
 
-    Source: Laird 2019, Sec. 5.1. Reading: of the channels of a voxel. Over all pixels of an image, as generators for small
-    pictures do it, the covariance of 144 x 144 x 4 values would have 82,944 rows and columns.
+    Source: modular U-Net (laird2019), Sec. 5.1. Reading: of the channels of a voxel. Over all pixels of an image, as
+    generators for small pictures do it, the covariance of 144 x 144 x 4 values would have 82,944 rows and columns.
 
     Shape:
         [(C, *S), ...] of any sizes

@@ -3,7 +3,7 @@
 // A tile of 4x4 outputs needs 36 products per pair of channels instead of 144. Tiles are worked on in blocks, so that a
 // block stays in the second-level cache between the three steps: transform 6x6 inputs, 36 small matrix products,
 // transform back. A kernel of depth 3 (3x3x3) adds the products of three neighbouring slices before the way back.
-// Source: Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks", Sec. 4.
+// Source: Fast Algorithms for Convolutional Neural Networks (lavin2016), Sec. 4.
 //
 // Layouts, all contiguous: maps (N, D, H, W, C), with D = 1 for images; transformed weights (depth, 36, panels, C, P): the
 // output channels lie in panels of P, the last one filled up with zeros. Channels may be spread over several maps, which

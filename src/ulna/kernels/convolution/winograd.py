@@ -36,7 +36,7 @@ def convolve(x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None) 
 
     Second derivatives, forward-mode ones and torch.func are taken by torch's operations.
 
-    Source: Lavin and Gray 2016, with other points (see convolution.cpp). Outputs are within about 1.4e-6 of the largest one,
+    Source: Winograd (lavin2016), with other points (see convolution.cpp). Outputs are within about 1.4e-6 of the largest one,
     whatever the number of channels up to 512; torch's direct convolution within 2e-7 to 5e-7. Rounding errors are those of
     a tile of 4 x 4 outputs that shares the transforms: beside a pixel of 1e4 among pixels of about 1, outputs of the same
     tile that do not see it are off by up to 4e-3. Images with values that are not finite are taken by torch, so that these

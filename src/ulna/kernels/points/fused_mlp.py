@@ -37,7 +37,7 @@ def fused_mlp_reference(
 ) -> Tensor:
     """The definition, on any device and in any precision: hidden layers with ReLU and dropout, then a plain one.
 
-    Source: Implicit U-Net, Sec. 2.
+    Source: Implicit U-Net (marimont2022), Sec. 2.
 
     Args:
         x: values of the points.

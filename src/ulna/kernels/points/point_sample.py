@@ -25,7 +25,7 @@ def point_sample_reference(fmap: Tensor, points: Tensor, size: Sequence[int], *,
     nearest: the vector at point // stride, axis by axis. linear: the bi- or trilinear mean of the 2^D vectors around the
     point, voxel centres matched, as in upsampling by the stride (`align_corners` false).
 
-    Source: Implicit U-Net, Sec. 2 (nearest). Reading: indices are clamped to the map where a size is odd.
+    Source: Implicit U-Net (marimont2022), Sec. 2 (nearest). Reading: indices are clamped to the map where a size is odd.
 
     Args:
         fmap: a feature map.

@@ -57,7 +57,7 @@ def sweep_reference(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
         n = tanh(W_in u + b_in + r * (W_hn s[t] + b_hn))
         h[t] = (1 - z) * n + z * s[t]
 
-    Source: SDU-Net Sec. 2.1; the equations from the published code of the layer (specs, SDU-Net 1).
+    Source: SDU-Net (carvalho2021), Sec. 2.1; equations from the code of the layer (docs/papers/sdu_net.md, section 1).
     Reading: every axis is swept over its own length; that code takes the height for all.
 
     Args:

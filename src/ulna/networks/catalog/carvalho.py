@@ -1,9 +1,10 @@
-"""The networks of the SDU-Net paper (Carvalho 2021), row by row of Table 4.
+"""The networks of the SDU-Net paper (carvalho2021), row by row of Table 4.
 
-The U-Net is that of the paper's framework: bilinear upsampling, then a 1x1 convolution; UNet++ upsamples without one
-(specs, SDU-Net 2). The paper prints neither the widths nor where the spatial dependency layers sit. Widths: those that
-give the printed parameters. Places: the reading of specs, SDU-Net 3; where no reading reaches the printed figures, the
-row says so. The work is printed for 96 x 96 and 96 x 128 inputs, not for the sizes trained on.
+The U-Net is that of the paper's framework: bilinear upsampling, then a 1x1 convolution; UNet++ upsamples without one. The
+paper prints neither the widths nor where the spatial dependency layers sit. Reading: widths that give the printed
+parameters (docs/papers/sdu_net.md, section 2), and places that come nearest to the printed figures (section 3 there);
+where no places reach them, the row says so. The work is printed for 96 x 96 and 96 x 128 inputs, not for the sizes
+trained on.
 """
 
 from ulna.networks.catalog.entry import Entry

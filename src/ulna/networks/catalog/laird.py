@@ -1,7 +1,7 @@
-"""The networks of the modular U-Net paper (Laird 2019, Fig. 4 and 5): each built to 8.5 M parameters (Sec. 5.1).
+"""The networks of the modular U-Net paper (laird2019), Fig. 4 and 5: each built to 8.5 M parameters (Sec. 5.1).
 
-The paper prints no widths. Reading: those of specs, modular U-Net 3, which give 8.5 M within 1 % for 4 input channels and
-one output; five levels, batch norm after every convolution, 2x2 transposed convolutions.
+The paper prints no widths. Reading: widths that give 8.5 M within 1 % for 4 input channels and one output; five levels,
+batch norm after every convolution, 2x2 transposed convolutions (docs/papers/modular_unet.md, section 1 and section 3).
 """
 
 from ulna.networks.catalog.entry import Entry
@@ -12,7 +12,7 @@ _INPUT = (4, 144, 144)  # Sec. 3 and 5.1: four modalities, centre crop
 _PROTOCOL = {"loss.kind": "dice", "optimizer.lr": 1e-4}  # Sec. 5.1 and 5.2
 
 # Reading: "reduction cells for the ConvBlock on the downsampling part as well as the DownOp": one cell is both; behind a
-# stem of one convolution, the skip is a 1x1 convolution of what enters each cell (specs, modular U-Net 2)
+# stem of one convolution, the skip is a 1x1 convolution of what enters each cell (docs/papers/modular_unet.md, section 2)
 NAS_REDUCTION = Architecture(
     conv=(
         Slot(

@@ -1,7 +1,7 @@
-"""The networks of the Implicit U-Net paper (Naval Marimont and Tarroni 2022), Table 1.
+"""The networks of the Implicit U-Net paper (marimont2022), Table 1.
 
-The paper prints no parameter counts; the counts that the tests hold are those of specs, Implicit U-Net 4, in 3D for one input
-channel and two maps.
+The paper prints no parameter counts; those that the tests hold, in 3D for one input channel and two maps, are in
+docs/papers/implicit_unet.md, section 4.
 """
 
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ _PROTOCOL: Mapping[str, Any] = {
 }
 
 # Sec. 2: "2 blocks of 2 convolutions followed by 2 blocks of 4", the strided one included. Reading: these follow a stem of
-# two at full resolution, so that the deepest vector covers the 16 voxels that Sec. 2 names (specs, Implicit U-Net 1). The
-# other reading, four levels in all, is architecture.channels=[32, 64, 128, 256]; its deepest vector covers 8 voxels
+# two at full resolution, so that the deepest vector covers the 16 voxels that Sec. 2 names; the other reading, four levels
+# in all, is architecture.channels=[32, 64, 128, 256], whose deepest vector covers 8 (docs/papers/implicit_unet.md, section 1)
 IMPLICIT_UNET = Architecture(
     topology="encoder",
     conv=(

@@ -1,8 +1,9 @@
-"""The networks of the omega-Net paper (Wang et al.), row by row of Table 1.
+"""The networks of the omega-Net paper (wang2020), row by row of Table 1.
 
-The paper prints widths (Sec. 4.1.2) and no parameter counts; the counts that the tests hold are those of specs, omega-Net 4,
-for one input channel and two maps, organ and tumour. Reading: batch norm and ReLU after every convolution, 2x2 transposed
-convolutions with bias; the two maps are channels of their own (multilabel data), since the loss is a binary cross-entropy.
+The paper prints widths (Sec. 4.1.2) and no parameter counts; those that the tests hold, for one input channel and two
+maps, organ and tumour, are in docs/papers/omega_net.md, section 6. Reading: batch norm and ReLU after every convolution,
+2x2 transposed convolutions with bias; the two maps are channels of their own (multilabel data), since the loss is a
+binary cross-entropy.
 """
 
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ _OMEGA_NET = Architecture(
     deep_supervision=True,
 )
 # Eq. 8 with lambda_out = 10 and lambda_m = 1 (Sec. 4.1.2). Reading: 10 is the weight of the final map
+# (docs/papers/omega_net.md, section 4)
 DUAL_SUPERVISION = {"loss.heads": {"aux0": 1, "main0": 10}}
 
 WANG: dict[str, Entry] = {

@@ -1,9 +1,9 @@
-"""The networks of the UNet++ paper (Zhou 2018), row by row."""
+"""The networks of the UNet++ paper (zhou2018), row by row."""
 
 from ulna.networks.catalog.entry import Entry
 from ulna.recipe import Architecture, Slot
 
-# UNet++ Sec. 4 and the authors' code: two 3x3 convolutions with bias and ReLU, no normalisation (specs, UNet++ 1)
+# Sec. 4 and the authors' code: two 3x3 convolutions with bias and ReLU, no norm (docs/papers/unetpp.md, section 1)
 _ZHOU = Slot(kind="double_conv", options={"norm": "none"})
 _ZHOU_WIDTHS = (32, 64, 128, 256, 512)
 
@@ -20,6 +20,7 @@ ZHOU: dict[str, Entry] = {
             channels=(35, 70, 140, 280, 560),
             conv=(_ZHOU,),
             # Reading: the printed 9.13 M holds only if the transposed convolutions keep 32 * 2^i outputs
+            # (docs/papers/unetpp.md, section 2)
             up=(Slot(kind="transpose", options={"ratio": 32 / 35}),),
         ),
         "Zhou 2018, Table 2 and 3",

@@ -17,7 +17,7 @@ from ulna.kernels.points.fused_mlp import Picked, fused_mlp
 class WeightNormLinear(nn.Module):
     """A linear layer whose rows have a length of their own: W = g v / |v|.
 
-    Source: Implicit U-Net, Sec. 2 (weight normalisation, Salimans 2016).
+    Source: Implicit U-Net (marimont2022), Sec. 2; weight normalisation (salimans2016).
 
     Shape:
         (..., Cin) and the W of `weight()` -> (..., Cout)
@@ -54,8 +54,8 @@ class WeightNormLinear(nn.Module):
 class PointDecoder(nn.Module):
     """Fully connected layers with weight norm, ReLU and dropout, then a plain one to the logits.
 
-    Source: Implicit U-Net, Sec. 2, after DeepSDF. Reading: eight hidden layers and an output layer; dropout after every
-    hidden one, as in earlier code of the first author (specs, Implicit U-Net 3).
+    Source: Implicit U-Net (marimont2022), Sec. 2, after DeepSDF (park2019). Reading: eight hidden layers and an output
+    layer; dropout after every hidden one, as in earlier code of the first author (docs/papers/implicit_unet.md, section 3).
 
     Args:
         in_features: of a point.
@@ -136,8 +136,8 @@ def encode(points: Tensor, size: Sequence[int], frequencies: int, *, dtype: torc
 
     q = 2 p / (S - 1) - 1 for every axis, then [sin(2^l pi q), cos(2^l pi q)] for l = 0 .. L-1, every axis in each.
 
-    Source: Implicit U-Net, Sec. 2, with the encoding of Mildenhall 2020, L = 10. Reading: this formula for the printed
-    range [-1, 1]; q itself is not appended; an axis of one voxel has q = -1.
+    Source: Implicit U-Net (marimont2022), Sec. 2, with the encoding of NeRF (mildenhall2020), L = 10. Reading: this formula
+    for the printed range [-1, 1]; q itself is not appended; an axis of one voxel has q = -1.
 
     Args:
         points: whole voxel indices.

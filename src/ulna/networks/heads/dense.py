@@ -17,7 +17,7 @@ from ulna.networks.wiring import Wiring
 class Dense(Head):
     """A 1x1 convolution at every supervised node.
 
-    Source: UNet++ Sec. 3.2 (deep supervision, accurate and fast mode).
+    Source: UNet++ (zhou2018), Sec. 3.2: deep supervision, accurate and fast mode.
 
     Args:
         spatial_dims: 2 or 3.
@@ -90,7 +90,7 @@ class Dense(Head):
 def mean_logits(logits: list[Tensor], *, exclusive: bool) -> Tensor:
     """Logits of the mean of the heads' probabilities, exactly and without overflow.
 
-    Source: UNet++ Sec. 3.2 averages segmentation maps, so probabilities are averaged, not logits.
+    Source: UNet++ (zhou2018), Sec. 3.2, averages segmentation maps, so probabilities are averaged, not logits.
 
     Shape:
         [(N, K, *S), ...] -> (N, K, *S)

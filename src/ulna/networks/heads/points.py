@@ -27,8 +27,8 @@ class Points(Head):
 
     Coordinates are those of the patch that the network sees: it is trained on patches of one size, and predicts by them.
 
-    Source: Implicit U-Net, Sec. 2. Reading: the gathered features are the outputs of the blocks, after norm and
-    activation; choices that the paper leaves open are options, with the defaults of specs, Implicit U-Net 3.
+    Source: Implicit U-Net (marimont2022), Sec. 2. Reading: the gathered features are the outputs of the blocks, after norm
+    and activation; choices that the paper leaves open are options (docs/papers/implicit_unet.md, section 2 and section 3).
 
     Args:
         spatial_dims: 2 or 3.

@@ -16,8 +16,8 @@ LEVELS = 3  # FCN-8s scores three maps: those of stride 8, 16 and 32
 class Scores(Head):
     """1x1 scores of the three deepest maps: each sum is upsampled to the next finer map and added, the last to the image.
 
-    Source: Long 2015 (FCN-8s), the baseline of omega-Net, Table 1. Reading: omega-Net prints no definition of its FCN;
-    upsampling is bi- or trilinear, where FCN learns it from that start (specs, omega-Net).
+    Source: FCN-8s (long2015), the baseline of omega-Net (wang2020), Table 1. Reading: omega-Net prints no definition of its
+    FCN; upsampling is bi- or trilinear, where FCN learns it from that start (docs/papers/omega_net.md, section 6).
 
     Args:
         spatial_dims: 2 or 3.

@@ -29,7 +29,7 @@ def count_ptflops_gmacs(network: Network, size: tuple[int, ...], *, points: int 
 
     With `points`, the image is read at so many points alone.
 
-    Source: SDU-Net Table 4; rules and the inputs of its figures in specs, SDU-Net 2.
+    Source: SDU-Net (carvalho2021), Table 4; rules and the inputs of its figures: docs/papers/sdu_net.md, section 2.
     Reading: recurrent cells are not counted: only so does SDU-Net have its printed work. The projection of a linear
     upsampling, here ahead of it on the small map, is counted where the paper's network has it, behind it.
     """
