@@ -29,10 +29,10 @@ class MultiDimensionalAttention(nn.Module):
         skip_channels: channels of every skip map.
         features: K.
         pooling: how K dense features are drawn from a map, see `SpatialAttention`.
-        scaled: divide dot products by the root of their length; as printed they are not (over the 512 x 512 pixels of
-            the paper the channel attention is then nearly the identity).
-        gated: weigh each attended sum by a learnt number that starts at 0, as in Dual Attention Networks; as printed it
-            is not.
+        scaled: divide dot products by the root of their length; as printed they are not (the channel attention then gives
+            nearly every channel one of the largest ones: docs/papers/omega_net.md, section 5).
+        gated: weigh each attended sum by a learnt number that starts at 0, as in Dual Attention Networks (fu2019); as printed
+            it is not.
         cascade: a cascade multi-scale convolution ahead of the attention. Reading: Sec. 5.1 uses it "on the skip
             connection and MDA module"; off by default, because Fig. 1 and Sec. 3.3 show it on the skips alone.
 
