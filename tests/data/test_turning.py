@@ -45,7 +45,7 @@ def test_an_image_is_upright_as_viewers_show_it(tmp_path, suffix, orientation):
     volume, shown = image_of(path), as_shown(noise(6, 9), orientation)
     assert volume.size == shown.shape and np.allclose(volume.array[0], shown, atol=40 if suffix == ".jpg" else 0)
     assert not np.array_equal(shown, noise(6, 9))
-    assert volume.meta["notes"] == (
+    assert volume.meta.notes == (
         f"orientation tag {orientation} is applied: rows and columns are as viewers show them",
     )
 
@@ -80,8 +80,8 @@ def test_the_spacing_of_a_turned_tiff_is_turned_and_written_back(tmp_path):
 def test_a_tag_that_means_nothing_is_told_and_not_applied(tmp_path):
     volume = image_of(save(tmp_path / "a.tif", noise(6, 9), 9))
     assert np.array_equal(volume.array[0], noise(6, 9))
-    assert volume.meta["notes"] == ("its orientation tag is 9, which means nothing and is not applied",)
-    assert image_of(save(tmp_path / "b.tif", noise(6, 9), 1)).meta["notes"] == ()
+    assert volume.meta.notes == ("its orientation tag is 9, which means nothing and is not applied",)
+    assert image_of(save(tmp_path / "b.tif", noise(6, 9), 1)).meta.notes == ()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -64,7 +64,7 @@ def exchanged(values: Sequence[V], orientation: int) -> tuple[V, ...]:
 
 def orientation_of(volume: Volume) -> int:
     """The tag that the file of a volume holds; upright where its format has none."""
-    return int(volume.meta.get("orientation", UPRIGHT))
+    return volume.meta.orientation
 
 
 def checked_orientation(value: Any, notes: list[str]) -> int:

@@ -10,10 +10,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Format = Literal["nifti", "itk", "tiff", "raster", "npy", "npz"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """What a file says beside its values and their place.
+
+    Args:
+        format: what kind of file it is; None for an array that came from no file.
+        suffix: the ending of its name, such as ".nii.gz".
+        notes: what its reader changed or took for granted, one sentence each, for a person to see.
+        faults: what is wrong with a file that can be read all the same, and what to do about it.
+        too_large: how many values float32 does not hold, and the largest of them; None for none.
+        either: whether the file could be read as 2D and as 3D.
+        oriented: False where the file states no orientation, so that `affine` is an assumption.
+        orientation: the tag of a picture, from 1 (upright) to 8; see `ulna.data.turning`.
+        palette: class -> the colour in which the file draws it.
+        white: the largest stored value of a TIFF in which white is zero, whose values were inverted; None for all others.
+        stored: what the writer of this format needs to write a map in the same geometry, in a type of its own.
+    """
+
+    format: Format | None = None
+    suffix: str = ""
+    notes: tuple[str, ...] = ()
+    faults: tuple[tuple[str, str], ...] = ()
+    too_large: tuple[int, float] | None = None
+    either: bool = False
+    oriented: bool = True
+    orientation: int = 1
+    palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+    white: int | None = None
+    stored: object = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +59,7 @@ class Volume:
         unit: "mm", or "px" where the file states no physical size.
         affine: (4, 4), voxel index -> RAS millimetres; None where the file has none.
         path: the file it came from.
-        meta: what the file format needs to write a label map back with the same geometry (header, resolution tags).
+        meta: what the file says beside that.
     """
 
     array: NDArray[Any]
@@ -34,7 +67,7 @@ class Volume:
     unit: str = "px"
     affine: NDArray[np.float64] | None = None
     path: Path | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Meta = field(default_factory=Meta)
 
     def __post_init__(self) -> None:
         if self.array.ndim - 1 != len(self.spacing) or len(self.spacing) not in (2, 3):

@@ -267,7 +267,7 @@ def _dims(references: Iterable[Source]) -> int | None:
     for source in references:
         with suppress(DataError):  # told where it is evaluated
             volume = read_labels(source)
-            if not volume.meta.get("either"):
+            if not volume.meta.either:
                 return volume.spatial_dims
     return None
 

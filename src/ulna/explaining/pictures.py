@@ -41,7 +41,7 @@ def _write_pictures(out: Path, volume: Volume, mask: NDArray[Any], inside: Mask,
 def _write_volumes(out: Path, volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers) -> dict[str, str]:
     """A NIfTI file for every layer, several maps on its fourth axis, and one sheet with a slice of all of them."""
     like = volume
-    if volume.meta.get("format") != "nifti":
+    if volume.meta.format != "nifti":
         affine = np.diag([*volume.spacing, 1.0]) if volume.affine is None else volume.affine
         like = Volume(volume.array, volume.spacing, volume.unit, affine, volume.path)
     files = {}

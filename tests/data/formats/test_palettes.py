@@ -34,7 +34,7 @@ def test_white_is_foreground_whichever_entry_it_is(tmp_path, save, suffix):
     for indices, colours in ((MASK, (BLACK, WHITE)), (1 - MASK, (WHITE, BLACK))):
         assert np.array_equal(labels_of(save(tmp_path / f"a.{suffix}", indices, *colours)).array[0], MASK)
     inverted = labels_of(save(tmp_path / f"a.{suffix}", 1 - MASK, WHITE, BLACK))
-    assert inverted.meta["notes"] == ("has a palette of black and white, read by colour: white is 1, black is 0",)
+    assert inverted.meta.notes == ("has a palette of black and white, read by colour: white is 1, black is 0",)
     blank = labels_of(save(tmp_path / f"a.{suffix}", np.ones_like(MASK), WHITE, BLACK))
     assert not blank.array.any()
 
@@ -51,20 +51,19 @@ def test_in_a_palette_of_classes_the_index_is_the_class(tmp_path):
     indices = np.arange(480, dtype=np.uint8).reshape(24, 20) % 3
     for colours in ((BLACK, RED, WHITE), (BLACK, WHITE, RED)):
         volume = labels_of(drawn(tmp_path / "a.png", indices, *colours))
-        assert np.array_equal(volume.array[0], indices) and volume.meta["notes"] == ()
+        assert np.array_equal(volume.array[0], indices) and volume.meta.notes == ()
     two = labels_of(drawn(tmp_path / "a.png", MASK * 2, BLACK, RED, WHITE))
     assert np.array_equal(two.array[0], MASK * 2)
     on_white = labels_of(drawn(tmp_path / "a.png", indices, WHITE, RED, GREEN))
     assert np.array_equal(on_white.array[0], indices)
     assert (
-        "has a palette that draws 0 as (255, 255, 255); the index of the entry is the class"
-        in on_white.meta["notes"][0]
+        "has a palette that draws 0 as (255, 255, 255); the index of the entry is the class" in on_white.meta.notes[0]
     )
 
 
 def test_black_is_the_background_of_two_colours(tmp_path):
     volume = labels_of(drawn(tmp_path / "a.png", 1 - MASK, RED, BLACK))
-    assert np.array_equal(volume.array[0], MASK) and "black is 0" in volume.meta["notes"][0]
+    assert np.array_equal(volume.array[0], MASK) and "black is 0" in volume.meta.notes[0]
     assert np.array_equal(labels_of(drawn(tmp_path / "a.png", MASK, BLACK, RED)).array[0], MASK)
 
 

@@ -155,8 +155,8 @@ def test_spacing_of_a_nifti_is_that_of_its_affine(tmp_path):
     (tmp_path / "a.nii").write_bytes(data)
     volume = image_of(tmp_path / "a.nii")
     assert volume.spacing == (2.0, 3.0, 4.0)
-    assert "header spacing 1 x 3 x 4 differs from the affine 2 x 3 x 4; the affine is used" in volume.meta["notes"]
-    assert image_of(save_nifti(tmp_path / "b.nii", noise(4, 5, 6))).meta["notes"] == (
+    assert "header spacing 1 x 3 x 4 differs from the affine 2 x 3 x 4; the affine is used" in volume.meta.notes
+    assert image_of(save_nifti(tmp_path / "b.nii", noise(4, 5, 6))).meta.notes == (
         "states no unit of length; mm is assumed",
     )
 
@@ -286,7 +286,7 @@ def test_one_bit_palette_and_alpha(tmp_path):
 
     Image.fromarray(noise(6, 9, 4)).save(tmp_path / "alpha.png")
     volume = image_of(tmp_path / "alpha.png")
-    assert volume.channels == 3 and volume.meta["notes"] == ("has an alpha channel, dropped",)
+    assert volume.channels == 3 and volume.meta.notes == ("has an alpha channel, dropped",)
 
 
 def grey_png(path, values, depth, colour=0):
@@ -319,7 +319,7 @@ def test_deep_colour_png_is_no_label_map(tmp_path, colour, samples):
     path = png(tmp_path / "a.png", struct.pack(">IIBBBBB", 5, 6, 16, colour, 0, 0, 0), lines)
     with pytest.raises(DataError, match="has 16 bits per colour, of which only 8 can be read; save the label map"):
         labels_of(path)
-    assert "has 16 bits per colour, of which the upper 8 are read" in image_of(path).meta["notes"]
+    assert "has 16 bits per colour, of which the upper 8 are read" in image_of(path).meta.notes
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp"])

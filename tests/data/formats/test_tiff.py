@@ -127,7 +127,7 @@ def test_white_is_the_largest_value_of_an_image(tmp_path, dtype, options):
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite", **options)
     volume = image_of(tmp_path / "a.tif")
     assert volume.array.dtype == dtype and np.array_equal(volume.array[0], np.iinfo(dtype).max - array)
-    assert volume.meta["notes"] == ("says that white is zero; read as shown, white is the largest value",)
+    assert volume.meta.notes == ("says that white is zero; read as shown, white is the largest value",)
     assert np.array_equal(image_of(packed(tmp_path / "b.tif", array, photometric=0)).array, volume.array)
 
 
@@ -138,14 +138,14 @@ def test_class_numbers_are_numbers_also_where_white_is_zero(tmp_path):
             tifffile.imwrite(path, classes, photometric="miniswhite")
         volume = labels_of(path)
         assert np.array_equal(volume.array[0], classes)
-        assert volume.meta["notes"] == ("says that white is zero; the stored values are the classes, 0 is background",)
+        assert volume.meta.notes == ("says that white is zero; the stored values are the classes, 0 is background",)
 
 
 def test_real_values_are_not_inverted(tmp_path):
     array = noise(6, 5).astype(np.float32)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite")
     volume = image_of(tmp_path / "a.tif")
-    assert np.array_equal(volume.array[0], array) and "means nothing for float32" in volume.meta["notes"][0]
+    assert np.array_equal(volume.array[0], array) and "means nothing for float32" in volume.meta.notes[0]
 
 
 def test_frames_that_are_no_stack_are_refused(tmp_path):
@@ -162,7 +162,7 @@ def test_frames_that_are_no_stack_are_refused(tmp_path):
     with tifffile.TiffWriter(tmp_path / "c.tif") as file:
         file.write(noise(60, 50), photometric="minisblack")
         file.write(noise(6, 5), photometric="minisblack")
-    assert image_of(tmp_path / "c.tif").meta["notes"] == ("holds 2 pictures, the first is read",)
+    assert image_of(tmp_path / "c.tif").meta.notes == ("holds 2 pictures, the first is read",)
 
 
 def test_pages_that_mean_something_else_are_found(tmp_path):
@@ -186,7 +186,7 @@ def test_a_run_along_time_is_told_and_stays_one(tmp_path, kind):
     )
     volume = image_of(tmp_path / f"a.{suffix}")
     assert volume.array.shape == (1, 4, 6, 5)
-    assert "has 4 pictures along time, read as depth; where they are none, save one a file" in volume.meta["notes"]
+    assert "has 4 pictures along time, read as depth; where they are none, save one a file" in volume.meta.notes
     with tifffile.TiffFile(write_labels(tmp_path / "m", array > 100, volume)) as file:
         assert file.series[0].axes == "TYX"
     with tifffile.TiffFile(write_labels(tmp_path / "k", np.stack([array > 100] * 2), volume)) as file:
@@ -206,7 +206,7 @@ def test_a_run_along_time_is_told_and_stays_one(tmp_path, kind):
 def test_axes_by_their_names(tmp_path, axes, shape, read, told):
     tifffile.imwrite(tmp_path / "a.tif", noise(*shape), imagej=True, metadata={"axes": axes})
     volume = image_of(tmp_path / "a.tif")
-    assert volume.array.shape == read and any("along time" in note for note in volume.meta["notes"]) == told
+    assert volume.array.shape == read and any("along time" in note for note in volume.meta.notes) == told
     tifffile.imwrite(tmp_path / "b.tif", noise(2, 3, 6, 5), imagej=True, metadata={"axes": "TZYX"})
     with pytest.raises(DataError, match="has the axes TZYX of"):
         image_of(tmp_path / "b.tif")

@@ -179,7 +179,7 @@ def test_a_metaimage_says_whether_it_has_an_orientation(tmp_path, header, orient
     pytest.importorskip("SimpleITK")
     head = f"ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\n{header}ElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
     (tmp_path / "x.mha").write_bytes(f"{head}ElementDataFile = LOCAL\n".encode() + bytes(24))
-    assert read_image([Source(tmp_path / "x.mha")]).meta["oriented"] == oriented
+    assert read_image([Source(tmp_path / "x.mha")]).meta.oriented == oriented
 
 
 def test_spacing_and_labels_follow_the_turn():

@@ -188,7 +188,7 @@ def test_values_beyond_float32_are_found_in_every_format(tmp_path, suffix):
     else:
         head = "NRRD0004\ntype: double\ndimension: 2\nsizes: 7 6\nencoding: raw\nendian: little\n\n"
         path.write_bytes(head.encode() + array.tobytes())
-    assert image_of(path, 0 if suffix == ".npz" else None).meta["too_large"] == (1, 1e300)
+    assert image_of(path, 0 if suffix == ".npz" else None).meta.too_large == (1, 1e300)
 
 
 def test_what_is_wrong_with_any_channel_file_is_told(tmp_path):

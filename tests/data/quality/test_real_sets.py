@@ -119,7 +119,7 @@ def test_every_file_of_the_collection_that_has_a_known_ending_is_read(shared_dat
     assert len(files) >= 10
     for path in files:
         volume = read_image([Source(path)])
-        assert volume.meta.get("faults", ()) == (), path
+        assert volume.meta.faults == (), path
         if path.name.endswith(".nii.gz"):
             assert volume.size == tuple(n for n in nib.load(path).shape[:3]), path
 

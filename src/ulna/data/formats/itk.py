@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,26 @@ from numpy.typing import NDArray
 from ulna.data.formats.itk_bytes import Stored, stored
 from ulna.data.formats.nifti import flat_axis
 from ulna.data.formats.source import AGAIN, data_error, suffix_of
-from ulna.data.volume import Volume
+from ulna.data.volume import Meta, Volume
 from ulna.errors import UsageError
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class ItkStored(NamedTuple):
+    """The geometry as ITK has it, which counts to the left and to the back.
+
+    Args:
+        size: voxels along every axis of the file.
+        origin: mm.
+        direction: a column for every axis.
+        spacing: mm.
+    """
+
+    size: tuple[int, ...]
+    origin: NDArray[np.float64]
+    direction: NDArray[np.float64]
+    spacing: NDArray[np.float64]
 
 
 def read_itk(path: Path, spatial_dims: int | None = None) -> Volume:
@@ -44,11 +60,16 @@ def read_itk(path: Path, spatial_dims: int | None = None) -> Volume:
     if flat is not None:
         array = np.squeeze(array, flat + 1)
     spatial = array.ndim - 1
-    geometry = {"origin": origin, "direction": direction, "spacing": spacing}
-    meta = {"format": "itk", "suffix": suffix_of(path), "size": size, "geometry": geometry, "either": either}
-    meta |= {"oriented": values.oriented, "too_large": values.too_large}
-    if values.millimetres != 1:
-        meta["notes"] = (f"states lengths in a unit of {values.millimetres:g} mm; they are converted to mm",)
+    converted = f"states lengths in a unit of {values.millimetres:g} mm; they are converted to mm"
+    meta = Meta(
+        format="itk",
+        suffix=suffix_of(path),
+        notes=() if values.millimetres == 1 else (converted,),
+        too_large=values.too_large,
+        either=either,
+        oriented=values.oriented,
+        stored=ItkStored(size, origin, direction, spacing),
+    )
     array = np.ascontiguousarray(array)
     if not values.spaced:
         return Volume(array, (1.0,) * spatial, "px", None, path, meta)
@@ -105,15 +126,17 @@ def _affine(
 def write_itk(path: Path, maps: NDArray[Any], like: Volume) -> None:
     """Write (*S) or (K, *S) with the geometry of `like`; K maps are components."""
     sitk = _simple_itk(path)
-    size = like.meta["size"][:3]
+    geometry = like.meta.stored
+    assert isinstance(geometry, ItkStored)
+    size = geometry.size[:3]
     several = maps.ndim > like.spatial_dims
     maps = maps.reshape(*([len(maps)] if several else []), *size)
     array = np.moveaxis(maps, 0, -1).transpose(*reversed(range(len(size))), -1) if several else maps.transpose()
     image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=several)
-    geometry, dims = like.meta["geometry"], len(size)
-    image.SetOrigin(geometry["origin"][:dims].tolist())
-    image.SetSpacing(geometry["spacing"][:dims].tolist())
-    image.SetDirection(geometry["direction"][:dims, :dims].ravel().tolist())
+    dims = len(size)
+    image.SetOrigin(geometry.origin[:dims].tolist())
+    image.SetSpacing(geometry.spacing[:dims].tolist())
+    image.SetDirection(geometry.direction[:dims, :dims].ravel().tolist())
     try:
         sitk.WriteImage(image, str(path), True)
     except RuntimeError as error:

@@ -19,7 +19,7 @@ from ulna.recipe import Labels
 def without_colour(volume: Volume) -> NDArray[Any]:
     """The stored maps, one where a picture (PNG, BMP) stores grey as colour; equal maps of other files are classes."""
     array = volume.array
-    if array.shape[0] != 3 or volume.meta.get("format") != "raster":
+    if array.shape[0] != 3 or volume.meta.format != "raster":
         return array
     grey = all(np.array_equal(red, green) and np.array_equal(red, blue) for red, green, blue in slabs(*array))
     return array[:1] if grey else array

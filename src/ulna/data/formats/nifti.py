@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header, Nifti1Image
@@ -22,12 +22,24 @@ from ulna.data.formats.limits import check_memory, check_pixels, check_promise
 from ulna.data.formats.slabs import Float32, fill, native
 from ulna.data.formats.source import AGAIN, data_error, file_stat, first_line, suffix_of
 from ulna.data.formats.units import millimetres_in
-from ulna.data.volume import Volume
+from ulna.data.volume import Meta, Volume
 
 _CHUNK = 1 << 20
 _PADDING = 1024
 _MOST_SPARE = 1 << 26
 _SAME_PLACE = 0.5  # of a voxel
+
+
+class NiftiStored(NamedTuple):
+    """What a map needs to be written as its image is stored.
+
+    Args:
+        header: nibabel's, of NIfTI-1 or NIfTI-2.
+        size: voxels along up to three axes, also where one of them is 1 and the volume is 2D.
+    """
+
+    header: Any
+    size: tuple[int, ...]
 
 
 def read_nifti(path: Path, spatial_dims: int | None = None) -> Volume:
@@ -67,10 +79,16 @@ def read_nifti(path: Path, spatial_dims: int | None = None) -> Volume:
     affine, spacing = _geometry(path, header, spatial, flat)
     faults = [*_spare(spare, expected // shape[-1]), *contradiction(header, shape)]
     notes = (*_disagreement(header, spacing, flat), *_odd_fields(header, shape), *_assumed(header, len(start)))
-    meta = {"format": "nifti", "suffix": suffix_of(path), "header": header, "file_size": shape[:3], "notes": notes}
-    meta["oriented"] = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0  # else nibabel assumes LAS
-    meta["faults"], meta["either"] = tuple(faults), 1 in (*shape, 1)[:3]
-    meta["too_large"] = scaled.too_large if scaled is not None else None
+    meta = Meta(
+        format="nifti",
+        suffix=suffix_of(path),
+        notes=notes,
+        faults=tuple(faults),
+        too_large=scaled.too_large if scaled is not None else None,
+        either=1 in (*shape, 1)[:3],
+        oriented=int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,  # else nibabel assumes LAS
+        stored=NiftiStored(header, shape[:3]),
+    )
     return Volume(array, spacing, "mm", affine, path, meta)
 
 
@@ -287,7 +305,10 @@ def _header_for(like: Volume) -> Any:
 
 def write_nifti(path: Path, maps: NDArray[Any], like: Volume) -> None:
     """Write (*S) or (K, *S) with the header of `like` (orientation, its codes and units), or one made of its affine."""
-    header = like.meta["header"].copy() if "header" in like.meta else _header_for(like)
+    stored = like.meta.stored
+    if not isinstance(stored, NiftiStored):
+        stored = NiftiStored(_header_for(like), (*like.size, 1)[:3])
+    header, spatial = stored.header.copy(), stored.size
     header.extensions.clear()  # may hold the patient's name
     header.set_slope_inter(1, 0)
     header["vox_offset"] = 0  # wherever the input's data began
@@ -295,7 +316,6 @@ def write_nifti(path: Path, maps: NDArray[Any], like: Volume) -> None:
         header[field] = 0
     header["intent_name"] = header["descrip"] = b""
     header.set_data_dtype(maps.dtype)
-    spatial = like.meta.get("file_size", (*like.size, 1)[:3])
     array = maps.reshape(spatial) if maps.ndim == like.spatial_dims else np.moveaxis(maps, 0, -1)
     if maps.ndim > like.spatial_dims:  # channels stand on the fourth axis, also for a 2D image
         array = array.reshape((*spatial, *[1] * (3 - len(spatial)), maps.shape[0]))

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.limits import check_memory, check_pixels, check_promise
 from ulna.data.formats.slabs import Float32, fill, native
-from ulna.data.formats.source import AGAIN, data_error, file_stat, first_line
-from ulna.data.volume import Volume
+from ulna.data.formats.source import AGAIN, data_error, file_stat, first_line, suffix_of
+from ulna.data.volume import Meta, Volume
 
 MOST_COLOURS = 4  # a last axis up to this long is colour
 NUMBERS = "iufb"
@@ -43,7 +43,8 @@ def read_npy(path: Path, spatial_dims: int | None = None) -> Volume:
         check_memory(path, math.prod(shape) * native(dtype).itemsize)
         array, large = _values(file, header)
     array = _channels_first(array, spatial_dims)
-    meta = {"format": "npy", "either": len(shape) == 3 and shape[-1] <= MOST_COLOURS, "too_large": large}
+    either = len(shape) == 3 and shape[-1] <= MOST_COLOURS
+    meta = Meta(format="npy", suffix=suffix_of(path), too_large=large, either=either)
     return Volume(array, (1.0,) * (array.ndim - 1), "px", None, path, meta)
 
 

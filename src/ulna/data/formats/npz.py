@@ -21,7 +21,7 @@ from ulna.data.formats.limits import check_pixels, check_promise
 from ulna.data.formats.npy import MOST_COLOURS, NUMBERS, array_header
 from ulna.data.formats.slabs import as_float32, native
 from ulna.data.formats.source import AGAIN, Source, case_name, composed, data_error, file_stat
-from ulna.data.volume import Volume
+from ulna.data.volume import Meta, Volume
 
 _WANTED = "save `images` (N, *S[, C]) and `masks` (N, *S) as numbers"
 _FILES_KEPT = 4
@@ -70,7 +70,7 @@ def read_npz(source: Source, key: str) -> Volume:
     row, large = np.ascontiguousarray(array[source.row]), None
     if row.dtype.kind == "f":
         row, large = as_float32(row)
-    meta = {"format": "npz", "suffix": ".npz", "too_large": large}
+    meta = Meta(format="npz", suffix=".npz", too_large=large)
     return Volume(row.astype(native(row.dtype), copy=False), (1.0,) * (row.ndim - 1), "px", None, source.path, meta)
 
 

@@ -26,7 +26,7 @@ from ulna.data.formats.raster_bytes import PNG_MAGIC, check_whole
 from ulna.data.formats.slabs import SLAB
 from ulna.data.formats.source import AGAIN, data_error, file_stat
 from ulna.data.turning import ORIENTATION, UPRIGHT, as_stored, checked_orientation, orientation_of, upright
-from ulna.data.volume import Volume
+from ulna.data.volume import Meta, Volume
 from ulna.errors import DataError
 
 _PLUG_IN: dict[str, Callable[[IO[bytes]], Image.Image]] = {
@@ -88,9 +88,15 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
         notes.append("has 16 bits per colour, of which the upper 8 are read")
     if "mp" in picture.info:
         notes.append("holds further pictures beside the first, as phones store them; the first is read")
-    meta = {"format": "raster", "suffix": path.suffix.lower(), "orientation": orientation, "palette": palette}
+    meta = Meta(
+        format="raster",
+        suffix=path.suffix.lower(),
+        notes=tuple(notes),
+        orientation=orientation,
+        palette=palette,
+    )
     array = np.ascontiguousarray(upright(pixels, orientation))
-    return Volume(array, (1.0, 1.0), "px", None, path, {**meta, "notes": tuple(notes)})
+    return Volume(array, (1.0, 1.0), "px", None, path, meta)
 
 
 def _kind(path: Path, data: bytes) -> str:

@@ -1,7 +1,7 @@
 """Files to volumes: one entry for every format.
 
 Images are (C, *S), raw label maps (1, *S), or (K, *S) where a file holds one map per class. The spatial axes keep the
-order of the file. What a reader changed on the way stands in `Volume.meta["notes"]`.
+order of the file. What a reader changed on the way stands in `Volume.meta.notes`.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def _united(folder: Path) -> Volume:
             raise data_error(path, what, "give all masks of a case the size of its image")
         inside = array > 0 if united is None else np.logical_or(united.array, array > 0)
         united = replace(volume, array=inside.astype(np.uint8), path=folder)
-        notes |= dict.fromkeys(volume.meta.get("notes", ()))
+        notes |= dict.fromkeys(volume.meta.notes)
     if united is None:
         raise data_error(folder, "holds no mask", "add the masks, or take the case out")
-    return replace(united, meta={**united.meta, "notes": tuple(notes)})
+    return replace(united, meta=replace(united.meta, notes=tuple(notes)))
 
 
 def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Volume:
@@ -102,7 +102,7 @@ def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Vo
     Args:
         sources: one file, or one for each channel.
         spatial_dims: of the other images of its data set, or of the model: what a file that could be either (a volume of one
-            slice, an array with a short last axis) is read as. None: such a file is 2D, and `meta["either"]` is True.
+            slice, an array with a short last axis) is read as. None: such a file is 2D, and `meta.either` is True.
 
     Shape:
         (C, *S); integers keep the file's type.
@@ -119,14 +119,14 @@ def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Vo
             raise data_error(source, what, "resample the channels of a case to one grid")
     if len(volumes) == 1:
         return first
-    notes = tuple(note for volume in volumes for note in volume.meta.get("notes", ()))
-    meta = {**first.meta, "notes": notes, "faults": _faults(sources, volumes), "too_large": _too_large(volumes)}
+    notes = tuple(note for volume in volumes for note in volume.meta.notes)
+    meta = replace(first.meta, notes=notes, faults=_faults(sources, volumes), too_large=_too_large(volumes))
     return replace(first, array=np.concatenate([volume.array for volume in volumes]), meta=meta)
 
 
 def _faults(sources: Sequence[Source], volumes: Sequence[Volume]) -> tuple[tuple[str, str], ...]:
     """What is wrong with the channels of a case; what the first file has not is told with the name of the other."""
-    first, *others = (volume.meta.get("faults", ()) for volume in volumes)
+    first, *others = (volume.meta.faults for volume in volumes)
     return (
         *first,
         *(
@@ -140,7 +140,7 @@ def _faults(sources: Sequence[Source], volumes: Sequence[Volume]) -> tuple[tuple
 
 def _too_large(volumes: Sequence[Volume]) -> tuple[int, float] | None:
     """How many values of all channels float32 does not hold, and the largest; None for none."""
-    found = [volume.meta["too_large"] for volume in volumes if volume.meta.get("too_large")]
+    found = [volume.meta.too_large for volume in volumes if volume.meta.too_large]
     return (sum(count for count, _ in found), max(largest for _, largest in found)) if found else None
 
 

@@ -20,9 +20,9 @@ from ulna.data.formats.slabs import as_float32, native
 from ulna.data.formats.source import AGAIN, data_error, file_stat, suffix_of
 from ulna.data.formats.tiff_decoding import decoded
 from ulna.data.formats.tiff_meaning import WHITE_IS_ZERO, channels_first, check_meaning, meant
-from ulna.data.formats.tiff_scale import read_scale
+from ulna.data.formats.tiff_scale import TiffStored, read_scale
 from ulna.data.turning import ORIENTATION, checked_orientation, exchanged, upright
-from ulna.data.volume import Volume
+from ulna.data.volume import Meta, Volume
 from ulna.errors import DataError
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its faults are told as problems, not printed
@@ -67,13 +67,19 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
         raise data_error(path, f"cannot be read as TIFF ({str(error) or type(error).__name__})", AGAIN) from None
     if array.dtype.kind not in "iuf":
         raise data_error(path, f"holds values of type {array.dtype}", "save it with integer or real values")
-    meta: dict[str, Any] = {"format": "tiff", "suffix": suffix_of(path), "scale": scale, "run": run}
-    meta |= {"orientation": orientation, "palette": palette, "notes": tuple(notes)}
-    if WHITE_IS_ZERO in notes:
-        meta["white"] = (1 << int(page.bitspersample)) - 1  # what the stored values were taken from
-    array = upright(array, orientation)
+    array, large = upright(array, orientation), None
     if array.dtype.kind == "f":
-        array, meta["too_large"] = as_float32(array)
+        array, large = as_float32(array)
+    meta = Meta(
+        format="tiff",
+        suffix=suffix_of(path),
+        notes=tuple(notes),
+        too_large=large,
+        orientation=orientation,
+        palette=palette,
+        white=(1 << int(page.bitspersample)) - 1 if WHITE_IS_ZERO in notes else None,
+        stored=TiffStored(scale, run),
+    )
     dims = array.ndim - 1
     spaces: tuple[float, ...] = (1.0,) * dims
     known = spacing is not None and (dims == 2 or spacing[0] is not None)

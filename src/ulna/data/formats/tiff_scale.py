@@ -27,6 +27,18 @@ class Scale(NamedTuple):
     about: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
+class TiffStored(NamedTuple):
+    """What a map needs to be written as its image is stored.
+
+    Args:
+        scale: of its pixels.
+        run: the name of the axis that is read as depth; empty in 2D.
+    """
+
+    scale: Scale
+    run: str = ""
+
+
 Spacing = tuple[float | None, float, float]
 
 

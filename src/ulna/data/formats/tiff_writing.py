@@ -9,7 +9,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from ulna.data.formats.tiff_scale import Scale, in_micrometres
+from ulna.data.formats.tiff_scale import Scale, TiffStored, in_micrometres
 from ulna.data.turning import ORIENTATION, UPRIGHT, as_stored, orientation_of
 from ulna.data.volume import Volume
 
@@ -21,11 +21,12 @@ def write_tiff(path: Path, maps: NDArray[Any], like: Volume) -> None:
     dims = like.spatial_dims
     orientation = orientation_of(like)
     maps = as_stored(maps, orientation)
-    run = "T" if like.meta.get("run") == "T" else "Z"
+    stored = like.meta.stored if isinstance(like.meta.stored, TiffStored) else TiffStored(_scale(like))
+    run = "T" if stored.run == "T" else "Z"
     if maps.ndim > dims:  # ImageJ's order is time, depth, channels, rows, columns
         maps = np.moveaxis(maps, 0, -3)
     axes = (run if dims == 3 else "") + ("C" if maps.ndim > dims else "") + "YX"
-    scale = like.meta.get("scale") or _scale(like)
+    scale = stored.scale
     options: dict[str, Any] = {}
     if scale.resolution is not None:
         options |= {"resolution": scale.resolution, "resolutionunit": scale.code}

@@ -27,7 +27,7 @@ from ulna.data.formats.source import (
 )
 from ulna.data.formats.tiff_writing import write_tiff
 from ulna.data.turning import as_stored, orientation_of
-from ulna.data.volume import Volume, label_dtype
+from ulna.data.volume import Format, Volume, label_dtype
 from ulna.errors import DataError, UsageError
 from ulna.system.files import write_whole
 from ulna.system.outputs import same_place
@@ -56,11 +56,10 @@ def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
     labels = labels.astype(label_dtype(int(labels.max(initial=0))))
     kind = _format(like)
     if kind == "nifti":
-        suffix = ".nii" if like.meta.get("suffix") == ".nii" else ".nii.gz"
+        suffix = ".nii" if like.meta.suffix == ".nii" else ".nii.gz"
         return _whole(stem, suffix, lambda path: write_nifti(path, labels, like), like.path)
     if kind == "itk":
-        suffix = str(like.meta["suffix"])
-        return _whole(stem, suffix, lambda path: write_itk(path, labels, like), like.path)
+        return _whole(stem, like.meta.suffix, lambda path: write_itk(path, labels, like), like.path)
     if kind == "npy":
         return _whole(stem, ".npy", lambda path: write_npy(path, labels, like), like.path)
     if kind == "npz":
@@ -96,10 +95,10 @@ def write_image(stem: Path, volume: Volume) -> Path:
     array = volume.array[0] if volume.channels == 1 else volume.array
     kind = _format(volume)
     if kind == "nifti":
-        suffix = ".nii" if volume.meta.get("suffix") == ".nii" else ".nii.gz"
+        suffix = ".nii" if volume.meta.suffix == ".nii" else ".nii.gz"
         return _whole(stem, suffix, lambda path: write_nifti(path, array, volume), volume.path)
     if kind == "itk":
-        return _whole(stem, str(volume.meta["suffix"]), lambda path: write_itk(path, array, volume), volume.path)
+        return _whole(stem, volume.meta.suffix, lambda path: write_itk(path, array, volume), volume.path)
     if kind in ("npy", "npz"):
         return _whole(stem, ".npy", lambda path: write_npy(path, array, volume), volume.path)
     if kind == "tiff":
@@ -119,8 +118,8 @@ def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Vo
     return _whole(stem, ".npz", lambda path: write_npz(path, probabilities=values), like.path)
 
 
-def _format(like: Volume) -> str:
-    return str(like.meta.get("format", "nifti" if like.affine is not None else "tiff"))
+def _format(like: Volume) -> Format:
+    return like.meta.format or ("nifti" if like.affine is not None else "tiff")
 
 
 def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, multilabel: bool = False) -> Path:

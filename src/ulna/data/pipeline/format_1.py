@@ -23,7 +23,7 @@ from ulna.data.volume import Volume
 
 def stored_values(volume: Volume) -> NDArray[Any]:
     """The values as they are stored: runs of format 1 did not invert files that say that white is zero."""
-    white = volume.meta.get("white")
+    white = volume.meta.white
     if white is None:
         return volume.array
     return np.subtract(white, volume.array, dtype=volume.array.dtype, casting="unsafe")

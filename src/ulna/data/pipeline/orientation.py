@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -79,7 +80,7 @@ def turned(volume: Volume, turn: Turn) -> Volume:
     if not turn.axes:
         return volume
     affine = None if volume.affine is None else turn.affine(volume.affine, volume.size)
-    meta = {**volume.meta, "orientation": UPRIGHT}  # else its tag would turn it once more
+    meta = replace(volume.meta, orientation=UPRIGHT)  # else its tag would turn it once more
     return Volume(turn.forward(volume.array), turn.order(volume.spacing), volume.unit, affine, volume.path, meta)
 
 

@@ -140,7 +140,7 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
             + (spacing_text(low) if low == high else f"{spacing_text(low)} to {spacing_text(high)}")
             + f"; it is resampled to {spacing_text(plan.spacing)}, and may be segmented less well"
         )
-    if plan.orientation is not None and volume.affine is not None and not volume.meta.get("oriented", True):
+    if plan.orientation is not None and volume.affine is not None and not volume.meta.oriented:
         assumed = codes(volume.affine, volume.spatial_dims)
         notes.append(f"{name}: states no orientation; {assumed} is assumed: see that left and right are not exchanged")
     worlds = plan.fingerprint.get("worlds")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
 from ulna.data.formats.label_maps import value_counts, without_colour
+from ulna.data.formats.nifti import NiftiStored
 from ulna.data.formats.palettes import Colour
 from ulna.data.formats.source import data_error
 from ulna.data.quality.label_values import NEARLY_WHOLE, colours, farthest_from_whole
@@ -117,7 +118,7 @@ def _why_not(ordered: list[int]) -> str:
 def _is_colour(volume: Volume) -> bool:
     """Whether a label map is a picture in colour; three maps in another format are three classes."""
     array = volume.array
-    return volume.meta.get("format") == "raster" and len(array) == 3 and not bool((array == array[:1]).all())
+    return volume.meta.format == "raster" and len(array) == 3 and not bool((array == array[:1]).all())
 
 
 def own_suffix(path: Path) -> str | None:
@@ -136,7 +137,7 @@ def own_suffix(path: Path) -> str | None:
 def fixed_image(volume: Volume) -> tuple[Volume, list[Change]]:
     """Values that are not finite are replaced, a contradicting header is written anew."""
     changes = []
-    for what, _ in volume.meta.get("faults", ()):
+    for what, _ in volume.meta.faults:
         changes.append(Change(f"{what}: the file is written anew"))
     array = volume.array
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -153,12 +154,13 @@ def fixed_image(volume: Volume) -> tuple[Volume, list[Change]]:
 
 def _with_one_place(volume: Volume) -> Volume:
     """The qform follows the sform, which is the one that is read."""
-    if not volume.meta.get("faults") or "header" not in volume.meta:
+    stored = volume.meta.stored
+    if not volume.meta.faults or not isinstance(stored, NiftiStored):
         return volume
-    header = volume.meta["header"].copy()
+    header = stored.header.copy()
     if int(header["sform_code"]) > 0:
         header.set_qform(header.get_sform(), code=int(header["sform_code"]), strip_shears=True)
-    return replace(volume, meta={**volume.meta, "header": header})
+    return replace(volume, meta=replace(volume.meta, stored=stored._replace(header=header)))
 
 
 def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels | None) -> tuple[Volume, list[Change]]:
@@ -167,7 +169,7 @@ def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels
     Raises:
         DataError: if what is wrong cannot be mended.
     """
-    volume, changes = fixed_image(volume) if volume.meta.get("faults") else (volume, [])
+    volume, changes = fixed_image(volume) if volume.meta.faults else (volume, [])
     array = volume.array
     multilabel = declared is not None and declared.multilabel
     if array.dtype.kind == "f":
@@ -240,7 +242,7 @@ def _turned_as(image: Volume, volume: Volume) -> tuple[Volume, list[Change]]:
     if own != UPRIGHT or image.size == volume.size or volume.size != exchanged(image.size, orientation):
         return volume, []
     array, spacing = upright(volume.array, orientation), exchanged(volume.spacing, orientation)
-    turned = replace(volume, array=array, spacing=spacing, meta={**volume.meta, "orientation": orientation})
+    turned = replace(volume, array=array, spacing=spacing, meta=replace(volume.meta, orientation=orientation))
     return turned, [Change(f"has the orientation tag {orientation} of its image now, on whose stored pixels it lies")]
 
 

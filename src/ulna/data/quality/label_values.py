@@ -99,7 +99,7 @@ def _value_fault(reference: Volume) -> tuple[str, str] | None:
 
 def _real_fault(reference: Volume) -> tuple[str, str]:
     """Real values that are no whole numbers, or far too large ones."""
-    large = reference.meta.get("too_large")
+    large = reference.meta.too_large
     if large:
         return f"holds label values up to {large[1]:.3g}", "save the label map with whole numbers 0..K"
     bad = broken = 0

@@ -27,7 +27,7 @@ from ulna.data.layout.splitting import Groups
 from ulna.data.quality.fixed_splits import fixed_folds, safe_names
 from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels, own_suffix
 from ulna.data.quality.scan import CaseStats, scan_case
-from ulna.data.volume import Volume
+from ulna.data.volume import Meta, Volume
 from ulna.errors import DataError, Problem, UsageError
 from ulna.recipe import Labels
 from ulna.system.files import TEMPORARY, unwritable
@@ -266,7 +266,7 @@ def _write_label(
     else:
         volume = read_labels(source, image.spatial_dims)
     if source.row is not None:
-        volume = replace(volume, meta={"format": "npy"})
+        volume = replace(volume, meta=Meta(format="npy"))
     mended, made = fixed_labels(volume, image, values, declared)
     if as_it_is and not made:
         return copied

@@ -114,9 +114,9 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
     image = _tried(case.read_image, case.images[0], problems)
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
-        facts |= {"dtype": str(image.array.dtype), "notes": image.meta.get("notes", ()), "digest": _digest(image)}
-        facts["thumbnail"], facts["either"] = thumbnail(_upright(image)), bool(image.meta.get("either"))
-        facts["oriented"] = bool(image.meta.get("oriented", True))
+        facts |= {"dtype": str(image.array.dtype), "notes": image.meta.notes, "digest": _digest(image)}
+        facts["thumbnail"], facts["either"] = thumbnail(_upright(image)), image.meta.either
+        facts["oriented"] = image.meta.oriented
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
@@ -127,8 +127,8 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         return
     values, facts["two_valued_255"], classes = label_values(reference, labels, problems)
     facts["label_values"] = values
-    facts["palette"] = dict(reference.meta.get("palette", {}))
-    facts["notes"] = (*facts.get("notes", ()), *reference.meta.get("notes", ()), *_one_class(values))
+    facts["palette"] = dict(reference.meta.palette)
+    facts["notes"] = (*facts.get("notes", ()), *reference.meta.notes, *_one_class(values))
     problems += _readable_faults(reference, case.label)
     if image is None:
         return
@@ -203,7 +203,7 @@ def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) 
 
 def _readable_faults(volume: Volume, source: object) -> list[Problem]:
     """What is wrong with a file that can be read all the same."""
-    faults = [*volume.meta.get("faults", ())]
+    faults = [*volume.meta.faults]
     if volume.affine is not None:
         skew = _skew(volume.affine, volume.spatial_dims)
         if skew > _MOST_SKEW:
@@ -247,7 +247,7 @@ def _digest(image: Volume) -> str:
 
 def _intensities(case: Case, image: Volume, problems: list[Problem]) -> list[Intensity]:
     where = str(case.images[0])
-    large, largest = image.meta.get("too_large") or (0, 0.0)
+    large, largest = image.meta.too_large or (0, 0.0)
     if large:
         what = f"holds {large} values beyond what float32 holds, up to {largest:.3g}"
         problems.append(Problem(where, what, "scale the values down, or replace them where they stand for nothing"))
