@@ -18,7 +18,7 @@ import ulna
 from tests.inference.test_predict import four_images, run_folder
 from ulna.cli import main as cli
 from ulna.data.layout.case import Case
-from ulna.data.layout.record import JOURNAL, PREDICT_FILE, Record
+from ulna.data.layout.record import Record
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation.evaluate import evaluate
 from ulna.inference import cases as predicting
@@ -27,6 +27,7 @@ from ulna.inference import predict as prediction
 from ulna.inference.segmenter import Segmenter
 from ulna.recipe import Labels, Split
 from ulna.system.locking import LOCK
+from ulna.system.outputs import JOURNAL, PREDICT_FILE
 
 
 @pytest.fixture

@@ -20,14 +20,14 @@ from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, suffix_of
 from ulna.data.layout.classes import classes_found
 from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
-from ulna.data.layout.record import JOURNAL, Record
+from ulna.data.layout.record import Record
 from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, listed
 from ulna.evaluation.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
 from ulna.recipe import Labels, parse
 from ulna.system.files import cell, write_text
-from ulna.system.outputs import check_folder, check_names
+from ulna.system.outputs import JOURNAL, PREDICT_FILE, check_folder, check_names
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
 
@@ -322,7 +322,7 @@ def _empty_score(about: Mapping[str, Any]) -> float | None:
 def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:
     """The classes as `predict` wrote them down, as a data set declares them, or as many as the masks hold."""
     if "labels" in about:
-        return parse(Labels, about["labels"], source="predict.json")
+        return parse(Labels, about["labels"], source=PREDICT_FILE)
     declared = references.labels or predicted.labels
     if declared is not None:
         return declared

@@ -33,10 +33,9 @@ from ulna.planning.memory import MemoryEstimate
 from ulna.recipe import Labels, Plan
 from ulna.system.files import move_whole, staged, unwritable, write_text
 from ulna.system.locking import locked
-from ulna.system.outputs import check_folder, check_names, file_digest, is_plain
+from ulna.system.outputs import EXPLAIN_FILE, check_folder, check_names, file_digest, is_plain
 from ulna.system.reading import read_json_object
 
-EXPLAIN_FILE = "explain.json"
 LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")
 FILES = (*(f"{layer}{ending}" for layer in LAYERS for ending in (".png", ".nii.gz", ".nii")), SHEET_FILE)
 NO_PROOF = (

@@ -26,12 +26,13 @@ from ulna.data.formats.write import (
     write_probabilities,
 )
 from ulna.data.layout.case import Case
-from ulna.data.layout.record import JOURNAL, Entry, Record
+from ulna.data.layout.record import Entry, Record
 from ulna.errors import UsageError
 from ulna.inference.pending import find_pending, input_digest
 from ulna.inference.segmenter import Segmenter
 from ulna.inference.volume import to_labels
 from ulna.system.files import Unwritable
+from ulna.system.outputs import JOURNAL
 from ulna.system.progress import track
 from ulna.system.signals import Interruption, Stopped
 

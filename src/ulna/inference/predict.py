@@ -14,14 +14,14 @@ from typing import Any
 
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
-from ulna.data.layout.record import PREDICT_FILE, Record
+from ulna.data.layout.record import Record
 from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.inference.cases import Work
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
 from ulna.kernels.allocator import keep_freed_memory
 from ulna.recipe import Split
-from ulna.system.outputs import check_folder, file_digest
+from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,9 @@ RUN_FILE = "recipe.yaml"
 DATA_FOLDERS = frozenset({"images", "labels", "imagestr", "labelstr", "imagests", "labelsts"})
 # where one case has a folder of its own, and where the folders of a data set have other names: only beside each other
 PAIRED = {"images": "masks", "masks": "images", "original": "ground truth", "ground truth": "original"}
-WRITTEN = frozenset({"predict.json", "predict.unfinished.jsonl", "explain.json", "summary.json"})  # marks of ulna's own
+# what `predict` says of a folder of masks, what it notes there while it works, and what `explain` says of its maps
+PREDICT_FILE, JOURNAL, EXPLAIN_FILE = "predict.json", "predict.unfinished.jsonl", "explain.json"
+WRITTEN = frozenset({PREDICT_FILE, JOURNAL, EXPLAIN_FILE, "summary.json"})  # marks of ulna's own
 
 
 def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose another --out") -> None:

@@ -17,11 +17,8 @@ from typing import IO, Any
 from ulna.errors import UsageError
 from ulna.system.files import staged, unwritable, write_text
 from ulna.system.locking import locked
-from ulna.system.outputs import file_digest, is_plain
+from ulna.system.outputs import JOURNAL, PREDICT_FILE, file_digest, is_plain
 from ulna.system.reading import LARGEST_JSON, parse_json, read_json_object
-
-PREDICT_FILE = "predict.json"
-JOURNAL = "predict.unfinished.jsonl"
 
 
 @dataclass(frozen=True)
