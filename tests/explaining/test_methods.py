@@ -22,7 +22,6 @@ from ulna.explaining.methods import (
     best_window,
     deepest_node,
     grad_cam,
-    mirrorings,
     on_image_grid,
     on_plan_grid,
     saliency,
@@ -393,7 +392,3 @@ def test_margins_around_an_image_smaller_than_a_patch_do_not_come_back(spatial_d
     assert frame.image.shape == (1, *(10, 8, 6)[:spatial_dims])
     assert torch.equal(frame.image[0, 0], frame.image[0, 1])  # the outermost voxels again
     assert torch.equal(on_image_grid(frame.image, frame), image)
-
-
-def test_mirrorings_are_all_sets_of_axes():
-    assert sorted(mirrorings((0, 1, 2))) == [(), (0,), (0, 1), (0, 1, 2), (0, 2), (1,), (1, 2), (2,)]

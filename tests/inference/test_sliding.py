@@ -7,7 +7,7 @@ import torch
 from tests.plans import make
 from ulna.data.volume import Volume
 from ulna.inference.sliding import by_windows, gaussian, window_starts
-from ulna.inference.volume import predict_volume, to_labels
+from ulna.inference.volume import flips, predict_volume, to_labels
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels
 
@@ -64,6 +64,10 @@ def test_prediction_of_a_whole_image_equals_the_network():
     z = (image - image.mean()) / image.std()
     with torch.no_grad():
         torch.testing.assert_close(maps, net(torch.from_numpy(z)[None])[0].sigmoid(), atol=1e-5, rtol=1e-4)
+
+
+def test_flips_are_all_sets_of_axes():
+    assert sorted(flips((0, 1, 2))) == [(), (0,), (0, 1), (0, 1, 2), (0, 2), (1,), (1, 2), (2,)]
 
 
 def test_mirroring_averages_over_every_safe_flip():

@@ -26,7 +26,7 @@ from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, ad
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.segmenter import Ensemble, Segmenter, load
-from ulna.inference.volume import predict_volume, to_labels
+from ulna.inference.volume import flips, predict_volume, to_labels
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
 from ulna.planning.memory import MemoryEstimate
@@ -245,9 +245,8 @@ def _members(segmenter: Segmenter, volume: Volume, tta: bool) -> tuple[str, Iter
         each = [member.mirrored() if tta else member for member in segmenter.members]
         return "runs", (member.probabilities(volume) for member in each)
     if tta and segmenter.plan.mirror_axes:
-        return "mirrored copies", (
-            _mirrored_answer(segmenter, volume, axes) for axes in methods.mirrorings(segmenter.plan.mirror_axes)
-        )
+        sets = flips(segmenter.plan.mirror_axes)
+        return "mirrored copies", (_mirrored_answer(segmenter, volume, axes) for axes in sets)
     heads = _full_heads(segmenter.network)
     if len(heads) > 1:
         return "heads", (_head_answer(segmenter, volume, head) for head in heads)

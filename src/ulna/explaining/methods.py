@@ -295,16 +295,6 @@ def uncertainty(members: Iterable[Tensor], *, exclusive: bool) -> Uncertainty:
     return Uncertainty(mean, entropy, spread, count, most)
 
 
-def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """Every set of spatial axes to flip, none at first.
-
-    Example:
-        >>> mirrorings((0, 1))
-        [(), (0,), (1,), (0, 1)]
-    """
-    return [some for count in range(len(axes) + 1) for some in itertools.combinations(axes, count)]
-
-
 def on_plan_grid(maps: Tensor, size: Sequence[int], network: Network) -> Tensor:
     """Maps of a node on the grid of the image that it saw, linearly: (M, *s / stride) -> (M, *s).
 

@@ -63,7 +63,7 @@ def predict_slabs(
         (K, *S), float32, on the CPU, with some rows along `axis`, in order; good until the next one is asked for.
     """
     grid = tuple(prepared.image.shape[1:])
-    mirrored = _mirrorings(plan.mirror_axes) if settings.tta else [()]
+    flipped = flips([axis + 2 for axis in plan.mirror_axes] if settings.tta else ())  # axes of (N, C, *S)
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
     if sparse:  # it goes by the place in a patch of the size that it was trained on
         prepared = pad_to_patch(prepared, plan.patch)
@@ -84,12 +84,12 @@ def predict_slabs(
         # the layout that is fastest here, whatever layout the weights came in
         windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, True, device))
         maps: Tensor | None = None
-        for axes in mirrored:
+        for axes in flipped:
             p = ask(windows.flip(axes) if axes else windows)
             p = p.flip(axes) if axes else p
             maps = p if maps is None else maps + p
         assert maps is not None
-        return maps / len(mirrored)
+        return maps / len(flipped)
 
     # an axis with margins is one window long, so a slab has all of it
     windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis)
@@ -174,6 +174,11 @@ def to_labels(maps: Tensor, labels: Labels, threshold: float = 0.5) -> NDArray[A
     return maps.max(dim=0).indices.numpy().astype(label_dtype(maps.shape[0] - 1))
 
 
-def _mirrorings(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Every set of spatial axes to flip, as axes of (N, C, *S)."""
-    return [tuple(a + 2 for a in some) for n in range(len(axes) + 1) for some in itertools.combinations(axes, n)]
+def flips(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Every set of axes to flip, none at first.
+
+    Example:
+        >>> flips((0, 1))
+        [(), (0,), (1,), (0, 1)]
+    """
+    return [some for count in range(len(axes) + 1) for some in itertools.combinations(axes, count)]
