@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ulna.errors import UsageError
-from ulna.system.outputs import is_transient
+from ulna.system.outputs import check_free, make_folder
 
 if TYPE_CHECKING:
     from ulna.evaluation.evaluate import Evaluation
@@ -101,19 +101,16 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
 
 def _clear(out: Path) -> None:
     """An empty folder with the statement in it; only what an earlier demo wrote is removed."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file; name a new folder with --out")
     statement = out / "SYNTHETIC"
-    taken = out.is_dir() and not all(is_transient(path.name) for path in out.iterdir())
-    if taken and not (statement.is_file() and statement.read_bytes() == DEMO):
-        raise UsageError(f"{out}: exists and is not an earlier demo; name a new folder with --out")
+    if not (statement.is_file() and statement.read_bytes() == DEMO):
+        check_free(out, what="exists and is not an earlier demo", remedy="name a new folder with --out")
     for name in WRITTEN:
         path = out / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     statement.write_bytes(DEMO)
 
 
@@ -164,9 +161,8 @@ def make_nuclei(folder: Path, *, count: int = 60, sizes: Sequence[tuple[int, int
 def _new_folder(folder: Path, count: int) -> None:
     if count < 3:
         raise UsageError(f"count={count}: at least 3 cases are needed, one each to train, validate and test")
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise UsageError(f"{folder}: is not empty; name a new folder")
+    check_free(folder, remedy="name a new folder")
+    make_folder(folder)
 
 
 def _describe(folder: Path, classes: dict[str, str], splits: dict[str, list[str]], readme: str) -> None:

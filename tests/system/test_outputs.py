@@ -6,7 +6,16 @@ from ulna import demonstration
 from ulna.benchmarking import implicit
 from ulna.errors import UsageError
 from ulna.study import compare as comparing
-from ulna.system.outputs import check_folder, check_names, file_digest, ignores_case, is_plain
+from ulna.study import prune as pruning
+from ulna.system.outputs import (
+    check_folder,
+    check_free,
+    check_names,
+    file_digest,
+    ignores_case,
+    is_plain,
+    make_folder,
+)
 from ulna.training import train
 
 
@@ -87,6 +96,40 @@ def test_what_a_killed_process_left_does_not_make_a_folder_somebody_elses(tmp_pa
     comparing._stored(tmp_path)
     train._refuse_taken(tmp_path)
     demonstration._clear(tmp_path)
+
+
+def test_a_new_folder_of_prune_may_hold_what_a_killed_process_left(tmp_path):
+    (tmp_path / ".tmp-prune-1").mkdir()
+    with pruning._new_folder(tmp_path) as folder:
+        (folder / "prune.csv").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["prune.csv"]
+
+
+def test_a_folder_is_free_while_it_holds_nothing_but_ones_own(tmp_path):
+    check_free(tmp_path / "new")
+    check_free(tmp_path)
+    for name in ("study.json", "notes.txt", "a.png", "b.png", "c.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=r"is not empty \(a\.png, b\.png, c\.png and 2 more\); choose another --out"):
+        check_free(tmp_path)
+    with pytest.raises(UsageError, match=r"holds something else \(notes\.txt\); go away"):
+        check_free(tmp_path, {"study.json", "a.png", "b.png", "c.png"}, what="holds something else", remedy="go away")
+    (tmp_path / "file").touch()
+    (tmp_path / "nothing").symlink_to(tmp_path / "gone")
+    for name, words in {"file": "is a file", "nothing": "is a link to nothing"}.items():
+        with pytest.raises(UsageError, match=words):
+            check_free(tmp_path / name)
+    with pytest.raises(UsageError, match="cannot be written"):
+        make_folder(tmp_path / "file" / "below")
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refused)
+    with pytest.raises(UsageError, match="cannot be read"):
+        check_free(tmp_path)
 
 
 @pytest.mark.parametrize(("there", "out"), [("Original", "Ground Truth"), ("ground_truth", "original")])

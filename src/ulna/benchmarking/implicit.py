@@ -7,8 +7,6 @@ without showing others.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +30,8 @@ from ulna.study.costs import pick_case, prediction_mb
 from ulna.study.jobs import stoppable
 from ulna.study.statistics import Description, describe
 from ulna.study.variants import make_variants
-from ulna.system.files import TEMPORARY
-from ulna.system.outputs import is_transient
+from ulna.system.files import move_whole, staged, unwritable
+from ulna.system.outputs import check_free, make_folder
 from ulna.system.progress import track
 
 MODEL = "implicit_unet"
@@ -148,16 +146,9 @@ def _own(recipe: Recipe) -> dict[str, float | None]:
 
 def _check_folder(out: Path, data: Path | None) -> None:
     """Refuse a folder that holds anything but an earlier benchmark, or that of other data."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"{out}: is a file; choose another --out")
-    others = [p.name for p in out.iterdir() if p.name not in WRITTEN and not is_transient(p.name)]
     drawn = out / "data"
-    if others or (drawn.exists() and _statement(drawn) != STATEMENT):
-        raise UsageError(
-            f"{out}: holds something else than a benchmark ({(others or ['data'])[0]}); choose another --out"
-        )
+    own = WRITTEN if _statement(drawn) == STATEMENT else set(WRITTEN) - {drawn.name}
+    check_free(out, own, what="holds something else than a benchmark")
     if data is None and (out / "study").exists() and not drawn.exists():
         raise UsageError(f"{out}: was begun with a data set; name it again, or choose another --out")
     if data is not None and drawn.exists():
@@ -171,17 +162,16 @@ def _statement(folder: Path) -> str | None:
 
 def _drawn(out: Path) -> Path:
     """The synthetic data set, whole or absent."""
-    target, temporary = out / "data", out / f"{TEMPORARY}{os.getpid()}-data"
+    target = out / "data"
     if target.exists():
         return target
-    try:
-        for leftover in out.glob(f"{TEMPORARY}*-data"):
-            shutil.rmtree(leftover)
-        temporary.mkdir(parents=True)
-        make_phantom(temporary, count=COUNT, size=SIZE)
-        temporary.rename(target)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from None
+    make_folder(out)
+    with staged(out, "data") as staging:
+        try:
+            make_phantom(staging, count=COUNT, size=SIZE)
+        except OSError as error:
+            raise unwritable(out, error) from None
+        move_whole(staging, target)
     return target
 
 

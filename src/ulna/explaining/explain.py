@@ -33,7 +33,7 @@ from ulna.planning.memory import MemoryEstimate
 from ulna.recipe import Labels, Plan
 from ulna.system.files import move_whole, staged, unwritable, write_text
 from ulna.system.locking import locked
-from ulna.system.outputs import EXPLAIN_FILE, check_folder, check_names, file_digest, is_plain
+from ulna.system.outputs import EXPLAIN_FILE, check_folder, check_names, file_digest, is_plain, make_folder
 from ulna.system.reading import read_json_object
 
 LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")
@@ -200,10 +200,7 @@ def _make_folder(out: Path, case: Case) -> None:
     """Make the folder; never one that belongs to a data set or a run, and no file of others is replaced in it."""
     check_folder(out, [source.path for source in case.images])
     _check_names(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
+    make_folder(out)
 
 
 def _check_names(out: Path) -> None:

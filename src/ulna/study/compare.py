@@ -28,7 +28,7 @@ from ulna.study.publishing import write_outputs
 from ulna.study.scores import read_scores
 from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants, settings_of
 from ulna.system.files import write_text
-from ulna.system.outputs import check_folder, is_transient
+from ulna.system.outputs import check_folder, check_free
 from ulna.system.reading import read_json_object, read_yaml
 from ulna.verbs import command, to_argv
 
@@ -243,8 +243,7 @@ def _settings(
 def _stored(out: Path) -> dict[str, Any] | None:
     path = out / STUDY_FILE
     if not path.exists():
-        if out.exists() and (not out.is_dir() or not all(is_transient(path.name) for path in out.iterdir())):
-            raise UsageError(f"{out}: holds something else than a study; choose another --out")
+        check_free(out, what="holds something else than a study")
         return None
     try:
         values = read_json_object(path)

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulna.errors import Interrupted, UsageError
+from ulna.errors import Interrupted
 from ulna.recipe import Recipe, to_yaml
 from ulna.study.variants import Variant
 from ulna.system.files import write_text
+from ulna.system.outputs import make_folder
 from ulna.system.progress import bar
 from ulna.system.reading import read_json_object
 from ulna.system.signals import on_first_signal
@@ -134,10 +135,7 @@ def _score(evaluated: Mapping[str, Any]) -> str:
 
 
 def _begin(job: Job, data: Path, at_once: int) -> subprocess.Popen[bytes]:
-    try:
-        job.run.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{job.run.parent}: cannot be made ({error.strerror}); choose another --out") from None
+    make_folder(job.run.parent)
     recipe = job.run.with_name(job.run.name + ".yaml")
     write_text(recipe, to_yaml(job.recipe))
     environment = dict(os.environ)

@@ -11,13 +11,11 @@ import io
 import json
 import logging
 import math
-import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,9 +38,9 @@ from ulna.networks.profile.cost import count_gmacs
 from ulna.recipe import Split, to_yaml
 from ulna.study.pruning_figure import draw_levels
 from ulna.system.device import device_name
-from ulna.system.files import TEMPORARY, Tensors, read_tensors, write_tensors, write_text
-from ulna.system.locking import LOCK, locked
-from ulna.system.outputs import check_folder
+from ulna.system.files import Tensors, move_whole, read_tensors, staged, write_tensors, write_text
+from ulna.system.locking import locked
+from ulna.system.outputs import RUN_FILE, check_folder, check_free
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
 from ulna.training.summary import final_part
@@ -145,7 +143,7 @@ def prune(
         raise UsageError(f"{run}: its split has no validation cases to measure levels on")
 
     segmenters = {one.name: pruned(parent, one.head) for one in levels}
-    with locked(out), _new_folder(out) as folder:
+    with _new_folder(out) as folder:
         rows = [_counted(one, segmenters[one.name]) for one in levels]
         facts: dict[str, Any] = {"run": run.resolve().name}
         evaluations = _measure(rows, segmenters, val, facts) if dataset is not None else {}
@@ -370,21 +368,11 @@ def _new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UsageError: if `out` holds something or cannot be written; nothing is changed then.
     """
-    if out.exists() and not (out.is_dir() and all(path.name == LOCK for path in out.iterdir())):
-        raise UsageError(f"{out}: {'is not empty' if out.is_dir() else 'is a file'}; choose another --out")
+    check_free(out)
     check_folder(out)
-    made, hidden = not out.exists(), out / f"{TEMPORARY}{os.getpid()}"
-    try:
-        hidden.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
-    try:
-        yield hidden
+    with locked(out), staged(out, "prune") as staging:
+        check_free(out)  # once more: what wrote into it may have ended since
+        yield staging
         # last what makes a folder a run
-        for path in sorted(hidden.iterdir(), key=lambda path: path.name == "recipe.yaml"):
-            path.rename(out / path.name)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-        if made:
-            with suppress(OSError):  # it holds the results
-                out.rmdir()
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == RUN_FILE):
+            move_whole(path, out / path.name)

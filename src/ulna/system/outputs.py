@@ -1,7 +1,8 @@
 """Output folders: one rule that keeps what others made. Nothing is replaced that ulna did not write itself.
 
 `check_folder` refuses folders in which files of ulna could replace, or pass for, images, references or a run.
-`check_names` refuses to replace single files. Both are asked before any work.
+`check_free` refuses a folder in which something else lies, for work that fills one, or goes on in one of its own.
+`check_names` refuses to replace single files. All are asked before any work.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from ulna.errors import UsageError, listed
-from ulna.system.files import TEMPORARY
+from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.locking import LOCK
 
 RUN_FILE = "recipe.yaml"
+_SHOWN = 3  # names in a message
 # folders of a data set, in lower case: not every file system tells Labels from labels
 DATA_FOLDERS = frozenset({"images", "labels", "imagestr", "labelstr", "imagests", "labelsts"})
 # where one case has a folder of its own, and where the folders of a data set have other names: only beside each other
@@ -41,9 +43,7 @@ def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose a
     Raises:
         UsageError: with the reason.
     """
-    if os.path.lexists(out) and not out.is_dir():
-        what = "is a file" if out.exists() else "is a link to nothing"
-        raise UsageError(f"{out}: {what}; {remedy}")
+    _check_kind(out, remedy)
     real = Path(os.path.realpath(out))
     if os.path.lexists(out / RUN_FILE):
         raise UsageError(f"{out}: is a run folder with files of its own; {remedy}")
@@ -57,6 +57,60 @@ def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose a
         raise UsageError(f"{out}: belongs to the data set {real.parent}, which stays as it is; {remedy}")
     if _is_paired(real):
         raise UsageError(f"{out}: holds, or would pass for, references of {real.parent}, which stay; {remedy}")
+
+
+def check_free(
+    out: Path, own: Collection[str] = (), *, what: str = "is not empty", remedy: str = "choose another --out"
+) -> None:
+    """Refuse a folder that something else lies in.
+
+    Args:
+        out: where files are to be written; it need not exist.
+        own: the names of what may lie there: earlier work of the same kind.
+        what: how the message says what is wrong.
+        remedy: how the message ends.
+
+    Raises:
+        UsageError: with some of what lies there.
+    """
+    _check_kind(out, remedy)
+    others = foreign(out, own)
+    if others:
+        raise UsageError(f"{out}: {what} ({listed(others, _SHOWN)}); {remedy}")
+
+
+def foreign(folder: Path, own: Collection[str] = ()) -> list[str]:
+    """The names in a folder that are neither in `own` nor transient; none where there is no folder.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    if not folder.is_dir():
+        return []
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    return sorted(name for name in names if name not in own and not is_transient(name))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Raises:
+        UsageError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def _check_kind(out: Path, remedy: str) -> None:
+    """Refuse what is no folder."""
+    if os.path.lexists(out) and not out.is_dir():
+        what = "is a file" if out.exists() else "is a link to nothing"
+        raise UsageError(f"{out}: {what}; {remedy}")
 
 
 def _is_root(folder: Path, but: str = "") -> bool:

@@ -51,7 +51,7 @@ from ulna.recipe import (
 from ulna.system.device import choose_precision, default_device
 from ulna.system.files import remove_leftovers, write_text
 from ulna.system.locking import locked
-from ulna.system.outputs import is_transient
+from ulna.system.outputs import check_free, foreign
 from ulna.system.progress import Lines
 from ulna.system.reading import read_yaml
 from ulna.training.checkpoint import METRICS
@@ -66,6 +66,7 @@ log = logging.getLogger("ulna")
 # what `_start` writes; the last one makes the folder a run
 START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
 LOG_FILE = "log.txt"
+BEGUN = (*START[:-1], LOG_FILE)  # no more than that is left of a training that was killed while it began
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def _existing(out: Path | None, data: Path) -> Path:
             f"{printable(out)}: no such folder, so there is nothing to go on with (a training that is stopped while it reads "
             f"its data leaves none); start with: {start}"
         )
-    if _unborn(out):
+    if out.is_dir() and not foreign(out, BEGUN):
         raise UsageError(f"{printable(out)}: nothing was trained there yet; leave --resume out: {start}")
     raise UsageError(f"{printable(out)}: is not the folder of a run (no {START[-1]}); --resume needs --out with one")
 
@@ -238,17 +239,11 @@ def _new(data: Path, model: str, out: Path | None) -> Path:
 
 
 def _refuse_taken(out: Path) -> None:
-    if out.exists() and not _unborn(out):
-        run = (out / START[-1]).exists()
-        what = "holds a run already; add --resume to go on with it" if run else "is not empty"
-        raise UsageError(f"{printable(out)}: {what}, or choose another --out")
-
-
-def _unborn(folder: Path) -> bool:
-    """Whether a folder is empty, or holds no more than a training that was killed while it began."""
-    return folder.is_dir() and all(
-        entry.name in (*START[:-1], LOG_FILE) or is_transient(entry.name) for entry in folder.iterdir()
-    )
+    if (out / START[-1]).exists():
+        raise UsageError(
+            f"{printable(out)}: holds a run already; add --resume to go on with it, or choose another --out"
+        )
+    check_free(out, BEGUN)
 
 
 def _writable(folder: Path) -> Path:
