@@ -10,12 +10,13 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ulna.study.timing import time_in_turn
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,20 +33,16 @@ def allocator(*, keeps: bool) -> None:
         mallopt(-1, min(2 * largest, 2**31 - 1))
 
 
-def interleaved(contenders: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of every contender in every round; within a round they run one after the other."""
-    for _ in range(warm_up):
-        for run in contenders.values():
-            run()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():  # what was queued is done
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+def interleaved(
+    contenders: dict[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    before: Callable[[str], object] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Seconds of every contender in every round; `before` is called with its name ahead of each, outside the clock."""
+    runs = {name: lambda _, run=run: run() for name, run in contenders.items()}
+    times = time_in_turn(runs, lambda _, name: before(name), rounds=rounds, warm_up=warm_up)
+    return {name: taken.wall_s for name, taken in times.items()}
 
 
 def ratio(slower: Sequence[float], faster: Sequence[float]) -> dict[str, float]:

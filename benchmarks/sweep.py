@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import allocator, conditions, write
+from measure import allocator, conditions, interleaved, write
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -113,18 +113,10 @@ def seconds(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(works: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, tuple[float, float]]:
+def medians(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
     """Median and half the interquartile distance of every work, in turns, after one call each."""
-    for name, work in works.items():
-        allocator(keeps=name != PUBLISHED)
-        work()
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            allocator(keeps=name != PUBLISHED)
-            times[name].append(seconds(work, device))
     found = {}
-    for name, taken in times.items():
+    for name, taken in interleaved(works, repeats, before=lambda name: allocator(keeps=name != PUBLISHED)).items():
         low, middle, high = statistics.quantiles(taken, n=4, method="inclusive")
         found[name] = (middle, (high - low) / 2)
     return found
@@ -209,7 +201,7 @@ def compare_sweeps(repeats: int, device: str) -> dict[str, Any]:
                 backward(way, run(leaf), weights)
 
             forth[way], both[way] = forward, forward_backward
-        one, two = interleaved(forth, repeats, device), interleaved(both, repeats, device)
+        one, two = medians(forth, repeats), medians(both, repeats)
         for way in compared:
             (f, f_spread), (b, b_spread), rate = one[way], two[way], rates[lowers(way)]
             factors = f"{one[PUBLISHED][0] / f:.2f} / {two[PUBLISHED][0] / b:.2f}"
@@ -252,7 +244,7 @@ def compare_networks(repeats: int, device: str) -> dict[str, Any]:
             works = {
                 name: training_step(f"carvalho/{name}_polyps", precision, device) for name in (baseline, with_sweeps)
             }
-            times = interleaved(works, repeats, device)
+            times = medians(works, repeats)
             for name, (taken, spread) in times.items():
                 ratio = taken / times[baseline][0]
                 print(

@@ -10,7 +10,7 @@ from ulna.networks.build import build, count_parameters
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.plan import recommended
 from ulna.recipe import Recipe
-from ulna.study import costs
+from ulna.study import costs, timing
 from ulna.study.costs import ROUNDS, WARM_UP, measure_costs
 
 CHANNELS = {"small": (2, 4), "points": (3, 4, 6)}
@@ -41,7 +41,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(costs, "Segmenter", SimpleNamespace(load=Loaded))
     monkeypatch.setattr(costs, "prediction_mb", lambda run, *_: memory[run.parent.name])
     timed = SimpleNamespace(perf_counter=lambda: clock["wall"], process_time=lambda: clock["cpu"])
-    monkeypatch.setattr(costs, "time", timed)
+    monkeypatch.setattr(timing, "time", timed)
     runs = {}
     for name in ms:
         runs[name] = tmp_path / "runs" / name / "seed0"
@@ -57,13 +57,18 @@ def machine(tmp_path, monkeypatch):
     )
 
 
+def in_turn(rounds):
+    """Who is asked: both once a round, and each round begins with the other one."""
+    return [name for number in range(rounds) for name in (("small", "points"), ("points", "small"))[number % 2]]
+
+
 def network(name):
     return build("implicit_unet" if name == "points" else "unet", spatial_dims=2, channels=CHANNELS[name])
 
 
 def test_networks_predict_in_turn_and_the_first_rounds_do_not_count(machine):
     measured = machine.measure()
-    assert machine.asked == ["small", "points"] * (ROUNDS + WARM_UP)
+    assert machine.asked == in_turn(ROUNDS + WARM_UP)
     points = 16 * 24 // 32
     for name, cost in measured.models.items():
         assert cost.wall_ms == pytest.approx((machine.ms[name], machine.ms[name] + 10)), "median and 95th percentile"
@@ -85,7 +90,7 @@ def test_slow_networks_have_fewer_rounds_but_three(machine):
     machine.ms["points"] = 1e3 * costs.LONGEST_S
     measured = machine.measure()
     assert measured.conditions["rounds"] == 3
-    assert machine.asked == ["small", "points"] * (3 + WARM_UP)
+    assert machine.asked == in_turn(3 + WARM_UP)
 
 
 def test_what_was_measured_is_kept_for_the_same_weights_wherever_the_study_lies(machine, tmp_path):
@@ -115,5 +120,5 @@ def test_a_kept_file_that_cannot_be_read_is_measured_again(machine, content):
     machine.kept.write_text(content if isinstance(content, str) else json.dumps(values | content))
     machine.asked.clear()
     assert machine.measure().models["points"].wall_ms == pytest.approx(first.models["points"].wall_ms)
-    assert machine.asked == ["small", "points"] * (ROUNDS + WARM_UP)
+    assert machine.asked == in_turn(ROUNDS + WARM_UP)
     assert json.loads(machine.kept.read_text())["models"].keys() == first.models.keys()

@@ -26,6 +26,7 @@ from ulna.recipe import Normalization, Plan, Recipe, from_yaml
 from ulna.study import prune as pruning
 from ulna.study.prune import COLUMNS, measure_times, pick, prune, seconds_in
 from ulna.study.pruning_figure import draw_levels
+from ulna.study.timing import Times
 from ulna.system.files import read_tensors
 from ulna.training.train import train
 
@@ -215,7 +216,7 @@ def test_what_is_no_latency_is_refused(run_of, tmp_path, text):
 
 def test_latency_takes_the_level_that_the_times_allow(run_of, data, tmp_path, monkeypatch):
     slow = {"L1": 0.01, "L2": 0.03, "mean": 0.04}
-    times = {name: [(seconds, seconds)] * 3 for name, seconds in slow.items()}
+    times = {name: Times([seconds] * 3, [seconds] * 3) for name, seconds in slow.items()}
     monkeypatch.setattr(pruning, "measure_times", lambda levels, images: times)
     made = prune(run_of("unetpp"), data=data, out=tmp_path / "fast", latency="20ms")
     assert made.chosen == "L1"
@@ -232,8 +233,10 @@ def test_latency_takes_the_level_that_the_times_allow(run_of, data, tmp_path, mo
 def test_every_round_runs_every_level_once_on_one_image():
     calls = []
     levels = {name: (lambda image, name=name: calls.append((name, image))) for name in ("a", "b", "c")}
-    taken = measure_times(levels, [lambda: "first", lambda: "second"])
-    assert {len(times) for times in taken.values()} == {pruning.ROUNDS}
+    read = []
+    taken = measure_times(levels, [lambda: read.append(1) or "first", lambda: read.append(2) or "second"])
+    assert read == [1, 2] * (pruning.ROUNDS // 2)  # once a round
+    assert {(len(times.wall_s), len(times.cpu_s)) for times in taken.values()} == {(pruning.ROUNDS, pruning.ROUNDS)}
     rounds = [calls[at : at + 3] for at in range(0, len(calls), 3)]
     assert [sorted(name for name, _ in one) for one in rounds] == [["a", "b", "c"]] * pruning.ROUNDS
     assert [{image for _, image in one} for one in rounds[:3]] == [{"first"}, {"second"}, {"first"}]

@@ -7,12 +7,9 @@ without showing others.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ulna.benchmarking.curves import draw_curves
 from ulna.data.layout.case import read_reference
@@ -29,6 +26,7 @@ from ulna.study.compare import Study, compare
 from ulna.study.costs import pick_case, prediction_mb
 from ulna.study.jobs import stoppable
 from ulna.study.statistics import Description, describe
+from ulna.study.timing import time_in_turn
 from ulna.study.variants import make_variants
 from ulna.system.files import move_whole, staged, unwritable
 from ulna.system.outputs import check_free, make_folder
@@ -217,14 +215,9 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
     keep_freed_memory()
     case = pick_case(cases)
     volume = case.read_image()
-    seconds: dict[int, list[float]] = {spacing: [] for spacing in spacings}
     segmenters = _on_meshes(Segmenter.load(runs[0]), {spacing: PointCounts() for spacing in spacings})
-    for number in range(ROUNDS + 1):
-        for spacing, segmenter in segmenters.items():
-            start = time.perf_counter()
-            segmenter.mask(volume)
-            if number:
-                seconds[spacing].append(time.perf_counter() - start)
+    predict = {spacing: segmenter.mask for spacing, segmenter in segmenters.items()}
+    times = time_in_turn(predict, lambda *_: volume, rounds=ROUNDS, warm_up=1)
     return [
         {
             "field": SPACING,
@@ -233,7 +226,7 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
             "dice": _interval(described[f"{spacing}"]),
             **_counts(described[f"{spacing}"]),
             "asked": (asked[spacing].mesh + asked[spacing].refined) / asked[spacing].voxels,
-            "prediction_ms": 1e3 * float(np.median(seconds[spacing])),
+            "prediction_ms": times[spacing].wall_ms[0],
             "prediction_mb": prediction_mb(runs[0], data, case, f"{SPACING}={spacing}"),
         }
         for spacing in spacings

@@ -7,13 +7,11 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ulna.data.layout.case import Case
@@ -22,15 +20,14 @@ from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.build import count_parameters
 from ulna.networks.profile.cost import count_gmacs
+from ulna.study.timing import time_in_turn
 from ulna.system.device import default_device, device_name
 from ulna.system.files import write_text
-from ulna.system.progress import bar
 from ulna.system.reading import read_json_object
 
 ROUNDS = 15
 WARM_UP = 2
-# No more than so long for the times of all networks; at least three rounds are made.
-LONGEST_S = 240.0
+LONGEST_S = 240.0  # for the times of all networks
 
 
 @dataclass(frozen=True)
@@ -86,21 +83,14 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
     keep_freed_memory()
     volume = case.read_image()
     segmenters = {name: Segmenter.load(run) for name, run in runs.items()}
-    wall: dict[str, list[float]] = {name: [] for name in runs}
-    cpu: dict[str, list[float]] = {name: [] for name in runs}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    start = time.perf_counter()
-    with bar("measuring times", ROUNDS + WARM_UP) as advance:
-        for number in range(ROUNDS + WARM_UP):
-            if number >= 3 + WARM_UP and time.perf_counter() - start > LONGEST_S:
-                break
-            for name, segmenter in segmenters.items():
-                at, used = time.perf_counter(), time.process_time()
-                segmenter.mask(volume)
-                if number >= WARM_UP:
-                    wall[name].append(1e3 * (time.perf_counter() - at))
-                    cpu[name].append(1e3 * (time.process_time() - used))
-            advance()
+    times = time_in_turn(
+        {name: segmenter.mask for name, segmenter in segmenters.items()},
+        lambda *_: volume,
+        rounds=ROUNDS,
+        warm_up=WARM_UP,
+        longest_s=LONGEST_S,
+    )
     models: dict[str, Cost] = {}
     asked: dict[str, int] = {}
     for name, segmenter in segmenters.items():
@@ -111,8 +101,8 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
         models[name] = Cost(
             count_parameters(segmenter.network),
             count_gmacs(segmenter.network, plan.patch, points=points),
-            (float(np.median(wall[name])), float(np.percentile(wall[name], 95))),
-            float(np.median(cpu[name])),
+            times[name].wall_ms,
+            times[name].cpu_ms[0],
             prediction_mb(runs[name], data, case),
         )
     plan = next(iter(segmenters.values())).plan
@@ -125,7 +115,7 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
         "patch": list(plan.patch),
         "points": asked,
         "tta": any(segmenter.recipe.inference.tta for segmenter in segmenters.values()),
-        "rounds": len(next(iter(wall.values()))),
+        "rounds": len(next(iter(times.values())).wall_s),
         "load_before": load,
     }
     costs = Costs(models, conditions)

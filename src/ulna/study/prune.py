@@ -13,10 +13,10 @@ import logging
 import math
 import platform
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ulna.networks.build import count_parameters
 from ulna.networks.profile.cost import count_gmacs
 from ulna.recipe import Split, to_yaml
 from ulna.study.pruning_figure import draw_levels
+from ulna.study.timing import Times, time_in_turn
 from ulna.system.device import device_name
 from ulna.system.files import Tensors, move_whole, read_tensors, staged, write_tensors, write_text
 from ulna.system.locking import locked
@@ -48,10 +49,9 @@ from ulna.verbs import command, to_argv
 
 log = logging.getLogger(__name__)
 
-# Times: so many predictions of every level, fewer where they take long, but some in any case
+# Times: so many predictions of every level, fewer where they take long
 ROUNDS = 20
-LEAST_ROUNDS = 3
-ENOUGH_SECONDS = 120.0
+LONGEST_S = 120.0
 
 COLUMNS = (
     "level", "head", "parameters", "gmacs", "cases", "n", "both_empty",
@@ -203,28 +203,15 @@ def pick(rows: Sequence[Mapping[str, Any]], limit: float) -> str:
 
 def measure_times(
     levels: Mapping[str, Callable[[Volume], object]], images: Sequence[Callable[[], Volume]]
-) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of every level, round by round.
-
-    Every round runs every level once on the same image, so that what else the machine does meets all alike, and begins
-    with another level than the round before. Images are read before the clock runs.
+) -> dict[str, Times]:
+    """The times of every level, all on the same image in a round.
 
     Args:
         levels: name -> what segments an image.
         images: what reads each image; round i takes the i-th, from the first again after the last.
     """
-    names = list(levels)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    begin = time.perf_counter()
-    for number in track(range(ROUNDS), "timing"):
-        if number >= LEAST_ROUNDS and time.perf_counter() - begin > ENOUGH_SECONDS:
-            break
-        volume, first = images[number % len(images)](), number % len(names)
-        for name in names[first:] + names[:first]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            levels[name](volume)
-            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return taken
+    read = lru_cache(maxsize=1)(lambda number: images[number]())
+    return time_in_turn(levels, lambda number, _: read(number % len(images)), rounds=ROUNDS, longest_s=LONGEST_S)
 
 
 def _check_one_choice(**choices: object) -> None:
@@ -270,9 +257,9 @@ def _measure(
             row |= {name: value["mean"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
     taken = measure_times({name: one.mask for name, one in segmenters.items()}, [case.read_image for case in cases])
     for row in rows:
-        for kind, seconds in zip(("", "cpu_"), zip(*taken[row["level"]], strict=True), strict=True):
-            p50, p95 = np.percentile(seconds, (50, 95))
-            row |= {f"{kind}p50_ms": round(1000 * float(p50), 3), f"{kind}p95_ms": round(1000 * float(p95), 3)}
+        times = taken[row["level"]]
+        for kind, (p50, p95) in (("", times.wall_ms), ("cpu_", times.cpu_ms)):
+            row |= {f"{kind}p50_ms": round(p50, 3), f"{kind}p95_ms": round(p95, 3)}
     first = next(iter(segmenters.values()))
     facts |= {
         "measured_on": "val",
@@ -283,7 +270,7 @@ def _measure(
             "max": np.max(sizes, axis=0).tolist(),
         },
         "patch": list(first.plan.patch),
-        "rounds": len(taken[rows[0]["level"]]),
+        "rounds": len(taken[rows[0]["level"]].wall_s),
         "device": device_name(),
         "threads": torch.get_num_threads(),
         "precision": first.precision,
