@@ -41,7 +41,7 @@ from ulna.data.pipeline.points import count_points, sample_points
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.demonstration import make_phantom
 from ulna.inference.sparse import PointCounts, by_stages
-from ulna.inference.volume import collect, predict_slabs, slab_axis, to_labels
+from ulna.inference.volume import predict_slabs, to_labels
 from ulna.kernels.allocator import keep_freed_memory
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, from_architecture
@@ -313,7 +313,7 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
     for contender in networks.values():
         contender.network.eval()
     image, truth = phantom(arguments.size, seed=0) if arguments.image is None else (read(arguments.image), None)
-    size, plan, axis = tuple(image.shape[1:]), plan_for(patch), slab_axis(tuple(image.shape[1:]))
+    size, plan = tuple(image.shape[1:]), plan_for(patch)
     tallies: dict[str, PointCounts] = {}
     labels: dict[str, np.ndarray] = {}
 
@@ -323,13 +323,12 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
             networks[name].network,
             plan,
             Prepared(image, size),
-            axis,
             settings=Inference(spacing=spacing, overlap=arguments.overlap),
             device=device,
             precision=precision,
             tally=tallies[way],
         )
-        labels[way] = to_labels(collect(slabs, size, axis), plan.labels)
+        labels[way] = to_labels(slabs.maps(), plan.labels)
 
     ways = {
         "three stages": lambda: run("three stages", "implicit_unet", Inference().spacing),

@@ -20,8 +20,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError
 from ulna.explaining import methods, pictures
 from ulna.explaining.explain import _mirrored_answer, explain
-from ulna.inference.segmenter import network_for
-from ulna.inference.volume import to_labels
+from ulna.inference.segmenter import Segmenter, network_for
 from ulna.recipe import Labels, Normalization, Recipe, Split, to_yaml
 from ulna.system.files import Tensors, move_whole, write_tensors, write_text
 from ulna.system.outputs import file_digest
@@ -199,9 +198,7 @@ def test_an_image_smaller_than_a_patch_is_explained_where_points_are_read(tmp_pa
 
     monkeypatch.setattr(methods, "saliency", watched)
     for answer in (0, 1):  # of nothing, and of everything
-        monkeypatch.setattr(
-            "ulna.explaining.explain.to_labels", lambda maps, *_, a=answer: np.full((37, 50), a, np.uint8)
-        )
+        monkeypatch.setattr(Segmenter, "label_map", lambda *_, a=answer: np.full((37, 50), a, np.uint8))
         found = explain(run, picture, out=tmp_path / f"why{answer}")
         assert given["image"].shape[1:] == (48, 50) and given["margins"] == ((5, 6), (0, 0))
         rows = given["region"].any(1)  # the sums run over the image alone, also where they run over all of it
@@ -474,8 +471,8 @@ def test_what_stands_up_during_the_work_is_not_replaced(tmp_path, picture, monke
         (tmp_path / "why" / "overlay.png").write_bytes(b"theirs")
         return predicted(*given)
 
-    predicted = to_labels
-    monkeypatch.setattr("ulna.explaining.explain.to_labels", others_write)
+    predicted = Segmenter.label_map
+    monkeypatch.setattr(Segmenter, "label_map", others_write)
     with pytest.raises(UsageError, match=r"overlay\.png is not written by ulna"):
         explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
     assert (tmp_path / "why" / "overlay.png").read_bytes() == b"theirs"

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from tests import plans
+from ulna.data.pipeline.preprocess import prepare
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
-from ulna.inference.volume import predict_volume
+from ulna.inference.volume import predict_slabs
 from ulna.networks.build import build
 from ulna.recipe import Inference
 
@@ -24,15 +25,12 @@ def test_answers_that_are_not_finite_are_an_error_that_names_the_run(name, value
     with torch.no_grad():
         next(network.parameters()).fill_(value)
     volume = Volume(np.random.default_rng(0).normal(size=(1, 32, 32)).astype(np.float32), (1.0, 1.0), "px")
+    prepared, settings = prepare(volume, plans.make()), Inference(tta=tta)
+    slabs = predict_slabs(
+        network, plans.make(), prepared, settings=settings, device=torch.device("cpu"), precision=precision
+    )
     with pytest.raises(UsageError, match=r"runs/a: .* values that it computed are NaN or infinite"):
-        predict_volume(
-            network,
-            plans.make(),
-            volume,
-            settings=Inference(tta=tta),
-            device=torch.device("cpu"),
-            precision=precision,
-        )
+        slabs.maps()
 
 
 def test_large_finite_answers_are_answers():
@@ -44,5 +42,6 @@ def test_large_finite_answers_are_answers():
                 module.weight.zero_()
                 module.bias.fill_(3e38)
     volume = Volume(np.zeros((1, 32, 32), np.float32), (1.0, 1.0), "px")
-    maps = predict_volume(network, plans.make(), volume, settings=Inference(), device=torch.device("cpu"))
-    assert bool((maps == 1).all())
+    prepared = prepare(volume, plans.make())
+    slabs = predict_slabs(network, plans.make(), prepared, settings=Inference(), device=torch.device("cpu"))
+    assert bool((slabs.maps() == 1).all())

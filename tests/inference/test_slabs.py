@@ -14,7 +14,7 @@ from tests.plans import make
 from ulna.data.pipeline.preprocess import prepare, restored
 from ulna.data.volume import Volume
 from ulna.inference.sliding import gaussian, window_starts
-from ulna.inference.volume import label_slabs, predict_slabs, predict_volume, slab_axis
+from ulna.inference.volume import predict_slabs
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels
 
@@ -67,16 +67,14 @@ def test_slabs_are_the_straightforward_prediction(size, spacing, patch, overlap)
     volume = Volume(image, (1.0,) * dims, plan.unit)
     expected = straightforward(network, plan, volume, overlap)
     settings = Inference(overlap=overlap)
-    made = predict_volume(network, plan, volume, settings=settings, device=CPU)
+    made = predict_slabs(network, plan, prepare(volume, plan), settings=settings, device=CPU).maps()
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
     best, second = expected.topk(2, dim=0).values
     decided = (best - second > 1e-5).numpy()  # else the last bit decides
     assert decided.mean() > 0.99
     for axis in range(dims):
-        slabs = predict_slabs(
-            network, plan, prepare(volume, plan), axis, settings=settings, device=CPU, precision="fp32"
-        )
-        mask = label_slabs(slabs, size, axis, plan.labels, 0.5)
+        slabs = predict_slabs(network, plan, prepare(volume, plan), settings=settings, device=CPU, axis=axis)
+        mask = slabs.label_map(plan.labels, 0.5)
         assert np.array_equal(mask[decided], expected.argmax(0).numpy()[decided])
         assert mask.dtype == np.uint8
 
@@ -114,9 +112,7 @@ def peak_bytes(classes, length):
     prepared = prepare(Volume(np.zeros((1, 8, 8, length), np.float32), (1.0,) * 3), plan)
     gc.collect()
     with Peak() as counted:
-        axis = slab_axis(prepared.size)
-        slabs = predict_slabs(network, plan, prepared, axis, settings=Inference(), device=CPU, precision="fp32")
-        label_slabs(slabs, prepared.size, axis, plan.labels, 0.5)
+        predict_slabs(network, plan, prepared, settings=Inference(), device=CPU).label_map(plan.labels)
     return counted.peak
 
 

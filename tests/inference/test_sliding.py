@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from tests.plans import make
+from ulna.data.pipeline.preprocess import prepare
 from ulna.data.volume import Volume
 from ulna.inference.sliding import by_windows, gaussian, window_starts
-from ulna.inference.volume import flips, predict_volume, to_labels
+from ulna.inference.volume import flips, predict_slabs, to_labels
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels
 
@@ -56,11 +57,16 @@ def test_windows_are_averaged_by_weight():
     torch.testing.assert_close(merged[0], expected)
 
 
+def maps_of(net, plan, image, **settings):
+    prepared = prepare(Volume(image, (1.0, 1.0)), plan)
+    return predict_slabs(net, plan, prepared, settings=Inference(**settings), device=CPU).maps()
+
+
 def test_prediction_of_a_whole_image_equals_the_network():
     net = build("unet", channels=(4, 8), generator=torch.Generator().manual_seed(0)).eval()
     plan = make(strides=((2, 2),))
     image = np.random.default_rng(0).normal(size=(1, 21, 18)).astype(np.float32)
-    maps = predict_volume(net, plan, Volume(image, (1.0, 1.0)), settings=Inference(), device=CPU)
+    maps = maps_of(net, plan, image)
     z = (image - image.mean()) / image.std()
     with torch.no_grad():
         torch.testing.assert_close(maps, net(torch.from_numpy(z)[None])[0].sigmoid(), atol=1e-5, rtol=1e-4)
@@ -76,9 +82,9 @@ def test_mirroring_averages_over_every_safe_flip():
     plan = make(strides=((2, 2),), mirror_axes=(1,))
 
     def predicted(array):
-        return predict_volume(net, plan, Volume(array, (1.0, 1.0)), settings=Inference(), device=CPU)
+        return maps_of(net, plan, array)
 
-    both = predict_volume(net, plan, Volume(image, (1.0, 1.0)), settings=Inference(tta=True), device=CPU)
+    both = maps_of(net, plan, image, tta=True)
     expected = (predicted(image) + predicted(image[:, :, ::-1].copy()).flip(2)) / 2
     torch.testing.assert_close(both, expected, atol=1e-6, rtol=1e-5)
 

@@ -13,7 +13,7 @@ from ulna.data.pipeline.patches import crop_patch
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.inference.sliding import gaussian, window_starts
 from ulna.inference.sparse import PointCounts, by_stages, on_boundary, smoothed
-from ulna.inference.volume import collect, predict_slabs
+from ulna.inference.volume import predict_slabs
 from ulna.networks.build import build
 from ulna.networks.heads import Outputs, probabilities
 from ulna.recipe import Inference, Labels
@@ -195,9 +195,9 @@ def test_an_image_smaller_than_a_patch_is_asked_at_the_places_where_training_put
     expected = (total / shares)[(..., *(slice(b, b + n) for b, n in zip(before, size, strict=True)))]
     for axis in range(dims):
         slabs = predict_slabs(
-            net, plan, Prepared(image, size), axis, settings=settings, device=torch.device("cpu"), precision="fp32"
+            net, plan, Prepared(image, size), settings=settings, device=torch.device("cpu"), axis=axis
         )
-        torch.testing.assert_close(collect(slabs, size, axis), expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(slabs.maps(), expected, atol=1e-6, rtol=1e-5)
     if all(n <= p for n, p in zip(size, plan.patch, strict=True)):  # one window: what training cuts out
         none = torch.zeros(size, dtype=torch.uint8)
         seen, _ = crop_patch(image, none, plan.patch, foreground=0, generator=np.random.default_rng(0))

@@ -10,10 +10,11 @@ import ulna
 from tests.plans import make
 from tests.training.tiny import TINY
 from ulna.data.pipeline.points import sample_points
+from ulna.data.pipeline.preprocess import prepare
 from ulna.data.volume import Volume
 from ulna.demonstration import make_phantom
 from ulna.errors import UsageError
-from ulna.inference.volume import predict_volume
+from ulna.inference.volume import predict_slabs
 from ulna.losses import make_loss
 from ulna.networks.build import build
 from ulna.networks.heads.points import Points
@@ -105,8 +106,9 @@ def test_images_are_predicted_by_patches_because_coordinates_are_those_of_a_patc
     net.stages["x0_0"].register_forward_pre_hook(lambda module, inputs: sizes.append(tuple(inputs[0].shape[2:])))
     plan = make(patch=(16, 16))
     volume = Volume(np.random.default_rng(0).normal(size=(1, 24, 40)), (1.0, 1.0), "px")
-    maps = predict_volume(net, plan, volume, settings=Inference(), device=torch.device("cpu"))
-    assert maps.shape == (1, 24, 40)
+    prepared = prepare(volume, plan)
+    slabs = predict_slabs(net, plan, prepared, settings=Inference(), device=torch.device("cpu"))
+    assert slabs.maps().shape == (1, 24, 40)
     assert set(sizes) == {(16, 16)}
 
 

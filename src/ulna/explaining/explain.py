@@ -18,15 +18,16 @@ from ulna.data.formats.limits import memory
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.orientation import turned
-from ulna.data.pipeline.preprocess import pad_to_patch, prepare, prepare_labels
+from ulna.data.pipeline.preprocess import prepare, prepare_labels
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, listed, unknown
 from ulna.explaining import methods
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
 from ulna.inference.folding import fuse_batchnorm
+from ulna.inference.levels import pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load
-from ulna.inference.volume import flips, predict_volume, to_labels
+from ulna.inference.volume import as_given, flips
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
 from ulna.planning.memory import MemoryEstimate
@@ -99,20 +100,17 @@ def explain(
     _make_folder(out, chosen)
     volume = chosen.read_image()
     _need(segmenter, volume).check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
-    prepared = prepare(volume, segmenter.plan)
 
     kind, members = _members(segmenter, volume, tta)
     doubt = methods.uncertainty(members, exclusive=not labels.multilabel)
     # heads differ from the network's answer, which may be the last of them
     answer = segmenter.probabilities(volume) if kind == "heads" else doubt.mean
-    mask = to_labels(answer, labels, segmenter.recipe.inference.threshold)
+    mask = segmenter.label_map(answer)
     index = _largest(mask, labels) if wanted is None else wanted
     inside = _region(mask, index, labels)
-    region = prepare_labels(inside.astype(np.uint8), volume, segmenter.plan).bool()
-    if segmenter.network.head.sparse:  # as it predicts
-        prepared, whole = pad_to_patch(prepared, segmenter.plan.patch), region
-        region = region.new_zeros(prepared.image.shape[1:])
-        region[prepared.inside] = whole
+    prepared = as_given(prepare(volume, segmenter.plan), segmenter.network, segmenter.plan)
+    region = torch.zeros(prepared.image.shape[1:], dtype=torch.bool)
+    region[prepared.inside] = prepare_labels(inside.astype(np.uint8), volume, segmenter.plan).bool()
     empty = not bool(region.any())
     summed = region
     if empty:
@@ -246,7 +244,7 @@ def _members(segmenter: Segmenter, volume: Volume, tta: bool) -> tuple[str, Iter
         return "mirrored copies", (_mirrored_answer(segmenter, volume, axes) for axes in sets)
     heads = _full_heads(segmenter.network)
     if len(heads) > 1:
-        return "heads", (_head_answer(segmenter, volume, head) for head in heads)
+        return "heads", (pruned(segmenter, head).slabs(volume).maps() for head in heads)
     return "answer", iter([segmenter.probabilities(volume)])
 
 
@@ -257,17 +255,6 @@ def _mirrored_answer(segmenter: Segmenter, volume: Volume, axes: tuple[int, ...]
     mirrored = seen.with_array(np.ascontiguousarray(np.flip(seen.array, flipped)))
     maps = segmenter.probabilities(mirrored).flip(flipped)
     return torch.from_numpy(np.ascontiguousarray(turn.back(maps.numpy())))
-
-
-def _head_answer(segmenter: Segmenter, volume: Volume, head: str) -> Tensor:
-    return predict_volume(
-        fuse_batchnorm(segmenter.network.prune(head)),
-        segmenter.plan,
-        volume,
-        settings=segmenter.recipe.inference,
-        device=segmenter.device,
-        precision=segmenter.precision,
-    )
 
 
 def _full_heads(network: Network) -> list[str]:

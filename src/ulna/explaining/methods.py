@@ -21,10 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from ulna.blocks import nd
 from ulna.blocks.attention_gate import AttentionGate
 from ulna.blocks.self_attention import MultiDimensionalAttention
-from ulna.data.pipeline.preprocess import Prepared, restored
+from ulna.data.pipeline.preprocess import Prepared
 from ulna.errors import UsageError
 from ulna.inference.sliding import gaussian, window_starts
-from ulna.inference.volume import collect, slab_axis
+from ulna.inference.volume import on_own_grid, slab_axis
 from ulna.networks.heads.points import CHUNK
 from ulna.networks.network import Network, pad_to_multiple
 from ulna.networks.profile.memory import peak_bytes
@@ -315,8 +315,7 @@ def on_image_grid(maps: Tensor, prepared: Prepared, piece: Piece | None = None) 
         whole = torch.zeros(len(maps), *grid)
         whole[piece.window] = maps
         maps = whole
-    maps, axis = maps[prepared.inside], slab_axis(prepared.size)
-    return collect(restored([maps], prepared, axis), prepared.size, axis, prepared.turn)
+    return on_own_grid([maps[prepared.inside]], prepared, slab_axis(prepared.size)).maps()
 
 
 def _pieces(grid: Sequence[int], size: Sequence[int], overlap: float) -> list[Piece]:

@@ -30,7 +30,6 @@ from ulna.data.layout.record import Entry, Record
 from ulna.errors import UsageError
 from ulna.inference.pending import find_pending, input_digest
 from ulna.inference.segmenter import Segmenter
-from ulna.inference.volume import to_labels
 from ulna.system.files import Unwritable
 from ulna.system.outputs import JOURNAL
 from ulna.system.progress import track
@@ -136,21 +135,19 @@ class Work:
         need = segmenter.forecast(volume, probabilities=self.probabilities)
         need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
         log.debug("%s: about %s of memory", case.id, need)
-        if self.probabilities:
-            maps = segmenter.probabilities(volume)
-            mask = to_labels(maps, segmenter.plan.labels, segmenter.recipe.inference.threshold)
-            written = [write_probabilities(staging / f"{case.id}_probabilities", maps.numpy(), volume)]
-        else:
-            mask, written = segmenter.mask(volume), []
+        result = segmenter.segment(volume, probabilities=self.probabilities)
+        written = []
+        if result.probabilities is not None:
+            written = [write_probabilities(staging / f"{case.id}_probabilities", result.probabilities, volume)]
         in_npz = source.row is not None
         if not in_npz:
-            written.insert(0, write_labels(staging / case.id, mask, volume))
+            written.insert(0, write_labels(staging / case.id, result.mask, volume))
         files = {path.name: "" for path in written}
         file = entry.file if in_npz else written[0].name
         seconds = round(time.perf_counter() - start, 3)
         entry = replace(entry, file=file, files={file: ""} | files, size=volume.size, seconds=seconds)
         if in_npz:
-            self._arrays.setdefault(source.path, []).append((entry, mask))
+            self._arrays.setdefault(source.path, []).append((entry, result.mask))
             return
         with interruption.held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))

@@ -25,7 +25,7 @@ from ulna.errors import UsageError, printable
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.inputs import as_volume, is_case
 from ulna.inference.sparse import PointCounts
-from ulna.inference.volume import collect, label_slabs, mean_slabs, predict_slabs, slab_axis, to_labels
+from ulna.inference.volume import Slabs, mean_slabs, predict_slabs, slab_axis, to_labels
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
@@ -43,12 +43,12 @@ class Result:
 
     Args:
         mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
-        probabilities: (K, *S), float32; one map for a single structure.
+        probabilities: (K, *S), float32; one map for a single structure. None where they were not asked for.
         volume: the image, with its geometry.
     """
 
     mask: NDArray[Any]
-    probabilities: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
     volume: Volume
 
     @property
@@ -132,24 +132,35 @@ class Segmenter:
     def _result(self, image: Any, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Any:
         if isinstance(image, list | tuple) and not is_case(image):
             return self(image, spacing=spacing, affine=affine)
-        volume = self._volume(image, spacing, affine)
-        probabilities = self.probabilities(volume)
-        mask = to_labels(probabilities, self.plan.labels, self.recipe.inference.threshold)
-        return Result(mask, probabilities.numpy(), volume)
+        return self.segment(self._volume(image, spacing, affine), probabilities=True)
 
     def _volume(self, image: Any, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Volume:
         return as_volume(image, self.plan, spacing, affine)
 
+    def segment(self, volume: Volume, *, probabilities: bool = False) -> Result:
+        """Segment one volume, with the probabilities where they are asked for.
+
+        Raises:
+            UsageError: if it does not fit the plan.
+        """
+        if not probabilities:
+            return Result(self.mask(volume), None, volume)
+        maps = self.probabilities(volume)
+        return Result(self.label_map(maps), maps.numpy(), volume)
+
     def mask(self, volume: Volume) -> NDArray[Any]:
         """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""
-        size, axis, turn = self._seen(volume)
-        threshold = self.recipe.inference.threshold
-        return label_slabs(self.slabs(volume, axis), size, axis, self.plan.labels, threshold, turn)
+        self._check(volume)
+        return self.slabs(volume).label_map(self.plan.labels, self.recipe.inference.threshold)
 
     def probabilities(self, volume: Volume) -> Tensor:
         """Volume (C, *S) -> probabilities (K, *S), float32, on the volume's grid."""
-        size, axis, turn = self._seen(volume)
-        return collect(self.slabs(volume, axis), size, axis, turn)
+        self._check(volume)
+        return self.slabs(volume).maps()
+
+    def label_map(self, probabilities: Tensor) -> NDArray[Any]:
+        """What probabilities of all classes say: (K, *S) -> (*S), or (K, *S) if multilabel."""
+        return to_labels(probabilities, self.plan.labels, self.recipe.inference.threshold)
 
     def turn(self, volume: Volume) -> Turn:
         """How a volume is turned for the network."""
@@ -159,17 +170,14 @@ class Segmenter:
         """Of all networks that answer."""
         return (self.plan,)
 
-    def _seen(self, volume: Volume) -> tuple[tuple[int, ...], int, Turn]:
-        """The size of a volume as the network sees it, the axis for slabs, and the turn; what is odd is noted once."""
+    def _check(self, volume: Volume) -> None:
+        """Refuse a volume that fits no plan; what is odd about it is noted once."""
         for plan in self._plans():
             check_fit(volume, plan)
             for note in differences(volume, plan):
                 if note not in self._noted:
                     self._noted.add(note)
                     log.warning("note: %s", note)
-        turn = self.turn(volume)
-        size = turn.order(volume.size)
-        return size, slab_axis(size), turn
 
     def forecast(self, volume: Volume, *, probabilities: bool) -> MemoryEstimate:
         """The memory that predicting a volume takes at its peak; `probabilities`: of all classes, for the whole volume.
@@ -187,16 +195,12 @@ class Segmenter:
         recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
         return Segmenter(self.network, self.plan, recipe, self.device)
 
-    def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
-        """The probabilities in slabs (K, *S) with some rows along `axis`, in order; see `predict_slabs`.
-
-        The axes are those of the volume turned as the network sees it, see `turn`.
-        """
+    def slabs(self, volume: Volume) -> Slabs:
+        """The probabilities in slabs, computed as they are asked for; see `predict_slabs`."""
         return predict_slabs(
             self._folded,
             self.plan,
             prepare(volume, self.plan),
-            axis,
             settings=self.recipe.inference,
             device=self.device,
             precision=self.precision,
@@ -242,10 +246,12 @@ class Ensemble(Segmenter):
     def _plans(self) -> tuple[Plan, ...]:
         return tuple(member.plan for member in self.members)
 
-    def slabs(self, volume: Volume, axis: int) -> Iterator[Tensor]:
+    def slabs(self, volume: Volume) -> Slabs:
         """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""
         turn = self.turn(volume)
-        return mean_slabs([_along(turn, member, volume, axis) for member in self.members], axis)
+        size = turn.order(volume.size)
+        axis = slab_axis(size)
+        return Slabs(mean_slabs([_along(turn, member, volume) for member in self.members], axis), size, axis, turn)
 
     def turn(self, volume: Volume) -> Turn:
         """How a volume is turned for those members that turn it; plans of format 1 do not."""
@@ -265,12 +271,13 @@ class Ensemble(Segmenter):
         return Ensemble({str(number): member.mirrored() for number, member in enumerate(self.members)})
 
 
-def _along(turn: Turn, member: Segmenter, volume: Volume, axis: int) -> Iterator[Tensor]:
+def _along(turn: Turn, member: Segmenter, volume: Volume) -> Iterator[Tensor]:
     """The slabs of a member along turned axes; in one piece where the member itself turns the volume in another way."""
-    if member.turn(volume) == turn:
-        yield from member.slabs(volume, axis)
+    slabs = member.slabs(volume)
+    if slabs.turn == turn:
+        yield from slabs.parts
         return
-    yield torch.from_numpy(np.ascontiguousarray(turn.forward(member.probabilities(volume).numpy())))
+    yield torch.from_numpy(np.ascontiguousarray(turn.forward(slabs.maps().numpy())))
 
 
 def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:

@@ -1,11 +1,15 @@
-"""One image through a network: probabilities and labels in the image's own geometry."""
+"""One image through a network: probabilities and labels in the image's own geometry.
+
+This is the one way from a prepared image to an answer, whatever the verb: in slabs, so that a label map never needs the
+probabilities of all classes everywhere.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +18,8 @@ from torch import Tensor
 
 from ulna.blocks import nd
 from ulna.data.pipeline.orientation import AS_STORED, Turn
-from ulna.data.pipeline.preprocess import Prepared, pad_to_patch, prepare, restored
-from ulna.data.volume import Volume, label_dtype
+from ulna.data.pipeline.preprocess import Prepared, pad_to_patch, restored
+from ulna.data.volume import label_dtype
 from ulna.inference.finite import check_finite_maps
 from ulna.inference.sliding import by_windows
 from ulna.inference.sparse import PointCounts, by_stages, smoothed
@@ -25,18 +29,45 @@ from ulna.recipe import Inference, Labels, Plan
 from ulna.system.device import autocast
 
 
-def predict_volume(
-    network: Network, plan: Plan, volume: Volume, *, settings: Inference, device: torch.device, precision: str = "fp32"
-) -> Tensor:
-    """Probabilities on the volume's own grid: Volume (C, *S) -> (K, *S), float32, on the CPU.
+class Slabs(NamedTuple):
+    """Maps of an image on its own grid, in slabs along the axes as the network sees them.
 
-    Raises:
-        UsageError: if the volume does not fit the plan.
+    Args:
+        parts: (K, *S), float32, on the CPU, with some rows along `axis`, in order; each is good until the next is asked for.
+        size: *S of all of them together, turned.
+        axis: the axis, turned, along which they follow each other.
+        turn: from the axes of the file to these.
     """
-    prepared = prepare(volume, plan)
-    axis = slab_axis(prepared.size)
-    slabs = predict_slabs(network, plan, prepared, axis, settings=settings, device=device, precision=precision)
-    return collect(slabs, prepared.size, axis, prepared.turn)
+
+    parts: Iterator[Tensor]
+    size: tuple[int, ...]
+    axis: int
+    turn: Turn = AS_STORED
+
+    def maps(self) -> Tensor:
+        """All in one, along the axes of the file: (K, *S)."""
+        return torch.from_numpy(self._joined(Tensor.numpy))
+
+    def label_map(self, labels: Labels, threshold: float = 0.5) -> NDArray[Any]:
+        """What they say as probabilities, along the axes of the file: (*S), or (K, *S) if multilabel; see `to_labels`.
+
+        One part at a time is held.
+        """
+        return self._joined(lambda part: to_labels(part, labels, threshold))
+
+    def _joined(self, convert: Callable[[Tensor], NDArray[Any]]) -> NDArray[Any]:
+        whole: NDArray[Any] | None = None
+        row, dims = 0, len(self.size)
+        for part in self.parts:
+            values = convert(part)
+            if whole is None:
+                whole = np.empty((*values.shape[: values.ndim - dims], *self.turn.stored(self.size)), values.dtype)
+            rows = values.shape[values.ndim - dims + self.axis]
+            here: tuple[Any, ...] = (..., slice(row, row + rows), *(slice(None),) * (dims - self.axis - 1))
+            self.turn.forward(whole)[here] = values
+            row += rows
+        assert whole is not None
+        return whole
 
 
 def slab_axis(size: Sequence[int]) -> int:
@@ -44,30 +75,60 @@ def slab_axis(size: Sequence[int]) -> int:
     return int(np.argmax(size))
 
 
+def as_given(prepared: Prepared, network: Network, plan: Plan) -> Prepared:
+    """An image as a network is given it: with margins, where it goes by the place in a patch, to the size of one."""
+    return pad_to_patch(prepared, plan.patch) if network.head.sparse else prepared
+
+
 def predict_slabs(
     network: Network,
     plan: Plan,
     prepared: Prepared,
-    axis: int,
     *,
     settings: Inference,
     device: torch.device,
-    precision: str,
+    precision: str = "fp32",
+    axis: int | None = None,
     tally: PointCounts | None = None,
-) -> Iterator[Tensor]:
-    """Probabilities on the volume's own grid, turned as the network sees it, slab by slab: what `predict_volume` collects.
+) -> Slabs:
+    """Probabilities of an image; they are computed as they are asked for.
 
-    What a head that reads points was asked for is added to `tally`.
-
-    Yields:
-        (K, *S), float32, on the CPU, with some rows along `axis`, in order; good until the next one is asked for.
+    Args:
+        network: in evaluation mode, on the device.
+        plan: of its training.
+        prepared: the image, from `prepare`.
+        settings: of the recipe.
+        device: where the windows are computed.
+        precision: "fp32" or "bf16".
+        axis: that the slabs lie along, turned; by default the one that makes them smallest.
+        tally: what a head that reads points is asked for is added to it.
     """
-    grid = tuple(prepared.image.shape[1:])
-    flipped = flips([axis + 2 for axis in plan.mirror_axes] if settings.tta else ())  # axes of (N, C, *S)
+    axis = slab_axis(prepared.size) if axis is None else axis
+    prepared = as_given(prepared, network, plan)
+    parts = _windowed(network, plan, prepared, axis, settings, device, precision, tally)
+    return on_own_grid(parts, prepared, axis)
+
+
+def on_own_grid(parts: Iterable[Tensor], prepared: Prepared, axis: int) -> Slabs:
+    """Slabs of maps on the grid of the plan, without margins, as slabs on the image's own."""
+    return Slabs(restored(parts, prepared, axis), prepared.size, axis, prepared.turn)
+
+
+def _windowed(
+    network: Network,
+    plan: Plan,
+    prepared: Prepared,
+    axis: int,
+    settings: Inference,
+    device: torch.device,
+    precision: str,
+    tally: PointCounts | None,
+) -> Iterator[Tensor]:
+    """Probabilities on the grid of the plan, without margins, window by window."""
+    flipped = flips([a + 2 for a in plan.mirror_axes] if settings.tta else ())  # axes of (N, C, *S)
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
-    if sparse:  # it goes by the place in a patch of the size that it was trained on
-        prepared = pad_to_patch(prepared, plan.patch)
     image = prepared.image.to(device)
+    grid = tuple(image.shape[1:])
     whole = math.prod(grid) <= plan.whole_image_limit and not sparse
     patch = grid if whole else plan.patch
 
@@ -96,58 +157,7 @@ def predict_slabs(
     slabs: Iterator[Tensor] = (slab[prepared.inside] for slab in windows)
     if sparse and settings.smooth:
         slabs = smoothed(slabs, axis)
-    yield from restored((slab.cpu() for slab in slabs), prepared, axis)
-
-
-def collect(slabs: Iterable[Tensor], size: tuple[int, ...], axis: int, turn: Turn = AS_STORED) -> Tensor:
-    """All slabs in one, along the axes of the file: (K, *S).
-
-    Args:
-        slabs: along the turned axes, with some rows along `axis` each.
-        size: of all of them together, turned.
-        axis: of the turned ones.
-        turn: from the axes of the file to these.
-    """
-    maps: NDArray[np.float32] | None = None
-    row = 0
-    for slab in slabs:
-        if maps is None:
-            maps = np.empty((slab.shape[0], *turn.stored(size)), np.float32)
-        rows = slab.shape[axis + 1]
-        turn.forward(maps)[_rows(row, rows, axis, size)] = slab.numpy()
-        row += rows
-    assert maps is not None
-    return torch.from_numpy(maps)
-
-
-def label_slabs(
-    slabs: Iterable[Tensor],
-    size: tuple[int, ...],
-    axis: int,
-    labels: Labels,
-    threshold: float,
-    turn: Turn = AS_STORED,
-) -> NDArray[Any]:
-    """The label map of slabs of probabilities, of which one at a time is held: (*S), or (K, *S) if multilabel.
-
-    Arguments are those of `collect`.
-    """
-    mask: NDArray[Any] | None = None
-    row = 0
-    for slab in slabs:
-        part = to_labels(slab, labels, threshold)
-        if mask is None:
-            mask = np.empty((*part.shape[: -len(size)], *turn.stored(size)), part.dtype)
-        rows = part.shape[axis - len(size)]
-        turn.forward(mask)[_rows(row, rows, axis, size)] = part
-        row += rows
-    assert mask is not None
-    return mask
-
-
-def _rows(first: int, count: int, axis: int, size: Sequence[int]) -> tuple[Any, ...]:
-    """The index of some rows along one of the last axes."""
-    return (..., slice(first, first + count), *(slice(None),) * (len(size) - axis - 1))
+    yield from (slab.cpu() for slab in slabs)
 
 
 def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tensor]:

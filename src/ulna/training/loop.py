@@ -24,7 +24,7 @@ from ulna.blocks import nd
 from ulna.data.pipeline.points import count_points, sample_points
 from ulna.errors import UsageError, brief, printable
 from ulna.evaluation.metrics import average, score_labels
-from ulna.inference.volume import label_slabs, predict_slabs, slab_axis
+from ulna.inference.volume import predict_slabs
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.losses import check_targets, make_loss
 from ulna.networks.network import Network
@@ -218,19 +218,16 @@ class Loop:
         for index in range(len(self.val)):
             self.stop.check(self._save)
             prepared, reference = self.val[index]
-            axis = slab_axis(prepared.size)
             slabs = predict_slabs(
                 self.network,
                 self.plan,
                 prepared,
-                axis,
                 settings=self.recipe.inference.replaced(tta=False),
                 device=self.fabric.device,
                 precision=self.precision,
             )
-            labels = label_slabs(slabs, prepared.size, axis, self.plan.labels, self.recipe.inference.threshold)
             scores = score_labels(
-                labels,
+                slabs.label_map(self.plan.labels, self.recipe.inference.threshold),
                 reference.numpy(),
                 classes=len(self.plan.labels.foreground),
                 spacing=(1.0,) * self.plan.spatial_dims,

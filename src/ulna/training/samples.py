@@ -27,8 +27,7 @@ class PreparedCases:
     Args:
         cases: labelled cases.
         plan: how to prepare them.
-        on_grid: references on the plan's grid, as training wants them; else on their own, turned as the image is, as
-            validation does.
+        on_grid: references on the plan's grid, as training wants them; else on that of the file, as validation does.
         keep_bytes: how much may be kept; None is a quarter of what is free now.
         copies: processes that keep cases of their own, and share that memory.
     """
@@ -69,7 +68,7 @@ class PreparedCases:
         if self.on_grid:
             labels = prepare_labels(reference, volume, self.plan)
         else:
-            labels = torch.from_numpy(np.ascontiguousarray(prepared.turn.forward(reference)))
+            labels = torch.from_numpy(np.ascontiguousarray(reference))
         size = prepared.image.nbytes + labels.nbytes
         if size <= self._room:
             self._room -= size
