@@ -88,10 +88,10 @@ class Uncertainty(NamedTuple):
 def window_size(network: Network, plan: Plan, grid: Sequence[int], room: float) -> tuple[int, ...]:
     """How much of an image of size `grid` is explained at once: all of it, or a patch of the plan.
 
-    All of it where prediction takes it whole too (`plan.whole_image_limit`, and no head that reads points) and its maps
-    with their gradients, which prediction does not keep, fit into `room` bytes.
+    All of it where prediction takes it whole too (`Plan.takes_whole`) and its maps with their gradients, which prediction
+    does not keep, fit into `room` bytes.
     """
-    whole = math.prod(grid) <= plan.whole_image_limit and not network.head.sparse
+    whole = plan.takes_whole(grid, sparse=network.head.sparse)
     if whole and (math.prod(grid) <= math.prod(plan.patch) or peak_bytes(network, grid, training=True) <= room):
         return tuple(grid)
     return tuple(min(side, length) for side, length in zip(plan.patch, grid, strict=True))

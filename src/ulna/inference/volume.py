@@ -7,7 +7,6 @@ probabilities of all classes everywhere.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -129,8 +128,7 @@ def _windowed(
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
     image = prepared.image.to(device)
     grid = tuple(image.shape[1:])
-    whole = math.prod(grid) <= plan.whole_image_limit and not sparse
-    patch = grid if whole else plan.patch
+    patch = grid if plan.takes_whole(grid, sparse=sparse) else plan.patch
 
     def ask(windows: Tensor) -> Tensor:
         with autocast(precision, device):

@@ -109,7 +109,7 @@ def prediction_memory(
     size, classes = turn_of(volume, plan).order(volume.size), plan.labels.outputs
     grid = grid_of(volume, plan)
     sparse = weights.head.sparse
-    whole = math.prod(grid) <= plan.whole_image_limit and not sparse
+    whole = plan.takes_whole(grid, sparse=sparse)
     window = grid if whole else [p if sparse else min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
     axis = max(range(len(size)), key=lambda a: size[a])
     share = min(1.0, window[axis] / grid[axis])  # of the image that a slab is

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -158,6 +159,15 @@ class Plan(Frozen):
     def levels(self) -> int:
         """Resolutions of the network."""
         return len(self.strides) + 1
+
+    def takes_whole(self, grid: Sequence[int], *, sparse: bool) -> bool:
+        """Whether an image on this plan's grid is predicted in one piece, not by windows of the patch.
+
+        Args:
+            grid: its size.
+            sparse: whether the head reads points: it goes by the place in a patch, so it never sees more than one.
+        """
+        return math.prod(grid) <= self.whole_image_limit and not sparse
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
