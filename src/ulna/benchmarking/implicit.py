@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ulna.benchmarking.curves import draw_curves
-from ulna.data.layout.case import read_reference
 from ulna.data.layout.dataset import Dataset
 from ulna.demonstration import STATEMENT, make_phantom
 from ulna.errors import Interrupted, PartialFailure, UsageError
-from ulna.evaluation.evaluate import evaluate_pairs
+from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
 from ulna.inference.sparse import PointCounts
 from ulna.kernels.allocator import keep_freed_memory
@@ -204,13 +203,10 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
     for seed, run in enumerate(runs):
         segmenters = _on_meshes(Segmenter.load(run), asked)
         for case in track(cases, "predicting on meshes"):
-            volume, labels = case.read_image(), segmenters[1].plan.labels
-            reference = read_reference(case, volume, segmenters[1].plan)
+            volume = case.read_image()
             for spacing, segmenter in segmenters.items():
-                pair = (case.id, segmenter.mask(volume), reference, volume)
-                empty = segmenter.recipe.evaluation.empty_score
-                scored = evaluate_pairs([pair], labels, empty_score=empty)
-                scores[f"{spacing}", seed, case.id] = scored.case_dice(case.id)
+                dice = scores_for(segmenter).add(predict_pair(segmenter, case, volume))
+                scores[f"{spacing}", seed, case.id] = dice
     described = describe(scores, {row.case: row.group for row in study.outcome.rows if row.group})
     keep_freed_memory()
     case = pick_case(cases)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,22 @@ IMAGE_TOLERANCE_PX = 2.0
 _SHOWN = 3  # ids in a message
 
 
+class Pair(NamedTuple):
+    """A case to be scored.
+
+    Args:
+        case: its id.
+        prediction: (*S), class indices; (K, *S) of 0 and 1 for overlapping classes.
+        reference: the same.
+        volume: on their grid; the image or the reference as it was read.
+    """
+
+    case: str
+    prediction: NDArray[Any]
+    reference: NDArray[Any]
+    volume: Volume
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured.
@@ -57,8 +73,7 @@ class Evaluation:
 
     def case_dice(self, case: str) -> float:
         """Mean Dice over the classes that count for one case; NaN if none does."""
-        known = [row["dice"] for row in self.rows if row["case"] == case and not np.isnan(row["dice"])]
-        return float(np.mean(known)) if known else float("nan")
+        return _mean_dice([row for row in self.rows if row["case"] == case])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -124,7 +139,7 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     problems: list[Problem] = []
     tags_differ: list[str] = []
 
-    def pairs() -> Iterator[tuple[str, NDArray[Any], NDArray[Any], Volume]]:
+    def pairs() -> Iterator[Pair]:
         for name in track(wanted, "evaluating"):
             try:
                 volume = read_labels(references.sources[name], dims)
@@ -139,11 +154,14 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
             except DataError as error:
                 problems.extend(error.problems)
                 continue
-            yield name, prediction, reference, volume
+            yield Pair(name, prediction, reference, volume)
 
-    evaluation = evaluate_pairs(pairs(), names, missing=missing, empty_score=_empty_score(about))
+    scores = Scores(names, _empty_score(about))
+    for pair in pairs():
+        scores.add(pair)
     if problems:
         raise DataError(problems, predictions)
+    evaluation = scores.evaluation(missing)
     evaluation.summary.update(notes)
     if tags_differ:
         text = (
@@ -157,39 +175,60 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
     return evaluation
 
 
-def evaluate_pairs(
-    pairs: Iterable[tuple[str, NDArray[Any], NDArray[Any], Volume]],
-    labels: Labels,
-    *,
-    missing: Iterable[str] = (),
-    empty_score: float | None = None,
-) -> Evaluation:
-    """Measure pairs of (case, prediction, reference, a volume on their grid); masks are (*S), or (K, *S) if multilabel.
+class Scores:
+    """The measures of cases that come one after the other; none of their masks is kept.
 
-    `empty_score` is what a class that neither of both holds counts, where a recipe says so; else it counts for nothing.
+    Args:
+        labels: the classes.
+        empty_score: what a class that neither prediction nor reference holds counts, where a recipe says so; else it counts
+            for nothing.
     """
-    rows: list[dict[str, Any]] = []
-    kinds: dict[tuple[str, int], str] = {}
-    for case, prediction, reference, volume in pairs:
-        kinds.setdefault((volume.unit, volume.spatial_dims), case)
-        if len(kinds) > 1:
-            (unit, dims), (other, other_dims) = kinds
+
+    def __init__(self, labels: Labels, empty_score: float | None = None) -> None:
+        self.labels, self.empty_score = labels, empty_score
+        self._rows: list[dict[str, Any]] = []
+        self._kinds: dict[tuple[str, int], str] = {}  # unit and dimensions -> the first case that has them
+
+    def add(self, pair: Pair) -> float:
+        """Measure a case; its mean Dice over the classes that count, NaN if none does.
+
+        Raises:
+            UsageError: if it has other dimensions than those before, or lengths in another unit.
+        """
+        self._check_kind(pair)
+        scores = score_labels(
+            pair.prediction,
+            pair.reference,
+            classes=len(self.labels.foreground),
+            spacing=pair.volume.spacing,
+            tolerance=_tolerance(pair.volume),
+            multilabel=self.labels.multilabel,
+            empty_score=self.empty_score,
+        )
+        rows = [{"case": pair.case, "class": name, **s} for name, s in zip(self.labels.foreground, scores, strict=True)]
+        self._rows += rows
+        return _mean_dice(rows)
+
+    def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
+        """What was measured so far; `missing` are references without a prediction."""
+        unit, dims = next(iter(self._kinds), ("px", 2))
+        summary = _summary(self._rows, self.labels, unit, dims, list(missing), self.empty_score)
+        return Evaluation(self._rows, summary)
+
+    def _check_kind(self, pair: Pair) -> None:
+        self._kinds.setdefault((pair.volume.unit, pair.volume.spatial_dims), pair.case)
+        if len(self._kinds) > 1:
+            (unit, dims), (other, other_dims) = self._kinds
             raise UsageError(
-                f"{case}: is {other_dims}D with lengths in {other}, {kinds[(unit, dims)]} is {dims}D in {unit}; "
+                f"{pair.case}: is {other_dims}D with lengths in {other}, {self._kinds[(unit, dims)]} is {dims}D in {unit}; "
                 "evaluate them apart, or state the spacing in all files"
             )
-        scores = score_labels(
-            prediction,
-            reference,
-            classes=len(labels.foreground),
-            spacing=volume.spacing,
-            tolerance=_tolerance(volume),
-            multilabel=labels.multilabel,
-            empty_score=empty_score,
-        )
-        rows += [{"case": case, "class": name, **s} for name, s in zip(labels.foreground, scores, strict=True)]
-    unit, dims = next(iter(kinds), ("px", 2))
-    return Evaluation(rows, _summary(rows, labels, unit, dims, list(missing), empty_score))
+
+
+def _mean_dice(rows: Iterable[Mapping[str, Any]]) -> float:
+    """Over the classes that count for a case; NaN if none does."""
+    known = [row["dice"] for row in rows if not np.isnan(row["dice"])]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def _tolerance(volume: Volume) -> float:

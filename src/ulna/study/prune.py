@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ulna.data.layout.case import Case, read_reference
+from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
-from ulna.evaluation.evaluate import Evaluation, evaluate_pairs
+from ulna.evaluation.evaluate import Evaluation
 from ulna.inference.cases import TOO_LARGE
 from ulna.inference.levels import Level, levels_of, named_level, pruned
+from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
 from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.build import count_parameters
@@ -282,16 +283,13 @@ def _measure(
 
 
 def _evaluate(segmenter: Segmenter, cases: Sequence[Case], doing: str) -> Evaluation:
-    labels = segmenter.plan.labels
-
-    def pairs() -> Iterator[tuple[str, Any, Any, Volume]]:
-        for case in track(cases, doing):
-            volume = case.read_image()
-            need = segmenter.forecast(volume, probabilities=False)
-            need.check(f"{case.id}, an image of {' x '.join(map(str, volume.size))},", TOO_LARGE)
-            yield case.id, segmenter.mask(volume), read_reference(case, volume, segmenter.plan), volume
-
-    return evaluate_pairs(pairs(), labels, empty_score=segmenter.recipe.evaluation.empty_score)
+    scores = scores_for(segmenter)
+    for case in track(cases, doing):
+        volume = case.read_image()
+        need = segmenter.forecast(volume, probabilities=False)
+        need.check(f"{case.id}, an image of {' x '.join(map(str, volume.size))},", TOO_LARGE)
+        scores.add(predict_pair(segmenter, case, volume))
+    return scores.evaluation()
 
 
 def _memory_mb(segmenter: Segmenter, volume: Volume) -> float:

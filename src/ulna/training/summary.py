@@ -6,7 +6,7 @@ import json
 import platform
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ulna.data.formats.label_maps import encode_labels
 from ulna.data.layout.case import Case
 from ulna.data.layout.splitting import split_hash
 from ulna.evaluation import figures
-from ulna.evaluation.evaluate import Evaluation, evaluate_pairs
+from ulna.evaluation.evaluate import Evaluation
+from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.recipe import Plan, Recipe, Split
@@ -48,7 +48,7 @@ def summarise(
     """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down."""
     start = time.perf_counter()
     part = final_part(split)
-    evaluation, drawn = _final(folder, cases, plan)
+    evaluation, drawn = _final(folder, cases)
     facts = read_tensors(folder / "weights.safetensors").state
     summary = {
         "model": recipe.model,
@@ -80,26 +80,22 @@ def summarise(
     return summary
 
 
-def _final(folder: Path, cases: Sequence[Case], plan: Plan) -> tuple[Evaluation, list[Panel]]:
+def _final(folder: Path, cases: Sequence[Case]) -> tuple[Evaluation, list[Panel]]:
     """Measures over the cases, and pictures of the three with the lowest and the three with the highest Dice."""
     segmenter = Segmenter.load(folder)
-
-    def pairs() -> Iterator[tuple[str, Any, Any, Any]]:
-        for case in track(cases, "evaluating"):
-            volume = case.read_image()
-            yield case.id, segmenter.mask(volume), encode_labels(case.read_labels(), plan.labels), volume
-
-    evaluation = evaluate_pairs(pairs(), plan.labels, empty_score=segmenter.recipe.evaluation.empty_score)
+    scores = scores_for(segmenter)
+    for case in track(cases, "evaluating"):
+        scores.add(predict_pair(segmenter, case))
+    evaluation = scores.evaluation()
     # what is rightly empty comes last: there is nothing to see
     order = sorted(cases, key=lambda case: np.nan_to_num(evaluation.case_dice(case.id), nan=1.0))
     drawn = [order[i] for i in sorted({*range(min(3, len(order))), *range(max(0, len(order) - 3), len(order))})]
     panels: list[Panel] = []
     for case in drawn:
-        volume = case.read_image()
-        mask, reference = segmenter.mask(volume), encode_labels(case.read_labels(), plan.labels)
+        pair = predict_pair(segmenter, case)
         score = evaluation.case_dice(case.id)
         title = f"{case.id}  {'empty' if np.isnan(score) else f'Dice {score:.3f}'}"
-        seen = figures.view(volume, reference, mask)
+        seen = figures.view(pair.volume, pair.reference, pair.prediction)
         pictures = figures.comparison(seen.image, seen.maps[1], seen.maps[0])
         panels.append((title, [figures.Picture(*one, seen.sides) for one in pictures]))
     return evaluation, panels

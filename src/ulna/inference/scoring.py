@@ -1,0 +1,28 @@
+"""Labelled cases through a segmenter: each is predicted once, beside its reference on the grid of its image."""
+
+from __future__ import annotations
+
+from ulna.data.layout.case import Case, read_reference
+from ulna.data.volume import Volume
+from ulna.evaluation.evaluate import Pair, Scores
+from ulna.inference.segmenter import Segmenter
+
+
+def predict_pair(segmenter: Segmenter, case: Case, volume: Volume | None = None) -> Pair:
+    """The label map of a case and its reference, both along the axes of the file.
+
+    Args:
+        segmenter: of a run.
+        case: labelled.
+        volume: its image, where it is read already.
+
+    Raises:
+        UsageError: if the image or the label map cannot be read, or does not fit the run.
+    """
+    volume = case.read_image() if volume is None else volume
+    return Pair(case.id, segmenter.mask(volume), read_reference(case, volume, segmenter.plan), volume)
+
+
+def scores_for(segmenter: Segmenter) -> Scores:
+    """No scores yet, for the classes of a run, and with what its recipe says of empty cases."""
+    return Scores(segmenter.plan.labels, segmenter.recipe.evaluation.empty_score)
