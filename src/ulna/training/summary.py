@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import platform
 import shlex
@@ -17,7 +18,7 @@ import torch
 from ulna.data.layout.case import Case
 from ulna.data.layout.splitting import split_hash
 from ulna.evaluation import figures
-from ulna.evaluation.evaluate import Evaluation
+from ulna.evaluation.evaluate import Evaluation, Pair
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb
@@ -28,6 +29,7 @@ from ulna.system.progress import track
 from ulna.training.loop import State
 
 Panel = tuple[str, list[figures.Picture]]
+EACH = 3  # cases drawn of those with the lowest Dice, and of those with the highest
 
 
 def final_part(split: Split) -> str:
@@ -81,21 +83,44 @@ def summarise(
 
 
 def _final(folder: Path, cases: Sequence[Case]) -> tuple[Evaluation, list[Panel]]:
-    """Measures over the cases, and pictures of the three with the lowest and the three with the highest Dice."""
+    """Measures over the cases, each predicted once, and pictures of those with the lowest and the highest Dice."""
     segmenter = Segmenter.load(folder)
-    scores = scores_for(segmenter)
+    scores, extremes = scores_for(segmenter), Extremes()
     for case in track(cases, "evaluating"):
-        scores.add(predict_pair(segmenter, case))
-    evaluation = scores.evaluation()
-    # what is rightly empty comes last: there is nothing to see
-    order = sorted(cases, key=lambda case: np.nan_to_num(evaluation.case_dice(case.id), nan=1.0))
-    drawn = [order[i] for i in sorted({*range(min(3, len(order))), *range(max(0, len(order) - 3), len(order))})]
-    panels: list[Panel] = []
-    for case in drawn:
         pair = predict_pair(segmenter, case)
-        score = evaluation.case_dice(case.id)
-        title = f"{case.id}  {'empty' if np.isnan(score) else f'Dice {score:.3f}'}"
-        seen = figures.view(pair.volume, pair.reference, pair.prediction)
-        pictures = figures.comparison(seen.image, seen.maps[1], seen.maps[0])
-        panels.append((title, [figures.Picture(*one, seen.sides) for one in pictures]))
-    return evaluation, panels
+        extremes.offer(scores.add(pair), pair)
+    return scores.evaluation(), extremes.panels
+
+
+class Extremes:
+    """Pictures of the three cases with the lowest and the three with the highest Dice, drawn while their masks are there.
+
+    What is rightly empty comes last: there is nothing to see.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[float, int, Panel]] = []  # by Dice, and as they came
+        self._seen = 0
+
+    @property
+    def panels(self) -> list[Panel]:
+        """From the lowest Dice to the highest."""
+        return [panel for _, _, panel in self._kept]
+
+    def offer(self, dice: float, pair: Pair) -> None:
+        """Draw a case, if it is among them so far; NaN for one whose Dice is not defined."""
+        rank = (float(np.nan_to_num(dice, nan=1.0)), self._seen)
+        self._seen += 1
+        place = bisect.bisect(self._kept, rank, key=lambda kept: kept[:2])
+        if len(self._kept) == 2 * EACH and place == EACH:
+            return  # as many are lower, and as many higher
+        self._kept.insert(place, (*rank, _drawn(dice, pair)))
+        if len(self._kept) > 2 * EACH:
+            del self._kept[EACH]
+
+
+def _drawn(dice: float, pair: Pair) -> Panel:
+    title = f"{pair.case}  {'empty' if np.isnan(dice) else f'Dice {dice:.3f}'}"
+    seen = figures.view(pair.volume, pair.reference, pair.prediction)
+    pictures = figures.comparison(seen.image, seen.maps[1], seen.maps[0])
+    return title, [figures.Picture(*one, seen.sides) for one in pictures]
