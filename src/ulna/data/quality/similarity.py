@@ -62,7 +62,7 @@ def alike(looks: Mapping[str, Thumbnail]) -> list[tuple[str, str]]:
     Example:
         >>> rng = np.random.default_rng(0)
         >>> a, b = rng.random((2, 1, 64, 64))
-        >>> alike({"a": look(a), "b": look(b), "c": look(a * 0.9 + 0.05)})
+        >>> alike({"a": thumbnail(a), "b": thumbnail(b), "c": thumbnail(a * 0.9 + 0.05)})
         [('a', 'c')]
     """
     found: list[tuple[str, str]] = []
