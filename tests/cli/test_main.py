@@ -43,6 +43,41 @@ def test_help_imports_nothing_heavy():
     assert "not a medical device" in out
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["models"], ["models", "--json"], ["models", "unetpp"]], ids=" ".join
+)
+def test_a_reader_that_has_gone_is_no_error(arguments):
+    """As in `ulna models | head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ulna", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_a_training_goes_on_where_nobody_reads_its_log(discs, tmp_path):
+    tiny = ["--epochs", "2", "--set", "architecture.channels=[2,4]", "--set", "training.min_steps=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "ulna",
+        "train",
+        str(discs),
+        "--model",
+        "unet",
+        "--out",
+        str(tmp_path / "run"),
+        *tiny,
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 def test_version_carries_the_research_use_statement(capsys):
     assert cli.run(["--version"]) == 0
     assert "not a medical device" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The command line: `ulna VERB ...` calls the function of that name. The only file that prints and that knows exit codes.
+"""The command line: `ulna VERB ...` calls the function of that name, and its errors become exit codes.
 
 Exit codes: 0 done; 2 the input or the usage is wrong; 3 some cases failed, the rest is written; 130 and 143 stopped by a
 signal; 1 a defect of ulna.
@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import logging
+import os
 import sys
 import traceback
 import types
@@ -27,7 +28,13 @@ RESEARCH_USE = "Research use only; not a medical device."
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    try:
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read has gone, as in `ulna models | head`; the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -56,9 +63,8 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         _complain("stopped")
         return 130
-    except BrokenPipeError:  # the reader of a table has gone
-        sys.stderr.close()
-        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if _out_of_memory(error):
             _complain("this needs more memory than is free; take smaller images or patches, or a machine with more")

@@ -7,6 +7,7 @@ standard output stays a table or JSON.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ def make_console(file: Any = None) -> Any:
     from rich.console import Console
 
     class Printable(Console):
+        def on_broken_pipe(self) -> None:
+            """Who read has gone, as in `ulna models | head`: nothing more is shown, but the work goes on."""
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
         def render(self, renderable: Any, options: Any = None) -> Any:
             for segment in super().render(renderable, options):
                 harmless = segment.control or segment.text == "\n" or segment.text.isprintable()
