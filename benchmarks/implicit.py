@@ -323,7 +323,7 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
             networks[name].network,
             plan,
             Prepared(image, size),
-            settings=Inference(spacing=spacing, overlap=arguments.overlap),
+            settings=Inference(mesh_step=spacing, overlap=arguments.overlap),
             device=device,
             precision=precision,
             tally=tallies[way],
@@ -331,7 +331,7 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
         labels[way] = to_labels(slabs.maps(), plan.labels)
 
     ways = {
-        "three stages": lambda: run("three stages", "implicit_unet", Inference().spacing),
+        "three stages": lambda: run("three stages", "implicit_unet", Inference().mesh_step),
         "every voxel": lambda: run("every voxel", "implicit_unet", 1),
     } | {name: lambda name=name: run(name, name, 1) for name in U_NETS}  # type: ignore[misc]
     seconds = interleaved(ways, arguments.rounds, warm_up=0)

@@ -246,7 +246,7 @@ class HeadsLoss(nn.Module):
             if outputs.points is not None:
                 raise UsageError(
                     "loss.heads=halving goes by the size of the heads, and all have that of the sampled points; "
-                    "weigh them by name, or leave points.count out"
+                    "weigh them by name, or leave points.count and points.fraction out"
                 )
             size = {name: outputs.heads[name][0, 0].numel() for name in names}
             fine_to_coarse = sorted(set(size.values()), reverse=True)

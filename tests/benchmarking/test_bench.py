@@ -29,7 +29,7 @@ TINY = (
     "training.min_steps=1",
 )
 FEW = {
-    "points.count": ("points", (1 / 64, 1 / 32)),
+    "points.fraction": ("points", (1 / 64, 1 / 32)),
     "points.sigma": ("sigma", (1, 5)),
 }
 

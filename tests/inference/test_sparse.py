@@ -30,7 +30,7 @@ def network(dims, classes):
 
 
 def staged(net, image, *, spacing, refine="halving", tally=None, multilabel=False):
-    settings = Inference(spacing=spacing, refine=refine)
+    settings = Inference(mesh_step=spacing, refine=refine)
     with torch.inference_mode():
         return by_stages(net, image, settings=settings, multilabel=multilabel, tally=tally)
 
@@ -175,7 +175,7 @@ def test_an_image_smaller_than_a_patch_is_asked_at_the_places_where_training_put
     dims, net = len(size), network(len(size), 3)
     plan = make(spatial_dims=dims, strides=((2,) * dims,) * 2, patch=SIZES[dims], labels=Labels(names=("a", "b", "c")))
     image = torch.randn(1, *size)
-    settings = Inference(spacing=1, smooth=False)
+    settings = Inference(mesh_step=1, smooth=False)
     # written out: the outermost voxels repeated up to the size of a patch, windows of a patch, their weighted mean
     before = [max(p - n, 0) // 2 for n, p in zip(size, plan.patch, strict=True)]
     behind = [max(p - n, 0) - b for n, p, b in zip(size, plan.patch, before, strict=True)]

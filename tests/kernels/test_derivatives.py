@@ -58,9 +58,9 @@ def _pinned(path: str, x: Tensor, *gates: Tensor) -> Tensor:
         return _swept(sweep, Direction(0), x, *gates)
 
 
-def _mlp(by: Function, reinject: int, x: Tensor, *layers: Tensor) -> Tensor:
+def _mlp(by: Function, skip_layer: int, x: Tensor, *layers: Tensor) -> Tensor:
     half = len(layers) // 2
-    return by(x, layers[:half], layers[half:], reinject=reinject)
+    return by(x, layers[:half], layers[half:], skip_layer=skip_layer)
 
 
 POINTS = torch.randint(0, 8, (2, 30, 2), generator=torch.Generator().manual_seed(5))
@@ -106,8 +106,8 @@ KERNELS: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
     ),
     "perceptron": (partial(_mlp, fused_mlp, 2), partial(_mlp, fused_mlp_reference, 2), ((40, 5), *MLP)),
     "perceptron that reads": (
-        lambda x, m, *layers: fused_mlp(x, layers[:3], layers[3:], reinject=2, read=[(m, AT)]),
-        lambda x, m, *layers: fused_mlp_reference(torch.cat([m[AT], x], 1), layers[:3], layers[3:], reinject=2),
+        lambda x, m, *layers: fused_mlp(x, layers[:3], layers[3:], skip_layer=2, read=[(m, AT)]),
+        lambda x, m, *layers: fused_mlp_reference(torch.cat([m[AT], x], 1), layers[:3], layers[3:], skip_layer=2),
         ((40, 2), (20, 3), *MLP),
     ),
     "sweep": (
@@ -242,7 +242,7 @@ def test_many_gradients_at_once_are_those_of_torch(kernel) -> None:
 
 def test_dropped_values_stay_dropped_in_second_derivatives() -> None:
     x, *layers = (t.requires_grad_() for t in drawn(((40, 5), *MLP)))
-    y = fused_mlp(x, layers[:3], layers[3:], dropout=0.4, reinject=2)
+    y = fused_mlp(x, layers[:3], layers[3:], dropout=0.4, skip_layer=2)
     first, *_ = torch.autograd.grad(y.sum(), [x, *layers], retain_graph=True)
     again, *_ = torch.autograd.grad(y.sum(), [x, *layers], create_graph=True)
     torch.testing.assert_close(again, first)
@@ -300,7 +300,7 @@ def test_the_kernels_of_this_file_are_our_own() -> None:
     x, w, b = (t.requires_grad_() for t in drawn(KERNELS["instance norm"][2]))
     assert "_NormalizeBackward" in type(instance_norm(_last(x), w, b, eps=1e-3).grad_fn).__name__
     x, *layers = (t.requires_grad_() for t in drawn(KERNELS["perceptron"][2]))
-    assert "_Perceptron" in type(fused_mlp(x, layers[:3], layers[3:], reinject=2).grad_fn).__name__
+    assert "_Perceptron" in type(fused_mlp(x, layers[:3], layers[3:], skip_layer=2).grad_fn).__name__
 
 
 def test_maps_that_are_computed_again_have_the_same_derivatives() -> None:
@@ -316,7 +316,7 @@ def test_maps_that_are_computed_again_have_the_same_derivatives() -> None:
         return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
     expected = penalty()
-    net.recompute = True
+    net.activation_checkpointing = True
     found = penalty()
     assert (found - expected).norm() < 1e-3 * expected.norm()
     # statistics are written where they lie, which torch.func forbids: so without

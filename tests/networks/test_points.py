@@ -52,7 +52,7 @@ def test_the_recommended_build_is_an_encoder_of_nnunet_a_narrower_decoder_and_fe
     assert shapes[0] == shapes[1]
     decoder = build("implicit_unet", spatial_dims=3).head.decoder
     assert (len(decoder.hidden), decoder.hidden[1].v.shape) == (8, (256, 256))
-    assert recommended("implicit_unet").points.count == 1 / 32
+    assert recommended("implicit_unet").points.fraction == 1 / 32
     (model,) = models("implicit_unet")
     assert model.points((48, 48, 48)) == 48**3 // 32
 
@@ -98,10 +98,10 @@ def test_the_encoding_has_60_values_in_3d_and_keeps_its_precision_in_large_patch
     torch.testing.assert_close(made.double(), exact, atol=5e-4, rtol=0)  # float32, angles up to 512 pi
 
 
-@pytest.mark.parametrize("reinject", [0, 2])
-def test_the_decoder_is_weight_norm_and_relu_layer_by_layer(reinject):
+@pytest.mark.parametrize("skip_layer", [0, 2])
+def test_the_decoder_is_weight_norm_and_relu_layer_by_layer(skip_layer):
     torch.manual_seed(0)
-    decoder = PointDecoder(5, 2, width=4, depth=3, dropout=0.2, reinject=reinject).double().eval()
+    decoder = PointDecoder(5, 2, width=4, depth=3, dropout=0.2, skip_layer=skip_layer).double().eval()
     for layer in decoder.hidden:
         torch.nn.init.normal_(layer.v), torch.nn.init.normal_(layer.g), torch.nn.init.normal_(layer.bias)
     x = torch.randn(1, 3, 5, dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_the_decoder_is_weight_norm_and_relu_layer_by_layer(reinject):
     for point in range(3):
         entered = h = x[0, point].tolist()
         for number, layer in enumerate(decoder.hidden, start=1):
-            h = h + entered if number == reinject else h
+            h = h + entered if number == skip_layer else h
             h = [
                 max(0.0, sum(g * v / math.sqrt(sum(u * u for u in row)) * e for v, e in zip(row, h, strict=True)) + b)
                 for row, g, b in zip(layer.v.tolist(), layer.g.tolist(), layer.bias.tolist(), strict=True)
@@ -173,10 +173,10 @@ def test_prediction_multiplies_coarse_maps_once_and_answers_as_training_does(dim
     torch.testing.assert_close(read(points).logits, at, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("reinject", [0, 2])
+@pytest.mark.parametrize("skip_layer", [0, 2])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_maps_with_channels_last_are_read_by_the_decoder_itself(dims, reinject):
-    head = {"kind": "points", "options": {**NARROW["options"], "reinject": reinject}}
+def test_maps_with_channels_last_are_read_by_the_decoder_itself(dims, skip_layer):
+    head = {"kind": "points", "options": {**NARROW["options"], "skip_layer": skip_layer}}
     net, size = narrow(dims=dims, classes=3, head=head).double(), SIZE[dims]
     maps = {n: m.detach() for n, m in net.features(torch.randn(2, 1, *size, dtype=torch.float64)).items()}
     points, made = random_points(size, 60).repeat(2, 1, 1), []
@@ -235,7 +235,7 @@ def test_sizes_that_strides_do_not_divide_are_not_folded():
         assert net.head._fold(maps, (15, 24), net.head.decoder.weights()[0]) is None
 
 
-@pytest.mark.parametrize("options", [{"gather": "linear"}, {"reinject": 2}])
+@pytest.mark.parametrize("options", [{"gather": "linear"}, {"skip_layer": 2}])
 def test_where_the_first_layer_cannot_be_folded_it_is_not(options):
     net = narrow(channels=(3, 4, 5, 6), head={"kind": "points", "options": {**NARROW["options"], **options}}).double()
     image = torch.randn(1, 1, 16, 24, dtype=torch.float64)
@@ -336,7 +336,7 @@ def test_linear_gathering_is_smooth_where_nearest_jumps():
         ({"widht": 3}, "did you mean 'width'"),
         ({"width": 0}, "one unit or more"),
         ({"depth": 0}, "one hidden layer"),
-        ({"reinject": 9}, "layers 2 to 8"),
+        ({"skip_layer": 9}, "layers 2 to 8"),
         ({"frequencies": -1}, "0 or more"),
         ({"dropout": 2.0}, "dropout is 2"),
         ({"dropout": 1.0}, "from 0 to below 1"),

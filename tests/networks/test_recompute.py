@@ -23,7 +23,7 @@ def test_loss_gradients_and_running_statistics_are_the_same(name, changes, nativ
     torch.manual_seed(0)
     plain = build(name, spatial_dims=2, in_channels=1, **NARROW, **changes).train()
     again = copy.deepcopy(plain)
-    again.recompute = True
+    again.activation_checkpointing = True
     image = torch.randn(2, 1, 32, 32).contiguous(memory_format=torch.channels_last)
     for network in (plain, again):
         torch.manual_seed(1)  # of dropout
@@ -37,7 +37,7 @@ def test_loss_gradients_and_running_statistics_are_the_same(name, changes, nativ
 def test_less_is_held_and_prediction_is_left_as_it_is():
     network = build("unet", spatial_dims=3, channels=(8, 16, 24), strides=(2, 2))
     step = peak_bytes(network, (32, 32, 32), training=True)
-    network.recompute = True
+    network.activation_checkpointing = True
     assert peak_bytes(network, (32, 32, 32), training=True) < 0.7 * step
     image = torch.randn(1, 1, 16, 16, 16)
     network.eval()

@@ -153,7 +153,7 @@ def test_points_leave_room_for_patches_and_batches_that_every_voxel_would_not(mo
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the work of a step decides
     volumes = data((200, 200, 200), (1.0,) * 3, "mm")
     few = planned(volumes, model="implicit_unet")
-    many = planned(volumes, "points.count=0.99", model="implicit_unet")
+    many = planned(volumes, "points.fraction=0.99", model="implicit_unet")
     assert few.patch == (96, 96, 96)
     assert math.prod(many.patch) < math.prod(few.patch) / 3
     small = data((48, 48, 48), (1.0,) * 3, "mm")  # there, as many points weigh more on a voxel

@@ -27,7 +27,7 @@ NARROW = ("architecture.head.points.width=32", "architecture.head.points.depth=3
 
 
 def test_implicit_unet_learns_from_points_and_predicts_images(discs, tmp_path):
-    settings = (*TINY, *NARROW, "points.count=0.3", "points.sigma=2", "training.min_steps=12")
+    settings = (*TINY, *NARROW, "points.fraction=0.3", "points.sigma=2", "training.min_steps=12")
     run = train(discs, model="implicit_unet", out=tmp_path / "run", epochs=4, set=settings)
     assert run.summary["val_dice"] > 0.85
     made = ulna.predict(run.folder, discs, out=tmp_path / "masks", split="test")
@@ -94,10 +94,10 @@ def test_every_network_can_train_on_points(discs, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loop, "_points", spy)
-        train(discs, model="unetpp", out=tmp_path / "run", epochs=1, set=(*TINY, "points.count=0.25"))
+        train(discs, model="unetpp", out=tmp_path / "run", epochs=1, set=(*TINY, "points.fraction=0.25"))
     assert {tuple(points.shape) for points in read} == {(2, 32 * 40 // 4, 2)}
     assert not torch.equal(read[0], read[1])
-    assert from_yaml(Recipe, tmp_path / "run" / "recipe.yaml").points.count == 0.25
+    assert from_yaml(Recipe, tmp_path / "run" / "recipe.yaml").points.fraction == 0.25
 
 
 def test_images_are_predicted_by_patches_because_coordinates_are_those_of_a_patch():
@@ -129,4 +129,4 @@ def test_wrong_settings_are_named_before_any_work(discs, tmp_path, change, messa
 
 def test_halving_by_size_is_refused_at_points_which_have_none(discs, tmp_path):
     with pytest.raises(UsageError, match="weigh them by name"):
-        train(discs, model="nnunet", out=tmp_path / "run", set=("points.count=0.5",))
+        train(discs, model="nnunet", out=tmp_path / "run", set=("points.fraction=0.5",))

@@ -34,12 +34,12 @@ from ulna.system.progress import track
 MODEL = "implicit_unet"
 # field of the recipe -> what a reader calls it, and the values tried beside the network's own
 VARIED: dict[str, tuple[str, tuple[float, ...]]] = {
-    "points.count": ("points, share of a patch", (1 / 128, 1 / 64, 1 / 32, 1 / 16)),
+    "points.fraction": ("points, share of a patch", (1 / 128, 1 / 64, 1 / 32, 1 / 16)),
     "architecture.head.points.width": ("decoder width", (64, 128, 256, 512)),
     "points.alpha": ("alpha, share near a boundary", (0, 0.25, 0.5, 0.75)),
     "points.sigma": ("sigma, voxels", (1, 2.5, 5, 10)),
 }
-SPACING = "inference.spacing"
+SPACING = "inference.mesh_step"
 SPACINGS = (1, 2, 4, 8)
 COUNT, SIZE = 16, (64, 64, 48)  # of the synthetic volumes
 ROUNDS = 7  # predictions of an image with every mesh, in turn
@@ -133,11 +133,11 @@ def _many(number: int, what: str) -> str:
 def _own(recipe: Recipe) -> dict[str, float | None]:
     """The values of the unvaried network."""
     return {
-        "points.count": recipe.points.count,
+        "points.fraction": recipe.points.fraction,
         "architecture.head.points.width": recipe.architecture.head.options.get("width"),
         "points.alpha": recipe.points.alpha,
         "points.sigma": recipe.points.sigma,
-        SPACING: recipe.inference.spacing,
+        SPACING: recipe.inference.mesh_step,
     }
 
 

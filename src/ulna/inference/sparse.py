@@ -33,7 +33,7 @@ def by_stages(
 ) -> Tensor:
     """Probabilities of windows: encoded once, read at few points.
 
-    With `settings.spacing` 1, or where every cell lies on a boundary, every voxel is asked and the answer is the dense one.
+    With `settings.mesh_step` 1, or where every cell lies on a boundary, every voxel is asked and the answer is the dense one.
 
     With `settings.refine` "halving" what lies in a cell on a boundary is asked at half the step, then in the smaller cells
     that are still on one, down to single voxels: half as many points and fewer, for the same answers along boundaries.
@@ -70,7 +70,7 @@ def _one_window(
     read: Reader, size: torch.Size, settings: Inference, multilabel: bool, tally: PointCounts, device: torch.device
 ) -> Tensor:
     """Logits of one window, (1, K, *S)."""
-    step = settings.spacing
+    step = settings.mesh_step
     mesh = torch.cartesian_prod(*(torch.arange(0, n, step, device=device) for n in size))
     logits = read(mesh[None]).logits
     logits = logits.reshape(*logits.shape[:2], *(-(-n // step) for n in size))

@@ -55,7 +55,7 @@ class Network(nn.Module):
         self.in_channels = in_channels
         self.divisor = divisor
         # keep the maps of nodes alone in training, and compute what lies between them again in the backward pass
-        self.recompute = False
+        self.activation_checkpointing = False
         self.origin = ""  # the run folder that the weights came from, for messages
 
     def features(self, image: Tensor) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class Network(nn.Module):
     def _stage(self, name: str, source: Tensor, skips: list[Tensor]) -> Tensor:
         stage = self.stages[name]
         # torch.func cannot look into what is computed again
-        if self.recompute and self.training and torch.is_grad_enabled() and not door.transformed():
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled() and not door.transformed():
             return checkpoint(
                 stage, source, skips, use_reentrant=False, context_fn=lambda: (nullcontext(), nd.Recomputing())
             )

@@ -197,7 +197,7 @@ def estimate_training_memory(recipe: Recipe, plan: Plan, *, cases: int) -> Memor
         spatial_dims=plan.spatial_dims,
         multilabel=plan.labels.multilabel,
     )
-    network.recompute = recipe.training.recompute
+    network.activation_checkpointing = recipe.training.activation_checkpointing
     bf16 = choose_precision(recipe.training.precision, default_device()) == "bf16"
     return training_memory(network, plan, recipe, bf16=bf16, cases=cases)
 

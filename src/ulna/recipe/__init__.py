@@ -5,8 +5,9 @@ JSON schema of `Recipe` documents every field.
 """
 
 from ulna.recipe.architecture import MOST_CHANNELS, Architecture, Slot
-from ulna.recipe.changing import merged, set_value
+from ulna.recipe.changing import merged, set_value, stated
 from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Points, Recipe, Training
+from ulna.recipe.former import renamed_path
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Labels, Normalization, Plan, Split, Whitening
 
@@ -30,6 +31,8 @@ __all__ = [
     "from_yaml",
     "merged",
     "parse",
+    "renamed_path",
     "set_value",
+    "stated",
     "to_yaml",
 ]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from ulna.errors import brief, printable
+from ulna.recipe.former import renamed_options
 
 MOST_LEVELS = 64
 MOST_CHANNELS_AT_ALL = 1 << 16
@@ -17,6 +18,7 @@ _LAYER_COUNTS = ("convs", "layers", "sdn_layers", "depth")  # options that say h
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    options = renamed_options(options)
     for name, value in options.items():
         values = list(value) if isinstance(value, list | tuple) else [value]
         most = MOST_LAYERS if name in _LAYER_COUNTS else LARGEST_OPTION

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from ulna.errors import UsageError, unknown
+from ulna.errors import UsageError, printable, unknown
 from ulna.recipe.architecture import Architecture, Slot
 from ulna.recipe.choices import Recipe
+from ulna.recipe.former import renamed, renamed_path
 from ulna.recipe.model import Frozen, field_type, parse
-from ulna.system.reading import parse_yaml
+from ulna.system.reading import parse_yaml, read_yaml
+
+ALTERNATIVES = {"count": "fraction", "fraction": "count"}  # of the points of a patch
 
 
 def set_value(recipe: Recipe, assignment: str) -> Recipe:
@@ -31,7 +35,7 @@ def set_value(recipe: Recipe, assignment: str) -> Recipe:
     if isinstance(value, str):  # YAML 1.1 reads 3e-4 as text
         with suppress(ValueError):
             value = float(value)
-    parts = path.strip().split(".")
+    parts = renamed_path(path.strip(), value).split(".")
     return parse(Recipe, _assign(recipe.model_dump(), parts, value, path, Recipe), source=f"--set {assignment}")
 
 
@@ -42,7 +46,7 @@ def _assign(values: Any, parts: list[str], new: Any, path: str, model: type[Froz
     current = values[name]
     slots = model is Architecture and name in ("conv", "skip", "up", "down")
     if not rest:
-        return {**values, name: new}
+        return merged(values, {name: new}) if name in ALTERNATIVES else {**values, name: new}
     if slots or (model is Architecture and name == "head"):
         entries = list(current) if slots else [current]
         kind = rest[0] if rest[0] in {e["kind"] for e in entries} else None
@@ -69,12 +73,32 @@ def _assign_slot(entry: dict[str, Any], keys: list[str], new: Any, path: str) ->
     return {**entry, "options": {**entry["options"], keys[0]: new}}
 
 
+def stated(path: Path | str | None) -> dict[str, Any]:
+    """What a person wrote into a recipe file, under the names of today; nothing without a file.
+
+    Raises:
+        UsageError: if it cannot be read, or gives a field by two names.
+    """
+    if path is None:
+        return {}
+    try:
+        return renamed(read_yaml(Path(path)), note=True)
+    except ValueError as error:
+        raise error if isinstance(error, UsageError) else UsageError(f"{printable(path)}: {error}") from None
+
+
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, section by section; lists and single values are replaced."""
+    """`base` with `changes` laid over it, section by section; lists and single values are replaced.
+
+    A value that is given takes the place of its alternative: a number of points that of a fraction.
+    """
     both = dict(base)
     if "kind" in changes:  # a section that names its kind stands for itself: no options of another kind
         both.pop("options", None)
     for name, value in changes.items():
         old = both.get(name)
         both[name] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        other = ALTERNATIVES.get(name)
+        if value is not None and other in both and other not in changes:
+            both[other] = None
     return both

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ulna.recipe.architecture import Architecture
 from ulna.recipe.bounds import LONGEST_AXIS, Options
+from ulna.recipe.former import renamed
 from ulna.recipe.model import Frozen
 
 
@@ -70,7 +72,9 @@ class Training(Frozen):
     foreground: Probability = 0.33  # share of patches placed on a structure
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
     channels_last: bool = True  # in 3D only where native kernels read maps so: elsewhere it is slower
-    recompute: bool = False  # compute maps within a node again in the backward pass: less memory, more time
+    activation_checkpointing: bool = (
+        False  # compute maps within a node again in the backward pass: less memory, more time
+    )
     workers: int | None = Field(default=None, ge=0)  # None: 0 on a CPU, which computes anyway
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 
@@ -81,10 +85,17 @@ SPARSE_POINTS = 30_000  # Implicit U-Net (marimont2022), Sec. 2: k
 class Points(Frozen):
     """Training on random points of a patch in place of all its voxels (marimont2022, Sec. 2)."""
 
-    # a number of points a patch, or below 1 a share of its voxels; None: SPARSE_POINTS for a head that reads points, else all
-    count: Annotated[float, Field(gt=0)] | None = None
+    # of a patch: how many points, or which share of its voxels; neither: SPARSE_POINTS for a head that reads points, else all
+    count: int | None = Field(default=None, ge=1)
+    fraction: float | None = Field(default=None, gt=0, le=1)
     alpha: Probability = 0.5  # share of them near a label boundary
     sigma: float = Field(default=5.0, ge=0)  # how far they scatter about it, in voxels
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if self.count is not None and self.fraction is not None:
+            raise ValueError(f"count is {self.count} and fraction is {self.fraction}; give one of them")
+        return self
 
 
 class Planning(Frozen):
@@ -112,7 +123,7 @@ class Inference(Frozen):
     # heads that read points only (marimont2022, Sec. 2): the step of the coarse mesh, 1 to ask every voxel; whether cells
     # on a boundary are asked voxel by voxel at once, as in the paper, or at half the step first; and a 3 x 3 x 3 mean of
     # the probabilities at the end
-    spacing: int = Field(default=4, ge=1)
+    mesh_step: int = Field(default=4, ge=1)  # voxels
     refine: Literal["halving", "once"] = "halving"
     smooth: bool = True
 
@@ -138,3 +149,8 @@ class Recipe(Frozen):
     points: Points = Points()
     inference: Inference = Inference()
     evaluation: Scoring = Scoring()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        return renamed(values) if isinstance(values, Mapping) else values

@@ -20,7 +20,7 @@ from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, printable
 from ulna.planning.memory import ON_THE_GPU, gpu_memory
 from ulna.planning.plan import estimate_training_memory, fingerprint
-from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse
+from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse, stated
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
 from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
@@ -29,7 +29,7 @@ from ulna.study.scores import read_scores
 from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants, settings_of
 from ulna.system.files import write_text
 from ulna.system.outputs import check_folder, check_free
-from ulna.system.reading import read_json_object, read_yaml
+from ulna.system.reading import parse_yaml, read_json_object
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger("ulna")
@@ -194,15 +194,15 @@ def _check_numbers(seeds: int, folds: int | None, margin: float, jobs: int) -> N
 
 def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None) -> dict[str, Any]:
     """What is stated for all: the recipe file and the flags."""
-    stated = dict(read_yaml(Path(recipe))) if recipe is not None else {}
-    parse(Recipe, stated, source=str(recipe or ""))
-    own = stated.get("training", {})
+    fields = stated(recipe)
+    parse(Recipe, fields, source=str(recipe or ""))
+    own = fields.get("training", {})
     if own.get("fold") is not None:
         raise UsageError(f"{recipe}: training.fold: the study sets it itself; use --folds")
     seed = own.get("seed", 0) if own.get("split_seed") is None else own["split_seed"]
     flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": seed}
     training = {**own, **{k: v for k, v in flags.items() if v is not None}}
-    return {**stated, "training": training}
+    return {**fields, "training": training}
 
 
 def _read(data: Path) -> tuple[Dataset, Report]:
@@ -268,6 +268,7 @@ def _check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> No
     differing = [
         f"{what} ({before[key]} there, {now[key]} now)" for key, what in said.items() if before[key] != now[key]
     ]
+    before = {**before, "recipes": {name: _under_names_of_today(text) for name, text in before["recipes"].items()}}
     for kind in ("recipes", "architectures"):
         both = sorted(before[kind].keys() & now[kind].keys())
         differing += [
@@ -278,6 +279,14 @@ def _check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> No
         now[kind] = {**before[kind], **now[kind]}
     if differing:
         raise UsageError(f"{out}: a study with other settings: {'; '.join(sorted(differing))}; choose another --out")
+
+
+def _under_names_of_today(settings: str) -> str:
+    """The settings of a study that an earlier version began, as this one writes them."""
+    try:
+        return settings_of(parse(Recipe, parse_yaml(settings, STUDY_FILE)))
+    except UsageError:  # of fields that are gone: they differ
+        return settings
 
 
 def _first_difference(before: Any, now: Any) -> str:

@@ -151,7 +151,7 @@ print(peak_memory_mb())
 
 
 def prediction_mb(run: Path, data: Path, case: Case, *changes: str) -> float | None:
-    """Peak memory of a fresh process that predicts one image; with changes of the recipe such as inference.spacing=2.
+    """Peak memory of a fresh process that predicts one image; with changes of the recipe such as inference.mesh_step=2.
 
     None on a GPU, where it is not measured, and where the process failed.
     """

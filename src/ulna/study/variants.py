@@ -16,7 +16,8 @@ from ulna.networks.build import count_parameters, named, validate, widths
 from ulna.networks.catalog import NAMED
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.plan import Fingerprint, make_plan, resolve
-from ulna.recipe import Architecture, Labels, Plan, Recipe, merged, parse, set_value, to_yaml
+from ulna.recipe import Architecture, Labels, Plan, Recipe, merged, parse, renamed_path, set_value, to_yaml
+from ulna.system.reading import parse_yaml
 
 # Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at
 # which points; for a head that reads points also how the same loss pools them, since those of one patch may hold none of a
@@ -329,7 +330,8 @@ def _axis(text: str) -> list[tuple[str, str]]:
     chosen = [value.strip() for value in chosen if value.strip()]
     if not equals or not key.strip() or len(chosen) < 2:
         raise UsageError(f"--vary {text}: expected KEY=V1,V2,..., for example loss.kind=dice,cross_entropy")
-    return [(key.strip(), value) for value in chosen]
+    key = renamed_path(key.strip(), parse_yaml(chosen[0], f"--vary {text}"))
+    return [(key, value) for value in chosen]
 
 
 def _singly(axes: Sequence[Sequence[tuple[str, str]]]) -> list[tuple[tuple[str, str], ...]]:

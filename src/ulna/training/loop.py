@@ -126,7 +126,7 @@ class Loop:
         self.plan, self.recipe, self.folder, self.stop, self.on_epoch = plan, recipe, folder, stop, on_epoch
         self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.fabric.device)
         self.network = network.to(self.fabric.device)
-        self.network.recompute = recipe.training.recompute
+        self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
         self.model, self.optimizer = self.fabric.setup(self.network, optimizer)

@@ -46,6 +46,7 @@ from ulna.recipe import (
     merged,
     parse,
     set_value,
+    stated,
     to_yaml,
 )
 from ulna.system.device import choose_precision, default_device
@@ -53,7 +54,6 @@ from ulna.system.files import remove_leftovers, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
 from ulna.system.progress import Lines
-from ulna.system.reading import read_yaml
 from ulna.training.checkpoint import METRICS
 from ulna.training.loop import CHECKPOINTS, Loop, State, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
@@ -178,12 +178,12 @@ def choose(
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
     """
-    stated = read_yaml(Path(recipe)) if recipe is not None else {}
+    own = stated(recipe)
     if model is not None:
-        stated.pop("architecture", None)  # a model named in the command replaces the file's network
-    name = model or stated.get("model", "unetpp")
+        own.pop("architecture", None)  # a model named in the command replaces the file's network
+    name = model or own.get("model", "unetpp")
     base = recommended(str(name)).model_dump()
-    chosen = parse(Recipe, merged(base, {**stated, "model": name}), source=str(recipe or ""))
+    chosen = parse(Recipe, merged(base, {**own, "model": name}), source=str(recipe or ""))
     flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold}
     changes = {flag: value for flag, value in flags.items() if value is not None}
     if changes:
@@ -195,7 +195,7 @@ def choose(
     keys = [one.partition("=")[0].strip() for one in ([set] if isinstance(set, str) else set)]
     if any(key.startswith("architecture.head") for key in keys):  # a file says all that it wants
         said = {key.split(".")[1] for key in keys if key.startswith("loss.")}
-        chosen = fitted_to_head(chosen, said | {*(stated.get("loss") or {})})
+        chosen = fitted_to_head(chosen, said | {*(own.get("loss") or {})})
     return chosen
 
 

@@ -89,15 +89,16 @@ def test_the_same_generator_gives_the_same_points():
 
 
 @pytest.mark.parametrize(
-    ("count", "sparse", "expected"),
+    ("settings", "sparse", "expected"),
     [
-        (None, False, None),
-        (None, True, 30_000),
-        (500, False, 500),
-        (0.1, True, 10_000),
-        (1, False, 1),
-        (1e9, True, 100_000),
+        ({}, False, None),
+        ({}, True, 30_000),
+        ({"count": 500}, False, 500),
+        ({"fraction": 0.1}, True, 10_000),
+        ({"fraction": 1e-9}, True, 1),
+        ({"count": 1}, False, 1),
+        ({"count": 1e9}, True, 100_000),
     ],
 )
-def test_how_many_points_a_step_reads(count, sparse, expected):
-    assert count_points(Points(count=count), 100_000, sparse=sparse) == expected
+def test_how_many_points_a_step_reads(settings, sparse, expected):
+    assert count_points(Points(**settings), 100_000, sparse=sparse) == expected

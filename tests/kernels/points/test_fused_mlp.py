@@ -9,29 +9,29 @@ import ulna.kernels.points.fused_mlp as room
 from ulna.kernels.points.fused_mlp import fused_mlp, fused_mlp_reference
 
 
-def layers(*sides, reinject=0, dtype=torch.float64):
+def layers(*sides, skip_layer=0, dtype=torch.float64):
     """Random weights and biases between layers of so many values."""
-    wide = [side + (sides[0] if number == reinject else 0) for number, side in enumerate(sides[:-1], start=1)]
+    wide = [side + (sides[0] if number == skip_layer else 0) for number, side in enumerate(sides[:-1], start=1)]
     weights = [torch.randn(out, enter, dtype=dtype) for enter, out in zip(wide, sides[1:], strict=True)]
     biases = [torch.randn(out, dtype=dtype) for out in sides[1:]]
     return [t.requires_grad_() for t in weights], [t.requires_grad_() for t in biases]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 20])
-@pytest.mark.parametrize("reinject", [0, 2, 3])
-def test_blocks_give_the_values_and_gradients_of_the_definition(rows, reinject, monkeypatch):
+@pytest.mark.parametrize("skip_layer", [0, 2, 3])
+def test_blocks_give_the_values_and_gradients_of_the_definition(rows, skip_layer, monkeypatch):
     monkeypatch.setattr(room, "ROWS", 7)  # the last block of 20 rows is a partial one
     torch.manual_seed(0)
-    weights, biases = layers(5, 4, 6, 4, 2, reinject=reinject)
+    weights, biases = layers(5, 4, 6, 4, 2, skip_layer=skip_layer)
     x = torch.randn(rows, 5, dtype=torch.float64, requires_grad=True)
-    ours, defined = (f(x, weights, biases, reinject=reinject) for f in (fused_mlp, fused_mlp_reference))
+    ours, defined = (f(x, weights, biases, skip_layer=skip_layer) for f in (fused_mlp, fused_mlp_reference))
     torch.testing.assert_close(ours, defined)
     seed = torch.randn_like(ours)
     every = [x, *weights, *biases]
     for a, b in zip(torch.autograd.grad(ours, every, seed), torch.autograd.grad(defined, every, seed), strict=True):
         torch.testing.assert_close(a, b)
     with torch.no_grad():
-        assert torch.equal(fused_mlp(x, weights, biases, reinject=reinject), ours)
+        assert torch.equal(fused_mlp(x, weights, biases, skip_layer=skip_layer), ours)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -161,21 +161,21 @@ def picked(rows, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 20])
-@pytest.mark.parametrize("reinject", [0, 2, 3])
-def test_rows_that_are_read_lie_before_the_own_values(rows, reinject, monkeypatch):
+@pytest.mark.parametrize("skip_layer", [0, 2, 3])
+def test_rows_that_are_read_lie_before_the_own_values(rows, skip_layer, monkeypatch):
     monkeypatch.setattr(room, "ROWS", 7)
     torch.manual_seed(0)
-    weights, biases = layers(8, 4, 6, 4, 2, reinject=reinject)
+    weights, biases = layers(8, 4, 6, 4, 2, skip_layer=skip_layer)
     x, read = torch.randn(rows, 3, dtype=torch.float64, requires_grad=True), picked(rows)
     joined = torch.cat([*(m[at] for m, at in read), x], dim=1)
-    ours = fused_mlp(x, weights, biases, reinject=reinject, read=read)
-    defined = fused_mlp_reference(joined, weights, biases, reinject=reinject)
+    ours = fused_mlp(x, weights, biases, skip_layer=skip_layer, read=read)
+    defined = fused_mlp_reference(joined, weights, biases, skip_layer=skip_layer)
     torch.testing.assert_close(ours, defined)
     seed, every = torch.randn_like(ours), [x, *(m for m, _ in read), *weights, *biases]
     for a, b in zip(torch.autograd.grad(ours, every, seed), torch.autograd.grad(defined, every, seed), strict=True):
         torch.testing.assert_close(a, b)
     with torch.no_grad():
-        torch.testing.assert_close(fused_mlp(x, weights, biases, reinject=reinject, read=read), ours)
+        torch.testing.assert_close(fused_mlp(x, weights, biases, skip_layer=skip_layer, read=read), ours)
 
 
 def test_frozen_matrices_that_are_read_have_no_gradient():

@@ -17,15 +17,15 @@ def count_points(settings: Points, voxels: int, *, sparse: bool) -> int | None:
         sparse: whether the head reads points at little cost.
 
     Example:
-        >>> count_points(Points(), 160 * 160 * 96, sparse=True), count_points(Points(count=0.25), 64 * 64, sparse=False)
+        >>> count_points(Points(), 160 * 160 * 96, sparse=True), count_points(Points(fraction=0.25), 64 * 64, sparse=False)
         (30000, 1024)
         >>> count_points(Points(), 64 * 64, sparse=True), count_points(Points(), 64 * 64, sparse=False)
         (4096, None)
     """
+    if settings.fraction is not None:
+        return max(1, round(settings.fraction * voxels))
     count = settings.count if settings.count is not None or not sparse else SPARSE_POINTS
-    if count is None:
-        return None
-    return max(1, min(round(count * voxels if count < 1 else count), voxels))
+    return None if count is None else min(count, voxels)
 
 
 def sample_points(

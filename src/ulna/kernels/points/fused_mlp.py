@@ -32,7 +32,7 @@ def fused_mlp_reference(
     biases: Sequence[Tensor],
     *,
     dropout: float = 0.0,
-    reinject: int = 0,
+    skip_layer: int = 0,
     addend: Tensor | None = None,
 ) -> Tensor:
     """The definition, on any device and in any precision: hidden layers with ReLU and dropout, then a plain one.
@@ -44,7 +44,7 @@ def fused_mlp_reference(
         weights: of every layer, the last one without ReLU; weights are (W, Cin), then (W, W), then (K, W).
         biases: of every layer.
         dropout: probability, after every hidden layer.
-        reinject: the layer, counted from 1, that reads x a second time beside what comes in, with W + Cin columns; 0: none.
+        skip_layer: the layer, counted from 1, that reads x a second time beside what comes in, with W + Cin columns; 0: none.
         addend: (R, W), added to the first product in place of that layer's bias.
 
     Shape:
@@ -52,7 +52,7 @@ def fused_mlp_reference(
     """
     y = x
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
-        entered = torch.cat([y, x], dim=-1) if number == reinject else y
+        entered = torch.cat([y, x], dim=-1) if number == skip_layer else y
         y = F.linear(entered, weight, bias) if number > 1 or addend is None else F.linear(entered, weight) + addend
         if number < len(weights):
             y = F.dropout(y.relu(), dropout)
@@ -65,7 +65,7 @@ def fused_mlp(
     biases: Sequence[Tensor],
     *,
     dropout: float = 0.0,
-    reinject: int = 0,
+    skip_layer: int = 0,
     addend: Tensor | None = None,
     read: Sequence[Picked] = (),
 ) -> Tensor:
@@ -86,7 +86,7 @@ def fused_mlp(
     casts = kind != "meta" and torch.is_autocast_enabled(kind)
     plain = (
         door.admits(x, *matrices, *layers, *added, dtypes=door.FLOATS, device=None)
-        and _fit(x, weights, biases, matrices, reinject, addend)
+        and _fit(x, weights, biases, matrices, skip_layer, addend)
         and (casts or len({t.dtype for t in (x, *layers, *added)}) == 1)
     )
     if plain and casts and x.dtype == torch.float32:
@@ -94,12 +94,12 @@ def fused_mlp(
     graded = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *matrices, *layers, *added))
     if plain and graded and addend is None:
         at = tuple(at for _, at in read)
-        return _FusedMlp.apply(x, at, dropout, reinject, *matrices, *layers)  # type: ignore[no-untyped-call]
+        return _FusedMlp.apply(x, at, dropout, skip_layer, *matrices, *layers)  # type: ignore[no-untyped-call]
     if read:
         x = torch.cat([*(matrix.index_select(0, at).to(x.dtype) for matrix, at in read), x], dim=1)
     if not plain or graded:
-        return fused_mlp_reference(x, weights, biases, dropout=dropout, reinject=reinject, addend=addend)
-    return _forward(_Rows(x), _layers(layers, x), dropout, reinject, None, addend)
+        return fused_mlp_reference(x, weights, biases, dropout=dropout, skip_layer=skip_layer, addend=addend)
+    return _forward(_Rows(x), _layers(layers, x), dropout, skip_layer, None, addend)
 
 
 def _fit(
@@ -107,7 +107,7 @@ def _fit(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     matrices: Sequence[Tensor],
-    reinject: int,
+    skip_layer: int,
     addend: Tensor | None,
 ) -> bool:
     """Whether all sizes are those of the definition: blocks take it for granted."""
@@ -115,7 +115,7 @@ def _fit(
         return False
     enters = wide = sum(m.shape[1] for m in (*matrices, x))
     for number, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
-        reads = wide + (enters if number == reinject else 0)
+        reads = wide + (enters if number == skip_layer else 0)
         if weight.ndim != 2 or weight.shape[1] != reads or bias.shape != weight.shape[:1]:
             return False
         wide = len(weight)
@@ -176,21 +176,23 @@ class _Gradients:
 
 class _FusedMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, at: tuple[Tensor, ...], dropout: float, reinject: int, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, at: tuple[Tensor, ...], dropout: float, skip_layer: int, *tensors: Tensor
+    ) -> Tensor:
         matrices, layers = tensors[: len(at)], tensors[len(at) :]
         cast = _layers(layers, x)
         # one piece of memory, which has room for large maps when it is free again
         kept = x.new_empty(len(x) * sum(len(bias) for bias in cast[1][:-1]))
         ctx.save_for_backward(x, kept, *at, *tensors)
-        ctx.count, ctx.dropout, ctx.reinject = len(at), dropout, reinject
-        return _forward(_Rows(x, matrices, at), cast, dropout, reinject, _split(kept, cast[1]))
+        ctx.count, ctx.dropout, ctx.skip_layer = len(at), dropout, skip_layer
+        return _forward(_Rows(x, matrices, at), cast, dropout, skip_layer, _split(kept, cast[1]))
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         own, kept, *tensors = ctx.saved_tensors
         count = ctx.count
         if door.gradient_by_torch(dout):
-            definition = partial(_definition, tensors[:count], kept, ctx.dropout, ctx.reinject)
+            definition = partial(_definition, tensors[:count], kept, ctx.dropout, ctx.skip_layer)
             asked = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
             found = door.gradients(definition, [own, *tensors[count:]], asked, dout)
             return found[0], None, None, None, *found[1:]
@@ -210,7 +212,7 @@ class _FusedMlp(torch.autograd.Function):
                 wide = y.shape[1]
                 totals[layer][:, :wide].add_(g.t() @ y)
                 totals[len(ws) + layer].add_(g.sum(0, dtype=layers[0].dtype))
-                if layer + 1 == ctx.reinject:
+                if layer + 1 == ctx.skip_layer:
                     totals[layer][:, wide:].add_(g.t() @ entered)
                     if dx.asked:
                         dx.add(rows, g @ ws[layer][:, wide:])
@@ -224,7 +226,7 @@ class _FusedMlp(torch.autograd.Function):
 
 
 def _definition(
-    at: Sequence[Tensor], kept: Tensor, dropout: float, reinject: int, own: Tensor, *tensors: Tensor
+    at: Sequence[Tensor], kept: Tensor, dropout: float, skip_layer: int, own: Tensor, *tensors: Tensor
 ) -> Tensor:
     """What `_Perceptron` computed, in torch's operations; what it left in `kept` says what was dropped."""
     matrices, layers = tensors[: len(at)], [t.to(own.dtype) for t in tensors[len(at) :]]
@@ -233,7 +235,7 @@ def _definition(
     y = x = torch.cat([*read, own], dim=1)
     hidden = [*_split(kept, bs), None]
     for number, (weight, bias, made) in enumerate(zip(ws, bs, hidden, strict=True), start=1):
-        y = F.linear(torch.cat([y, x], dim=1) if number == reinject else y, weight, bias)
+        y = F.linear(torch.cat([y, x], dim=1) if number == skip_layer else y, weight, bias)
         if made is not None:
             y = y * ((made != 0).to(y.dtype) / (1 - dropout))
     return y
@@ -243,7 +245,7 @@ def _forward(
     x: _Rows,
     layers: tuple[Sequence[Tensor], Sequence[Tensor]],
     dropout: float,
-    reinject: int,
+    skip_layer: int,
     hidden: Sequence[Tensor] | None,
     addend: Tensor | None = None,
 ) -> Tensor:
@@ -251,7 +253,7 @@ def _forward(
     ws, bs = layers
     own = x.own
     out = own.new_empty(len(own), len(bs[-1]))
-    if hidden is None and not dropout and not reinject and _fuses(own):
+    if hidden is None and not dropout and not skip_layer and _fuses(own):
         for rows in _blocks(own, ROWS_PREDICTED):
             some = x[rows]
             made = _fused(_filled(some), ws, bs, None if addend is None else _filled(addend[rows]))
@@ -264,7 +266,7 @@ def _forward(
             last = layer + 1 == len(ws)
             room = out[rows] if last else hidden[layer][rows] if hidden else own.new_empty(len(y), len(bias))
             torch.addmm(bias if layer or addend is None else addend[rows], y, weight[:, :wide].t(), out=room)
-            if layer + 1 == reinject:
+            if layer + 1 == skip_layer:
                 room.addmm_(entered, weight[:, wide:].t())
             if not last:
                 room.relu_()

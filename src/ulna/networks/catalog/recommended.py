@@ -102,7 +102,7 @@ RECOMMENDED: dict[str, Entry] = {
         ),
         "Naval Marimont 2022, Fig. 2",
         "five levels of the encoder of nnU-Net, which are read by a decoder of 256 units, in training at one voxel of 32",
-        recipe={**POINTWISE, "points.count": 1 / 32},
+        recipe={**POINTWISE, "points.fraction": 1 / 32},
     ),
     "nnunet": Entry(
         Architecture(

@@ -63,7 +63,7 @@ class PointDecoder(nn.Module):
         width: of the hidden layers.
         depth: number of hidden layers.
         dropout: probability.
-        reinject: the hidden layer, counted from 1, that reads the input a second time, as DeepSDF's fourth does; 0: none.
+        skip_layer: the hidden layer, counted from 1, that reads the input a second time, as DeepSDF's fourth does; 0: none.
 
     Shape:
         (N, P, in_features) -> (N, P, K)
@@ -73,19 +73,19 @@ class PointDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, maps: int, *, width: int, depth: int, dropout: float, reinject: int = 0
+        self, in_features: int, maps: int, *, width: int, depth: int, dropout: float, skip_layer: int = 0
     ) -> None:
         super().__init__()
         if width < 1 or depth < 1:
             raise UsageError(f"the decoder has one hidden layer of one unit or more; got width={width}, depth={depth}")
-        if not (reinject == 0 or 2 <= reinject <= depth):
-            raise UsageError(f"reinject is {reinject}; layers 2 to {depth} can read the input again, 0 is none")
+        if not (skip_layer == 0 or 2 <= skip_layer <= depth):
+            raise UsageError(f"skip_layer is {skip_layer}; layers 2 to {depth} can read the input again, 0 is none")
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}; from 0 to below 1 is possible")
-        self.reinject = reinject
+        self.skip_layer = skip_layer
         self.hidden = nn.ModuleList(
             WeightNormLinear(
-                in_features if layer == 1 else width + (in_features if layer == reinject else 0),
+                in_features if layer == 1 else width + (in_features if layer == skip_layer else 0),
                 width,
             )
             for layer in range(1, depth + 1)
@@ -121,7 +121,7 @@ class PointDecoder(nn.Module):
             [*weights, self.final.weight],
             [*biases, self.final.bias],
             dropout=self.dropout if self.training else 0.0,
-            reinject=self.reinject,
+            skip_layer=self.skip_layer,
             addend=None if addend is None else addend.flatten(0, -2),
             read=read,
         )

@@ -39,7 +39,7 @@ class Points(Head):
         dropout: probability, after every hidden layer.
         frequencies: L of the encoding.
         gather: "nearest" as in the paper, or "linear" between the vectors around a point.
-        reinject: the hidden layer that reads the input a second time; 0: none.
+        skip_layer: the hidden layer that reads the input a second time; 0: none.
 
     Shape:
         {node: (N, C, *S / stride)}, (N, P, D) -> Outputs with (N, K, P), or with (N, K, *S) without points
@@ -61,7 +61,7 @@ class Points(Head):
         dropout: float = 0.2,
         frequencies: int = 10,
         gather: str = "nearest",
-        reinject: int = 0,
+        skip_layer: int = 0,
     ) -> None:
         super().__init__()
         if gather not in MODES:
@@ -70,7 +70,7 @@ class Points(Head):
             raise UsageError(f"frequencies is {frequencies}; 0 or more are possible")
         self.nodes, self.frequencies, self.mode = tuple(widths), frequencies, gather
         entered = sum(widths.values()) + 2 * frequencies * spatial_dims
-        self.decoder = PointDecoder(entered, maps, width=width, depth=depth, dropout=dropout, reinject=reinject)
+        self.decoder = PointDecoder(entered, maps, width=width, depth=depth, dropout=dropout, skip_layer=skip_layer)
 
     @staticmethod
     def reads(wiring: Wiring, *, deep_supervision: bool, readout: str) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ class Points(Head):
             not coarse
             or torch.is_grad_enabled()
             or self.mode != "nearest"
-            or self.decoder.reinject
+            or self.decoder.skip_layer
             or not _real(finest)
         ):
             return None

@@ -97,9 +97,13 @@ class Model:
             >>> [models(name)[0].points((96, 96, 64)) for name in ("implicit_unet", "marimont/implicit_unet", "unet")]
             [18432, 30000, None]
         """
-        count = self.entry.recipe.get("points.count", SPARSE_POINTS)
-        voxels = math.prod(size)
-        return min(round(count * voxels if count < 1 else count), voxels) if self.network().head.sparse else None
+        own, voxels = self.entry.recipe, math.prod(size)
+        count = (
+            round(own["points.fraction"] * voxels)
+            if "points.fraction" in own
+            else own.get("points.count", SPARSE_POINTS)
+        )
+        return min(count, voxels) if self.network().head.sparse else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
