@@ -2,13 +2,14 @@
 # make test   set up with the test extras, and run the tests
 # make check  set up with the developers' extras: lint, format, types, import rules
 # make slow   the tests that take minutes
+# make coverage  the quick tests, and which lines of the source they run
 # make processors  all tests under settings that imitate other processors; PROCESSORS=--slow: the slow ones too
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow processors check format clean
+.PHONY: demo test slow coverage processors check format clean
 
 demo: .venv/.core
 	$(BIN)/ulna demo --out demo
@@ -18,6 +19,9 @@ test: .venv/.test
 
 slow: .venv/.test
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow --timeout 1800
+
+coverage: .venv/.test
+	$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term:skip-covered
 
 processors: .venv/.test
 	$(BIN)/python tests/processors.py $(PROCESSORS)
