@@ -4,8 +4,8 @@
     python benchmarks/networks.py                    # all; or some: unet-2d-96 unetpp-2d-96 ...
     python benchmarks/networks.py --peaks --out networks-memory     # memory alone
 
-Three contenders run in turn: the peer as it comes (float32, torch's default layout, Adam), the peer given the same levers
-as ulna takes by itself (channels last in 2D, fused Adam, bf16 where the processor has instructions for it), and ulna as
+Three contenders run in turn: the peer with default settings (float32, torch's default layout, Adam), the peer with
+matched settings (those of ulna: channels last in 2D, fused Adam, bf16 where the processor has instructions for it), and ulna as
 `ulna train` and `ulna predict` run it. The loss is the same for all. Memory is the peak of a process of its own that does
 two steps, less what it holds before the network is built.
 """
@@ -34,7 +34,7 @@ LIKE_MONAI = {
     "channels": WIDTHS,
     "conv": {"kind": "double_conv", "options": {"norm": "instance", "activation": "leaky_relu"}},
 }
-CONTENDERS = ("peer", "peer with levers", "ulna")
+CONTENDERS = ("peer", "peer, matched", "ulna")
 KINDS = ("training", "inference")
 
 
@@ -184,7 +184,7 @@ def compare(name: str, limit: float) -> list[dict[str, Any]]:
                 "gmacs": {"peer": round(work_gmacs["peer"], 2), "ulna": round(work_gmacs["ulna"], 2)},
                 "seconds": {c: [round(s, 4) for s in seconds[c]] for c in CONTENDERS},
                 "times_faster": ratio(seconds["peer"], seconds["ulna"]),
-                "times_faster_same_levers": ratio(seconds["peer with levers"], seconds["ulna"]),
+                "times_faster_matched": ratio(seconds["peer, matched"], seconds["ulna"]),
                 "gflops": round(rate, 1),
                 "share_of_product_rate": round(rate / limit, 2),
                 "peak_mb": {c: round(peak[c]) for c in CONTENDERS},
@@ -204,10 +204,10 @@ def peaks(name: str) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """One row for people."""
-    first, second, peak = row["times_faster"], row["times_faster_same_levers"], row["peak_mb"]
+    first, second, peak = row["times_faster"], row["times_faster_matched"], row["peak_mb"]
     return (
-        f"{row['work']:15} {row['kind']:9} {first['median']:.2f}x [{first['low']:.2f}, {first['high']:.2f}] as it comes, "
-        f"{second['median']:.2f}x [{second['low']:.2f}, {second['high']:.2f}] same levers; "
+        f"{row['work']:15} {row['kind']:9} {first['median']:.2f}x [{first['low']:.2f}, {first['high']:.2f}] default settings, "
+        f"{second['median']:.2f}x [{second['low']:.2f}, {second['high']:.2f}] matched settings; "
         f"{row['gflops']:.0f} GFLOP/s = {row['share_of_product_rate']:.0%} of the product rate; "
         f"memory {peak['ulna']} MB, peer {peak['peer']} MB; GMACs {row['gmacs']['ulna']}, peer {row['gmacs']['peer']}"
     )

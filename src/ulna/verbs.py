@@ -46,7 +46,7 @@ VERBS: dict[str, Verb] = {
     ),
     "explain": Verb(
         "ulna.explaining.explain:explain",
-        "Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
+        "Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
     ),
     "prune": Verb(
         "ulna.study.prune:prune",

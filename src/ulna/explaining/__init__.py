@@ -1,1 +1,1 @@
-"""What an answer hangs on, and how sure it is."""
+"""What an answer depends on, and how sure it is."""

@@ -1,4 +1,4 @@
-"""The verb `explain`: what the answer for one image hangs on, and how sure it is, as pictures and as volumes."""
+"""The verb `explain`: what the answer for one image depends on, and how sure it is, as pictures and as volumes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def explain(
     target: str | None = None,
     tta: bool = False,
 ) -> Explanation:
-    """Show what the answer for one image hangs on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
+    """Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
 
     Writes PNG for a 2D image; for a volume NIfTI in its geometry, and a contact sheet of the slice with the most of the
     class, in the radiological convention (the patient's right on the left) with letters at its sides. Saliency maps are no

@@ -57,7 +57,7 @@ class Augmentation(Frozen):
 
 
 class Training(Frozen):
-    """The length, the order and the arithmetic of a training."""
+    """How long a training is, in which order it takes its samples, and in which precision."""
 
     epochs: int = Field(default=100, ge=1)
     max_hours: float | None = Field(default=None, gt=0)

@@ -274,7 +274,7 @@ def _of_the_network(recipe: Recipe) -> Recipe:
 
 
 def _pooling_points(recipe: Recipe) -> Recipe:
-    """With what the recommended recipe says of pooling, if the study has the loss that it speaks of, as it comes."""
+    """With what the recommended recipe says of pooling, if the study has the loss that it speaks of, without options."""
     own = NAMED[recipe.model].recipe
     kind = own.get("loss.kind", Recipe().loss.kind)
     if (

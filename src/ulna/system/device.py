@@ -1,4 +1,4 @@
-"""Which device, and which arithmetic pays on it."""
+"""Which device, and which precision is fast on it."""
 
 from __future__ import annotations
 
