@@ -3,13 +3,14 @@
 # make check  set up with the developers' extras: lint, format, types, import rules
 # make slow   the tests that take minutes
 # make coverage  the quick tests, and which lines of the source they run
+# make wheel  dist/ulna-...whl with the C++ kernels compiled for kinds of processors (Linux, x86-64)
 # make processors  all tests under settings that imitate other processors; PROCESSORS=--slow: the slow ones too
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow coverage processors check format clean
+.PHONY: demo test slow coverage wheel processors check format clean
 
 demo: .venv/.core
 	$(BIN)/ulna demo --out demo
@@ -22,6 +23,11 @@ slow: .venv/.test
 
 coverage: .venv/.test
 	$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term:skip-covered
+
+wheel: .venv/.core
+	rm -rf build
+	ULNA_WHEEL=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 processors: .venv/.test
 	$(BIN)/python tests/processors.py $(PROCESSORS)

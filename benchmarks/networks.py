@@ -5,8 +5,8 @@
     python benchmarks/networks.py --peaks --out networks-memory     # memory alone
 
 Three contenders run in turn: the peer with default settings (float32, torch's default layout, Adam), the peer with
-matched settings (those of ulna: channels last in 2D, fused Adam, bf16 where the processor has instructions for it), and ulna as
-`ulna train` and `ulna predict` run it. The loss is the same for all. Memory is the peak of a process of its own that does
+matched settings (those of ulna: channels last in 2D, fused Adam, bf16 where the processor has instructions for it), and ulna
+as `ulna train` and `ulna predict` run it. The loss is the same for all. Memory is the peak of a process of its own that does
 two steps, less what it holds before the network is built.
 """
 
@@ -206,8 +206,8 @@ def line(row: dict[str, Any]) -> str:
     """One row for people."""
     first, second, peak = row["times_faster"], row["times_faster_matched"], row["peak_mb"]
     return (
-        f"{row['work']:15} {row['kind']:9} {first['median']:.2f}x [{first['low']:.2f}, {first['high']:.2f}] default settings, "
-        f"{second['median']:.2f}x [{second['low']:.2f}, {second['high']:.2f}] matched settings; "
+        f"{row['work']:15} {row['kind']:9} {first['median']:.2f}x [{first['low']:.2f}, {first['high']:.2f}] default, "
+        f"{second['median']:.2f}x [{second['low']:.2f}, {second['high']:.2f}] matched; "
         f"{row['gflops']:.0f} GFLOP/s = {row['share_of_product_rate']:.0%} of the product rate; "
         f"memory {peak['ulna']} MB, peer {peak['peer']} MB; GMACs {row['gmacs']['ulna']}, peer {row['gmacs']['peer']}"
     )

@@ -5,7 +5,8 @@
     python benchmarks/sweep.py --networks          # a training step of SDU-Net and SDNU-Net against their baselines
     python benchmarks/sweep.py --device cuda       # the same on a GPU (torch operations only)
 
-The published loop runs with default settings, and once more with memory that is kept for the next call, as `ulna train` has it for all.
+The published loop runs with default settings, and once more with memory that is kept for the next call, as
+`ulna train` has it for all.
 Median of the repeats, with half the distance between the quartiles; factors against the published loop in float32;
 shares of the best product rate in the same precision; peak memory from a process of its own each (Linux). With `--out`
 the table is kept in benchmarks/results too.

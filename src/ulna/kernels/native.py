@@ -1,4 +1,4 @@
-"""Kernels in C++, built on the machine that runs them; where that cannot be, everything works without them."""
+"""Kernels in C++: brought compiled by a wheel, or compiled on the machine that runs them; everything works without them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,14 @@ from pathlib import Path
 
 import torch
 
-from ulna.kernels import cache
+from ulna.kernels import cache, instruction_sets
 
 log = logging.getLogger(__name__)
 
 SWITCH = "ULNA_NATIVE"  # environment variable: 0 switches native kernels off
 ARCHITECTURE = "ULNA_NATIVE_ARCH"  # environment variable: the processor to compile for, as in -march; else this one
 COMPILERS = ("c++", "g++", "clang++")
-# OpenMP is compiled in but not linked: the symbols come from the runtime that torch has loaded, so that both share
-# one pool of threads. A machine where they are missing fails to load, and goes on without.
-FLAGS = (
-    "-O3",
-    f"-march={os.environ.get(ARCHITECTURE, 'native')}",
-    "-ffp-contract=fast",
-    "-std=c++17",
-    "-fPIC",
-    "-fopenmp",
-)
+FLAGS = (*instruction_sets.FLAGS, f"-march={os.environ.get(ARCHITECTURE, 'native')}")
 _versions: dict[str, str] = {}
 
 
@@ -39,13 +30,18 @@ _versions: dict[str, str] = {}
 def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
     """The compiled `NAME.cpp`, or None where it cannot be had (said once in the log).
 
-    The first call on a machine compiles, in about a second; the result is kept in the user's cache folder (`cache.py`) under
-    a name that changes with source, compiler, flags and processor; `with_torch`: with the headers of torch, and its version.
+    A wheel of ulna brings most of them (`instruction_sets.py`). Else the first call on a machine compiles, in about a second;
+    the result is kept in the user's cache folder (`cache.py`) under a name that changes with source, compiler, flags and
+    processor; `with_torch`: with the headers of torch, and its version.
     """
     _versions[name] = "torch's own"
     if not switched_on():
         log.debug("native kernels are switched off (%s=0)", SWITCH)
         return None
+    packaged = _packaged(name)
+    if packaged is not None:
+        _versions[name] = packaged.stem
+        return ctypes.CDLL(str(packaged))
     try:
         built = _built(source(name), *(_of_torch() if with_torch else (FLAGS, ())))
         loaded = ctypes.CDLL(str(built))
@@ -60,6 +56,24 @@ def library(name: str, *, with_torch: bool = False) -> ctypes.CDLL | None:
 def source(name: str) -> Path:
     """The file of a kernel: in this room, or in the one of its operation."""
     return next(Path(__file__).parent.glob(f"**/{name}.cpp"))
+
+
+def _packaged(name: str) -> Path | None:
+    """The kernel that a wheel brings for this processor, if it was made from the source that lies beside it and loads."""
+    folder = Path(__file__).parent / instruction_sets.FOLDER
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256(source(name).read_bytes()).hexdigest()[:16]
+    for one in instruction_sets.usable(_instructions(), os.environ.get(ARCHITECTURE)):
+        file = folder / instruction_sets.file_name(name, one.name, digest)
+        if file.exists():
+            try:
+                ctypes.CDLL(str(file))
+            except OSError as error:  # no OpenMP runtime here, or another C library
+                log.debug("%s cannot be loaded (%s)", file.name, first_line(error))
+                return None
+            return file
+    return None
 
 
 def first_line(error: Exception) -> str:
@@ -109,10 +123,22 @@ def _built(source: Path, flags: Sequence[str], links: Sequence[str]) -> Path:
     return cache.kept(f"{source.stem}-{hashlib.sha256(facts.encode()).hexdigest()[:32]}", build)
 
 
+def _instructions() -> set[str]:
+    """The instructions of this processor, as Linux names them; none where it does not say."""
+    line = next((line for line in _cpuinfo() if line.startswith("flags")), "")
+    return set(line.partition(":")[2].split())
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
 def _processor() -> str:
     """What tells one kind of processor from another: its model and its instructions."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
+    lines = _cpuinfo()
+    if not lines:
         return platform.processor()
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
