@@ -1,4 +1,4 @@
-"""The wheel that `make wheel` makes: its kernels work where there is no compiler, on every kind of processor that this one is."""
+"""The wheel that `make wheel` makes: its kernels work without a compiler, on every kind of processor that this one is."""
 
 import os
 import platform
