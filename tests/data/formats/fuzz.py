@@ -12,9 +12,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK
+import pytest
 import tifffile
 from PIL import Image
+
+SimpleITK = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
 
 Decoder = Callable[[Path], np.ndarray]
 

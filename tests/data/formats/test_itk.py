@@ -1,8 +1,7 @@
-""".mha and .nrrd: geometry as SimpleITK has it, every byte counted."""
+""".mha and .nrrd: values and geometry as SimpleITK reads and writes them, every byte counted."""
 
 import gzip
 import struct
-import sys
 import zlib
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from ulna.data.formats.read import read_image, read_labels
 from ulna.data.formats.source import Source
-from ulna.data.formats.write import write_labels, write_probabilities
+from ulna.data.formats.write import write_image, write_labels, write_probabilities
 from ulna.data.volume import same_geometry
 from ulna.errors import DataError, UsageError
 
@@ -146,7 +145,7 @@ META = "NDims = 2\nDimSize = {sizes}\nElementType = {type}\n{more}ElementDataFil
         ("a.mha", META.format(type="MET_STRING", sizes="2 2", file="LOCAL", more=""), "of type MET_STRING"),
         ("a.mha", META.format(type="MET_UCHAR", sizes="2 2 2", file="LOCAL", more=""), "the sizes '2 2 2' for 2 axes"),
         ("a.mha", META.format(type="MET_UCHAR", sizes="2 2", file="LOCAL", more="CompressedData = Yes\n"), "neither"),
-        ("a.mha", META.format(type="MET_UCHAR", sizes="2 2", file="LOCAL", more="CompressedData = True\n"), "datasize"),
+        ("a.mha", META.format(type="MET_UCHAR", sizes="2 2", file="LOCAL", more="CompressedData = True\n"), "not state CompressedDataSize"),
         ("a.mha", "this is\na letter", "is not a MetaImage file"),
     ],
 )  # fmt: skip
@@ -175,8 +174,215 @@ def test_bytes_of_either_order(tmp_path):
         assert image_of(tmp_path / name).array[0].ravel(order="F").tolist() == list(range(6))
 
 
-def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):
-    path = save_itk(tmp_path / "a.mha", noise(4, 5, 6))
-    monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(UsageError, match=r"reading \.mha needs SimpleITK; pip install 'ulna\[itk\]'"):
-        image_of(path)
+DTYPES = ("u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
+TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def drawn(rng):
+    """An image of SimpleITK with any size, type, number of channels and place, 2D and 3D."""
+    dims, channels = int(rng.integers(2, 4)), int(rng.choice([1, 1, 2, 3, 4]))
+    shape = (*rng.integers(2, 6, dims), *([channels] if channels > 1 else []))
+    array = (rng.normal(0, 50, shape) if rng.random() < 0.3 else rng.integers(0, 120, shape)).astype(rng.choice(DTYPES))
+    image = sitk.GetImageFromArray(array, isVector=channels > 1)
+    turn = np.linalg.qr(rng.normal(size=(dims, dims)))[0]  # oblique, half of them mirrored
+    turn = turn if rng.random() < 0.7 else np.eye(dims)[rng.permutation(dims)] * rng.choice([-1, 1], dims)
+    image.SetDirection(turn.ravel().tolist())
+    image.SetSpacing(np.exp(rng.uniform(-4, 3, dims)).tolist())
+    image.SetOrigin(rng.normal(0, 300, dims).tolist())
+    return image
+
+
+def affine_of(image):
+    """Voxel index -> RAS millimetres, of an image of SimpleITK."""
+    dims, affine = image.GetDimension(), np.eye(4)
+    affine[:dims, :dims] = np.reshape(image.GetDirection(), (dims, dims)) * image.GetSpacing()
+    affine[:dims, 3] = image.GetOrigin()
+    return TO_RAS @ affine
+
+
+def values_of(image):
+    """(C, *S) of an image of SimpleITK, the axes in the order of the file."""
+    array = sitk.GetArrayFromImage(image)
+    array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
+    return array.transpose(0, *reversed(range(1, array.ndim)))
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_what_simpleitk_writes_is_read_as_simpleitk_reads_it(tmp_path, suffix):
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        image = drawn(rng)
+        sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), bool(rng.integers(2)))
+        volume, again = image_of(tmp_path / f"a{suffix}"), sitk.ReadImage(str(tmp_path / f"a{suffix}"))
+        expected = values_of(image)
+        expected = expected.astype(np.float32) if expected.dtype.kind == "f" else expected
+        assert volume.array.dtype == expected.dtype and np.array_equal(volume.array, expected)
+        # NRRD stores direction times spacing, which is taken apart again: float64, a few roundings
+        np.testing.assert_allclose(volume.affine, affine_of(again), rtol=1e-14, atol=1e-14)
+        np.testing.assert_allclose(volume.spacing, image.GetSpacing(), rtol=1e-6)  # told with seven digits
+
+
+def header_of(path):
+    """The lines of a header, without the length of what follows."""
+    data = path.read_bytes()
+    end = b"LOCAL\n" if path.suffix == ".mha" else b"\n\n"
+    head = data[: data.index(end) + len(end)].decode("ascii")
+    return [line for line in head.splitlines() if not line.startswith("CompressedDataSize")]
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_what_is_written_is_what_simpleitk_writes(tmp_path, suffix):
+    """The header line by line, and image and geometry as SimpleITK reads them; also for the maps of several classes."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        sitk.WriteImage(drawn(rng), str(tmp_path / f"a{suffix}"))
+        volume, original = image_of(tmp_path / f"a{suffix}"), sitk.ReadImage(str(tmp_path / f"a{suffix}"))
+        classes = int(rng.integers(1, 4))
+        maps = rng.integers(0, [2, 9, 999][seed % 3], (classes, *volume.size))
+        masks = write_labels(tmp_path / "out" / "mask", maps if classes > 1 else maps[0], volume)
+        for path, expected in ((write_image(tmp_path / "out" / "image", volume), volume.array), (masks, maps)):
+            read = sitk.ReadImage(str(path))
+            assert np.array_equal(values_of(read), expected)
+            np.testing.assert_allclose(affine_of(read), affine_of(original), rtol=1e-14, atol=1e-14)
+            if suffix == ".mha":
+                assert (read.GetSpacing(), read.GetOrigin(), read.GetDirection()) == (
+                    original.GetSpacing(), original.GetOrigin(), original.GetDirection())  # fmt: skip
+            geometry = volume.meta.stored.geometry
+            small = expected.astype(read_labels(Source(path)).array.dtype if path == masks else expected.dtype)
+            array = np.moveaxis(small, 0, -1).transpose(*reversed(range(volume.spatial_dims)), -1)
+            image = sitk.GetImageFromArray(array if len(expected) > 1 else array[..., 0], isVector=len(expected) > 1)
+            image.SetOrigin(geometry.origin.tolist())
+            image.SetSpacing(geometry.spacing.tolist())
+            image.SetDirection(geometry.direction.ravel().tolist())
+            sitk.WriteImage(image, str(tmp_path / f"theirs{suffix}"), True)
+            assert header_of(path) == header_of(tmp_path / f"theirs{suffix}")
+
+
+def test_masks_are_packed_as_simpleitk_packs_them(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 3, (30, 25, 20)).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    image = sitk.GetImageFromArray(labels.transpose())
+    for suffix in (".mha", ".nrrd"):
+        sitk.WriteImage(image, str(tmp_path / f"a{suffix}"), True)
+        written = write_labels(tmp_path / "mask", labels, image_of(tmp_path / f"a{suffix}"))
+        assert written.stat().st_size == pytest.approx((tmp_path / f"a{suffix}").stat().st_size, rel=0.2)
+
+
+FIELDS = """ObjectType = Image
+Comment = made: by hand = so
+NDims = 3
+{}
+ElementType = MET_UCHAR
+ElementDataFile = LOCAL
+"""
+NRRD_3D = "NRRD0005\ntype: uchar\ndimension: {}\n{}\nencoding: raw\n\n"
+TURN = "0 0 1 1 0 0 0 1 0"
+VECTORS = "(0.6,0.8,0) (-1.6,1.2,0) (0,0,3)"
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *[("a.mha", FIELDS.format(f"DimSize = 2 3 4\n{lines}")) for lines in (
+            f"TransformMatrix = {TURN}\nOffset = 1 -2 3.5e1\nElementSpacing = .5 2. 3", f"Rotation = {TURN}\nPosition = 1 2 3",
+            f"Orientation = {TURN}\nOrigin = 1 2 3\nCenterOfRotation = 9 9 9", "ImagePosition = 1 2 3\nElementSize = 1 2 3",
+            "ElementSize = 1 2 3\nElementSpacing = 3 4 5\nAnatomicalOrientation = LPS", "Offset: 1 2 3", "Modality = MET_MOD_CT",
+            f"Offset = 1 2 3\nOrigin = 1 2 3\nTransformMatrix = {TURN}\nRotation = {TURN}", "elementfoo = 1",
+        )],
+        ("a.mha", FIELDS.format("ElementNumberOfChannels = 3\nDimSize = 2 2 2")),
+        ("a.mha", FIELDS.replace("NDims = 3", "NDims = 4").format("DimSize = 1 2 3 4\nElementSpacing = 1 2 3 4")),
+        *[("a.nrrd", NRRD_3D.format(3, f"{space}\nsizes: 2 3 4\nspace directions: {VECTORS}\nspace origin: (1,2,3)")) for space in (
+            "space: LPS", "space: right-anterior-superior", "space: RAS", "space: scanner-xyz", "space dimension: 3",
+            "space: Left Posterior Superior")],
+        *[("a.nrrd", NRRD_3D.format(3, f"sizes: 2 3 4\n{lines}")) for lines in (
+            "spacings: 1 2 3\nthicknesses: 9 9 nan", "spacings: 1 2 3\naxis mins: 4 5 6", "axismins: 4 5 6\nspacings: 1 2 3\n"
+            "centerings: node cell none", "thicknesses: 1 2 3", "kinds: space domain time", 'units: "mm" "mm" "mm"\nspacings: 1 2 3',
+            "key:=value: here\nkey:=again\n# a comment\ncontent: of it\nlabels: \"x\" \"a \\\" y\" \"\"")],
+        ("a.nrrd", NRRD_3D.format(4, f"space: LPS\nsizes: 3 2 2 2\nkinds: RGB-color domain domain domain\nspace directions: none {VECTORS}")),
+        ("a.nrrd", NRRD_3D.format(4, f"space: LPS\nsizes: 2 2 2 3\nkinds: domain domain domain list\nspace directions: {VECTORS} none")),
+        ("a.nrrd", NRRD_3D.format(4, "sizes: 2 3 2 2\nspacings: 1 nan 2 3\nkinds: domain vector domain domain")),
+        ("a.nrrd", NRRD_3D.format(4, "sizes: 1 2 3 4\nspacings: 1 2 3 4")),
+        ("a.nrrd", NRRD_3D.format(3, "space dimension: 2\nsizes: 3 4 2\nkinds: 3-color space space\n"
+                                  "space directions: none (0.6, 0.8) (-0.8,0.6)")),
+    ],
+)  # fmt: skip
+def test_headers_by_hand_mean_what_they_mean_to_simpleitk(tmp_path, name, head):
+    (tmp_path / name).write_bytes(head.encode() + bytes(range(1, 25)))
+    volume, image = read_image([Source(tmp_path / name)], 3), sitk.ReadImage(str(tmp_path / name))
+    values, geometry = values_of(image), volume.meta.stored.geometry
+    assert np.array_equal(volume.array, np.moveaxis(values[0], 3, 0) if values.ndim == 5 else values)
+    full = image.GetDimension()
+    dims = min(full, 3)
+    direction = np.reshape(image.GetDirection(), (full, full))[:dims, :dims]
+    for own, theirs in zip(geometry, (image.GetOrigin()[:dims], image.GetSpacing()[:dims], direction), strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=1e-14, atol=1e-14)
+    if volume.affine is not None and dims == full:
+        np.testing.assert_allclose(volume.affine, affine_of(image), rtol=1e-14, atol=1e-14)
+
+
+WHOLE = {
+    "a.mha": ["NDims = 3", "DimSize = 2 3 4", "BinaryData = True", f"TransformMatrix = {TURN}", "Offset = 1 -2 3.5",
+              "CenterOfRotation = 0 0 0", "ElementSpacing = 0.5 2 3", "ElementSize = 1 1 1", "AnatomicalOrientation = RAI",
+              "CompressedData = False", "ElementNumberOfChannels = 1", "ElementType = MET_UCHAR", "ElementDataFile = LOCAL"],
+    "a.nrrd": ["NRRD0005", "type: uchar", "dimension: 4", "space: RAS", "sizes: 1 2 3 4", f"space directions: none {VECTORS}",
+               "kinds: vector domain domain domain", "space origin: (1,-2,3.5)", 'space units: "mm" "mm" "mm"', "key:=value",
+               'labels: "" "x" "y" "z"', "thicknesses: nan 1 1 1", "centerings: none cell cell node", "encoding: raw", "", ""],
+    "b.nrrd": ["NRRD0005", "type: uchar", "dimension: 3", "sizes: 2 3 4", "spacings: 0.5 2 3", "axis mins: 1 -2 3.5", "encoding: raw",
+               "kinds: space domain time", "centerings: none cell node", 'units: "mm" "mm" "mm"', "", ""],
+}  # fmt: skip
+WORDS = [
+    "1",
+    "-2",
+    "0",
+    "2.5",
+    "nan",
+    "none",
+    "inf",
+    "1e400",
+    "(1,0,0)",
+    "x",
+    "True",
+    "vector",
+    "domain",
+    "cell",
+    '"mm"',
+    "LPS",
+]
+
+
+def changed(lines, rng):
+    """A header with one line or one word taken out, doubled, put elsewhere or exchanged."""
+    lines, at = list(lines), int(rng.integers(len(lines) - 2))
+    words, word = lines[at].split(" "), str(rng.choice(WORDS))
+    place = int(rng.integers(len(words)))
+    kind = rng.integers(6)
+    if kind == 0:
+        del lines[at]
+    elif kind == 1:
+        lines.insert(int(rng.integers(len(lines) - 2)), lines[at])
+    elif kind == 2:
+        lines.insert(int(rng.integers(len(lines) - 2)), lines.pop(at))
+    else:
+        words[place : place + (kind > 3)] = [] if kind == 5 else [word]
+        lines[at] = " ".join(words)
+    return lines
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_changed_header_is_refused_or_read_as_simpleitk_reads_it(tmp_path, name):
+    path, read = tmp_path / name, 0
+    for seed in range(250):
+        lines = changed(WHOLE[name], np.random.default_rng(seed)) if seed else WHOLE[name]
+        path.write_bytes("\n".join(lines).encode() + (b"\n" if name == "a.mha" else b"") + bytes(range(24)))
+        try:
+            volume = read_image([Source(path)], 3)
+        except DataError as error:
+            assert error.problems[0].remedy
+            continue
+        read += 1
+        image = sitk.ReadImage(str(path))  # what SimpleITK refuses is not read
+        assert np.array_equal(volume.array, values_of(image)), lines
+        for own, theirs in zip(
+            volume.meta.stored.geometry, (image.GetOrigin(), image.GetSpacing(), image.GetDirection()), strict=True
+        ):
+            np.testing.assert_allclose(own.ravel(), theirs, rtol=1e-14, atol=1e-14, err_msg=str(lines))
+    assert 25 < read < 200

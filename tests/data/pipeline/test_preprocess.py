@@ -176,7 +176,6 @@ def test_an_orientation_that_is_only_assumed_is_noted(tmp_path):
     [("TransformMatrix = 1 0 0 0 1 0 0 0 1\n", True), ("", False), ("CenterOfRotation = 0 0 0\n", False)],
 )
 def test_a_metaimage_says_whether_it_has_an_orientation(tmp_path, header, oriented):
-    pytest.importorskip("SimpleITK")
     head = f"ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\n{header}ElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"
     (tmp_path / "x.mha").write_bytes(f"{head}ElementDataFile = LOCAL\n".encode() + bytes(24))
     assert read_image([Source(tmp_path / "x.mha")]).meta.oriented == oriented

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.itk import write_itk
+from ulna.data.formats.itk_writing import write_itk
 from ulna.data.formats.nifti import write_nifti
 from ulna.data.formats.npy import write_npy
 from ulna.data.formats.npz import npz_contents, write_masks, write_npz
