@@ -79,10 +79,7 @@ def names(folder):
 
 def test_a_picture_gives_pictures(tmp_path, picture):
     made = explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
-    captum = methods.GRAD_CAM_EXTRA not in made.facts["left_out"].values()
-    expected = {"saliency.png", "uncertainty.png", "overlay.png", "explain.json"} | (
-        {"gradcam.png"} if captum else set()
-    )
+    expected = {"saliency.png", "uncertainty.png", "gradcam.png", "overlay.png", "explain.json"}
     assert names(made.folder) == set(made.files) == expected
     for name in expected - {"explain.json"}:
         with Image.open(made.folder / name) as image:
@@ -166,7 +163,7 @@ def test_large_volumes_go_by_windows_and_come_back_on_their_own_grid(tmp_path, s
     assert nib.load(made.folder / "saliency.nii.gz").shape == (12, 10, 9, 2)
     assert maps["saliency"]["window"] == [8, 8, 8]
     assert "by windows" in maps["saliency"]["reading"]
-    for name in {"gradcam", "attention"} & set(maps):
+    for name in ("gradcam", "attention"):
         corner, size = maps[name]["piece"]["corner"], maps[name]["piece"]["size"]
         assert size == [8, 8, 8]
         values = nib.load(made.folder / maps[name]["file"]).get_fdata()
@@ -204,8 +201,7 @@ def test_an_image_smaller_than_a_patch_is_explained_where_points_are_read(tmp_pa
         rows = given["region"].any(1)  # the sums run over the image alone, also where they run over all of it
         assert rows.tolist() == [False] * 5 + [True] * 37 + [False] * 6
         assert found.facts["maps"]["saliency"]["window"] == [37, 32]
-        if "gradcam" in found.facts["maps"]:  # with captum
-            assert found.facts["maps"]["gradcam"]["piece"] == {"corner": [0, 0], "size": [37, 32]}
+        assert found.facts["maps"]["gradcam"]["piece"] == {"corner": [0, 0], "size": [37, 32]}
         assert (tmp_path / f"why{answer}" / found.facts["maps"]["saliency"]["file"]).exists()
 
 
@@ -280,19 +276,11 @@ def test_the_target_is_the_largest_structure_or_the_one_that_is_named(tmp_path, 
     assert not (tmp_path / "wrong").exists()
 
 
-def test_without_captum_the_rest_is_written(tmp_path, picture, monkeypatch):
+def test_grad_cam_is_drawn_without_captum(tmp_path, picture, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     made = explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
-    assert "ulna[explain]" in made.facts["left_out"]["gradcam"]
-    assert "gradcam.png" not in names(made.folder)
-    assert {"saliency.png", "uncertainty.png", "overlay.png"} <= names(made.folder)
-
-
-def test_with_captum_it_is_drawn(tmp_path, picture):
-    pytest.importorskip("captum.attr", reason="captum is not installed")
-    made = explain(run_folder(tmp_path / "run"), picture, out=tmp_path / "why")
     assert made.facts["maps"]["gradcam"]["node"] == "x1_0"
-    assert "gradcam.png" in names(made.folder)
+    assert "gradcam.png" in names(made.folder) and "gradcam" not in made.facts["left_out"]
 
 
 def test_what_cannot_be_used_is_refused_and_nothing_is_written(tmp_path, picture, scan_of_another_kind):

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -193,7 +192,6 @@ def test_maps_of_a_trained_network_are_not_those_of_one_with_random_weights(trai
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_grad_cam_is_the_weighted_sum_of_the_deepest_maps(spatial_dims):
-    pytest.importorskip("captum.attr", reason="captum is not installed")
     network, image, region = (
         network_of(spatial_dims=spatial_dims, seed=1),
         image_of(spatial_dims),
@@ -219,20 +217,56 @@ def test_grad_cam_is_the_weighted_sum_of_the_deepest_maps(spatial_dims):
         grad_cam(network, image, target=0, region=region, node="x9_9")
 
 
-@pytest.mark.parametrize("name", ["unetpp", "omega_net", "nas_unet", "implicit_unet", "fcn", "sdu_net"])
-def test_grad_cam_of_other_networks_of_the_family(name):
-    pytest.importorskip("captum.attr", reason="captum is not installed")
-    network = network_of(name, channels=(6, 8, 12))
-    maps = grad_cam(network, image_of(), target=0, region=region_of())
-    assert maps.shape == SIZES[2]
-    assert torch.isfinite(maps).all()
-    assert maps.min() >= 0
+FAMILY = ["unet", "unetpp", "omega_net", "nas_unet", "implicit_unet", "fcn", "sdu_net"]
 
 
-def test_without_captum_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(UsageError, match=r"pip install 'ulna\[explain\]'"):
-        grad_cam(network_of(), image_of(), target=0, region=region_of())
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("name", FAMILY)
+def test_grad_cam_is_that_of_captum(name, spatial_dims):
+    captum = pytest.importorskip("captum.attr", reason="captum is not installed")
+    network = network_of(name, spatial_dims=spatial_dims, channels=(6, 8, 12), classes=3, seed=1)
+    image, region = image_of(spatial_dims), region_of(spatial_dims)
+    for node in (deepest_node(network), network.wiring.nodes[0].name):
+        maps = grad_cam(network, image, target=2, region=region, node=node)
+        method = captum.LayerGradCam(lambda x: score(network, x, 2, region.float())[None], network.stages[node])
+        expected = method.attribute(image[None].clone(), relu_attributions=True).detach()
+        expected = on_plan_grid(expected[0], image.shape[1:], network)[0]
+        # the same operations in float32; relative to the largest value, for sums may cancel
+        torch.testing.assert_close(maps / expected.max(), expected / expected.max(), rtol=1e-5, atol=1e-6)
+        assert maps.shape == SIZES[spatial_dims] and maps.min() >= 0 and expected.max() > 0
+
+
+@pytest.mark.parametrize("name", ["unet", "implicit_unet"])
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_grad_cam_needs_no_gradients_outside_and_none_of_the_parameters(name, off):
+    network, image, region = network_of(name), image_of(), region_of()
+    expected = grad_cam(network, image, target=0, region=region)
+    frozen = network_of(name).requires_grad_(False)
+    with off():
+        for net in (network, frozen):
+            assert torch.equal(grad_cam(net, image, target=0, region=region), expected)
+        assert torch.equal(grad_cam(frozen, image.clone(), target=0, region=region.clone()), expected)
+    assert torch.equal(grad_cam(frozen, image.requires_grad_(), target=0, region=region), expected)
+    assert expected.max() > 0 and not expected.requires_grad
+
+
+def test_grad_cam_leaves_no_trace():
+    network, image = network_of(), image_of()
+    asked = [p.requires_grad for p in network.parameters()]
+
+    def clean():
+        hooks = [h for module in network.modules() for h in (module._forward_hooks, module._forward_pre_hooks)]
+        hooks += [h for module in network.modules() for h in (module._backward_hooks, module._backward_pre_hooks)]
+        return not any(hooks) and all(p.grad is None for p in network.parameters()) and image.grad is None
+
+    grad_cam(network, image, target=0, region=region_of())
+    assert clean() and not image.requires_grad and [p.requires_grad for p in network.parameters()] == asked
+    with pytest.raises(UsageError, match="C = 2"):  # before the node
+        grad_cam(network, image_of(channels=3), target=0, region=region_of())
+    assert clean()
+    with pytest.raises(IndexError):  # after it: no such map
+        grad_cam(network, image, target=7, region=region_of())
+    assert clean()
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])

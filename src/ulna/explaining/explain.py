@@ -73,7 +73,7 @@ def explain(
 
     Writes PNG for a 2D image; for a volume NIfTI in its geometry, and a contact sheet of the slice with the most of the
     class, in the radiological convention (the patient's right on the left) with letters at its sides. Saliency maps are no
-    proof of what a network uses. Grad-CAM needs captum (pip install 'ulna[explain]').
+    proof of what a network uses.
 
     Args:
         run: a run folder of `ulna train`; of several, the spread of their answers is shown, and all else of the first.

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ulna.data.formats.limits import memory
 from ulna.data.pipeline.preprocess import Prepared
-from ulna.errors import UsageError
 from ulna.explaining import methods
 from ulna.explaining.pictures import Layers, Panel
 from ulna.inference.segmenter import Segmenter
@@ -113,19 +112,15 @@ def add_uncertainty(doubt: methods.Uncertainty, kind: str, subject: Subject, lab
 
 
 def add_grad_cam(segmenter: Segmenter, network: Network, subject: Subject, found: Found) -> None:
-    """Grad-CAM at the deepest node; left out, with the reason, where captum is missing."""
+    """Grad-CAM at the deepest node."""
     piece = subject.piece
     image, region = (part[piece.window].to(segmenter.device) for part in (subject.prepared.image, subject.region))
-    try:
-        maps = methods.grad_cam(network, image, target=subject.target, region=region)
-    except UsageError as error:
-        found.left_out["gradcam"] = str(error)
-        return
+    maps = methods.grad_cam(network, image, target=subject.target, region=region)
     values = methods.on_image_grid(maps[None], subject.prepared, piece).numpy()
     node = methods.deepest_node(network)
     found.layers["gradcam"] = [Panel(f"Grad-CAM of {subject.name}", f"node {node}", values[0], float(values.max()))]
     found.about["gradcam"] = {
-        "method": "Grad-CAM (captum's LayerGradCam) of the target's summed logit",
+        "method": "Grad-CAM of the target's summed logit",
         "source": "Selvaraju 2017; Vinogradova 2020",
         "reading": "at the deepest node, interpolated linearly",
         "node": node,

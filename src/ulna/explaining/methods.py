@@ -30,8 +30,6 @@ from ulna.networks.network import Network, pad_to_multiple
 from ulna.networks.profile.memory import peak_bytes
 from ulna.recipe import Plan
 
-GRAD_CAM_EXTRA = "Grad-CAM needs captum, which is not installed; pip install 'ulna[explain]'"
-
 
 class Piece(NamedTuple):
     """A box of the grid of the plan.
@@ -185,7 +183,7 @@ def score(network: Network, image: Tensor, target: int, weights: Tensor) -> Tens
 def grad_cam(network: Network, image: Tensor, *, target: int, region: Tensor, node: str | None = None) -> Tensor:
     """Where the maps of a node that raise the score of a class are high: relu of the sum of a_c M_c over channels c.
 
-    a_c is the mean of d score / d M_c over the map, and the score is that of `saliency`. Through captum's LayerGradCam.
+    a_c is the mean of d score / d M_c over the map, and the score is that of `saliency`.
 
     Source: Grad-CAM (selvaraju2017); the score of a segmentation, logits summed over a region (vinogradova2020).
     Reading: the node is the deepest one, as there, unless another is named.
@@ -201,19 +199,23 @@ def grad_cam(network: Network, image: Tensor, *, target: int, region: Tensor, no
         (*s), float32, 0 or more, linearly interpolated from the size of the node's map.
 
     Raises:
-        UsageError: if captum is not installed, or there is no such node.
+        UsageError: if there is no such node.
     """
-    try:
-        from captum.attr import LayerGradCam  # type: ignore[import-untyped,import-not-found]
-    except ImportError:
-        raise UsageError(GRAD_CAM_EXTRA) from None
     node = node or deepest_node(network)
     if node not in network.stages:
         raise UsageError(f"no node {node!r}; this network has {', '.join(network.stages)}")
-    weights = region.float()
-    method = LayerGradCam(lambda x: score(network, x, target, weights)[None], network.stages[node])
-    maps = method.attribute(image[None], relu_attributions=True).detach()
-    return on_plan_grid(maps[0], image.shape[1:], network)[0]
+    kept: list[Tensor] = []
+    handle = network.stages[node].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    try:
+        with torch.inference_mode(False), torch.enable_grad():  # whatever holds outside
+            x = image[None].detach().clone().requires_grad_()  # gradients flow also where no parameter asks for them
+            value = score(network, x, target, region.float())
+            (gradient,) = torch.autograd.grad(value, kept[0])
+    finally:
+        handle.remove()
+    weights = gradient.mean(dim=tuple(range(2, gradient.ndim)), keepdim=True)
+    maps = (weights * kept[0].detach()).sum(1).relu()
+    return on_plan_grid(maps, image.shape[1:], network)[0]
 
 
 def deepest_node(network: Network) -> str:
