@@ -94,6 +94,13 @@ def test_lengths_in_another_unit_are_converted_with_a_note(tmp_path):
     assert same_geometry(back, volume) and back.unit == "mm"
 
 
+@pytest.mark.parametrize(("unit", "spacing"), [("um", (0.002, 0.003, 0.004)), ("cm", (20, 30, 40)), ("?", (2, 3, 4))])
+def test_a_meta_image_in_another_unit_is_converted(tmp_path, unit, spacing):
+    volume = volume_of(tmp_path, META.format(f"DistanceUnits = {unit}\nElementSpacing = 2 3 4"))
+    assert (volume.unit, volume.spacing) == ("mm", spacing)
+    assert bool(volume.meta.notes) == (unit != "?")
+
+
 def test_what_states_no_distance_is_in_pixels(tmp_path):
     for lines in ("space: LPS\n" + SIZES, SIZES + "\nthicknesses: 1 2 3", SIZES + "\nspacings: nan nan nan"):
         assert volume_of(tmp_path, NRRD.format(lines)).unit == "px"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.itk_header import LONGEST_HEADER, NO_TYPE, SAVE, Geometry, Header, numbers, sizes_of, whole
 from ulna.data.formats.source import AGAIN, data_error
+from ulna.data.formats.units import millimetres_in
 
 META_TYPES = {
     "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
@@ -58,9 +59,9 @@ def read_meta_image(path: Path, data: bytes) -> Header:
         window, length = 15, whole("CompressedDataSize", fields["CompressedDataSize"])
     spaced = "ElementSpacing" in fields or "ElementSize" in fields
     oriented = any(name in fields for name in _MATRICES)
-    if channels > 1:
-        return Header((channels, *sizes), 0, dtype, window, start, length, _geometry(fields, dims), spaced, oriented)
-    return Header(sizes, None, dtype, window, start, length, _geometry(fields, dims), spaced, oriented)
+    sizes, axis = ((channels, *sizes), 0) if channels > 1 else (sizes, None)
+    unit = millimetres_in(fields.get("DistanceUnits")) or 1.0  # which ITK does not ask for
+    return Header(sizes, axis, dtype, window, start, length, _geometry(fields, dims), spaced, oriented, unit)
 
 
 def _fields(path: Path, data: bytes) -> tuple[dict[str, str], int]:
