@@ -78,6 +78,14 @@ class Operations:
     def below(self, path: Any) -> bool:
         return isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self.job.folder)
 
+    def near(self, descriptor: int) -> bool:
+        """Whether an open file is one of the folder, or holds its name: a kernel may be compiled meanwhile, and be kept."""
+        try:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        except OSError:  # another system, which does not say
+            return True
+        return self.below(path) or path == Path(self.job.folder).parent
+
     def install(self) -> None:
         from ulna.training import loop
 
@@ -103,6 +111,11 @@ class Operations:
 
             return wrapper
 
+        def synced(file: Any) -> None:
+            if operations.near(file if isinstance(file, int) else file.fileno()):
+                operations.happens("fsync")
+            fsync(file)
+
         def moved(function: Any) -> Any:
             def wrapper(source: Any, target: Any, **options: Any) -> Any:
                 if operations.below(target):
@@ -112,7 +125,7 @@ class Operations:
             return wrapper
 
         io.open = builtins.open = open_counted
-        os.fsync, os.replace, os.rename = counted("fsync", fsync), moved(replace), moved(rename)
+        os.fsync, os.replace, os.rename = synced, moved(replace), moved(rename)
         loop.score_labels = counted("validation", scored)
         loop.Loop._step = counted("step", step)
 
