@@ -300,7 +300,7 @@ def test_the_kernels_of_this_file_are_our_own() -> None:
     x, w, b = (t.requires_grad_() for t in drawn(KERNELS["instance norm"][2]))
     assert "_NormalizeBackward" in type(instance_norm(_last(x), w, b, eps=1e-3).grad_fn).__name__
     x, *layers = (t.requires_grad_() for t in drawn(KERNELS["perceptron"][2]))
-    assert "_Perceptron" in type(fused_mlp(x, layers[:3], layers[3:], skip_layer=2).grad_fn).__name__
+    assert "_FusedMlp" in type(fused_mlp(x, layers[:3], layers[3:], skip_layer=2).grad_fn).__name__
 
 
 def test_maps_that_are_computed_again_have_the_same_derivatives() -> None:
