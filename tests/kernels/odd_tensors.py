@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulna.blocks import nd
-from ulna.kernels.convolution.winograd import convolve
+from ulna.kernels.convolution import convolve
 from ulna.kernels.normalize import instance_norm
 from ulna.kernels.points.fused_mlp import fused_mlp, fused_mlp_reference
 from ulna.kernels.points.point_sample import point_sample, point_sample_reference

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from ulna import build
 from ulna.kernels import door, native, normalize
+from ulna.kernels.convolution import convolve
 from ulna.kernels.convolution.chunked import convolve_chunked
 from ulna.kernels.convolution.depthwise import convolve_depthwise
-from ulna.kernels.convolution.winograd import convolve
 from ulna.kernels.normalize import batch_norm, instance_norm
 from ulna.kernels.points.fused_mlp import fused_mlp, fused_mlp_reference
 from ulna.kernels.points.point_sample import point_sample, point_sample_reference
@@ -89,7 +89,7 @@ KERNELS: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
         partial(F.conv3d, padding=1, groups=4),
         ((1, 4, 4, 5, 6), (4, 1, 3, 3, 3), (4,)),
     ),
-    "slabs": (
+    "chunked": (
         partial(convolve_chunked, stride=(1, 1), padding=(1, 1)),
         partial(F.conv2d, padding=1),
         ((1, 4, 9, 8), (5, 4, 3, 3), (5,)),

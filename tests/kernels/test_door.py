@@ -13,8 +13,7 @@ from tests.kernels.odd_tensors import LIE, Marked, differences
 from tests.places import ROOT
 from ulna.blocks import nd
 from ulna.kernels import door, native, normalize
-from ulna.kernels.convolution import chunked, depthwise
-from ulna.kernels.convolution.winograd import convolve, suits
+from ulna.kernels.convolution import convolve, path_of
 from ulna.kernels.normalize import instance_norm
 from ulna.kernels.points.point_sample import point_sample, point_sample_reference
 from ulna.kernels.sweep.dispatch import Direction, Gates, sweep, sweep_reference
@@ -124,7 +123,7 @@ def test_a_mode_that_counts_operations_sees_them_all() -> None:
 def test_parameters_and_any_layout_are_let_in() -> None:
     """The door is no excuse for being slow."""
     w, b = torch.nn.Parameter(torch.randn(8, 8, 3, 3)), torch.nn.Parameter(torch.randn(16)[::2])
-    assert suits([torch.randn(1, 8, 24, 48)[..., ::2]], w, b)
+    assert path_of(torch.randn(1, 8, 24, 48)[..., ::2], w, b) == "winograd"
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
@@ -169,11 +168,15 @@ def test_the_door_is_asked_no_more_often_than_needed(monkeypatch: pytest.MonkeyP
     ordinary = door.ordinary
     monkeypatch.setattr(door, "ordinary", lambda: asked.append(1) or ordinary())
     x, weight, bias = torch.randn(1, 4, 8, 8), torch.randn(4, 4, 3, 3, requires_grad=True), torch.randn(4)
-    assert not chunked.suits(x, weight, bias, dilation=(1, 1), groups=1)
+    assert path_of(x, weight, bias) == "torch"
     with torch.no_grad():
-        assert not chunked.suits(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), dilation=(1, 1), groups=1)
-    assert not depthwise.suits(x, weight, bias, dilation=(1, 1), groups=1, padding=(1, 1))
+        assert path_of(x.bfloat16(), weight.bfloat16(), bias.bfloat16()) == "torch"
     assert not asked
+    for entered, kernel in ((x.bfloat16(), weight.bfloat16()), (torch.randn(1, 8, 8, 8), torch.randn(8, 8, 3, 3))):
+        asked.clear()
+        path_of(entered, kernel.detach().requires_grad_())
+        assert len(asked) == 1
+    asked.clear()
     normalize.suits(x.contiguous(memory_format=torch.channels_last), bias, bias)
     assert len(asked) == 1
 

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError, unknown
-from ulna.kernels import native, normalize
-from ulna.kernels.convolution import depthwise, workarounds
-from ulna.kernels.convolution.chunked import axis_to_turn, convolve_chunked, suits
-from ulna.kernels.convolution.winograd import convolve
+from ulna.kernels import normalize
+from ulna.kernels.convolution import convolve, convolve_transposed, joined, preferred_layout
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU}
 NORMS = ("batch", "instance", "none")
@@ -58,49 +56,19 @@ def conv(
 
 
 class _Conv:
-    """What torch's convolution lacks: a plain one that keeps the size goes to the kernel that is fastest for it.
+    """What torch's convolution lacks: the kernels of `kernels/convolution`, and several maps at once.
 
     Shape:
         (N, C, *S), or several maps whose channels add up to C -> (N, K, *S')
     """
 
     def forward(self: Any, x: Tensor | Sequence[Tensor]) -> Tensor:
-        maps = [x] if isinstance(x, Tensor) else list(x)
-        if self.padding_mode != "zeros" or isinstance(self.padding, str) or maps[0].ndim != self.weight.ndim:
-            made: Tensor = self._conv_forward(
-                workarounds.joined(maps), self.weight, self.bias
-            )  # torch's own has more than ours
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):  # torch's own has more than ours
+            whole = x if isinstance(x, Tensor) else joined(x)
+            made: Tensor = self._conv_forward(whole, self.weight, self.bias)
             return made
-        sizes = {"kernel": self.kernel_size, "stride": self.stride}
-        casts = torch.is_autocast_enabled("cpu") and workarounds.low_precision(maps[0]) is not None
-        if casts and workarounds.stays_float32(**sizes, dilation=self.dilation):
-            with torch.autocast("cpu", enabled=False):
-                return self._in_room([m.float() for m in maps])
-        return self._in_room(maps)
-
-    def _in_room(self: Any, maps: list[Tensor]) -> Tensor:
-        """Small maps get zeros behind their ends, and what the kernel makes of these is cut off."""
-        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        zeros = workarounds.extra_padding(maps[0], kernel=reach, stride=self.stride, padding=self.padding)
-        if not any(zeros):
-            return self._by_the_fastest(maps)
-        made: Tensor = self._by_the_fastest([workarounds.pad_end(m, zeros) for m in maps])
-        for axis, (k, s, p) in enumerate(zip(reach, self.stride, self.padding, strict=True), start=2):
-            made = made.narrow(axis, 0, (maps[0].shape[axis] + 2 * p - k) // s + 1)
-        return made
-
-    def _by_the_fastest(self: Any, maps: list[Tensor]) -> Tensor:
-        if all(suits(m, self.weight, self.bias, dilation=self.dilation, groups=self.groups) for m in maps):
-            return convolve_chunked(maps, self.weight, self.bias, stride=self.stride, padding=self.padding)
-        if _keeps_size(self):
-            return convolve(maps, self.weight, self.bias)
-        whole = workarounds.joined(maps)
-        if depthwise.suits(
-            whole, self.weight, self.bias, dilation=self.dilation, groups=self.groups, padding=self.padding
-        ):
-            return depthwise.convolve_depthwise(whole, self.weight, self.bias, stride=self.stride, padding=self.padding)
-        made: Tensor = self._conv_forward(whole, self.weight, self.bias)
-        return made
+        steps = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        return convolve(x, self.weight, self.bias, **steps, groups=self.groups)
 
 
 class Conv2d(_Conv, nn.Conv2d):
@@ -112,33 +80,10 @@ class Conv3d(_Conv, nn.Conv3d):
 
 
 class _ConvTranspose:
-    """What torch's transposed convolution lacks, with kernel = stride: ways round faults of the library that it calls.
-
-    `kernels/convolution/workarounds.py` says what stays in float32, `chunked.py` beside it why few rows in large planes
-    are turned round.
-
-    Shape:
-        (N, C, *S) -> (N, K, *S * stride)
-    """
+    """Transposed convolution with kernel = stride, by `kernels/convolution`: (N, C, *S) -> (N, K, *S * stride)."""
 
     def forward(self: Any, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if (low := workarounds.low_precision(x)) and (1 in x.shape[2:] or max(self.stride) > 2):
-            with torch.autocast("cpu", enabled=False):
-                return self._transposed(x.float(), self.weight.float(), self.stride).to(low)
-        axis = axis_to_turn(x, self.weight, stride=self.stride)
-        if not axis:
-            return self._transposed(x, self.weight, self.stride)
-        stride = list(self.stride)
-        stride[0], stride[axis] = stride[axis], stride[0]
-        turned, weight = (
-            t.transpose(2, 2 + axis).contiguous(memory_format=torch.channels_last_3d) for t in (x, self.weight)
-        )
-        return self._transposed(turned, weight, stride).transpose(2, 2 + axis)
-
-    def _transposed(self: Any, x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
-        call: Any = nn.functional.conv_transpose2d if x.ndim == 4 else nn.functional.conv_transpose3d
-        made: Tensor = call(x, weight, None if self.bias is None else self.bias.to(weight.dtype), stride)
-        return made
+        return convolve_transposed(x, self.weight, self.bias, stride=self.stride)
 
 
 class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
@@ -147,11 +92,6 @@ class ConvTranspose2d(_ConvTranspose, nn.ConvTranspose2d):
 
 class ConvTranspose3d(_ConvTranspose, nn.ConvTranspose3d):
     """nn.ConvTranspose3d, safe: (N, C, D, H, W) -> (N, K, D', H', W')."""
-
-
-def _keeps_size(conv: nn.Conv2d | nn.Conv3d) -> bool:
-    plain = {*conv.stride, *conv.dilation, conv.groups} == {1} and conv.weight.shape[2:] == conv.kernel_size
-    return plain and all(n % 2 and p == n // 2 for n, p in zip(conv.kernel_size, conv.padding, strict=True))
 
 
 def transposed_conv(
@@ -386,10 +326,5 @@ def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
 
 
 def layout(spatial_dims: int, channels_last: bool, device: torch.device | str = "cpu") -> torch.memory_format:
-    """How maps lie in memory: channels last where wanted, in 3D only where native kernels read them so."""
-    if not channels_last:
-        return torch.contiguous_format
-    if spatial_dims == 2:
-        return torch.channels_last
-    fast = torch.device(device).type == "cpu" and native.available()
-    return torch.channels_last_3d if fast else torch.contiguous_format
+    """How maps lie in memory: channels last where wanted, in 3D only where kernels read them so."""
+    return preferred_layout(spatial_dims, device) if channels_last else torch.contiguous_format

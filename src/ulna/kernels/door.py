@@ -19,11 +19,7 @@ KINDS = (Tensor, nn.Parameter)  # what else is called a tensor may mean anything
 
 def ordinary() -> bool:
     """Whether operations do what they say and no more: nobody compiles, traces or transforms them."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        or transformed()
-    )
+    return not (_recorded() or transformed())
 
 
 def transformed() -> bool:
@@ -36,6 +32,11 @@ def transformed() -> bool:
 def watched() -> bool:
     """Whether a dispatch mode, as one that counts operations, looks on: it sees nothing of what is done in C++."""
     return bool(torch._C._len_torch_dispatch_stack())
+
+
+def computed(x: object) -> bool:
+    """Whether a tensor is one of torch's own that is computed now: no subclass or fake one, and nobody compiles or traces."""
+    return type(x) in KINDS and not _recorded()
 
 
 def plain(x: object) -> bool:
@@ -71,6 +72,11 @@ def admits(*tensors: Tensor | None, dtypes: Collection[torch.dtype], device: str
 def row(x: Tensor | None, length: int) -> bool:
     """Whether something is one value for every channel: (length,), or left out."""
     return x is None or x.shape == (length,)
+
+
+def _recorded() -> bool:
+    """Whether operations are written down rather than done."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
 
 
 def gradient_by_torch(*grads: Tensor) -> bool:

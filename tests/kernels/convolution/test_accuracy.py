@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ulna import build
 from ulna.kernels import native
-from ulna.kernels.convolution.winograd import convolve, suits
+from ulna.kernels.convolution import convolve, path_of
 
 needs_native = pytest.mark.skipif(not native.available(), reason="no native kernels here: torch's own convolution runs")
 ODD = (float("inf"), -float("inf"), float("nan"))
@@ -35,7 +35,7 @@ def test_errors_are_small_and_do_not_grow_with_the_channels(channels: int) -> No
     """1.2e-6 of the largest value was measured; torch's direct one is off by 2e-7 to 5e-7, the usual points by 2e-5."""
     x, w, dy = drawn(1, channels, 32, 32, outputs=channels)
     leaves, exact = ([t.to(dtype).requires_grad_() for t in (x, w)] for dtype in (torch.float32, torch.float64))
-    assert suits(leaves[:1], leaves[1])
+    assert path_of(*leaves) == "winograd"
     y, truth = convolve(*leaves, None), direct(*exact)
     assert relative(y, truth) < 3e-6
     found = torch.autograd.grad(y, leaves, dy)
@@ -127,6 +127,7 @@ def test_a_batch_of_seven_is_seven_batches_of_one(name: str, options: dict[str, 
 def test_a_batch_is_convolved_as_each_of_its_images(side: int, channels: int) -> None:
     """Bit for bit where the kernel takes them, and it takes all or none of them."""
     x, w, _ = drawn(5, channels, side, side, outputs=channels)
-    assert suits([x], w) == suits([x[:1]], w)
-    if suits([x], w):
+    path = path_of(x, w)
+    assert path_of(x[:1], w) == path
+    if path == "winograd":
         assert torch.equal(convolve(x, w, None), torch.cat([convolve(one[None], w, None) for one in x]))

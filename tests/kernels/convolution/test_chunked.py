@@ -1,4 +1,4 @@
-"""Weight gradients in slabs against a convolution in float64, and against torch's own in bf16."""
+"""Weight gradients in chunks against a convolution in float64, and against torch's own in bf16."""
 
 import math
 
@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 
 from ulna.blocks import nd
-from ulna.kernels.convolution import chunked
+from ulna.kernels.convolution import chunked, dispatch, workarounds
 from ulna.kernels.convolution.chunked import convolve_chunked
 
-# (N, C, *S), K, kernel, stride: strides that leave rows over, several images, slabs of one row, more slabs asked than rows
+# (N, C, *S), K, kernel, stride: strides that leave rows over, several images, chunks of one row, more chunks asked than rows
 CASES = [
     ((1, 4, 13, 9, 10), 6, (3, 3, 3), (1, 1, 1)),
     ((2, 4, 13, 9, 10), 6, (3, 3, 3), (2, 2, 2)),
@@ -29,13 +29,13 @@ CASES = [
 ROUNDED = 0.008 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.03
 
 
-# voxels and least rows of a slab: rows that any axis has, rows that the longest one alone has, and rows that none has
-@pytest.mark.parametrize(("slab", "rows"), [(70, 1), (250, 1), (250, 7), (100, 50)])
+# voxels and least rows of a chunk: rows that any axis has, rows that the longest one alone has, and rows that none has
+@pytest.mark.parametrize(("voxels", "rows"), [(70, 1), (250, 1), (250, 7), (100, 50)])
 @pytest.mark.parametrize(("size", "outputs", "kernel", "stride"), CASES)
-def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, rows, monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK", slab)
-    monkeypatch.setattr(chunked, "ROWS", rows)
-    monkeypatch.setattr(chunked, "PLANE", 0)
+def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, voxels, rows, monkeypatch):
+    monkeypatch.setattr(chunked, "CHUNK", voxels)
+    monkeypatch.setattr(workarounds, "ROWS", rows)
+    monkeypatch.setattr(workarounds, "PLANE", 0)
     generator = torch.Generator().manual_seed(sum(size))
     padding = [(n - 1) // 2 for n in kernel]
     shapes = size, (outputs, size[1], *kernel), (outputs,)
@@ -55,7 +55,7 @@ def test_gradients_are_those_of_the_whole(size, outputs, kernel, stride, slab, r
 def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
     """No call may leave torch's library two blocks of input channels to share between threads for one of outputs."""
     monkeypatch.setattr(chunked, "CHUNK", 300)
-    monkeypatch.setattr(chunked, "ROWS", 1)
+    monkeypatch.setattr(workarounds, "ROWS", 1)
     asked = []
     real = chunked._backward
     monkeypatch.setattr(
@@ -106,7 +106,7 @@ def test_no_weight_gradient_of_a_volume_has_few_rows_in_large_planes(size, strid
         conv(torch.randn(1, 2, *size)).float().sum().backward()
     assert asked, "torch's own way"
     for rows, *plane in asked:
-        assert rows >= chunked.ROWS or math.prod(plane) <= chunked.PLANE
+        assert rows >= workarounds.ROWS or math.prod(plane) <= workarounds.PLANE
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,9 @@ def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
     monkeypatch.setenv("ULNA_NATIVE", "1")
     monkeypatch.setattr(chunked, "CHUNK", 100)
     taken = []
-    real = nd.convolve_chunked
-    monkeypatch.setattr(nd, "convolve_chunked", lambda x, *a, **k: taken.append(len(x)) or real(x, *a, **k))
+    path = dispatch.PATHS["chunked"]
+    watched = path._replace(run=lambda asked: taken.append(len(asked.maps)) or path.run(asked))
+    monkeypatch.setitem(dispatch.PATHS, "chunked", watched)
     conv, x = nd.conv(3, 2, 4), torch.randn(1, 2, 6, 8, 8)
     conv(x)  # float32
     with torch.autocast("cpu", torch.bfloat16):
@@ -178,7 +179,7 @@ def test_a_network_takes_them_by_itself_in_low_precision_alone(monkeypatch):
 
 
 def test_shares_that_cancel_are_as_exact_as_their_own_rounding(monkeypatch):
-    """Half the gradient up, half down: every slab's share is rounded by itself, so the error is one of the shares."""
+    """Half the gradient up, half down: every chunk's share is rounded by itself, so the error is one of the shares."""
     monkeypatch.setattr(chunked, "CHUNK", 512)
     x = torch.randn(1, 4, 16, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
     w = torch.zeros(4, 4, 3, 3, 3, dtype=torch.bfloat16, requires_grad=True)

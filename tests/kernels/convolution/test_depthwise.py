@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ulna.blocks import nd
-from ulna.kernels.convolution import depthwise
+from ulna.kernels.convolution import dispatch
 from ulna.kernels.convolution.depthwise import convolve_depthwise
 
 # (N, C, *S), kernel, stride: odd sizes, a row of one pixel, kernels wider than the map, unlike axes
@@ -80,8 +80,9 @@ def test_an_input_that_asks_for_no_gradient_gets_none():
 def test_a_network_takes_them_by_itself_where_they_are_faster(monkeypatch):
     monkeypatch.setenv("ULNA_NATIVE", "1")
     taken = []
-    real = depthwise.convolve_depthwise
-    monkeypatch.setattr(depthwise, "convolve_depthwise", lambda x, *a, **k: taken.append(x.shape) or real(x, *a, **k))
+    path = dispatch.PATHS["depthwise"]
+    watched = path._replace(run=lambda asked: taken.append(asked.maps[0].shape) or path.run(asked))
+    monkeypatch.setitem(dispatch.PATHS, "depthwise", watched)
 
     def low(conv, x):
         with torch.autocast("cpu", dtype=torch.bfloat16):

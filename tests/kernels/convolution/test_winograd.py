@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from ulna import build
 from ulna.blocks import nd
 from ulna.kernels import native
-from ulna.kernels.convolution import winograd as convolution
-from ulna.kernels.convolution.winograd import convolve, suits
+from ulna.kernels.convolution import convolve, path_of, winograd
 
 needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler here: torch's own convolution runs")
 
@@ -49,7 +48,7 @@ def test_values_and_gradients_are_those_of_a_direct_convolution(
 ) -> None:
     x, w, b, dy = drawn(size, outputs, kernel)
     leaves = [t.clone().requires_grad_() for t in (x, w, b)]
-    assert suits(leaves[:1], leaves[1])
+    assert path_of(*leaves) == "winograd"
     y = convolve(*leaves)
     assert type(y.grad_fn).__name__ == "_ConvolutionBackward"
     y.backward(dy)
@@ -75,7 +74,7 @@ def test_several_maps_are_their_concatenation(widths: tuple[int, ...], size: tup
     x, w, b, dy = drawn((n, sum(widths), *space), 11, kernel)
     whole = [t.clone().requires_grad_() for t in (x, w, b)]
     apart = [t.clone().requires_grad_() for t in (*x.split(widths, dim=1), w, b)]  # type: ignore[no-untyped-call]
-    assert suits(apart[:-2], w)
+    assert path_of(apart[:-2], w) == "winograd"
     results = [convolve(*whole), convolve(apart[:-2], *apart[-2:])]
     assert torch.equal(*results)
     for y in results:
@@ -152,7 +151,7 @@ def test_not_a_number_is_not_hidden() -> None:
 )
 def test_what_does_not_suit_goes_to_torch(change, why: str) -> None:
     x, w = change(*drawn((1, 8, 24, 24), 8, (3, 3))[:2])
-    assert not suits([x], w), why
+    assert path_of(x, w) == "torch", why
     y = convolve(x, w, None)
     assert y.device.type == "meta" or torch.equal(y, direct(x, w, None))
 
@@ -211,7 +210,7 @@ def test_the_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_native
 def test_an_exported_network_has_no_native_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "FEWEST_PIXELS", 1)
+    monkeypatch.setattr(winograd, "FEWEST_PIXELS", 1)
     net = build("unet", in_channels=1, channels=(8, 16)).eval()
     x = torch.randn(1, 1, 32, 32)
     exported = torch.export.export(net, (x,)).module()

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from ulna.blocks import nd
 from ulna.kernels.convolution import workarounds
+from ulna.kernels.convolution.definition import Convolution
 
-# kernel, stride, size, channels, outputs, groups; without its detour every one of them is wrong, or writes where it must not
+# kernel, stride, size, channels, outputs, groups; without a workaround each is wrong, or writes where it must not
 SMALL = [
     (3, (2, 2, 2), (4, 6, 2), 16, 16, 1),
     (3, (2, 2, 2), (16, 16, 2), 8, 16, 1),
@@ -92,11 +93,12 @@ def test_several_small_maps_are_one():
         ((2, 4), (2, 2), (2, 2), (0, 0), (2, 0)),
     ],
 )
-def test_room_is_counted(size, kernel, stride, padding, zeros):
-    assert workarounds.extra_padding(torch.zeros(1, 1, *size), kernel=kernel, stride=stride, padding=padding) == zeros
+def test_extra_padding_is_counted(size, kernel, stride, padding, zeros):
+    asked = Convolution([torch.zeros(1, 1, *size)], torch.zeros(1, 1, *kernel), None, stride, padding, (1, 1), 1)
+    assert workarounds.extra_padding(asked) == zeros
 
 
 def test_in_float32_small_maps_without_a_stride_stay_as_they_are():
-    x = torch.zeros(1, 1, 2, 2)
-    assert workarounds.extra_padding(x, kernel=(3, 3), stride=(1, 1), padding=(1, 1)) == (0, 0)
-    assert workarounds.extra_padding(x.bfloat16(), kernel=(3, 3), stride=(1, 1), padding=(1, 1)) == (1, 1)
+    asked = Convolution([torch.zeros(1, 1, 2, 2)], torch.zeros(1, 1, 3, 3), None, (1, 1), (1, 1), (1, 1), 1)
+    assert workarounds.extra_padding(asked) == (0, 0)
+    assert workarounds.extra_padding(asked._replace(maps=[asked.maps[0].bfloat16()])) == (1, 1)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ulna.kernels import door, native
-from ulna.kernels.convolution.workarounds import joined
+from ulna.kernels.convolution.definition import Convolution, defined, joined, layout_of
 
 # Beyond these torch's own kernels are faster: few channels do not pay for the transforms of the maps, few pixels not for
 # that of the weights, and a tile that hangs over the border computes what nobody reads
@@ -23,16 +23,38 @@ FEWEST_PREDICTED, MANY_WEIGHTS, FEWEST_OF_MANY = 128, 2**16, 1024
 LEAST_OF_A_TILE = 0.6
 
 
-def convolve(x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolution with stride 1 that keeps the size, zeros outside: Winograd F(4x4, 3x3) in the plane where `suits`.
+def suits(asked: Convolution) -> bool:
+    """Whether a convolution is one of float32, with a kernel of 3x3 in the plane, that keeps the size."""
+    kernel = asked.weight.shape[2:]
+    return (
+        asked.precision == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and kernel in ((3, 3), (3, 3, 3), (1, 3, 3))
+        and min(asked.weight.shape[:2]) >= FEWEST_CHANNELS
+        and {*asked.stride, *asked.dilation, asked.groups} == {1}
+        and all(p == n // 2 for n, p in zip(kernel, asked.padding, strict=True))
+    )
 
-    Args:
-        x: a map, or several whose channels together are the input: the native kernel reads them where they lie.
-        weight: odd kernel.
-        bias: or None.
 
-    Shape:
-        (N, C, *S) or [(N, Ci, *S), ...], (K, C, *kernel), (K,) -> (N, K, *S)
+def pays(asked: Convolution) -> bool:
+    """Whether a map has pixels enough for the transform of the weights, and whole tiles of them."""
+    first, weight = asked.maps[0], asked.weight
+    image = math.prod(first.shape[2:])
+    if asked.trains:
+        enough = len(first) * image >= FEWEST_PIXELS
+    else:
+        many = weight.shape[0] * weight.shape[1] >= MANY_WEIGHTS
+        enough = image >= (FEWEST_OF_MANY if many else FEWEST_PREDICTED)
+    return enough and _tile_share(*first.shape[-2:]) >= LEAST_OF_A_TILE
+
+
+def available() -> bool:
+    """Whether the kernel can be had here, and nobody looks on who would miss it."""
+    return not door.watched() and native.library("convolution") is not None
+
+
+def run(asked: Convolution) -> Tensor:
+    """A convolution that `suits`, by Winograd F(4x4, 3x3) in the plane; it reads several maps where they lie.
 
     Second derivatives, forward-mode ones and torch.func are taken by torch's operations.
 
@@ -42,42 +64,10 @@ def convolve(x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None) 
     tile that do not see it are off by up to 4e-3. Images with values that are not finite are taken by torch, so that these
     reach no outputs but those that see them.
     """
-    maps = [x] if isinstance(x, Tensor) else list(x)
-    if suits(maps, weight, bias):
-        # ordered here, not within: what is derived again is derived from what came
-        return _Convolution.apply(weight, bias, *map(_channels_last, maps))  # type: ignore[no-untyped-call]
-    return _direct(weight, bias, *maps)
-
-
-def suits(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Whether the native kernel can take this convolution, and is worth it."""
-    return (
-        door.admits(weight, bias, *maps, dtypes=(torch.float32,))
-        and all(x.ndim == weight.ndim and _alike(x, maps[0]) for x in maps)
-        and sum(x.shape[1] for x in maps) == weight.shape[1]
-        and door.row(bias, len(weight))
-        and weight.shape[2:] in ((3, 3), (3, 3, 3), (1, 3, 3))
-        and min(weight.shape[:2]) >= FEWEST_CHANNELS
-        and _pays(maps[0], weight)
-        and _tile_share(*maps[0].shape[-2:]) >= LEAST_OF_A_TILE
-        and not torch.is_autocast_enabled("cpu")
-        and not door.watched()
-        and native.library("convolution") is not None
-    )
-
-
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether a map has pixels enough for the transform of the weights."""
-    image = x[0, 0].numel()
-    if torch.is_grad_enabled() and weight.requires_grad:
-        return len(x) * image >= FEWEST_PIXELS
-    many = weight.shape[0] * weight.shape[1] >= MANY_WEIGHTS
-    return image >= (FEWEST_OF_MANY if many else FEWEST_PREDICTED)
-
-
-def _alike(x: Tensor, other: Tensor) -> bool:
-    """Whether two maps differ in their channels alone."""
-    return x.shape[0] == other.shape[0] and x.shape[2:] == other.shape[2:]
+    # ordered here, not within: what is derived again is derived from what came
+    maps = map(_channels_last, asked.maps)
+    made: Tensor = _Convolution.apply(asked.weight, asked.bias, *maps)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _tile_share(height: int, width: int) -> float:
@@ -87,9 +77,7 @@ def _tile_share(height: int, width: int) -> float:
 
 def _direct(weight: Tensor, bias: Tensor | None, *maps: Tensor) -> Tensor:
     """The definition, by torch."""
-    padding = [side // 2 for side in weight.shape[2:]]
-    whole = joined(maps)
-    return (F.conv2d if weight.ndim == 4 else F.conv3d)(whole, weight, bias, padding=padding)
+    return defined(weight, bias, *maps, padding=[side // 2 for side in weight.shape[2:]])
 
 
 class _Convolution(torch.autograd.Function):
@@ -198,15 +186,11 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-
-
 def _empty(like: Tensor, channels: int) -> Tensor:
     # whatever type and device torch makes tensors of by default
     size = like.shape[0], channels, *like.shape[2:]
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=_layout(like))
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=layout_of(like))
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=_layout(x))
+    return x.contiguous(memory_format=layout_of(x))

@@ -1,6 +1,6 @@
-"""Ways round faults of the library that torch 2.13 calls for convolutions on a CPU. `chunked.py` has one more.
+"""Ways round faults of the library that torch 2.13 calls for convolutions on a CPU.
 
-All were found by comparing with float64 where freed memory is full of NaN; tests/kernels/test_detours.py does so.
+All were found by comparing with float64 where freed memory is full of NaN; test_workarounds.py does so.
 """
 
 from __future__ import annotations
@@ -11,50 +11,57 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LOW = (torch.bfloat16, torch.float16)
+from ulna.kernels import door
+from ulna.kernels.convolution.definition import LOW, Convolution, precision
 
-
-def precision(x: Tensor) -> torch.dtype:
-    """In which a convolution of this map would run on a CPU."""
-    casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # as autocast itself has it
-    return torch.get_autocast_dtype("cpu") if casts else x.dtype
+# The library shares the weight gradient of a volume out to its threads by rows along the first axis, or, of few rows in
+# large planes, by blocks of channels: there it waits for ever, or writes where it must not (AMX, torch 2.13). So a gradient
+# is asked for so many rows at least, along an axis that has them, unless planes are so small that it never does;
+ROWS, PLANE = 16, 2048
+# and where there are no more outputs than these, so many input channels at most, which leaves one block to share out.
+BLOCK = 32
 
 
 def low_precision(x: Tensor) -> torch.dtype | None:
-    """That precision where it is a low one; None where it is not, and on other devices."""
+    """The precision of a convolution of this map where it is a low one; None where it is not, and on other devices."""
     dtype = precision(x)
     return dtype if x.device.type == "cpu" and dtype in LOW else None
 
 
-def stays_float32(*, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> bool:
+def stays_float32(asked: Convolution) -> bool:
     """Whether a convolution must not run in low precision.
 
     Of a dilated one, parts of the weight gradient stay unwritten (2D maps of 32 pixels a side and more, channels last, 17 to
     31, 40, 56, 72, ... of them). Of a long stride, and of one that is longer than the kernel, answers or gradients are wrong
     with AMX, or memory is written that is another's.
     """
-    return max(dilation) > 1 or max(stride) > 2 or any(k < s for k, s in zip(kernel, stride, strict=True))
+    if low_precision(asked.maps[0]) is None:
+        return False
+    gaps = any(k < s for k, s in zip(asked.weight.shape[2:], asked.stride, strict=True))
+    return max(asked.dilation) > 1 or max(asked.stride) > 2 or gaps
 
 
-def extra_padding(
-    x: Tensor, *, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> tuple[int, ...]:
+def transposed_stays_float32(x: Tensor, *, stride: Sequence[int]) -> bool:
+    """Whether a transposed convolution, whose kernel is its stride, must not run in low precision: as of a long stride."""
+    return low_precision(x) is not None and (1 in x.shape[2:] or max(stride) > 2)
+
+
+def extra_padding(asked: Convolution) -> tuple[int, ...]:
     """How many zeros a small map wants behind its end, along every spatial axis, beside those of the padding.
 
     The library takes wrongly what is smaller than the kernel, and, with a stride, what leaves one output along the last
     axis: with AMX it reads beyond the map, and for weight gradients of volumes it also writes beyond. In float32 this is
     known of strided convolutions alone.
     """
-    plain = type(x) is Tensor and x.device.type == "cpu" and x.ndim == len(kernel) + 2
+    first, stride = asked.maps[0], asked.stride
     if (
-        not plain
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        or not (low_precision(x) or max(stride) > 1)
+        not all(door.computed(m) for m in asked.maps)
+        or first.device.type != "cpu"
+        or not (low_precision(first) or max(stride) > 1)
     ):
-        return (0,) * len(kernel)
-    fewest = (k + s - (1 if s == 1 or p else 0) for k, s, p in zip(kernel, stride, padding, strict=True))
-    return tuple(max(0, want - n) for want, n in zip(fewest, x.shape[2:], strict=True))
+        return (0,) * len(stride)
+    fewest = (k + s - (1 if s == 1 or p else 0) for k, s, p in zip(asked.reach, stride, asked.padding, strict=True))
+    return tuple(max(0, want - n) for want, n in zip(fewest, first.shape[2:], strict=True))
 
 
 def pad_end(x: Tensor, zeros: Sequence[int]) -> Tensor:
@@ -62,6 +69,37 @@ def pad_end(x: Tensor, zeros: Sequence[int]) -> Tensor:
     return F.pad(x, [n for zero in reversed(zeros) for n in (0, zero)])
 
 
-def joined(maps: Sequence[Tensor]) -> Tensor:
-    """Several maps as one: [(N, Ci, *S), ...] -> (N, C, *S); a single one as it is."""
-    return maps[0] if len(maps) == 1 else torch.cat(list(maps), dim=1)
+def few_rows(size: Sequence[int], kernel: int) -> bool:
+    """Whether the weight gradient of a volume has few rows to share out, and large planes.
+
+    Args:
+        size: of the map.
+        kernel: its length along the first axis.
+    """
+    return _few_rows(size, 2 * ROWS + kernel)
+
+
+def block(weight: Tensor) -> int:
+    """How many input channels one weight gradient takes."""
+    return BLOCK if len(weight) <= BLOCK else weight.shape[1]
+
+
+def axis_to_turn(x: Tensor, weight: Tensor, *, stride: Sequence[int]) -> int:
+    """The spatial axis that should be the first one in a transposed convolution, whose kernel is its stride; 0: as it is.
+
+    Args:
+        x: the map that enters, (N, C, *S).
+        weight: (C, K, *stride).
+        stride: of every axis.
+    """
+    trains = torch.is_grad_enabled() and weight.requires_grad
+    if not trains or low_precision(x) is None or not door.computed(x) or door.transformed():
+        return 0
+    size = x.shape[2:]
+    if x.ndim != weight.ndim or not _few_rows([n * s for n, s in zip(size, stride, strict=True)], ROWS * stride[0]):
+        return 0
+    return list(size).index(max(size))
+
+
+def _few_rows(size: Sequence[int], fewest: int) -> bool:
+    return len(size) == 3 and size[0] < fewest and size[1] * size[2] > PLANE
