@@ -120,14 +120,14 @@ def compare(repeats: int, operands: torch.dtype | None) -> None:
     """Print a table of the ways for every size."""
     print("| map | way | forward, ms | forward + backward, ms | times published | bar | peak, MB |")
     print("|---|---|---|---|---|---|---|")
-    ours = ["graphs", "lines"]
+    ours = ["lines"]
     if sweep_triton.available(torch.empty(0, device="cuda")):
         ours.insert(0, "triton")
     for size, bar in BARS.items():
         layers = {way: Layer(way, size, "cuda", operands) for way in ("published", *ours)}
         forth: dict[str, Callable[[], object]] = {way: layer.forward for way, layer in layers.items()}
         both: dict[str, Callable[[], object]] = {way: layer.both for way, layer in layers.items()}
-        for way in (way for way in ours if way != "graphs"):  # all of the work in one graph
+        for way in ours:  # all of the work in one graph
             forth[f"{way}, captured"], both[f"{way}, captured"] = (
                 captured(layers[way].forward),
                 captured(layers[way].both),

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ulna.kernels import door
-from ulna.kernels.sweep import graphs as sweep_graphs
 from ulna.kernels.sweep import lines as sweep_lines
 from ulna.kernels.sweep import native as sweep_native
 from ulna.kernels.sweep import scan as sweep_scan
 from ulna.kernels.sweep import triton as sweep_triton
 from ulna.kernels.sweep.window import shifted, window
 
-PATHS = ("auto", "native", "triton", "graphs", "lines", "reference")
+PATHS = ("auto", "native", "triton", "lines", "reference")
 _pinned: list[str] = []
 
 
@@ -121,9 +120,9 @@ def chosen() -> str:
 
 @contextmanager
 def force(path: str) -> Iterator[None]:
-    """Pin the path within a `with`: "native", "triton", "graphs", "lines" (torch's own operations), "reference", or "auto".
+    """Pin the path within a `with`: "native", "triton", "lines" (torch's own operations), "reference", or "auto".
 
-    "native" is for CPUs, "triton" and "graphs" (lines, recorded) are for GPUs; where they cannot be, "lines" it is.
+    "native" is for CPUs, "triton" for GPUs; where they cannot be, "lines" it is.
 
     Raises:
         ValueError: for another path.
@@ -144,11 +143,8 @@ def describe(device: str = "cpu") -> str:
     x = torch.empty(0, device=device)
     if _triton(x):
         return "a Triton kernel" + (" in Triton's interpreter" if device == "cpu" else "")
-    if device != "cpu":
-        how = "recorded as a CUDA graph" if _recorded(x) else "line by line"
-        return f"torch operations, {how} (no Triton kernel)"
-    if not _compiled(x):
-        return "torch operations, line by line (no native kernel)"
+    if device != "cpu" or not _compiled(x):
+        return f"torch operations, line by line (no {'native' if device == 'cpu' else 'Triton'} kernel)"
     return f"a native kernel ({'bf16' if sweep_native.multiplies_bf16() else 'still float32'} products under autocast)"
 
 
@@ -194,10 +190,6 @@ def _triton(x: Tensor) -> bool:
     return chosen() in (("auto", "triton") if x.is_cuda else ("triton",)) and sweep_triton.available(x)
 
 
-def _recorded(x: Tensor) -> bool:
-    return chosen() in ("auto", "graphs") and sweep_graphs.available(x)
-
-
 def _tried(kernel: Callable[..., Any], *arguments: Any) -> Any:
     """What a Triton kernel answers; None if it fails where another path would do: it is then not tried again."""
     try:
@@ -233,8 +225,7 @@ def _sweep(
     with torch.autocast(x.device.type, enabled=False):
         if _triton(x) and (found := _tried(sweep_triton.forward, x, weights, axis, reverse, keep, operands)):
             return cast(tuple[Tensor, Tensor], found)
-        by = sweep_graphs if _recorded(x) else sweep_lines
-        return cast(tuple[Tensor, Tensor], by.forward(x, weights, axis, reverse, keep, operands))
+        return sweep_lines.forward(x, weights, axis, reverse, keep, operands)
 
 
 @_sweep.register_fake
@@ -273,8 +264,7 @@ def _sweep_backward(
     with torch.autocast(x.device.type, enabled=False):
         if _triton(x) and (found := _tried(sweep_triton.backward, *arguments)):
             return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor], found)
-        by = sweep_graphs if _recorded(x) else sweep_lines
-        return cast(tuple[Tensor, Tensor, Tensor, Tensor, Tensor], by.backward(*arguments))
+        return sweep_lines.backward(*arguments)
 
 
 @_sweep_backward.register_fake
