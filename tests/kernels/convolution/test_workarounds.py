@@ -26,7 +26,7 @@ GAPS = [((1, 1, 3), (2, 2, 2), (24, 12, 3), 32, 32, 1), (1, (2, 2), (12, 12), 8,
 TRANSPOSED = [((4, 4, 4), (3, 12, 6), 8, 16), ((4, 4), (4, 2), 16, 16), ((3, 3, 3), (7, 32, 1), 24, 40)]
 
 
-def agrees(module, x, literal, dtype):
+def agrees(module, x, literal, dtype, casts=True):
     """The module's answer and gradients in a precision, five times, against those of `literal` in float64."""
     entered = x.detach().double().requires_grad_()
     weight = module.weight.detach().double().requires_grad_()
@@ -37,7 +37,7 @@ def agrees(module, x, literal, dtype):
     for _ in range(5):
         junk = [torch.full((2**n,), float("nan"), dtype=dtype) for n in range(4, 20) for _ in range(6)]
         del junk
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts and dtype != torch.float32):
             y = module(x)
         got = torch.autograd.grad(y, (x, module.weight), slope.to(y.dtype))
         for ours, theirs in zip((y, *got), (want, *wanted), strict=True):
@@ -81,6 +81,21 @@ def test_several_small_maps_are_one():
         joined, parts = conv(x), conv([x[:, :3], x[:, 3:]])
     assert joined.dtype == torch.bfloat16 and torch.equal(joined, parts)
     torch.testing.assert_close(joined.float(), conv(x), atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("casts", [False, True])
+@pytest.mark.parametrize("options", [{"dilation": 2}, {"stride": 3}, {"kernel_size": 1, "stride": 2}])
+def test_weights_in_low_precision_are_kept_from_it_too(options, casts):
+    torch.manual_seed(0)
+    conv = nd.conv(2, 24, 10, **options).to(torch.bfloat16, memory_format=torch.channels_last)
+    x = torch.randn(1, 24, 40, 40).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    settings = (conv.stride, conv.padding, conv.dilation)
+    agrees(conv, x, lambda x, w, b: F.conv2d(x, w, b, *settings), torch.bfloat16, casts)
+    with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+        assert conv(x).dtype == (torch.float32 if casts else torch.bfloat16)
+    if not casts:
+        with pytest.raises(RuntimeError):
+            conv(x.float())  # of another type than the weights, as torch has it
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,11 @@ class Convolution(NamedTuple):
             and (self.bias is None or self.bias.shape == self.weight.shape[:1])
         )
 
+    def in_float32(self) -> Convolution:
+        """The same of float32 tensors."""
+        bias = None if self.bias is None else self.bias.float()
+        return self._replace(maps=[m.float() for m in self.maps], weight=self.weight.float(), bias=bias)
+
     def by_torch(self) -> Tensor:
         """The answer of torch's operation: (N, K, *S')."""
         settings = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}

@@ -68,16 +68,18 @@ def convolve(
     Shape:
         (N, C, *S) or [(N, Ci, *S), ...], (K, C / groups, *kernel), (K,) -> (N, K, *S')
 
-    Where a workaround asks for float32 under autocast, the answer is float32; else it has the precision of the convolution.
+    The answer has the precision of the convolution; but under autocast, where a workaround asks for float32, it is float32.
     Second derivatives, forward-mode ones and torch.func are taken by torch's operations.
     """
     asked = _asked(x, weight, bias, stride, padding, dilation, groups)
     if not asked.regular():
         return asked.by_torch()
-    if torch.is_autocast_enabled("cpu") and workarounds.stays_float32(asked):
-        with torch.autocast("cpu", enabled=False):
-            return _padded(asked._replace(maps=[m.float() for m in asked.maps]))
-    return _padded(asked)
+    if not workarounds.stays_float32(asked):
+        return _padded(asked)
+    casts = torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", enabled=False):
+        made = _padded(asked.in_float32())
+    return made if casts else made.to(asked.maps[0].dtype)
 
 
 def convolve_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: Sequence[int]) -> Tensor:

@@ -35,7 +35,7 @@ def stays_float32(asked: Convolution) -> bool:
     31, 40, 56, 72, ... of them). Of a long stride, and of one that is longer than the kernel, answers or gradients are wrong
     with AMX, or memory is written that is another's.
     """
-    if low_precision(asked.maps[0]) is None:
+    if asked.precision not in LOW or asked.maps[0].device.type != "cpu":
         return False
     gaps = any(k < s for k, s in zip(asked.weight.shape[2:], asked.stride, strict=True))
     return max(asked.dilation) > 1 or max(asked.stride) > 2 or gaps
