@@ -115,7 +115,7 @@ def _of_weight(
     layout = layout_of(weight)
     count = -(-maps[0][:, 0].numel() // budget)
     if weight.ndim == 5:
-        count = min(count, max(1, dy.shape[2] // workarounds.ROWS))
+        count = min(count, max(1, dy.shape[2] // workarounds.fewest_rows()))
     for rows, reads, margins in _chunks(maps[0].shape[2], dy.shape[2], count, weight.shape[2], stride[0], padding[0]):
         part = joined([m[:, :, reads] for m in maps])
         if any(margins):
@@ -150,7 +150,7 @@ def _axis(entered: Sequence[int], left: Sequence[int], budget: int) -> int:
     """
     size, rows = entered[2:], list(left[2:])
     share = min(1.0, budget / (entered[0] * math.prod(size)))
-    if len(size) == 2 or share * rows[0] >= workarounds.ROWS or size[1] * size[2] <= workarounds.PLANE:
+    if len(size) == 2 or share * rows[0] >= workarounds.fewest_rows() or size[1] * size[2] <= workarounds.PLANE:
         return 0
     return rows.index(max(rows))
 

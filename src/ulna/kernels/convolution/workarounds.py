@@ -1,4 +1,4 @@
-"""Ways round faults of the library that torch 2.13 calls for convolutions on a CPU.
+"""Ways round faults of torch's libraries in convolutions on a CPU: each is on where `kernels/faults.py` has its fault.
 
 All were found by comparing with float64 where freed memory is full of NaN; test_workarounds.py does so.
 """
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ulna.kernels import door
+from ulna.kernels import door, faults
 from ulna.kernels.convolution.definition import LOW, Convolution, precision
 
-# The library shares the weight gradient of a volume out to its threads by rows along the first axis, or, of few rows in
-# large planes, by blocks of channels: there it waits for ever, or writes where it must not (AMX, torch 2.13). So a gradient
-# is asked for so many rows at least, along an axis that has them, unless planes are so small that it never does;
+# "few_rows": a weight gradient is asked for so many rows at least, along an axis that has them, unless planes are so small
+# that the library never shares it out by blocks of channels;
 ROWS, PLANE = 16, 2048
 # and where there are no more outputs than these, so many input channels at most, which leaves one block to share out.
 BLOCK = 32
@@ -29,33 +28,28 @@ def low_precision(x: Tensor) -> torch.dtype | None:
 
 
 def stays_float32(asked: Convolution) -> bool:
-    """Whether a convolution must not run in low precision.
-
-    Of a dilated one, parts of the weight gradient stay unwritten (2D maps of 32 pixels a side and more, channels last, 17 to
-    31, 40, 56, 72, ... of them). Of a long stride, and of one that is longer than the kernel, answers or gradients are wrong
-    with AMX, or memory is written that is another's.
-    """
+    """Whether a convolution must not run in low precision: a dilated one, and one of long strides or gaps."""
     if asked.precision not in LOW or asked.maps[0].device.type != "cpu":
         return False
-    gaps = any(k < s for k, s in zip(asked.weight.shape[2:], asked.stride, strict=True))
-    return max(asked.dilation) > 1 or max(asked.stride) > 2 or gaps
+    skips = max(asked.stride) > 2 or any(k < s for k, s in zip(asked.weight.shape[2:], asked.stride, strict=True))
+    return ("dilated" in faults.HERE and max(asked.dilation) > 1) or ("gaps" in faults.HERE and skips)
 
 
 def transposed_stays_float32(x: Tensor, *, stride: Sequence[int]) -> bool:
-    """Whether a transposed convolution, whose kernel is its stride, must not run in low precision: as of a long stride."""
-    return low_precision(x) is not None and (1 in x.shape[2:] or max(stride) > 2)
+    """Whether a transposed convolution, whose kernel is its stride, must not run in low precision."""
+    return "transposed" in faults.HERE and low_precision(x) is not None and (1 in x.shape[2:] or max(stride) > 2)
 
 
 def extra_padding(asked: Convolution) -> tuple[int, ...]:
     """How many zeros a small map wants behind its end, along every spatial axis, beside those of the padding.
 
     The library takes wrongly what is smaller than the kernel, and, with a stride, what leaves one output along the last
-    axis: with AMX it reads beyond the map, and for weight gradients of volumes it also writes beyond. In float32 this is
-    known of strided convolutions alone.
+    axis. In float32 this is known of strided convolutions alone.
     """
     first, stride = asked.maps[0], asked.stride
     if (
-        not all(door.computed(m) for m in asked.maps)
+        "small" not in faults.HERE
+        or not all(door.computed(m) for m in asked.maps)
         or first.device.type != "cpu"
         or not (low_precision(first) or max(stride) > 1)
     ):
@@ -79,9 +73,14 @@ def few_rows(size: Sequence[int], kernel: int) -> bool:
     return _few_rows(size, 2 * ROWS + kernel)
 
 
+def fewest_rows() -> int:
+    """How many rows a weight gradient of a volume is asked for at least, where an axis has them."""
+    return ROWS if "few_rows" in faults.HERE else 1
+
+
 def block(weight: Tensor) -> int:
     """How many input channels one weight gradient takes."""
-    return BLOCK if len(weight) <= BLOCK else weight.shape[1]
+    return BLOCK if len(weight) <= BLOCK and "few_rows" in faults.HERE else weight.shape[1]
 
 
 def axis_to_turn(x: Tensor, weight: Tensor, *, stride: Sequence[int]) -> int:
@@ -102,4 +101,4 @@ def axis_to_turn(x: Tensor, weight: Tensor, *, stride: Sequence[int]) -> int:
 
 
 def _few_rows(size: Sequence[int], fewest: int) -> bool:
-    return len(size) == 3 and size[0] < fewest and size[1] * size[2] > PLANE
+    return "few_rows" in faults.HERE and len(size) == 3 and size[0] < fewest and size[1] * size[2] > PLANE
