@@ -76,6 +76,7 @@ def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
         assert (mine.grad - true.grad).abs().max() < ROUNDED * true.grad.abs().max()
 
 
+@pytest.mark.parametrize("switch", ["1", "0"])
 @pytest.mark.parametrize(
     ("size", "stride"),
     [
@@ -88,9 +89,9 @@ def test_many_channels_to_few_are_taken_block_by_block(monkeypatch):
         ((72, 128, 128), (1, 1, 1)),
     ],
 )
-def test_no_weight_gradient_of_a_volume_has_few_rows_in_large_planes(size, stride, monkeypatch):
-    """Torch's library may wait for ever there, or write where it must not."""
-    monkeypatch.setenv("ULNA_NATIVE", "1")  # needs the switch alone, nothing compiled
+def test_no_weight_gradient_of_a_volume_has_few_rows_in_large_planes(size, stride, switch, monkeypatch):
+    """Torch's library may wait for ever there, or write where it must not, with our own kernels or without."""
+    monkeypatch.setenv("ULNA_NATIVE", switch)
     asked = []
     real = chunked._backward
 
@@ -104,7 +105,7 @@ def test_no_weight_gradient_of_a_volume_has_few_rows_in_large_planes(size, strid
     conv = nd.conv(3, 2, 3, stride=stride)
     with torch.autocast("cpu", torch.bfloat16):
         conv(torch.randn(1, 2, *size)).float().sum().backward()
-    assert asked, "torch's own way"
+    assert asked or (switch == "0" and size[0] > 40), "torch's own way"
     for rows, *plane in asked:
         assert rows >= workarounds.ROWS or math.prod(plane) <= workarounds.PLANE
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ulna.kernels import door
+from ulna.kernels import door, native
 from ulna.kernels.convolution import workarounds
 from ulna.kernels.convolution.definition import LOW, Convolution, defined, joined, layout_of, precision
 
@@ -29,13 +29,21 @@ def suits(asked: Convolution) -> bool:
 def pays(asked: Convolution) -> bool:
     """Whether a map is so large that chunks save memory, or one whose weight gradient must not be taken as a whole."""
     first = asked.maps[0]
-    voxels = len(first) * math.prod(first.shape[2:])
-    return voxels >= 2 * CHUNK or workarounds.few_rows(first.shape[2:], asked.weight.shape[2])
+    return len(first) * math.prod(first.shape[2:]) >= 2 * CHUNK or _few_rows(asked)
+
+
+def available(asked: Convolution) -> bool:
+    """Whether our own kernels are switched on; a fault of the library is worked around with them or without."""
+    return native.switched_on() or _few_rows(asked)
 
 
 def run(asked: Convolution) -> Tensor:
     """A convolution that `suits`."""
     return convolve_chunked(asked.maps, asked.weight, asked.bias, stride=asked.stride, padding=asked.padding)
+
+
+def _few_rows(asked: Convolution) -> bool:
+    return workarounds.few_rows(asked.maps[0].shape[2:], asked.weight.shape[2])
 
 
 def convolve_chunked(

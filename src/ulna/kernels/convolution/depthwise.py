@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ulna.kernels import door
+from ulna.kernels import door, native
 from ulna.kernels.convolution.definition import Convolution, defined, joined, layout_of, precision
 
 
@@ -31,6 +31,11 @@ def pays(asked: Convolution) -> bool:
     """Whether torch's library is slower: in volumes, and with wide kernels in bfloat16."""
     kernel = asked.weight.shape[2:]
     return len(kernel) == 3 or (max(kernel) > 3 and asked.precision == torch.bfloat16)
+
+
+def available(_: Convolution) -> bool:
+    """Whether our own kernels are switched on."""
+    return native.switched_on()
 
 
 def run(asked: Convolution) -> Tensor:

@@ -32,14 +32,14 @@ class Path(NamedTuple):
 
     suits: Callable[[Convolution], bool]  # by types, kernel and settings: cheap, and no word about the size of a map
     pays: Callable[[Convolution], bool]  # by sizes, of what fits together
-    available: Callable[[], bool]
+    available: Callable[[Convolution], bool]  # on this machine, with what is switched on
     run: Callable[[Convolution], Tensor]
 
 
 PATHS = {
-    "chunked": Path(chunked.suits, chunked.pays, native.switched_on, chunked.run),
+    "chunked": Path(chunked.suits, chunked.pays, chunked.available, chunked.run),
     "winograd": Path(winograd.suits, winograd.pays, winograd.available, winograd.run),
-    "depthwise": Path(depthwise.suits, depthwise.pays, native.switched_on, depthwise.run),
+    "depthwise": Path(depthwise.suits, depthwise.pays, depthwise.available, depthwise.run),
 }
 _pinned: list[str] = []
 
@@ -162,7 +162,7 @@ def _path(asked: Convolution) -> str:
     names = [name for name, path in PATHS.items() if pinned in ("auto", name) and path.suits(asked)]
     if not names or not door.admits(*asked.maps, asked.weight, asked.bias, dtypes=door.FLOATS) or not asked.fits():
         return "torch"
-    taken = (name for name in names if (pinned == name or PATHS[name].pays(asked)) and PATHS[name].available())
+    taken = (name for name in names if (pinned == name or PATHS[name].pays(asked)) and PATHS[name].available(asked))
     return next(taken, "torch")
 
 
