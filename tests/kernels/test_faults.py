@@ -30,6 +30,8 @@ def cannot_show(fault: Fault) -> str:
         return "torch has no oneDNN here"
     abilities = getattr(torch.cpu, "get_capabilities", dict)()
     allowed = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if fault.shows_on == "AVX2" and not abilities.get("avx2"):
+        return "shows with AVX2 alone"
     if fault.shows_on == "AVX-512" and not (abilities.get("avx512_f") and allowed not in WITHOUT_AVX512):
         return "shows with AVX-512 alone"
     if fault.shows_on == "AMX" and not (
@@ -67,6 +69,29 @@ def test_a_workaround_is_still_needed(name):
     assert name in faults.HERE or not shown, f"torch {version} shows {name!r} ({shown}): take it out of `gone`"
 
 
+STRIDED_PIXEL = """
+import torch
+from ulna.blocks import nd
+conv = nd.conv(2, 4, 8, kernel_size=1, stride=2).to(memory_format=torch.channels_last)
+x = torch.randn(32, 4, 32, 32).contiguous(memory_format=torch.channels_last).requires_grad_()
+y = conv(x)
+exact = [t.detach().double().requires_grad_() for t in (x, conv.weight, conv.bias)]
+truth = torch.nn.functional.conv2d(*exact, stride=2)
+gradients = torch.autograd.grad(y.sum(), [x, conv.weight, conv.bias]), torch.autograd.grad(truth.sum(), exact)
+for ours, true in zip((y, *gradients[0]), (truth, *gradients[1]), strict=True):
+    assert torch.allclose(ours.double(), true, rtol=1e-4, atol=1e-3)
+"""
+
+
+@pytest.mark.skipif(bool(reason := cannot_show(FAULTS["strided_pixel"])), reason=reason)
+def test_a_kernel_of_one_pixel_with_a_stride_trains_on_a_processor_without_avx512():
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STRIDED_PIXEL], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr or done.returncode
+
+
 def test_every_fault_is_described_with_its_versions():
     assert list(DOCUMENTED) == list(FAULTS)
     for name, fault in FAULTS.items():
@@ -98,6 +123,7 @@ def test_without_a_fault_its_workaround_is_left_out(monkeypatch):
         return Convolution([x], weight, None, (stride,) * dims, padding, (dilation,) * dims, 1)
 
     dilated, gap, long = asked((9, 9), 3, 1, dilation=2), asked((9, 9), 1, 2), asked((9, 9), 3, 3)
+    pixel = asked((12, 12), 1, 2)
     volume, up = torch.randn(1, 2, 4, 60, 50).bfloat16(), torch.randn(2, 2, 2, 2, 2).bfloat16().requires_grad_()
     wide = torch.randn(5, 70, 3, 3, 3)
 
@@ -105,6 +131,7 @@ def test_without_a_fault_its_workaround_is_left_out(monkeypatch):
         return {
             "dilated": workarounds.stays_float32(dilated),
             "gaps": workarounds.stays_float32(gap) and workarounds.stays_float32(long),
+            "strided_pixel": workarounds.only_what_is_read(pixel).stride == (1, 1),
             "small": any(workarounds.extra_padding(asked((2, 2), 3, 2))),
             "transposed": workarounds.transposed_stays_float32(volume, stride=(3, 3, 3)),
             "few_rows": workarounds.axis_to_turn(volume, up, stride=(2, 2, 2)) == 1

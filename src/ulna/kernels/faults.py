@@ -17,7 +17,7 @@ class Fault(NamedTuple):
 
     summary: str
     seen: tuple[str, ...]  # versions of torch, major.minor, in which its reproduction or a test showed it
-    shows_on: str  # instructions without which it does not show: "AVX2" (alone), "AVX-512", "AMX", or "" for any
+    shows_on: str  # instructions without which it does not show: "AVX2" (and no more), "AVX-512", "AMX", or "" for any
     gone: tuple[str, ...] = ()  # versions whose reproduction shows nothing on such a processor
     of_onednn: bool = True  # of the library that torch calls for convolutions on a CPU
 
@@ -39,6 +39,11 @@ FAULTS = {
         "convolutions of maps that are smaller than the kernel, or leave one output of a stride, read beyond the map",
         ("2.13", "2.14"),
         "AVX-512",
+    ),
+    "strided_pixel": Fault(
+        "the weight gradient of a kernel of one pixel, with a stride and 3 to 7 channels, is written beyond its memory",
+        ("2.13", "2.14"),
+        "AVX2",
     ),
     "transposed": Fault(
         "transposed convolutions in low precision of one pixel an axis, or of a stride above 2, are wrong",

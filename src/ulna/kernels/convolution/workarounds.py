@@ -19,6 +19,8 @@ from ulna.kernels.convolution.definition import LOW, Convolution, precision
 ROWS, PLANE = 16, 2048
 # and where there are no more outputs than these, so many input channels at most, which leaves one block to share out.
 BLOCK = 32
+# "strided_pixel": channels of a map from which on it is taken rightly
+FEWEST_CHANNELS = 8
 
 
 def low_precision(x: Tensor) -> torch.dtype | None:
@@ -56,6 +58,22 @@ def extra_padding(asked: Convolution) -> tuple[int, ...]:
         return (0,) * len(stride)
     fewest = (k + s - (1 if s == 1 or p else 0) for k, s, p in zip(asked.reach, stride, asked.padding, strict=True))
     return tuple(max(0, want - n) for want, n in zip(fewest, first.shape[2:], strict=True))
+
+
+def only_what_is_read(asked: Convolution) -> Convolution:
+    """The same convolution at stride 1, of the pixels that it reads: of one that has a stride, one pixel and few channels."""
+    kernel, stride = asked.weight.shape[1:], asked.stride
+    if (
+        "strided_pixel" not in faults.HERE
+        or max(stride) == 1
+        or {*kernel[1:]} != {1}
+        or kernel[0] >= FEWEST_CHANNELS
+        or any(asked.padding)
+        or not all(door.computed(m) and m.device.type == "cpu" for m in asked.maps)
+    ):
+        return asked
+    every = tuple(slice(None, None, s) for s in (1, 1, *stride))
+    return asked._replace(maps=[m[every] for m in asked.maps], stride=(1,) * len(stride))
 
 
 def pad_end(x: Tensor, zeros: Sequence[int]) -> Tensor:
