@@ -19,7 +19,7 @@ from measure import conditions, write
 from torch import nn
 
 from ulna.blocks import nd
-from ulna.kernels.allocator import keep_freed_memory
+from ulna.kernels.allocator import tune_memory
 from ulna.networks.build import build
 from ulna.networks.profile.cost import Model, models
 from ulna.system.device import autocast, choose_precision
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*")
     parser.add_argument("--out", default="catalog", help="name of the file in benchmarks/results")
     flags = parser.parse_args()
-    keep_freed_memory()
+    tune_memory()
     facts, precision = conditions(), choose_precision("auto", CPU)
     chosen = [m for m in models() if (m.name in flags.models if flags.models else "/" in m.name)]
     print(

@@ -42,7 +42,7 @@ from ulna.data.pipeline.preprocess import Prepared
 from ulna.demonstration import make_phantom
 from ulna.inference.sparse import PointCounts, by_stages
 from ulna.inference.volume import predict_slabs, to_labels
-from ulna.kernels.allocator import keep_freed_memory
+from ulna.kernels.allocator import tune_memory
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, from_architecture
 from ulna.networks.heads import Outputs
@@ -140,7 +140,7 @@ def balls(patch: Sequence[int], batch: int) -> tuple[Tensor, Tensor]:
 
 def memory(name: str, on: str, count: str, *patch: str) -> float:
     """MB that two steps need; run in a process of its own."""
-    keep_freed_memory()
+    tune_memory()
     size, device = tuple(map(int, patch)), torch.device(on)
 
     def most() -> float:
@@ -411,7 +411,7 @@ def main() -> None:
     for work in arguments.works:
         if work not in WORKS:
             parser.error(f"no work {work!r}; there are {', '.join(WORKS)}")
-    keep_freed_memory()
+    tune_memory()
     device = torch.device(arguments.device)
     facts, precision = conditions(), choose_precision("auto", device)
     if device.type == "cuda":

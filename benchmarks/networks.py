@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ulna
 from ulna.blocks import nd
-from ulna.kernels.allocator import keep_freed_memory
+from ulna.kernels.allocator import tune_memory
 
 WIDTHS = (32, 32, 64, 128, 256)  # MONAI's defaults
 LIKE_MONAI = {
@@ -157,7 +157,7 @@ def memory(name: str, contender: str, kind: str) -> float:
     """MB that two steps need; run in a process of its own."""
     work = WORKS[name]
     if contender == "ulna":
-        keep_freed_memory()  # as `ulna train` does; the allocator of tensors that comes with it stays for the whole process
+        tune_memory()  # as `ulna train` does; the allocator of tensors that comes with it stays for the whole process
     small = Work(work.peer, work.ours, (1, work.size[1], *(32 for _ in work.size[2:])), 1)
     step(small, contender, training=False)()  # libraries and kernels are loaded before the count begins
     before = peak_mb()

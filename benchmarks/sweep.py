@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ulna.kernels import native
-from ulna.kernels.allocator import keep_freed_memory
+from ulna.kernels.allocator import tune_memory
 from ulna.kernels.sweep import native as sweep_native
 from ulna.kernels.sweep.dispatch import Direction, Gates, describe, force, sweep
 from ulna.networks.build import build
@@ -236,7 +236,7 @@ def compare_networks(repeats: int, device: str) -> dict[str, Any]:
 
     In float32, and in bf16 as `ulna train` takes it where the machine has products for it.
     """
-    keep_freed_memory()
+    tune_memory()
     rows: list[dict[str, Any]] = []
     print("| precision | network | training step, ms | against its baseline |")
     print("|---|---|---|---|")

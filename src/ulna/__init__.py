@@ -20,6 +20,7 @@ __version__ = _version("ulna")
 # name -> where it lives; imported on first use, because torch alone takes over a second
 _PLACES = {name: verb.place for name, verb in _VERBS.items()} | {
     "build": "ulna.networks.build:build",
+    "tune_memory": "ulna.kernels.allocator:tune_memory",
     "load": "ulna.inference.segmenter:load",
     "Segmenter": "ulna.inference.segmenter:Segmenter",
     "Dataset": "ulna.data.layout.dataset:Dataset",

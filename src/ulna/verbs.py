@@ -16,12 +16,14 @@ class Verb(NamedTuple):
 
     place: str  # module:function
     summary: str  # the first line of its docstring; a test holds the two together
+    computes: bool = False  # networks run in it, or are planned: the command line tunes the memory of its process
 
 
 VERBS: dict[str, Verb] = {
     "demo": Verb(
         "ulna.demonstration:demo",
         "Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.",
+        computes=True,
     ),
     "check": Verb(
         "ulna.data.quality.check:check",
@@ -30,15 +32,18 @@ VERBS: dict[str, Verb] = {
     "plan": Verb(
         "ulna.planning.plan:plan",
         "Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.",
+        computes=True,
     ),
     "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),
     "train": Verb(
         "ulna.training.train:train",
         "Train a network on a folder of images and evaluate it on the cases kept aside.",
+        computes=True,
     ),
     "predict": Verb(
         "ulna.inference.predict:predict",
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
+        computes=True,
     ),
     "evaluate": Verb(
         "ulna.evaluation.evaluate:evaluate",
@@ -47,17 +52,22 @@ VERBS: dict[str, Verb] = {
     "explain": Verb(
         "ulna.explaining.explain:explain",
         "Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
+        computes=True,
     ),
     "prune": Verb(
         "ulna.study.prune:prune",
         "Measure every pruning level of a deep-supervised run on this machine, or write the smaller network of one.",
+        computes=True,
     ),
     "compare": Verb(
-        "ulna.study.compare:compare", "Train several networks alike, and say with statistics which is better."
+        "ulna.study.compare:compare",
+        "Train several networks alike, and say with statistics which is better.",
+        computes=True,
     ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",
+        computes=True,
     ),
 }
 

@@ -17,8 +17,9 @@ from ulna.planning.memory import MemoryEstimate
 MEASURED = """
 import json, re, sys
 import ulna
-from ulna.planning.plan import plan
-run = ulna.train(sys.argv[1], model=sys.argv[2], out=sys.argv[3], epochs=2, set=sys.argv[4:])
+if int(sys.argv[4]):
+    ulna.tune_memory()
+run = ulna.train(sys.argv[1], model=sys.argv[2], out=sys.argv[3], epochs=2, set=sys.argv[5:])
 text = open(sys.argv[3] + "/log.txt").read()
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps([float(re.search("memory: about ([0-9.]+) GB", text)[1]) * 1e9, peak]))
@@ -91,18 +92,28 @@ def test_probabilities_and_classes_take_more(tmp_path):
     assert both.forecast(volume, probabilities=False).total >= few.forecast(volume, probabilities=False).total
 
 
+def test_without_an_allocator_that_leaves_no_holes_more_is_forecast(tmp_path, monkeypatch):
+    segmenter = ulna.load(run_folder(tmp_path / "run", 0))
+    volume = segmenter._volume(np.zeros((1, 64, 64), np.float32))
+    needs = {}
+    for allocator in ("ulna", "torch", "glibc"):
+        monkeypatch.setattr("ulna.planning.memory.allocator_in_use", lambda allocator=allocator: allocator)
+        needs[allocator] = segmenter.forecast(volume, probabilities=False).parts["maps of a window"]
+    assert needs["torch"] / needs["ulna"] == pytest.approx(1.55 / 1.25)
+    assert needs["glibc"] > needs["torch"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a process is read from /proc")
+@pytest.mark.parametrize("tuned", [0, 1])
 @pytest.mark.parametrize(("model", "size"), [("unet", (12, 256, 256)), ("nnunet", (6, 48, 48, 48))])
-def test_the_forecast_of_a_training_is_near_its_peak(tmp_path, model, size):
+def test_the_forecast_of_a_training_is_near_its_peak(tmp_path, model, size, tuned):
     rng = np.random.default_rng(0)
     masks = (rng.random(size) > 0.5).astype(np.uint8)
     np.savez(tmp_path / "d.npz", images=rng.integers(0, 255, size, np.uint8), masks=masks)
+    words = [tmp_path / "d.npz", model, tmp_path / "run", tuned, "training.min_steps=4"]
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(tmp_path / "d.npz"), model, str(tmp_path / "run"), "training.min_steps=4"],
-        check=True,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", MEASURED, *map(str, words)], check=True, capture_output=True, text=True
     )
     forecast, peak = json.loads(done.stdout.splitlines()[-1])
     assert 0.7 < forecast / peak < 1.4, (forecast, peak)

@@ -18,7 +18,6 @@ from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
 from ulna.inference.sparse import PointCounts
-from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.catalog import NAMED
 from ulna.recipe import Recipe, from_yaml
 from ulna.study.compare import Study, compare
@@ -208,7 +207,6 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
                 dice = scores_for(segmenter).add(predict_pair(segmenter, case, volume))
                 scores[f"{spacing}", seed, case.id] = dice
     described = describe(scores, {row.case: row.group for row in study.outcome.rows if row.group})
-    keep_freed_memory()
     case = pick_case(cases)
     volume = case.read_image()
     segmenters = _on_meshes(Segmenter.load(runs[0]), {spacing: PointCounts() for spacing in spacings})

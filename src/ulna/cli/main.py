@@ -104,7 +104,7 @@ def _call(name: str, arguments: list[str]) -> int:
     function = find(VERBS[name].place)
     call = functools.partial(
         tyro.cli,
-        for_command_line(function),
+        for_command_line(function, _tune_memory if VERBS[name].computes else None),
         prog=f"ulna {name}",
         description=description(function),
         args=arguments,
@@ -127,6 +127,12 @@ def _call(name: str, arguments: list[str]) -> int:
     return 0 if getattr(result, "ok", True) else 2
 
 
+def _tune_memory() -> None:
+    from ulna.kernels.allocator import tune_memory  # torch, which takes over a second to import
+
+    tune_memory()
+
+
 def _print_json(result: Any) -> None:
     values = [one.to_json() for one in result] if isinstance(result, list) else result.to_json()
     print(json.dumps(values, indent=1, allow_nan=False))
@@ -140,11 +146,11 @@ def description(function: Callable[..., Any]) -> str:
     return before + (f"\n\nExample:\n{example}" if example else "")
 
 
-def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
+def for_command_line(function: Callable[..., Any], prepare: Callable[[], object] | None = None) -> Callable[..., Any]:
     """The same function with `X | None` shown as X in the help: None is only "not given".
 
     A positional that may be one or several (`predict RUN [RUN ...] INPUT`) takes all words but those of the positionals
-    after it.
+    after it. `prepare` is called before the function.
     """
     import tyro
 
@@ -180,6 +186,8 @@ def for_command_line(function: Callable[..., Any]) -> Callable[..., Any]:
         parameters = [words, *(p for p in parameters if p.kind is not p.POSITIONAL_ONLY)]
 
     def command(*args: Any, **kwargs: Any) -> Any:
+        if prepare is not None:
+            prepare()
         return function(*(_shared_out(args[0], positional) if together else args), **kwargs)
 
     # not functools.wraps: the parser would look through to the function and its own hints

@@ -19,7 +19,6 @@ from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.inference.cases import Work
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
-from ulna.kernels.allocator import keep_freed_memory
 from ulna.recipe import Split
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
 from ulna.verbs import command, to_argv
@@ -91,7 +90,6 @@ def predict(
     Example:
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
-    keep_freed_memory()
     runs, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
     segmenter, digest = _loaded(runs, level)
     if tta:

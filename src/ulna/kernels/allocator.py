@@ -18,18 +18,30 @@ log = logging.getLogger(__name__)
 # as in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**30
+_state: list[str] = []
 
 
 @cache
-def keep_freed_memory() -> bool:
-    """Have glibc keep what is freed, in place of giving it back to the system; True where that is possible.
+def tune_memory() -> bool:
+    """Keep what tensors free for the next ones, for the rest of this process: training steps on a CPU are faster and smaller.
+
+    The command line does so for its own process; Python code calls it where it wants to, best before the first tensor. It is
+    for Linux with glibc; elsewhere nothing happens, nor at a second call.
 
     The maps of a training step are tens of MB. glibc gives blocks of that size back when they are freed, and the next step
     pays for every page again: a step of a 3D U-Net (2 x 40 x 56 x 40) took 1.3 to 1.8 times as long. Blocks of up to 1 GiB
     are kept; the process holds its highest need until it ends.
 
-    Where there is a compiler, tensors also get their memory in a way that leaves no hole too short for the next map of the
-    same size (`kernels/allocator.cpp`): a third less for a training step of large patches.
+    torch's allocator of tensors is replaced too, by one that leaves no hole too short for the next map of the same size
+    (`kernels/allocator.cpp`): a training step of large patches needs a third less than with glibc's settings alone. That
+    wants a C++ compiler; ULNA_NATIVE=0 leaves it out.
+
+    Returns:
+        Whether freed memory is kept.
+
+    Example:
+        >>> ulna.tune_memory()                                               # doctest: +SKIP
+        True
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -42,7 +54,14 @@ def keep_freed_memory() -> bool:
     allocator = library("allocator", with_torch=True)
     if kept and allocator is not None:
         allocator.ulna_allocator_use()
+    if kept:
+        _state.append("glibc" if allocator is None else "ulna")
     return kept
+
+
+def allocator_in_use() -> str:
+    """Where tensors on a CPU get their memory: "torch" (as it comes), "glibc" (which keeps what is freed), or "ulna"."""
+    return _state[-1] if _state else "torch"
 
 
 def peak_memory_mb() -> float:

@@ -15,13 +15,15 @@ from ulna.data.pipeline.points import count_points
 from ulna.data.pipeline.preprocess import grid_of
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
+from ulna.kernels.allocator import allocator_in_use
 from ulna.networks.network import Network
 from ulna.networks.profile.memory import peak_bytes
 from ulna.recipe import Plan, Recipe
 
-# Buffers of convolution libraries, the loss, and what an allocator cannot fill: measured 0.8 to 1.3 times the maps of a step
-# (U-Net, UNet++, nnU-Net; 2D and 3D; float32 and bf16; with and without gradients)
-OVERHEAD = 1.25
+# Buffers of convolution libraries, the loss, and what an allocator cannot fill, times the maps of a step. Measured 0.7 to 1.3
+# with ulna's allocator, 0.8 to 1.5 with torch's, 0.8 to 1.9 where glibc alone keeps what is freed (U-Net, UNet++, nnU-Net,
+# omega-Net, SDNU-Net, Implicit U-Net; 2D and 3D; float32 and bf16; with and without gradients)
+OVERHEAD = {"ulna": 1.25, "torch": 1.55, "glibc": 1.95}
 # Random transforms are loaded at the first step
 LIBRARIES = 60 * 10**6
 # Python and its libraries, where the system does not tell
@@ -86,7 +88,7 @@ def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool,
     held = _image_bytes(plan.fingerprint["size"]["median"], plan) * cases
     return MemoryEstimate(
         {
-            "maps of a step": OVERHEAD * maps,
+            "maps of a step": _overhead() * maps,
             "weights, gradients and moments": (2 + moments) * _weight_bytes(network),
             "cases kept": min(held, 2 * memory() / 4),
             "program": _program() + LIBRARIES,
@@ -115,7 +117,7 @@ def prediction_memory(
     share = min(1.0, window[axis] / grid[axis])  # of the image that a slab is
     return MemoryEstimate(
         {
-            "maps of a window": OVERHEAD * maps_per_voxel * math.prod(window),
+            "maps of a window": _overhead() * maps_per_voxel * math.prod(window),
             "slab": 4 * share * ((classes + 1) * math.prod(grid) + classes * math.prod(size)),
             "image": _image_bytes(grid, plan) + 4 * plan.in_channels * math.prod(size),
             "result": (4 * classes if probabilities else 0) * math.prod(size)
@@ -130,6 +132,11 @@ def maps_per_voxel(network: Network, plan: Plan, *, bf16: bool) -> float:
     voxels = math.prod(plan.patch)
     points = min(MESH_POINTS, voxels) if network.head.sparse else None
     return peak_bytes(network, plan.patch, training=False, bf16=bf16, points=points) / voxels
+
+
+def _overhead() -> float:
+    """`OVERHEAD` with the allocator of this process; a GPU has one of torch's own, which keeps what is freed."""
+    return OVERHEAD["ulna" if torch.cuda.is_available() else allocator_in_use()]
 
 
 def _image_bytes(size: Sequence[float], plan: Plan) -> float:

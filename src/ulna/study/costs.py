@@ -17,7 +17,6 @@ import torch
 from ulna.data.layout.case import Case
 from ulna.data.pipeline.points import count_points
 from ulna.inference.segmenter import Segmenter
-from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.build import count_parameters
 from ulna.networks.profile.cost import count_gmacs
 from ulna.study.timing import time_in_turn
@@ -80,7 +79,6 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
     stored = _stored(kept, key)
     if stored is not None:
         return stored
-    keep_freed_memory()
     volume = case.read_image()
     segmenters = {name: Segmenter.load(run) for name, run in runs.items()}
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -136,11 +134,11 @@ def _stored(kept: Path, key: Mapping[str, str]) -> Costs | None:
 
 _PREDICT = """
 import sys
-from ulna.kernels.allocator import keep_freed_memory, peak_memory_mb
+from ulna.kernels.allocator import peak_memory_mb, tune_memory
 from ulna.data.layout.dataset import Dataset
 from ulna.recipe import set_value
 from ulna.inference.segmenter import Segmenter
-keep_freed_memory()
+tune_memory()
 segmenter = Segmenter.load(sys.argv[1])
 case = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.spatial_dims).case(sys.argv[3])
 for assignment in sys.argv[4:]:

@@ -33,7 +33,6 @@ from ulna.inference.cases import TOO_LARGE
 from ulna.inference.levels import Level, levels_of, named_level, pruned
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
-from ulna.kernels.allocator import keep_freed_memory
 from ulna.networks.build import count_parameters
 from ulna.networks.profile.cost import count_gmacs
 from ulna.recipe import Split, to_yaml
@@ -124,7 +123,6 @@ def prune(
     Example:
         ulna prune runs/nuclei-unetpp --data data/nuclei --latency 50ms --out runs/nuclei-fast
     """
-    keep_freed_memory()
     run, out = Path(run), Path(out)
     _check_one_choice(level=level, head=head, latency=latency)
     limit = None if latency is None else seconds_in(latency)

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 from ulna.errors import Interrupted, UsageError
+from ulna.kernels.allocator import tune_memory
 from ulna.system.locking import locked
 from ulna.system.progress import Lines
 
@@ -25,6 +26,7 @@ LOOK_S = 0.5
 
 def main(study: int, data: Path, recipe: Path, run: Path) -> int:
     """Train, or go on; returns the exit code of `ulna train`."""
+    tune_memory()  # as the command line does: this process is a study's own
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -24,7 +24,6 @@ from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError, printable
 from ulna.evaluation import figures
 from ulna.inference.segmenter import network_for, read_split
-from ulna.kernels.allocator import keep_freed_memory
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
 from ulna.planning.plan import (
@@ -115,7 +114,6 @@ def train(
     Example:
         ulna train data/nuclei --model unetpp --max-hours 1
     """
-    keep_freed_memory()
     data, out = Path(data), None if out is None else Path(out)
     notes: tuple[str, ...] = ()
     if resume:
