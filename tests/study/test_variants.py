@@ -102,7 +102,7 @@ def test_gmacs_are_matched(model):
 
 def test_a_budget_out_of_reach_names_the_floor():
     variants = make_variants(["unet"], {}, [], [])
-    with pytest.raises(UsageError, match="unet: cannot be scaled to 10 parameters: the narrowest has"):
+    with pytest.raises(UsageError, match="unet: cannot be scaled to 10 parameters: the narrowest such network has"):
         plan_variants(variants, facts(), Labels(), match=Budget.read("params=10"))
 
 

@@ -176,37 +176,52 @@ def widths(architecture: Architecture, spatial_dims: int) -> tuple[int, ...]:
     return tuple(min(architecture.base_channels * 2**level, most) for level in range(levels(architecture)))
 
 
-def match_width(architecture: Architecture, parameters: int, **shape: Any) -> Architecture:
-    """Scale every width by one factor so that the network has as nearly `parameters` as whole widths allow.
+def match_width(
+    architecture: Architecture,
+    target: float,
+    *,
+    size: Callable[[Network], float] | None = None,
+    words: str = "{:,.0f} parameters",
+    **shape: Any,
+) -> Architecture:
+    """Scale every width by one factor so that the network comes as close to a size as whole widths allow.
 
     Source: modular U-Net (laird2019), Sec. 5.1, compares networks of 8.5 M parameters each.
 
+    Args:
+        architecture: its widths are scaled, whether it states them or not.
+        target: the size to come close to.
+        size: what is counted, on a network without memory; left out, its parameters.
+        words: how a size is written in messages.
+        shape: `in_channels`, `classes`, `spatial_dims` and `multilabel` of the network.
+
     Raises:
-        UsageError: if even widths of 1 need more.
+        UsageError: if even widths of 1 are larger.
     """
     base = widths(architecture, shape["spatial_dims"])
+    counted: dict[tuple[int, ...], float] = {}
 
-    def scaled(factor: float) -> Architecture:
-        return architecture.replaced(channels=tuple(max(1, round(width * factor)) for width in base), levels=None)
+    def scaled(factor: float) -> tuple[int, ...]:
+        return tuple(max(1, round(width * factor)) for width in base)
 
-    def count(factor: float) -> int:
-        with torch.device("meta"):
-            return count_parameters(from_architecture(scaled(factor), **shape))
+    def count(channels: tuple[int, ...]) -> float:
+        if channels not in counted:
+            with torch.device("meta"):
+                network = from_architecture(architecture.replaced(channels=channels, levels=None), **shape)
+            counted[channels] = (size or count_parameters)(network)
+        return counted[channels]
 
     low, high = 1 / (2 * max(base)), 1.0
-    if count(low) > parameters:
-        raise UsageError(f"parameters={parameters:,}: the narrowest such network has {count(low):,}")
-    while count(high) < parameters:
+    if count(scaled(low)) > target:
+        least = words.format(count(scaled(low)))
+        raise UsageError(f"cannot be scaled to {words.format(target)}: the narrowest such network has {least}")
+    while count(scaled(high)) < target:
         high *= 2
     while scaled(low) != scaled(high) and high / low > 1 + 1e-9:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if count(middle) < parameters else (low, middle)
-    return min(scaled(low), scaled(high), key=lambda a: abs(_count_on_meta(a, **shape) - parameters))
-
-
-def _count_on_meta(architecture: Architecture, **shape: Any) -> int:
-    with torch.device("meta"):
-        return count_parameters(from_architecture(architecture, **shape))
+        low, high = (middle, high) if count(scaled(middle)) < target else (low, middle)
+    channels = min(scaled(low), scaled(high), key=lambda channels: abs(count(channels) - target))
+    return architecture.replaced(channels=channels, levels=None)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 
 from ulna.data.pipeline.points import count_points
 from ulna.errors import UsageError
-from ulna.networks.build import count_parameters, named, validate, widths
+from ulna.networks.build import count_parameters, match_width, named, validate
 from ulna.networks.catalog import NAMED
+from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.plan import Fingerprint, make_plan, resolve
 from ulna.recipe import Architecture, Labels, Plan, Recipe, merged, parse, renamed_path, set_value, to_yaml
@@ -26,6 +27,8 @@ OF_THE_NETWORK = ("loss.heads", "points.")
 POOLING = "loss.options"
 # How far a matched network may lie from its budget before the study says so.
 NEAR = 0.02
+# How a size is written.
+WORDS = {"params": "{:,.0f} parameters", "gmacs": "{:g} GMACs"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Budget:
         return cls(kind, value)
 
     def __str__(self) -> str:
-        return f"{self.value:,.0f} parameters" if self.kind == "params" else f"{self.value:g} GMACs"
+        return WORDS[self.kind].format(self.value)
 
 
 def make_variants(
@@ -231,30 +234,17 @@ def _matched(architecture: Architecture, budget: Budget, plan: Plan, recipe: Rec
         "spatial_dims": plan.spatial_dims,
         "multilabel": plan.labels.multilabel,
     }
-    base, voxels = widths(architecture, plan.spatial_dims), math.prod(plan.patch)
 
-    def scaled(factor: float) -> Architecture:
-        return architecture.replaced(channels=tuple(max(1, round(width * factor)) for width in base), levels=None)
-
-    def size(factor: float) -> float:
-        network = validate(scaled(factor), **shape)
+    def size(network: Network) -> float:
         if budget.kind == "params":
             return count_parameters(network)
-        return count_gmacs(network, plan.patch, points=count_points(recipe.points, voxels, sparse=network.head.sparse))
+        points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
+        return count_gmacs(network, plan.patch, points=points)
 
-    low, high = 1 / (2 * max(base)), 1.0
-    if size(low) > budget.value:
-        least = f"{size(low):,.0f} parameters" if budget.kind == "params" else f"{size(low):.3g} GMACs"
-        raise UsageError(f"cannot be scaled to {budget}: the narrowest has {least}")
-    while size(high) < budget.value:
-        low, high = high, 2 * high
-    while scaled(low) != scaled(high) and high / low > 1 + 1e-4:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if size(middle) < budget.value else (low, middle)
-    factor = min(low, high, key=lambda f: abs(size(f) - budget.value))
-    away = size(factor) / budget.value - 1
+    scaled = match_width(architecture, budget.value, size=size, words=WORDS[budget.kind], **shape)
+    away = size(validate(scaled, **shape)) / budget.value - 1
     note = f"{100 * away:+.1f} % away from {budget}, as near as whole widths come" if abs(away) > NEAR else ""
-    return scaled(factor), note
+    return scaled, note
 
 
 def settings_of(recipe: Recipe) -> str:
