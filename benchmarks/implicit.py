@@ -49,7 +49,7 @@ from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.plan import recommended
-from ulna.recipe import Inference, Labels, Normalization, Plan, Recipe, to_yaml
+from ulna.recipe import Extent, Fingerprint, Inference, Labels, Normalization, Plan, Recipe, to_yaml
 from ulna.system.device import autocast, choose_precision
 from ulna.training.loop import OPTIMIZERS
 
@@ -253,7 +253,17 @@ def plan_for(patch: Sequence[int]) -> Plan:
         mirror_axes=(),
         turn_axes=None,
         reasons={},
-        fingerprint={},
+        fingerprint=Fingerprint(
+            cases=1,
+            spatial_dims=3,
+            channels=1,
+            channel_names=("image",),
+            dtypes=("float32",),
+            size=Extent(min=tuple(patch), median=tuple(patch), max=tuple(patch)),
+            spacing=Extent(min=(1,) * dims, median=(1,) * dims, max=(1,) * dims),
+            unit="px",
+            classes=("background", "structure"),
+        ),
     )
 
 

@@ -5,8 +5,24 @@ from typing import Any
 from ulna.recipe import PLAN_FORMAT, Labels, Normalization, Plan
 
 
+def fingerprint(steps: tuple[float, ...], unit: str = "px", **changes: Any) -> dict[str, Any]:
+    """Of grey images with spacings near `steps` that differ a little, with some fields changed."""
+    fields: dict[str, Any] = {
+        "cases": 5,
+        "spatial_dims": len(steps),
+        "channels": 1,
+        "channel_names": ("grey",),
+        "dtypes": ("uint8",),
+        "size": dict.fromkeys(("min", "median", "max"), (16,) * len(steps)),
+        "spacing": {"min": [0.99 * s for s in steps], "median": steps, "max": [1.01 * s for s in steps]},
+        "unit": unit,
+        "classes": ("background", "foreground"),
+    }
+    return {**fields, **changes}
+
+
 def make(**changes: Any) -> Plan:
-    """A 2D plan for one grey channel and one structure, with some fields changed."""
+    """A 2D plan for one grey channel and one structure, with some fields changed, those of the fingerprint among them."""
     dims = changes.get("spatial_dims", 2)
     fields: dict[str, Any] = {
         "format": PLAN_FORMAT,
@@ -24,6 +40,8 @@ def make(**changes: Any) -> Plan:
         "mirror_axes": tuple(range(dims)),
         "turn_axes": (0, 1),
         "reasons": {},
-        "fingerprint": {},
     }
-    return Plan(**{**fields, **changes})
+    told = changes.pop("fingerprint", {})
+    fields |= changes
+    fields["fingerprint"] = fingerprint(fields["spacing"] or (1.0,) * dims, fields["unit"]) | told
+    return Plan(**fields)

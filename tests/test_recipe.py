@@ -1,8 +1,23 @@
+import json
+
 import pytest
 
 from tests import plans
 from ulna.errors import UsageError
-from ulna.recipe import Architecture, Labels, Plan, Recipe, Slot, Split, from_yaml, parse, set_value, to_yaml
+from ulna.recipe import (
+    Architecture,
+    Fingerprint,
+    Labels,
+    Plan,
+    Recipe,
+    Slot,
+    Split,
+    from_yaml,
+    parse,
+    set_value,
+    to_yaml,
+)
+from ulna.system.reading import read_yaml
 
 
 def test_yaml_round_trip(tmp_path):
@@ -119,17 +134,78 @@ def test_recipes_cannot_be_changed_in_place():
         ({"turn_axes": (1, 1)}, "each once"),
         ({"labels": {"names": ("background",)}}, "background only"),
         (
-            {"fingerprint": {"spacing": {"min": [1.0]}}},
-            r"fingerprint\.spacing\.min is \[1\.0\], and no length for each of 2",
+            {"fingerprint": {"spacing": dict.fromkeys(("min", "median", "max"), (1.0,))}},
+            "spacing.min has 1 entries",
         ),
-        ({"fingerprint": {"size": 3}}, r"fingerprint\.size is 3"),
-        ({"fingerprint": {"worlds": [0, 7]}}, r"fingerprint\.worlds"),
+        ({"fingerprint": {"spacing": {"min": [1.0, 1.0]}}}, r"fingerprint\.spacing\.median: field required"),
+        ({"fingerprint": {"spacing": {"min": [1.0, float("nan")]}}}, r"fingerprint\.spacing\.min\.1"),
+        ({"fingerprint": {"size": 3}}, r"fingerprint\.size: .*, got 3"),
+        ({"fingerprint": {"worlds": [0, 7]}}, r"fingerprint\.worlds\.1: .*less than or equal to 2, got 7"),
+        ({"fingerprint": {"sizes": 3}}, r"fingerprint\.sizes: not a field; did you mean 'size'"),
+        ({"fingerprint": plans.fingerprint((1.0, 1.0, 1.0))}, "fingerprint is of 3D images, the plan of 2D ones"),
     ],
 )
 def test_a_plan_with_numbers_that_mean_nothing_is_refused(changes, message):
     fields = plans.make().model_dump()
+    if "fingerprint" in changes:
+        changes = {"fingerprint": {**fields["fingerprint"], **changes["fingerprint"]}}
     with pytest.raises(UsageError, match=message):
         parse(Plan, {**fields, **changes}, source="plan.yaml")
+
+
+# as the first runs of format 1 and the last ones stored it
+FORMAT_1 = """
+format: 1
+spatial_dims: 2
+in_channels: 1
+channel_names: [grey]
+labels: {names: [background, foreground], multilabel: false}
+spacing: null
+unit: px
+normalization: [{kind: zscore, low: 0.0, high: 1.0, mean: 0.0, std: 1.0}]
+patch: [32, 48]
+batch: 2
+strides: [[2, 2]]
+whole_image_limit: 1048576
+mirror_axes: [0, 1]
+turn_axes: null
+reasons: {}
+fingerprint:
+  cases: 5
+  spatial_dims: 2
+  channels: 1
+  channel_names: [grey]
+  dtypes: [uint8]
+  size: {min: [32, 40], median: [32.0, 40.0], max: [32, 40]}
+  spacing: {min: [1.0, 1.0], median: [1.0, 1.0], max: [1.0, 1.0]}
+  unit: px
+  classes: [background, foreground]
+"""
+FIRST = "  foreground_intensity: {mean: [3.0]}\n  lowest: [0.0]\n"
+LAST = "  digest: 0f\n  left_right_axis: null\n  intensity: [{min: 0.0, max: 255.0}]\n  foreground: []\n"
+
+
+@pytest.mark.parametrize("more", ["", FIRST, LAST, "  world_axes: null\n"])
+def test_plans_of_format_1_are_read(tmp_path, more):
+    (tmp_path / "plan.yaml").write_text(FORMAT_1 + more)
+    plan = from_yaml(Plan, tmp_path / "plan.yaml")
+    assert plan.fingerprint.size.median == (32.0, 40.0)
+    assert plan.fingerprint.digest == ("0f" if more is LAST else None)
+    assert (plan.fingerprint.worlds, plan.fingerprint.orientation) == (None, None)
+
+
+def test_a_fingerprint_is_stored_as_it_was(tmp_path):
+    """Whole numbers stay whole, and no field comes or goes."""
+    fields = plans.fingerprint((1.0, 1.0), digest="0f", orientation="RAS", orientations={"RA": 5}, worlds=[0, 1],
+                               world_axes=[0, 1, None], intensity=[{"min": 0, "max": 255.0}],
+                               foreground=[{"low": 1.0, "high": 9, "mean": 4.5, "std": 0}])  # fmt: skip
+    plan = plans.make(fingerprint=fields, spacing=(1.0, 1.0), orientation="RAS")
+    (tmp_path / "plan.yaml").write_text(to_yaml(plan))
+    stored = read_yaml(tmp_path / "plan.yaml")["fingerprint"]
+    assert stored == json.loads(json.dumps(fields))
+    assert isinstance(stored["intensity"][0]["min"], int) and isinstance(stored["intensity"][0]["max"], float)
+    assert list(stored) == list(Fingerprint.model_fields)
+    assert from_yaml(Plan, tmp_path / "plan.yaml") == plan
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def test_an_image_of_other_dimensions_is_refused_before_anything_is_compared():
 
 
 def test_what_is_odd_for_any_member_of_an_ensemble_is_told_once(caplog):
-    near, far = ({"spacing": {"min": [s] * 3, "max": [s] * 3}} for s in (1.0, 3.0))
+    near, far = ({"spacing": dict.fromkeys(("min", "median", "max"), [s] * 3)} for s in (1.0, 3.0))
     first, other = (
         Segmenter(Shifted(OFFSET), plan_of(spacing=(s,) * 3, fingerprint=trained), RECIPE)
         for s, trained in ((1.0, near), (3.0, far))

@@ -140,7 +140,7 @@ def test_a_wrong_number_of_channels_is_named_rightly(shape, channels, message):
 @pytest.mark.parametrize("worlds", [(0, 1), (0, 2), (1, 2)])
 @pytest.mark.parametrize("spacing", [None, (2.0, 3.0)])
 def test_an_array_for_slices_of_any_plane_lies_as_those_of_the_training(worlds, spacing):
-    trained = {"worlds": list(worlds), "spacing": {"min": [2.0, 3.0], "max": [2.0, 3.0]}}
+    trained = {"worlds": list(worlds), "spacing": dict.fromkeys(("min", "median", "max"), (2.0, 3.0))}
     plan = make(spacing=(2.0, 3.0), unit="mm", orientation="RAS", fingerprint=trained)
     volume = as_volume(np.zeros((8, 9)), plan, spacing=spacing)
     assert world_of(volume.affine, 2) == worlds

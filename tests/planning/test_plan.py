@@ -5,13 +5,13 @@ import pytest
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import plan as planning
-from ulna.planning.plan import Fingerprint, make_plan, recommended, resolve
-from ulna.recipe import PLAN_FORMAT, Labels, Recipe, set_value, to_yaml
+from ulna.planning.plan import make_plan, recommended, resolve
+from ulna.recipe import PLAN_FORMAT, Fingerprint, Labels, Recipe, set_value, to_yaml
 from ulna.system.files import write_text
 from ulna.training.train import choose
 
 
-def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names=None, low=None, high=None):
+def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names=None, low=None, high=None, **told):
     spacing = spacing or (1.0,) * len(size)
     return Fingerprint(
         cases=cases,
@@ -24,6 +24,7 @@ def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names
         unit=unit,
         foreground=[{"low": -50.0, "high": 200.0, "mean": 90.0, "std": 30.0}] * channels,
         classes=["background", "a"],
+        **told,
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.planning.test_plan import data, planned
 from ulna.data.quality.scan import CaseStats
-from ulna.planning.plan import _orientations
+from ulna.planning.fingerprint import _orientations
 from ulna.planning.symmetry import world_axes
 from ulna.recipe import Labels
 
@@ -36,9 +36,7 @@ def test_structures_named_after_a_side_are_never_mirrored_sideways(names, apart)
     assert plan.mirror_axes == (() if apart else (0, 1))
     assert (plan.turn_axes is None) == apart
     assert ("left and right" in plan.reasons["mirror_axes"]) == apart
-    volumes = data((48, 48, 48), unit="mm")
-    volumes["world_axes"] = [1, 0, None]
-    plan = planned(volumes, labels=labels)
+    plan = planned(data((48, 48, 48), unit="mm", world_axes=[1, 0, None]), labels=labels)
     assert plan.mirror_axes == ((0, 2) if apart else (0, 1, 2))
     assert plan.turn_axes == ((0, 2) if apart else (0, 1))
     if apart:
@@ -56,8 +54,7 @@ def test_structures_named_after_a_side_are_never_mirrored_sideways(names, apart)
     ],
 )
 def test_ends_of_other_axes_are_told_apart_only_in_pairs(names, kept):
-    volumes = data((48, 40, 44), unit="mm")
-    volumes["world_axes"] = [0, 1, 2]
+    volumes = data((48, 40, 44), unit="mm", world_axes=[0, 1, 2])
     assert planned(volumes, labels=Labels(names=("background", *names))).mirror_axes == kept
 
 
@@ -81,21 +78,19 @@ def test_quarter_turns_need_equal_axes():
 def test_volumes_whose_files_say_how_the_patient_lies_are_not_turned():
     volumes = data((48, 48, 48), unit="mm")
     assert planned(volumes).turn_axes == (0, 1)
-    volumes |= {"world_axes": [0, 1, 2], "orientation": "RAS", "orientations": {"LPS": 9}}
-    plan = planned(volumes)
+    plan = planned(volumes.replaced(world_axes=[0, 1, 2], orientation="RAS", orientations={"LPS": 9}))
     assert plan.turn_axes is None and plan.mirror_axes == (0, 1, 2)
     assert "how the patient lies" in plan.reasons["turn_axes"]
 
 
 def test_slices_are_mirrored_by_meaning_in_their_plane():
     """Axial slices: axis 0 goes from left to right, and no flip in the plane exchanges head and foot."""
-    slices = data((48, 48), unit="mm")
-    slices |= {"world_axes": [0, 1, None], "orientation": "RAS", "orientations": {"RA": 9}}
+    slices = data((48, 48), unit="mm", world_axes=[0, 1, None], orientation="RAS", orientations={"RA": 9})
     sided = Labels(names=("background", "left_lung", "right_lung"))
     assert planned(slices, labels=sided).mirror_axes == (1,)
     upper = Labels(names=("background", "upper_lobe", "lower_lobe"))
     assert planned(slices, labels=upper).mirror_axes == (0, 1)
-    coronal = {**slices, "world_axes": [0, None, 1]}
+    coronal = slices.replaced(world_axes=[0, None, 1])
     assert planned(coronal, labels=upper).mirror_axes == (0,)
 
 
@@ -124,9 +119,8 @@ def test_oblique_slices_are_not_mirrored_across_sides(degrees, a, b, classes, ke
     straight = CaseStats("c0", (48, 48), affine=np.eye(4).tolist())
     oblique = CaseStats("c1", (48, 48), affine=turned_slice(degrees, a, b))
     found = _orientations([straight, oblique])
-    slices = data((48, 48), unit="mm") | {
-        "world_axes": found.axes, "orientation": found.orientation, "orientations": found.stored
-    }  # fmt: skip
+    told = {"world_axes": found.axes, "orientation": found.orientation, "orientations": found.stored}
+    slices = data((48, 48), unit="mm", **told)
     plan = planned(slices, labels=Labels(names=("background", *classes.split())))
     assert plan.mirror_axes == kept
     assert ("slices lie oblique to" in plan.reasons["mirror_axes"]) == (kept == ())

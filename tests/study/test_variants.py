@@ -6,8 +6,7 @@ from tests.places import ROOT
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.profile.cost import count_gmacs
-from ulna.planning.plan import Fingerprint
-from ulna.recipe import Labels, Recipe
+from ulna.recipe import Fingerprint, Labels, Recipe
 from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
 from ulna.system.reading import read_yaml
 

@@ -15,7 +15,8 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError
 from ulna.inference import segmenter
-from ulna.planning.plan import fingerprint, make_plan, recommended
+from ulna.planning.fingerprint import fingerprint
+from ulna.planning.plan import make_plan, recommended
 from ulna.recipe import PLAN_FORMAT, Labels, Plan, from_yaml, set_value
 from ulna.study import compare as comparing
 from ulna.training.samples import PreparedCases
@@ -55,7 +56,7 @@ def test_the_plan_goes_along_canonical_axes(mixed):
     _, plan = planned(mixed)
     assert (plan.format, plan.orientation) == (PLAN_FORMAT, "RAS")
     assert plan.spacing == (1.0, 1.5, 3.0)
-    assert plan.fingerprint["size"]["min"] == plan.fingerprint["size"]["max"] == [12, 18, 9]
+    assert plan.fingerprint.size.min == plan.fingerprint.size.max == (12, 18, 9)
     assert plan.mirror_axes == (1, 2)  # never from left to right, which is axis 0 of every image
     assert "no flips along axis 0, which goes from left to right" in plan.reasons["mirror_axes"]
     assert "stored: 1 ILA, 1 PSR, 1 RAS" in plan.reasons["orientation"]

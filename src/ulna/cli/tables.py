@@ -150,7 +150,7 @@ def _plan(console: Console, plan: Any) -> None:
     table = _table("", "choice and reason")
     table.columns[1].justify = "left"
     table.columns[1].no_wrap = False
-    table.add_row("images", f"{plan.spatial_dims}D, {plan.in_channels} channels, {plan.fingerprint['cases']} cases")
+    table.add_row("images", f"{plan.spatial_dims}D, {plan.in_channels} channels, {plan.fingerprint.cases} cases")
     table.add_row("classes", ", ".join(map(_name, plan.labels.names)))
     for field, reason in plan.reasons.items():
         table.add_row(_name(field), _name(reason))

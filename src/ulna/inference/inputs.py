@@ -82,7 +82,7 @@ def _assumed(plan: Plan, spacing: Sequence[float]) -> NDArray[np.float64]:
 
 def _worlds(plan: Plan) -> list[int]:
     """The world axes that the axes which the network sees go along."""
-    return list(plan.fingerprint.get("worlds") or range(3))[: plan.spatial_dims]
+    return list(plan.fingerprint.worlds or range(3))[: plan.spatial_dims]
 
 
 def _axes(plan: Plan) -> str:

@@ -85,7 +85,7 @@ def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool,
     points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
     maps = peak_bytes(network, plan.patch, batch=plan.batch, training=True, bf16=bf16, points=points)
     moments = 1 if recipe.optimizer.kind == "sgd" else 2
-    held = _image_bytes(plan.fingerprint["size"]["median"], plan) * cases
+    held = _image_bytes(plan.fingerprint.size.median, plan) * cases
     return MemoryEstimate(
         {
             "maps of a step": _overhead() * maps,

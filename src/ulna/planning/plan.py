@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
 from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset, split
-from ulna.data.pipeline.orientation import AS_STORED, DIRECTIONS, Turn, codes, to_canonical, world_of
+from ulna.data.pipeline.orientation import DIRECTIONS
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
-from ulna.data.quality.check import Report, check_dataset
-from ulna.data.quality.scan import CaseStats
+from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError
 from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
+from ulna.planning.fingerprint import fingerprint
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.sizes import choose_sizes, resolved
-from ulna.planning.symmetry import mirror_axes, slice_axes, turn_axes, world_axes
-from ulna.recipe import PLAN_FORMAT, Architecture, Labels, Normalization, Plan, Recipe, set_value, to_yaml
+from ulna.planning.symmetry import mirror_axes, turn_axes
+from ulna.recipe import (
+    PLAN_FORMAT,
+    Architecture,
+    Fingerprint,
+    Labels,
+    Normalization,
+    Plan,
+    Recipe,
+    set_value,
+    to_yaml,
+)
 from ulna.system.device import choose_precision, default_device
 from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, check_names
@@ -38,89 +45,6 @@ from ulna.system.reading import read_yaml
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
 WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
-
-
-class Fingerprint(dict[str, Any]):
-    """What the cases are, in plain values: sizes, spacings, intensities, classes. Stored in the plan."""
-
-
-def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[str] | None = None) -> Fingerprint:
-    """Sum up what the training cases are; validation and test cases do not shape the plan.
-
-    Args:
-        report: what `inspect` found; its surveys are read, no file is opened again.
-        train: ids of the training cases.
-        channel_names: as the data set states them.
-    """
-    chosen = set(train)
-    surveys = [s for s in report.surveys if s.size and s.case in chosen]
-    if not surveys:
-        raise UsageError(f"{report.root}: no readable case to plan for")
-    digest = hashlib.sha256("".join(sorted(f"{s.case} {s.digest}\n" for s in report.surveys)).encode())
-    first = surveys[0]
-    found = _orientations(surveys)
-    sizes = np.array([turn.order(s.size) for s, turn in zip(surveys, found.turns, strict=True)])
-    spacings = np.array([turn.order(s.spacing) for s, turn in zip(surveys, found.turns, strict=True)])
-    labelled = [s.foreground_values for s in surveys if s.foreground_values is not None]
-    foreground = []
-    if labelled:
-        for values in np.concatenate(labelled, axis=1).astype(np.float64):
-            low, high = np.percentile(values, [0.5, 99.5])
-            inside = values.clip(low, high)
-            foreground.append({"low": low, "high": high, "mean": inside.mean(), "std": inside.std()})
-    return Fingerprint(
-        cases=len(surveys),
-        digest=digest.hexdigest()[:16],
-        spatial_dims=len(first.size),
-        channels=first.channels,
-        channel_names=list(channel_names or [f"channel {c}" for c in range(first.channels)]),
-        dtypes=sorted({s.dtype for s in surveys}),
-        size={"min": sizes.min(0).tolist(), "median": np.median(sizes, 0).tolist(), "max": sizes.max(0).tolist()},
-        spacing={
-            "min": spacings.min(0).tolist(),
-            "median": np.median(spacings, 0).tolist(),
-            "max": spacings.max(0).tolist(),
-        },
-        orientation=found.orientation,
-        orientations=found.stored,
-        worlds=found.worlds,
-        world_axes=found.axes,
-        unit=first.unit if len({s.unit for s in surveys}) == 1 else "px",
-        intensity=[
-            {"min": min(s.image[c].min for s in surveys), "max": max(s.image[c].max for s in surveys)}
-            for c in range(first.channels)
-        ],
-        foreground=[{name: float(value) for name, value in channel.items()} for channel in foreground],
-        classes=list(report.labels.names) if report.labels else [],
-    )
-
-
-class _Orientations(NamedTuple):
-    """How the training images lie: the turn of each, the orientation that they are turned to, that of the files in letters,
-    and the world axes that the turned ones span and run along."""
-
-    turns: list[Turn]
-    orientation: str | None
-    stored: dict[str, int]
-    worlds: list[int] | None
-    axes: list[int | None] | None
-
-
-def _orientations(surveys: Sequence[CaseStats]) -> _Orientations:
-    dims = len(surveys[0].size)
-    affines = [np.array(s.affine) for s in surveys if s.affine is not None]
-    if len(affines) < len(surveys):  # what some files do not say cannot be used for any
-        return _Orientations([AS_STORED] * len(surveys), None, {}, None, None)
-    turns = [to_canonical(affine, dims) for affine in affines]
-    spanned = {world_of(affine, dims) for affine in affines}
-    worlds = list(next(iter(spanned))) if len(spanned) == 1 else None
-    turned = [turn.affine(affine, s.size) for turn, affine, s in zip(turns, affines, surveys, strict=True)]
-    along: list[int | None] | None
-    if dims == 3:
-        along = world_axes(affine.tolist() for affine in turned)
-    else:
-        along = None if worlds is None else slice_axes((affine.tolist() for affine in turned), worlds)
-    return _Orientations(turns, "RAS", dict(Counter(codes(affine, dims) for affine in affines)), worlds, along)
 
 
 def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
@@ -132,13 +56,13 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     Raises:
         UsageError: if what the recipe fixes does not fit the data.
     """
-    dims = data["spatial_dims"]
+    dims = data.spatial_dims
     reasons: dict[str, str] = {}
     orientation = _orientation(data, reasons)
     spacing, size = _grid(data, recipe, reasons)
     normalization = _normalization(data, recipe, reasons)
     patch, strides, batch = choose_sizes(data, size, spacing, recipe, labels, reasons)
-    world = data.get("world_axes")
+    world = data.world_axes
     mirror, reasons["mirror_axes"] = (
         mirror_axes(labels.names, dims, world) if recipe.augmentation.flip else ((), "no flips: augmentation.flip is 0")
     )
@@ -147,12 +71,12 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
     return Plan(
         format=PLAN_FORMAT,
         spatial_dims=dims,
-        in_channels=data["channels"],
-        channel_names=tuple(data["channel_names"]),
+        in_channels=data.channels,
+        channel_names=data.channel_names,
         labels=labels,
         orientation=orientation,
         spacing=spacing,
-        unit=data["unit"],
+        unit=data.unit,
         normalization=normalization,
         patch=patch,
         batch=batch,
@@ -161,7 +85,7 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
         mirror_axes=mirror,
         turn_axes=turn,
         reasons=reasons,
-        fingerprint=dict(data),
+        fingerprint=data,
     )
 
 
@@ -279,10 +203,10 @@ def fitted_to_head(recipe: Recipe, stated: Collection[str]) -> Recipe:
 
 def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] | None:
     """What images are turned to for the network, and why."""
-    if data.get("orientation") is None:
+    if data.orientation is None:
         reasons["orientation"] = "the axes stay as the files store them: not every file says how the patient lies"
         return None
-    counts = ", ".join(f"{count} {letters}" for letters, count in sorted(data["orientations"].items()))
+    counts = ", ".join(f"{count} {letters}" for letters, count in sorted(data.orientations.items()))
     sides = "{}, {} and {}".format(*DIRECTIONS)
     reasons["orientation"] = f"RAS: every image is turned so that its axes run from {sides} (stored: {counts})"
     return "RAS"
@@ -290,41 +214,41 @@ def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] |
 
 def _grid(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """The spacing of the network's grid, and the median size of the images on it."""
-    median, unit = tuple(float(s) for s in data["spacing"]["median"]), data["unit"]
-    size = tuple(round(n) for n in data["size"]["median"])
+    median, unit = tuple(float(s) for s in data.spacing.median), data.unit
+    size = tuple(round(n) for n in data.size.median)
     wanted = recipe.planning.spacing
     if wanted is not None:
-        if len(wanted) != data["spatial_dims"] or min(wanted) <= 0:
-            raise UsageError(f"planning.spacing={list(wanted)} does not fit {data['spatial_dims']}D images")
+        if len(wanted) != data.spatial_dims or min(wanted) <= 0:
+            raise UsageError(f"planning.spacing={list(wanted)} does not fit {data.spatial_dims}D images")
         reasons["spacing"] = f"{list(wanted)} {unit}: fixed by the recipe"
         return wanted, tuple(max(1, round(n * s / t)) for n, s, t in zip(size, median, wanted, strict=True))
     if unit == "px":
         reasons["spacing"] = "1 px, every image's own grid: the files state no physical size"
         return (1.0,) * len(size), size
-    if data["spacing"]["min"] == data["spacing"]["max"]:
+    if data.spacing.min == data.spacing.max:
         reasons["spacing"] = f"{_numbers(median)} mm, that of all cases"
         return median, size
     reasons["spacing"] = (
-        f"{_numbers(median)} mm, the median; the cases reach from {_numbers(data['spacing']['min'])} "
-        f"to {_numbers(data['spacing']['max'])} mm"
+        f"{_numbers(median)} mm, the median; the cases reach from {_numbers(data.spacing.min)} "
+        f"to {_numbers(data.spacing.max)} mm"
     )
     return median, size
 
 
 def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[Normalization, ...]:
     kinds = []
-    for channel, name in enumerate(data["channel_names"]):
+    for channel, name in enumerate(data.channel_names):
         kind = recipe.planning.normalization
         looks_like_ct = name.strip().lower() in ("ct", "cta", "ct scan")
         if kind is None:
             kind = "ct" if looks_like_ct else "zscore"
-        if kind == "ct" and data["foreground"]:
-            kinds.append(Normalization(kind="ct", **data["foreground"][channel]))
+        if kind == "ct" and data.foreground:
+            kinds.append(Normalization(kind="ct", **data.foreground[channel].model_dump()))
         elif kind == "ct" and recipe.planning.normalization is not None:
             raise UsageError("planning.normalization=ct: no training case has any foreground to take its range from")
         elif kind == "rescale":
-            eight_bit = data["dtypes"] == ["uint8"]
-            low, high = (0.0, 255.0) if eight_bit else (data["intensity"][channel][end] for end in ("min", "max"))
+            eight_bit = data.dtypes == ("uint8",)
+            low, high = (0, 255) if eight_bit else (data.intensity[channel].min, data.intensity[channel].max)
             kinds.append(Normalization(kind="rescale", low=low, high=high))
         else:
             kinds.append(Normalization(kind="zscore" if kind == "ct" else kind))

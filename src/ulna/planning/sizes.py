@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ulna.networks.build import levels as levels_of
 from ulna.networks.build import match_width, validate, widths
 from ulna.networks.heads import HEADS
 from ulna.networks.profile.cost import count_gmacs, kept_per_voxel
-from ulna.recipe import Architecture, Labels, Recipe
+from ulna.recipe import Architecture, Fingerprint, Labels, Recipe
 
 # What a batch keeps for its backward pass, where the recipe does not say how much a training may take.
 MEMORY_GB = 6.0
@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
 
 
 def choose_sizes(
-    data: Mapping[str, Any],
+    data: Fingerprint,
     size: tuple[int, ...],
     spacing: tuple[float, ...],
     recipe: Recipe,
@@ -51,18 +51,18 @@ def choose_sizes(
         UsageError: if what the recipe fixes does not fit.
     """
     dims = len(size)
-    kept = _kept_per_voxel(recipe, dims, data["channels"], labels, LARGEST_PATCH[dims])
+    kept = _kept_per_voxel(recipe, dims, data.channels, labels, LARGEST_PATCH[dims])
     patch = _patch(size, spacing, kept, recipe, dims, reasons)
     strides = _strides(patch, spacing, recipe.architecture, dims, reasons)
     patch = _rounded(patch, strides, recipe, reasons)
-    architecture = resolved(recipe, strides, dims, data["channels"], labels)
+    architecture = resolved(recipe, strides, dims, data.channels, labels)
     if recipe.planning.parameters is not None:
         stated = ", ".join(map(str, architecture.channels or ()))
         reasons["widths"] = f"{stated}: scaled to come close to {recipe.planning.parameters:,} parameters"
-    work = _work(architecture, patch, data["channels"], labels, recipe)
+    work = _work(architecture, patch, data.channels, labels, recipe)
     if _points(recipe, math.prod(patch)) is not None:  # fewer voxels may share as many points
-        kept = _kept_per_voxel(recipe, dims, data["channels"], labels, math.prod(patch))
-    return Sizes(patch, strides, _batch(patch, work, kept, data["cases"], recipe, dims, reasons))
+        kept = _kept_per_voxel(recipe, dims, data.channels, labels, math.prod(patch))
+    return Sizes(patch, strides, _batch(patch, work, kept, data.cases, recipe, dims, reasons))
 
 
 def _patch(

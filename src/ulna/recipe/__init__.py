@@ -7,6 +7,7 @@ JSON schema of `Recipe` documents every field.
 from ulna.recipe.architecture import MOST_CHANNELS, Architecture, Slot
 from ulna.recipe.changing import merged, set_value, stated
 from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Points, Recipe, Training
+from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground
 from ulna.recipe.former import renamed_path
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Labels, Normalization, Plan, Split, Whitening
@@ -17,6 +18,9 @@ __all__ = [
     "SPARSE_POINTS",
     "Architecture",
     "Augmentation",
+    "Extent",
+    "Fingerprint",
+    "Foreground",
     "Frozen",
     "Inference",
     "Labels",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ulna.errors import brief, printable
 from ulna.recipe.bounds import LONGEST_AXIS, MOST_CHANNELS_AT_ALL, MOST_LEVELS, Axis, Length, Steps
+from ulna.recipe.fingerprint import Fingerprint
 from ulna.recipe.model import Frozen
 
 
@@ -63,31 +63,6 @@ class Whitening(Frozen):
     matrix: tuple[tuple[float, ...], ...]  # (C, C)
 
 
-def _fingerprint_faults(fingerprint: Mapping[str, Any], dims: int) -> list[str]:
-    """What is wrong with those parts of a fingerprint that later steps read, where they are there."""
-    faults: list[str] = []
-    for group in ("spacing", "size"):
-        ends = fingerprint.get(group, {})
-        if not isinstance(ends, Mapping):
-            faults.append(f"fingerprint.{group} is {brief(ends)}, and no minimum, median and maximum")
-            continue
-        for end, values in ends.items():
-            if not (isinstance(values, list | tuple) and len(values) == dims and all(map(_is_length, values))):
-                faults.append(
-                    f"fingerprint.{group}.{printable(end)} is {brief(values)}, and no length for each of {dims} axes"
-                )
-    worlds = fingerprint.get("worlds")
-    if worlds is not None and not (
-        isinstance(worlds, list | tuple) and len(worlds) >= dims and all(type(w) is int and 0 <= w <= 2 for w in worlds)
-    ):
-        faults.append(f"fingerprint.worlds is {brief(worlds)}, and no axis of the patient for each of {dims} axes")
-    return faults
-
-
-def _is_length(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e12
-
-
 PLAN_FORMAT = 2  # 1: axes as stored, no spacing where all images share one; see `ulna.data.pipeline.format_1`
 
 
@@ -115,7 +90,7 @@ class Plan(Frozen):
     mirror_axes: tuple[Axis, ...]  # spatial axes along which flips are safe
     turn_axes: tuple[Axis, Axis] | None  # the two spatial axes that quarter turns may exchange
     reasons: dict[str, str]
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
@@ -150,7 +125,8 @@ class Plan(Frozen):
             wrong.append("spacing is missing: a plan always holds that of its training")
         if not self.labels.foreground:
             wrong.append("labels name the background only")
-        wrong += _fingerprint_faults(self.fingerprint, dims)
+        if self.fingerprint.spatial_dims != dims:
+            wrong.append(f"fingerprint is of {self.fingerprint.spatial_dims}D images, the plan of {dims}D ones")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

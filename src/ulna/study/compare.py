@@ -18,8 +18,9 @@ from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, printable
+from ulna.planning.fingerprint import fingerprint
 from ulna.planning.memory import ON_THE_GPU, gpu_memory
-from ulna.planning.plan import estimate_training_memory, fingerprint
+from ulna.planning.plan import estimate_training_memory
 from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse, stated
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
@@ -229,7 +230,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What must stay as it is for a study that goes on; networks and seeds may be added."""
     return {
-        "data": settled.plan.fingerprint["digest"],
+        "data": settled.plan.fingerprint.digest,
         "splits": [split_hash(split) for split in splits],
         "folds": folds,
         "match": None if budget is None else str(budget),

@@ -16,8 +16,19 @@ from ulna.networks.build import count_parameters, match_width, named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
-from ulna.planning.plan import Fingerprint, make_plan, resolve
-from ulna.recipe import Architecture, Labels, Plan, Recipe, merged, parse, renamed_path, set_value, to_yaml
+from ulna.planning.plan import make_plan, resolve
+from ulna.recipe import (
+    Architecture,
+    Fingerprint,
+    Labels,
+    Plan,
+    Recipe,
+    merged,
+    parse,
+    renamed_path,
+    set_value,
+    to_yaml,
+)
 from ulna.system.reading import parse_yaml
 
 # Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at

@@ -69,7 +69,7 @@ def summarise(
         "threads": torch.get_num_threads(),
         "seed": recipe.training.seed,
         "split_hash": split_hash(split),
-        "data_fingerprint": plan.fingerprint.get("digest"),
+        "data_fingerprint": plan.fingerprint.digest,
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")}
         | {"python": platform.python_version()},
         "command": shlex.join(

@@ -26,9 +26,9 @@ from ulna.evaluation import figures
 from ulna.inference.segmenter import network_for, read_split
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters, validate
+from ulna.planning.fingerprint import fingerprint
 from ulna.planning.plan import (
     estimate_training_memory,
-    fingerprint,
     fitted_to_head,
     make_plan,
     recommended,

@@ -13,7 +13,7 @@ from ulna.data.formats.write import write_labels
 from ulna.data.layout.dataset import Dataset
 from ulna.data.quality.check import check, check_dataset
 from ulna.evaluation.evaluate import evaluate
-from ulna.planning.plan import fingerprint
+from ulna.planning.fingerprint import fingerprint
 
 AFFINE = np.array([(0.8, 0, 0, -10), (0, 1.5, 0, 5), (0, 0, 4.0, 7), (0, 0, 0, 1)])
 SINGLE = [(25, 23, 1), (25, 1, 23), (1, 25, 23)]
@@ -87,10 +87,10 @@ def test_slices_alone_are_2d(single, tmp_path):
     report = check_dataset(Dataset.from_folder(write_set(tmp_path / "set", [single] * 2)))
     assert report.ok, report
     assert report.spatial_dims == 2
-    plane = {2: [0, 1], 1: [0, 2], 0: [1, 2]}[single.index(1)]
+    plane = {2: (0, 1), 1: (0, 2), 0: (1, 2)}[single.index(1)]
     found = fingerprint(report, ["c0", "c1"])
-    assert found["worlds"] == plane
-    assert [found["world_axes"][world] for world in plane] == [0, 1]
+    assert found.worlds == plane
+    assert [found.world_axes[world] for world in plane] == [0, 1]
 
 
 def test_slices_of_two_planes_are_noted(tmp_path):

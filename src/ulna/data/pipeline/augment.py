@@ -73,7 +73,7 @@ class Augment:
 
 def _free_turns(plan: Plan) -> tuple[bool, bool, bool]:
     """About which axes of a volume small turns are safe: angles are in voxels, and thick slices would be sheared."""
-    spacing = plan.spacing or tuple(plan.fingerprint.get("spacing", {}).get("median", (1.0, 1.0, 1.0)))
+    spacing = plan.spacing or plan.fingerprint.spacing.median
     thick = [s > 2 * min(spacing) for s in spacing]
     return (not (thick[1] or thick[2]), not (thick[0] or thick[2]), not (thick[0] or thick[1]))
 

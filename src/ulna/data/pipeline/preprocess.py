@@ -104,8 +104,8 @@ def check_fit(volume: Volume, plan: Plan) -> None:
 
 def _one_spacing(plan: Plan) -> bool:
     """Whether all training images had one spacing and no orientation: an image that states none is one more of them."""
-    spacing = plan.fingerprint.get("spacing", {})
-    return plan.orientation is None and bool(spacing) and spacing["min"] == spacing["max"]
+    spacing = plan.fingerprint.spacing
+    return plan.orientation is None and spacing.min == spacing.max
 
 
 def grid_spacing(volume: Volume, plan: Plan) -> tuple[float, ...]:
@@ -132,8 +132,7 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
         )
         return tuple(notes)
     spacing = grid_spacing(volume, plan)
-    trained = plan.fingerprint.get("spacing", {})
-    low, high = trained.get("min", plan.spacing), trained.get("max", plan.spacing)
+    low, high = plan.fingerprint.spacing.min, plan.fingerprint.spacing.max
     if any(not a / FAR <= s <= b * FAR for s, a, b in zip(spacing, low, high, strict=True)):
         notes.append(
             f"{name}: has a spacing of {spacing_text(spacing)}, the training images "
@@ -143,7 +142,7 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
     if plan.orientation is not None and volume.affine is not None and not volume.meta.oriented:
         assumed = codes(volume.affine, volume.spatial_dims)
         notes.append(f"{name}: states no orientation; {assumed} is assumed: see that left and right are not exchanged")
-    worlds = plan.fingerprint.get("worlds")
+    worlds = plan.fingerprint.worlds
     if plan.orientation is not None and plan.spatial_dims == 2 and worlds and volume.affine is not None:
         own = list(world_of(volume.affine, 2))
         if own != list(worlds):
