@@ -48,7 +48,7 @@ from ulna.networks.build import count_parameters, from_architecture
 from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
-from ulna.planning.plan import recommended
+from ulna.planning.choosing import recommended
 from ulna.recipe import Extent, Fingerprint, Inference, Labels, Normalization, Plan, Recipe, to_yaml
 from ulna.system.device import autocast, choose_precision
 from ulna.training.loop import OPTIMIZERS

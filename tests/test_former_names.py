@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from ulna.errors import UsageError
-from ulna.planning.plan import recommended
+from ulna.planning.choosing import recommended
 from ulna.recipe import Recipe, Slot, former, from_yaml, parse, set_value, stated
 from ulna.study.variants import make_variants
 
@@ -92,7 +92,7 @@ def test_a_number_of_points_takes_the_place_of_a_fraction(tmp_path):
     assert set_value(many, "points.fraction=0.5").points.count is None
     path = tmp_path / "recipe.yaml"
     path.write_text("points: {count: 500}\n")
-    from ulna.training.train import choose
+    from ulna.planning.choosing import choose
 
     assert choose(model="implicit_unet", recipe=path).points == many.points
 

@@ -8,7 +8,8 @@ from tests.places import ROOT
 from tests.training.tiny import rows_of
 from ulna.networks.build import validate
 from ulna.networks.catalog import NAMED
-from ulna.training.train import choose, train
+from ulna.planning.choosing import choose
+from ulna.training.train import train
 
 FOLDER = ROOT / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

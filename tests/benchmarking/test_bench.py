@@ -16,7 +16,7 @@ from ulna.benchmarking.implicit import MODEL, SPACING, SPACINGS
 from ulna.demonstration import STATEMENT
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.networks.catalog import NAMED
-from ulna.planning.plan import recommended
+from ulna.planning.choosing import recommended
 from ulna.study.statistics import Description
 from ulna.study.variants import make_variants
 

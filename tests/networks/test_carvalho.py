@@ -7,7 +7,7 @@ from ulna.blocks.spatial_dependency import SpatialDependency
 from ulna.networks.build import build
 from ulna.networks.profile.cost import count_gmacs, models
 from ulna.networks.profile.ptflops import count_ptflops_gmacs
-from ulna.training.train import choose
+from ulna.planning.choosing import choose
 
 # 3 channels in, 1 map out: docs/papers/sdu_net.md, section 2 and section 3
 PARAMETERS = {

@@ -14,7 +14,7 @@ from ulna.errors import UsageError
 from ulna.networks.build import build, count_parameters, named
 from ulna.networks.heads import HEADS
 from ulna.networks.wiring import TOPOLOGIES
-from ulna.training.train import choose
+from ulna.planning.choosing import choose
 
 WIDTHS = (3, 4, 6)
 SIZES = {2: (9, 13), 3: (5, 9, 7)}

@@ -9,7 +9,7 @@ from ulna.losses import make_loss
 from ulna.networks.build import build
 from ulna.networks.catalog import NAMED
 from ulna.networks.wiring import omega
-from ulna.planning.plan import recommended
+from ulna.planning.choosing import recommended
 from ulna.recipe import Slot
 
 CASCADE = Slot(kind="cascade_msc", paths=("skip",))

@@ -14,7 +14,7 @@ from ulna.networks.build import build
 from ulna.networks.heads.decoder import PointDecoder, WeightNormLinear, encode
 from ulna.networks.profile.cost import count_gmacs, models
 from ulna.networks.profile.memory import _Peak
-from ulna.planning.plan import recommended
+from ulna.planning.choosing import recommended
 
 NARROW = {"kind": "points", "options": {"width": 16, "depth": 3}}
 SIZE = {2: (12, 20), 3: (8, 12, 4)}

@@ -5,10 +5,10 @@ import pytest
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import plan as planning
-from ulna.planning.plan import make_plan, recommended, resolve
+from ulna.planning.choosing import choose, recommended
+from ulna.planning.plan import make_plan, resolve
 from ulna.recipe import PLAN_FORMAT, Fingerprint, Labels, Recipe, set_value, to_yaml
 from ulna.system.files import write_text
-from ulna.training.train import choose
 
 
 def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names=None, low=None, high=None, **told):

@@ -8,7 +8,7 @@ import pytest
 
 from ulna.networks.build import build, count_parameters
 from ulna.networks.profile.cost import count_gmacs
-from ulna.planning.plan import recommended
+from ulna.planning.choosing import recommended
 from ulna.recipe import Recipe
 from ulna.study import costs, timing
 from ulna.study.costs import ROUNDS, WARM_UP, measure_costs

@@ -15,8 +15,9 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError
 from ulna.inference import segmenter
+from ulna.planning.choosing import recommended
 from ulna.planning.fingerprint import fingerprint
-from ulna.planning.plan import make_plan, recommended
+from ulna.planning.plan import make_plan
 from ulna.recipe import PLAN_FORMAT, Labels, Plan, from_yaml, set_value
 from ulna.study import compare as comparing
 from ulna.training.samples import PreparedCases

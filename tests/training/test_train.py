@@ -16,13 +16,14 @@ from tests.training.tiny import TINY, rows_of
 from ulna.cli import main as cli
 from ulna.demonstration import make_phantom
 from ulna.errors import DataError, UsageError
+from ulna.planning.choosing import choose
 from ulna.recipe import Plan, Recipe, from_yaml
 from ulna.study.prune import prune
 from ulna.system.files import read_tensors, write_tensors
 from ulna.system.locking import locked
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import State, learning_rate
-from ulna.training.train import choose, train
+from ulna.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +18,8 @@ from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
 from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError
-from ulna.networks.build import named, validate
-from ulna.networks.catalog import NAMED
-from ulna.networks.catalog.marimont import POINTWISE
-from ulna.networks.heads import HEADS
+from ulna.networks.build import validate
+from ulna.planning.choosing import recommended
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.sizes import choose_sizes, resolved
@@ -34,7 +32,6 @@ from ulna.recipe import (
     Normalization,
     Plan,
     Recipe,
-    set_value,
     to_yaml,
 )
 from ulna.system.device import choose_precision, default_device
@@ -170,35 +167,6 @@ def plan(
     if out is not None:
         write_text(Path(out), to_yaml(made))
     return made
-
-
-def recommended(model: str) -> Recipe:
-    """The default recipe with a named network and what that network needs to train as meant."""
-    recipe = Recipe(model=model, architecture=named(model))
-    for path, value in NAMED[model].recipe.items():
-        recipe = set_value(recipe, f"{path}={value}")
-    return recipe
-
-
-def fitted_to_head(recipe: Recipe, stated: Collection[str]) -> Recipe:
-    """With another head than the model's own, what the model recommends for its heads gives way.
-
-    Heads that are gone have no weight, and a head that reads points pools Dice over a batch, as that of the Implicit U-Net
-    does.
-
-    Args:
-        recipe: as it was chosen.
-        stated: the fields of the loss that a person stated, which stay: "heads", "options".
-    """
-    own, kind = recommended(recipe.model), recipe.architecture.head.kind
-    if kind == own.architecture.head.kind or kind not in HEADS:  # an unknown one is refused where the network is built
-        return recipe
-    loss = recipe.loss
-    if "heads" not in stated:
-        loss = loss.replaced(heads="equal")
-    if "options" not in stated and HEADS[kind].sparse and loss.kind == own.loss.kind:
-        loss = loss.replaced(options=POINTWISE["loss.options"])
-    return recipe.replaced(loss=loss)
 
 
 def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -19,19 +18,16 @@ from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.pipeline.augment import Augment
-from ulna.data.pipeline.points import count_points
 from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError, printable
 from ulna.evaluation import figures
 from ulna.inference.segmenter import network_for, read_split
-from ulna.losses import make_loss
-from ulna.networks.build import count_parameters, validate
+from ulna.networks.build import count_parameters
+from ulna.planning.choosing import check_words, choose
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.plan import (
     estimate_training_memory,
-    fitted_to_head,
     make_plan,
-    recommended,
     resolve,
     whitened,
 )
@@ -42,10 +38,6 @@ from ulna.recipe import (
     Recipe,
     Split,
     from_yaml,
-    merged,
-    parse,
-    set_value,
-    stated,
     to_yaml,
 )
 from ulna.system.device import choose_precision, default_device
@@ -127,7 +119,7 @@ def train(
     else:
         chosen = choose(model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set)
         folder = _new(data, chosen.model, out)
-        _validate(chosen)
+        check_words(chosen)
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
@@ -159,55 +151,6 @@ def train(
             cases = _cases(dataset, getattr(split, final_part(split)))
             summary = summarise(folder, data, split, cases, chosen, plan, state, parameters)
     return Run(folder, summary)
-
-
-def choose(
-    *,
-    model: str | None,
-    recipe: Path | str | None,
-    epochs: int | None = None,
-    max_hours: float | None = None,
-    seed: int | None = None,
-    fold: int | None = None,
-    set: Sequence[str] = (),
-) -> Recipe:
-    """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
-
-    Raises:
-        UsageError: for a name, key or value that does not exist, with the nearest.
-    """
-    own = stated(recipe)
-    if model is not None:
-        own.pop("architecture", None)  # a model named in the command replaces the file's network
-    name = model or own.get("model", "unetpp")
-    base = recommended(str(name)).model_dump()
-    chosen = parse(Recipe, merged(base, {**own, "model": name}), source=str(recipe or ""))
-    flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold}
-    changes = {flag: value for flag, value in flags.items() if value is not None}
-    if changes:
-        chosen = chosen.replaced(training=chosen.training.replaced(**changes))
-    for assignment in [set] if isinstance(set, str) else set:
-        if assignment.partition("=")[0].strip() == "model":
-            raise UsageError(f"--set {assignment}: choose the network with --model")
-        chosen = set_value(chosen, assignment)
-    keys = [one.partition("=")[0].strip() for one in ([set] if isinstance(set, str) else set)]
-    if any(key.startswith("architecture.head") for key in keys):  # a file says all that it wants
-        said = {key.split(".")[1] for key in keys if key.startswith("loss.")}
-        chosen = fitted_to_head(chosen, said | {*(own.get("loss") or {})})
-    return chosen
-
-
-def _validate(recipe: Recipe) -> None:
-    """Build the network and the loss once without memory, so that a wrong name costs no reading of data."""
-    strides = recipe.architecture.strides or ()
-    dims = 3 if any(len(step) == 3 for step in strides) else 2
-    network = validate(recipe.architecture, in_channels=1, classes=1, spatial_dims=dims)
-    loss = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
-    with torch.device("meta"), torch.no_grad():
-        voxels = math.prod(network.divisor)
-        count = count_points(recipe.points, voxels, sparse=network.head.sparse)
-        points = None if count is None else torch.zeros(1, count, dims, dtype=torch.long)
-        loss.weights_for(network.eval().outputs(torch.zeros(1, 1, *network.divisor), points))
 
 
 def _existing(out: Path | None, data: Path) -> Path:

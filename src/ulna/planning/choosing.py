@@ -1,0 +1,105 @@
+"""The recipe of a command: what a model recommends, then what a person states, and whether its words mean anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+
+from ulna.data.pipeline.points import count_points
+from ulna.errors import UsageError
+from ulna.losses import make_loss
+from ulna.networks.build import named, validate
+from ulna.networks.catalog import NAMED
+from ulna.networks.catalog.marimont import POINTWISE
+from ulna.networks.heads import HEADS
+from ulna.recipe import Recipe, merged, parse, set_value, stated
+
+
+def choose(
+    *,
+    model: str | None,
+    recipe: Path | str | None,
+    epochs: int | None = None,
+    max_hours: float | None = None,
+    seed: int | None = None,
+    fold: int | None = None,
+    set: Sequence[str] = (),
+) -> Recipe:
+    """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
+
+    Raises:
+        UsageError: for a name, key or value that does not exist, with the nearest.
+    """
+    own = stated(recipe)
+    if model is not None:
+        own.pop("architecture", None)  # a model named in the command replaces the file's network
+    name = model or own.get("model", "unetpp")
+    base = recommended(str(name)).model_dump()
+    chosen = parse(Recipe, merged(base, {**own, "model": name}), source=str(recipe or ""))
+    flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold}
+    changes = {flag: value for flag, value in flags.items() if value is not None}
+    if changes:
+        chosen = chosen.replaced(training=chosen.training.replaced(**changes))
+    for assignment in [set] if isinstance(set, str) else set:
+        if assignment.partition("=")[0].strip() == "model":
+            raise UsageError(f"--set {assignment}: choose the network with --model")
+        chosen = set_value(chosen, assignment)
+    keys = [one.partition("=")[0].strip() for one in ([set] if isinstance(set, str) else set)]
+    if any(key.startswith("architecture.head") for key in keys):  # a file says all that it wants
+        said = {key.split(".")[1] for key in keys if key.startswith("loss.")}
+        chosen = fitted_to_head(chosen, said | {*(own.get("loss") or {})})
+    return chosen
+
+
+def check_words(recipe: Recipe) -> None:
+    """Build a network and its loss without memory, so that a wrong name costs no reading of data.
+
+    What a model recommends for itself holds no wrong name.
+
+    Raises:
+        UsageError: for a name, an option or a number that fits no network.
+    """
+    own = recommended(recipe.model)
+    if (recipe.architecture, recipe.loss) == (own.architecture, own.loss):
+        return
+    strides = recipe.architecture.strides or ()
+    dims = 3 if any(len(step) == 3 for step in strides) else 2
+    network = validate(recipe.architecture, in_channels=1, classes=1, spatial_dims=dims)
+    loss = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
+    with torch.device("meta"), torch.no_grad():
+        voxels = math.prod(network.divisor)
+        count = count_points(recipe.points, voxels, sparse=network.head.sparse)
+        points = None if count is None else torch.zeros(1, count, dims, dtype=torch.long)
+        loss.weights_for(network.eval().outputs(torch.zeros(1, 1, *network.divisor), points))
+
+
+def recommended(model: str) -> Recipe:
+    """The default recipe with a named network and what that network needs to train as meant."""
+    recipe = Recipe(model=model, architecture=named(model))
+    for path, value in NAMED[model].recipe.items():
+        recipe = set_value(recipe, f"{path}={value}")
+    return recipe
+
+
+def fitted_to_head(recipe: Recipe, stated: Collection[str]) -> Recipe:
+    """With another head than the model's own, what the model recommends for its heads gives way.
+
+    Heads that are gone have no weight, and a head that reads points pools Dice over a batch, as that of the Implicit U-Net
+    does.
+
+    Args:
+        recipe: as it was chosen.
+        stated: the fields of the loss that a person stated, which stay: "heads", "options".
+    """
+    own, kind = recommended(recipe.model), recipe.architecture.head.kind
+    if kind == own.architecture.head.kind or kind not in HEADS:  # an unknown one is refused where the network is built
+        return recipe
+    loss = recipe.loss
+    if "heads" not in stated:
+        loss = loss.replaced(heads="equal")
+    if "options" not in stated and HEADS[kind].sparse and loss.kind == own.loss.kind:
+        loss = loss.replaced(options=POINTWISE["loss.options"])
+    return recipe.replaced(loss=loss)
