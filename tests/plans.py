@@ -1,8 +1,11 @@
 """A small plan to test with."""
 
+from pathlib import Path
 from typing import Any
 
-from ulna.recipe import PLAN_FORMAT, Labels, Normalization, Plan
+from ulna.data.layout.dataset import Dataset
+from ulna.planning.plan import TrainingData
+from ulna.recipe import PLAN_FORMAT, Fingerprint, Labels, Normalization, Plan, Split
 
 
 def fingerprint(steps: tuple[float, ...], unit: str = "px", **changes: Any) -> dict[str, Any]:
@@ -19,6 +22,11 @@ def fingerprint(steps: tuple[float, ...], unit: str = "px", **changes: Any) -> d
         "classes": ("background", "foreground"),
     }
     return {**fields, **changes}
+
+
+def training_data(told: Fingerprint, labels: Labels | None = None) -> TrainingData:
+    """What is planned for, without files behind it."""
+    return TrainingData(Dataset(Path("data"), "pairs", ()), Split(train=("a",), val=("b",)), labels or Labels(), told)
 
 
 def make(**changes: Any) -> Plan:

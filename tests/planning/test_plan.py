@@ -2,12 +2,13 @@ import math
 
 import pytest
 
+from tests.plans import training_data
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.planning import plan as planning
 from ulna.planning.choosing import choose, recommended
-from ulna.planning.plan import make_plan, resolve
-from ulna.recipe import PLAN_FORMAT, Fingerprint, Labels, Recipe, set_value, to_yaml
+from ulna.planning.plan import plan_training
+from ulna.recipe import PLAN_FORMAT, Fingerprint, Recipe, set_value, to_yaml
 from ulna.system.files import write_text
 
 
@@ -28,11 +29,15 @@ def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names
     )
 
 
-def planned(fingerprint, *changes, model="unet", labels=None):
+def all_planned(fingerprint, *changes, model="unet", labels=None):
     recipe = recommended(model)
     for change in changes:
         recipe = set_value(recipe, change)
-    return make_plan(fingerprint, recipe, labels or Labels())
+    return plan_training(training_data(fingerprint, labels), recipe)
+
+
+def planned(fingerprint, *changes, model="unet", labels=None):
+    return all_planned(fingerprint, *changes, model=model, labels=labels).plan
 
 
 def test_small_images_are_taken_whole_with_five_levels():
@@ -94,13 +99,14 @@ def test_ct_is_normalised_by_the_foreground_of_all_cases_and_others_by_themselve
 
 
 def test_widths_can_be_scaled_to_a_budget():
-    recipe = set_value(recommended("attention_unet"), "planning.parameters=300_000")
-    recipe = set_value(recipe, "architecture.levels=3")
-    plan = make_plan(data((96, 96), channels=4), recipe, Labels())
-    architecture = resolve(recipe, plan)
-    network = validate(architecture, in_channels=4, classes=1, spatial_dims=2)
-    assert count_parameters(network) == pytest.approx(300_000, rel=0.02)
-    assert plan.reasons["widths"].startswith(", ".join(map(str, architecture.channels)))
+    changes = ("planning.parameters=300_000", "architecture.levels=3")
+    made = all_planned(data((96, 96), channels=4), *changes, model="attention_unet")
+    assert made.parameters == pytest.approx(300_000, rel=0.02)
+    architecture = made.recipe.architecture
+    assert made.plan.reasons["widths"].startswith(", ".join(map(str, architecture.channels)))
+    again = validate(architecture, in_channels=4, classes=1, spatial_dims=2)
+    assert count_parameters(again) == made.parameters
+    assert made.recipe.planning.parameters is None  # the widths say it now
 
 
 def test_more_levels_than_an_image_has_pixels_for_are_refused():
@@ -178,10 +184,11 @@ def test_what_does_not_fit_the_data_is_refused(change, message):
 
 
 def test_the_resolved_architecture_can_be_built_as_it_is():
-    plan = planned(data((35, 51, 35), (1.0,) * 3, "mm"), model="nnunet")
-    resolved = resolve(recommended("nnunet"), plan)
-    assert resolved.channels == (32, 64, 128, 256)
-    assert resolved.strides == plan.strides
+    made = all_planned(data((35, 51, 35), (1.0,) * 3, "mm"), model="nnunet")
+    assert made.recipe.architecture.channels == (32, 64, 128, 256)
+    assert made.recipe.architecture.strides == made.plan.strides
+    assert made.network.divisor == tuple(math.prod(step[axis] for step in made.plan.strides) for axis in range(3))
+    assert all(parameter.is_meta for parameter in made.network.parameters())
 
 
 def test_the_recommended_recipe_of_a_model():
@@ -194,7 +201,7 @@ def test_the_recommended_recipe_of_a_model():
 def test_the_plan_shown_is_the_one_that_a_training_makes(discs, tmp_path, monkeypatch, model):
     asked = []
     monkeypatch.setattr(
-        planning, "make_plan", lambda data, recipe, labels: asked.append(recipe) or make_plan(data, recipe, labels)
+        planning, "plan_training", lambda data, recipe: asked.append(recipe) or plan_training(data, recipe)
     )
     planning.plan(discs, model=model, memory=3.0)
     assert asked == [set_value(choose(model=model, recipe=None), "planning.memory_gb=3.0")]

@@ -17,11 +17,11 @@ from ulna.data.formats.source import Source
 from ulna.data.layout.case import Case
 from ulna.data.turning import upright
 from ulna.errors import UsageError
-from ulna.inference.segmenter import Segmenter
+from ulna.inference.segmenter import Segmenter, read_split
 from ulna.networks.build import build, count_parameters, ends, named
 from ulna.networks.catalog import NAMED
 from ulna.planning.memory import MemoryEstimate
-from ulna.planning.plan import estimate_training_memory, resolve
+from ulna.planning.plan import planned_by
 from ulna.recipe import Normalization, Plan, Recipe, from_yaml
 from ulna.study import prune as pruning
 from ulna.study.prune import COLUMNS, measure_times, pick, prune, seconds_in
@@ -354,9 +354,11 @@ def test_the_figure_is_drawn_for_one_case_too(tmp_path, limit_ms):
 def test_plans_are_made_for_a_pruned_architecture_too(run_of, tmp_path):
     folder = prune(run_of("unetpp"), out=tmp_path / "small", level=1).folder
     plan, recipe = from_yaml(Plan, folder / "plan.yaml"), from_yaml(Recipe, folder / "recipe.yaml")
-    assert resolve(recipe, plan) == recipe.architecture
-    whole = from_yaml(Recipe, run_of("unetpp") / "recipe.yaml")
-    assert estimate_training_memory(recipe, plan, cases=3).total < estimate_training_memory(whole, plan, cases=3).total
+    split = read_split(folder)
+    small = planned_by(plan, recipe, split)
+    assert small.recipe.architecture == recipe.architecture
+    whole = planned_by(plan, from_yaml(Recipe, run_of("unetpp") / "recipe.yaml"), split)
+    assert small.memory.total < whole.memory.total
 
 
 @pytest.mark.skipif("prune" not in cli.VERBS, reason="the verb is not listed yet")

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.places import ROOT
+from tests.plans import training_data
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.profile.cost import count_gmacs
-from ulna.recipe import Fingerprint, Labels, Recipe
+from ulna.recipe import Fingerprint, Recipe
 from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
 from ulna.system.reading import read_yaml
 
@@ -16,16 +17,17 @@ SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}
 def facts(size=(96, 96), cases=100, channels=3):
     each = {"min": list(size), "median": list(size), "max": list(size)}
     ones = {name: [1.0] * len(size) for name in ("min", "median", "max")}
-    return Fingerprint(
+    found = Fingerprint(
         cases=cases, digest="0", spatial_dims=len(size), channels=channels,
         channel_names=[f"channel {c}" for c in range(channels)], dtypes=["uint8"], size=each, spacing=ones,
         world_axes=None, unit="px", intensity=[{"min": 0, "max": 255}] * channels, foreground=[], classes=["a", "b"],
     )  # fmt: skip
+    return training_data(found)
 
 
 def test_only_the_architecture_differs():
     variants = make_variants(["unet", "carvalho/unet_polyps", "laird/unet", "omega_net"], {}, [], [])
-    settled = plan_variants(variants, facts(), Labels(), match=None)
+    settled = plan_variants(variants, facts(), match=None)
     assert len({settings_of(v.recipe).replace("heads", "") for v in settled.variants[:3]}) == 1
     assert len({(v.recipe.planning.patch, v.recipe.planning.batch) for v in settled.variants}) == 1
 
@@ -64,8 +66,8 @@ def test_what_is_stated_for_all_holds_for_all():
 
 def test_the_smallest_batch_holds_for_all():
     variants = make_variants(["unet", "nas_unet"], {}, [], [])
-    settled = plan_variants(variants, facts((128, 128)), Labels(), match=None)
-    alone = [plan_variants([v], facts((128, 128)), Labels(), match=None).plan.batch for v in variants]
+    settled = plan_variants(variants, facts((128, 128)), match=None)
+    alone = [plan_variants([v], facts((128, 128)), match=None).plan.batch for v in variants]
     assert alone[0] != alone[1]
     assert settled.plan.batch == min(alone)
     assert any(note.startswith(f"batch {min(alone)} for all") for note in settled.footnotes)
@@ -87,14 +89,14 @@ def test_one_field_is_varied_at_a_time():
 
 @pytest.mark.parametrize("model", ["unet", "unetpp", "attention_unet", "sdu_net", "omega_net"])
 def test_parameters_are_matched(model):
-    settled = plan_variants(make_variants([model], {}, [], []), facts(), Labels(), match=Budget.read("params=1M"))
+    settled = plan_variants(make_variants([model], {}, [], []), facts(), match=Budget.read("params=1M"))
     network = validate(settled.variants[0].recipe.architecture, **SHAPE)
     assert count_parameters(network) == pytest.approx(1e6, rel=0.03)
 
 
 @pytest.mark.parametrize("model", ["unet", "unetpp", "nnunet"])
 def test_gmacs_are_matched(model):
-    settled = plan_variants(make_variants([model], {}, [], []), facts(), Labels(), match=Budget.read("gmacs=0.5G"))
+    settled = plan_variants(make_variants([model], {}, [], []), facts(), match=Budget.read("gmacs=0.5G"))
     network = validate(settled.variants[0].recipe.architecture, **SHAPE)
     assert count_gmacs(network, (96, 96)) == pytest.approx(0.5, rel=0.08)
 
@@ -102,12 +104,12 @@ def test_gmacs_are_matched(model):
 def test_a_budget_out_of_reach_names_the_floor():
     variants = make_variants(["unet"], {}, [], [])
     with pytest.raises(UsageError, match="unet: cannot be scaled to 10 parameters: the narrowest such network has"):
-        plan_variants(variants, facts(), Labels(), match=Budget.read("params=10"))
+        plan_variants(variants, facts(), match=Budget.read("params=10"))
 
 
 def test_gmacs_of_a_head_that_reads_points_are_those_of_a_training_step():
     rows = make_variants(["implicit_unet"], {}, [], ["points.count=100"])
-    (variant,) = plan_variants(rows, facts(), Labels(), match=Budget.read("gmacs=0.5G")).variants
+    (variant,) = plan_variants(rows, facts(), match=Budget.read("gmacs=0.5G")).variants
     network = validate(variant.recipe.architecture, **SHAPE)
     assert count_gmacs(network, (96, 96), points=100) == pytest.approx(0.5, rel=0.08)
     assert count_gmacs(network, (96, 96)) > 2  # the decoder alone, at every pixel
@@ -150,11 +152,11 @@ def test_names_that_look_alike_in_a_path_have_folders_of_their_own():
 
 def test_what_is_fixed_by_a_row_stays_and_a_study_that_goes_on_says_the_same():
     rows = make_variants(["unet"], {}, ["planning.batch=2,8"], [])
-    assert [v.recipe.planning.batch for v in plan_variants(rows, facts(), Labels(), match=None).variants] == [2, 8]
+    assert [v.recipe.planning.batch for v in plan_variants(rows, facts(), match=None).variants] == [2, 8]
     variants = make_variants(["unet", "nas_unet"], {}, [], [])
-    first = plan_variants(variants, facts((128, 128)), Labels(), match=None)
+    first = plan_variants(variants, facts((128, 128)), match=None)
     again = plan_variants(
-        variants, facts((128, 128)), Labels(), match=None, fixed={"patch": first.plan.patch, "batch": first.plan.batch}
+        variants, facts((128, 128)), match=None, fixed={"patch": first.plan.patch, "batch": first.plan.batch}
     )
     assert first.footnotes
     assert again.footnotes == first.footnotes
@@ -203,7 +205,7 @@ def test_a_wrong_variation_is_refused(text):
 def test_networks_that_the_data_do_not_allow_are_all_named():
     variants = make_variants(["unet", "carvalho/unet_polyps", "carvalho/unetpp_polyps"], {}, [], [])
     with pytest.raises(UsageError) as caught:
-        plan_variants(variants, facts((12, 12)), Labels(), match=None)
+        plan_variants(variants, facts((12, 12)), match=None)
     assert "carvalho/unet_polyps: " in str(caught.value)
     assert "carvalho/unetpp_polyps: " in str(caught.value)
 
@@ -231,7 +233,7 @@ def test_the_loss_table_of_the_modular_paper_is_one_command():
 def test_the_ablations_of_the_sdu_net_paper_are_one_command_each(vary, sizes):
     recipe = ROOT / "recipes" / "carvalho_ablation.yaml"
     rows = make_variants([], read_yaml(recipe), [vary], [])
-    settled = plan_variants(rows, facts((144, 192), cases=500), Labels(), match=None)
+    settled = plan_variants(rows, facts((144, 192), cases=500), match=None)
     counts = {count_parameters(validate(v.recipe.architecture, **SHAPE)) for v in settled.variants}
     assert len(settled.variants) == max(2, sizes)
     assert len(counts) == sizes

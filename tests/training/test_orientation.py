@@ -1,6 +1,7 @@
 """Training sees every image in one orientation, plans along those axes, and does not go on with what was begun otherwise."""
 
 import logging
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -16,9 +17,8 @@ from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError
 from ulna.inference import segmenter
 from ulna.planning.choosing import recommended
-from ulna.planning.fingerprint import fingerprint
-from ulna.planning.plan import make_plan
-from ulna.recipe import PLAN_FORMAT, Labels, Plan, from_yaml, set_value
+from ulna.planning.plan import plan_training, training_data
+from ulna.recipe import PLAN_FORMAT, Labels, Plan, Split, from_yaml, set_value
 from ulna.study import compare as comparing
 from ulna.training.samples import PreparedCases
 from ulna.training.train import train
@@ -46,11 +46,13 @@ def mixed(tmp_path_factory):
 
 def planned(root, *changes, recipe=None):
     dataset = Dataset.from_folder(root)
-    report = check_dataset(dataset)
+    found = training_data(
+        dataset, check_dataset(dataset), Split(train=tuple(case.id for case in dataset.cases), val=())
+    )
     recipe = recipe or recommended("unet")
     for change in changes:
         recipe = set_value(recipe, change)
-    return dataset, make_plan(fingerprint(report, [case.id for case in dataset.cases]), recipe, SIDED)
+    return dataset, plan_training(replace(found, labels=SIDED), recipe).plan
 
 
 def test_the_plan_goes_along_canonical_axes(mixed):

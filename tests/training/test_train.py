@@ -397,15 +397,15 @@ def test_weights_that_are_not_finite_are_never_written(discs, tmp_path, monkeypa
 
 def test_a_second_training_in_one_folder_is_refused_before_it_writes(discs, tmp_path, monkeypatch):
     """As if both had found the folder free: the second begins while the first reads its data."""
-    prepare, refused = room._prepare, []
+    read, refused = room.read_training_data, []
 
-    def second_one_begins(data, recipe):
+    def second_one_begins(data, training):
         if not refused:
             refused.append(None)
             thread = threading.Thread(target=second)
             thread.start()
             thread.join()
-        return prepare(data, recipe)
+        return read(data, training)
 
     def second():
         try:
@@ -413,7 +413,7 @@ def test_a_second_training_in_one_folder_is_refused_before_it_writes(discs, tmp_
         except UsageError as error:
             refused.append(str(error))
 
-    monkeypatch.setattr(room, "_prepare", second_one_begins)
+    monkeypatch.setattr(room, "read_training_data", second_one_begins)
     made = train(discs, model="unet", out=tmp_path / "r", epochs=1, seed=1, set=TINY)
     assert "another command writes into it" in refused[1]
     assert from_yaml(Recipe, tmp_path / "r" / "recipe.yaml").training.seed == made.summary["seed"] == 1

@@ -27,13 +27,30 @@ def load_network(make: Callable[[], Network], path: Path) -> Network:
     """
     with torch.device("meta"):
         expected = make().state_dict()
+    weights = _read(path, expected)
+    return _filled(make(), weights, path)
+
+
+def load_weights(network: Network, path: Path) -> Network:
+    """The same network with the weights of a file in place of its own.
+
+    Raises:
+        UsageError: as in `load_network`.
+    """
+    return _filled(network, _read(path, network.state_dict()), path)
+
+
+def _read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     check_shapes(path, expected, read_header(path))
     weights = read_tensors(path).tensors
     for name, tensor in weights.items():
         if tensor.is_floating_point() != expected[name].is_floating_point() or tensor.is_complex():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UsageError(f"{printable(path)}: {printable(name)} holds {kind} numbers; restore it or train again")
-    network = make()
+    return weights
+
+
+def _filled(network: Network, weights: Mapping[str, Tensor], path: Path) -> Network:
     network.load_state_dict(weights)
     check_finite(path, network.state_dict())  # as the network has them: float64 from elsewhere may be too large for it
     network.origin = printable(path.parent)

@@ -1,11 +1,13 @@
-"""From what the data are to how they are trained on: fingerprint, then plan, every choice with its reason."""
+"""The one way from a data set and a recipe to a training: fingerprint, then plan, every choice with its reason."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -14,24 +16,28 @@ from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset, split
 from ulna.data.pipeline.orientation import DIRECTIONS
+from ulna.data.pipeline.points import count_points
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
-from ulna.data.quality.check import check_dataset
+from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import UsageError
-from ulna.networks.build import validate
+from ulna.networks.build import count_parameters
+from ulna.networks.network import Network
+from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.choosing import recommended
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.memory import MemoryEstimate, training_memory
-from ulna.planning.sizes import choose_sizes, resolved
+from ulna.planning.sizes import Drafts, choose_sizes
 from ulna.planning.symmetry import mirror_axes, turn_axes
 from ulna.recipe import (
     PLAN_FORMAT,
-    Architecture,
     Fingerprint,
     Labels,
     Normalization,
     Plan,
     Recipe,
+    Split,
+    Training,
     to_yaml,
 )
 from ulna.system.device import choose_precision, default_device
@@ -44,36 +50,123 @@ from ulna.system.reading import read_yaml
 WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
 
 
-def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
-    """Choose grid, normalisation, patch, depth and batch for one recipe.
+@dataclass(frozen=True)
+class TrainingData:
+    """A data set that was read to its last byte, divided for one training.
+
+    Args:
+        dataset: its cases, with the dimensions that were found.
+        split: which of them train, choose the epoch, and are kept for the end.
+        labels: the classes, declared or found.
+        fingerprint: of the training cases alone.
+        notes: what is worth knowing.
+    """
+
+    dataset: Dataset
+    split: Split
+    labels: Labels
+    fingerprint: Fingerprint
+    notes: tuple[str, ...] = ()
+
+
+def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
+    """Read every case, and divide them as a recipe says.
+
+    Raises:
+        UsageError: if there are too few cases or groups, or no such fold; then nothing is read.
+        DataError: with everything that is wrong with the cases.
+    """
+    dataset.check_divisible(training.fold)
+    report = check_dataset(dataset)
+    report.raise_if_bad()
+    seed = training.seed if training.split_seed is None else training.split_seed
+    return training_data(dataset, report, split(dataset.grouped(report.copies), seed, training.fold))
+
+
+def training_data(dataset: Dataset, report: Report, parts: Split) -> TrainingData:
+    """What a check found, for one split."""
+    found = fingerprint(report, parts.train, dataset.channel_names)
+    return TrainingData(dataset.of_dims(report.spatial_dims), parts, report.labels or Labels(), found, report.notes)
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A training before it begins: all that is fixed, and what it will take.
+
+    Args:
+        recipe: as resolved: the architecture has widths and strides of every level.
+        plan: what the data fixed.
+        split: of the cases.
+        network: the network, without memory (meta device).
+    """
+
+    recipe: Recipe
+    plan: Plan
+    split: Split
+    network: Network
+
+    @property
+    def points(self) -> int | None:
+        """How many points of a patch a step reads; None where it reads all voxels."""
+        return count_points(self.recipe.points, math.prod(self.plan.patch), sparse=self.network.head.sparse)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Trainable values."""
+        return count_parameters(self.network)
+
+    @cached_property
+    def gmacs(self) -> float:
+        """Billions of multiply-accumulates of one forward pass over a patch, or over its points."""
+        return count_gmacs(self.network, self.plan.patch, points=self.points)
+
+    @cached_property
+    def memory(self) -> MemoryEstimate:
+        """What the training takes at its peak."""
+        bf16 = choose_precision(self.recipe.training.precision, default_device()) == "bf16"
+        cases = len(self.split.train) + len(self.split.val)
+        return training_memory(self.network, self.plan, self.recipe, bf16=bf16, cases=cases)
+
+
+def plan_training(data: TrainingData, recipe: Recipe, *, whiten: bool = True) -> Planned:
+    """Choose grid, normalisation, patch, depth and batch for one recipe, and build the network without memory.
 
     Source: the rules follow nnU-Net's planner (isensee2021): median spacing, pool while a map keeps 4 voxels, CT by
     global statistics of the foreground; sizes are set for a CPU with a few GB.
 
+    Args:
+        data: read and divided.
+        recipe: as it was chosen.
+        whiten: fit the whitening that the recipe asks for, which reads all training cases again; no other choice depends
+            on it.
+
     Raises:
-        UsageError: if what the recipe fixes does not fit the data.
+        UsageError: if what the recipe fixes does not fit the data, or the network cannot be built for them.
     """
-    dims = data.spatial_dims
+    found, labels = data.fingerprint, data.labels
+    dims = found.spatial_dims
+    drafts = Drafts(recipe, _shape(found.channels, dims, labels))
     reasons: dict[str, str] = {}
-    orientation = _orientation(data, reasons)
-    spacing, size = _grid(data, recipe, reasons)
-    normalization = _normalization(data, recipe, reasons)
-    patch, strides, batch = choose_sizes(data, size, spacing, recipe, labels, reasons)
-    world = data.world_axes
+    orientation = _orientation(found, reasons)
+    spacing, size = _grid(found, recipe, reasons)
+    normalization = _normalization(found, recipe, reasons)
+    patch, strides, batch = choose_sizes(found, size, spacing, drafts, reasons)
     mirror, reasons["mirror_axes"] = (
-        mirror_axes(labels.names, dims, world) if recipe.augmentation.flip else ((), "no flips: augmentation.flip is 0")
+        mirror_axes(labels.names, dims, found.world_axes)
+        if recipe.augmentation.flip
+        else ((), "no flips: augmentation.flip is 0")
     )
     oriented = dims == 3 and orientation is not None
     turn, reasons["turn_axes"] = turn_axes(patch, spacing, mirror, oriented=oriented)
-    return Plan(
+    plan = Plan(
         format=PLAN_FORMAT,
         spatial_dims=dims,
-        in_channels=data.channels,
-        channel_names=data.channel_names,
+        in_channels=found.channels,
+        channel_names=found.channel_names,
         labels=labels,
         orientation=orientation,
         spacing=spacing,
-        unit=data.unit,
+        unit=found.unit,
         normalization=normalization,
         patch=patch,
         batch=batch,
@@ -82,45 +175,41 @@ def make_plan(data: Fingerprint, recipe: Recipe, labels: Labels) -> Plan:
         mirror_axes=mirror,
         turn_axes=turn,
         reasons=reasons,
-        fingerprint=data,
+        fingerprint=found,
     )
+    if whiten and recipe.planning.whitening is not None:
+        plan = whitened(plan, data.dataset.cases_of(data.split.train))
+    return _planned(recipe, plan, data.split, drafts)
 
 
-def resolve(recipe: Recipe, plan: Plan) -> Architecture:
-    """The architecture with what planning fixed.
+def planned_by(plan: Plan, recipe: Recipe, parts: Split) -> Planned:
+    """A training by a plan that is there already.
 
     Raises:
-        UsageError: if the network cannot be built for these data.
+        UsageError: if the network cannot be built for it.
     """
-    architecture = resolved(recipe, plan.strides, plan.spatial_dims, plan.in_channels, plan.labels)
-    validate(
-        architecture,
-        in_channels=plan.in_channels,
-        classes=plan.labels.outputs,
-        spatial_dims=plan.spatial_dims,
-        multilabel=plan.labels.multilabel,
-    )
-    return architecture
+    return _planned(recipe, plan, parts, Drafts(recipe, shape_of(plan)))
 
 
-def estimate_training_memory(recipe: Recipe, plan: Plan, *, cases: int) -> MemoryEstimate:
-    """The memory that a training takes at its peak, before it begins.
-
-    Args:
-        recipe: with the architecture resolved, or as it was given.
-        plan: of the data.
-        cases: that are kept in memory: for training and for validation.
-    """
-    network = validate(
-        resolved(recipe, plan.strides, plan.spatial_dims, plan.in_channels, plan.labels),
-        in_channels=plan.in_channels,
-        classes=plan.labels.outputs,
-        spatial_dims=plan.spatial_dims,
-        multilabel=plan.labels.multilabel,
-    )
+def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts) -> Planned:
+    architecture, network = drafts.at(plan.strides)
     network.activation_checkpointing = recipe.training.activation_checkpointing
-    bf16 = choose_precision(recipe.training.precision, default_device()) == "bf16"
-    return training_memory(network, plan, recipe, bf16=bf16, cases=cases)
+    recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
+    return Planned(recipe, plan, parts, network)
+
+
+def shape_of(plan: Plan) -> dict[str, Any]:
+    """What the data say of a network: the keywords of `from_architecture`."""
+    return _shape(plan.in_channels, plan.spatial_dims, plan.labels)
+
+
+def _shape(channels: int, dims: int, labels: Labels) -> dict[str, Any]:
+    return {
+        "in_channels": channels,
+        "classes": labels.outputs,
+        "spatial_dims": dims,
+        "multilabel": labels.multilabel,
+    }
 
 
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
@@ -156,14 +245,9 @@ def plan(
         check_names(folder, own, "choose another name for --out")
     recipe = recommended(model)
     recipe = recipe.replaced(planning=recipe.planning.replaced(memory_gb=memory))
-    dataset = Dataset.from_folder(data)
-    report = check_dataset(dataset)
-    report.raise_if_bad()
-    parts = split(dataset.grouped(report.copies), recipe.training.seed)
-    made = make_plan(fingerprint(report, parts.train, dataset.channel_names), recipe, report.labels or Labels())
-    need = estimate_training_memory(recipe, made, cases=len(parts.train) + len(parts.val))
-    why = f"about {need}; this machine has {machine_memory() / 1e9:.1f} GB"
-    made = made.replaced(reasons={**made.reasons, "memory": why})
+    planned = plan_training(read_training_data(Dataset.from_folder(data), recipe.training), recipe)
+    why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
+    made = planned.plan.replaced(reasons={**planned.plan.reasons, "memory": why})
     if out is not None:
         write_text(Path(out), to_yaml(made))
     return made

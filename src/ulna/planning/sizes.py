@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from ulna.data.pipeline.points import count_points
 from ulna.errors import UsageError
 from ulna.networks.build import levels as levels_of
 from ulna.networks.build import match_width, validate, widths
-from ulna.networks.heads import HEADS
+from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs, kept_per_voxel
-from ulna.recipe import Architecture, Fingerprint, Labels, Recipe
+from ulna.recipe import Architecture, Fingerprint, Recipe
 
 # What a batch keeps for its backward pass, where the recipe does not say how much a training may take.
 MEMORY_GB = 6.0
@@ -37,42 +37,76 @@ class Sizes(NamedTuple):
     batch: int
 
 
+class Drafts:
+    """The networks that a recipe may become, by the strides between their levels; each is built once, without memory.
+
+    Args:
+        recipe: its architecture, and the budget that widths are scaled to.
+        shape: `in_channels`, `classes`, `spatial_dims` and `multilabel` of the network.
+    """
+
+    def __init__(self, recipe: Recipe, shape: Mapping[str, Any]) -> None:
+        self.recipe, self.shape = recipe, shape
+        self._made: dict[tuple[tuple[int, ...], ...], tuple[Architecture, Network]] = {}
+        self._kept: dict[int, float] = {}
+
+    def at(self, strides: tuple[tuple[int, ...], ...]) -> tuple[Architecture, Network]:
+        """The architecture with widths and strides of every level stated, and its network.
+
+        Raises:
+            UsageError: if the network cannot be built, or not to the budget.
+        """
+        if strides not in self._made:
+            architecture = self.recipe.architecture
+            channels = widths(architecture, self.shape["spatial_dims"])[: len(strides) + 1]
+            architecture = architecture.replaced(channels=channels, strides=strides, levels=None)
+            if self.recipe.planning.parameters is not None:
+                architecture = match_width(architecture, self.recipe.planning.parameters, **self.shape)
+            self._made[strides] = architecture, validate(architecture, **self.shape)
+        return self._made[strides]
+
+    def kept_per_voxel(self, voxels: int) -> float:
+        """Values that a training step keeps per voxel of a patch, before its size and the strides are chosen.
+
+        They are hardly a matter of the size. A step that reads points reads as large a share of the voxels as of a patch of
+        `voxels`.
+        """
+        if voxels not in self._kept:
+            _, network = self.at(_unplanned_strides(self.recipe.architecture, self.shape["spatial_dims"]))
+            size = tuple(max(2 * divisor, 32) for divisor in network.divisor)
+            points = count_points(self.recipe.points, voxels, sparse=network.head.sparse)
+            share = None if points is None else max(1, round(points / voxels * math.prod(size)))
+            self._kept[voxels] = kept_per_voxel(network, size, points=share)
+        return self._kept[voxels]
+
+
 def choose_sizes(
     data: Fingerprint,
     size: tuple[int, ...],
     spacing: tuple[float, ...],
-    recipe: Recipe,
-    labels: Labels,
+    drafts: Drafts,
     reasons: dict[str, str],
 ) -> Sizes:
     """Patch, strides and batch for images of a median `size` at `spacing`; every reason is added to `reasons`.
 
     Raises:
-        UsageError: if what the recipe fixes does not fit.
+        UsageError: if what the recipe fixes does not fit, or the network cannot be built for these data.
     """
-    dims = len(size)
-    kept = _kept_per_voxel(recipe, dims, data.channels, labels, LARGEST_PATCH[dims])
-    patch = _patch(size, spacing, kept, recipe, dims, reasons)
+    recipe, dims = drafts.recipe, len(size)
+    patch = _patch(size, spacing, drafts, reasons)
     strides = _strides(patch, spacing, recipe.architecture, dims, reasons)
     patch = _rounded(patch, strides, recipe, reasons)
-    architecture = resolved(recipe, strides, dims, data.channels, labels)
+    architecture, network = drafts.at(strides)
     if recipe.planning.parameters is not None:
         stated = ", ".join(map(str, architecture.channels or ()))
         reasons["widths"] = f"{stated}: scaled to come close to {recipe.planning.parameters:,} parameters"
-    work = _work(architecture, patch, data.channels, labels, recipe)
-    if _points(recipe, math.prod(patch)) is not None:  # fewer voxels may share as many points
-        kept = _kept_per_voxel(recipe, dims, data.channels, labels, math.prod(patch))
-    return Sizes(patch, strides, _batch(patch, work, kept, data.cases, recipe, dims, reasons))
+    return Sizes(patch, strides, _batch(patch, network, data.cases, drafts, reasons))
 
 
 def _patch(
-    size: tuple[int, ...],
-    spacing: tuple[float, ...],
-    kept: float,
-    recipe: Recipe,
-    dims: int,
-    reasons: dict[str, str],
+    size: tuple[int, ...], spacing: tuple[float, ...], drafts: Drafts, reasons: dict[str, str]
 ) -> tuple[int, ...]:
+    recipe, dims = drafts.recipe, len(size)
     wanted = recipe.planning.patch
     if wanted is not None:
         if len(wanted) != dims or min(wanted) < 1:
@@ -80,6 +114,7 @@ def _patch(
         reasons["patch"] = f"{product(wanted)}: fixed by the recipe"
         return wanted
     memory_gb = recipe.planning.memory_gb or MEMORY_GB
+    kept = drafts.kept_per_voxel(LARGEST_PATCH[dims])
     # so that two such patches, at 4 bytes a value, fit into the memory
     most = int(min(LARGEST_PATCH[dims] * min(1.0, memory_gb / MEMORY_GB), memory_gb * 1e9 / (2 * 4 * kept)))
     most = max(32**dims, most)
@@ -156,43 +191,16 @@ def _rounded(
     return rounded
 
 
-def _work(architecture: Architecture, patch: tuple[int, ...], channels: int, labels: Labels, recipe: Recipe) -> float:
-    """GMACs of one forward pass of a training over one patch."""
-    network = validate(architecture, in_channels=channels, classes=labels.outputs, spatial_dims=len(patch))
-    return count_gmacs(network, patch, points=_points(recipe, math.prod(patch)))
-
-
-def _points(recipe: Recipe, voxels: int) -> int | None:
-    return count_points(recipe.points, voxels, sparse=HEADS[recipe.architecture.head.kind].sparse)
-
-
-def _kept_per_voxel(recipe: Recipe, dims: int, channels: int, labels: Labels, voxels: int) -> float:
-    """Values that a training step keeps per voxel of a patch: hardly a matter of its size, so that it can be asked first.
-
-    A step that reads points reads as large a share of the voxels as of a patch of `voxels`.
-    """
-    architecture = resolved(recipe, _unplanned_strides(recipe.architecture, dims), dims, channels, labels)
-    network = validate(architecture, in_channels=channels, classes=labels.outputs, spatial_dims=dims)
-    size = tuple(max(2 * divisor, 32) for divisor in network.divisor)
-    points = _points(recipe, voxels)
-    share = None if points is None else max(1, round(points / voxels * math.prod(size)))
-    return kept_per_voxel(network, size, points=share)
-
-
-def _batch(
-    patch: tuple[int, ...],
-    work: float,
-    kept: float,
-    cases: int,
-    recipe: Recipe,
-    dims: int,
-    reasons: dict[str, str],
-) -> int:
+def _batch(patch: tuple[int, ...], network: Network, cases: int, drafts: Drafts, reasons: dict[str, str]) -> int:
+    recipe, dims = drafts.recipe, len(patch)
     if recipe.planning.batch is not None:
         reasons["batch"] = f"{recipe.planning.batch}: fixed by the recipe"
         return recipe.planning.batch
     memory_gb = recipe.planning.memory_gb or MEMORY_GB
     room = int(BATCH_VOXELS[dims] * memory_gb / MEMORY_GB)
+    points = count_points(recipe.points, math.prod(patch), sparse=network.head.sparse)
+    # fewer voxels may share as many points
+    kept = drafts.kept_per_voxel(LARGEST_PATCH[dims] if points is None else math.prod(patch))
     limits = {
         f"{memory_gb:g} GB for the {kept:,.0f} values that this network keeps per voxel": int(
             memory_gb * 1e9 / (4 * kept * math.prod(patch))
@@ -203,28 +211,11 @@ def _batch(
     }
     if not torch.cuda.is_available():
         # where computing is the limit, several small steps teach more in an hour than one large one
+        work = count_gmacs(network, patch, points=points)
         limits[f"a step of {STEP_GMACS:g} GMACs at {work:.2g} an image, on a CPU"] = max(2, int(STEP_GMACS / work))
     why, batch = min(limits.items(), key=lambda limit: limit[1])
     reasons["batch"] = f"{max(1, batch)}: {why}"
     return max(1, batch)
-
-
-def resolved(
-    recipe: Recipe, strides: tuple[tuple[int, ...], ...], spatial_dims: int, in_channels: int, labels: Labels
-) -> Architecture:
-    """The architecture with widths and strides of every level stated, so that it can be built as it is."""
-    channels = widths(recipe.architecture, spatial_dims)[: len(strides) + 1]
-    architecture = recipe.architecture.replaced(channels=channels, strides=strides, levels=None)
-    if recipe.planning.parameters is None:
-        return architecture
-    return match_width(
-        architecture,
-        recipe.planning.parameters,
-        in_channels=in_channels,
-        classes=labels.outputs,
-        spatial_dims=spatial_dims,
-        multilabel=labels.multilabel,
-    )
 
 
 def product(values: Sequence[int]) -> str:

@@ -18,10 +18,9 @@ from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, printable
-from ulna.planning.fingerprint import fingerprint
 from ulna.planning.memory import ON_THE_GPU, gpu_memory
-from ulna.planning.plan import estimate_training_memory
-from ulna.recipe import PLAN_FORMAT, Labels, Recipe, Split, parse, stated
+from ulna.planning.plan import training_data
+from ulna.recipe import PLAN_FORMAT, Recipe, Split, parse, stated
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
 from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
@@ -121,18 +120,16 @@ def compare(
         check_folder(out, [data])
     dataset, report = _read(data)
     splits = _splits(dataset, report, variants[0].recipe, folds)
-    labels = report.labels or Labels()
     settled = plan_variants(
         variants,
-        fingerprint(report, splits[0].train, dataset.channel_names),
-        labels,
+        training_data(dataset, report, splits[0]),
         match=budget,
         fixed=before.get("plan") if before else None,
     )
     settings = _settings(settled, splits, report, budget, variants, folds)
     if before is not None:
         _check_same(out, before, settings)
-    at_once = _at_once(jobs, settled, splits[0])
+    at_once = _at_once(jobs, settled)
     write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
 
     todo = make_jobs(settled.variants, seeds, folds, out / "runs")
@@ -297,13 +294,9 @@ def _first_difference(before: Any, now: Any) -> str:
     return next((f"{key} is {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]), "")
 
 
-def _at_once(wanted: int, settled: Settled, split: Split) -> int:
+def _at_once(wanted: int, settled: Settled) -> int:
     """As many trainings at once as are wanted and as the memory holds."""
-    cases = len(split.train) + len(split.val)
-    needs = [
-        estimate_training_memory(v.recipe, settled.plan.replaced(strides=v.recipe.architecture.strides), cases=cases)
-        for v in settled.variants
-    ]
+    needs = [planned.memory for planned in settled.planned]
     for variant, need in zip(settled.variants, needs, strict=True):
         need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
     fit = max(1, int(machine_memory() / max(need.total for need in needs)))

@@ -6,29 +6,17 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from ulna.data.pipeline.points import count_points
 from ulna.errors import UsageError
-from ulna.networks.build import count_parameters, match_width, named, validate
+from ulna.networks.build import count_parameters, match_width, named
 from ulna.networks.catalog import NAMED
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
-from ulna.planning.plan import make_plan, resolve
-from ulna.recipe import (
-    Architecture,
-    Fingerprint,
-    Labels,
-    Plan,
-    Recipe,
-    merged,
-    parse,
-    renamed_path,
-    set_value,
-    to_yaml,
-)
+from ulna.planning.plan import Planned, TrainingData, plan_training, planned_by, shape_of
+from ulna.recipe import Architecture, Plan, Recipe, merged, parse, renamed_path, set_value, to_yaml
 from ulna.system.reading import parse_yaml
 
 # Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at
@@ -40,6 +28,8 @@ POOLING = "loss.options"
 NEAR = 0.02
 # How a size is written.
 WORDS = {"params": "{:,.0f} parameters", "gmacs": "{:g} GMACs"}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -162,14 +152,18 @@ class Settled:
     """Variants that train alike: one grid, one patch, one batch; every architecture stated in full."""
 
     variants: list[Variant]
-    plan: Plan  # that of the first, for what all share
+    planned: list[Planned]  # of each
     footnotes: tuple[str, ...] = field(default=())
+
+    @property
+    def plan(self) -> Plan:
+        """That of the first, for what all share."""
+        return self.planned[0].plan
 
 
 def plan_variants(
     variants: Sequence[Variant],
-    data: Fingerprint,
-    labels: Labels,
+    data: TrainingData,
     *,
     match: Budget | None,
     fixed: Mapping[str, Any] | None = None,
@@ -178,23 +172,14 @@ def plan_variants(
 
     Args:
         variants: as `make_variants` made them.
-        data: of the training cases.
-        labels: of the data set.
+        data: what all are trained on.
         match: the size to scale every network to.
         fixed: patch and batch of a study that goes on.
 
     Raises:
         UsageError: with every network that these data, or the budget, do not allow.
     """
-    problems: list[str] = []
-    plans: list[Plan] = []
-    for variant in variants:
-        try:
-            plans.append(make_plan(data, variant.recipe, labels))
-        except UsageError as error:
-            problems.append(f"{variant.name}: {error}")
-    if problems:
-        raise UsageError("\n".join(dict.fromkeys(problems)))
+    plans = [one.plan for one in _of_each(variants, lambda variant: _plan(data, variant.recipe))]
     if fixed is None:
         patch, batch = min((plan.patch for plan in plans), key=math.prod), min(plan.batch for plan in plans)
     else:
@@ -208,27 +193,36 @@ def plan_variants(
         )
         if any(one != shared for one in alone.values())
     ]
-    done: list[Variant] = []
-    first: Plan | None = None
+
+    def alike(variant: Variant) -> tuple[Planned, str]:
+        own = variant.recipe.planning
+        planning = own.replaced(patch=own.patch or patch, batch=own.batch or batch)
+        planned = _plan(data, variant.recipe.replaced(planning=planning))
+        return (planned, "") if match is None else _matched(planned, match)
+
+    planned, notes = zip(*_of_each(variants, alike), strict=True)
+    done = [
+        Variant(variant.name, one.recipe, (*variant.footnotes, *([note] if note else [])))
+        for variant, one, note in zip(variants, planned, notes, strict=True)
+    ]
+    return Settled(done, list(planned), tuple(footnotes))
+
+
+def _plan(data: TrainingData, recipe: Recipe) -> Planned:
+    return plan_training(data, recipe, whiten=False)  # every training fits its own
+
+
+def _of_each(variants: Sequence[Variant], make: Callable[[Variant], T]) -> list[T]:
+    """What is made of every variant; what is wrong with any of them is told together."""
+    made, problems = [], []
     for variant in variants:
         try:
-            own = variant.recipe.planning
-            planning = own.replaced(patch=own.patch or patch, batch=own.batch or batch)
-            recipe = variant.recipe.replaced(planning=planning)
-            plan = make_plan(data, recipe, labels)
-            architecture = resolve(recipe, plan)
-            notes = list(variant.footnotes)
-            if match is not None:
-                architecture, note = _matched(architecture, match, plan, recipe)
-                notes += [note] if note else []
-            recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
-            done.append(Variant(variant.name, recipe, tuple(notes)))
-            first = first or plan
+            made.append(make(variant))
         except UsageError as error:
             problems.append(f"{variant.name}: {error}")
-    if problems or first is None:
+    if problems:
         raise UsageError("\n".join(dict.fromkeys(problems)))
-    return Settled(done, first, tuple(footnotes))
+    return made
 
 
 def _left_open(variants: Sequence[Variant], plans: Sequence[Plan], what: str) -> dict[str, Any]:
@@ -237,25 +231,19 @@ def _left_open(variants: Sequence[Variant], plans: Sequence[Plan], what: str) ->
     return {v.name: getattr(plan, what) for v, plan in pairs if getattr(v.recipe.planning, what) is None}
 
 
-def _matched(architecture: Architecture, budget: Budget, plan: Plan, recipe: Recipe) -> tuple[Architecture, str]:
+def _matched(planned: Planned, budget: Budget) -> tuple[Planned, str]:
     """Every width scaled by one factor, to come as close to the budget as whole widths allow; a footnote if not near."""
-    shape: dict[str, Any] = {
-        "in_channels": plan.in_channels,
-        "classes": plan.labels.outputs,
-        "spatial_dims": plan.spatial_dims,
-        "multilabel": plan.labels.multilabel,
-    }
+    plan, recipe = planned.plan, planned.recipe
 
-    def size(network: Network) -> float:
-        if budget.kind == "params":
-            return count_parameters(network)
-        points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
-        return count_gmacs(network, plan.patch, points=points)
+    def gmacs(network: Network) -> float:
+        return count_gmacs(network, plan.patch, points=planned.points)
 
-    scaled = match_width(architecture, budget.value, size=size, words=WORDS[budget.kind], **shape)
-    away = size(validate(scaled, **shape)) / budget.value - 1
+    size = count_parameters if budget.kind == "params" else gmacs
+    scaled = match_width(recipe.architecture, budget.value, size=size, words=WORDS[budget.kind], **shape_of(plan))
+    made = planned_by(plan, recipe.replaced(architecture=scaled), planned.split)
+    away = size(made.network) / budget.value - 1
     note = f"{100 * away:+.1f} % away from {budget}, as near as whole widths come" if abs(away) > NEAR else ""
-    return scaled, note
+    return made, note
 
 
 def settings_of(recipe: Recipe) -> str:

@@ -22,7 +22,10 @@ from ulna.evaluation.evaluate import Evaluation, Pair
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb
-from ulna.recipe import Plan, Recipe, Split
+from ulna.networks.network import Network
+from ulna.networks.weights import load_weights
+from ulna.planning.plan import Planned
+from ulna.recipe import Split
 from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
 from ulna.system.progress import track
@@ -38,24 +41,28 @@ def final_part(split: Split) -> str:
 
 
 def summarise(
-    folder: Path,
-    data: Path,
-    split: Split,
-    cases: Sequence[Case],
-    recipe: Recipe,
-    plan: Plan,
-    state: State,
-    parameters: int,
+    folder: Path, data: Path, cases: Sequence[Case], planned: Planned, network: Network, state: State
 ) -> dict[str, Any]:
-    """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down."""
+    """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down.
+
+    Args:
+        folder: of the run.
+        data: the data set.
+        cases: of `final_part`.
+        planned: what was trained.
+        network: it gets the best weights.
+        state: where the training stands.
+    """
     start = time.perf_counter()
+    recipe, plan, split = planned.recipe, planned.plan, planned.split
     part = final_part(split)
-    evaluation, drawn = _final(folder, cases)
+    best = Segmenter(load_weights(network, folder / "weights.safetensors"), plan, recipe)
+    evaluation, drawn = _final(best, cases)
     facts = read_tensors(folder / "weights.safetensors").state
     summary = {
         "model": recipe.model,
         "data": data.resolve().name,
-        "parameters": parameters,
+        "parameters": planned.parameters,
         "epochs": state.epoch,
         "best_epoch": facts["epoch"],
         "val_dice": facts["val_dice"],
@@ -82,9 +89,8 @@ def summarise(
     return summary
 
 
-def _final(folder: Path, cases: Sequence[Case]) -> tuple[Evaluation, list[Panel]]:
+def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, list[Panel]]:
     """Measures over the cases, each predicted once, and pictures of those with the lowest and the highest Dice."""
-    segmenter = Segmenter.load(folder)
     scores, extremes = scores_for(segmenter), Extremes()
     for case in track(cases, "evaluating"):
         pair = predict_pair(segmenter, case)

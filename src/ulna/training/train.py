@@ -14,29 +14,18 @@ from typing import Any
 
 import torch
 
-from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
-from ulna.data.layout.dataset import split as split_cases
 from ulna.data.pipeline.augment import Augment
-from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError, printable
 from ulna.evaluation import figures
 from ulna.inference.segmenter import network_for, read_split
-from ulna.networks.build import count_parameters
+from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
-from ulna.planning.fingerprint import fingerprint
-from ulna.planning.plan import (
-    estimate_training_memory,
-    make_plan,
-    resolve,
-    whitened,
-)
+from ulna.planning.plan import Planned, plan_training, planned_by, read_training_data
 from ulna.recipe import (
     PLAN_FORMAT,
-    Labels,
     Plan,
     Recipe,
-    Split,
     from_yaml,
     to_yaml,
 )
@@ -123,33 +112,29 @@ def train(
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
-            chosen, plan, split = _stored(folder, data, epochs=epochs, max_hours=max_hours)
-            dataset = Dataset.from_folder(data).of_dims(plan.spatial_dims)
+            planned = _stored(folder, data, epochs=epochs, max_hours=max_hours)
+            dataset = Dataset.from_folder(data).of_dims(planned.plan.spatial_dims)
             if not any((folder / CHECKPOINTS).glob("*.safetensors")):
                 check_unfinished(folder)  # before data are read, and anything is written
-            check_same(folder, data, dataset, plan.labels)
+            check_same(folder, data, dataset, planned.plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
-            dataset, plan, split, notes = _prepare(data, chosen)
-            architecture = resolve(chosen, plan)
-            chosen = chosen.replaced(architecture=architecture, planning=chosen.planning.replaced(parameters=None))
-        need = estimate_training_memory(chosen, plan, cases=len(split.train) + len(split.val))
-        need.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
+            found = read_training_data(Dataset.from_folder(data), chosen.training)
+            dataset, notes, planned = found.dataset, found.notes, plan_training(found, chosen)
+        planned.memory.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
-        described = "" if resume else describe(dataset, plan.labels)
+        described = "" if resume else describe(dataset, planned.plan.labels)
         stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
         with stop.listening(), _logged_to(folder / LOG_FILE):
             if not resume:
-                _start(folder, chosen, plan, split, described)
+                _start(folder, planned, described)
             for note in notes:
                 log.info("note: %s", note)
-            log.info("memory: about %s", need)
-            state, parameters = _train(
-                folder, dataset, split, chosen, plan, stop, go_on=resume, extended=epochs is not None
-            )
+            log.info("memory: about %s", planned.memory)
+            network, state = _train(folder, dataset, planned, stop, go_on=resume, extended=epochs is not None)
             stop.everything_is_saved()
-            cases = _cases(dataset, getattr(split, final_part(split)))
-            summary = summarise(folder, data, split, cases, chosen, plan, state, parameters)
+            cases = dataset.cases_of(getattr(planned.split, final_part(planned.split)))
+            summary = summarise(folder, data, cases, planned, network, state)
     return Run(folder, summary)
 
 
@@ -201,29 +186,15 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _prepare(data: Path, recipe: Recipe) -> tuple[Dataset, Plan, Split, tuple[str, ...]]:
-    dataset = Dataset.from_folder(data)
-    seed = recipe.training.seed if recipe.training.split_seed is None else recipe.training.split_seed
-    split_cases(dataset, seed, recipe.training.fold)  # what is impossible is told before all is read
-    report = check_dataset(dataset)
-    report.raise_if_bad()
-    dataset = dataset.of_dims(report.spatial_dims)
-    split = split_cases(dataset.grouped(report.copies), seed, recipe.training.fold)
-    labels = report.labels or Labels()
-    plan = make_plan(fingerprint(report, split.train, dataset.channel_names), recipe, labels)
-    if recipe.planning.whitening is not None:
-        plan = whitened(plan, _cases(dataset, split.train))
-    return dataset, plan, split, report.notes
-
-
-def _start(folder: Path, recipe: Recipe, plan: Plan, split: Split, data: str) -> None:
-    texts = (to_yaml(plan), json.dumps(split.model_dump(mode="json"), indent=1), data, to_yaml(recipe))
+def _start(folder: Path, planned: Planned, data: str) -> None:
+    split = json.dumps(planned.split.model_dump(mode="json"), indent=1)
+    texts = (to_yaml(planned.plan), split, data, to_yaml(planned.recipe))
     for name, text in zip(START, texts, strict=True):
         write_text(folder / name, text)
     remove_leftovers(folder)
 
 
-def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | None) -> tuple[Recipe, Plan, Split]:
+def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | None) -> Planned:
     recipe, plan = from_yaml(Recipe, folder / "recipe.yaml"), from_yaml(Plan, folder / "plan.yaml")
     if plan.format != PLAN_FORMAT:
         anew = shlex.join(["ulna", "train", str(data), "--model", recipe.model, "--out", "NEW_FOLDER"])
@@ -235,32 +206,24 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
     if changes:
         recipe = recipe.replaced(training=recipe.training.replaced(**changes))
-    return recipe, plan, split
+    return planned_by(plan, recipe, split)
 
 
 def _train(
-    folder: Path,
-    dataset: Dataset,
-    split: Split,
-    recipe: Recipe,
-    plan: Plan,
-    stop: Stop,
-    *,
-    go_on: bool,
-    extended: bool,
-) -> tuple[State, int]:
+    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, *, go_on: bool, extended: bool
+) -> tuple[Network, State]:
+    recipe, plan, split = planned.recipe, planned.plan, planned.split
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
-    parameters = count_parameters(network)
     log.info(
         "%s: %s parameters, %dD, patch %s, batch %d, %s; %d train, %d val, %d test cases; seed %d",
-        recipe.model, f"{parameters:,}", plan.spatial_dims, "x".join(map(str, plan.patch)), plan.batch,
+        recipe.model, f"{planned.parameters:,}", plan.spatial_dims, "x".join(map(str, plan.patch)), plan.batch,
         choose_precision(recipe.training.precision, default_device()),
         len(split.train), len(split.val), len(split.test), recipe.training.seed,
     )  # fmt: skip
     workers = worker_count(recipe.training.workers, default_device().type)
-    train_cases = PreparedCases(_cases(dataset, split.train), plan, copies=workers)
+    train_cases = PreparedCases(dataset.cases_of(split.train), plan, copies=workers)
     samples = Samples(
         train_cases,
         augment=Augment(recipe.augmentation, plan),
@@ -271,7 +234,7 @@ def _train(
         network,
         plan,
         recipe,
-        val=PreparedCases(_cases(dataset, split.val), plan, on_grid=False),
+        val=PreparedCases(dataset.cases_of(split.val), plan, on_grid=False),
         samples=samples,
         folder=folder,
         stop=stop,
@@ -283,12 +246,7 @@ def _train(
         write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
     if extended:
         loop.state.patience_from = loop.state.epoch
-    return loop.run(), parameters
-
-
-def _cases(dataset: Dataset, ids: Sequence[str]) -> list[Case]:
-    by_id = {case.id: case for case in dataset.cases}
-    return [by_id[name] if name in by_id else dataset.case(name) for name in ids]  # case() says which one is missing
+    return network, loop.run()
 
 
 def _record(folder: Path, state: State) -> None:

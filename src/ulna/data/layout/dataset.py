@@ -13,7 +13,7 @@ from ulna.data.layout.case import Case
 from ulna.data.layout.layouts import find
 from ulna.data.layout.metadata import check_split, read_groups, read_splits
 from ulna.data.layout.pairing import Found
-from ulna.data.layout.splitting import choose_split, split_hash, united
+from ulna.data.layout.splitting import check_divisible, choose_split, split_hash, united
 from ulna.errors import Problem, unknown
 from ulna.recipe import Labels, Split
 
@@ -129,6 +129,23 @@ class Dataset:
             if case.id == id:
                 return case
         raise unknown("case", id, [case.id for case in self.cases])
+
+    def cases_of(self, ids: Iterable[str]) -> list[Case]:
+        """The cases of these ids, in their order.
+
+        Raises:
+            UsageError: if there is none of an id; names the nearest.
+        """
+        by_id = {case.id: case for case in self.cases}
+        return [by_id[id] if id in by_id else self.case(id) for id in ids]
+
+    def check_divisible(self, fold: int | None) -> None:
+        """Refuse what `split` could not divide, before any case is read.
+
+        Raises:
+            UsageError: if there are too few cases or groups, or no such fold.
+        """
+        check_divisible(self.labelled, self.given_splits, fold)
 
 
 def _links_outside(root: Path, cases: Sequence[Case]) -> list[str]:

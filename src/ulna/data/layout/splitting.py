@@ -28,15 +28,32 @@ def choose_split(cases: Sequence[Case], given: Sequence[Split], seed: int, fold:
     Raises:
         UsageError: if there are too few cases or groups, or no such fold.
     """
+    check_divisible(cases, given, fold)
+    if given:
+        return _with_val(_pick(given, fold), cases, seed)
+    groups = _groups(cases)
+    return _made(groups, seed) if fold is None else _fold(groups, seed, fold)
+
+
+def check_divisible(cases: Sequence[Case], given: Sequence[Split], fold: int | None) -> None:
+    """Refuse what `choose_split` could not divide.
+
+    Raises:
+        UsageError: if there are too few cases or groups, or no such fold.
+    """
     if len(cases) < 2:
         count = "1 labelled case is" if len(cases) == 1 else "0 labelled cases are"
         raise UsageError(f"{count} too few to train: one must train and another choose the epoch")
     if given:
-        return _with_val(_pick(given, fold), cases, seed)
-    groups = _groups(cases)
-    if len(groups) < 2:
+        _check_val(_pick(given, fold), cases)
+        return
+    groups = len(_groups(cases))
+    if groups < 2:
         raise UsageError("all cases belong to one group: at least two are needed, see groups.json")
-    return _made(groups, seed) if fold is None else _fold(groups, seed, fold)
+    if fold is not None and not 0 <= fold < FOLDS:
+        raise UsageError(f"fold {fold}: the folds are 0..{FOLDS - 1}")
+    if fold is not None and groups < FOLDS:
+        raise UsageError(f"fold {fold}: {FOLDS} folds need {FOLDS} groups of cases, there are {groups}")
 
 
 def united(parts: Iterable[Sequence[str]]) -> Groups:
@@ -71,15 +88,22 @@ def _pick(given: Sequence[Split], fold: int | None) -> Split:
     return given[fold or 0]
 
 
+def _check_val(split: Split, cases: Sequence[Case]) -> None:
+    if not split.val and len(_groups_of(split.train, cases)) < 2:
+        raise UsageError("the given split has no val, and its train cannot be divided: it is a single group")
+
+
 def _with_val(split: Split, cases: Sequence[Case], seed: int) -> Split:
     if split.val:
         return split
-    train = set(split.train)
-    groups = _groups([case for case in cases if case.id in train])
-    if len(groups) < 2:
-        raise UsageError("the given split has no val, and its train cannot be divided: it is a single group")
-    val, rest = _take(_shuffled(groups, seed), _VAL_OF_TRAIN * len(train))
+    groups = _groups_of(split.train, cases)
+    val, rest = _take(_shuffled(groups, seed), _VAL_OF_TRAIN * len(set(split.train)))
     return Split(train=_members(rest, groups), val=_members(val, groups), test=split.test)
+
+
+def _groups_of(ids: Sequence[str], cases: Sequence[Case]) -> dict[tuple[str, str], list[str]]:
+    wanted = set(ids)
+    return _groups([case for case in cases if case.id in wanted])
 
 
 def _groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[str]]:
@@ -125,10 +149,6 @@ def _made(groups: dict[tuple[str, str], list[str]], seed: int) -> Split:
 
 def _fold(groups: dict[tuple[str, str], list[str]], seed: int, fold: int) -> Split:
     """Fold `fold` of five: every case is in val of exactly one fold."""
-    if not 0 <= fold < FOLDS:
-        raise UsageError(f"fold {fold}: the folds are 0..{FOLDS - 1}")
-    if len(groups) < FOLDS:
-        raise UsageError(f"fold {fold}: {FOLDS} folds need {FOLDS} groups of cases, there are {len(groups)}")
     parts: list[Ordered] = [[] for _ in range(FOLDS)]
     for entry in _shuffled(groups, seed):
         min(parts, key=lambda part: sum(size for _, size in part)).append(entry)
