@@ -30,8 +30,8 @@ VERBS: dict[str, Verb] = {
         "Read every case of a data set to its last byte and list every problem at once.",
     ),
     "plan": Verb(
-        "ulna.planning.plan:plan",
-        "Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.",
+        "ulna.training.estimate:plan",
+        "Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.",
         computes=True,
     ),
     "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),

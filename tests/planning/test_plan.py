@@ -5,7 +5,6 @@ import pytest
 from tests.plans import training_data
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
-from ulna.planning import plan as planning
 from ulna.planning.choosing import choose, recommended
 from ulna.planning.plan import plan_training
 from ulna.recipe import PLAN_FORMAT, Fingerprint, Recipe, set_value, to_yaml
@@ -197,16 +196,6 @@ def test_the_recommended_recipe_of_a_model():
     assert recommended("unet") == Recipe(model="unet", architecture=recommended("unet").architecture)
 
 
-@pytest.mark.parametrize("model", ["implicit_unet", "wang/unet"])
-def test_the_plan_shown_is_the_one_that_a_training_makes(discs, tmp_path, monkeypatch, model):
-    asked = []
-    monkeypatch.setattr(
-        planning, "plan_training", lambda data, recipe: asked.append(recipe) or plan_training(data, recipe)
-    )
-    planning.plan(discs, model=model, memory=3.0)
-    assert asked == [set_value(choose(model=model, recipe=None), "planning.memory_gb=3.0")]
-
-
 def test_another_head_drops_what_the_model_recommends_for_its_own(tmp_path):
     points = "architecture.head=points"
     assert choose(model="omega_net", recipe=None).loss.heads == {"aux0": 1, "main0": 10}
@@ -221,18 +210,3 @@ def test_another_head_drops_what_the_model_recommends_for_its_own(tmp_path):
     assert (other.loss.heads, other.loss.options) == ("equal", {})
     write_text(tmp_path / "file.yaml", to_yaml(other.replaced(loss=other.loss.replaced(kind="dice"))))
     assert choose(model=None, recipe=tmp_path / "file.yaml").loss.options == {}  # as a study hands it to its trainings
-
-
-def test_a_plan_replaces_a_plan_and_nothing_else(discs, tmp_path):
-    out = tmp_path / "plan.yaml"
-    for _ in range(2):
-        planning.plan(discs, model="unet", out=out)
-    (tmp_path / "notes.yaml").write_text("mine: 1")
-    (tmp_path / "run").mkdir()
-    for name in ("plan.yaml", "recipe.yaml"):
-        (tmp_path / "run" / name).write_bytes(out.read_bytes())
-    for other in ("notes.yaml", "run/plan.yaml"):
-        before = (tmp_path / other).read_bytes()
-        with pytest.raises(UsageError, match="is not written by ulna, and would be replaced"):
-            planning.plan(discs, model="unet", out=tmp_path / other)
-        assert (tmp_path / other).read_bytes() == before

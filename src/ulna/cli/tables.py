@@ -146,7 +146,8 @@ def _plain(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _plan(console: Console, plan: Any) -> None:
+def _plan(console: Console, estimate: Any) -> None:
+    planned, plan = estimate.planned, estimate.plan
     table = _table("", "choice and reason")
     table.columns[1].justify = "left"
     table.columns[1].no_wrap = False
@@ -154,7 +155,29 @@ def _plan(console: Console, plan: Any) -> None:
     table.add_row("classes", ", ".join(map(_name, plan.labels.names)))
     for field, reason in plan.reasons.items():
         table.add_row(_name(field), _name(reason))
+    read = "a patch" if planned.points is None else f"a patch, read at {planned.points:,} points"
+    work = f"{planned.parameters:,} parameters, {planned.gmacs:.3g} GMACs {read}"
+    table.add_row("network", f"{_name(planned.recipe.model)}: {work}")
+    table.add_row("time", _name(_duration(estimate)))
     console.print(table)
+    if estimate.file is not None:
+        _plain(console, f"plan: {estimate.file}")
+
+
+def _duration(estimate: Any) -> str:
+    timing = estimate.timing
+    if timing is None:
+        return f"not estimated: {estimate.untimed}"
+    long = f"{timing.hours:.1f} h" if timing.hours >= 1 else f"{60 * timing.hours:.1f} min"
+    epochs = f"{timing.epochs} epochs"
+    if timing.epochs * timing.epoch_s > 3600 * timing.hours:
+        epochs = f"{3600 * timing.hours / timing.epoch_s:.0f} of {epochs}, as training.max_hours allows,"
+    threads = "" if timing.threads is None else f", {timing.threads} thread{'s' * (timing.threads > 1)}"
+    return (
+        f"about {long} for {epochs} of {timing.steps} steps, {timing.step_s:.3g} s each, and {timing.validation_s:.3g} s of "
+        f"validation: an estimate from steps on made data, on {timing.device}{threads}; a training that gets no better ends "
+        "sooner"
+    )
 
 
 def _train(console: Console, run: Any) -> None:

@@ -26,9 +26,12 @@ def choose(
     max_hours: float | None = None,
     seed: int | None = None,
     fold: int | None = None,
+    max_ram: float | None = None,
     set: Sequence[str] = (),
 ) -> Recipe:
     """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
+
+    Left out, the model is that of the file, else unetpp; `max_ram` is GB that a training may take.
 
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
@@ -43,6 +46,10 @@ def choose(
     changes = {flag: value for flag, value in flags.items() if value is not None}
     if changes:
         chosen = chosen.replaced(training=chosen.training.replaced(**changes))
+    if max_ram is not None:
+        if not 0 < max_ram < math.inf:
+            raise UsageError(f"--max-ram {max_ram:g}: must be above 0")
+        chosen = chosen.replaced(planning=chosen.planning.replaced(memory_gb=max_ram))
     for assignment in [set] if isinstance(set, str) else set:
         if assignment.partition("=")[0].strip() == "model":
             raise UsageError(f"--set {assignment}: choose the network with --model")

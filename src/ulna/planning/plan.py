@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset, split
@@ -24,7 +22,6 @@ from ulna.errors import UsageError
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
-from ulna.planning.choosing import recommended
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.sizes import Drafts, choose_sizes
@@ -38,13 +35,9 @@ from ulna.recipe import (
     Recipe,
     Split,
     Training,
-    to_yaml,
 )
 from ulna.system.device import choose_precision, default_device
-from ulna.system.files import write_text
-from ulna.system.outputs import RUN_FILE, check_names
 from ulna.system.progress import track
-from ulna.system.reading import read_yaml
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
 WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
@@ -222,35 +215,6 @@ def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
 def _prepared(case: Case, plan: Plan) -> Tensor:
     with within_memory(case.images[0]):
         return prepare(case.read_image(), plan).image
-
-
-def plan(
-    data: Path | str, /, *, model: str = "unetpp", memory: float | None = None, out: Path | str | None = None
-) -> Plan:
-    """Show how a data set would be trained on: grid, normalisation, patch, depth and batch, each with its reason.
-
-    Args:
-        data: a folder of images in any known layout, or an .npz file.
-        model: name of a network, see `ulna models`.
-        memory: GB that a training may take.
-        out: also write the plan to this YAML file; no other file than a plan is replaced, and no plan of a run.
-
-    Example:
-        ulna plan data/nuclei --model unetpp
-    """
-    if out is not None:
-        folder, name = Path(out).parent, Path(out).name
-        of_a_run = (folder / RUN_FILE).exists()
-        own = {name: lambda path: not of_a_run and {"fingerprint", "reasons"} <= read_yaml(path).keys()}
-        check_names(folder, own, "choose another name for --out")
-    recipe = recommended(model)
-    recipe = recipe.replaced(planning=recipe.planning.replaced(memory_gb=memory))
-    planned = plan_training(read_training_data(Dataset.from_folder(data), recipe.training), recipe)
-    why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
-    made = planned.plan.replaced(reasons={**planned.plan.reasons, "memory": why})
-    if out is not None:
-        write_text(Path(out), to_yaml(made))
-    return made
 
 
 def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] | None:

@@ -1,0 +1,122 @@
+"""The verb `plan`: how a data set would be trained on, why, and what that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ulna.data.formats.limits import is_memory_error
+from ulna.data.formats.limits import memory as machine_memory
+from ulna.data.layout.dataset import Dataset
+from ulna.errors import UsageError
+from ulna.planning.choosing import check_words, choose
+from ulna.planning.plan import Planned, plan_training, read_training_data
+from ulna.recipe import Plan, to_yaml
+from ulna.system.files import write_text
+from ulna.system.outputs import RUN_FILE, check_names
+from ulna.system.reading import read_yaml
+from ulna.training.duration import Timing, time_training
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `plan` tells.
+
+    Args:
+        data: the data set.
+        planned: the recipe as resolved, the plan, the split, the network without memory and its memory estimate.
+        timing: how long it would take; None where no step was timed.
+        untimed: why not.
+        file: where the plan was written.
+    """
+
+    data: Path
+    planned: Planned
+    timing: Timing | None
+    untimed: str = ""
+    file: Path | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """Every choice, with its reason."""
+        return self.planned.plan
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the fields of the plan, and what the training takes."""
+        planned = self.planned
+        return {
+            **self.plan.to_json(),
+            "model": planned.recipe.model,
+            "split": {name: len(cases) for name, cases in planned.split.model_dump().items()},
+            "parameters": planned.parameters,
+            "gmacs": round(planned.gmacs, 4),
+            "memory": {"bytes": round(planned.memory.total), "parts": dict(planned.memory.parts)},
+            "time": None if self.timing is None else self.timing.to_json(),
+            "untimed": self.untimed or None,
+        }
+
+
+def plan(
+    data: Path | str,
+    /,
+    *,
+    model: str | None = None,
+    max_ram: float | None = None,
+    recipe: Path | str | None = None,
+    set: Sequence[str] = (),
+    seed: int | None = None,
+    fold: int | None = None,
+    untimed: bool = False,
+    out: Path | str | None = None,
+) -> Estimate:
+    """Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.
+
+    Parameters, GMACs and memory are counted. The hours are an estimate for this machine, from a few steps on made data,
+    which take some seconds.
+
+    Args:
+        data: a data set in any known layout: a folder, or an .npz file.
+        model: name of a network, see `ulna models`; unetpp by default.
+        max_ram: GB that a training may take.
+        recipe: a YAML file with everything else.
+        set: changes of single fields, KEY=VALUE, such as planning.batch=4.
+        seed: of the split where none is given, and of the training.
+        fold: which fold of the data set's folds.
+        untimed: leave the hours out: no step is timed.
+        out: also write the plan to this YAML file; no other file than a plan is replaced, and no plan of a run.
+
+    Raises:
+        UsageError: if anything about the data, the model or the file is wrong; nothing is written then.
+
+    Example:
+        ulna plan data/nuclei --model unetpp --out plan.yaml
+    """
+    if out is not None:
+        folder, name = Path(out).parent, Path(out).name
+        of_a_run = (folder / RUN_FILE).exists()
+        own = {name: lambda path: not of_a_run and {"fingerprint", "reasons"} <= read_yaml(path).keys()}
+        check_names(folder, own, "choose another name for --out")
+    chosen = choose(model=model, recipe=recipe, seed=seed, fold=fold, max_ram=max_ram, set=set)
+    check_words(chosen)
+    planned = plan_training(read_training_data(Dataset.from_folder(data), chosen.training), chosen)
+    why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
+    planned = replace(planned, plan=planned.plan.replaced(reasons={**planned.plan.reasons, "memory": why}))
+    if out is not None:
+        write_text(Path(out), to_yaml(planned.plan))
+    timing, reason = (None, "left out, as --untimed says") if untimed else _timed(planned)
+    return Estimate(Path(data), planned, timing, reason, None if out is None else Path(out))
+
+
+def _timed(planned: Planned) -> tuple[Timing | None, str]:
+    """The time of a training, or why it cannot be told."""
+    try:
+        planned.memory.check("a step", "give it less to do, or take a larger machine")
+        return time_training(planned), ""
+    except UsageError as error:
+        return None, str(error).splitlines()[0]
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        return None, "a step needs more memory than is free"
