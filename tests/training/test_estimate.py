@@ -30,7 +30,11 @@ def test_the_plan_told_is_the_one_that_a_training_makes(discs, tmp_path, model):
     trained = from_yaml(Plan, run.folder / "plan.yaml")
     assert "this machine has" in told.plan.reasons["memory"]
     reasons = {name: why for name, why in told.plan.reasons.items() if name != "memory"}
-    assert told.plan.replaced(reasons=reasons) == trained
+    assert told.plan.replaced(reasons=reasons, recipe=None) == trained
+    assert told.plan.recipe == choose(recipe=None, **flags)
+    assert (told.patch, told.batch) == (trained.patch, trained.batch)
+    with pytest.raises(AttributeError, match="no 'pach'"):
+        _ = told.pach
     assert told.planned.split == read_split(run.folder)
     assert told.planned.parameters == run.summary["parameters"]
     recipe = from_yaml(Recipe, run.folder / "recipe.yaml")

@@ -162,6 +162,8 @@ def _plan(console: Console, estimate: Any) -> None:
     console.print(table)
     if estimate.file is not None:
         _plain(console, f"plan: {estimate.file}")
+        next_step = f"next: ulna train {_quoted(estimate.data)} --plan {_quoted(estimate.file)}"
+        _plain(console, next_step, style="dim")
 
 
 def _duration(estimate: Any) -> str:

@@ -28,10 +28,12 @@ def choose(
     fold: int | None = None,
     max_ram: float | None = None,
     set: Sequence[str] = (),
+    planned: Recipe | None = None,
 ) -> Recipe:
     """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
 
-    Left out, the model is that of the file, else unetpp; `max_ram` is GB that a training may take.
+    Left out, the model is that of the file, else unetpp; `max_ram` is GB that a training may take. What was `planned` stands
+    in place of model and file where neither is given.
 
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
@@ -42,6 +44,8 @@ def choose(
     name = model or own.get("model", "unetpp")
     base = recommended(str(name)).model_dump()
     chosen = parse(Recipe, merged(base, {**own, "model": name}), source=str(recipe or ""))
+    if planned is not None and model is None and recipe is None:
+        chosen = planned
     flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold}
     changes = {flag: value for flag, value in flags.items() if value is not None}
     if changes:

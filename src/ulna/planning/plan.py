@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -23,8 +23,9 @@ from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.fingerprint import fingerprint
+from ulna.planning.fitting import check_plan
 from ulna.planning.memory import MemoryEstimate, training_memory
-from ulna.planning.sizes import Drafts, choose_sizes
+from ulna.planning.sizes import Drafts, choose_sizes, network_shape, shape_of
 from ulna.planning.symmetry import mirror_axes, turn_axes
 from ulna.recipe import (
     PLAN_FORMAT,
@@ -121,7 +122,9 @@ class Planned:
         return training_memory(self.network, self.plan, self.recipe, bf16=bf16, cases=cases)
 
 
-def plan_training(data: TrainingData, recipe: Recipe, *, whiten: bool = True) -> Planned:
+def plan_training(
+    data: TrainingData, recipe: Recipe, *, given: Plan | None = None, source: str = "the plan", whiten: bool = True
+) -> Planned:
     """Choose grid, normalisation, patch, depth and batch for one recipe, and build the network without memory.
 
     Source: the rules follow nnU-Net's planner (isensee2021): median spacing, pool while a map keeps 4 voxels, CT by
@@ -130,15 +133,21 @@ def plan_training(data: TrainingData, recipe: Recipe, *, whiten: bool = True) ->
     Args:
         data: read and divided.
         recipe: as it was chosen.
+        given: a plan to train by, as it is; nothing is chosen then.
+        source: what a message calls it.
         whiten: fit the whitening that the recipe asks for, which reads all training cases again; no other choice depends
             on it.
 
     Raises:
-        UsageError: if what the recipe fixes does not fit the data, or the network cannot be built for them.
+        UsageError: if what the recipe fixes does not fit the data, the network cannot be built for them, or a given plan does
+            not fit, with everything that differs.
     """
     found, labels = data.fingerprint, data.labels
+    if given is not None:
+        check_plan(given, recipe, source, labels=labels, channel_names=found.channel_names, found=found)
+        return planned_by(given, recipe, data.split)
     dims = found.spatial_dims
-    drafts = Drafts(recipe, _shape(found.channels, dims, labels))
+    drafts = Drafts(recipe, network_shape(found.channels, dims, labels))
     reasons: dict[str, str] = {}
     orientation = _orientation(found, reasons)
     spacing, size = _grid(found, recipe, reasons)
@@ -185,24 +194,10 @@ def planned_by(plan: Plan, recipe: Recipe, parts: Split) -> Planned:
 
 
 def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts) -> Planned:
-    architecture, network = drafts.at(plan.strides)
+    architecture, network = drafts.architecture(plan.strides), drafts.network(plan.strides)
     network.activation_checkpointing = recipe.training.activation_checkpointing
     recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
     return Planned(recipe, plan, parts, network)
-
-
-def shape_of(plan: Plan) -> dict[str, Any]:
-    """What the data say of a network: the keywords of `from_architecture`."""
-    return _shape(plan.in_channels, plan.spatial_dims, plan.labels)
-
-
-def _shape(channels: int, dims: int, labels: Labels) -> dict[str, Any]:
-    return {
-        "in_channels": channels,
-        "classes": labels.outputs,
-        "spatial_dims": dims,
-        "multilabel": labels.multilabel,
-    }
 
 
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:

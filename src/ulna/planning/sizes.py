@@ -15,7 +15,7 @@ from ulna.networks.build import levels as levels_of
 from ulna.networks.build import match_width, validate, widths
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs, kept_per_voxel
-from ulna.recipe import Architecture, Fingerprint, Recipe
+from ulna.recipe import Architecture, Fingerprint, Labels, Plan, Recipe
 
 # What a batch keeps for its backward pass, where the recipe does not say how much a training may take.
 MEMORY_GB = 6.0
@@ -47,23 +47,34 @@ class Drafts:
 
     def __init__(self, recipe: Recipe, shape: Mapping[str, Any]) -> None:
         self.recipe, self.shape = recipe, shape
-        self._made: dict[tuple[tuple[int, ...], ...], tuple[Architecture, Network]] = {}
+        self._resolved: dict[tuple[tuple[int, ...], ...], Architecture] = {}
+        self._built: dict[tuple[tuple[int, ...], ...], Network] = {}
         self._kept: dict[int, float] = {}
 
-    def at(self, strides: tuple[tuple[int, ...], ...]) -> tuple[Architecture, Network]:
-        """The architecture with widths and strides of every level stated, and its network.
+    def architecture(self, strides: tuple[tuple[int, ...], ...]) -> Architecture:
+        """With widths and strides of every level stated.
 
         Raises:
-            UsageError: if the network cannot be built, or not to the budget.
+            UsageError: if it cannot be scaled to the budget.
         """
-        if strides not in self._made:
+        if strides not in self._resolved:
             architecture = self.recipe.architecture
             channels = widths(architecture, self.shape["spatial_dims"])[: len(strides) + 1]
             architecture = architecture.replaced(channels=channels, strides=strides, levels=None)
             if self.recipe.planning.parameters is not None:
                 architecture = match_width(architecture, self.recipe.planning.parameters, **self.shape)
-            self._made[strides] = architecture, validate(architecture, **self.shape)
-        return self._made[strides]
+            self._resolved[strides] = architecture
+        return self._resolved[strides]
+
+    def network(self, strides: tuple[tuple[int, ...], ...]) -> Network:
+        """Without memory.
+
+        Raises:
+            UsageError: if it cannot be built.
+        """
+        if strides not in self._built:
+            self._built[strides] = validate(self.architecture(strides), **self.shape)
+        return self._built[strides]
 
     def kept_per_voxel(self, voxels: int) -> float:
         """Values that a training step keeps per voxel of a patch, before its size and the strides are chosen.
@@ -72,12 +83,26 @@ class Drafts:
         `voxels`.
         """
         if voxels not in self._kept:
-            _, network = self.at(_unplanned_strides(self.recipe.architecture, self.shape["spatial_dims"]))
+            network = self.network(_unplanned_strides(self.recipe.architecture, self.shape["spatial_dims"]))
             size = tuple(max(2 * divisor, 32) for divisor in network.divisor)
             points = count_points(self.recipe.points, voxels, sparse=network.head.sparse)
             share = None if points is None else max(1, round(points / voxels * math.prod(size)))
             self._kept[voxels] = kept_per_voxel(network, size, points=share)
         return self._kept[voxels]
+
+
+def shape_of(plan: Plan) -> dict[str, Any]:
+    """What the data say of a network: the keywords of `from_architecture`."""
+    return network_shape(plan.in_channels, plan.spatial_dims, plan.labels)
+
+
+def network_shape(channels: int, dims: int, labels: Labels) -> dict[str, Any]:
+    return {
+        "in_channels": channels,
+        "classes": labels.outputs,
+        "spatial_dims": dims,
+        "multilabel": labels.multilabel,
+    }
 
 
 def choose_sizes(
@@ -96,9 +121,9 @@ def choose_sizes(
     patch = _patch(size, spacing, drafts, reasons)
     strides = _strides(patch, spacing, recipe.architecture, dims, reasons)
     patch = _rounded(patch, strides, recipe, reasons)
-    architecture, network = drafts.at(strides)
+    network = drafts.network(strides)
     if recipe.planning.parameters is not None:
-        stated = ", ".join(map(str, architecture.channels or ()))
+        stated = ", ".join(map(str, drafts.architecture(strides).channels or ()))
         reasons["widths"] = f"{stated}: scaled to come close to {recipe.planning.parameters:,} parameters"
     return Sizes(patch, strides, _batch(patch, network, data.cases, drafts, reasons))
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ulna.recipe.bounds import LONGEST_AXIS, MOST_CHANNELS_AT_ALL, MOST_LEVELS, Axis, Length, Steps
+from ulna.recipe.choices import Recipe
 from ulna.recipe.fingerprint import Fingerprint
 from ulna.recipe.model import Frozen
 
@@ -91,6 +92,12 @@ class Plan(Frozen):
     turn_axes: tuple[Axis, Axis] | None  # the two spatial axes that quarter turns may exchange
     reasons: dict[str, str]
     fingerprint: Fingerprint
+    recipe: Recipe | None = None  # what it was made for, in a file of `ulna plan`; a run has its own beside it
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        return values if self.recipe is not None else {n: v for n, v in values.items() if n != "recipe"}
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:

@@ -22,7 +22,7 @@ from ulna.training.duration import Timing, time_training
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `plan` tells.
+    """What `plan` tells. The fields of the plan can be read from it too: `estimate.patch`.
 
     Args:
         data: the data set.
@@ -42,6 +42,11 @@ class Estimate:
     def plan(self) -> Plan:
         """Every choice, with its reason."""
         return self.planned.plan
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Plan.model_fields:
+            return getattr(self.plan, name)
+        raise AttributeError(f"an estimate has no {name!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the fields of the plan, and what the training takes."""
@@ -85,7 +90,8 @@ def plan(
         seed: of the split where none is given, and of the training.
         fold: which fold of the data set's folds.
         untimed: leave the hours out: no step is timed.
-        out: also write the plan to this YAML file; no other file than a plan is replaced, and no plan of a run.
+        out: also write the plan to this YAML file, with the recipe, for `ulna train --plan`; no other file than a plan is
+            replaced, and no plan of a run.
 
     Raises:
         UsageError: if anything about the data, the model or the file is wrong; nothing is written then.
@@ -102,7 +108,8 @@ def plan(
     check_words(chosen)
     planned = plan_training(read_training_data(Dataset.from_folder(data), chosen.training), chosen)
     why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
-    planned = replace(planned, plan=planned.plan.replaced(reasons={**planned.plan.reasons, "memory": why}))
+    told = planned.plan.replaced(reasons={**planned.plan.reasons, "memory": why}, recipe=chosen)
+    planned = replace(planned, plan=told)
     if out is not None:
         write_text(Path(out), to_yaml(planned.plan))
     timing, reason = (None, "left out, as --untimed says") if untimed else _timed(planned)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import json
 import platform
-import shlex
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
 from ulna.system.progress import track
 from ulna.training.loop import State
+from ulna.verbs import command
 
 Panel = tuple[str, list[figures.Picture]]
 EACH = 3  # cases drawn of those with the lowest Dice, and of those with the highest
@@ -79,8 +79,8 @@ def summarise(
         "data_fingerprint": plan.fingerprint.digest,
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")}
         | {"python": platform.python_version()},
-        "command": shlex.join(
-            ["ulna", "train", str(data), "--recipe", str(folder / "recipe.yaml"), "--out", "NEW_FOLDER"]
+        "command": command(
+            ["train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml", "--out", "NEW_FOLDER"]
         ),
     }
     evaluation.write_rows(folder / "cases.csv")

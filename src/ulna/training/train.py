@@ -21,6 +21,7 @@ from ulna.evaluation import figures
 from ulna.inference.segmenter import network_for, read_split
 from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
+from ulna.planning.fitting import check_plan, other_cases, recipe_of
 from ulna.planning.plan import Planned, plan_training, planned_by, read_training_data
 from ulna.recipe import (
     PLAN_FORMAT,
@@ -72,6 +73,7 @@ def train(
     seed: int | None = None,
     fold: int | None = None,
     recipe: Path | str | None = None,
+    plan: Path | str | None = None,
     set: Sequence[str] = (),
     resume: bool = False,
 ) -> Run:
@@ -86,6 +88,8 @@ def train(
         seed: of the weights, the split where none is given, and every random change.
         fold: which fold of the data set's folds.
         recipe: a YAML file with everything else.
+        plan: a file of `ulna plan --out`: train by exactly this plan, and by the recipe in it; what is given beside it must
+            agree with it.
         set: changes of single fields, KEY=VALUE, such as optimizer.lr=3e-4.
         resume: go on with the run in `out` after a stop, or for more epochs.
 
@@ -98,15 +102,19 @@ def train(
     data, out = Path(data), None if out is None else Path(out)
     notes: tuple[str, ...] = ()
     if resume:
-        fixed = {"--model": model, "--seed": seed, "--fold": fold, "--recipe": recipe, "--set": tuple(set) or None}
-        given = [flag for flag, value in fixed.items() if value is not None]
-        if given:
+        fixed = {"--model": model, "--seed": seed, "--fold": fold, "--recipe": recipe, "--plan": plan, "--set": [*set]}
+        flags = [flag for flag, value in fixed.items() if value not in (None, [])]
+        if flags:
             raise UsageError(
-                f"{', '.join(given)}: a run goes on as it began; with --resume only --epochs and --max-hours change"
+                f"{', '.join(flags)}: a run goes on as it began; with --resume only --epochs and --max-hours change"
             )
-        folder, chosen = _existing(out, data), None
+        folder, chosen, given = _existing(out, data), None, None
     else:
-        chosen = choose(model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set)
+        given = None if plan is None else _read_plan(Path(plan), named=model is not None or recipe is not None)
+        chosen = choose(
+            model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set,
+            planned=None if given is None else recipe_of(given),
+        )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
     with locked(folder):
@@ -119,8 +127,12 @@ def train(
             check_same(folder, data, dataset, planned.plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
-            found = read_training_data(Dataset.from_folder(data), chosen.training)
-            dataset, notes, planned = found.dataset, found.notes, plan_training(found, chosen)
+            dataset = Dataset.from_folder(data)
+            if given is not None:  # before all is read
+                check_plan(given, chosen, str(plan), labels=dataset.labels, channel_names=dataset.channel_names)
+            found = read_training_data(dataset, chosen.training)
+            planned = plan_training(found, chosen, given=given, source=str(plan))
+            dataset, notes = found.dataset, (*found.notes, *other_cases(planned.plan, found.fingerprint))
         planned.memory.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
         described = "" if resume else describe(dataset, planned.plan.labels)
@@ -136,6 +148,16 @@ def train(
             cases = dataset.cases_of(getattr(planned.split, final_part(planned.split)))
             summary = summarise(folder, data, cases, planned, network, state)
     return Run(folder, summary)
+
+
+def _read_plan(path: Path, *, named: bool) -> Plan:
+    """A plan to train by; it names the network, unless that is named beside it."""
+    plan = from_yaml(Plan, path)
+    if plan.recipe is None and not named:
+        raise UsageError(
+            f"{printable(path)}: does not say for which network it was made; name that with --model, or give its --recipe"
+        )
+    return plan
 
 
 def _existing(out: Path | None, data: Path) -> Path:
