@@ -19,7 +19,6 @@ from ulna.data.pipeline.augment import Augment
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.inference.segmenter import network_for
 from ulna.inference.sliding import window_starts
-from ulna.kernels.allocator import keep_freed_memory
 from ulna.planning.plan import Planned
 from ulna.recipe import Plan
 from ulna.system.device import default_device, device_name
@@ -104,7 +103,6 @@ def time_training(planned: Planned) -> Timing:
     Raises:
         UsageError: if a step fails as it would in the training.
     """
-    keep_freed_memory()  # as a training does
     plan, recipe = planned.plan, planned.recipe
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
