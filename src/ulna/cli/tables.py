@@ -117,7 +117,7 @@ def _check(console: Console, report: Any) -> None:
     _problems(console, report.problems, "problem")
     for note in report.notes:
         console.print(f"note     {note}", style="dim", markup=False, highlight=False, soft_wrap=True)
-    cases = len(report.surveys)
+    cases = len(report.scans)
     if report.problems:
         count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
         console.print(f"[bold red]{count}[/] in {cases} cases", highlight=False)

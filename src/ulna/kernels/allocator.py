@@ -60,7 +60,7 @@ def tune_memory() -> bool:
 
 
 def allocator_in_use() -> str:
-    """Where tensors on a CPU get their memory: "torch" (as it comes), "glibc" (which keeps what is freed), or "ulna"."""
+    """Where tensors on a CPU get their memory: "torch" (its default), "glibc" (which keeps what is freed), or "ulna"."""
     return _state[-1] if _state else "torch"
 
 

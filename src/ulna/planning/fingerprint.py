@@ -22,37 +22,37 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
     """Sum up what the training cases are; validation and test cases do not shape the plan.
 
     Args:
-        report: what `inspect` found; its surveys are read, no file is opened again.
+        report: what `check_dataset` found; its scans are read, no file is opened again.
         train: ids of the training cases.
         channel_names: as the data set states them.
     """
     chosen = set(train)
-    surveys = [s for s in report.surveys if s.size and s.case in chosen]
-    if not surveys:
+    scans = [s for s in report.scans if s.size and s.case in chosen]
+    if not scans:
         raise UsageError(f"{report.root}: no readable case to plan for")
-    digest = hashlib.sha256("".join(sorted(f"{s.case} {s.digest}\n" for s in report.surveys)).encode())
-    first = surveys[0]
-    found = _orientations(surveys)
-    sizes = np.array([turn.order(s.size) for s, turn in zip(surveys, found.turns, strict=True)])
-    spacings = np.array([turn.order(s.spacing) for s, turn in zip(surveys, found.turns, strict=True)])
-    labelled = [s.foreground_values for s in surveys if s.foreground_values is not None]
+    digest = hashlib.sha256("".join(sorted(f"{s.case} {s.digest}\n" for s in report.scans)).encode())
+    first = scans[0]
+    found = _orientations(scans)
+    sizes = np.array([turn.order(s.size) for s, turn in zip(scans, found.turns, strict=True)])
+    spacings = np.array([turn.order(s.spacing) for s, turn in zip(scans, found.turns, strict=True)])
+    labelled = [s.foreground_values for s in scans if s.foreground_values is not None]
     foreground = [_foreground(values) for values in np.concatenate(labelled, axis=1)] if labelled else []
     facts = {
-        "cases": len(surveys),
+        "cases": len(scans),
         "digest": digest.hexdigest()[:16],
         "spatial_dims": len(first.size),
         "channels": first.channels,
         "channel_names": tuple(channel_names or [f"channel {c}" for c in range(first.channels)]),
-        "dtypes": tuple(sorted({s.dtype for s in surveys})),
+        "dtypes": tuple(sorted({s.dtype for s in scans})),
         "size": _extent(sizes),
         "spacing": _extent(spacings),
         "orientation": found.orientation,
         "orientations": found.stored,
         "worlds": found.worlds,
         "world_axes": found.axes,
-        "unit": first.unit if len({s.unit for s in surveys}) == 1 else "px",
+        "unit": first.unit if len({s.unit for s in scans}) == 1 else "px",
         "intensity": [
-            {"min": min(s.image[c].min for s in surveys), "max": max(s.image[c].max for s in surveys)}
+            {"min": min(s.image[c].min for s in scans), "max": max(s.image[c].max for s in scans)}
             for c in range(first.channels)
         ],
         "foreground": foreground,
@@ -83,15 +83,15 @@ class _Orientations(NamedTuple):
     axes: tuple[int | None, ...] | None
 
 
-def _orientations(surveys: Sequence[CaseStats]) -> _Orientations:
-    dims = len(surveys[0].size)
-    affines = [np.array(s.affine) for s in surveys if s.affine is not None]
-    if len(affines) < len(surveys):  # what some files do not say cannot be used for any
-        return _Orientations([AS_STORED] * len(surveys), None, {}, None, None)
+def _orientations(scans: Sequence[CaseStats]) -> _Orientations:
+    dims = len(scans[0].size)
+    affines = [np.array(s.affine) for s in scans if s.affine is not None]
+    if len(affines) < len(scans):  # what some files do not say cannot be used for any
+        return _Orientations([AS_STORED] * len(scans), None, {}, None, None)
     turns = [to_canonical(affine, dims) for affine in affines]
     spanned = {world_of(affine, dims) for affine in affines}
     worlds = tuple(next(iter(spanned))) if len(spanned) == 1 else None
-    turned = [turn.affine(affine, s.size) for turn, affine, s in zip(turns, affines, surveys, strict=True)]
+    turned = [turn.affine(affine, s.size) for turn, affine, s in zip(turns, affines, scans, strict=True)]
     along = None
     if dims == 3:
         along = tuple(world_axes(affine.tolist() for affine in turned))

@@ -72,7 +72,7 @@ def test_nonsense_beside_the_images_is_told(tmp_path, seed):
             (root / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
         report = check(root)
         assert str(report) and json.dumps(report.to_json())
-        if report.surveys:
+        if report.scans:
             fixed = check(root, fix=tmp_path / f"{number} fixed")
             unsplit = ("belong to one group", "too few to train", "cannot be divided")
             assert all(any(words in one.what for words in unsplit) for one in fixed.problems), str(fixed)

@@ -1,4 +1,8 @@
-""".mha and .nrrd: values and geometry as SimpleITK reads and writes them, every byte counted."""
+""".mha and .nrrd: values and geometry as SimpleITK reads and writes them, every byte counted.
+
+Arrays are compared bit by bit: their values are copied in another order of axes and never computed with, so they are the same on
+every processor. Geometry, which is computed, has a tolerance (`same_geometry`).
+"""
 
 import gzip
 import struct

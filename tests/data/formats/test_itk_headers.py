@@ -1,4 +1,8 @@
-"""Headers of .mha and .nrrd by hand, without any other reader: what they mean, and what is refused."""
+"""Headers of .mha and .nrrd by hand, without any other reader: what they mean, and what is refused.
+
+Arrays are compared bit by bit: their values are copied in another order of axes and never computed with, so they are the same on
+every processor. Geometry, which is computed, has a tolerance (`same_geometry`).
+"""
 
 import sys
 

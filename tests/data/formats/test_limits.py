@@ -53,7 +53,7 @@ def test_nine_cases_are_judged_beside_a_bomb(tmp_path, capsys, bound, words):
     assert f"c4.nii.gz: {words}" in told and f"raise {bound.split('=')[0]}" in told
     assert "the label values found are 0, 1, 3" in told and "in 10 cases" in told
     report = check(root, max_ram=0.02)
-    assert sum(bool(one.image) for one in report.surveys) == 9
+    assert sum(bool(one.image) for one in report.scans) == 9
 
 
 def test_every_header_is_compared_with_the_bounds_before_a_pixel_is_decoded(tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_bounds_end_with_the_call(tmp_path):
             and not scan_case(Case("c", (Source(root / "images/c0.nii.gz"),), None), None).image
         )
         raise ZeroDivisionError
-    assert check(root).surveys[4].image
+    assert check(root).scans[4].image
 
 
 def test_what_is_packed_beyond_the_header_is_not_unpacked(tmp_path):
@@ -179,9 +179,9 @@ import sys
 from pathlib import Path
 from ulna.data.layout.case import Case
 from ulna.data.formats.source import Source
-from ulna.data.quality.scan import survey
+from ulna.data.quality.scan import scan
 for name in ("small.nii", "large.nii"):
-    assert not survey(Case("a", (Source(Path(sys.argv[1]) / name),), None), None).problems
+    assert not scan(Case("a", (Source(Path(sys.argv[1]) / name),), None), None).problems
     print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -210,7 +210,7 @@ def test_a_case_that_memory_does_not_hold_is_named_and_the_others_are_judged(tmp
     report = check(nifti_set(tmp_path))
     (problem,) = report.problems
     assert problem.what == "needs more memory than is free" and problem.remedy.startswith("cut it into smaller images")
-    assert len(report.surveys) == 3 and sum(bool(one.label_values) for one in report.surveys) >= 2
+    assert len(report.scans) == 3 and sum(bool(one.label_values) for one in report.scans) >= 2
 
 
 def test_training_and_planning_name_the_case_that_memory_does_not_hold(tmp_path, monkeypatch):

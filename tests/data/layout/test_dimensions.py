@@ -75,7 +75,7 @@ def test_a_slice_among_volumes_is_a_volume(single, tmp_path):
     root = write_set(tmp_path / "set", [(25, 23, 8), single, (25, 23, 9)])
     report = check(root)
     assert report.ok, report
-    assert [one.spatial_dims for one in report.surveys] == [3, 3, 3]
+    assert [one.spatial_dims for one in report.scans] == [3, 3, 3]
     dataset = Dataset.from_folder(root).of_dims(report.spatial_dims)
     assert dataset.case("c1").read_image().size == single
     assert dataset.case("c1").read_labels().size == single
@@ -104,7 +104,7 @@ def test_an_array_of_few_slices_among_volumes_is_a_volume(tmp_path):
     root = write_set(tmp_path / "set", [(12, 14, 6), (12, 14, 3), (12, 14, 1)], ".npy")
     report = check(root)
     assert report.ok, report
-    assert [(one.spatial_dims, one.channels) for one in report.surveys] == [(3, 1)] * 3
+    assert [(one.spatial_dims, one.channels) for one in report.scans] == [(3, 1)] * 3
     assert evaluate(root / "labels", root).summary["cases"] == 3
     assert read_image([Source(root / "images" / "c1.npy")]).channels == 3  # alone it is a colour picture, as before
 

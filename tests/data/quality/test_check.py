@@ -123,7 +123,7 @@ def test_values_that_are_not_finite_are_counted_and_the_rest_measured(tmp_path):
     image[0, 0, :3], image[1, 1, 1] = np.nan, np.inf
     report = check(nifti_set(tmp_path, image, half(1, VOLUME), count=1))
     assert whats(report)[:1] == ["the image holds 4 values that are not finite (NaN or infinite), of 336"]
-    assert np.isfinite(report.surveys[0].image[0].mean)
+    assert np.isfinite(report.scans[0].image[0].mean)
 
 
 def test_label_values_beyond_the_declared_classes(tmp_path):
@@ -149,7 +149,7 @@ def test_damaged_files_and_faults_of_the_folder_are_told_together(tmp_path):
         "has the size",
     ]:
         assert part in text
-    assert len(report.surveys) == 5 and not report.ok
+    assert len(report.scans) == 5 and not report.ok
     with pytest.raises(DataError, match=f"{len(report.problems)} problems"):
         report.raise_if_bad()
 
@@ -209,7 +209,7 @@ def test_what_is_wrong_with_any_channel_file_is_told(tmp_path):
 
 def test_check_of_nothing_is_a_report(tmp_path):
     report = check(tmp_path / "nowhere")
-    assert whats(report) == ["does not exist"] and report.surveys == ()
+    assert whats(report) == ["does not exist"] and report.scans == ()
 
 
 def test_two_valued_masks_are_noted(tmp_path):
@@ -288,7 +288,7 @@ def test_a_blank_image_is_told_and_is_a_fault_only_if_all_are_blank(tmp_path):
 
 def test_grey_labels_stored_as_colour_are_one_map(tmp_path):
     root = png_set(tmp_path, [np.repeat(half()[..., None], 3, axis=-1)] * 2)
-    assert check(root).ok and check(root).surveys[0].label_values == {0: 45, 1: 27}
+    assert check(root).ok and check(root).scans[0].label_values == {0: 45, 1: 27}
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_multilabel_classes_are_counted_one_by_one(tmp_path):
     root = nifti_set(tmp_path, pixels(0, *VOLUME), maps)
     (root / "classes.json").write_text(json.dumps({"mode": "multilabel", "labels": ["disc", "cup"]}))
     report = check(root)
-    assert report.ok and report.surveys[0].label_values == {0: 168, 1: 168, 2: 56}
+    assert report.ok and report.scans[0].label_values == {0: 168, 1: 168, 2: 56}
 
 
 def test_several_readers_at_a_time_find_the_same(tmp_path):
@@ -364,8 +364,8 @@ def test_no_false_alarm_on_real_data(name):
 @needs_shared
 def test_no_false_alarm_on_ten_hippocampi():
     dataset = Dataset.from_folder(SHARED / "hippocampus")
-    surveys = [scan_case(case, dataset.labels) for case in dataset.cases[:10]]
-    assert all(one.problems == () and set(one.label_values) == {0, 1, 2} for one in surveys)
+    scans = [scan_case(case, dataset.labels) for case in dataset.cases[:10]]
+    assert all(one.problems == () and set(one.label_values) == {0, 1, 2} for one in scans)
 
 
 def frames(root, count):

@@ -24,7 +24,7 @@ def linked(target, source):
 def sound(root, cases=None):
     report = check(root)
     assert report.problems == (), f"{report}"
-    assert report.surveys and (cases is None or len(report.surveys) == cases)
+    assert report.scans and (cases is None or len(report.scans) == cases)
     return report
 
 
@@ -108,9 +108,9 @@ def test_real_volumes_in_other_formats(shared_data, tmp_path, suffix):
         else:
             sitk.WriteImage(sitk.ReadImage(str(path)), str(target), True)
     report = sound(tmp_path, 1)
-    original = check(shared_data / "brain_tumour_4ch").surveys[0]
-    assert report.surveys[0].label_values == original.label_values and report.surveys[0].channels == 4
-    assert report.surveys[0].image == original.image
+    original = check(shared_data / "brain_tumour_4ch").scans[0]
+    assert report.scans[0].label_values == original.label_values and report.scans[0].channels == 4
+    assert report.scans[0].image == original.image
 
 
 def test_every_file_of_the_collection_that_has_a_known_ending_is_read(shared_data):

@@ -35,7 +35,7 @@ def read_json(path: Path, problems: list[Problem]) -> Any:
     try:
         return parse_json(read_text(path, LARGEST_JSON), str(path), _once)
     except DataError as error:
-        problems += [problem._replace(remedy="mend the file or take it out") for problem in error.problems]
+        problems += [problem._replace(remedy="repair the file or take it out") for problem in error.problems]
         return None
 
 

@@ -1,6 +1,6 @@
 """Everything that is wrong with a data set, at once: file, fault, remedy.
 
-`inspect` reads every case once and then looks across the cases; training plans from the same surveys.
+`check_dataset` reads every case once and then looks across the cases; training plans from the same scans.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Report:
         root: the data set.
         problems: what must be repaired, all of it.
         notes: what is worth knowing.
-        surveys: one per case, in the order of the data set.
+        scans: one per case, in the order of the data set.
         labels: the classes, declared or found; None where the label maps do not tell.
         copies: cases that show the same image, exactly or nearly; see `Dataset.grouped`.
         repair: what `check --fix` changed; None without it.
@@ -41,7 +41,7 @@ class Report:
     root: Path
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
-    surveys: tuple[CaseStats, ...] = ()
+    scans: tuple[CaseStats, ...] = ()
     labels: Labels | None = None
     copies: Groups = ()
     repair: Repair | None = None
@@ -49,7 +49,7 @@ class Report:
     @property
     def spatial_dims(self) -> int | None:
         """Of the data set, for `Dataset.of_dims`; None where no image could be read."""
-        return max((one.spatial_dims for one in self.surveys), default=0) or None
+        return max((one.spatial_dims for one in self.scans), default=0) or None
 
     @property
     def ok(self) -> bool:
@@ -66,16 +66,16 @@ class Report:
         return {
             "root": str(self.root),
             "ok": self.ok,
-            "cases": len(self.surveys),
+            "cases": len(self.scans),
             "labels": self.labels.model_dump(mode="json") if self.labels else None,
             "problems": [problem._asdict() for problem in self.problems],
             "notes": list(self.notes),
-            "surveys": [one.to_json() for one in self.surveys],
+            "surveys": [one.to_json() for one in self.scans],
             "repair": self.repair.to_json() if self.repair else None,
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.root}: {len(self.surveys)} cases, {_counted(len(self.problems), 'problem')}"]
+        lines = [f"{self.root}: {len(self.scans)} cases, {_counted(len(self.problems), 'problem')}"]
         lines += [f"  {problem}" for problem in condensed(self.problems, self.root)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -122,7 +122,7 @@ def check(
             return Report(Path(data), problems=error.problems)
         found = check_dataset(dataset)
         if fix is not None:
-            done = repair(dataset, found.surveys, found.copies, problems, Path(fix))
+            done = repair(dataset, found.scans, found.copies, problems, Path(fix))
             return replace(check(fix, max_pixels=max_pixels, max_ram=max_ram), repair=done)
     own = [problem for problem in found.problems if problem not in problems]
     return replace(found, problems=(*problems, *own), notes=(*found.notes, *_too_few(dataset, found)))
@@ -141,20 +141,20 @@ def _too_few(dataset: Dataset, found: Report) -> list[str]:
 
 def check_dataset(dataset: Dataset, workers: int = 0) -> Report:
     """Read every case once, then compare the cases with each other and with what is declared."""
-    surveys = scan_dataset(dataset, workers)
-    problems = [problem for one in surveys for problem in one.problems]
-    notes = sorted([*dataset.notes, *_reader_notes(surveys)], key=lambda note: TURNED not in note)
-    labels = _labels(dataset, surveys, problems, notes)
+    scans = scan_dataset(dataset, workers)
+    problems = [problem for one in scans for problem in one.problems]
+    notes = sorted([*dataset.notes, *_reader_notes(scans)], key=lambda note: TURNED not in note)
+    labels = _labels(dataset, scans, problems, notes)
     for compare in (compare_images, compare_grids, compare_names, compare_palettes):
-        compare(dataset, surveys, problems, notes)
-    copies = find_duplicates(dataset, surveys)
+        compare(dataset, scans, problems, notes)
+    copies = find_duplicates(dataset, scans)
     problems, notes = problems + copies.problems, notes + copies.notes
-    return Report(dataset.root, tuple(problems), tuple(notes), tuple(surveys), labels, copies.groups)
+    return Report(dataset.root, tuple(problems), tuple(notes), tuple(scans), labels, copies.groups)
 
 
-def _reader_notes(surveys: Sequence[CaseStats]) -> list[str]:
+def _reader_notes(scans: Sequence[CaseStats]) -> list[str]:
     found: dict[str, list[str]] = {}
-    for one in surveys:
+    for one in scans:
         for note in dict.fromkeys(one.notes):
             found.setdefault(note, []).append(one.case)
         if one.two_valued_255:
@@ -162,9 +162,9 @@ def _reader_notes(surveys: Sequence[CaseStats]) -> list[str]:
     return [f"{summarise_ids(cases)}: {note}" for note, cases in found.items()]
 
 
-def _labels(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> Labels | None:
+def _labels(dataset: Dataset, scans: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> Labels | None:
     """The declared classes, else those that the label maps hold."""
-    labelled = [one for one in surveys if one.label_values]
+    labelled = [one for one in scans if one.label_values]
     if not labelled:
         return dataset.labels
     total: Counter[int] = Counter()

@@ -16,9 +16,9 @@ from ulna.errors import Problem, listed
 _FAR = 10  # times the median spacing: a wrong unit, most likely
 
 
-def compare_images(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
+def compare_images(dataset: Dataset, scans: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
     """Channels and dimensions that differ; types that differ; images that say nothing."""
-    read = [one for one in surveys if one.size]
+    read = [one for one in scans if one.size]
     if not read:
         return
     by_id = {case.id: case for case in dataset.cases}
@@ -48,9 +48,9 @@ def compare_images(dataset: Dataset, surveys: Sequence[CaseStats], problems: lis
         notes.append(f"{summarise_ids(cases)}: of type {rarer}, others are not; their values may lie on another scale")
 
 
-def compare_grids(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
+def compare_grids(dataset: Dataset, scans: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
     """Units, spacings and orientations that differ from those of the other cases."""
-    read = [one for one in surveys if one.size]
+    read = [one for one in scans if one.size]
     units = Counter(one.unit for one in read)
     if len(units) > 1:
         example = next(one.case for one in read if one.unit == "px")
@@ -94,7 +94,7 @@ def _usual(values: Sequence[int]) -> int:
     return Counter(values).most_common(1)[0][0]
 
 
-def compare_names(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
+def compare_names(dataset: Dataset, scans: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
     """Ids that differ in case only overwrite each other on some file systems."""
     seen: dict[str, str] = {}
     for case in dataset.cases:
@@ -104,11 +104,11 @@ def compare_names(dataset: Dataset, surveys: Sequence[CaseStats], problems: list
             problems.append(Problem(str(case.images[0]), what, "rename one of them"))
 
 
-def compare_palettes(dataset: Dataset, surveys: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
+def compare_palettes(dataset: Dataset, scans: Sequence[CaseStats], problems: list[Problem], notes: list[str]) -> None:
     """Label maps whose palettes draw one class in two colours: a program numbered the colours of each by itself."""
     drawn: dict[int, tuple[str, tuple[int, int, int]]] = {}
     by_id = {case.id: case for case in dataset.cases}
-    for one in surveys:
+    for one in scans:
         for number, colour in one.palette.items():
             first, usual = drawn.setdefault(number, (one.case, colour))
             if colour != usual:

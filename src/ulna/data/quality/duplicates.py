@@ -28,9 +28,9 @@ class Duplicates(NamedTuple):
     notes: list[str]
 
 
-def find_duplicates(dataset: Dataset, surveys: Sequence[CaseStats]) -> Duplicates:
+def find_duplicates(dataset: Dataset, scans: Sequence[CaseStats]) -> Duplicates:
     """Compare all images of a data set with each other."""
-    told = [one for one in surveys if one.digest and not one.constant]  # empty slices are alike, and no leak
+    told = [one for one in scans if one.digest and not one.constant]  # empty slices are alike, and no leak
     exact: dict[str, list[str]] = {}
     for one in told:
         exact.setdefault(one.digest, []).append(one.case)

@@ -1,4 +1,4 @@
-"""What can be mended in one file, and how that is told: every function returns a volume and the words of the change.
+"""What can be fixed in one file, and how that is told: every function returns a volume and the words of the change.
 
 What would need a guess - a cut file, a class that nobody declared, voxels that lie elsewhere - is refused.
 """
@@ -167,7 +167,7 @@ def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels
     """Colours, gaps, rounding errors, one map per class, and another grid than the image's.
 
     Raises:
-        DataError: if what is wrong cannot be mended.
+        DataError: if what is wrong cannot be fixed.
     """
     volume, changes = fixed_image(volume) if volume.meta.faults else (volume, [])
     array = volume.array

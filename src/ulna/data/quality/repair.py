@@ -1,4 +1,4 @@
-"""A repaired copy of a data set: sound files as they are, others mended where no guess is needed, the rest left out.
+"""A repaired copy of a data set: sound files as they are, others repaired where no guess is needed, the rest left out.
 
 The copy is a folder of pairs (images/, labels/) with classes.json, splits.json and groups.json where there is something
 to say, and changes.json: for every file where it came from and what was changed. The original is only read.
@@ -81,12 +81,12 @@ def check_target(out: Path, root: Path) -> None:
 
 
 def repair(
-    dataset: Dataset, surveys: Sequence[CaseStats], copies: Groups, problems: Sequence[Problem], out: Path
+    dataset: Dataset, scans: Sequence[CaseStats], copies: Groups, problems: Sequence[Problem], out: Path
 ) -> Repair:
     """Write the repaired copy, whole or not at all.
 
     Args:
-        surveys: of all cases.
+        scans: of all cases.
         copies: cases that show one image; no set of a given split keeps what another has.
         problems: of the folder, from `Dataset.scan`; those of single files are found again, case by case.
 
@@ -98,7 +98,7 @@ def repair(
     try:
         for name in ("images", "labels"):
             (temporary / name).mkdir(parents=True)
-        made = _fill(dataset.grouped(copies), surveys, problems, temporary)
+        made = _fill(dataset.grouped(copies), scans, problems, temporary)
         temporary.rename(out)
     except OSError as error:
         raise unwritable(out, error) from error
@@ -107,11 +107,11 @@ def repair(
     return made._replace(folder=out)
 
 
-def _fill(dataset: Dataset, surveys: Sequence[CaseStats], problems: Sequence[Problem], folder: Path) -> Repair:
+def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Problem], folder: Path) -> Repair:
     dataset, renamed = _paired(dataset)
     names = safe_names(case.id for case in dataset.cases)
     values = choose_values(_label_maps(dataset.cases), dataset.labels)
-    usual = _usual_kind(dataset, surveys)
+    usual = _usual_kind(dataset, scans)
     made: dict[str, _Made] = {}
     left: list[Problem] = []
     for case in track(dataset.cases, "repairing"):
@@ -168,9 +168,9 @@ def _label_maps(cases: Sequence[Case]) -> Iterator[Volume]:
                 yield case.read_labels()
 
 
-def _usual_kind(dataset: Dataset, surveys: Sequence[CaseStats]) -> tuple[int, int]:
+def _usual_kind(dataset: Dataset, scans: Sequence[CaseStats]) -> tuple[int, int]:
     """Channels and dimensions that most images have."""
-    kinds = Counter((len(dataset.channel_names or ()) or one.channels, one.spatial_dims) for one in surveys if one.size)
+    kinds = Counter((len(dataset.channel_names or ()) or one.channels, one.spatial_dims) for one in scans if one.size)
     return kinds.most_common(1)[0][0] if kinds else (1, 2)
 
 
@@ -241,11 +241,11 @@ def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]],
         volume = read_image([Source(copied)], spatial_dims)
     else:
         volume = read_image([source], spatial_dims)
-    mended, made = fixed_image(volume)
+    fixed, made = fixed_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
     copied.unlink(missing_ok=True)
-    written = write_image(stem, mended)
+    written = write_image(stem, fixed)
     changes += [(written, change) for change in made]
     return written
 
@@ -267,13 +267,13 @@ def _write_label(
         volume = read_labels(source, image.spatial_dims)
     if source.row is not None:
         volume = replace(volume, meta=Meta(format="npy"))
-    mended, made = fixed_labels(volume, image, values, declared)
+    fixed, made = fixed_labels(volume, image, values, declared)
     if as_it_is and not made:
         return copied
     if as_it_is:
         copied.unlink()
-    array = mended.array[0] if len(mended.array) == 1 else mended.array
-    written = write_labels(stem, array, mended)
+    array = fixed.array[0] if len(fixed.array) == 1 else fixed.array
+    written = write_labels(stem, array, fixed)
     changes += [(written, change) for change in made]
     return written
 

@@ -69,7 +69,7 @@ def fused_mlp(
     addend: Tensor | None = None,
     read: Sequence[Picked] = (),
 ) -> Tensor:
-    """As `perceptron_reference`, block by block, in the precision of autocast where that is on.
+    """As `fused_mlp_reference`, block by block, in the precision of autocast where that is on.
 
     Rows that are `read` from matrices lie before x, as if they were joined with it. In training they never are, but block by
     block, and again in the backward pass, whose gradients are summed up in those of the matrices: less memory by two matrices
