@@ -11,9 +11,9 @@ median of three such processes; on a GPU, what torch allocated there.
 Prediction: of a phantom that ulna draws (synthetic, a bent tube; it says nothing about real images), by the recommended
 build in three stages and at every voxel, and by both U-Nets, as `ulna predict` does it. The recommended build is trained for
 `--steps` steps on patches of other phantoms, so that its answers have boundaries where there are some; its Dice is that of
-such a short training, and `--keep FOLDER` keeps it for the next call. The U-Nets have the weights that they were drawn with:
-the time that they take does not hang on them. With `--image`, times alone on an image of one's own. With `--label` beside it
-the build is trained on patches of that very image, so that it refines as much as a network that knows the structure; how well
+such a short training, and `--keep FOLDER` keeps it for the next call. The U-Nets have the weights that they were drawn
+with: their time does not depend on them. With `--image`, times alone on an image of one's own. With `--label` beside it the
+build is trained on patches of that very image, so that it refines as much as a network that knows the structure; how well
 it segments says nothing then, and is not printed.
 """
 

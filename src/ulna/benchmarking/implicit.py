@@ -231,7 +231,7 @@ def _on_meshes(trained: Segmenter, tallies: Mapping[int, PointCounts]) -> dict[i
     """A run's network with meshes of several steps, each counting what it asks."""
     segmenters = {}
     for spacing, tally in tallies.items():
-        inference = trained.recipe.inference.replaced(spacing=spacing)
+        inference = trained.recipe.inference.replaced(mesh_step=spacing)
         recipe = trained.recipe.replaced(inference=inference)
         segmenters[spacing] = Segmenter(trained.network, trained.plan, recipe, trained.device)
         segmenters[spacing].tally = tally

@@ -1,4 +1,4 @@
-"""What an answer of a network hangs on, and how sure it is: gradients, Grad-CAM, attention, spread of several answers.
+"""What an answer of a network depends on, and how sure it is: gradients, Grad-CAM, attention, spread of several answers.
 
 Functions work on the grid of the plan, where a network sees an image (`prepare`); `on_image_grid` is the way back. All maps
 are computed in float32. None of them proves what a network uses: a gradient says how the answer would change with an

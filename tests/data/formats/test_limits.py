@@ -179,9 +179,9 @@ import sys
 from pathlib import Path
 from ulna.data.layout.case import Case
 from ulna.data.formats.source import Source
-from ulna.data.quality.scan import scan
+from ulna.data.quality.scan import scan_case
 for name in ("small.nii", "large.nii"):
-    assert not scan(Case("a", (Source(Path(sys.argv[1]) / name),), None), None).problems
+    assert not scan_case(Case("a", (Source(Path(sys.argv[1]) / name),), None), None).problems
     print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
