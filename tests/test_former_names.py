@@ -36,7 +36,10 @@ def test_a_stored_recipe_is_read_without_a_word(caplog):
 
 def test_what_a_person_wrote_is_noted_once(tmp_path, caplog):
     path = tmp_path / "mine.yaml"
-    path.write_text("inference: {spacing: 2}\ntraining: {recompute: true}\npoints: {count: 0.25}\n")
+    path.write_text(
+        "inference: {spacing: 2}\ntraining: {recompute: true}\npoints: {count: 0.25}\n"
+        "architecture: {strides: [2, [1, 2]], conv: [double_conv], head: {kind: points, options: {reinject: 4}}}\n"
+    )
     with caplog.at_level(logging.WARNING, "ulna"):
         fields = stated(path)
         stated(path)
@@ -44,11 +47,18 @@ def test_what_a_person_wrote_is_noted_once(tmp_path, caplog):
         "inference": {"mesh_step": 2},
         "training": {"activation_checkpointing": True},
         "points": {"count": None, "fraction": 0.25},
+        "architecture": {
+            "strides": [2, [1, 2]],
+            "conv": ["double_conv"],
+            "head": {"kind": "points", "options": {"skip_layer": 4}},
+        },
     }
     assert [record.getMessage() for record in caplog.records] == [
         "note: training.recompute is called training.activation_checkpointing now; the former name works in this version",
         "note: inference.spacing is called inference.mesh_step now; the former name works in this version",
         "note: points.count below 1 is called points.fraction now; the former name works in this version",
+        "note: architecture.head.options.reinject is called architecture.head.options.skip_layer now; "
+        "the former name works in this version",
     ]
 
 

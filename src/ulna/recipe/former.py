@@ -35,16 +35,24 @@ def renamed(values: Mapping[str, Any], *, note: bool = False) -> dict[str, Any]:
             raise ValueError("points.count is below 1, a share of the voxels, beside points.fraction; give one of them")
         found["points"] = {**points, "count": None, "fraction": points["count"]}
         _say("points.count below 1", "points.fraction", note)
+    architecture = found.get("architecture")
+    if isinstance(architecture, Mapping):
+        found["architecture"] = {
+            name: [_renamed_slot(one, name, note) for one in value]
+            if isinstance(value, list | tuple)
+            else _renamed_slot(value, name, note)
+            for name, value in architecture.items()
+        }
     return found
 
 
-def renamed_options(options: Mapping[str, Any], *, note: bool = False) -> dict[str, Any]:
+def renamed_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a block or head under the names of today.
 
     Raises:
         ValueError: if one is given by both of its names.
     """
-    return _renamed(options, OPTIONS, "", note)
+    return _renamed(options, OPTIONS, "", note=False)
 
 
 def renamed_path(path: str, value: Any) -> str:
@@ -65,6 +73,13 @@ def renamed_path(path: str, value: Any) -> str:
         return path
     _say(path if path != "points.count" else "points.count below 1", f"{section}.{now}", True)
     return f"{section}.{now}"
+
+
+def _renamed_slot(value: Any, field: str, note: bool) -> Any:
+    """A block or head with its options under the names of today; any other value of an architecture as it is."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("options"), Mapping):
+        return value
+    return {**value, "options": _renamed(value["options"], OPTIONS, f"architecture.{field}.options.", note)}
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str], where: str, note: bool) -> dict[str, Any]:
