@@ -28,6 +28,7 @@ WANTED = [
     ("torch", (1, 4, 40, 20, 20), (4, 4, 3, 3, 3), torch.bfloat16, {}),
     ("depthwise", (1, 8, 4, 6, 6), (8, 1, 3, 3, 3), torch.float32, {"groups": 8}),
     ("depthwise", (1, 8, 9, 9), (8, 1, 5, 5), torch.bfloat16, {"groups": 8, "stride": (2, 2)}),
+    ("torch", (1, 8, 4, 6, 6), (8, 1, 3, 3, 3), torch.float16, {"groups": 8}),
     ("torch", (1, 8, 9, 9), (8, 1, 3, 3), torch.bfloat16, {"groups": 8}),
     ("torch", (1, 8, 9, 9), (8, 1, 5, 5), torch.float32, {"groups": 8}),
 ]

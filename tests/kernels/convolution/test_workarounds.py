@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ulna.blocks import nd
-from ulna.kernels.convolution import workarounds
+from ulna.kernels.convolution import convolve, convolve_transposed, workarounds
 from ulna.kernels.convolution.definition import Convolution
 
 # kernel, stride, size, channels, outputs, groups; without a workaround each is wrong, or writes where it must not
@@ -111,6 +111,29 @@ def test_weights_in_low_precision_are_kept_from_it_too(options, casts):
 def test_extra_padding_is_counted(size, kernel, stride, padding, zeros):
     asked = Convolution([torch.zeros(1, 1, *size)], torch.zeros(1, 1, *kernel), None, stride, padding, (1, 1), 1)
     assert workarounds.extra_padding(asked) == zeros
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"), [(2, 3, 2, 0), (2, 5, 2, 0), (1, 2, 2, 0), (1, 6, 2, 1)]
+)
+def test_a_map_that_a_kernel_does_not_fit_into_is_torch_s_error(size, kernel, stride, padding, dtype):
+    """Zeros behind its end would make it fit, and an empty map of it."""
+    x, w = torch.randn(1, 4, size, size, dtype=dtype), torch.randn(5, 4, kernel, kernel, dtype=dtype)
+    for call in (F.conv2d, convolve):
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+            call(x, w, None, stride=(stride, stride), padding=(padding, padding))
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (3, 3)])
+def test_a_transposed_convolution_of_several_precisions_is_torch_s_error(stride):
+    x, w, b = torch.randn(1, 4, 5, 5).bfloat16(), torch.randn(4, 6, *stride), torch.randn(6)
+    for weight, bias in ((w, None), (w.bfloat16(), b)):
+        for call in (F.conv_transpose2d, convolve_transposed):
+            with pytest.raises(RuntimeError):
+                call(x, weight, bias, stride=stride)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolve_transposed(x, w, b, stride=stride).dtype == torch.bfloat16
 
 
 def test_in_float32_small_maps_without_a_stride_stay_as_they_are():

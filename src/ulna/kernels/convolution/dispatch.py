@@ -4,11 +4,12 @@
 |-----------|---------------|-------------------|--------|---------------|--------|----------------------------------------|
 | chunked   | bf16, fp16    | any               | any    | 1             | yes    | large, or few rows in large planes     |
 | winograd  | fp32          | 3x3, 3x3x3, 1x3x3 | 1      | 1             | either | of pixels and channels enough          |
-| depthwise | all but fp64  | odd               | any    | one a channel | yes    | volumes; with kernels above 3, of bf16 |
+| depthwise | fp32, bf16    | odd               | any    | one a channel | yes    | volumes; with kernels above 3, of bf16 |
 | torch     | any           | any               | any    | any           | either | any                                    |
 
-The first row that fits is taken; "trains": a gradient of the weights is wanted. All but the last are for plain tensors on a
-CPU (`door.py`), without dilation. The layout of a map decides nothing: paths that read channels last order it themselves.
+The first row that fits is taken; "trains": a gradient of the weights is wanted; depthwise serves fp16 too where autocast asks
+for it. All but the last are for plain tensors on a CPU (`door.py`), without dilation. The layout of a map decides nothing:
+paths that read channels last order it themselves.
 `workarounds.py` says what torch's library must not be given, whatever the path.
 """
 
@@ -88,10 +89,11 @@ def convolve_transposed(x: Tensor, weight: Tensor, bias: Tensor | None = None, *
     Shape:
         (N, C, *S), (C, K, *stride), (K,) -> (N, K, *S * stride)
     """
-    if workarounds.transposed_stays_float32(x, stride=stride):
-        low = precision(x)
+    low = precision(x)
+    same = all(precision(t) == low for t in (weight, bias) if t is not None)
+    if same and workarounds.transposed_stays_float32(x, stride=stride):
         with torch.autocast("cpu", enabled=False):
-            return _transposed(x.float(), weight.float(), bias, stride).to(low)
+            return _transposed(x.float(), weight.float(), None if bias is None else bias.float(), stride).to(low)
     axis = workarounds.axis_to_turn(x, weight, stride=stride)
     if not axis:
         return _transposed(x, weight, bias, stride)
@@ -186,5 +188,5 @@ def _run(asked: Convolution) -> Tensor:
 
 def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
     call: Any = F.conv_transpose2d if x.ndim == 4 else F.conv_transpose3d
-    made: Tensor = call(x, weight, None if bias is None else bias.to(weight.dtype), stride)
+    made: Tensor = call(x, weight, bias, stride)
     return made

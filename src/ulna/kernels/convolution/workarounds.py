@@ -1,4 +1,4 @@
-"""Ways round faults of torch's libraries in convolutions on a CPU: each is on where `kernels/faults.py` has its fault.
+"""Workarounds for faults of torch's libraries in convolutions on a CPU: each is on where `kernels/faults.py` has its fault.
 
 All were found by comparing with float64 where freed memory is full of NaN; test_workarounds.py does so.
 """
@@ -19,7 +19,7 @@ from ulna.kernels.convolution.definition import LOW, Convolution, precision
 ROWS, PLANE = 16, 2048
 # and where there are no more outputs than these, so many input channels at most, which leaves one block to share out.
 BLOCK = 32
-# "strided_pixel": channels of a map from which on it is taken rightly
+# "strided_pixel": with so many channels or more, the library is right
 FEWEST_CHANNELS = 8
 
 
@@ -45,8 +45,8 @@ def transposed_stays_float32(x: Tensor, *, stride: Sequence[int]) -> bool:
 def extra_padding(asked: Convolution) -> tuple[int, ...]:
     """How many zeros a small map wants behind its end, along every spatial axis, beside those of the padding.
 
-    The library takes wrongly what is smaller than the kernel, and, with a stride, what leaves one output along the last
-    axis. In float32 this is known of strided convolutions alone.
+    The library is wrong for maps that are smaller than the kernel, and, with a stride, for those that leave one output along
+    the last axis. In float32 this is known of strided convolutions alone.
     """
     first, stride = asked.maps[0], asked.stride
     if (
@@ -56,8 +56,10 @@ def extra_padding(asked: Convolution) -> tuple[int, ...]:
         or not (low_precision(first) or max(stride) > 1)
     ):
         return (0,) * len(stride)
-    fewest = (k + s - (1 if s == 1 or p else 0) for k, s, p in zip(asked.reach, stride, asked.padding, strict=True))
-    return tuple(max(0, want - n) for want, n in zip(fewest, first.shape[2:], strict=True))
+    sizes = list(zip(first.shape[2:], asked.reach, stride, asked.padding, strict=True))
+    if any(n + 2 * p < k for n, k, _, p in sizes):  # the kernel does not fit: torch's error
+        return (0,) * len(stride)
+    return tuple(max(0, k + s - (1 if s == 1 or p else 0) - n) for n, k, s, p in sizes)
 
 
 def only_what_is_read(asked: Convolution) -> Convolution:
