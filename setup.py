@@ -32,6 +32,7 @@ class BuildWithKernels(build_py):
         folder = Path(self.build_lib) / "ulna" / "kernels" / known["FOLDER"]
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        made, said = 0, ""
         for one in known["INSTRUCTION_SETS"]:
             for kernel in known["PACKAGED"]:
                 source = KERNELS / f"{kernel}.cpp"
@@ -40,9 +41,14 @@ class BuildWithKernels(build_py):
                 command = [compiler, *known["FLAGS"], *one.flags, "-shared", str(source), "-o", str(target)]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:  # an older compiler; what it cannot make is left out
-                    print(f"{target.name}: left out ({done.stderr.strip().splitlines()[0]})")
+                    said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[0]
+                    print(f"{target.name}: left out ({said})")
                     target.unlink(missing_ok=True)
-        print(f"{len(list(folder.iterdir()))} compiled kernels in {folder}")
+                else:
+                    made += 1
+        if not made:
+            sys.exit(f"no kernel could be compiled ({said}); without ULNA_WHEEL=1 the wheel has none")
+        print(f"{made} compiled kernels in {folder}")
 
 
 class PlatformWheel(bdist_wheel):

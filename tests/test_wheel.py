@@ -1,5 +1,6 @@
 """The wheel that `make wheel` makes: its kernels work without a compiler, on every kind of processor that this one is."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from tests.places import ROOT
 from ulna.kernels import native
-from ulna.kernels.instruction_sets import FOLDER, INSTRUCTION_SETS, PACKAGED, usable
+from ulna.kernels.instruction_sets import FOLDER, INSTRUCTION_SETS, PACKAGED, file_name, usable
 
 USED = """
 import torch
@@ -37,23 +38,32 @@ torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)  # float32 by an
 """
 
 
-@pytest.fixture(scope="module")
-def unpacked(tmp_path_factory):
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        pytest.skip("compiled kernels are packaged for Linux on x86-64")
-    if not any(map(shutil.which, native.COMPILERS)):
-        pytest.skip("no compiler")
+linux = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="compiled kernels are packaged for Linux on x86-64",
+)
+
+
+def copied(source):
+    """What a wheel is built from; a copy, because a build leaves files behind."""
     try:
         if int(version("setuptools").partition(".")[0]) < 77:
             raise PackageNotFoundError
     except PackageNotFoundError:
         pytest.skip("setuptools 77 or newer is not here to build with")
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy: a build leaves files behind
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "src" / "ulna", source / "src" / "ulna", ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    if not any(map(shutil.which, native.COMPILERS)):
+        pytest.skip("no compiler")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = copied(folder / "source")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir"]
     subprocess.run([*command, str(folder), str(source)], env={**os.environ, "ULNA_WHEEL": "1"}, check=True, timeout=900)
     (wheel,) = folder.glob("*.whl")
@@ -63,6 +73,7 @@ def unpacked(tmp_path_factory):
     return folder
 
 
+@linux
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [None, *(one.name for one in INSTRUCTION_SETS)])
 def test_packaged_kernels_work_without_a_compiler(unpacked, kind, tmp_path):
@@ -111,10 +122,30 @@ def test_a_processor_takes_the_best_that_it_runs():
 
 def test_a_packaged_kernel_of_another_source_is_left_alone(tmp_path, monkeypatch):
     """An edited source is compiled; nothing that was made from the old one answers for it."""
-    (tmp_path / FOLDER).mkdir()
-    (tmp_path / "normalize.cpp").write_text("int ulna_edited;")
-    here = usable(native._instructions())
-    for one in here:
-        (tmp_path / FOLDER / f"normalize-{one.name}-0123456789abcdef.so").write_bytes(b"of another source")
+    folder, one = tmp_path / FOLDER, INSTRUCTION_SETS[-1]
+    folder.mkdir()
+    source = b"int ulna_edited;"
+    (tmp_path / "normalize.cpp").write_bytes(source)
+    monkeypatch.delenv(native.ARCHITECTURE, raising=False)
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(native, "_instructions", lambda: one.needs)
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: path)  # whatever lies there could be loaded
+    (folder / file_name("normalize", one.name, "0123456789abcdef")).write_bytes(b"of another source")
     assert native._packaged("normalize") is None
+    own = folder / file_name("normalize", one.name, hashlib.sha256(source).hexdigest()[:16])
+    own.write_bytes(b"of this source")
+    assert native._packaged("normalize") == own
+
+
+@linux
+def test_a_wheel_without_any_kernel_is_not_made(tmp_path):
+    """A compiler that compiles nothing must not leave a wheel of a platform that is as empty as one of none."""
+    source = copied(tmp_path / "source")
+    compiler = tmp_path / "bin" / "c++"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\necho no such option >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    environment = {**os.environ, "ULNA_WHEEL": "1", "PATH": str(compiler.parent) + os.pathsep + os.environ["PATH"]}
+    command = [sys.executable, "setup.py", "--quiet", "build_py"]
+    done = subprocess.run(command, env=environment, cwd=source, capture_output=True, text=True, timeout=300)
+    assert done.returncode and "no kernel could be compiled (no such option)" in done.stderr, done.stderr
