@@ -2,7 +2,7 @@
 
     python benchmarks/depthwise.py                    # the layers of NASNet and MBConv cells, in bf16 and float32
 
-Both read maps that lie channels last; torch's are `nn.Conv2d` and `nn.Conv3d` as they come.
+Both read maps that lie channels last; torch's are `nn.Conv2d` and `nn.Conv3d` with default settings.
 """
 
 from __future__ import annotations

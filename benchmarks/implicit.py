@@ -327,13 +327,13 @@ def prediction(arguments: argparse.Namespace, device: torch.device) -> dict[str,
     tallies: dict[str, PointCounts] = {}
     labels: dict[str, np.ndarray] = {}
 
-    def run(way: str, name: str, spacing: int) -> None:
+    def run(way: str, name: str, mesh_step: int) -> None:
         tallies[way] = PointCounts()
         slabs = predict_slabs(
             networks[name].network,
             plan,
             Prepared(image, size),
-            settings=Inference(mesh_step=spacing, overlap=arguments.overlap),
+            settings=Inference(mesh_step=mesh_step, overlap=arguments.overlap),
             device=device,
             precision=precision,
             tally=tallies[way],

@@ -1,7 +1,7 @@
 """Sweeps of a spatial dependency layer on a GPU: the loop as published against ours, interleaved in one process.
 
     python benchmarks/sweep_gpu.py                 # 48x48, 24x24, 12x12; C = 150, two directions, batch 20, bf16
-    python benchmarks/sweep_gpu.py --tiles         # the Triton kernels with other tiles than `sweep_triton.tiles` takes
+    python benchmarks/sweep_gpu.py --tiles         # the Triton kernels with other tiles than `sweep/triton.py` takes
     python benchmarks/sweep_gpu.py --float32       # without autocast
 
 Median of the repeats by CUDA events, with half the distance between the quartiles; factors against the published loop.

@@ -181,7 +181,7 @@ KERNELS: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
         partial(_points, point_sample_reference, "linear"),
         ((2, 3, 4, 4),),
     ),
-    "perceptron": (
+    "fused MLP": (
         partial(_mlp, fused_mlp),
         partial(_mlp, fused_mlp_reference),
         ((30, 6), (7, 6), (2, 7), (7,), (2,)),

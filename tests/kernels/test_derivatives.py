@@ -104,8 +104,8 @@ KERNELS: dict[str, tuple[Function, Function, tuple[tuple[int, ...], ...]]] = {
         lambda x: point_sample_reference(x, POINTS, (8, 8), mode="linear"),
         ((2, 3, 4, 4),),
     ),
-    "perceptron": (partial(_mlp, fused_mlp, 2), partial(_mlp, fused_mlp_reference, 2), ((40, 5), *MLP)),
-    "perceptron that reads": (
+    "fused MLP": (partial(_mlp, fused_mlp, 2), partial(_mlp, fused_mlp_reference, 2), ((40, 5), *MLP)),
+    "fused MLP that reads": (
         lambda x, m, *layers: fused_mlp(x, layers[:3], layers[3:], skip_layer=2, read=[(m, AT)]),
         lambda x, m, *layers: fused_mlp_reference(torch.cat([m[AT], x], 1), layers[:3], layers[3:], skip_layer=2),
         ((40, 2), (20, 3), *MLP),
@@ -299,7 +299,7 @@ def test_the_kernels_of_this_file_are_our_own() -> None:
     assert type(convolve(x, w, b).grad_fn).__name__ == "_ConvolutionBackward"
     x, w, b = (t.requires_grad_() for t in drawn(KERNELS["instance norm"][2]))
     assert "_NormalizeBackward" in type(instance_norm(_last(x), w, b, eps=1e-3).grad_fn).__name__
-    x, *layers = (t.requires_grad_() for t in drawn(KERNELS["perceptron"][2]))
+    x, *layers = (t.requires_grad_() for t in drawn(KERNELS["fused MLP"][2]))
     assert "_FusedMlp" in type(fused_mlp(x, layers[:3], layers[3:], skip_layer=2).grad_fn).__name__
 
 

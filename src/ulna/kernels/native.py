@@ -82,7 +82,7 @@ def first_line(error: Exception) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Library -> what changes with all that it was compiled from and for: of those that this process has asked for."""
+    """Library -> a name that changes with source, compiler, flags and processor; of those that this process has asked for."""
     return dict(_versions)
 
 

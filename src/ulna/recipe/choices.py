@@ -72,9 +72,8 @@ class Training(Frozen):
     foreground: Probability = 0.33  # share of patches placed on a structure
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
     channels_last: bool = True  # in 3D only where native kernels read maps so: elsewhere it is slower
-    activation_checkpointing: bool = (
-        False  # compute maps within a node again in the backward pass: less memory, more time
-    )
+    # compute maps within a node again in the backward pass: less memory, more time
+    activation_checkpointing: bool = False
     workers: int | None = Field(default=None, ge=0)  # None: 0 on a CPU, which computes anyway
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 

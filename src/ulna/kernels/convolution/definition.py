@@ -40,7 +40,7 @@ class Convolution(NamedTuple):
         return [d * (k - 1) + 1 for d, k in zip(self.dilation, self.weight.shape[2:], strict=True)]
 
     def regular(self) -> bool:
-        """Whether all of it speaks of as many axes; torch also takes a map without N, and one number for all axes."""
+        """Whether maps, weights and settings have as many axes; torch also takes a map without N, and one number for all."""
         axes = self.weight.ndim - 2
         given = (self.stride, self.padding, self.dilation)
         fits = all(m.ndim == axes + 2 for m in self.maps) and all(len(numbers) == axes for numbers in given)
@@ -78,7 +78,7 @@ def joined(maps: Sequence[Tensor]) -> Tensor:
 
 
 def precision(x: Tensor) -> torch.dtype:
-    """In which a convolution on a CPU reads this tensor: the type of autocast where that casts it, else its own."""
+    """The precision in which a convolution on a CPU reads a tensor: that of autocast where it casts it, else its own."""
     casts = torch.is_autocast_enabled("cpu") and x.is_floating_point() and x.dtype != torch.float64
     return torch.get_autocast_dtype("cpu") if casts else x.dtype
 

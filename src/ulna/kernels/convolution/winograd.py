@@ -49,7 +49,7 @@ def pays(asked: Convolution) -> bool:
 
 
 def available(_: Convolution) -> bool:
-    """Whether the kernel can be had here, and nobody looks on who would miss it."""
+    """Whether the kernel can be had here, and no dispatch mode watches, which would not see it."""
     return not door.watched() and native.library("convolution") is not None
 
 

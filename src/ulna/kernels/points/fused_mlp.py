@@ -228,7 +228,7 @@ class _FusedMlp(torch.autograd.Function):
 def _definition(
     at: Sequence[Tensor], kept: Tensor, dropout: float, skip_layer: int, own: Tensor, *tensors: Tensor
 ) -> Tensor:
-    """What `_Perceptron` computed, in torch's operations; what it left in `kept` says what was dropped."""
+    """What `_FusedMlp` computed, in torch's operations; what it left in `kept` says what was dropped."""
     matrices, layers = tensors[: len(at)], [t.to(own.dtype) for t in tensors[len(at) :]]
     ws, bs = layers[: len(layers) // 2], layers[len(layers) // 2 :]
     read = (matrix.index_select(0, i).to(own.dtype) for matrix, i in zip(matrices, at, strict=True))

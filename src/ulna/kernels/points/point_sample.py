@@ -43,7 +43,7 @@ def point_sample_reference(fmap: Tensor, points: Tensor, size: Sequence[int], *,
 
 
 def point_sample(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str = "nearest") -> Tensor:
-    """As `gather_reference`, faster: rows of a map that has its channels last, else one strided gather.
+    """As `point_sample_reference`, faster: rows of a map that has its channels last, else one strided gather.
 
     The values are the same bit for bit; gradients differ by the order of their sums.
     """
@@ -52,7 +52,7 @@ def point_sample(fmap: Tensor, points: Tensor, size: Sequence[int], *, mode: str
 
 
 def nearest_rows(fmap: Tensor, points: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-    """What `gather` reads in the mode "nearest" of a map with its channels last, unread: vectors, and which of them.
+    """What `point_sample` reads in the mode "nearest" of a map with its channels last, unread: vectors, and which of them.
 
     Shape:
         (N, C, *M), (N, P, D) -> (N * V, C), (N * P,); None for a map that lies otherwise

@@ -88,8 +88,8 @@ def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
     """`sweep_reference`, as fast as this machine can: the same values and gradients.
 
     State, gates and sums are in the precision of the weights; by matrix registers, gates are kept for the backward pass in
-    float16. Under autocast, products read their operands in its
-    precision, unless that is slower: the native kernel does so in bf16 where the CPU has instructions for it.
+    float16. Under autocast, products read their operands in its precision, unless that is slower: the native kernel does so
+    in bf16 where the CPU has instructions for it.
 
     While a network is exported, it is one loop operator (`Scan` in ONNX) if gradients are off, as `torch.no_grad()` has
     them; else the reference, every line of it written out, which can be trained. The reference runs too for second

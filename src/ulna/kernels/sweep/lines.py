@@ -53,7 +53,7 @@ class _Line:
 def forward(
     x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, keep: bool, operands: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As `sweep_native.forward`, with the precision in which products read their operands."""
+    """As `forward` of `native.py`, with the precision in which products read their operands."""
     w_in, w_hidden, b_in, b_hidden = weights
     C = x.shape[-1]
     swept, gates = torch.empty_like(x), x.new_empty((*x.shape[:-1], 4 * C) if keep else 0)
@@ -88,7 +88,7 @@ def backward(
     reverse: bool,
     operands: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `sweep_native.backward`, with the precision in which products read their operands."""
+    """As `backward` of `native.py`, with the precision in which products read their operands."""
     w_in, w_hidden = (w.to(operands) for w in weights)
     C = x.shape[-1]
     dx = torch.empty_like(x)

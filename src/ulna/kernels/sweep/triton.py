@@ -6,14 +6,14 @@ Why one launch: a line is little work. With C = 150 (160 padded), 48 x 48 and ba
 
 - A launch a line, with the hidden side hoisted, is 47 launches a direction that a CUDA graph would have to hide, with
   buffers of its own for every shape. A barrier of the whole grid hangs where not all programs fit.
-- Here programs order themselves (see `sweep_triton_kernels`). 64 positions by 32 channels make 75 programs a line; each
+- Here programs order themselves (see `triton_kernels.py`). 64 positions by 32 channels make 75 programs a line; each
   reads 61 kB of the line and 92 kB of weights from L2, 11.5 MB a line together. Both lie there all the time: the weights
   take 0.6 MB with the hidden side, the line buffer twice 0.3 MB.
 - The product of the position's own state needs no line before. A program computes it before it waits, so it costs no
   time of the sequence, and no (positions, 3C) lie in memory; likewise what the gradients of the weights will read.
 - Weights and line are padded to whole tiles: they are read by 8 or 16 bytes a thread, and only positions need a mask.
 
-None of these times is measured yet: `python benchmarks/sweep_gpu.py` does.
+These figures are those of the design, not measured ones: `python benchmarks/sweep_gpu.py` measures.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def _kernels() -> Any:
     try:
         import triton  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
 
-        from ulna.kernels.sweep import triton_kernels as sweep_triton_kernels
+        from ulna.kernels.sweep import triton_kernels
     except Exception as error:  # a broken installation may raise anything
         log.info("sweeps run without Triton (%s)", native.first_line(error))
         return None
-    return sweep_triton_kernels
+    return triton_kernels
 
 
 def available(x: Tensor) -> bool:
@@ -73,7 +73,7 @@ def give_up(error: Exception) -> None:
 def forward(
     x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, keep: bool, operands: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As `sweep_native.forward`, with the precision in which products read their operands."""
+    """As `forward` of `native.py`, with the precision in which products read their operands."""
     w_in, w_hidden, b_in, b_hidden = weights
     shape = _Shape.of(x, w_in, axis)
     C, K, CP = shape.channels, shape.neighbours, shape.padded
@@ -97,7 +97,7 @@ def backward(
     reverse: bool,
     operands: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `sweep_native.backward`, with the precision in which products read their operands.
+    """As `backward` of `native.py`, with the precision in which products read their operands.
 
     The kernel goes through the lines; what has no order is left to one product each over all positions: the share of
     the hidden side, and the gradients of the weights.

@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (the functions are written in Triton's language, which has Python's syntax and types of its own)
-"""The two kernels of `sweep_triton`: one launch a sweep, its lines in order by tickets.
+"""The two kernels of `triton.py`: one launch a sweep, its lines in order by tickets.
 
 Every program makes one tile of one line, BM positions by BC channels. It draws a ticket; tickets number the tiles line
 by line in the order of the sweep. Then it waits until the tiles of the line before which it reads are there. This is
