@@ -2,7 +2,8 @@
 
 A library is loaded only from a folder that nobody but this user (and root) can write, through folders of which the same is
 true, and only if its content is the one that was built, by the checksum in its name. What is in doubt is built again; where
-no folder can be trusted, in one of this process alone.
+no folder can be trusted, in one of this process alone. What a wheel brings (`instruction_sets.py`) does not pass here: it
+lies beside ulna's Python files, and is trusted as they are.
 """
 
 from __future__ import annotations
