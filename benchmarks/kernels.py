@@ -1,4 +1,4 @@
-"""What every path of our own gains: a training step and a prediction of six networks with all of them, and without each.
+"""What every path of our own gains: a training step and a prediction of seven networks with all of them, and without each.
 
     python benchmarks/kernels.py                         # all; or some: unet nnunet ...
     python benchmarks/kernels.py unet --rounds 11 --out kernels-epyc
@@ -53,6 +53,7 @@ class Work:
 WORKS = {
     "unet": Work((8, 3, 96, 96)),
     "unetpp": Work((8, 3, 96, 96)),
+    "efficient_unet": Work((4, 3, 96, 96)),
     "sdnu_net": Work((4, 3, 96, 96)),
     "omega_net": Work((4, 3, 96, 96)),
     "nnunet": Work((1, 1, 64, 64, 64)),
