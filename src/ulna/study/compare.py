@@ -296,7 +296,7 @@ def _first_difference(before: Any, now: Any) -> str:
 
 def _at_once(wanted: int, settled: Settled) -> int:
     """As many trainings at once as are wanted and as the memory holds."""
-    needs = [planned.memory for planned in settled.planned]
+    needs = [planned.memory_elsewhere for planned in settled.planned]
     for variant, need in zip(settled.variants, needs, strict=True):
         need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
     fit = max(1, int(machine_memory() / max(need.total for need in needs)))
