@@ -4,7 +4,6 @@ import inspect
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -127,11 +126,9 @@ def test_partial_failure_exits_with_3(monkeypatch, capfd):
 
 
 def test_import_ulna_is_quick_because_rooms_wait():
-    start = time.perf_counter()
     code = "import sys, ulna; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"
-    assert time.perf_counter() - start < 60  # a hang, not a speed
 
 
 def test_flags_of_every_verb_may_stand_before_it(capsys):
