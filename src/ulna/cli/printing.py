@@ -11,6 +11,8 @@ from rich.table import Table
 
 from ulna.errors import printable
 
+SYNTHETIC = "the data are synthetic, made by ulna: these figures say nothing about real images"
+
 
 def safe(text: object) -> str:
     """A name that somebody else gave, for a cell or a heading: neither markup nor signs that move the cursor."""
@@ -33,7 +35,7 @@ def print_plain(console: Console, text: str, style: str | None = None) -> None:
 def mean_and_interval(measure: dict[str, float | None], *, interval: bool = True) -> str:
     """A mean with its interval, as a cell; a dash where it is not defined."""
     mean, low, high = measure["mean"], measure["low"], measure["high"]
-    if mean is None:
+    if mean is None or math.isnan(mean):
         return "-"
     digits = 3 if mean < 1.5 else 2
     shown = f"{mean:.{digits}f}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ulna.cli.printing import make_table, mean_and_interval, print_plain, quoted, safe
+from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
 
 
 def print_study(console: Console, study: Any) -> None:
@@ -81,9 +81,7 @@ def print_bench(console: Console, made: Any) -> None:
     for note in made.facts["footnotes"]:
         print_plain(console, f"note: {note}", style="dim")
     if made.facts["conditions"]["synthetic"]:
-        console.print(
-            "the data are synthetic, made by ulna: these figures say nothing about real images", style="yellow"
-        )
+        print_plain(console, SYNTHETIC, style="yellow")
     print_plain(console, f"curves: {made.facts['figure']}")
 
 
@@ -105,7 +103,7 @@ def print_levels(console: Console, made: Any) -> None:
         said = (
             f"mean over {made.rows[0]['n']} of {made.rows[0]['cases']} validation cases, those that hold a structure or "
             "are said to [95 % bootstrap interval]; ms: median wall time an "
-            "image; MiB: forecast of what a prediction adds to the program"
+            "image; MiB: estimate of what a prediction adds to the program"
         )
         console.print(said, style="dim", markup=False, highlight=False)
     if made.chosen is None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ulna.cli.printing import make_table, mean_and_interval, print_plain, quoted, safe
+from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
 from ulna.cli.study_tables import print_bench, print_levels, print_study
+from ulna.errors import listed
 from ulna.system.progress import make_console
 
 MEASURES = {
@@ -95,14 +96,14 @@ def _check(console: Console, report: Any) -> None:
     if report.repair:
         changes = report.repair.changes
         for change in changes[:MOST_LINES]:
-            console.print(f"changed  {change}", markup=False, highlight=False, soft_wrap=True)
+            print_plain(console, f"changed  {change}")
         if len(changes) > MOST_LINES:
             console.print(f"         and {len(changes) - MOST_LINES} more (changes.json lists all)")
         _problems(console, report.repair.left_out, "left out")
         print_plain(console, f"repaired copy: {report.repair.folder}")
     _problems(console, report.problems, "problem")
     for note in report.notes:
-        console.print(f"note     {note}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, f"note     {note}", style="dim")
     cases = len(report.scans)
     if report.problems:
         count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
@@ -110,7 +111,7 @@ def _check(console: Console, report: Any) -> None:
     else:
         names = ", ".join(map(safe, report.labels.names))
         console.print(f"[bold green]no problems[/] in {cases} cases: {names}", highlight=False)
-        console.print(f"next: ulna train {quoted(report.root)}", style="dim", markup=False, highlight=False)
+        print_plain(console, f"next: ulna train {quoted(report.root)}", style="dim")
 
 
 def _problems(console: Console, found: Any, mark: str) -> None:
@@ -174,27 +175,23 @@ def _train(console: Console, run: Any) -> None:
         f"{summary['wall_seconds'] / 60:.1f} min, peak memory {summary['peak_memory_mb'] / 1024:.1f} GB",
         highlight=False,
     )
-    console.print(f"run folder: {run.folder}", markup=False, highlight=False)
-    console.print(
-        f"next: ulna predict {quoted(run.folder)} IMAGES --out masks", style="dim", markup=False, highlight=False
-    )
+    print_plain(console, f"run folder: {run.folder}")
+    print_plain(console, f"next: ulna predict {quoted(run.folder)} IMAGES --out masks", style="dim")
 
 
 def _predict(console: Console, predictions: Any) -> None:
     made = [row["seconds"] for row in predictions.cases if row["case"] not in set(predictions.skipped)]
     there = f"; {len(predictions.skipped)} stood there already" if predictions.skipped else ""
-    text = f"{len(made)} masks written to {predictions.folder} ({sum(made):.1f} s){there}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-    next_step = f"next: ulna evaluate {quoted(predictions.folder)} LABELS"
-    console.print(next_step, style="dim", markup=False, highlight=False)
+    print_plain(console, f"{len(made)} masks written to {predictions.folder} ({sum(made):.1f} s){there}")
+    print_plain(console, f"next: ulna evaluate {quoted(predictions.folder)} LABELS", style="dim")
 
 
 def _evaluate(console: Console, evaluation: Any) -> None:
     _evaluation_table(console, evaluation.summary, title=f"{evaluation.summary['cases']} cases")
     missing = evaluation.summary["missing"]
     if missing:
-        text = f"{len(missing)} references have no prediction and count as missed: {', '.join(missing[:5])}"
-        console.print(text, style="yellow", markup=False, highlight=False)
+        text = f"{len(missing)} references have no prediction and count as missed: {listed(missing, 5)}"
+        print_plain(console, text, style="yellow")
 
 
 def _evaluation_table(console: Console, summary: Any, title: str) -> None:
@@ -255,8 +252,8 @@ def _explain(console: Console, explanation: Any) -> None:
 
 def _demo(console: Console, made: Any) -> None:
     _evaluation_table(console, made.evaluation.summary, title=f"{made.evaluation.summary['cases']} test cases")
-    console.print("the data are synthetic, made by ulna: these figures say nothing about real images", style="yellow")
-    console.print(f"report: {made.report}", markup=False, highlight=False)
+    print_plain(console, SYNTHETIC, style="yellow")
+    print_plain(console, f"report: {made.report}")
 
 
 SHOW: dict[str, Callable[[Console, Any], None]] = {
