@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,22 @@ def test_help_shows_every_flag_and_an_example(verb, capsys):
         if parameter.kind is parameter.KEYWORD_ONLY:
             assert f"--{name.replace('_', '-')}" in out
     assert "Example" in out
+
+
+POSITIONALS = {
+    "check": "DATA", "plan": "DATA", "models": "[NAME]", "train": "DATA", "predict": "RUN [RUN ...] DATA",
+    "evaluate": "PREDICTIONS LABELS", "explain": "RUN [RUN ...] IMAGE", "prune": "RUN", "compare": "DATA",
+    "bench": "[NAME] [DATA]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", POSITIONALS)
+def test_help_names_what_stands_without_a_flag(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    cli.run([verb, "--help"])
+    usage = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("usage: "))
+    words = usage.removeprefix(f"usage: ulna {verb} [-h] ").removeprefix("[OPTIONS] ")
+    assert re.split(r" \[?--", words)[0] == POSITIONALS[verb]
 
 
 def test_help_imports_nothing_heavy():
