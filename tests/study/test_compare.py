@@ -228,6 +228,19 @@ def test_a_training_that_fails_is_listed_and_does_not_stop_the_others(many, tmp_
     assert "failed" in text
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"plan": None}, {"plan": {"patch": [32, 32]}}, {"plan": {"patch": 32, "batch": 2}}, {"recipes": []},
+     {"architectures": {"unet": None}}, {"format": "new"}],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_study_is_refused_with_the_name_of_its_file(study, many, tmp_path, damage):
+    facts = json.loads((study.folder / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps({**facts, **damage}))
+    with pytest.raises(UsageError, match=r"study\.json: damaged .*; restore it, or choose another --out"):
+        compare(many, models=MODELS, out=tmp_path, epochs=2, set=TINY)
+
+
 def test_a_folder_of_something_else_is_refused(many, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds something else than a study"):
