@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from tests.discs import draw_discs
 from tests.places import SHARED
 
 torch.set_num_threads(int(os.environ.get("ULNA_TEST_THREADS", "1")))
@@ -30,20 +28,10 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def discs(tmp_path_factory):
     """Eight bright discs on noise, two of them to validate, one to test."""
-    root = tmp_path_factory.mktemp("discs")
-    rng = np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (root / folder).mkdir()
-    rows, columns = np.mgrid[:32, :40]
-    for number in range(8):
-        y, x, r = rng.integers(9, 23), rng.integers(9, 31), rng.integers(5, 9)
-        mask = (rows - y) ** 2 + (columns - x) ** 2 < r**2
-        image = np.clip(80 + 90 * mask + rng.normal(0, 15, mask.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(root / "images" / f"disc{number}.png")
-        Image.fromarray(mask.astype(np.uint8) * 255).save(root / "labels" / f"disc{number}.png")
-    ids = [f"disc{number}" for number in range(8)]
-    (root / "splits.json").write_text(json.dumps({"train": ids[:5], "val": ids[5:7], "test": ids[7:]}))
-    return root
+    return draw_discs(
+        tmp_path_factory.mktemp("discs"),
+        8, seed=0, size=(32, 40), smallest=5, contrast=90, noise=15, foreground=255, train=5, val=2,
+    )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

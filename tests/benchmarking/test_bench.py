@@ -12,7 +12,7 @@ import pytest
 from ulna.benchmarking import curves, implicit
 from ulna.benchmarking.bench import bench
 from ulna.benchmarking.curves import draw_curves
-from ulna.benchmarking.implicit import MODEL, SPACING, SPACINGS
+from ulna.benchmarking.implicit import MESH_STEP, MESH_STEPS, MODEL
 from ulna.demonstration import STATEMENT
 from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.networks.catalog import NAMED
@@ -164,8 +164,8 @@ def test_every_choice_is_measured(tmp_path, monkeypatch):
     for field, (_, values) in FEW.items():
         assert [row["value"] for row in rows if row["field"] == field] == list(values)
         assert sum(row["base"] for row in rows if row["field"] == field) == 1
-    meshes = [row for row in rows if row["field"] == SPACING]
-    assert [row["value"] for row in meshes] == list(SPACINGS)
+    meshes = [row for row in rows if row["field"] == MESH_STEP]
+    assert [row["value"] for row in meshes] == list(MESH_STEPS)
     assert meshes[0]["asked"] == 1  # every voxel
     base = next(row for row in rows if row["field"] == "points.sigma" and row["base"])
     assert next(row for row in meshes if row["base"])["dice"] == pytest.approx(base["dice"])

@@ -2,9 +2,9 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -30,6 +30,22 @@ def test_help_shows_every_flag_and_an_example(verb, capsys):
         if parameter.kind is parameter.KEYWORD_ONLY:
             assert f"--{name.replace('_', '-')}" in out
     assert "Example" in out
+
+
+POSITIONALS = {
+    "check": "DATA", "plan": "DATA", "models": "[NAME]", "train": "DATA", "predict": "RUN [RUN ...] DATA",
+    "evaluate": "PREDICTIONS LABELS", "explain": "RUN [RUN ...] IMAGE", "prune": "RUN", "compare": "DATA",
+    "bench": "[NAME] [DATA]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", POSITIONALS)
+def test_help_names_what_stands_without_a_flag(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    cli.run([verb, "--help"])
+    usage = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("usage: "))
+    words = usage.removeprefix(f"usage: ulna {verb} [-h] ").removeprefix("[OPTIONS] ")
+    assert re.split(r" \[?--", words)[0] == POSITIONALS[verb]
 
 
 def test_help_imports_nothing_heavy():
@@ -127,11 +143,9 @@ def test_partial_failure_exits_with_3(monkeypatch, capfd):
 
 
 def test_import_ulna_is_quick_because_rooms_wait():
-    start = time.perf_counter()
     code = "import sys, ulna; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"
-    assert time.perf_counter() - start < 60  # a hang, not a speed
 
 
 def test_flags_of_every_verb_may_stand_before_it(capsys):

@@ -11,7 +11,7 @@ import ulna
 from ulna.cli import main as cli
 from ulna.errors import DataError, UsageError
 from ulna.evaluation.evaluate import evaluate
-from ulna.evaluation.metrics import mean_interval
+from ulna.evaluation.intervals import mean_interval
 
 
 def square(row, size=8, shape=(24, 32), value=1):

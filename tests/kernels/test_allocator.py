@@ -87,6 +87,22 @@ def test_only_who_asks_for_it_in_python_gets_another_allocator(native, tmp_path)
     assert told == ["True", "True", "True", "True", "True", tuned, tuned, "True"]
 
 
+TOLD = """
+from ulna.kernels.allocator import allocator_in_use, allocator_when_tuned, tune_memory
+print(allocator_when_tuned(), allocator_in_use())
+tune_memory()
+print(allocator_in_use())
+"""
+
+
+@pytest.mark.parametrize("native", ["1", "0"])
+def test_what_another_process_will_have_is_told_without_taking_it(native):
+    there, here, tuned = run(TOLD, ULNA_NATIVE=native)
+    assert (here, there) == ("torch", tuned)
+    if native == "0":
+        assert tuned != "ulna"
+
+
 def test_a_training_of_a_study_tunes_its_memory(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(worker, "tune_memory", lambda: asked.append("tuned"))

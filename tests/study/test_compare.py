@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.discs import draw_discs
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
 from ulna.errors import Interrupted, PartialFailure, UsageError
@@ -35,19 +36,10 @@ TABLES = ("results.csv", "table.md", "table.tex", "report.html", "outcome.json")
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Fourteen discs, eight of them to test."""
-    root = tmp_path_factory.mktemp("many discs")
-    rng = np.random.default_rng(1)
-    for folder in ("images", "labels"):
-        (root / folder).mkdir()
-    rows, columns = np.mgrid[:32, :32]
-    for number in range(14):
-        y, x, r = rng.integers(9, 23), rng.integers(9, 23), rng.integers(4, 9)
-        mask = (rows - y) ** 2 + (columns - x) ** 2 < r**2
-        image = np.clip(80 + 60 * mask + rng.normal(0, 25, mask.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(image).save(root / "images" / f"disc{number}.png")
-        Image.fromarray(mask.astype(np.uint8)).save(root / "labels" / f"disc{number}.png")
-    ids = [f"disc{number}" for number in range(14)]
-    (root / "splits.json").write_text(json.dumps({"train": ids[:4], "val": ids[4:6], "test": ids[6:]}))
+    root = draw_discs(
+        tmp_path_factory.mktemp("many discs"),
+        14, seed=1, size=(32, 32), smallest=4, contrast=60, noise=25, foreground=1, train=4, val=2,
+    )  # fmt: skip
     # the last two test images are of one patient, who is called like another case
     (root / "groups.json").write_text(json.dumps({"disc12": "disc6", "disc13": "disc6"}))
     return root
@@ -234,6 +226,19 @@ def test_a_training_that_fails_is_listed_and_does_not_stop_the_others(many, tmp_
     text = (out / "table.md").read_text()
     assert "unet optimizer.lr=1e-3" in text
     assert "failed" in text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"plan": None}, {"plan": {"patch": [32, 32]}}, {"plan": {"patch": 32, "batch": 2}}, {"recipes": []},
+     {"architectures": {"unet": None}}, {"format": "new"}],
+    ids=str,
+)  # fmt: skip
+def test_a_damaged_study_is_refused_with_the_name_of_its_file(study, many, tmp_path, damage):
+    facts = json.loads((study.folder / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps({**facts, **damage}))
+    with pytest.raises(UsageError, match=r"study\.json: damaged .*; restore it, or choose another --out"):
+        compare(many, models=MODELS, out=tmp_path, epochs=2, set=TINY)
 
 
 def test_a_folder_of_something_else_is_refused(many, tmp_path):

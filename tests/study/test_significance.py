@@ -11,7 +11,6 @@ import pytest
 from scipy import stats
 
 from ulna.errors import UsageError
-from ulna.evaluation.metrics import bootstrap_interval, mean_interval
 from ulna.study import significance
 from ulna.study.significance import (
     effect_interval,
@@ -90,16 +89,6 @@ def test_effect_size_by_hand() -> None:
     assert rank_biserial([[1, 2], [-1, -2], [0, 0]]).tolist() == [1, -1, 0]
     # a zero has the least rank, won by nobody: (2 + 3) of 6
     assert rank_biserial([0, 1, 2]) == pytest.approx(5 / 6)
-
-
-def test_mean_interval_is_wider_for_few_units() -> None:
-    values = np.random.default_rng(0).normal(0.8, 0.1, size=10)
-    assert np.ptp(mean_interval(values)) > 1.1 * np.ptp(bootstrap_interval(values))
-    many = np.random.default_rng(0).normal(0.8, 0.1, size=1000)
-    assert mean_interval(many) == pytest.approx(bootstrap_interval(many), abs=2e-4)
-    assert mean_interval([0.7, 0.9]) == pytest.approx((0.7, 0.9))
-    assert mean_interval([0.7, math.nan, 0.7]) == (0.7, 0.7)
-    assert all(math.isnan(end) for end in mean_interval([0.7]))
 
 
 def test_effect_interval() -> None:

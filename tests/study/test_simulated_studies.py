@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.study.simulated import CASES, error, simulate
-from ulna.evaluation.metrics import mean_interval
+from ulna.evaluation.intervals import mean_interval
 from ulna.study import statistics
 from ulna.study.ranking import rank_datasets
 from ulna.study.significance import effect_interval, needed_units, signed_rank

@@ -13,7 +13,7 @@ from scipy import stats
 
 from tests.study.simulated import CASES, simulate
 from ulna.errors import UsageError
-from ulna.evaluation.metrics import mean_interval
+from ulna.evaluation.intervals import mean_interval
 from ulna.study.significance import effect_interval, holm, needed_units, rank_biserial
 from ulna.study.statistics import Pair, compare_pairs, describe, paired, per_unit, sentence
 

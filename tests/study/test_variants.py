@@ -8,6 +8,7 @@ from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.profile.cost import count_gmacs
 from ulna.recipe import Fingerprint, Recipe
+from ulna.study import compare as comparing
 from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
 from ulna.system.reading import read_yaml
 
@@ -23,6 +24,22 @@ def facts(size=(96, 96), cases=100, channels=3):
         world_axes=None, unit="px", intensity=[{"min": 0, "max": 255}] * channels, foreground=[], classes=["a", "b"],
     )  # fmt: skip
     return training_data(found)
+
+
+def test_a_study_reckons_with_the_memory_of_its_own_processes(monkeypatch):
+    """Those replace the allocator, and hold nothing of what the process that called `compare` holds."""
+    settled = plan_variants(make_variants(["unet"], {}, [], []), facts(), match=None)
+    monkeypatch.setattr("ulna.planning.memory.allocator_in_use", lambda: "torch")
+    monkeypatch.setattr("ulna.planning.memory.allocator_when_tuned", lambda: "ulna")
+    monkeypatch.setattr("ulna.planning.memory._program", lambda: 1e15)
+    (planned,) = settled.planned
+    here, there = planned.memory.parts, planned.memory_elsewhere.parts
+    assert here["maps of a step"] / there["maps of a step"] == pytest.approx(1.55 / 1.25)
+    room = int(2.1 * sum(there.values()))
+    monkeypatch.setattr("ulna.planning.memory.memory", lambda: room)
+    monkeypatch.setattr("ulna.study.compare.machine_memory", lambda: room)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert comparing._at_once(3, settled) == 2
 
 
 def test_only_the_architecture_differs():

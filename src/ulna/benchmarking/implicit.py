@@ -38,8 +38,8 @@ VARIED: dict[str, tuple[str, tuple[float, ...]]] = {
     "points.alpha": ("alpha, share near a boundary", (0, 0.25, 0.5, 0.75)),
     "points.sigma": ("sigma, voxels", (1, 2.5, 5, 10)),
 }
-SPACING = "inference.mesh_step"
-SPACINGS = (1, 2, 4, 8)
+MESH_STEP = "inference.mesh_step"
+MESH_STEPS = (1, 2, 4, 8)
 COUNT, SIZE = 16, (64, 64, 48)  # of the synthetic volumes
 ROUNDS = 7  # predictions of an image with every mesh, in turn
 WRITTEN = ("data", "study", "bench.json", "curves.png")
@@ -94,7 +94,7 @@ def measure(
     runs = [study.folder / "runs" / MODEL / f"seed{seed}" for seed in range(seeds)]
     rows = [row for field, (_, values) in VARIED.items() for row in _training_rows(study, field, values, own[field])]
     with stoppable(again):
-        rows += _mesh_rows(study, runs, data, own[SPACING])
+        rows += _mesh_rows(study, runs, data, own[MESH_STEP])
     training = from_yaml(Recipe, runs[0] / "recipe.yaml").training
     conditions = {
         **outcome.costs.conditions,
@@ -112,7 +112,7 @@ def measure(
         f"{_many(outcome.cases, f'{outcome.part} case')} of {conditions['data']}{' (made by ulna, not real)' * synthetic}, "
         f"{_many(seeds, 'seed')}, {limit} a training, {conditions['device']}, {_many(conditions['threads'], 'thread')}"
     )
-    names = {field: name for field, (name, _) in VARIED.items()} | {SPACING: "spacing of the mesh, voxels"}
+    names = {field: name for field, (name, _) in VARIED.items()} | {MESH_STEP: "mesh step, voxels"}
     draw_curves(rows, names, out / "curves.png", conditions=said)
     return {
         "conditions": conditions,
@@ -136,7 +136,7 @@ def _own(recipe: Recipe) -> dict[str, float | None]:
         "architecture.head.points.width": recipe.architecture.head.options.get("width"),
         "points.alpha": recipe.points.alpha,
         "points.sigma": recipe.points.sigma,
-        SPACING: recipe.inference.mesh_step,
+        MESH_STEP: recipe.inference.mesh_step,
     }
 
 
@@ -196,45 +196,45 @@ def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None
     dataset = dataset.of_dims(Segmenter.load(runs[0]).plan.spatial_dims)
     wanted = {*(split.test or split.val)}
     cases = [case for case in dataset.cases if case.id in wanted]
-    spacings = sorted({*SPACINGS, *([] if own is None else [int(own)])})
+    steps = sorted({*MESH_STEPS, *([] if own is None else [int(own)])})
     scores: dict[tuple[str, int, str], float] = {}
-    asked = {spacing: PointCounts() for spacing in spacings}
+    asked = {step: PointCounts() for step in steps}
     for seed, run in enumerate(runs):
         segmenters = _on_meshes(Segmenter.load(run), asked)
         for case in track(cases, "predicting on meshes"):
             volume = case.read_image()
-            for spacing, segmenter in segmenters.items():
+            for step, segmenter in segmenters.items():
                 dice = scores_for(segmenter).add(predict_pair(segmenter, case, volume))
-                scores[f"{spacing}", seed, case.id] = dice
+                scores[f"{step}", seed, case.id] = dice
     described = describe(scores, {row.case: row.group for row in study.outcome.rows if row.group})
     case = pick_case(cases)
     volume = case.read_image()
-    segmenters = _on_meshes(Segmenter.load(runs[0]), {spacing: PointCounts() for spacing in spacings})
-    predict = {spacing: segmenter.mask for spacing, segmenter in segmenters.items()}
+    segmenters = _on_meshes(Segmenter.load(runs[0]), {step: PointCounts() for step in steps})
+    predict = {step: segmenter.mask for step, segmenter in segmenters.items()}
     times = time_in_turn(predict, lambda *_: volume, rounds=ROUNDS, warm_up=1)
     return [
         {
-            "field": SPACING,
-            "value": spacing,
-            "base": spacing == own,
-            "dice": _interval(described[f"{spacing}"]),
-            **_counts(described[f"{spacing}"]),
-            "asked": (asked[spacing].mesh + asked[spacing].refined) / asked[spacing].voxels,
-            "prediction_ms": times[spacing].wall_ms[0],
-            "prediction_mb": prediction_mb(runs[0], data, case, f"{SPACING}={spacing}"),
+            "field": MESH_STEP,
+            "value": step,
+            "base": step == own,
+            "dice": _interval(described[f"{step}"]),
+            **_counts(described[f"{step}"]),
+            "asked": (asked[step].mesh + asked[step].refined) / asked[step].voxels,
+            "prediction_ms": times[step].wall_ms[0],
+            "prediction_mb": prediction_mb(runs[0], data, case, f"{MESH_STEP}={step}"),
         }
-        for spacing in spacings
+        for step in steps
     ]
 
 
 def _on_meshes(trained: Segmenter, tallies: Mapping[int, PointCounts]) -> dict[int, Segmenter]:
     """A run's network with meshes of several steps, each counting what it asks."""
     segmenters = {}
-    for spacing, tally in tallies.items():
-        inference = trained.recipe.inference.replaced(mesh_step=spacing)
+    for step, tally in tallies.items():
+        inference = trained.recipe.inference.replaced(mesh_step=step)
         recipe = trained.recipe.replaced(inference=inference)
-        segmenters[spacing] = Segmenter(trained.network, trained.plan, recipe, trained.device)
-        segmenters[spacing].tally = tally
+        segmenters[step] = Segmenter(trained.network, trained.plan, recipe, trained.device)
+        segmenters[step].tally = tally
     return segmenters
 
 

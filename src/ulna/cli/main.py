@@ -22,7 +22,7 @@ from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines
 from ulna.verbs import VERBS, find
 
 EVERYWHERE = ("--quiet", "--json")
-METAVARS = {"set": "KEY=VALUE", "vary": "KEY=V1,V2", "beside": "STUDY", "name": "NAME"}
+METAVARS = {"set": "KEY=VALUE", "vary": "KEY=V1,V2", "beside": "STUDY"}
 RESEARCH_USE = "Research use only; not a medical device."
 
 
@@ -161,16 +161,7 @@ def for_command_line(function: Callable[..., Any], prepare: Callable[[], object]
         hint = hints[parameter.name]
         if parameter.kind is parameter.POSITIONAL_ONLY:
             positional.append((parameter.name, _plain(hint), _several(hint)))
-        if isinstance(hint, types.UnionType):
-            plain = _plain(hint)
-            shown = "TEXT" if plain is str else plain.__name__.upper()
-            if parameter.default is None:
-                hint = Annotated[plain | None, tyro.conf.arg(metavar=shown, help_behavior_hint="")]
-            else:
-                hint = plain
-        elif parameter.name in METAVARS:
-            hint = Annotated[hint, tyro.conf.arg(metavar=METAVARS[parameter.name])]
-        parameters.append(parameter.replace(annotation=hint))
+        parameters.append(parameter.replace(annotation=_annotated(parameter, hint)))
     together = any(several for _, _, several in positional)
     if together:
         metavar = " ".join(f"{n.upper()} [{n.upper()} ...]" if several else n.upper() for n, _, several in positional)
@@ -195,6 +186,25 @@ def for_command_line(function: Callable[..., Any], prepare: Callable[[], object]
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
+
+
+def _annotated(parameter: inspect.Parameter, hint: Any) -> Any:
+    """The hint with what the help shows for a value: the name of a positional, in brackets where it may be left out."""
+    import tyro
+
+    plain, optional = _plain(hint), parameter.default is None
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        name = parameter.name.upper()
+        shown = name if parameter.default is parameter.empty else f"[{name}]"
+    elif parameter.name in METAVARS:
+        shown = METAVARS[parameter.name]
+    elif optional:
+        shown = "TEXT" if plain is str else plain.__name__.upper()
+    else:
+        return plain
+    if optional:
+        return Annotated[plain | None, tyro.conf.arg(metavar=shown, help_behavior_hint="")]
+    return Annotated[plain, tyro.conf.arg(metavar=shown)]
 
 
 def _said(function: Callable[..., Any], name: str) -> str:

@@ -24,7 +24,8 @@ from ulna.data.layout.record import Record
 from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, listed
-from ulna.evaluation.metrics import MEASURES, SOME_CASES, average, interval_note, mean_interval, score_labels
+from ulna.evaluation.intervals import SOME_CASES, interval_note, mean_interval
+from ulna.evaluation.metrics import MEASURES, average, score_labels
 from ulna.recipe import Labels, parse
 from ulna.system.files import cell, write_text
 from ulna.system.outputs import JOURNAL, PREDICT_FILE, check_folder, check_names

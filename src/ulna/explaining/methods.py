@@ -130,8 +130,8 @@ def saliency(
         region: (*S'), bool: the voxels whose logits are summed.
         size: of a window, from `window_size`.
         overlap: of neighbouring windows, 0 to below 1.
-        margins: how often the outermost voxels are repeated before and behind the image along every axis (`framed`); they
-            move the score by all their copies.
+        margins: how often `pad_to_patch` repeats the outermost voxels before and behind the image along every axis; they move
+            the score by all their copies.
 
     Returns:
         (C, *S'), float32, 0 or more; 0 in the margins.

@@ -71,7 +71,8 @@ class Result:
 
 
 class Segmenter:
-    """A trained network with the plan and the recipe that it needs; predicts with a folded copy of the network.
+    """A trained network with the plan and the recipe that it needs; predicts with a copy of the network in which
+    batch norm is fused.
 
     The copy is made at the first prediction: load other weights into a new segmenter.
 
@@ -198,7 +199,7 @@ class Segmenter:
     def slabs(self, volume: Volume) -> Slabs:
         """The probabilities in slabs, computed as they are asked for; see `predict_slabs`."""
         return predict_slabs(
-            self._folded,
+            self._fused,
             self.plan,
             prepare(volume, self.plan),
             settings=self.recipe.inference,
@@ -212,7 +213,7 @@ class Segmenter:
         return maps_per_voxel(self.network, self.plan, bf16=self.precision == "bf16")
 
     @cached_property
-    def _folded(self) -> Network:
+    def _fused(self) -> Network:
         return fuse_batchnorm(self.network)
 
 

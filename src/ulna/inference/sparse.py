@@ -1,7 +1,7 @@
 """Prediction in three stages for heads that read points: a coarse mesh, the cells on a boundary, the voxels of those.
 
 Most of an image lies far from any boundary, where the coarse answer is the fine one. A structure that the mesh steps over,
-smaller than its spacing, is not found.
+smaller than its step, is not found.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def by_stages(
     Args:
         network: with a head that reads points.
         windows: the image's windows.
-        settings: spacing of the mesh and threshold.
+        settings: step of the mesh and threshold.
         multilabel: every map has a label of its own.
         tally: what was asked is added to it.
 

@@ -8,6 +8,7 @@ import platform
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,12 +44,8 @@ def tune_memory() -> bool:
         >>> ulna.tune_memory()                                               # doctest: +SKIP
         True
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        log.debug("this C library has no mallopt; freed memory goes back to the system")
+    mallopt = _mallopt()
+    if mallopt is None:
         return False
     kept = all([mallopt(_MMAP_THRESHOLD, _LARGEST), mallopt(_TRIM_THRESHOLD, 2 * _LARGEST - 1)])
     allocator = library("allocator", with_torch=True)
@@ -62,6 +59,24 @@ def tune_memory() -> bool:
 def allocator_in_use() -> str:
     """Where tensors on a CPU get their memory: "torch" (its default), "glibc" (which keeps what is freed), or "ulna"."""
     return _state[-1] if _state else "torch"
+
+
+def allocator_when_tuned() -> str:
+    """The same of a process that has called `tune_memory`, such as a training of a study; this one stays as it is."""
+    if _mallopt() is None:
+        return "torch"
+    return "glibc" if library("allocator", with_torch=True) is None else "ulna"
+
+
+def _mallopt() -> Any:
+    """What sets how glibc keeps freed memory; None with another C library."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        return ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        log.debug("this C library has no mallopt; freed memory goes back to the system")
+        return None
 
 
 def peak_memory_mb() -> float:

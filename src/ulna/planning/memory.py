@@ -15,7 +15,7 @@ from ulna.data.pipeline.points import count_points
 from ulna.data.pipeline.preprocess import grid_of
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
-from ulna.kernels.allocator import allocator_in_use
+from ulna.kernels.allocator import allocator_in_use, allocator_when_tuned
 from ulna.networks.network import Network
 from ulna.networks.profile.memory import peak_bytes
 from ulna.recipe import Plan, Recipe
@@ -26,7 +26,7 @@ from ulna.recipe import Plan, Recipe
 OVERHEAD = {"ulna": 1.25, "torch": 1.55, "glibc": 1.95}
 # Random transforms are loaded at the first step
 LIBRARIES = 60 * 10**6
-# Python and its libraries, where the system does not tell
+# Python and its libraries, where the system does not tell, and of a process that has yet to begin
 PROGRAM = 500 * 10**6
 # Points that a head which reads points is asked for at once
 MESH_POINTS = 32 * 1024
@@ -72,7 +72,9 @@ def gpu_memory() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool, cases: int) -> MemoryEstimate:
+def training_memory(
+    network: Network, plan: Plan, recipe: Recipe, *, bf16: bool, cases: int, elsewhere: bool = False
+) -> MemoryEstimate:
     """A training: the maps of a step, the weights with gradients and moments, and the cases that are kept.
 
     Args:
@@ -81,6 +83,7 @@ def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool,
         recipe: its points, optimiser and workers.
         bf16: maps are kept in bfloat16.
         cases: training and validation cases; a quarter of the memory holds them at most.
+        elsewhere: in a process of its own, as a study trains: with its allocator, and without what this one holds.
     """
     points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
     maps = peak_bytes(network, plan.patch, batch=plan.batch, training=True, bf16=bf16, points=points)
@@ -88,10 +91,10 @@ def training_memory(network: Network, plan: Plan, recipe: Recipe, *, bf16: bool,
     held = _image_bytes(plan.fingerprint.size.median, plan) * cases
     return MemoryEstimate(
         {
-            "maps of a step": _overhead() * maps,
+            "maps of a step": _overhead(elsewhere) * maps,
             "weights, gradients and moments": (2 + moments) * _weight_bytes(network),
             "cases kept": min(held, 2 * memory() / 4),
-            "program": _program() + LIBRARIES,
+            "program": (PROGRAM if elsewhere else _program()) + LIBRARIES,
         }
     )
 
@@ -134,9 +137,11 @@ def maps_per_voxel(network: Network, plan: Plan, *, bf16: bool) -> float:
     return peak_bytes(network, plan.patch, training=False, bf16=bf16, points=points) / voxels
 
 
-def _overhead() -> float:
-    """`OVERHEAD` with the allocator of this process; a GPU has one of torch's own, which keeps what is freed."""
-    return OVERHEAD["ulna" if torch.cuda.is_available() else allocator_in_use()]
+def _overhead(elsewhere: bool = False) -> float:
+    """`OVERHEAD` with the allocator of the process; a GPU has one of torch's own, which keeps what is freed."""
+    if torch.cuda.is_available():
+        return OVERHEAD["ulna"]
+    return OVERHEAD[allocator_when_tuned() if elsewhere else allocator_in_use()]
 
 
 def _image_bytes(size: Sequence[float], plan: Plan) -> float:

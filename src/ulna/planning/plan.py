@@ -116,10 +116,18 @@ class Planned:
 
     @cached_property
     def memory(self) -> MemoryEstimate:
-        """What the training takes at its peak."""
+        """What the training takes at its peak, in this process."""
+        return self._memory(elsewhere=False)
+
+    @cached_property
+    def memory_elsewhere(self) -> MemoryEstimate:
+        """The same in a process of its own, as a study trains."""
+        return self._memory(elsewhere=True)
+
+    def _memory(self, *, elsewhere: bool) -> MemoryEstimate:
         bf16 = choose_precision(self.recipe.training.precision, default_device()) == "bf16"
         cases = len(self.split.train) + len(self.split.val)
-        return training_memory(self.network, self.plan, self.recipe, bf16=bf16, cases=cases)
+        return training_memory(self.network, self.plan, self.recipe, bf16=bf16, cases=cases, elsewhere=elsewhere)
 
 
 def plan_training(

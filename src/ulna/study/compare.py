@@ -17,7 +17,7 @@ from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.quality.check import Report, check_dataset
-from ulna.errors import PartialFailure, UsageError, printable
+from ulna.errors import PartialFailure, UsageError, brief, printable
 from ulna.planning.memory import ON_THE_GPU, gpu_memory
 from ulna.planning.plan import training_data
 from ulna.recipe import PLAN_FORMAT, Recipe, Split, parse, stated
@@ -245,10 +245,18 @@ def _stored(out: Path) -> dict[str, Any] | None:
         return None
     try:
         values = read_json_object(path)
-        names = ("data", "splits", "folds", "match", "plan", "recipes", "architectures")
-        return {"format": values.get("format", 1), **{name: values[name] for name in names}}
-    except KeyError as error:
-        raise UsageError(f"{path}: damaged ({error}); restore it, or choose another --out") from None
+        shared = values["plan"]
+        checked = {
+            "format": int(values.get("format", 1)),
+            "plan": {"patch": [int(side) for side in shared["patch"]], "batch": int(shared["batch"])},
+            "recipes": {name: str(text) for name, text in values["recipes"].items()},
+            "architectures": {name: dict(fields) for name, fields in values["architectures"].items()},
+        }
+        return {**checked, **{name: values[name] for name in ("data", "splits", "folds", "match")}}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{path}: damaged ({brief(str(error))}); restore it, or choose another --out") from None
 
 
 def _check_format(folder: Path, stored: Mapping[str, Any] | None, remedy: str) -> None:
@@ -296,7 +304,7 @@ def _first_difference(before: Any, now: Any) -> str:
 
 def _at_once(wanted: int, settled: Settled) -> int:
     """As many trainings at once as are wanted and as the memory holds."""
-    needs = [planned.memory for planned in settled.planned]
+    needs = [planned.memory_elsewhere for planned in settled.planned]
     for variant, need in zip(settled.variants, needs, strict=True):
         need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
     fit = max(1, int(machine_memory() / max(need.total for need in needs)))

@@ -20,7 +20,7 @@ from ulna.system.files import write_text
 from ulna.system.outputs import make_folder
 from ulna.system.progress import bar
 from ulna.system.reading import read_json_object
-from ulna.system.signals import on_first_signal
+from ulna.system.signals import Stopped, on_first_signal
 
 log = logging.getLogger(__name__)
 
@@ -192,17 +192,13 @@ def stoppable(resume_command: str) -> Iterator[None]:
     """
 
     def stop(number: int) -> None:
-        raise _Stopped(number)
+        raise Stopped(number)
 
     try:
         with on_first_signal(stop):
             yield
-    except _Stopped as stopped:
-        raise Interrupted(stopped.args[0], resume_command) from None
-
-
-class _Stopped(BaseException):
-    """A signal: no fault of an image that is being read, which `except Exception` would make of it."""
+    except Stopped as stopped:
+        raise Interrupted(stopped.number, resume_command) from None
 
 
 @contextlib.contextmanager

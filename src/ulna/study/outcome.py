@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.errors import UsageError
-from ulna.evaluation.metrics import interval_note
+from ulna.evaluation.intervals import interval_note
 from ulna.study import statistics
 from ulna.study.costs import Costs
 from ulna.study.jobs import Job

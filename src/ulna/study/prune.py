@@ -67,8 +67,8 @@ MEASURED_AS = {
     "each round begins with another level",
     "cpu_p50_ms, cpu_p95_ms": "time of all the process's threads on the CPU, for the same predictions",
     "gmacs": "billions of multiply-accumulates for one image of the plan's patch",
-    "memory_mb": "forecast, in MiB, of what predicting the largest of these images adds to the program at its peak: maps, "
-    "image, result and the weights with their folded copy",
+    "memory_mb": "estimate, in MiB, of what predicting the largest of these images adds to the program at its peak: maps, "
+    "image, result and the weights, also those with fused batch norm",
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ulna.errors import UsageError
-from ulna.evaluation.metrics import mean_interval
+from ulna.evaluation.intervals import mean_interval
 from ulna.study.ranking import Ranking, rank_datasets
 from ulna.study.significance import (
     effect_interval,
@@ -163,7 +163,7 @@ def describe(scores: Scores, groups: Mapping[str, str]) -> dict[str, Description
     Raises:
         UsageError: as in `per_unit`.
 
-    The interval is `ulna.evaluation.metrics.mean_interval`, as in every table.
+    The interval is `ulna.evaluation.intervals.mean_interval`, as in every table.
     """
     models, _, table = per_unit(scores, groups)
     _, cases, cube = _cube(scores)
@@ -215,7 +215,7 @@ def compare_pairs(
         UsageError: if the table does not fit the models, a score is missing, or a number is out of its range.
 
     By `signed_rank`, `equivalence`, `holm`, `rank_biserial` of `ulna.study.significance`; `mean_interval` of
-    `ulna.evaluation.metrics`.
+    `ulna.evaluation.intervals`.
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or len(table) != len(models) or not table.size:

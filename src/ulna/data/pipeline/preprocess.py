@@ -29,7 +29,7 @@ class Prepared(NamedTuple):
     Args:
         image: (C, *S'), float32, normalised.
         size: *S of the volume it came from, turned as the network sees it.
-        margins: what `framed` put before and behind the image along every axis of S'; empty for nothing.
+        margins: what `pad_to_patch` put before and behind the image along every axis of S'; empty for nothing.
         turn: how the volume was turned.
         step: of the grid, in voxels of the volume along the turned axes; None where both cover one field of view: the
             volume's own grid, or that of a plan of format 1.

@@ -48,7 +48,7 @@ class CaseStats:
         foreground: the same over all labelled pixels or voxels; empty where there are none.
         foreground_values: (C, n), up to 1000 foreground values of every channel, evenly spread.
         digest: of shape, type and values of the image, hexadecimal sha256.
-        look: what the image looks like on a small grid, see `ulna.data.quality.similarity`.
+        thumbnail: the image on a small grid, see `ulna.data.quality.similarity`.
         palette: class -> the colour in which a palette of the label map draws it.
         problems: what is wrong.
         notes: what the reader changed or passed over.
@@ -87,7 +87,7 @@ class CaseStats:
         return bool(self.image) and math.prod(self.size) > 1 and all(one.min == one.max for one in self.image)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the foreground values and the look are left out."""
+        """Plain values; the foreground values and the thumbnail are left out."""
         values = asdict(self)
         del values["foreground_values"], values["thumbnail"]
         values["problems"] = [problem._asdict() for problem in self.problems]
