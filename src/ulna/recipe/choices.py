@@ -46,10 +46,13 @@ class Augmentation(Frozen):
 
     flip: Probability = 0.5  # per axis
     quarter_turn: Probability = 0.75  # 2D, or the two axes of equal spacing in 3D
-    affine: Probability = 0.2
+    affine: Probability = 0.2  # of the next four together, in mm
     degrees: float = Field(default=15.0, ge=0, le=180)
-    scale: float = Field(default=0.15, ge=0, lt=1)  # 0.85 to 1.15
+    scale: float = Field(default=0.15, ge=0, lt=1)  # 0.85 to 1.15, the same along every axis
     shear: float = Field(default=0.0, ge=0, le=45)  # degrees, of the first two spatial axes
+    # a smooth deformation: standard deviation of the displacements, in mm (of images without, in pixels), that are drawn at 3
+    # points along every axis of a patch
+    elastic: float = Field(default=0.0, ge=0)
     intensity: Probability = 0.3  # brightness and contrast
     gamma: Probability = 0.15
     noise: Probability = 0.1
@@ -74,7 +77,7 @@ class Training(Frozen):
     channels_last: bool = True  # in 3D only where native kernels read maps so: elsewhere it is slower
     # compute maps within a node again in the backward pass: less memory, more time
     activation_checkpointing: bool = False
-    workers: int | None = Field(default=None, ge=0)  # None: 0 on a CPU, which computes anyway
+    workers: int | None = Field(default=None, ge=0)  # threads that draw and read ahead; None: 0 on a CPU, 4 with a GPU
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 
 

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from ulna.data.pipeline.augment import Augment
+from ulna.data.pipeline.patches import Structures
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.inference.segmenter import network_for
 from ulna.inference.sliding import window_starts
 from ulna.planning.plan import Planned
 from ulna.recipe import Plan
-from ulna.system.device import default_device, device_name
+from ulna.system.device import device_name
 from ulna.system.progress import bar
 from ulna.training.loop import Loop
-from ulna.training.samples import PreparedCases, Samples, worker_count
+from ulna.training.samples import PreparedCases, Samples
 from ulna.training.stopping import Stop
 
 STEPS = 6  # timed at most; the first warms up, where there is time for another
@@ -77,12 +77,21 @@ class MadeCases(PreparedCases):
         self._count = count
         image = torch.randn(plan.in_channels, *plan.patch, generator=torch.Generator().manual_seed(0))
         self._case = Prepared(image, plan.patch), made_labels(plan)
+        self._where = Structures(self._case[1], plan.spatial_dims)
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> tuple[Prepared, Tensor]:
         return self._case
+
+    def keeps(self, index: int) -> bool:
+        """All are the one that is there."""
+        return True
+
+    def structures(self, index: int) -> Structures:
+        """The same in all."""
+        return self._where
 
 
 def made_labels(plan: Plan) -> Tensor:
@@ -111,23 +120,18 @@ def time_training(planned: Planned) -> Timing:
         samples = Samples(cases, augment=augment, foreground=recipe.training.foreground, seed=recipe.training.seed)
         network = network_for(recipe, plan)
         loop = Loop(network, plan, recipe, val=MadeCases(plan, 1), samples=samples, folder=Path(), stop=Stop(""))
-        keys = next(iter(loop.batches))
-        workers = worker_count(recipe.training.workers, default_device().type)
+        batches = itertools.chain.from_iterable(itertools.repeat(loop.feed))
 
-        def step(number: int) -> tuple[float, float]:
-            sampled_s, (images, labels) = _timed(lambda: default_collate([samples[key] for key in keys]))
-            computed_s, _ = _timed(lambda: loop._step(images, labels, number))
-            return sampled_s, computed_s
+        def step(number: int) -> None:
+            loop._step(*next(batches), number)
 
         loop.network.train()
-        made = _several(step, "timing steps")
-        sampled, computed = (median(times) for times in zip(*made, strict=True))
+        step_s = median(_several(lambda number: _timed(lambda: step(number))[0], "timing steps"))
         validated = median(_several(lambda number: _timed(loop.validate)[0], "timing a validation"))
     return Timing(
         device=device_name(),
         threads=None if torch.cuda.is_available() else torch.get_num_threads(),
-        # processes that make samples work beside the steps
-        step_s=max(computed, sampled / workers) if workers else computed + sampled,
+        step_s=step_s,
         validation_s=validated * windows(planned) * len(planned.split.val),
         steps=loop.batches.steps,
         epochs=recipe.training.epochs,

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ulna.blocks import nd
 from ulna.data.pipeline.points import count_points, sample_points
@@ -41,8 +40,9 @@ from ulna.training.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
+from ulna.training.feed import Feed, thread_count
 from ulna.training.reproducing import environment, restore_environment
-from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
+from ulna.training.samples import Batches, PreparedCases, Samples
 from ulna.training.stopping import Stop
 
 log = logging.getLogger(__name__)
@@ -141,14 +141,7 @@ class Loop:
         self.val, self.samples = val, samples
         count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
-        workers = worker_count(recipe.training.workers, device)
-        self.loader = DataLoader(
-            samples,
-            batch_sampler=self.batches,  # type: ignore[arg-type]
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            generator=torch.Generator(),  # else it would draw from the stream that dropout draws from
-        )
+        self.feed = Feed(samples, self.batches, self.fabric.device, thread_count(recipe.training.workers, device))
         self.state = State()
         self._saved_at = time.perf_counter()
         self._said_empty = False
@@ -245,9 +238,9 @@ class Loop:
         return {key: float(np.mean(values)) if values else 1.0 for key, values in known.items()}
 
     def _read_cases(self) -> None:
-        kept = [self.val] if self.loader.num_workers else [self.val, self.samples.cases]  # workers keep their own
+        kept = [self.val, self.samples.cases]
         with bar("reading cases", sum(map(len, kept))) as advance:
-            for _ in itertools.chain.from_iterable(cases.fill() for cases in kept):
+            for _ in itertools.chain.from_iterable(cases.fill(self.feed.threads) for cases in kept):
                 self.stop.check(self._save)
                 advance()
 
@@ -257,7 +250,7 @@ class Loop:
         self.batches.epoch, self.batches.first_step = state.epoch, state.step
         with bar(f"epoch {state.epoch + 1}/{self.recipe.training.epochs}", steps) as advance:
             advance(state.step)
-            for images, labels in self.loader:
+            for images, labels in self.feed:
                 self._set_lr(state.step / steps)
                 state.losses.append(self._step(images, labels, state.step))
                 state.step += 1

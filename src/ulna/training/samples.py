@@ -1,60 +1,90 @@
-"""The samples of a training: prepared cases, kept in memory where they fit, cut and changed by their own random stream."""
+"""The samples of a training: prepared cases, kept in memory where they fit, and random samples of them."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 
 from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
-from ulna.data.pipeline.augment import Augment
-from ulna.data.pipeline.patches import crop_patch, epoch_order, sample_stream
+from ulna.data.pipeline.augment import Augment, Draw, Piece
+from ulna.data.pipeline.augment.transfer import send
+from ulna.data.pipeline.patches import Structures, epoch_order, place_patch, sample_stream
 from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
 from ulna.recipe import Plan
+from ulna.training.ahead import ahead
+
+Key = tuple[int, int, int]  # epoch, number of the sample in it, case
 
 
 class PreparedCases:
-    """Cases as the network sees them; read once, and kept while they fit into a share of the memory.
+    """Cases as the network sees them; read once, and kept while they fit: on a GPU, then in memory.
 
     Args:
         cases: labelled cases.
         plan: how to prepare them.
         on_grid: references on the plan's grid, as training wants them; else on that of the file, as validation does.
-        keep_bytes: how much may be kept; None is a quarter of what is free now.
-        copies: processes that keep cases of their own, and share that memory.
+        keep_bytes: how much may be kept in memory; None is a quarter of what is free now.
+        device: where `fill` keeps cases first.
+        device_bytes: how much may be kept there.
     """
 
     def __init__(
-        self, cases: Sequence[Case], plan: Plan, *, on_grid: bool = True, keep_bytes: int | None = None, copies: int = 1
+        self,
+        cases: Sequence[Case],
+        plan: Plan,
+        *,
+        on_grid: bool = True,
+        keep_bytes: int | None = None,
+        device: torch.device | None = None,
+        device_bytes: int = 0,
     ) -> None:
         self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
         self._kept: dict[int, tuple[Prepared, Tensor]] = {}
-        self._room = (_free_memory() // 4 if keep_bytes is None else keep_bytes) // max(1, copies)
+        self._structures: dict[int, Structures] = {}
+        self._room = _free_memory() // 4 if keep_bytes is None else keep_bytes
+        self._device, self._device_room = device, device_bytes
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.cases)
 
-    def fill(self) -> Iterator[int]:
-        """Read the cases that fit into memory, one a step; their numbers.
+    def fill(self, threads: int = 0) -> Iterator[int]:
+        """Read the cases that fit, one a step; their numbers.
 
         Ahead of the first training step: read between steps, each would break up a gap that a map needs again.
         """
-        for index in range(len(self.cases)):
-            self[index]
-            if index not in self._kept:
+        numbers = range(len(self))
+        for index, case in zip(numbers, ahead(self._read, numbers, threads), strict=True):
+            self._keep(index, case, on_device=True)
+            if not self.keeps(index):
                 return
             yield index
 
+    def keeps(self, index: int) -> bool:
+        """Whether a case lies ready."""
+        return index in self._kept
+
+    def structures(self, index: int) -> Structures:
+        """Where the structures of a case lie, which was asked for before."""
+        return self._structures[index]
+
     def __getitem__(self, index: int) -> tuple[Prepared, Tensor]:
         """The image on the plan's grid and its reference: (C, *S'), and (*S') or (K, *S') (without `on_grid`: S)."""
+        case = self._read(index)
+        self._keep(index, case)
+        return case
+
+    def _read(self, index: int) -> tuple[Prepared, Tensor]:
         if index in self._kept:
             return self._kept[index]
         with within_memory(self.cases[index].images[0]):
@@ -65,31 +95,59 @@ class PreparedCases:
         volume = case.read_image()
         prepared = prepare(volume, self.plan)
         reference = encode_labels(case.read_labels(), self.plan.labels)
-        if self.on_grid:
-            labels = prepare_labels(reference, volume, self.plan)
-        else:
-            labels = torch.from_numpy(np.ascontiguousarray(reference))
-        size = prepared.image.nbytes + labels.nbytes
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = (prepared, labels)
+        if not self.on_grid:
+            return prepared, torch.from_numpy(np.ascontiguousarray(reference))
+        labels = prepare_labels(reference, volume, self.plan)
+        if index not in self._structures:
+            self._structures[index] = Structures(labels, self.plan.spatial_dims)
         return prepared, labels
 
+    def _keep(self, index: int, case: tuple[Prepared, Tensor], *, on_device: bool = False) -> None:
+        """Keep a case where it fits; several threads may read, and offer the same one."""
+        prepared, labels = case
+        size = prepared.image.nbytes + labels.nbytes
+        with self._lock:
+            if self.keeps(index):
+                return
+            if on_device and self._device is not None and size <= self._device_room:
+                self._device_room -= size
+                image = prepared.image.to(self._device)
+                self._kept[index] = prepared._replace(image=image), labels.to(self._device)
+            elif size <= self._room:
+                self._room -= size
+                self._kept[index] = case
 
-class Samples(TorchDataset):
-    """Random patches; asked for by (epoch, number of the sample, case), so that each draws from its own stream."""
 
-    def __init__(self, cases: PreparedCases, *, augment: Augment | None, foreground: float, seed: int) -> None:
+class Sample(NamedTuple):
+    """One sample that is yet to be made: what it is taken from, and what happens to it."""
+
+    piece: Piece
+    draw: Draw
+
+
+class Samples:
+    """Random samples of cases, each drawn from its own stream: by seed, epoch and number."""
+
+    def __init__(self, cases: PreparedCases, *, augment: Augment, foreground: float, seed: int) -> None:
         self.cases, self.augment, self.foreground, self.seed = cases, augment, foreground, seed
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    def draw(self, key: Key) -> Sample:
+        """Where a sample is taken from and what happens to it; reads its case where that is not kept."""
         epoch, number, case = key
-        generator = sample_stream(self.seed, epoch, number)
+        stream = sample_stream(self.seed, epoch, number)
         prepared, labels = self.cases[case]
-        image, labels = crop_patch(
-            prepared.image, labels, self.cases.plan.patch, foreground=self.foreground, generator=generator
+        start = place_patch(
+            self.cases.structures(case), self.cases.plan.patch, foreground=self.foreground, generator=stream
         )
-        return (image, labels) if self.augment is None else self.augment(image, labels, generator)
+        draw = self.augment.draw(stream)
+        piece = self.augment.cut(prepared.image, labels, start, draw)
+        # a view would hold a case that nobody keeps until its batch is made
+        return Sample(piece if self.cases.keeps(case) else piece.map(torch.clone), draw)
+
+    def make(self, drawn: Sequence[Sample], device: torch.device) -> tuple[Tensor, Tensor]:
+        """A batch on a device: (N, C, *patch), and (N, *patch) or (N, K, *patch)."""
+        pieces = [sample.piece.map(lambda tensor: send(tensor, device)) for sample in drawn]
+        return self.augment.apply(pieces, [sample.draw for sample in drawn])
 
 
 class Batches:
@@ -103,18 +161,23 @@ class Batches:
     def __len__(self) -> int:
         return self.steps - self.first_step
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         order = epoch_order(self.cases, self.steps * self.batch, seed=self.seed, epoch=self.epoch)
         keys = [(self.epoch, number, case) for number, case in enumerate(order)]
         for step in range(self.first_step, self.steps):
             yield keys[step * self.batch : (step + 1) * self.batch]
 
 
-def worker_count(wanted: int | None, device: str) -> int:
-    """Processes that load samples: none beside a CPU, which computes anyway; four beside a GPU."""
-    if wanted is not None:
-        return wanted
-    return 0 if device == "cpu" else 4
+def device_room(held: float) -> int:
+    """Bytes of the GPU that may keep cases: half of what is free beside a step of the training; none without a GPU.
+
+    Args:
+        held: bytes of the GPU that a step will hold.
+    """
+    if not torch.cuda.is_available():
+        return 0
+    free, _ = torch.cuda.mem_get_info()
+    return max(0, int(free - held)) // 2
 
 
 def _free_memory() -> int:

@@ -22,6 +22,7 @@ from ulna.inference.segmenter import network_for, read_split
 from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.fitting import check_plan, other_cases, recipe_of
+from ulna.planning.memory import ON_THE_GPU
 from ulna.planning.plan import Planned, plan_training, planned_by, read_training_data
 from ulna.recipe import (
     PLAN_FORMAT,
@@ -38,7 +39,7 @@ from ulna.system.progress import Lines
 from ulna.training.checkpoint import METRICS
 from ulna.training.loop import CHECKPOINTS, Loop, State, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
-from ulna.training.samples import PreparedCases, Samples, worker_count
+from ulna.training.samples import PreparedCases, Samples, device_room
 from ulna.training.stopping import Stop
 from ulna.training.summary import final_part, summarise
 
@@ -244,8 +245,10 @@ def _train(
         choose_precision(recipe.training.precision, default_device()),
         len(split.train), len(split.val), len(split.test), recipe.training.seed,
     )  # fmt: skip
-    workers = worker_count(recipe.training.workers, default_device().type)
-    train_cases = PreparedCases(dataset.cases_of(split.train), plan, copies=workers)
+    held = sum(size for name, size in planned.memory.parts.items() if name in ON_THE_GPU)
+    train_cases = PreparedCases(
+        dataset.cases_of(split.train), plan, device=default_device(), device_bytes=device_room(held)
+    )
     samples = Samples(
         train_cases,
         augment=Augment(recipe.augmentation, plan),

@@ -2,12 +2,19 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.pipeline.augment.nothing import only
 from tests.plans import make
-from ulna.data.pipeline.augment import Augment
-from ulna.data.pipeline.patches import crop_patch, epoch_order, sample_stream
-from ulna.recipe import Augmentation
+from ulna.data.pipeline.augment import Augment, Draw
+from ulna.data.pipeline.patches import Structures, epoch_order, place_patch, sample_stream
 
-NOTHING = dict.fromkeys(("flip", "quarter_turn", "affine", "intensity", "gamma", "noise", "blur"), 0.0)
+
+def crop_patch(image, labels, patch, *, foreground, generator):
+    """One random patch as it is: placed, and cut."""
+    dims = len(patch)
+    start = place_patch(Structures(labels, dims), patch, foreground=foreground, generator=generator)
+    augment = Augment(only(), make(spatial_dims=dims, patch=patch))
+    (cut,), (maps,) = augment.apply([augment.cut(image, labels, start, Draw())], [Draw()])
+    return cut, maps
 
 
 def test_a_sample_draws_the_same_numbers_whatever_ran_before():
@@ -85,63 +92,30 @@ def test_images_smaller_than_the_patch_are_padded_with_their_border():
     assert torch.equal(b[4], labels[2])
 
 
-def test_flips_and_turns_move_image_and_labels_together_along_allowed_axes_only():
-    image, labels = picture((8, 8))
-    flip = Augment(Augmentation(**{**NOTHING, "flip": 1.0}), make(mirror_axes=(1,), turn_axes=None))
-    a, b = flip(image, labels, np.random.default_rng(0))
-    assert torch.equal(b, labels.flip(1))
-    assert torch.equal(a[0], b.float())
-    turn = Augment(Augmentation(**{**NOTHING, "quarter_turn": 1.0}), make(mirror_axes=()))
-    a, b = turn(image, labels, np.random.default_rng(0))
-    assert any(torch.equal(b, torch.rot90(labels, k, (0, 1))) for k in (1, 2, 3))
-    assert torch.equal(a[0], b.float())
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_structures_hold_every_voxel_once(overlapping):
+    labels = torch.randint(0, 4, (5, 6, 7), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    maps = torch.stack([labels == 1, labels > 1]).byte() if overlapping else labels
+    structures = Structures(maps, 3)
+    masks = list(maps > 0) if overlapping else [labels == value for value in (1, 2, 3)]
+
+    class Numbers:
+        """In place of a generator: these numbers, one after the other."""
+
+        def __init__(self, *numbers):
+            self.numbers = list(numbers)
+
+        def integers(self, below):
+            assert self.numbers[0] < below
+            return self.numbers.pop(0)
+
+    for which, mask in enumerate(masks):
+        found = [structures.random_voxel(Numbers(which, number)) for number in range(int(mask.sum()))]
+        assert found == [tuple(voxel) for voxel in mask.nonzero().tolist()]
 
 
-def test_rotation_and_scaling_move_image_and_labels_together():
-    labels = torch.zeros(64, 64, dtype=torch.uint8)
-    labels[20:40, 25:50] = 1
-    augment = Augment(Augmentation(**{**NOTHING, "affine": 1.0, "degrees": 30}), make())
-    a, b = augment(labels[None].float(), labels, np.random.default_rng(4))
-    assert b.dtype == torch.uint8
-    assert set(b.unique().tolist()) == {0, 1}
-    assert not torch.equal(b, labels)
-    assert (((a[0] > 0.5) == (b > 0)).float().mean()) > 0.98
-
-
-def test_shear_slides_rows_along_by_at_most_its_angle():
-    size, wide = (64, 96), torch.arange(64.0)[:, None].expand(64, 96)
-    augment = Augment(Augmentation(**{**NOTHING, "affine": 1.0, "degrees": 0, "scale": 0, "shear": 10}), make())
-    labels = torch.zeros(size, dtype=torch.uint8)
-    labels[20:40, 30:60] = 1
-    slopes = []
-    for seed in range(20):
-        columns, _ = augment(torch.arange(96.0).expand(1, *size).clone(), labels, np.random.default_rng(seed))
-        torch.testing.assert_close(columns[0], torch.arange(96.0).expand(size), atol=1e-3, rtol=0)  # no column moves
-        rows, _ = augment(wide[None].clone(), labels, np.random.default_rng(seed))
-        inside = rows[0, 32]  # the rest may hold a border
-        slopes.append(float(inside[60] - inside[40]) / 20)
-        moved, masks = augment(labels[None].float(), labels, np.random.default_rng(seed))
-        assert ((moved[0] > 0.5) == (masks > 0)).float().mean() > 0.98
-    most = np.tan(np.deg2rad(10))
-    assert max(slopes) > most / 2
-    assert min(slopes) < -most / 2
-    assert max(map(abs, slopes)) < most + 1e-3
-
-
-def test_intensity_changes_leave_labels_alone_and_repeat_by_seed():
-    image, labels = torch.randn(1, 16, 16), torch.randint(0, 2, (16, 16), dtype=torch.uint8)
-    every = Augment(Augmentation(**{**NOTHING, "intensity": 1.0, "gamma": 1.0, "noise": 1.0, "blur": 1.0}), make())
-    a, b = every(image, labels, np.random.default_rng(7))
-    assert torch.equal(b, labels)
-    assert not torch.equal(a, image)
-    again, _ = every(image, labels, np.random.default_rng(7))
-    assert torch.equal(a, again)
-
-
-def test_volumes_and_overlapping_classes_are_changed_too():
-    augment = Augment(Augmentation(), make(spatial_dims=3))
-    image, labels = torch.randn(1, 8, 8, 8), torch.randint(0, 2, (2, 8, 8, 8), dtype=torch.uint8)
-    for seed in range(6):
-        a, b = augment(image, labels, np.random.default_rng(seed))
-        assert a.shape == image.shape
-        assert b.shape == labels.shape
+def test_without_a_structure_patches_lie_anywhere():
+    structures = Structures(torch.zeros(9, 9, dtype=torch.uint8), 2)
+    assert structures.random_voxel(np.random.default_rng(0)) is None
+    starts = {place_patch(structures, (8, 8), foreground=1.0, generator=np.random.default_rng(s)) for s in range(40)}
+    assert starts == {(0, 0), (0, 1), (1, 0), (1, 1)}

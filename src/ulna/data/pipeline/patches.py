@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ulna.data.pipeline.preprocess import extend, margins
+from ulna.data.pipeline.preprocess import margins
 
 
 def sample_stream(seed: int, epoch: int, sample: int) -> np.random.Generator:
-    """The random stream of one training sample: the same numbers whatever ran before it, in whichever process.
+    """The random stream of one training sample: the same numbers whatever ran before it, wherever.
 
-    So workers do not matter, and a training that was stopped can go on exactly.
+    So threads do not matter, and a training that was stopped can go on exactly.
     """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, sample])))
 
@@ -28,46 +27,59 @@ def epoch_order(cases: int, count: int, *, seed: int, epoch: int) -> list[int]:
     return [int(case) for _ in range(rounds) for case in stream.permutation(cases)][:count]
 
 
-def crop_patch(
-    image: Tensor, labels: Tensor, patch: Sequence[int], *, foreground: float, generator: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """One random patch of an image and its labels.
+class Structures:
+    """Where the structures of a label map lie: as runs of voxels in the order of memory, so that none is searched again.
 
-    With probability `foreground` the patch is placed to hold a random voxel of a random class that is present, at a
-    random place within the patch; else anywhere. Axes shorter than the patch are padded by repeating the border.
-
-    Shape:
-        (C, *S), (*S) or (K, *S) -> (C, *patch), (*patch) or (K, *patch)
+    Args:
+        labels: (*S) or (K, *S).
+        dims: spatial dimensions.
     """
-    image, labels = _pad(image, labels, patch)
-    size = image.shape[1:]
-    room = [n - p for n, p in zip(size, patch, strict=True)]
+
+    def __init__(self, labels: Tensor, dims: int) -> None:
+        overlapping = labels.ndim > dims
+        self.size = tuple(labels.shape[-dims:])
+        self._runs: list[
+            tuple[NDArray[np.int64], NDArray[np.int64]]
+        ] = []  # first voxels, and how many up to their ends
+        for one in labels.ne(0) if overlapping else [labels]:
+            flat = one.cpu().numpy().reshape(-1)
+            first = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+            lengths, values = np.diff(first, append=len(flat)), flat[first]
+            for value in np.unique(values[values > 0]):
+                chosen = values == value
+                self._runs.append((first[chosen], lengths[chosen].cumsum()))
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return sum(first.nbytes + ends.nbytes for first, ends in self._runs)
+
+    def random_voxel(self, generator: np.random.Generator) -> tuple[int, ...] | None:
+        """A random voxel of a random structure; None where there is none."""
+        if not self._runs:
+            return None
+        first, ends = self._runs[int(generator.integers(len(self._runs)))]
+        number = int(generator.integers(ends[-1]))
+        run = int(np.searchsorted(ends, number, side="right"))
+        behind = int(ends[run]) - number  # up to the end of the run
+        length = int(ends[run] - (ends[run - 1] if run else 0))
+        return tuple(int(i) for i in np.unravel_index(int(first[run]) + length - behind, self.size))
+
+
+def place_patch(
+    structures: Structures, patch: Sequence[int], *, foreground: float, generator: np.random.Generator
+) -> tuple[int, ...]:
+    """The first voxel of one random patch of an image.
+
+    With probability `foreground` the patch is placed to hold a random voxel of a random structure, at a random place within
+    the patch; else anywhere. Along axes shorter than the patch the image lies in its middle: the first voxel is below 0.
+    """
+    size = structures.size
+    room = [max(n - p, 0) for n, p in zip(size, patch, strict=True)]
     start = [int(generator.integers(0, r + 1)) for r in room]
     if any(room) and generator.random() < foreground:
-        voxel = _random_foreground(labels, len(patch), generator)
+        voxel = structures.random_voxel(generator)
         if voxel is not None:
             offset = [int(generator.integers(0, p)) for p in patch]
             start = [min(max(v - o, 0), r) for v, o, r in zip(voxel, offset, room, strict=True)]
-    window: tuple[Any, ...] = (..., *(slice(s, s + p) for s, p in zip(start, patch, strict=True)))
-    return image[window].contiguous(), labels[window].contiguous()
-
-
-def _random_foreground(labels: Tensor, dims: int, generator: np.random.Generator) -> Sequence[int] | None:
-    """A random voxel of a random present class; None without foreground."""
-    if labels.ndim > dims:
-        present = [mask for mask in labels if mask.any()]
-    else:
-        present = [labels == value for value in torch.unique(labels) if value > 0]
-    if not present:
-        return None
-    where = present[int(generator.integers(len(present)))].nonzero()
-    return [int(v) for v in where[int(generator.integers(len(where)))]]
-
-
-def _pad(image: Tensor, labels: Tensor, patch: Sequence[int]) -> tuple[Tensor, Tensor]:
-    sides = margins(image.shape[1:], patch)
-    if sides == margins(patch, patch):
-        return image, labels
-    maps = labels if labels.ndim == image.ndim else labels[None]
-    padded = extend(maps.float(), sides).to(labels.dtype)
-    return extend(image, sides), padded if labels.ndim == image.ndim else padded[0]
+    return tuple(s - before for s, (before, _) in zip(start, margins(size, patch), strict=True))
