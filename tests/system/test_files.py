@@ -1,8 +1,18 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ulna.errors import UsageError
-from ulna.system.files import Tensors, Unwritable, read_tensors, staged, write_tensors, write_text, write_whole
+from ulna.system.files import (
+    Tensors,
+    Unwritable,
+    read_state,
+    read_tensors,
+    staged,
+    write_tensors,
+    write_text,
+    write_whole,
+)
 from ulna.training.checkpoint import LAST, PREVIOUS, load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 
 
@@ -20,6 +30,16 @@ def test_round_trip_keeps_types_and_values(tmp_path):
     read = read_tensors(tmp_path / "x")
     assert same(read, written)
     assert read.tensors["h"].dtype == torch.bfloat16
+
+
+def test_the_state_is_read_without_the_tensors(tmp_path):
+    write_tensors(tmp_path / "x", content())
+    assert read_state(tmp_path / "x") == content().state
+    save_file({"a": torch.zeros(2)}, tmp_path / "other")
+    with pytest.raises(UsageError, match="other: holds no state"):
+        read_state(tmp_path / "other")
+    with pytest.raises(UsageError, match="no such file"):
+        read_state(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_va
 from ulna.system.files import write_text
 from ulna.system.outputs import check_folder, check_free
 from ulna.system.reading import parse_yaml, read_json_object
+from ulna.training.checkpoint import TRAINING_FORMAT
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger("ulna")
@@ -232,6 +233,7 @@ def _settings(
         "folds": folds,
         "match": None if budget is None else str(budget),
         "format": PLAN_FORMAT,
+        "training_format": TRAINING_FORMAT,
         "plan": {"patch": list(settled.plan.patch), "batch": settled.plan.batch},
         "recipes": {variant.name: settings_of(variant.recipe) for variant in variants},
         "architectures": {v.name: v.recipe.architecture.model_dump(mode="json") for v in settled.variants},
@@ -248,6 +250,7 @@ def _stored(out: Path) -> dict[str, Any] | None:
         shared = values["plan"]
         checked = {
             "format": int(values.get("format", 1)),
+            "training_format": int(values.get("training_format", 1)),
             "plan": {"patch": [int(side) for side in shared["patch"]], "batch": int(shared["batch"])},
             "recipes": {name: str(text) for name, text in values["recipes"].items()},
             "architectures": {name: dict(fields) for name, fields in values["architectures"].items()},
@@ -264,6 +267,11 @@ def _check_format(folder: Path, stored: Mapping[str, Any] | None, remedy: str) -
         raise UsageError(
             f"{folder}: begun by an earlier ulna (plan format {stored['format']}, now {PLAN_FORMAT}), whose networks saw "
             f"images along the axes of their files; one table does not mix them: {remedy}"
+        )
+    if stored is not None and stored["training_format"] != TRAINING_FORMAT:
+        raise UsageError(
+            f"{folder}: begun by another version of ulna (training format {stored['training_format']}, now "
+            f"{TRAINING_FORMAT}), which changes training samples in other ways; one table does not mix them: {remedy}"
         )
 
 

@@ -173,6 +173,21 @@ def read_tensors(path: Path, largest: int | None = None) -> Tensors:
     return Tensors(tensors, values)
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """The plain values of a file of `write_tensors`, unchecked; no tensor is read.
+
+    Raises:
+        UsageError: if it is missing, damaged, or of another kind.
+    """
+    with _opened(path) as file:
+        meta = parse_json((file.metadata() or {}).get("ulna", "{}"), str(path))
+    state = meta.get("state") if isinstance(meta, dict) else None
+    values = parse_json(state, str(path)) if isinstance(state, str) else None
+    if not isinstance(values, dict):
+        raise UsageError(f"{printable(path)}: holds no state; restore it")
+    return values
+
+
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors of a safetensors file; none of them is read.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,12 +15,14 @@ from torch import Tensor
 from ulna.errors import UsageError, printable
 from ulna.networks.weights import check_finite
 from ulna.recipe import Frozen
-from ulna.system.files import Tensors, move_whole, read_tensors, write_tensors
+from ulna.system.files import Tensors, move_whole, read_state, read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
 NEXT, LAST, PREVIOUS = "next.safetensors", "last.safetensors", "previous.safetensors"
 NETWORK = "network."  # what the names of weights begin with
+# which samples a training draws from its seed; 1: other streams, scaled along the first axis alone, turned in voxels
+TRAINING_FORMAT = 2
 
 
 def save_checkpoint(folder: Path, checkpoint: Tensors) -> None:
@@ -67,6 +70,15 @@ def load_checkpoint(folder: Path, largest: int | None = None) -> Tensors | None:
             f"{printable(folder)}: no checkpoint is whole; bring one back from a copy of the run, or train again into "
             "another folder\n" + "\n".join(f"  {fault}" for fault in faults)
         )
+    return None
+
+
+def begun_format(folder: Path) -> int | None:
+    """The training format of the newest checkpoint that can be read; None without one."""
+    for name in (NEXT, LAST, PREVIOUS):
+        with suppress(UsageError):  # damaged, or none: `load_checkpoint` says so
+            found = read_state(folder / name).get("format", 1)
+            return found if isinstance(found, int) else 1
     return None
 
 

@@ -34,6 +34,7 @@ from ulna.system.files import Tensors, write_tensors
 from ulna.system.progress import bar
 from ulna.training.checkpoint import (
     NETWORK,
+    TRAINING_FORMAT,
     Progress,
     load_checkpoint,
     pack_optimizer,
@@ -359,6 +360,7 @@ class Loop:
         if torch.cuda.is_available():
             tensors["random_cuda"] = torch.cuda.get_rng_state()
         values: dict[str, Any] = {
+            "format": TRAINING_FORMAT,
             "loop": vars(self.state),
             "optimizer": optimizer_values,
             "arithmetic": environment(self.fabric.device, self.precision),

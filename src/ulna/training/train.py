@@ -36,7 +36,7 @@ from ulna.system.files import remove_leftovers, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
 from ulna.system.progress import Lines
-from ulna.training.checkpoint import METRICS
+from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format
 from ulna.training.loop import CHECKPOINTS, Loop, State, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, Samples, device_room
@@ -219,11 +219,18 @@ def _start(folder: Path, planned: Planned, data: str) -> None:
 
 def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | None) -> Planned:
     recipe, plan = from_yaml(Recipe, folder / "recipe.yaml"), from_yaml(Plan, folder / "plan.yaml")
+    anew = shlex.join(["ulna", "train", str(data), "--model", recipe.model, "--out", "NEW_FOLDER"])
+    remedy = f"it predicts as it did, but cannot go on; train anew: {anew} (what you set stands in recipe.yaml)"
     if plan.format != PLAN_FORMAT:
-        anew = shlex.join(["ulna", "train", str(data), "--model", recipe.model, "--out", "NEW_FOLDER"])
         raise UsageError(
             f"{folder}: begun by an earlier ulna (plan format {plan.format}), which saw images along the axes of "
-            f"their files; it predicts as it did, but cannot go on; train anew: {anew} (what you set stands in recipe.yaml)"
+            f"their files; {remedy}"
+        )
+    begun = begun_format(folder / CHECKPOINTS)
+    if begun is not None and begun != TRAINING_FORMAT:
+        raise UsageError(
+            f"{folder}: begun by {'an earlier' if begun < TRAINING_FORMAT else 'a later'} ulna (training format {begun}, now "
+            f"{TRAINING_FORMAT}), which draws other samples from the same seed; {remedy}"
         )
     split = read_split(folder)
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
