@@ -174,7 +174,6 @@ def main(tmp: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    import monai.transforms
     import torch
     import tyro  # noqa: F401
 
@@ -182,7 +181,6 @@ def main(tmp: Path) -> None:
     import ulna.evaluation.evaluate
     import ulna.training.train  # noqa: F401
 
-    assert monai.transforms.RandAffine  # lazily imported otherwise
     torch.set_num_threads(1)
     jobs = [Job(*values) for values in json.loads((tmp / "jobs.json").read_text())]
     (tmp / "outcomes.json").write_text(json.dumps([_run(job, tmp) for job in jobs]))

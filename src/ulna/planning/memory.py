@@ -24,7 +24,7 @@ from ulna.recipe import Plan, Recipe
 # with ulna's allocator, 0.8 to 1.5 with torch's, 0.8 to 1.9 where glibc alone keeps what is freed (U-Net, UNet++, nnU-Net,
 # omega-Net, SDNU-Net, Implicit U-Net; 2D and 3D; float32 and bf16; with and without gradients)
 OVERHEAD = {"ulna": 1.25, "torch": 1.55, "glibc": 1.95}
-# Random transforms are loaded at the first step
+# Code that the first step loads: 30 MB were seen
 LIBRARIES = 60 * 10**6
 # Python and its libraries, where the system does not tell, and of a process that has yet to begin
 PROGRAM = 500 * 10**6

@@ -77,7 +77,7 @@ def summarise(
         "seed": recipe.training.seed,
         "split_hash": split_hash(split),
         "data_fingerprint": plan.fingerprint.digest,
-        "versions": {name: version(name) for name in ("ulna", "torch", "numpy", "monai")}
+        "versions": {name: version(name) for name in ("ulna", "torch", "numpy")}
         | {"python": platform.python_version()},
         "command": command(
             ["train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml", "--out", "NEW_FOLDER"]
