@@ -1,4 +1,4 @@
-"""The loop: steps, validation on whole images, early stopping, checkpoints; on Lightning Fabric for device and precision.
+"""The loop: steps, validation on whole images, early stopping, checkpoints.
 
 What the loop does next depends on its state alone, and every sample draws from its own random stream, so a training that
 goes on from a checkpoint takes the same steps as one that was never stopped.
@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ulna.blocks import nd
@@ -30,7 +29,7 @@ from ulna.losses import check_targets, make_loss
 from ulna.networks.network import Network
 from ulna.networks.weights import check_shapes, not_finite
 from ulna.recipe import Plan, Recipe, parse
-from ulna.system.device import choose_precision
+from ulna.system.device import autocast, choose_precision, default_device
 from ulna.system.files import Tensors, write_tensors
 from ulna.system.progress import bar
 from ulna.training.checkpoint import (
@@ -46,7 +45,6 @@ from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
 from ulna.training.stopping import Stop
 
 log = logging.getLogger(__name__)
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells its precision, which the run's log has
 
 # files that only a finished epoch leaves: where they are, a training does not begin anew
 FINISHED = ("weights.safetensors", "metrics.csv", "summary.json")
@@ -118,19 +116,14 @@ class Loop:
         stop: Stop,
         on_epoch: Callable[[State], None] = lambda state: None,
     ) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.precision = choose_precision(recipe.training.precision, torch.device(device))
-        self.fabric = Fabric(
-            accelerator=device, devices=1, precision="bf16-mixed" if self.precision == "bf16" else "32-true"
-        )
+        self.device = default_device()
+        self.precision = choose_precision(recipe.training.precision, self.device)
         self.plan, self.recipe, self.folder, self.stop, self.on_epoch = plan, recipe, folder, stop, on_epoch
-        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.fabric.device)
-        self.network = network.to(self.fabric.device)
+        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.device)
+        self.network = network.to(self.device)
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
-        optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
-        self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
-        self.model.mark_forward_method("outputs")
+        self.optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
         self.loss = make_loss(
             recipe.loss.kind,
             options=recipe.loss.options,
@@ -141,7 +134,7 @@ class Loop:
         self.val, self.samples = val, samples
         count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
-        workers = worker_count(recipe.training.workers, device)
+        workers = worker_count(recipe.training.workers, self.device.type)
         self.loader = DataLoader(
             samples,
             batch_sampler=self.batches,  # type: ignore[arg-type]
@@ -170,7 +163,7 @@ class Loop:
         check_shapes(folder, own, {name: tuple(tensor.shape) for name, tensor in weights.items()})
         parse(Progress, saved.state.get("loop"), source=str(folder))
         try:
-            restore_environment(saved.state.get("arithmetic", {}), self.fabric.device, self.precision)
+            restore_environment(saved.state.get("arithmetic", {}), self.device, self.precision)
             self.network.load_state_dict(weights)
             unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
             vars(self.state).update(saved.state["loop"])
@@ -223,7 +216,7 @@ class Loop:
                 self.plan,
                 prepared,
                 settings=self.recipe.inference.replaced(tta=False),
-                device=self.fabric.device,
+                device=self.device,
                 precision=self.precision,
             )
             scores = score_labels(
@@ -269,16 +262,16 @@ class Loop:
         return float(np.mean(state.losses))
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
-        images, labels = self.fabric.to_device((images, labels))
+        images, labels = images.to(self.device), labels.to(self.device)
         images = images.contiguous(memory_format=self.layout)
         every = self.recipe.training.accumulate
         points = self._points(labels, step)
-        with self.fabric.autocast():  # Fabric does so by itself for `forward` alone
-            outputs = self.model.outputs(images, points)
+        with autocast(self.precision, self.device):
+            outputs = self.network.outputs(images, points)
         if self.state.epoch == 0:
             check_targets(labels, outputs, multilabel=self.plan.labels.multilabel)
         loss, _ = self.loss(outputs, labels)
-        self.fabric.backward(loss / every)
+        (loss / every).backward()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UsageError(
@@ -288,12 +281,7 @@ class Loop:
         if (step + 1) % every == 0 or step + 1 == self.batches.steps:
             if self.recipe.training.clip_gradients is not None:
                 # a gradient that is not finite shows in the next loss, which says what to do
-                self.fabric.clip_gradients(
-                    self.model,
-                    self.optimizer,
-                    max_norm=self.recipe.training.clip_gradients,
-                    error_if_nonfinite=False,
-                )
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.training.clip_gradients)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return value
@@ -368,7 +356,7 @@ class Loop:
         values: dict[str, Any] = {
             "loop": vars(self.state),
             "optimizer": optimizer_values,
-            "arithmetic": environment(self.fabric.device, self.precision),
+            "arithmetic": environment(self.device, self.precision),
         }
         save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = time.perf_counter()
