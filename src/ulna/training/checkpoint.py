@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 NEXT, LAST, PREVIOUS = "next.safetensors", "last.safetensors", "previous.safetensors"
 NETWORK = "network."  # what the names of weights begin with
+OF_THE_DEVICE = ("fused", "foreach", "capturable")  # how a device updates, and nothing of what
 
 
 def save_checkpoint(folder: Path, checkpoint: Tensors) -> None:
@@ -108,7 +109,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 values.setdefault(str(index), {})[key] = value
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    groups = [
+        {k: float(v) if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
+        for group in state["param_groups"]
+    ]
     return tensors, {"values": values, "groups": groups}
 
 
@@ -125,5 +129,11 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
                 tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
     current = optimizer.state_dict()["param_groups"]
-    groups = [{**mine, **saved} for mine, saved in zip(current, plain["groups"], strict=True)]
+    groups = [
+        {**mine, **saved, **{k: mine[k] for k in OF_THE_DEVICE if k in mine}}
+        for mine, saved in zip(current, plain["groups"], strict=True)
+    ]
+    for mine, group in zip(current, groups, strict=True):
+        if isinstance(mine["lr"], Tensor):
+            group["lr"] = torch.full_like(mine["lr"], group["lr"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})

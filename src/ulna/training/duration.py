@@ -116,6 +116,8 @@ def time_training(planned: Planned) -> Timing:
 
         def step(number: int) -> tuple[float, float]:
             sampled_s, (images, labels) = _timed(lambda: default_collate([samples[key] for key in keys]))
+            while not loop.step.settled:  # a network is compiled and its step recorded once a training
+                loop._step(images, labels, number)
             computed_s, _ = _timed(lambda: loop._step(images, labels, number))
             return sampled_s, computed_s
 

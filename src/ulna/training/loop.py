@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ulna.blocks import nd
@@ -29,7 +29,7 @@ from ulna.losses import check_targets, make_loss
 from ulna.networks.network import Network
 from ulna.networks.weights import check_shapes, not_finite
 from ulna.recipe import Plan, Recipe, parse
-from ulna.system.device import autocast, choose_precision, default_device
+from ulna.system.device import choose_precision, default_device
 from ulna.system.files import Tensors, write_tensors
 from ulna.system.progress import bar
 from ulna.training.checkpoint import (
@@ -40,8 +40,14 @@ from ulna.training.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
+from ulna.training.compiling import compiles
+from ulna.training.late import LateNumbers
+from ulna.training.optimizers import lr_of, make_optimizer, set_lr
+from ulna.training.replay import graphs_for
 from ulna.training.reproducing import environment, restore_environment
 from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
+from ulna.training.state import State, learning_rate
+from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
 
 log = logging.getLogger(__name__)
@@ -50,44 +56,6 @@ log = logging.getLogger(__name__)
 FINISHED = ("weights.safetensors", "metrics.csv", "summary.json")
 CHECKPOINTS = "checkpoints"
 _ROOM = 1 << 28  # bytes of a checkpoint beside its tensors
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda p, o: torch.optim.Adam(p, lr=o.lr, weight_decay=o.weight_decay, fused=True),
-    "adamw": lambda p, o: torch.optim.AdamW(p, lr=o.lr, weight_decay=o.weight_decay, fused=True),
-    "sgd": lambda p, o: torch.optim.SGD(p, lr=o.lr, momentum=o.momentum, nesterov=True, weight_decay=o.weight_decay),
-}
-
-
-class State:
-    """Where a training stands: plain values, stored with every checkpoint."""
-
-    def __init__(self) -> None:
-        self.epoch = 0  # the epoch under way, from 0
-        self.rows: list[dict[str, float]] = []  # one per finished epoch
-        self.best_dice = -1.0
-        self.best_epoch = -1
-        self.patience_from = 0  # the epoch from which patience counts: that of the last extension
-        self.elapsed_s = 0.0  # in finished epochs
-        self.step = 0  # of the epoch under way: steps done, their losses, and how long they took
-        self.losses: list[float] = []
-        self.step_s = 0.0
-        self.peak_mb = 0.0  # of memory, over all processes that trained
-
-    @property
-    def epoch_s(self) -> float:
-        """How long an epoch takes: the mean so far, so that a single slow one does not end the training."""
-        return self.elapsed_s / len(self.rows) if self.rows else 0.0
-
-    def finished(self, recipe: Recipe) -> str:
-        """Why the training is over, or nothing."""
-        training = recipe.training
-        if self.epoch >= training.epochs:
-            return f"all {training.epochs} epochs done"
-        if self.rows and self.epoch - max(self.best_epoch + 1, self.patience_from) >= training.patience:
-            return f"no better validation Dice for {training.patience} epochs"
-        if training.max_hours is not None and self.elapsed_s + self.epoch_s > training.max_hours * 3600:
-            return f"the next epoch would end after the {training.max_hours:g} h allowed"
-        return ""
 
 
 class Loop:
@@ -123,13 +91,24 @@ class Loop:
         self.network = network.to(self.device)
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
-        self.loss = make_loss(
-            recipe.loss.kind,
-            options=recipe.loss.options,
-            heads=recipe.loss.heads,
-            multilabel=plan.labels.multilabel,
+        recorder = graphs_for(self.device)
+        self.optimizer = make_optimizer(recipe.optimizer, self.network.parameters(), recorded=recorder is not None)
+        self.step = Step(
+            self.network,
+            make_loss(
+                recipe.loss.kind,
+                options=recipe.loss.options,
+                heads=recipe.loss.heads,
+                multilabel=plan.labels.multilabel,
+            ),
+            self.optimizer,
+            precision=self.precision,
+            accumulate=recipe.training.accumulate,
+            clip=recipe.training.clip_gradients,
+            compile=compiles(recipe.training.compile, self.device),
+            recorder=recorder,
         )
+        self._late = LateNumbers(self.device, most=3)  # of a step: its loss, and the lowest and the highest label
         self.points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
         self.val, self.samples = val, samples
         count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
@@ -251,40 +230,51 @@ class Loop:
         with bar(f"epoch {state.epoch + 1}/{self.recipe.training.epochs}", steps) as advance:
             advance(state.step)
             for images, labels in self.loader:
-                self._set_lr(state.step / steps)
-                state.losses.append(self._step(images, labels, state.step))
+                set_lr(self.optimizer, learning_rate(self.recipe, state, state.step / steps))
+                self._step(images, labels, state.step)
                 state.step += 1
-                advance(note=f"loss {np.mean(state.losses):.4f}")
+                advance(note=f"loss {np.mean(state.losses):.4f}" if state.losses else "")
                 if state.step % self.recipe.training.accumulate == 0 and state.step < steps:
                     state.step_s = time.perf_counter() - start
                     self.stop.check(self._save)
                     self._save_now_and_then()
+        self._note(self._late.rest())
         return float(np.mean(state.losses))
 
-    def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
-        images, labels = images.to(self.device), labels.to(self.device)
+    def _step(self, images: Tensor, labels: Tensor, step: int) -> None:
+        """Take a step; its loss is noted when it has come."""
+        labels, extremes = self._checked(labels)
+        images, labels = (t.to(self.device, non_blocking=True) for t in (images, labels))
         images = images.contiguous(memory_format=self.layout)
-        every = self.recipe.training.accumulate
-        points = self._points(labels, step)
-        with autocast(self.precision, self.device):
-            outputs = self.network.outputs(images, points)
-        if self.state.epoch == 0:
-            check_targets(labels, outputs, multilabel=self.plan.labels.multilabel)
-        loss, _ = self.loss(outputs, labels)
-        (loss / every).backward()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise UsageError(
-                f"the loss became {value} in epoch {self.state.epoch + 1}, step {step + 1}; "
-                f"lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again"
-            )
-        if (step + 1) % every == 0 or step + 1 == self.batches.steps:
-            if self.recipe.training.clip_gradients is not None:
-                # a gradient that is not finite shows in the next loss, which says what to do
-                nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.training.clip_gradients)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return value
+        last = (step + 1) % self.recipe.training.accumulate == 0 or step + 1 == self.batches.steps
+        loss = self.step(images, labels, self._points(labels, step), update=last)
+        self._note(self._late.add(loss, *extremes))
+
+    def _checked(self, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Labels that the loss can take, and what tells later whether they were so: in the first epoch alone."""
+        found = self.plan.labels
+        if self.state.epoch:
+            return labels, ()
+        if labels.device.type == "cpu":
+            check_targets(labels, found.outputs, multilabel=found.multilabel)
+            return labels, ()
+        return bounded(labels, 1 if found.multilabel else max(1, found.outputs - 1))
+
+    def _note(self, numbers: list[tuple[float, ...]]) -> None:
+        """Keep the losses of steps that have ended.
+
+        Raises:
+            UsageError: if a loss is not finite, or labels were none of the classes.
+        """
+        for loss, *extremes in numbers:
+            if extremes:
+                check_targets(torch.tensor(extremes), self.plan.labels.outputs, multilabel=self.plan.labels.multilabel)
+            if not math.isfinite(loss):
+                raise UsageError(
+                    f"the loss became {loss} in epoch {self.state.epoch + 1}, step {len(self.state.losses) + 1}; "
+                    f"lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again"
+                )
+            self.state.losses.append(loss)
 
     def _points(self, labels: Tensor, step: int) -> Tensor | None:
         """The points of a step, from a stream of its own; None where it reads all voxels."""
@@ -302,16 +292,11 @@ class Loop:
             generator=generator,
         )
 
-    def _set_lr(self, share_of_epoch: float) -> None:
-        lr = learning_rate(self.recipe, self.state, share_of_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     def _finish_epoch(self, train_loss: float, scores: dict[str, float], seconds: float) -> None:
         state = self.state
         row = {
             "epoch": state.epoch + 1,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": lr_of(self.optimizer),
             "train_loss": train_loss,
             "val_dice": scores["dice"],
             "val_iou": scores["iou"],
@@ -346,6 +331,7 @@ class Loop:
             )
 
     def _save(self) -> None:
+        self._note(self._late.rest())  # a step whose loss was not finite is never saved
         self._check_weights()
         self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
         optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
@@ -370,29 +356,3 @@ def check_unfinished(folder: Path) -> None:
             f"{printable(folder / CHECKPOINTS)}: holds no checkpoint, and {printable(folder / finished[0])} is of epochs "
             "that were finished; bring the checkpoints back from a copy of the run, or train again into another folder"
         )
-
-
-def learning_rate(recipe: Recipe, state: State, share_of_epoch: float) -> float:
-    """The rate at a point of the training: warm up, then fall over the epochs, or over the time where that ends first.
-
-    Args:
-        recipe: its `optimizer.lr`, `schedule` and `training`.
-        state: the epoch under way and the time used before it.
-        share_of_epoch: 0 to 1.
-    """
-    training, schedule = recipe.training, recipe.schedule
-    done, share = state.epoch / training.epochs, 1 / training.epochs
-    if training.max_hours is not None:
-        limit = training.max_hours * 3600
-        if state.elapsed_s / limit > done:
-            done = state.elapsed_s / limit
-        share = max(share, state.epoch_s / limit)
-    progress = min(1.0, done + share * share_of_epoch)
-    factor = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "poly": (1 - progress) ** schedule.power,
-        "constant": 1.0,
-    }[schedule.kind]
-    if state.epoch < schedule.warmup_epochs:
-        factor *= max(1e-2, (state.epoch + share_of_epoch) / schedule.warmup_epochs)
-    return recipe.optimizer.lr * factor

@@ -28,7 +28,7 @@ from ulna.recipe import Split
 from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
 from ulna.system.progress import track
-from ulna.training.loop import State
+from ulna.training.state import State
 from ulna.verbs import command
 
 Panel = tuple[str, list[figures.Picture]]

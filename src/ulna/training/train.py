@@ -36,9 +36,11 @@ from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
 from ulna.system.progress import Lines
 from ulna.training.checkpoint import METRICS
-from ulna.training.loop import CHECKPOINTS, Loop, State, check_unfinished
+from ulna.training.compiling import compiles
+from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, Samples, worker_count
+from ulna.training.state import State
 from ulna.training.stopping import Stop
 from ulna.training.summary import final_part, summarise
 
@@ -117,6 +119,7 @@ def train(
         )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
+        compiles(chosen.training.compile, default_device())  # says what is missing before data are read
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
