@@ -75,6 +75,21 @@ def load_checkpoint(folder: Path, largest: int | None = None) -> Tensors | None:
 METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
 
 
+class Spent(Frozen):
+    """Seconds by phase, those of `PHASES`; all or none."""
+
+    data: float = Field(default=0.0, ge=0)
+    steps: float = Field(default=0.0, ge=0)
+    validation: float = Field(default=0.0, ge=0)
+    writing: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.model_fields_set and len(self.model_fields_set) < len(type(self).model_fields):
+            raise ValueError(f"seconds of {', '.join(sorted(self.model_fields_set))} alone")
+        return self
+
+
 class Progress(Frozen):
     """What a checkpoint says about the loop; see `State` there."""
 
@@ -88,6 +103,8 @@ class Progress(Frozen):
     losses: tuple[float, ...]
     step_s: float = Field(ge=0)
     peak_mb: float = Field(ge=0)
+    seconds: Spent = Spent()  # checkpoints of earlier versions have none
+    epoch_seconds: Spent = Spent()
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:

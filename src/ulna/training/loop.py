@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from ulna.training.samples import Batches, PreparedCases, Samples, worker_count
 from ulna.training.state import State, learning_rate
 from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
+from ulna.training.stopwatch import Stopwatch, advice, parts
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +115,7 @@ class Loop:
         self.val, self.samples = val, samples
         count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
-        workers = worker_count(recipe.training.workers, self.device.type)
+        self.workers = workers = worker_count(recipe.training.workers, self.device.type)
         self.loader = DataLoader(
             samples,
             batch_sampler=self.batches,  # type: ignore[arg-type]
@@ -122,6 +124,7 @@ class Loop:
             generator=torch.Generator(),  # else it would draw from the stream that dropout draws from
         )
         self.state = State()
+        self.watch = Stopwatch()
         self._saved_at = time.perf_counter()
         self._said_empty = False
 
@@ -146,6 +149,7 @@ class Loop:
             self.network.load_state_dict(weights)
             unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
             vars(self.state).update(saved.state["loop"])
+            self.watch.spent.update(self.state.epoch_seconds)
             torch.set_rng_state(saved.tensors["random"])
             if torch.cuda.is_available() and "random_cuda" in saved.tensors:
                 torch.cuda.set_rng_state(saved.tensors["random_cuda"])
@@ -169,14 +173,19 @@ class Loop:
         while not (why := self.state.finished(self.recipe)):
             self.stop.check(self._save)
             start = time.perf_counter() - self.state.step_s
-            train_loss = self._train_epoch(start)
+            with self.watch.of("steps"):
+                train_loss = self._train_epoch(start)
             self.state.step_s = time.perf_counter() - start
-            self._check_weights()
-            scores = self.validate()
+            with self.watch.of("validation"):
+                self._check_weights()
+                scores = self.validate()
             self._finish_epoch(train_loss, scores, time.perf_counter() - start)
         self._save()
         best = self.state.best_epoch + 1
         log.info("finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, best)
+        spare = (os.cpu_count() or 1) - (self.workers + 1 if self.device.type == "cuda" else torch.get_num_threads())
+        if said := advice(self.state.seconds, workers=self.workers, spare=spare):
+            log.info("note: %s", said)
         return self.state
 
     def validate(self) -> dict[str, float]:
@@ -229,7 +238,7 @@ class Loop:
         self.batches.epoch, self.batches.first_step = state.epoch, state.step
         with bar(f"epoch {state.epoch + 1}/{self.recipe.training.epochs}", steps) as advance:
             advance(state.step)
-            for images, labels in self.loader:
+            for images, labels in self._batches():
                 set_lr(self.optimizer, learning_rate(self.recipe, state, state.step / steps))
                 self._step(images, labels, state.step)
                 state.step += 1
@@ -240,6 +249,16 @@ class Loop:
                     self._save_now_and_then()
         self._note(self._late.rest())
         return float(np.mean(state.losses))
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that are left of the epoch; waiting for one is no part of a step."""
+        batches = iter(self.loader)
+        while True:
+            with self.watch.of("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _step(self, images: Tensor, labels: Tensor, step: int) -> None:
         """Take a step; its loss is noted when it has come."""
@@ -307,15 +326,21 @@ class Loop:
         if scores["dice"] > state.best_dice:
             state.best_dice, state.best_epoch = scores["dice"], state.epoch
             facts = {"epoch": state.epoch + 1, "val_dice": scores["dice"]}
-            write_tensors(self.folder / "weights.safetensors", Tensors(dict(self.network.state_dict()), facts))
+            with self.watch.of("writing"):
+                write_tensors(self.folder / "weights.safetensors", Tensors(dict(self.network.state_dict()), facts))
         state.epoch += 1
         state.step, state.losses, state.step_s = 0, [], 0.0
         log.info(
-            "epoch %d  loss %.4f  val Dice %.4f  IoU %.4f  lr %.1e  %.0f s%s",
-            row["epoch"], train_loss, scores["dice"], scores["iou"], row["lr"], seconds,
+            "epoch %d  loss %.4f  val Dice %.4f  IoU %.4f  lr %.1e  %.0f s%s%s",
+            row["epoch"], train_loss, scores["dice"], scores["iou"], row["lr"], seconds, parts(self.watch.spent),
             "  best" if state.best_epoch + 1 == row["epoch"] else "",
         )  # fmt: skip
-        self.on_epoch(state)  # before the checkpoint: a training that goes on from there has written its epochs down
+        with self.watch.of("writing"):
+            # before the checkpoint: a training that goes on from there has written its epochs down
+            self.on_epoch(state)
+        for phase, spent in self.watch.spent.items():
+            state.seconds[phase] += spent
+            self.watch.spent[phase] = 0.0
         self._save_now_and_then()
 
     def _save_now_and_then(self) -> None:
@@ -331,20 +356,22 @@ class Loop:
             )
 
     def _save(self) -> None:
-        self._note(self._late.rest())  # a step whose loss was not finite is never saved
-        self._check_weights()
-        self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
-        optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
-        tensors = {f"{NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors["random_cuda"] = torch.cuda.get_rng_state()
-        values: dict[str, Any] = {
-            "loop": vars(self.state),
-            "optimizer": optimizer_values,
-            "arithmetic": environment(self.device, self.precision),
-        }
-        save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
+        with self.watch.of("writing"):
+            self._note(self._late.rest())  # a step whose loss was not finite is never saved
+            self._check_weights()
+            self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
+            self.state.epoch_seconds = dict(self.watch.spent)
+            optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
+            tensors = {f"{NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
+            tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
+            if torch.cuda.is_available():
+                tensors["random_cuda"] = torch.cuda.get_rng_state()
+            values: dict[str, Any] = {
+                "loop": vars(self.state),
+                "optimizer": optimizer_values,
+                "arithmetic": environment(self.device, self.precision),
+            }
+            save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = time.perf_counter()
 
 

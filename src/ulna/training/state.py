@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ulna.recipe import Recipe
+from ulna.training.stopwatch import PHASES
 
 
 class State:
@@ -21,6 +22,8 @@ class State:
         self.losses: list[float] = []
         self.step_s = 0.0
         self.peak_mb = 0.0  # of memory, over all processes that trained
+        self.seconds = dict.fromkeys(PHASES, 0.0)  # what the finished epochs were spent on
+        self.epoch_seconds = dict.fromkeys(PHASES, 0.0)  # and the epoch under way
 
     @property
     def epoch_s(self) -> float:
