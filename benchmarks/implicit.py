@@ -51,7 +51,7 @@ from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.choosing import recommended
 from ulna.recipe import Extent, Fingerprint, Inference, Labels, Normalization, Plan, Recipe, to_yaml
 from ulna.system.device import autocast, choose_precision
-from ulna.training.loop import OPTIMIZERS
+from ulna.training.optimizers import make_optimizer
 
 WIDTHS = (32, 64, 128, 256, 320)
 CLASSES = 3  # background and two parts; prediction is of one structure, which a short training learns
@@ -105,7 +105,7 @@ def trainer(
     network, recipe = contender.network, contender.recipe
     precision = choose_precision("auto", device)
     loss_of = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
-    optimizer = OPTIMIZERS[recipe.optimizer.kind](network.parameters(), recipe.optimizer)
+    optimizer = make_optimizer(recipe.optimizer, network.parameters())
     generator = torch.Generator(device).manual_seed(0)
     settings = recipe.points
 

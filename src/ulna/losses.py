@@ -261,10 +261,15 @@ class HeadsLoss(nn.Module):
         return {name: raw[name] / total for name in names}
 
 
-def check_targets(target: Tensor, outputs: Outputs, *, multilabel: bool) -> None:
+def check_targets(target: Tensor, maps: int, *, multilabel: bool) -> None:
     """Refuse targets that the losses would take for something else: 255 in a binary one gives a Dice loss below 0.
 
     It reads every value, so it is for the start of a training; the losses themselves check nothing.
+
+    Args:
+        target: of a training, or its lowest and highest value alone.
+        maps: K, of the network's logits.
+        multilabel: whether classes overlap.
 
     Shape:
         (N, *S), or (N, K, *S) with `multilabel`
@@ -272,7 +277,6 @@ def check_targets(target: Tensor, outputs: Outputs, *, multilabel: bool) -> None
     Raises:
         UsageError: for values other than those of the classes.
     """
-    maps = outputs.logits.shape[1]
     last = 1 if multilabel or maps == 1 else maps - 1
     low, high = (float(value) for value in target.aminmax())
     broken = target.is_floating_point() and bool((target != target.round()).any())

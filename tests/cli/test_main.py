@@ -50,7 +50,7 @@ def test_help_names_what_stands_without_a_flag(verb, capsys, monkeypatch):
 
 
 def test_help_imports_nothing_heavy():
-    heavy = ["torch", "numpy", "lightning_fabric", "monai", "matplotlib", "scipy", "tyro"]
+    heavy = ["torch", "numpy", "monai", "matplotlib", "scipy", "tyro"]
     code = (
         f"import sys; from ulna.cli.main import run; run(['--help']); print([m for m in {heavy} if m in sys.modules])"
     )

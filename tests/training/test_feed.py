@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -150,22 +149,6 @@ def test_a_gpu_gets_the_same_batches(planned, device_bytes):
         assert a.is_cuda
         torch.testing.assert_close(a.cpu(), c, atol=2e-3, rtol=0)
         assert (b.cpu() == d).float().mean() > 0.999
-
-
-def test_what_is_waited_for_is_counted(planned, monkeypatch):
-    feed, draw = feed_of(planned), Samples.draw
-
-    def slow(samples, key):
-        time.sleep(0.002)
-        return draw(samples, key)
-
-    monkeypatch.setattr(Samples, "draw", slow)
-    for _ in feed:
-        time.sleep(0.02)  # a step
-    assert 12 * 0.002 <= feed.waited_s  # noqa: SIM300 - from small to large
-    first = feed.waited_s
-    taken(feed)
-    assert feed.waited_s > first
 
 
 def test_a_fault_in_a_thread_is_that_of_its_batch(planned, monkeypatch):

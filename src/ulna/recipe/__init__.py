@@ -6,7 +6,7 @@ JSON schema of `Recipe` documents every field.
 
 from ulna.recipe.architecture import MOST_CHANNELS, Architecture, Slot
 from ulna.recipe.changing import merged, set_value, stated
-from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Points, Recipe, Training
+from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimizer, Points, Recipe, Training
 from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground
 from ulna.recipe.former import renamed_path
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
@@ -25,6 +25,7 @@ __all__ = [
     "Inference",
     "Labels",
     "Normalization",
+    "Optimizer",
     "Plan",
     "Points",
     "Recipe",

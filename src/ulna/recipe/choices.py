@@ -77,6 +77,7 @@ class Training(Frozen):
     channels_last: bool = True  # in 3D only where native kernels read maps so: elsewhere it is slower
     # compute maps within a node again in the backward pass: less memory, more time
     activation_checkpointing: bool = False
+    compile: bool | Literal["auto"] = "auto"  # by torch, which takes minutes; auto: not so far (training/compiling.py)
     workers: int | None = Field(default=None, ge=0)  # threads that draw and read ahead; None: 0 on a CPU, 4 with a GPU
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 

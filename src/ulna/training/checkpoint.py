@@ -23,6 +23,7 @@ NEXT, LAST, PREVIOUS = "next.safetensors", "last.safetensors", "previous.safeten
 NETWORK = "network."  # what the names of weights begin with
 # which samples a training draws from its seed; 1: other streams, scaled along the first axis alone, turned in voxels
 TRAINING_FORMAT = 2
+OF_THE_DEVICE = ("fused", "foreach", "capturable")  # how a device updates, and nothing of what
 
 
 def save_checkpoint(folder: Path, checkpoint: Tensors) -> None:
@@ -86,6 +87,21 @@ def begun_format(folder: Path) -> int | None:
 METRICS = ("epoch", "lr", "train_loss", "val_dice", "val_iou")
 
 
+class Spent(Frozen):
+    """Seconds by phase, those of `PHASES`; all or none."""
+
+    data: float = Field(default=0.0, ge=0)
+    steps: float = Field(default=0.0, ge=0)
+    validation: float = Field(default=0.0, ge=0)
+    writing: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.model_fields_set and len(self.model_fields_set) < len(type(self).model_fields):
+            raise ValueError(f"seconds of {', '.join(sorted(self.model_fields_set))} alone")
+        return self
+
+
 class Progress(Frozen):
     """What a checkpoint says about the loop; see `State` there."""
 
@@ -99,6 +115,8 @@ class Progress(Frozen):
     losses: tuple[float, ...]
     step_s: float = Field(ge=0)
     peak_mb: float = Field(ge=0)
+    seconds: Spent = Spent()  # checkpoints of earlier versions have none
+    epoch_seconds: Spent = Spent()
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
@@ -120,7 +138,10 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
                 tensors[f"optimizer.{index}.{key}"] = value
             else:
                 values.setdefault(str(index), {})[key] = value
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    groups = [
+        {k: float(v) if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
+        for group in state["param_groups"]
+    ]
     return tensors, {"values": values, "groups": groups}
 
 
@@ -137,5 +158,11 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
                 tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
             state.setdefault(int(index), {})[key] = tensor
     current = optimizer.state_dict()["param_groups"]
-    groups = [{**mine, **saved} for mine, saved in zip(current, plain["groups"], strict=True)]
+    groups = [
+        {**mine, **saved, **{k: mine[k] for k in OF_THE_DEVICE if k in mine}}
+        for mine, saved in zip(current, plain["groups"], strict=True)
+    ]
+    for mine, group in zip(current, groups, strict=True):
+        if isinstance(mine["lr"], Tensor):
+            group["lr"] = torch.full_like(mine["lr"], group["lr"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -123,6 +123,8 @@ def time_training(planned: Planned) -> Timing:
         batches = itertools.chain.from_iterable(itertools.repeat(loop.feed))
 
         def step(number: int) -> None:
+            while not loop.step.settled:  # a network is compiled and its step recorded once a training
+                loop._step(*next(batches), number)
             loop._step(*next(batches), number)
 
         loop.network.train()

@@ -7,7 +7,6 @@ while that captures a graph.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -31,18 +30,10 @@ class Feed:
 
     def __init__(self, samples: Samples, batches: Batches, device: torch.device, threads: int) -> None:
         self.samples, self.batches, self.device, self.threads = samples, batches, device, threads
-        self.waited_s = 0.0  # how long the training waited for its batches, in all epochs of this process
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one epoch, from the first step that `batches` names."""
-        made = self._made(ahead(self._draw, self.batches, self.threads))
-        while True:
-            start = time.perf_counter()
-            batch = next(made, None)
-            self.waited_s += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
+        return self._made(ahead(self._draw, self.batches, self.threads))
 
     def _draw(self, keys: list[Key]) -> list[Sample]:
         return [self.samples.draw(key) for key in keys]

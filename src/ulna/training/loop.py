@@ -1,4 +1,4 @@
-"""The loop: steps, validation on whole images, early stopping, checkpoints; on Lightning Fabric for device and precision.
+"""The loop: steps, validation on whole images, early stopping, checkpoints.
 
 What the loop does next depends on its state alone, and every sample draws from its own random stream, so a training that
 goes on from a checkpoint takes the same steps as one that was never stopped.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from ulna.blocks import nd
@@ -29,7 +29,7 @@ from ulna.losses import check_targets, make_loss
 from ulna.networks.network import Network
 from ulna.networks.weights import check_shapes, not_finite
 from ulna.recipe import Plan, Recipe, parse
-from ulna.system.device import choose_precision
+from ulna.system.device import choose_precision, default_device
 from ulna.system.files import Tensors, write_tensors
 from ulna.system.progress import bar
 from ulna.training.checkpoint import (
@@ -41,56 +41,24 @@ from ulna.training.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
+from ulna.training.compiling import compiles
 from ulna.training.feed import Feed, thread_count
+from ulna.training.late import LateNumbers
+from ulna.training.optimizers import lr_of, make_optimizer, set_lr
+from ulna.training.replay import graphs_for
 from ulna.training.reproducing import environment, restore_environment
 from ulna.training.samples import Batches, PreparedCases, Samples
+from ulna.training.state import State, learning_rate
+from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
+from ulna.training.stopwatch import Stopwatch, advice, parts
 
 log = logging.getLogger(__name__)
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells its precision, which the run's log has
 
 # files that only a finished epoch leaves: where they are, a training does not begin anew
 FINISHED = ("weights.safetensors", "metrics.csv", "summary.json")
 CHECKPOINTS = "checkpoints"
 _ROOM = 1 << 28  # bytes of a checkpoint beside its tensors
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": lambda p, o: torch.optim.Adam(p, lr=o.lr, weight_decay=o.weight_decay, fused=True),
-    "adamw": lambda p, o: torch.optim.AdamW(p, lr=o.lr, weight_decay=o.weight_decay, fused=True),
-    "sgd": lambda p, o: torch.optim.SGD(p, lr=o.lr, momentum=o.momentum, nesterov=True, weight_decay=o.weight_decay),
-}
-
-
-class State:
-    """Where a training stands: plain values, stored with every checkpoint."""
-
-    def __init__(self) -> None:
-        self.epoch = 0  # the epoch under way, from 0
-        self.rows: list[dict[str, float]] = []  # one per finished epoch
-        self.best_dice = -1.0
-        self.best_epoch = -1
-        self.patience_from = 0  # the epoch from which patience counts: that of the last extension
-        self.elapsed_s = 0.0  # in finished epochs
-        self.step = 0  # of the epoch under way: steps done, their losses, and how long they took
-        self.losses: list[float] = []
-        self.step_s = 0.0
-        self.peak_mb = 0.0  # of memory, over all processes that trained
-
-    @property
-    def epoch_s(self) -> float:
-        """How long an epoch takes: the mean so far, so that a single slow one does not end the training."""
-        return self.elapsed_s / len(self.rows) if self.rows else 0.0
-
-    def finished(self, recipe: Recipe) -> str:
-        """Why the training is over, or nothing."""
-        training = recipe.training
-        if self.epoch >= training.epochs:
-            return f"all {training.epochs} epochs done"
-        if self.rows and self.epoch - max(self.best_epoch + 1, self.patience_from) >= training.patience:
-            return f"no better validation Dice for {training.patience} epochs"
-        if training.max_hours is not None and self.elapsed_s + self.epoch_s > training.max_hours * 3600:
-            return f"the next epoch would end after the {training.max_hours:g} h allowed"
-        return ""
 
 
 class Loop:
@@ -119,31 +87,39 @@ class Loop:
         stop: Stop,
         on_epoch: Callable[[State], None] = lambda state: None,
     ) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.precision = choose_precision(recipe.training.precision, torch.device(device))
-        self.fabric = Fabric(
-            accelerator=device, devices=1, precision="bf16-mixed" if self.precision == "bf16" else "32-true"
-        )
+        self.device = default_device()
+        self.precision = choose_precision(recipe.training.precision, self.device)
         self.plan, self.recipe, self.folder, self.stop, self.on_epoch = plan, recipe, folder, stop, on_epoch
-        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.fabric.device)
-        self.network = network.to(self.fabric.device)
+        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.device)
+        self.network = network.to(self.device)
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
-        optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
-        self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
-        self.model.mark_forward_method("outputs")
-        self.loss = make_loss(
-            recipe.loss.kind,
-            options=recipe.loss.options,
-            heads=recipe.loss.heads,
-            multilabel=plan.labels.multilabel,
+        recorder = graphs_for(self.device)
+        self.optimizer = make_optimizer(recipe.optimizer, self.network.parameters(), recorded=recorder is not None)
+        self.step = Step(
+            self.network,
+            make_loss(
+                recipe.loss.kind,
+                options=recipe.loss.options,
+                heads=recipe.loss.heads,
+                multilabel=plan.labels.multilabel,
+            ),
+            self.optimizer,
+            precision=self.precision,
+            accumulate=recipe.training.accumulate,
+            clip=recipe.training.clip_gradients,
+            compile=compiles(recipe.training.compile, self.device),
+            recorder=recorder,
         )
+        self._late = LateNumbers(self.device, most=3)  # of a step: its loss, and the lowest and the highest label
         self.points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
         self.val, self.samples = val, samples
         count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
-        self.feed = Feed(samples, self.batches, self.fabric.device, thread_count(recipe.training.workers, device))
+        threads = thread_count(recipe.training.workers, self.device.type)
+        self.feed = Feed(samples, self.batches, self.device, threads)
         self.state = State()
+        self.watch = Stopwatch()
         self._saved_at = time.perf_counter()
         self._said_empty = False
 
@@ -164,10 +140,11 @@ class Loop:
         check_shapes(folder, own, {name: tuple(tensor.shape) for name, tensor in weights.items()})
         parse(Progress, saved.state.get("loop"), source=str(folder))
         try:
-            restore_environment(saved.state.get("arithmetic", {}), self.fabric.device, self.precision)
+            restore_environment(saved.state.get("arithmetic", {}), self.device, self.precision)
             self.network.load_state_dict(weights)
             unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
             vars(self.state).update(saved.state["loop"])
+            self.watch.spent.update(self.state.epoch_seconds)
             torch.set_rng_state(saved.tensors["random"])
             if torch.cuda.is_available() and "random_cuda" in saved.tensors:
                 torch.cuda.set_rng_state(saved.tensors["random_cuda"])
@@ -191,14 +168,19 @@ class Loop:
         while not (why := self.state.finished(self.recipe)):
             self.stop.check(self._save)
             start = time.perf_counter() - self.state.step_s
-            train_loss = self._train_epoch(start)
+            with self.watch.of("steps"):
+                train_loss = self._train_epoch(start)
             self.state.step_s = time.perf_counter() - start
-            self._check_weights()
-            scores = self.validate()
+            with self.watch.of("validation"):
+                self._check_weights()
+                scores = self.validate()
             self._finish_epoch(train_loss, scores, time.perf_counter() - start)
         self._save()
         best = self.state.best_epoch + 1
         log.info("finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, best)
+        busy = self.feed.threads + 1 if self.device.type == "cuda" else torch.get_num_threads()
+        if said := advice(self.state.seconds, threads=self.feed.threads, spare=(os.cpu_count() or 1) - busy):
+            log.info("note: %s", said)
         return self.state
 
     def validate(self) -> dict[str, float]:
@@ -217,7 +199,7 @@ class Loop:
                 self.plan,
                 prepared,
                 settings=self.recipe.inference.replaced(tta=False),
-                device=self.fabric.device,
+                device=self.device,
                 precision=self.precision,
             )
             scores = score_labels(
@@ -251,46 +233,61 @@ class Loop:
         self.batches.epoch, self.batches.first_step = state.epoch, state.step
         with bar(f"epoch {state.epoch + 1}/{self.recipe.training.epochs}", steps) as advance:
             advance(state.step)
-            for images, labels in self.feed:
-                self._set_lr(state.step / steps)
-                state.losses.append(self._step(images, labels, state.step))
+            for images, labels in self._batches():
+                set_lr(self.optimizer, learning_rate(self.recipe, state, state.step / steps))
+                self._step(images, labels, state.step)
                 state.step += 1
-                advance(note=f"loss {np.mean(state.losses):.4f}")
+                advance(note=f"loss {np.mean(state.losses):.4f}" if state.losses else "")
                 if state.step % self.recipe.training.accumulate == 0 and state.step < steps:
                     state.step_s = time.perf_counter() - start
                     self.stop.check(self._save)
                     self._save_now_and_then()
+        self._note(self._late.rest())
         return float(np.mean(state.losses))
 
-    def _step(self, images: Tensor, labels: Tensor, step: int) -> float:
-        images, labels = self.fabric.to_device((images, labels))
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches that are left of the epoch; waiting for one is no part of a step."""
+        batches = iter(self.feed)
+        while True:
+            with self.watch.of("data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _step(self, images: Tensor, labels: Tensor, step: int) -> None:
+        """Take a step; its loss is noted when it has come."""
+        labels, extremes = self._checked(labels)
         images = images.contiguous(memory_format=self.layout)
-        every = self.recipe.training.accumulate
-        points = self._points(labels, step)
-        with self.fabric.autocast():  # Fabric does so by itself for `forward` alone
-            outputs = self.model.outputs(images, points)
-        if self.state.epoch == 0:
-            check_targets(labels, outputs, multilabel=self.plan.labels.multilabel)
-        loss, _ = self.loss(outputs, labels)
-        self.fabric.backward(loss / every)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise UsageError(
-                f"the loss became {value} in epoch {self.state.epoch + 1}, step {step + 1}; "
-                f"lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again"
-            )
-        if (step + 1) % every == 0 or step + 1 == self.batches.steps:
-            if self.recipe.training.clip_gradients is not None:
-                # a gradient that is not finite shows in the next loss, which says what to do
-                self.fabric.clip_gradients(
-                    self.model,
-                    self.optimizer,
-                    max_norm=self.recipe.training.clip_gradients,
-                    error_if_nonfinite=False,
+        last = (step + 1) % self.recipe.training.accumulate == 0 or step + 1 == self.batches.steps
+        loss = self.step(images, labels, self._points(labels, step), update=last)
+        self._note(self._late.add(loss, *extremes))
+
+    def _checked(self, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Labels that the loss can take, and what tells later whether they were so: in the first epoch alone."""
+        found = self.plan.labels
+        if self.state.epoch:
+            return labels, ()
+        if labels.device.type == "cpu":
+            check_targets(labels, found.outputs, multilabel=found.multilabel)
+            return labels, ()
+        return bounded(labels, 1 if found.multilabel else max(1, found.outputs - 1))
+
+    def _note(self, numbers: list[tuple[float, ...]]) -> None:
+        """Keep the losses of steps that have ended.
+
+        Raises:
+            UsageError: if a loss is not finite, or labels were none of the classes.
+        """
+        for loss, *extremes in numbers:
+            if extremes:
+                check_targets(torch.tensor(extremes), self.plan.labels.outputs, multilabel=self.plan.labels.multilabel)
+            if not math.isfinite(loss):
+                raise UsageError(
+                    f"the loss became {loss} in epoch {self.state.epoch + 1}, step {len(self.state.losses) + 1}; "
+                    f"lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again"
                 )
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return value
+            self.state.losses.append(loss)
 
     def _points(self, labels: Tensor, step: int) -> Tensor | None:
         """The points of a step, from a stream of its own; None where it reads all voxels."""
@@ -308,16 +305,11 @@ class Loop:
             generator=generator,
         )
 
-    def _set_lr(self, share_of_epoch: float) -> None:
-        lr = learning_rate(self.recipe, self.state, share_of_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     def _finish_epoch(self, train_loss: float, scores: dict[str, float], seconds: float) -> None:
         state = self.state
         row = {
             "epoch": state.epoch + 1,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": lr_of(self.optimizer),
             "train_loss": train_loss,
             "val_dice": scores["dice"],
             "val_iou": scores["iou"],
@@ -328,15 +320,21 @@ class Loop:
         if scores["dice"] > state.best_dice:
             state.best_dice, state.best_epoch = scores["dice"], state.epoch
             facts = {"epoch": state.epoch + 1, "val_dice": scores["dice"]}
-            write_tensors(self.folder / "weights.safetensors", Tensors(dict(self.network.state_dict()), facts))
+            with self.watch.of("writing"):
+                write_tensors(self.folder / "weights.safetensors", Tensors(dict(self.network.state_dict()), facts))
         state.epoch += 1
         state.step, state.losses, state.step_s = 0, [], 0.0
         log.info(
-            "epoch %d  loss %.4f  val Dice %.4f  IoU %.4f  lr %.1e  %.0f s%s",
-            row["epoch"], train_loss, scores["dice"], scores["iou"], row["lr"], seconds,
+            "epoch %d  loss %.4f  val Dice %.4f  IoU %.4f  lr %.1e  %.0f s%s%s",
+            row["epoch"], train_loss, scores["dice"], scores["iou"], row["lr"], seconds, parts(self.watch.spent),
             "  best" if state.best_epoch + 1 == row["epoch"] else "",
         )  # fmt: skip
-        self.on_epoch(state)  # before the checkpoint: a training that goes on from there has written its epochs down
+        with self.watch.of("writing"):
+            # before the checkpoint: a training that goes on from there has written its epochs down
+            self.on_epoch(state)
+        for phase, spent in self.watch.spent.items():
+            state.seconds[phase] += spent
+            self.watch.spent[phase] = 0.0
         self._save_now_and_then()
 
     def _save_now_and_then(self) -> None:
@@ -352,20 +350,23 @@ class Loop:
             )
 
     def _save(self) -> None:
-        self._check_weights()
-        self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
-        optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
-        tensors = {f"{NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors["random_cuda"] = torch.cuda.get_rng_state()
-        values: dict[str, Any] = {
-            "format": TRAINING_FORMAT,
-            "loop": vars(self.state),
-            "optimizer": optimizer_values,
-            "arithmetic": environment(self.fabric.device, self.precision),
-        }
-        save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
+        with self.watch.of("writing"):
+            self._note(self._late.rest())  # a step whose loss was not finite is never saved
+            self._check_weights()
+            self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
+            self.state.epoch_seconds = dict(self.watch.spent)
+            optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
+            tensors = {f"{NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
+            tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
+            if torch.cuda.is_available():
+                tensors["random_cuda"] = torch.cuda.get_rng_state()
+            values: dict[str, Any] = {
+                "format": TRAINING_FORMAT,
+                "loop": vars(self.state),
+                "optimizer": optimizer_values,
+                "arithmetic": environment(self.device, self.precision),
+            }
+            save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = time.perf_counter()
 
 
@@ -377,29 +378,3 @@ def check_unfinished(folder: Path) -> None:
             f"{printable(folder / CHECKPOINTS)}: holds no checkpoint, and {printable(folder / finished[0])} is of epochs "
             "that were finished; bring the checkpoints back from a copy of the run, or train again into another folder"
         )
-
-
-def learning_rate(recipe: Recipe, state: State, share_of_epoch: float) -> float:
-    """The rate at a point of the training: warm up, then fall over the epochs, or over the time where that ends first.
-
-    Args:
-        recipe: its `optimizer.lr`, `schedule` and `training`.
-        state: the epoch under way and the time used before it.
-        share_of_epoch: 0 to 1.
-    """
-    training, schedule = recipe.training, recipe.schedule
-    done, share = state.epoch / training.epochs, 1 / training.epochs
-    if training.max_hours is not None:
-        limit = training.max_hours * 3600
-        if state.elapsed_s / limit > done:
-            done = state.elapsed_s / limit
-        share = max(share, state.epoch_s / limit)
-    progress = min(1.0, done + share * share_of_epoch)
-    factor = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "poly": (1 - progress) ** schedule.power,
-        "constant": 1.0,
-    }[schedule.kind]
-    if state.epoch < schedule.warmup_epochs:
-        factor *= max(1e-2, (state.epoch + share_of_epoch) / schedule.warmup_epochs)
-    return recipe.optimizer.lr * factor

@@ -28,7 +28,7 @@ from ulna.recipe import Split
 from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
 from ulna.system.progress import track
-from ulna.training.loop import State
+from ulna.training.state import State
 from ulna.verbs import command
 
 Panel = tuple[str, list[figures.Picture]]
@@ -70,6 +70,7 @@ def summarise(
         part: evaluation.summary,
         "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),
         "training_seconds": round(state.elapsed_s, 1),
+        "seconds": {phase: round(spent, 1) for phase, spent in state.seconds.items()},  # of the training
         "peak_memory_mb": max(state.peak_mb, peak_memory_mb()),
         "device": device_name(),
         "precision": choose_precision(recipe.training.precision, default_device()),

@@ -37,9 +37,11 @@ from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
 from ulna.system.progress import Lines
 from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format
-from ulna.training.loop import CHECKPOINTS, Loop, State, check_unfinished
+from ulna.training.compiling import compiles
+from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, Samples, device_room
+from ulna.training.state import State
 from ulna.training.stopping import Stop
 from ulna.training.summary import final_part, summarise
 
@@ -118,6 +120,7 @@ def train(
         )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
+        compiles(chosen.training.compile, default_device())  # says what is missing before data are read
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ulna.data.pipeline.points import boundary, count_points, sample_points
+from ulna.data.pipeline.points import boundary, count_points, near_boundary, sample_points
 from ulna.recipe import Points
 
 
@@ -102,3 +102,33 @@ def test_the_same_generator_gives_the_same_points():
 )
 def test_how_many_points_a_step_reads(settings, sparse, expected):
     assert count_points(Points(**settings), 100_000, sparse=sparse) == expected
+
+
+def near(edge, count, sigma=0.0, seed=0):
+    anywhere = torch.full((len(edge), count, edge.ndim - 1), -1)
+    return near_boundary(edge, anywhere, sigma=sigma, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 13), (2, 5, 6, 7)])
+def test_without_listing_the_boundary_all_of_it_is_found_and_nothing_else(shape):
+    """What a GPU takes in place of a list, whose length the host would have to wait for."""
+    edge = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    for one, points in zip(edge, near(edge, 4000), strict=True):
+        assert set(map(tuple, points.tolist())) == set(map(tuple, one.nonzero().tolist()))
+
+
+def test_every_voxel_of_a_boundary_comes_as_often():
+    edge = torch.zeros(1, 8, 8, dtype=torch.bool)
+    edge[0, 0, 0] = edge[0, 3, 5] = edge[0, 7, 7] = edge[0, 7, 6] = True
+    _, counts = near(edge, 40_000)[0].unique(dim=0, return_counts=True)
+    assert counts.tolist() == pytest.approx([10_000] * 4, rel=0.05)  # five standard deviations
+
+
+def test_points_near_no_boundary_stay_and_the_others_scatter_inside_the_patch():
+    edge = torch.zeros(2, 16, 12, dtype=torch.bool)
+    edge[1, 8, 6] = True
+    stayed, scattered = near(edge, 20_000, sigma=2.0)
+    assert bool((stayed == -1).all())
+    assert (scattered.float() - torch.tensor([8.0, 6.0])).std(0).tolist() == pytest.approx([2.0, 2.0], rel=0.05)
+    wide = near(edge, 2000, sigma=50.0)[1]
+    assert wide.min() == 0 and wide.amax(0).tolist() == [15, 11]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -52,10 +55,13 @@ def sample_points(
         (N, *S) or (N, K, *S) -> (N, P, D), whole numbers
     """
     size, device = labels.shape[-dims:], labels.device
-    last = torch.tensor(size, device=device) - 1
+    last = _last(tuple(size), device)
     anywhere = torch.rand(labels.shape[0], count, dims, device=device, generator=generator)
     points = (anywhere * (last + 1)).long().minimum(last)  # in float32 a product may round up to the length itself
     near = round(alpha * count)
+    if device.type != "cpu":
+        points[:, :near] = near_boundary(boundary(labels, dims), points[:, :near], sigma=sigma, generator=generator)
+        return points
     for number, edge in enumerate(boundary(labels, dims)):
         where = edge.nonzero()
         if near and len(where):
@@ -63,6 +69,38 @@ def sample_points(
             moved = chosen + sigma * torch.randn(near, dims, device=device, generator=generator)
             points[number, :near] = moved.round().long().clamp(min=torch.zeros_like(last), max=last)
     return points
+
+
+def near_boundary(edge: Tensor, points: Tensor, *, sigma: float, generator: torch.Generator) -> Tensor:
+    """Points near a boundary, as many as `points`, which stay where there is none.
+
+    No number of voxels comes to the host, as it must where the voxels of a boundary are listed: a GPU is not waited for.
+
+    Args:
+        edge: True on the boundary.
+        points: anywhere.
+        sigma: in voxels.
+        generator: on the device of both.
+
+    Shape:
+        (N, *S), (N, P, D) -> (N, P, D), whole numbers
+    """
+    size = edge.shape[1:]
+    last = _last(tuple(size), edge.device)
+    passed = edge.flatten(1).cumsum(1)  # voxels of the boundary so far
+    length = passed[:, -1:]
+    drawn = torch.rand(points.shape[:2], dtype=torch.float64, device=edge.device, generator=generator)
+    which = (drawn * length).long().minimum(length - 1) + 1  # of the boundary's voxels, from 1
+    where = torch.searchsorted(passed, which).clamp_max(passed.shape[1] - 1)
+    chosen = torch.stack(torch.unravel_index(where, size), dim=-1)
+    moved = chosen + sigma * torch.randn(points.shape, device=edge.device, generator=generator)
+    return torch.where(length[..., None] > 0, moved.round().long().clamp(torch.zeros_like(last), last), points)
+
+
+@cache
+def _last(size: Sequence[int], device: torch.device) -> Tensor:
+    """The last voxel along every axis; copied to a device once, as a copy is waited for."""
+    return torch.tensor(size, device=device) - 1
 
 
 def boundary(labels: Tensor, dims: int) -> Tensor:

@@ -1,0 +1,94 @@
+"""Recorded steps on a GPU: as plain ones within rounding, without waiting for the device, and plain where they must be."""
+
+import logging
+
+import pytest
+import torch
+
+from tests.training.test_step import batches
+from ulna.losses import make_loss
+from ulna.networks.build import build
+from ulna.recipe import Optimizer
+from ulna.training.late import LateNumbers
+from ulna.training.optimizers import make_optimizer, set_lr
+from ulna.training.replay import WARM_UP, CudaGraphs, Replayed
+from ulna.training.step import Step
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+STEPS = 12
+
+
+def trained(recorder, model, accumulate, precision="fp32", **changes):
+    torch.manual_seed(0)
+    network = build(model, channels=(8, 16, 16), **changes).cuda().to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(Optimizer(kind="sgd", momentum=0.9), network.parameters(), recorded=True)
+    step = Step(
+        network, make_loss("dice_ce", multilabel=False), optimizer,
+        precision=precision, accumulate=accumulate, clip=1.0, recorder=recorder,
+    )  # fmt: skip
+    torch.cuda.manual_seed(1)
+    late, losses = LateNumbers(torch.device("cuda")), []
+    for number, batch in enumerate(batches(STEPS, network.head.sparse)):
+        images, labels, points = (None if t is None else t.cuda() for t in batch)
+        set_lr(optimizer, 1e-3 * (1 + number % 3))
+        losses += late.add(step(images, labels, points, update=(number + 1) % accumulate == 0))
+    return network, losses + late.rest(), torch.cuda.get_rng_state(), step
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("unet", {"conv": {"kind": "double_conv", "options": {"dropout": 0.2}}}),
+        ("nnunet", {}),
+        ("implicit_unet", {"head": {"kind": "points", "options": {"width": 16, "depth": 2}}}),
+    ],
+)
+def test_a_graph_takes_plain_steps(model, changes, accumulate):
+    plain, losses, random, _ = trained(None, model, accumulate, **changes)
+    made, same_losses, same_random, step = trained(CudaGraphs(), model, accumulate, **changes)
+    assert step.settled and step._replayed._replays  # recorded, and not given up
+    torch.testing.assert_close(torch.tensor(same_losses), torch.tensor(losses), rtol=1e-3, atol=1e-3)
+    for (name, one), two in zip(plain.state_dict().items(), made.state_dict().values(), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-2, atol=1e-3, msg=name)  # other sums, twelve steps on
+    assert torch.equal(random, same_random)  # as many draws
+
+
+@pytest.mark.parametrize("recorder", [None, CudaGraphs], ids=["plain", "graph"])
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_nothing_in_a_step_waits_for_the_device(recorder, kind):
+    network = build("unetpp", channels=(8, 16)).cuda()
+    optimizer = make_optimizer(Optimizer(kind=kind), network.parameters(), recorded=True)
+    step = Step(
+        network, make_loss("dice_ce", multilabel=False), optimizer,
+        precision="bf16", clip=1.0, recorder=recorder() if recorder else None,
+    )  # fmt: skip
+    images, labels = torch.randn(2, 1, 32, 32, device="cuda"), torch.zeros(2, 32, 32, dtype=torch.uint8, device="cuda")
+    for _ in range(WARM_UP + 1):
+        step(images, labels)
+    late = LateNumbers(torch.device("cuda"), ahead=100)
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(5):
+            set_lr(optimizer, 1e-3)
+            late.add(step(images, labels))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(late.rest()) <= 5
+
+
+def test_what_cannot_be_recorded_goes_on_one_by_one_and_draws_go_on(caplog):
+    x = torch.ones(4, device="cuda")
+
+    def work(step, way):
+        x.mul_(step * torch.nn.functional.dropout(torch.ones_like(x), 0.5).sum().sign().item())
+
+    call = Replayed(work, CudaGraphs())
+    with caplog.at_level(logging.INFO, logger="ulna"):
+        for _ in range(WARM_UP + 3):
+            call(torch.full((4,), 1.0, device="cuda"))
+    assert [record.getMessage().startswith("note: steps go one by one") for record in caplog.records] == [True]
+    assert torch.nn.functional.dropout(x, 0.5).isfinite().all()
