@@ -11,14 +11,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, brief, printable
-from ulna.planning.memory import ON_THE_GPU, gpu_memory
 from ulna.planning.plan import training_data
 from ulna.recipe import PLAN_FORMAT, Recipe, Split, parse, stated
 from ulna.study.costs import Costs, measure_costs, pick_case
@@ -308,9 +305,8 @@ def _at_once(wanted: int, settled: Settled) -> int:
     for variant, need in zip(settled.variants, needs, strict=True):
         need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
     fit = max(1, int(machine_memory() / max(need.total for need in needs)))
-    if torch.cuda.is_available():
-        held = max(sum(size for name, size in need.parts.items() if name in ON_THE_GPU) for need in needs)
-        fit = max(1, min(fit, int(gpu_memory() / held)))
+    if (device := settled.planned[0].device).gpu:
+        fit = max(1, min(fit, int(device.memory_bytes / max(need.on_the_gpu for need in needs))))
     if fit < wanted:
         log.info("note: %d trainings at once: the memory holds no more", fit)
     return min(wanted, fit, os.cpu_count() or 1)
