@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -25,6 +25,7 @@ from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import Drafts, network_shape, shape_of
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.fitting import check_plan
+from ulna.planning.length import resolve_length
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.sizes import choose_sizes
 from ulna.planning.symmetry import mirror_axes, turn_axes
@@ -89,11 +90,12 @@ class Planned:
     """A training before it begins: all that is fixed, and what it will take.
 
     Args:
-        recipe: as resolved: the architecture has widths and strides of every level.
+        recipe: as resolved: the architecture has widths and strides of every level, and the length is in numbers.
         plan: what the data fixed.
         split: of the cases.
         network: the network, without memory (meta device).
         device: what it is planned for.
+        length: how long the training is, and why.
     """
 
     recipe: Recipe
@@ -101,6 +103,7 @@ class Planned:
     split: Split
     network: Network
     device: Device
+    length: str = "as its recipe says"
 
     @property
     def points(self) -> int | None:
@@ -143,7 +146,7 @@ def plan_training(
     whiten: bool = True,
     device: Device | None = None,
 ) -> Planned:
-    """Choose grid, normalisation, patch, depth and batch for one recipe, and build the network without memory.
+    """Choose grid, normalisation, patch, depth, batch and length for one recipe, and build the network without memory.
 
     Source: the rules follow nnU-Net's planner (isensee2021): median spacing, pool while a map keeps 4 voxels, CT by
     global statistics of the foreground; sizes are set for a CPU with a few GB, or for the memory of the GPU.
@@ -162,9 +165,10 @@ def plan_training(
             not fit, with everything that differs.
     """
     found, labels, device = data.fingerprint, data.labels, device or find_device()
+    recipe, length = resolve_length(recipe, device)
     if given is not None:
         check_plan(given, recipe, source, labels=labels, channel_names=found.channel_names, found=found)
-        return planned_by(given, recipe, data.split, device)
+        return replace(planned_by(given, recipe, data.split, device), length=length)
     dims = found.spatial_dims
     drafts = Drafts(recipe, network_shape(found.channels, dims, labels))
     reasons: dict[str, str] = {}
@@ -200,11 +204,11 @@ def plan_training(
     )
     if whiten and recipe.planning.whitening is not None:
         plan = whitened(plan, data.dataset.cases_of(data.split.train))
-    return _planned(recipe, plan, data.split, drafts, device)
+    return replace(_planned(recipe, plan, data.split, drafts, device), length=length)
 
 
 def planned_by(plan: Plan, recipe: Recipe, parts: Split, device: Device | None = None) -> Planned:
-    """A training by a plan that is there already.
+    """A training by a plan that is there already, and of the length that its recipe says.
 
     Raises:
         UsageError: if the network cannot be built for it.

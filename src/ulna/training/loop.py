@@ -83,10 +83,10 @@ class State:
     def finished(self, recipe: Recipe) -> str:
         """Why the training is over, or nothing."""
         training = recipe.training
-        if self.epoch >= training.epochs:
-            return f"all {training.epochs} epochs done"
-        if self.rows and self.epoch - max(self.best_epoch + 1, self.patience_from) >= training.patience:
-            return f"no better validation Dice for {training.patience} epochs"
+        if self.epoch >= training.most_epochs:
+            return f"all {training.most_epochs} epochs done"
+        if self.rows and self.epoch - max(self.best_epoch + 1, self.patience_from) >= training.most_patience:
+            return f"no better validation Dice for {training.most_patience} epochs"
         if training.max_hours is not None and self.elapsed_s + self.epoch_s > training.max_hours * 3600:
             return f"the next epoch would end after the {training.max_hours:g} h allowed"
         return ""
@@ -139,7 +139,7 @@ class Loop:
         )
         self.points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
         self.val, self.samples = val, samples
-        count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
+        count = recipe.training.samples_of_epoch(len(samples.cases), plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
         workers = worker_count(recipe.training.workers, device)
         self.loader = DataLoader(
@@ -255,7 +255,7 @@ class Loop:
         self.network.train()
         state, steps = self.state, self.batches.steps
         self.batches.epoch, self.batches.first_step = state.epoch, state.step
-        with bar(f"epoch {state.epoch + 1}/{self.recipe.training.epochs}", steps) as advance:
+        with bar(f"epoch {state.epoch + 1}/{self.recipe.training.most_epochs}", steps) as advance:
             advance(state.step)
             for images, labels in self.loader:
                 self._set_lr(state.step / steps)
@@ -393,7 +393,7 @@ def learning_rate(recipe: Recipe, state: State, share_of_epoch: float) -> float:
         share_of_epoch: 0 to 1.
     """
     training, schedule = recipe.training, recipe.schedule
-    done, share = state.epoch / training.epochs, 1 / training.epochs
+    done, share = state.epoch / training.most_epochs, 1 / training.most_epochs
     if training.max_hours is not None:
         limit = training.max_hours * 3600
         if state.elapsed_s / limit > done:
