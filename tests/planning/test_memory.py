@@ -12,6 +12,7 @@ import ulna
 from tests.inference.test_predict import images, run_folder  # noqa: F401
 from ulna.errors import UsageError
 from ulna.planning.memory import MemoryEstimate
+from ulna.system.device import Device
 
 # Peak memory of this process (VmHWM, in bytes) after a verb, beside what was forecast for it
 MEASURED = """
@@ -38,17 +39,13 @@ def test_parts_are_told_largest_first_and_too_much_is_refused(monkeypatch):
 
 def test_what_lies_on_a_gpu_is_compared_with_its_memory(monkeypatch):
     need = MemoryEstimate({"maps of a step": 9e9, "cases kept": 3e9})
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("ulna.planning.memory.memory", lambda: 4e9)
-    monkeypatch.setattr("ulna.planning.memory.gpu_memory", lambda: 10e9)
-    need.check("this", "do that")
-    monkeypatch.setattr("ulna.planning.memory.gpu_memory", lambda: 8e9)
+    need.check("this", "do that", Device("cuda", 10e9))
     with pytest.raises(UsageError, match=r"9\.0 GB of GPU memory .*the GPU has 8\.0 GB; do that"):
-        need.check("this", "do that")
-    monkeypatch.setattr("ulna.planning.memory.gpu_memory", lambda: 10e9)
+        need.check("this", "do that", Device("cuda", 8e9))
     monkeypatch.setattr("ulna.planning.memory.memory", lambda: 2e9)
     with pytest.raises(UsageError, match=r"this machine has 2\.0 GB; do that"):
-        need.check("this", "do that")
+        need.check("this", "do that", Device("cuda", 10e9))
 
 
 def test_a_training_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch):

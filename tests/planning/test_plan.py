@@ -8,7 +8,10 @@ from ulna.networks.build import count_parameters, validate
 from ulna.planning.choosing import choose, recommended
 from ulna.planning.plan import plan_training
 from ulna.recipe import PLAN_FORMAT, Fingerprint, Recipe, set_value, to_yaml
+from ulna.system.device import Device
 from ulna.system.files import write_text
+
+CPU = Device("cpu")
 
 
 def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names=None, low=None, high=None, **told):
@@ -28,15 +31,15 @@ def data(size=(96, 96), spacing=None, unit="px", *, cases=100, channels=1, names
     )
 
 
-def all_planned(fingerprint, *changes, model="unet", labels=None):
+def all_planned(fingerprint, *changes, model="unet", labels=None, device=None):
     recipe = recommended(model)
     for change in changes:
         recipe = set_value(recipe, change)
-    return plan_training(training_data(fingerprint, labels), recipe)
+    return plan_training(training_data(fingerprint, labels), recipe, device=device)
 
 
-def planned(fingerprint, *changes, model="unet", labels=None):
-    return all_planned(fingerprint, *changes, model=model, labels=labels).plan
+def planned(fingerprint, *changes, model="unet", labels=None, device=CPU):
+    return all_planned(fingerprint, *changes, model=model, labels=labels, device=device).plan
 
 
 def test_small_images_are_taken_whole_with_five_levels():
@@ -128,10 +131,9 @@ def test_every_field_can_be_fixed_and_says_so():
 
 
 def test_costlier_networks_take_smaller_batches_where_there_is_no_gpu(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert planned(data((96, 96))).batch == 8
     assert planned(data((96, 96)), model="unetpp").batch == 4
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("ulna.planning.sizes.STEP_GMACS", 1e9)
     assert planned(data((96, 96)), model="unetpp").batch == 8
 
 
@@ -140,12 +142,12 @@ def test_small_data_sets_take_small_batches():
 
 
 def test_less_memory_means_smaller_batches(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the work of a step decides
+    monkeypatch.setattr("ulna.planning.sizes.STEP_GMACS", 1e9)  # else the work of a step decides
     assert planned(data((256, 256)), "planning.memory_gb=2").batch < planned(data((256, 256))).batch
 
 
 def test_networks_that_keep_more_maps_take_smaller_patches_and_batches(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the work of a step decides
+    monkeypatch.setattr("ulna.planning.sizes.STEP_GMACS", 1e9)  # else the work of a step decides
     volumes = data((200, 200, 200), (1.0,) * 3, "mm")
     usual, hungry = planned(volumes), planned(volumes, model="efficient_unet")
     assert usual.patch == (96, 96, 96)
@@ -156,7 +158,7 @@ def test_networks_that_keep_more_maps_take_smaller_patches_and_batches(monkeypat
 
 
 def test_points_leave_room_for_patches_and_batches_that_every_voxel_would_not(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # else the work of a step decides
+    monkeypatch.setattr("ulna.planning.sizes.STEP_GMACS", 1e9)  # else the work of a step decides
     volumes = data((200, 200, 200), (1.0,) * 3, "mm")
     few = planned(volumes, model="implicit_unet")
     many = planned(volumes, "points.fraction=0.99", model="implicit_unet")

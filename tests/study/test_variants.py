@@ -4,12 +4,17 @@ import pytest
 
 from tests.places import ROOT
 from tests.plans import training_data
+from ulna.data.quality.check import Report
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.length import BUDGETS, FIELDS
+from ulna.planning.plan import plan_training
 from ulna.recipe import Fingerprint, Recipe
 from ulna.study import compare as comparing
+from ulna.study.jobs import make_jobs
 from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
+from ulna.system.device import Device
 from ulna.system.reading import read_yaml
 
 SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}
@@ -88,6 +93,27 @@ def test_the_smallest_batch_holds_for_all():
     assert alone[0] != alone[1]
     assert settled.plan.batch == min(alone)
     assert any(note.startswith(f"batch {min(alone)} for all") for note in settled.footnotes)
+
+
+def test_a_study_is_planned_once_whatever_its_trainings_run_on(monkeypatch, tmp_path):
+    variants, settled = make_variants(["unet", "nnunet"], {}, [], []), {}
+    for device in (Device("cuda", 80e9), Device("cpu")):
+        monkeypatch.setattr("ulna.planning.plan.find_device", lambda device=device: device)
+        settled[device.kind] = plan_variants(variants, facts((128, 128)), match=None)
+    jobs = make_jobs(settled["cuda"].variants, seeds=2, folds=2, runs=tmp_path)
+    made = [plan_training(facts((128, 128)), job.recipe) for job in jobs]  # on a CPU, where it went on
+    shared = {
+        (one.plan.patch, one.plan.batch, *(getattr(one.recipe.training, name) for name in FIELDS)) for one in made
+    }
+    assert len(made) == 8 and shared == {((128, 128), 25, *BUDGETS["standard"])}
+    before, now = (comparing._settings(settled[kind], [], Report, None, variants, None) for kind in ("cuda", "cpu"))
+    with pytest.raises(UsageError, match=r"the recipe of unet: max_hours: 2.0 there, max_hours: null now"):
+        comparing._check_same(tmp_path, before, now)
+    fixed = make_variants(["unet", "nnunet"], {"training": {"budget": "quick"}}, [], [])
+    both = [plan_variants(fixed, facts((128, 128)), match=None, fixed=before["plan"])]
+    assert {tuple(one.recipe.training.model_dump()[name] for name in FIELDS) for one in both[0].planned} == {
+        BUDGETS["quick"]
+    }
 
 
 def test_one_field_is_varied_at_a_time():

@@ -28,8 +28,8 @@ def test_the_plan_told_is_the_one_that_a_training_makes(discs, tmp_path, model):
     told = plan(discs, untimed=True, **flags)
     run = train(discs, out=tmp_path / "run", epochs=1, **flags)
     trained = from_yaml(Plan, run.folder / "plan.yaml")
-    assert "this machine has" in told.plan.reasons["memory"]
-    reasons = {name: why for name, why in told.plan.reasons.items() if name != "memory"}
+    assert "this machine has" in told.plan.reasons["memory"] and "epochs of" in told.plan.reasons["length"]
+    reasons = {name: why for name, why in told.plan.reasons.items() if name not in ("length", "memory")}
     assert told.plan.replaced(reasons=reasons, recipe=None) == trained
     assert told.plan.recipe == choose(recipe=None, **flags)
     assert (told.patch, told.batch) == (trained.patch, trained.batch)
@@ -81,10 +81,12 @@ def test_the_command_line_tells_all(discs, capsys):
     assert cli.run(["plan", str(discs), *small, "--quiet"]) == 0
     table = " ".join(capsys.readouterr().out.split())
     assert "parameters" in table and "GMACs a patch" in table and "s of validation: an estimate from steps on" in table
+    assert "each at most: quick" in table and "100 epochs of every training case once" in table
     assert cli.run(["plan", str(discs), *small, "--json", "--quiet"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["patch"] == [32, 40] and told["split"] == {"train": 5, "val": 2, "test": 1}
     assert told["parameters"] > 0 and told["gmacs"] > 0 and told["memory"]["bytes"] > 0
+    assert list(told["time"]["budgets"]) == ["quick", "standard", "full"]
     assert told["time"]["hours"] > 0 and told["time"]["epochs"] == 100 and told["untimed"] is None
     assert cli.run(["plan", str(discs), *small, "--untimed", "--json", "--quiet"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -96,6 +98,14 @@ def test_hours_are_those_of_all_steps_and_validations():
     assert timing.epoch_s == 18.0
     assert timing.hours == pytest.approx(0.5)
     assert Timing("x", 1, 0.5, 8.0, 20, 100, max_hours=0.2).hours == 0.2
+
+
+def test_one_timing_tells_the_hours_of_every_budget():
+    timing = Timing("x", 1, step_s=0.036, validation_s=9.0, steps=20, epochs=7, max_hours=None)
+    hours = {"quick": 25 * (100 * 0.01 + 2.5) / 1e3, "standard": 100 * (250 * 0.01 + 2.5) / 1e3, "full": 1000 * 5e-3}
+    assert timing.budgets == pytest.approx(hours)
+    slow = Timing("x", 1, step_s=1.0, validation_s=0.0, steps=20, epochs=7, max_hours=None)
+    assert slow.budgets == pytest.approx({"quick": 0.25, "standard": 2.0, "full": 250_000 / 3600})
 
 
 def planned_for(plan, *changes, train=9, val=2):

@@ -17,7 +17,7 @@ from ulna.verbs import command, to_argv
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {"implicit": implicit.measure}
 RESULT = "bench.json"
 HOURS = 0.1  # of a training, where nothing else is said
-LIMITS = ("training.epochs", "training.max_hours")
+LIMITS = ("training.epochs", "training.max_hours", "training.budget")
 
 
 @dataclass(frozen=True)

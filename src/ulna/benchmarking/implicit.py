@@ -103,11 +103,11 @@ def measure(
         "part": outcome.part,
         "cases": outcome.cases,
         "seeds": seeds,
-        "epochs": training.epochs,
+        "epochs": training.most_epochs,
         "max_hours": training.max_hours,
         "changes": list(changes),
     }
-    limit = _many(training.epochs, "epoch") if training.max_hours is None else f"{training.max_hours:g} hours"
+    limit = _many(training.most_epochs, "epoch") if training.max_hours is None else f"{training.max_hours:g} hours"
     said = (
         f"{_many(outcome.cases, f'{outcome.part} case')} of {conditions['data']}{' (made by ulna, not real)' * synthetic}, "
         f"{_many(seeds, 'seed')}, {limit} a training, {conditions['device']}, {_many(conditions['threads'], 'thread')}"

@@ -141,6 +141,9 @@ def _plan(console: Console, estimate: Any) -> None:
     work = f"{planned.parameters:,} parameters, {planned.gmacs:.3g} GMACs {read}"
     table.add_row("network", f"{safe(planned.recipe.model)}: {work}")
     table.add_row("time", safe(_duration(estimate)))
+    if estimate.timing is not None:
+        hours = ", ".join(f"{name} {_long(hours)}" for name, hours in estimate.timing.budgets.items())
+        table.add_row("budgets", f"--budget of `ulna train`, each at most: {hours}")
     console.print(table)
     if estimate.file is not None:
         print_plain(console, f"plan: {estimate.file}")
@@ -152,16 +155,19 @@ def _duration(estimate: Any) -> str:
     timing = estimate.timing
     if timing is None:
         return f"not estimated: {estimate.untimed}"
-    long = f"{timing.hours:.1f} h" if timing.hours >= 1 else f"{60 * timing.hours:.1f} min"
     epochs = f"{timing.epochs} epochs"
     if timing.epochs * timing.epoch_s > 3600 * timing.hours:
         epochs = f"{3600 * timing.hours / timing.epoch_s:.0f} of {epochs}, as training.max_hours allows,"
     threads = "" if timing.threads is None else f", {timing.threads} thread{'s' * (timing.threads > 1)}"
     return (
-        f"about {long} for {epochs} of {timing.steps} steps, {timing.step_s:.3g} s each, and {timing.validation_s:.3g} s of "
-        f"validation: an estimate from steps on made data, on {timing.device}{threads}; a training that gets no better ends "
-        "sooner"
+        f"about {_long(timing.hours)} for {epochs} of {timing.steps} steps, {timing.step_s:.3g} s each, and "
+        f"{timing.validation_s:.3g} s of validation: an estimate from steps on made data, on {timing.device}{threads}; a "
+        "training that gets no better ends sooner"
     )
+
+
+def _long(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _train(console: Console, run: Any) -> None:

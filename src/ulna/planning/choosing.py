@@ -15,6 +15,7 @@ from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
+from ulna.planning.length import FIELDS, check_budget
 from ulna.recipe import Recipe, merged, parse, set_value, stated
 
 
@@ -24,6 +25,7 @@ def choose(
     recipe: Path | str | None,
     epochs: int | None = None,
     max_hours: float | None = None,
+    budget: str | None = None,
     seed: int | None = None,
     fold: int | None = None,
     max_ram: float | None = None,
@@ -33,11 +35,12 @@ def choose(
     """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
 
     Left out, the model is that of the file, else unetpp; `max_ram` is GB that a training may take. What was `planned` stands
-    in place of model and file where neither is given.
+    in place of model and file where neither is given. A `budget` takes the place of what all of these say of the length.
 
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
     """
+    check_budget(budget)
     own = stated(recipe)
     if model is not None:
         own.pop("architecture", None)  # a model named in the command replaces the file's network
@@ -46,6 +49,9 @@ def choose(
     chosen = parse(Recipe, merged(base, {**own, "model": name}), source=str(recipe or ""))
     if planned is not None and model is None and recipe is None:
         chosen = planned
+    if budget is not None:
+        open_length = dict.fromkeys(FIELDS)
+        chosen = chosen.replaced(training=chosen.training.replaced(**open_length, budget=budget))
     flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold}
     changes = {flag: value for flag, value in flags.items() if value is not None}
     if changes:

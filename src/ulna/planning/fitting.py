@@ -8,7 +8,7 @@ from typing import Any
 
 from ulna.errors import UsageError, brief, listed, printable
 from ulna.networks.build import levels
-from ulna.planning.sizes import Drafts, shape_of
+from ulna.planning.drafts import Drafts, shape_of
 from ulna.recipe import PLAN_FORMAT, Architecture, Fingerprint, Labels, Plan, Recipe
 
 CHOSEN = ("spacing", "patch", "batch")  # fields of `planning` that are fields of a plan

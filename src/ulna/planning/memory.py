@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from ulna.data.formats.limits import memory
 from ulna.data.pipeline.orientation import turn_of
 from ulna.data.pipeline.points import count_points
@@ -19,11 +17,23 @@ from ulna.kernels.allocator import allocator_in_use, allocator_when_tuned
 from ulna.networks.network import Network
 from ulna.networks.profile.memory import peak_bytes
 from ulna.recipe import Plan, Recipe
+from ulna.system.device import Device, find_device
 
 # Buffers of convolution libraries, the loss, and what an allocator cannot fill, times the maps of a step. Measured 0.7 to 1.3
 # with ulna's allocator, 0.8 to 1.5 with torch's, 0.8 to 1.9 where glibc alone keeps what is freed (U-Net, UNet++, nnU-Net,
 # omega-Net, SDNU-Net, Implicit U-Net; 2D and 3D; float32 and bf16; with and without gradients)
 OVERHEAD = {"ulna": 1.25, "torch": 1.55, "glibc": 1.95}
+# The same on a GPU, where norms keep no more than is counted (their input, and what the next layer reads). An H100 with bf16
+# and channels last took 1.07 to 1.17 times the maps for U-Net, UNet++ and nnU-Net in 2D and 3D, each step launched on its
+# own. Fused norms and captured steps are not checked against `max_memory_allocated` yet; benchmarks/gpu.py does.
+GPU_OVERHEAD = 1.25
+# A captured step has a pool of its own, with the batch that it reads, and gaps that nothing else may fill; what the steps
+# before the capture took is given back first.
+GPU_GRAPH = 0.1
+# CUDA, its libraries and their workspaces
+GPU_CONTEXT = 10**9
+# Of the memory of a GPU that a training is planned to take; prepared cases, validation and other programs have the rest.
+GPU_SHARE = 0.85
 # Code that the first step loads: 30 MB were seen
 LIBRARIES = 60 * 10**6
 # Python and its libraries, where the system does not tell, and of a process that has yet to begin
@@ -33,7 +43,14 @@ MESH_POINTS = 32 * 1024
 
 
 # Parts that lie in the memory of the GPU where there is one
-ON_THE_GPU = ("maps of a step", "weights, gradients and moments", "maps of a window", "slab")
+ON_THE_GPU = (
+    "maps of a step",
+    "pool of the captured step",
+    "weights, gradients and moments",
+    "CUDA",
+    "maps of a window",
+    "slab",
+)
 
 
 class MemoryEstimate(NamedTuple):
@@ -50,15 +67,25 @@ class MemoryEstimate(NamedTuple):
         largest = sorted(self.parts.items(), key=lambda part: -part[1])
         return f"{self.total / 1e9:.1f} GB ({', '.join(f'{name} {size / 1e9:.1f}' for name, size in largest)})"
 
-    def check(self, what: str, remedy: str) -> None:
+    @property
+    def on_the_gpu(self) -> float:
+        """Bytes of the parts that lie in the memory of the GPU where there is one."""
+        return sum(size for name, size in self.parts.items() if name in ON_THE_GPU)
+
+    def check(self, what: str, remedy: str, device: Device | None = None) -> None:
         """Refuse what this machine cannot hold, before it is tried.
+
+        Args:
+            what: is to be done.
+            remedy: what a person may change.
+            device: left out, that of this machine.
 
         Raises:
             UsageError: with the parts and the remedy.
         """
-        taken = self.total
-        if torch.cuda.is_available():
-            room, held = gpu_memory(), sum(size for name, size in self.parts.items() if name in ON_THE_GPU)
+        taken, device = self.total, device or find_device()
+        if device.gpu:
+            room, held = device.memory_bytes, self.on_the_gpu
             if held > room:
                 need = f"{held / 1e9:.1f} GB of GPU memory ({self})"
                 raise UsageError(f"{what} needs about {need}, and the GPU has {room / 1e9:.1f} GB; {remedy}")
@@ -67,13 +94,8 @@ class MemoryEstimate(NamedTuple):
             raise UsageError(f"{what} needs about {self}, and this machine has {memory() / 1e9:.1f} GB; {remedy}")
 
 
-def gpu_memory() -> int:
-    """Bytes of the GPU that is used."""
-    return int(torch.cuda.get_device_properties(0).total_memory)
-
-
 def training_memory(
-    network: Network, plan: Plan, recipe: Recipe, *, bf16: bool, cases: int, elsewhere: bool = False
+    network: Network, plan: Plan, recipe: Recipe, *, device: Device, cases: int, elsewhere: bool = False
 ) -> MemoryEstimate:
     """A training: the maps of a step, the weights with gradients and moments, and the cases that are kept.
 
@@ -81,22 +103,39 @@ def training_memory(
         network: on any device; not changed.
         plan: of the data set.
         recipe: its points, optimiser and workers.
-        bf16: maps are kept in bfloat16.
+        device: that it would run on.
         cases: training and validation cases; a quarter of the memory holds them at most.
         elsewhere: in a process of its own, as a study trains: with its allocator, and without what this one holds.
     """
-    points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
-    maps = peak_bytes(network, plan.patch, batch=plan.batch, training=True, bf16=bf16, points=points)
-    moments = 1 if recipe.optimizer.kind == "sgd" else 2
     held = _image_bytes(plan.fingerprint.size.median, plan) * cases
     return MemoryEstimate(
         {
-            "maps of a step": _overhead(elsewhere) * maps,
-            "weights, gradients and moments": (2 + moments) * _weight_bytes(network),
+            **step_memory(network, plan.patch, plan.batch, recipe, device, elsewhere=elsewhere),
             "cases kept": min(held, 2 * memory() / 4),
-            "program": (PROGRAM if elsewhere else _program()) + LIBRARIES,
+            "program": (PROGRAM if device.gpu or elsewhere else _program()) + LIBRARIES,
         }
     )
+
+
+def step_memory(
+    network: Network,
+    patch: tuple[int, ...],
+    batch: int,
+    recipe: Recipe,
+    device: Device,
+    *,
+    elsewhere: bool = False,
+) -> dict[str, float]:
+    """Bytes of a training step by what takes them, all of which lies on a GPU; `elsewhere` as for `training_memory`."""
+    bf16 = device.precision(recipe.training.precision) == "bf16"
+    points = count_points(recipe.points, math.prod(patch), sparse=network.head.sparse)
+    maps = peak_bytes(network, patch, batch=batch, training=True, bf16=bf16, points=points)
+    moments = 1 if recipe.optimizer.kind == "sgd" else 2
+    parts = {
+        "maps of a step": _overhead(device, elsewhere=elsewhere) * maps,
+        "weights, gradients and moments": float((2 + moments) * _weight_bytes(network)),
+    }
+    return {**parts, "pool of the captured step": GPU_GRAPH * maps, "CUDA": float(GPU_CONTEXT)} if device.gpu else parts
 
 
 def prediction_memory(
@@ -120,7 +159,7 @@ def prediction_memory(
     share = min(1.0, window[axis] / grid[axis])  # of the image that a slab is
     return MemoryEstimate(
         {
-            "maps of a window": _overhead() * maps_per_voxel * math.prod(window),
+            "maps of a window": _overhead(find_device()) * maps_per_voxel * math.prod(window),
             "slab": 4 * share * ((classes + 1) * math.prod(grid) + classes * math.prod(size)),
             "image": _image_bytes(grid, plan) + 4 * plan.in_channels * math.prod(size),
             "result": (4 * classes if probabilities else 0) * math.prod(size)
@@ -137,10 +176,10 @@ def maps_per_voxel(network: Network, plan: Plan, *, bf16: bool) -> float:
     return peak_bytes(network, plan.patch, training=False, bf16=bf16, points=points) / voxels
 
 
-def _overhead(elsewhere: bool = False) -> float:
-    """`OVERHEAD` with the allocator of the process; a GPU has one of torch's own, which keeps what is freed."""
-    if torch.cuda.is_available():
-        return OVERHEAD["ulna"]
+def _overhead(device: Device, *, elsewhere: bool = False) -> float:
+    """What is taken for a byte of maps: with the allocator of the process, or that of a GPU."""
+    if device.gpu:
+        return GPU_OVERHEAD
     return OVERHEAD[allocator_when_tuned() if elsewhere else allocator_in_use()]
 
 
@@ -155,7 +194,7 @@ def _weight_bytes(network: Network) -> int:
 
 def _program() -> float:
     """Bytes that this process holds now."""
-    if torch.cuda.is_available():
+    if find_device().gpu:
         return PROGRAM
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -22,10 +22,12 @@ from ulna.errors import UsageError
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.drafts import Drafts, network_shape, shape_of
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.fitting import check_plan
+from ulna.planning.length import resolve_length
 from ulna.planning.memory import MemoryEstimate, training_memory
-from ulna.planning.sizes import Drafts, choose_sizes, network_shape, shape_of
+from ulna.planning.sizes import choose_sizes
 from ulna.planning.symmetry import mirror_axes, turn_axes
 from ulna.recipe import (
     PLAN_FORMAT,
@@ -37,7 +39,7 @@ from ulna.recipe import (
     Split,
     Training,
 )
-from ulna.system.device import choose_precision, default_device
+from ulna.system.device import Device, find_device
 from ulna.system.progress import track
 
 # An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
@@ -88,16 +90,20 @@ class Planned:
     """A training before it begins: all that is fixed, and what it will take.
 
     Args:
-        recipe: as resolved: the architecture has widths and strides of every level.
+        recipe: as resolved: the architecture has widths and strides of every level, and the length is in numbers.
         plan: what the data fixed.
         split: of the cases.
         network: the network, without memory (meta device).
+        device: what it is planned for.
+        length: how long the training is, and why.
     """
 
     recipe: Recipe
     plan: Plan
     split: Split
     network: Network
+    device: Device
+    length: str = "as its recipe says"
 
     @property
     def points(self) -> int | None:
@@ -125,18 +131,25 @@ class Planned:
         return self._memory(elsewhere=True)
 
     def _memory(self, *, elsewhere: bool) -> MemoryEstimate:
-        bf16 = choose_precision(self.recipe.training.precision, default_device()) == "bf16"
         cases = len(self.split.train) + len(self.split.val)
-        return training_memory(self.network, self.plan, self.recipe, bf16=bf16, cases=cases, elsewhere=elsewhere)
+        return training_memory(
+            self.network, self.plan, self.recipe, device=self.device, cases=cases, elsewhere=elsewhere
+        )
 
 
 def plan_training(
-    data: TrainingData, recipe: Recipe, *, given: Plan | None = None, source: str = "the plan", whiten: bool = True
+    data: TrainingData,
+    recipe: Recipe,
+    *,
+    given: Plan | None = None,
+    source: str = "the plan",
+    whiten: bool = True,
+    device: Device | None = None,
 ) -> Planned:
-    """Choose grid, normalisation, patch, depth and batch for one recipe, and build the network without memory.
+    """Choose grid, normalisation, patch, depth, batch and length for one recipe, and build the network without memory.
 
     Source: the rules follow nnU-Net's planner (isensee2021): median spacing, pool while a map keeps 4 voxels, CT by
-    global statistics of the foreground; sizes are set for a CPU with a few GB.
+    global statistics of the foreground; sizes are set for a CPU with a few GB, or for the memory of the GPU.
 
     Args:
         data: read and divided.
@@ -145,22 +158,24 @@ def plan_training(
         source: what a message calls it.
         whiten: fit the whitening that the recipe asks for, which reads all training cases again; no other choice depends
             on it.
+        device: that it will run on; left out, that of this machine.
 
     Raises:
         UsageError: if what the recipe fixes does not fit the data, the network cannot be built for them, or a given plan does
             not fit, with everything that differs.
     """
-    found, labels = data.fingerprint, data.labels
+    found, labels, device = data.fingerprint, data.labels, device or find_device()
+    recipe, length = resolve_length(recipe, device)
     if given is not None:
         check_plan(given, recipe, source, labels=labels, channel_names=found.channel_names, found=found)
-        return planned_by(given, recipe, data.split)
+        return replace(planned_by(given, recipe, data.split, device), length=length)
     dims = found.spatial_dims
     drafts = Drafts(recipe, network_shape(found.channels, dims, labels))
     reasons: dict[str, str] = {}
     orientation = _orientation(found, reasons)
     spacing, size = _grid(found, recipe, reasons)
     normalization = _normalization(found, recipe, reasons)
-    patch, strides, batch = choose_sizes(found, size, spacing, drafts, reasons)
+    patch, strides, batch = choose_sizes(found, size, spacing, drafts, device, reasons)
     mirror, reasons["mirror_axes"] = (
         mirror_axes(labels.names, dims, found.world_axes)
         if recipe.augmentation.flip
@@ -189,23 +204,23 @@ def plan_training(
     )
     if whiten and recipe.planning.whitening is not None:
         plan = whitened(plan, data.dataset.cases_of(data.split.train))
-    return _planned(recipe, plan, data.split, drafts)
+    return replace(_planned(recipe, plan, data.split, drafts, device), length=length)
 
 
-def planned_by(plan: Plan, recipe: Recipe, parts: Split) -> Planned:
-    """A training by a plan that is there already.
+def planned_by(plan: Plan, recipe: Recipe, parts: Split, device: Device | None = None) -> Planned:
+    """A training by a plan that is there already, and of the length that its recipe says.
 
     Raises:
         UsageError: if the network cannot be built for it.
     """
-    return _planned(recipe, plan, parts, Drafts(recipe, shape_of(plan)))
+    return _planned(recipe, plan, parts, Drafts(recipe, shape_of(plan)), device or find_device())
 
 
-def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts) -> Planned:
+def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: Device) -> Planned:
     architecture, network = drafts.architecture(plan.strides), drafts.network(plan.strides)
     network.activation_checkpointing = recipe.training.activation_checkpointing
     recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
-    return Planned(recipe, plan, parts, network)
+    return Planned(recipe, plan, parts, network, device)
 
 
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:

@@ -59,14 +59,21 @@ class Augmentation(Frozen):
     blur: Probability = 0.1
 
 
+EPOCHS, PATIENCE = 100, 30  # of a training on a CPU, where nothing else is said
+
+
 class Training(Frozen):
     """How long a training is, in which order it takes its samples, and in which precision."""
 
-    epochs: int = Field(default=100, ge=1)
+    # how long; what is left open is planned (`ulna.planning.length`), and a run has it in full
+    budget: Literal["quick", "standard", "full"] | None = None
+    epochs: int | None = Field(default=None, ge=1)
     max_hours: float | None = Field(default=None, gt=0)
-    patience: int = Field(default=30, ge=1)  # epochs without a better validation Dice
+    patience: int | None = Field(default=None, ge=1)  # epochs without a better validation Dice
+    steps_per_epoch: int | None = Field(default=None, ge=1)
     fold: int | None = Field(default=None, ge=0)  # of the data set's folds
-    samples_per_epoch: int | None = Field(default=None, ge=1)  # None: every case once, at least `min_steps` batches
+    # None, without `steps_per_epoch`: every case once, at least `min_steps` batches
+    samples_per_epoch: int | None = Field(default=None, ge=1)
     min_steps: int = Field(default=20, ge=1)
     clip_gradients: float | None = Field(default=12.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
@@ -80,6 +87,24 @@ class Training(Frozen):
     compile: bool | Literal["auto"] = "auto"  # by torch, which takes minutes; auto: not so far (training/compiling.py)
     workers: int | None = Field(default=None, ge=0)  # threads that draw and read ahead; None: 0 on a CPU, 4 with a GPU
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
+
+    @property
+    def most_epochs(self) -> int:
+        """`epochs`, or as many as without a plan for them."""
+        return EPOCHS if self.epochs is None else self.epochs
+
+    @property
+    def most_patience(self) -> int:
+        """`patience`, or as much as without a plan for it."""
+        return PATIENCE if self.patience is None else self.patience
+
+    def samples_of_epoch(self, cases: int, batch: int) -> int:
+        """How many samples an epoch takes of so many training cases."""
+        if self.samples_per_epoch is not None:
+            return self.samples_per_epoch
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch * batch
+        return max(cases, self.min_steps * batch)
 
 
 SPARSE_POINTS = 30_000  # Implicit U-Net (marimont2022), Sec. 2: k

@@ -11,14 +11,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, brief, printable
-from ulna.planning.memory import ON_THE_GPU, gpu_memory
+from ulna.planning.length import FIELDS, check_budget
 from ulna.planning.plan import training_data
 from ulna.recipe import PLAN_FORMAT, Recipe, Split, parse, stated
 from ulna.study.costs import Costs, measure_costs, pick_case
@@ -31,6 +29,7 @@ from ulna.system.files import write_text
 from ulna.system.outputs import check_folder, check_free
 from ulna.system.reading import parse_yaml, read_json_object
 from ulna.training.checkpoint import TRAINING_FORMAT
+from ulna.training.duration import hours_in_words
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger("ulna")
@@ -70,6 +69,7 @@ def compare(
     one_at_a_time: bool = False,
     epochs: int | None = None,
     max_hours: float | None = None,
+    budget: str | None = None,
     recipe: Path | str | None = None,
     set: Sequence[str] = (),
     margin: float = 0.01,
@@ -92,6 +92,7 @@ def compare(
         one_at_a_time: with several --vary, change one field at a time; the unchanged network stands beside them.
         epochs: at most so many a training.
         max_hours: at most so long a training.
+        budget: how long a training is: quick, standard or full, as in `ulna train`; in place of the two before.
         recipe: a YAML file with everything else, the same for all.
         set: changes of single fields for all, KEY=VALUE.
         margin: the smallest difference of mean Dice that matters.
@@ -109,9 +110,9 @@ def compare(
     names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
     _check_numbers(seeds, folds, margin, jobs)
     variants = make_variants(
-        names, _base(recipe, epochs, max_hours), _listed(vary), _listed(set), one_at_a_time=one_at_a_time
+        names, _base(recipe, epochs, max_hours, budget), _listed(vary), _listed(set), one_at_a_time=one_at_a_time
     )
-    budget = None if match is None else Budget.read(match)
+    size = None if match is None else Budget.read(match)
     for folder in _listed(beside):
         if (Path(folder) / STUDY_FILE).exists():
             _check_format(Path(folder), _stored(Path(folder)), "leave it out of --beside, or compare again there")
@@ -124,10 +125,10 @@ def compare(
     settled = plan_variants(
         variants,
         training_data(dataset, report, splits[0]),
-        match=budget,
+        match=size,
         fixed=before.get("plan") if before else None,
     )
-    settings = _settings(settled, splits, report, budget, variants, folds)
+    settings = _settings(settled, splits, report, size, variants, folds)
     if before is not None:
         _check_same(out, before, settings)
     at_once = _at_once(jobs, settled)
@@ -137,11 +138,16 @@ def compare(
     flags = {
         "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--match": match, "--vary": vary,
         "--one-at-a-time": one_at_a_time,
-        "--epochs": epochs, "--max-hours": max_hours, "--recipe": recipe, "--set": set,
+        "--epochs": epochs, "--max-hours": max_hours, "--budget": budget, "--recipe": recipe, "--set": set,
         "--margin": None if margin == 0.01 else margin, "--jobs": None if jobs == 1 else jobs, "--beside": beside,
     }  # fmt: skip
     again = command(["compare", data, *to_argv(flags), "--out", out])
     log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
+    for variant, planned in zip(variants, settled.planned, strict=True):
+        if before is None and variant.recipe.training.budget == "full" and not planned.device.gpu:
+            log.info(
+                "note: --budget full on a CPU: each training of %s takes %s", variant.name, hours_in_words(planned)
+            )
     failed = run_jobs(todo, data, at_once=at_once, resume_command=again)
 
     with stoppable(again):
@@ -160,7 +166,7 @@ def compare(
             costs,
             margin=margin,
             unit="patient" if named else "image" if groups else "case",
-            footnotes=_footnotes(settled, budget, failed),
+            footnotes=_footnotes(settled, size, failed),
             data=printable(data.resolve().name),
             command=again,
             beside=others,
@@ -191,14 +197,19 @@ def _check_numbers(seeds: int, folds: int | None, margin: float, jobs: int) -> N
         raise UsageError("\n".join(wrong))
 
 
-def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None) -> dict[str, Any]:
+def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None, budget: str | None) -> dict[str, Any]:
     """What is stated for all: the recipe file and the flags."""
+    check_budget(budget)
+    if budget is not None and (epochs, max_hours) != (None, None):
+        raise UsageError(f"--budget {budget}: says the length of a study alone; leave --epochs and --max-hours out")
     fields = stated(recipe)
     parse(Recipe, fields, source=str(recipe or ""))
     own = fields.get("training", {})
     if own.get("fold") is not None:
         raise UsageError(f"{recipe}: training.fold: the study sets it itself; use --folds")
     seed = own.get("seed", 0) if own.get("split_seed") is None else own["split_seed"]
+    if budget is not None:  # it takes the place of what the file says of the length
+        own = {**{name: value for name, value in own.items() if name not in FIELDS}, "budget": budget}
     flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": seed}
     training = {**own, **{k: v for k, v in flags.items() if v is not None}}
     return {**fields, "training": training}
@@ -222,7 +233,7 @@ def _settings(
     settled: Settled,
     splits: Sequence[Split],
     report: Report,
-    budget: Budget | None,
+    size: Budget | None,
     variants: Sequence[Variant],
     folds: int | None,
 ) -> dict[str, Any]:
@@ -231,11 +242,15 @@ def _settings(
         "data": settled.plan.fingerprint.digest,
         "splits": [split_hash(split) for split in splits],
         "folds": folds,
-        "match": None if budget is None else str(budget),
+        "match": None if size is None else str(size),
         "format": PLAN_FORMAT,
         "training_format": TRAINING_FORMAT,
         "plan": {"patch": list(settled.plan.patch), "batch": settled.plan.batch},
-        "recipes": {variant.name: settings_of(variant.recipe) for variant in variants},
+        # with the length in numbers, which depends on the kind of device where it is left open
+        "recipes": {
+            variant.name: settings_of(variant.recipe.replaced(training=planned.recipe.training))
+            for variant, planned in zip(variants, settled.planned, strict=True)
+        },
         "architectures": {v.name: v.recipe.architecture.model_dump(mode="json") for v in settled.variants},
     }
 
@@ -316,9 +331,8 @@ def _at_once(wanted: int, settled: Settled) -> int:
     for variant, need in zip(settled.variants, needs, strict=True):
         need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
     fit = max(1, int(machine_memory() / max(need.total for need in needs)))
-    if torch.cuda.is_available():
-        held = max(sum(size for name, size in need.parts.items() if name in ON_THE_GPU) for need in needs)
-        fit = max(1, min(fit, int(gpu_memory() / held)))
+    if (device := settled.planned[0].device).gpu:
+        fit = max(1, min(fit, int(device.memory_bytes / max(need.on_the_gpu for need in needs))))
     if fit < wanted:
         log.info("note: %d trainings at once: the memory holds no more", fit)
     return min(wanted, fit, os.cpu_count() or 1)
@@ -337,11 +351,11 @@ def _costs(jobs: Sequence[Job], data: Path, dataset: Dataset, split: Split, out:
     return measure_costs({name: first[name] for name in order}, data, case, out / "costs.json")
 
 
-def _footnotes(settled: Settled, budget: Budget | None, failed: Mapping[str, str]) -> list[str]:
+def _footnotes(settled: Settled, size: Budget | None, failed: Mapping[str, str]) -> list[str]:
     notes = list(settled.footnotes)
-    if budget is not None:
+    if size is not None:
         notes.append(
-            f"every network is scaled to {budget} by one factor on the widths of its levels; "
+            f"every network is scaled to {size} by one factor on the widths of its levels; "
             "published figures hold for the unscaled ones"
         )
     notes += [f"{variant.name}: {note}" for variant in settled.variants for note in variant.footnotes]

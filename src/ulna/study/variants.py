@@ -15,8 +15,8 @@ from ulna.networks.build import count_parameters, match_width, named
 from ulna.networks.catalog import NAMED
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.drafts import shape_of
 from ulna.planning.plan import Planned, TrainingData, plan_training, planned_by
-from ulna.planning.sizes import shape_of
 from ulna.recipe import Architecture, Plan, Recipe, merged, parse, renamed_path, set_value, to_yaml
 from ulna.system.reading import parse_yaml
 

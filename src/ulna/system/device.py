@@ -1,16 +1,52 @@
-"""Which device, and which precision is fast on it."""
+"""Which device, what a plan has to know of it, and which precision is fast on it."""
 
 from __future__ import annotations
 
 import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
 # Values of ONEDNN_MAX_CPU_ISA that take the bf16 instructions from the library that torch calls: it would emulate them
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a training is planned for: the sizes of a plan depend on this alone, so that equal machines plan alike.
+
+    Args:
+        kind: of the device.
+        memory_bytes: of a GPU. Plans for a CPU do not depend on it, and what the machine holds is asked where that counts.
+        bf16: it has instructions for products of bf16 numbers.
+
+    Example:
+        >>> Device("cuda", 80e9).precision("auto")
+        'bf16'
+    """
+
+    kind: Literal["cpu", "cuda"]
+    memory_bytes: float = 0.0
+    bf16: bool = True
+
+    @property
+    def gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return self.kind == "cuda"
+
+    def precision(self, wanted: str) -> str:
+        """ "bf16" or "fp32"; "auto" takes bf16 where the hardware multiplies it."""
+        return wanted if wanted != "auto" else "bf16" if self.bf16 else "fp32"
+
+
+def find_device() -> Device:
+    """That of `default_device`."""
+    device = default_device()
+    memory = torch.cuda.get_device_properties(0).total_memory if device.type == "cuda" else 0
+    return Device("cuda" if device.type == "cuda" else "cpu", float(memory), multiplies_bf16(device))
 
 
 def default_device() -> torch.device:

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,8 +17,10 @@ from torch import Tensor
 from ulna.data.pipeline.augment import Augment
 from ulna.data.pipeline.patches import Structures
 from ulna.data.pipeline.preprocess import Prepared
+from ulna.errors import UsageError
 from ulna.inference.segmenter import network_for
 from ulna.inference.sliding import window_starts
+from ulna.planning.length import BUDGETS, Budget
 from ulna.planning.plan import Planned
 from ulna.recipe import Plan
 from ulna.system.device import device_name
@@ -64,9 +66,17 @@ class Timing:
         hours = self.epochs * self.epoch_s / 3600
         return hours if self.max_hours is None else min(hours, self.max_hours)
 
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The hours that the same training would take at most with each budget."""
+        return {name: self._with(budget).hours for name, budget in BUDGETS.items()}
+
+    def _with(self, budget: Budget) -> Timing:
+        return replace(self, steps=budget.steps, epochs=budget.epochs, max_hours=budget.max_hours)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"hours": self.hours, "epoch_s": self.epoch_s, **asdict(self)}
+        return {"hours": self.hours, "epoch_s": self.epoch_s, "budgets": self.budgets, **asdict(self)}
 
 
 class MadeCases(PreparedCases):
@@ -136,9 +146,18 @@ def time_training(planned: Planned) -> Timing:
         step_s=step_s,
         validation_s=validated * windows(planned) * len(planned.split.val),
         steps=loop.batches.steps,
-        epochs=recipe.training.epochs,
+        epochs=recipe.training.most_epochs,
         max_hours=recipe.training.max_hours,
     )
+
+
+def hours_in_words(planned: Planned) -> str:
+    """About how long a training would take here, or why that is not known."""
+    try:
+        timing = time_training(planned)
+    except UsageError as error:
+        return f"a time that is not known: {str(error).splitlines()[0]}"
+    return f"about {timing.hours:,.1f} h ({timing.hours / 24:,.1f} days) on this machine, if it does not end sooner"
 
 
 def windows(planned: Planned) -> float:

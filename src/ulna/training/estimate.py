@@ -78,8 +78,8 @@ def plan(
 ) -> Estimate:
     """Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.
 
-    Parameters, GMACs and memory are counted. The hours are an estimate for this machine, from a few steps on made data,
-    which take some seconds.
+    Parameters, GMACs and memory are counted. The hours, also those of each --budget of `ulna train`, are an estimate for this
+    machine, from a few steps on made data, which take some seconds; nothing is chosen by them.
 
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
@@ -108,7 +108,10 @@ def plan(
     check_words(chosen)
     planned = plan_training(read_training_data(Dataset.from_folder(data), chosen.training), chosen)
     why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
-    told = planned.plan.replaced(reasons={**planned.plan.reasons, "memory": why}, recipe=chosen)
+    if planned.device.gpu:
+        why += f", its GPU {planned.device.memory_bytes / 1e9:.1f} GB"
+    reasons = {**planned.plan.reasons, "length": planned.length, "memory": why}
+    told = planned.plan.replaced(reasons=reasons, recipe=chosen)
     planned = replace(planned, plan=told)
     if out is not None:
         write_text(Path(out), to_yaml(planned.plan))

@@ -114,7 +114,7 @@ class Loop:
         self._late = LateNumbers(self.device, most=3)  # of a step: its loss, and the lowest and the highest label
         self.points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
         self.val, self.samples = val, samples
-        count = recipe.training.samples_per_epoch or max(len(samples.cases), recipe.training.min_steps * plan.batch)
+        count = recipe.training.samples_of_epoch(len(samples.cases), plan.batch)
         self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
         threads = thread_count(recipe.training.workers, self.device.type)
         self.feed = Feed(samples, self.batches, self.device, threads)
@@ -231,7 +231,7 @@ class Loop:
         self.network.train()
         state, steps = self.state, self.batches.steps
         self.batches.epoch, self.batches.first_step = state.epoch, state.step
-        with bar(f"epoch {state.epoch + 1}/{self.recipe.training.epochs}", steps) as advance:
+        with bar(f"epoch {state.epoch + 1}/{self.recipe.training.most_epochs}", steps) as advance:
             advance(state.step)
             for images, labels in self._batches():
                 set_lr(self.optimizer, learning_rate(self.recipe, state, state.step / steps))

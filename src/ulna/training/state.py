@@ -33,10 +33,10 @@ class State:
     def finished(self, recipe: Recipe) -> str:
         """Why the training is over, or nothing."""
         training = recipe.training
-        if self.epoch >= training.epochs:
-            return f"all {training.epochs} epochs done"
-        if self.rows and self.epoch - max(self.best_epoch + 1, self.patience_from) >= training.patience:
-            return f"no better validation Dice for {training.patience} epochs"
+        if self.epoch >= training.most_epochs:
+            return f"all {training.most_epochs} epochs done"
+        if self.rows and self.epoch - max(self.best_epoch + 1, self.patience_from) >= training.most_patience:
+            return f"no better validation Dice for {training.most_patience} epochs"
         if training.max_hours is not None and self.elapsed_s + self.epoch_s > training.max_hours * 3600:
             return f"the next epoch would end after the {training.max_hours:g} h allowed"
         return ""
@@ -51,7 +51,7 @@ def learning_rate(recipe: Recipe, state: State, share_of_epoch: float) -> float:
         share_of_epoch: 0 to 1.
     """
     training, schedule = recipe.training, recipe.schedule
-    done, share = state.epoch / training.epochs, 1 / training.epochs
+    done, share = state.epoch / training.most_epochs, 1 / training.most_epochs
     if training.max_hours is not None:
         limit = training.max_hours * 3600
         if state.elapsed_s / limit > done:

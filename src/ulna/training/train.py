@@ -38,6 +38,7 @@ from ulna.system.outputs import check_free, foreign
 from ulna.system.progress import Lines
 from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format
 from ulna.training.compiling import compiles
+from ulna.training.duration import hours_in_words
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, Samples, device_room
@@ -73,6 +74,7 @@ def train(
     out: Path | str | None = None,
     epochs: int | None = None,
     max_hours: float | None = None,
+    budget: str | None = None,
     seed: int | None = None,
     fold: int | None = None,
     recipe: Path | str | None = None,
@@ -88,6 +90,8 @@ def train(
         out: the run folder; runs/DATA-MODEL by default.
         epochs: at most so many.
         max_hours: at most so long; the learning rate falls over this time.
+        budget: how long: quick (minutes), standard (two hours at most) or full (250,000 steps, as nnU-Net); --epochs and
+            --max-hours change a part of it. Without any of the three: standard on a GPU, 100 epochs on a CPU.
         seed: of the weights, the split where none is given, and every random change.
         fold: which fold of the data set's folds.
         recipe: a YAML file with everything else.
@@ -105,7 +109,15 @@ def train(
     data, out = Path(data), None if out is None else Path(out)
     notes: tuple[str, ...] = ()
     if resume:
-        fixed = {"--model": model, "--seed": seed, "--fold": fold, "--recipe": recipe, "--plan": plan, "--set": [*set]}
+        fixed = {
+            "--budget": budget,
+            "--model": model,
+            "--seed": seed,
+            "--fold": fold,
+            "--recipe": recipe,
+            "--plan": plan,
+            "--set": [*set],
+        }
         flags = [flag for flag, value in fixed.items() if value not in (None, [])]
         if flags:
             raise UsageError(
@@ -115,8 +127,8 @@ def train(
     else:
         given = None if plan is None else _read_plan(Path(plan), named=model is not None or recipe is not None)
         chosen = choose(
-            model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, seed=seed, fold=fold, set=set,
-            planned=None if given is None else recipe_of(given),
+            model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, budget=budget, seed=seed, fold=fold,
+            set=set, planned=None if given is None else recipe_of(given),
         )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
@@ -138,6 +150,8 @@ def train(
             planned = plan_training(found, chosen, given=given, source=str(plan))
             dataset, notes = found.dataset, (*found.notes, *other_cases(planned.plan, found.fingerprint))
         planned.memory.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
+        if chosen is not None and chosen.training.budget == "full" and not planned.device.gpu:
+            notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
         described = "" if resume else describe(dataset, planned.plan.labels)
         stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
@@ -147,6 +161,7 @@ def train(
             for note in notes:
                 log.info("note: %s", note)
             log.info("memory: about %s", planned.memory)
+            log.info("length: %s", planned.length)
             network, state = _train(folder, dataset, planned, stop, go_on=resume, extended=epochs is not None)
             stop.everything_is_saved()
             cases = dataset.cases_of(getattr(planned.split, final_part(planned.split)))

@@ -1,0 +1,83 @@
+"""How long a training is: a budget with a name, in steps and hours, unless a recipe says epochs or hours itself."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ulna.errors import UsageError, printable, unknown
+from ulna.recipe import Recipe, Training
+from ulna.system.device import Device
+
+
+class Budget(NamedTuple):
+    """The length that a name stands for.
+
+    Args:
+        epochs: at most.
+        steps: of an epoch, however many cases there are: each epoch shows the next ones of a shuffled order.
+        patience: epochs without a better Dice on the whole validation images that end the training.
+        max_hours: at most, for machines on which so many steps take long.
+    """
+
+    epochs: int
+    steps: int
+    patience: int
+    max_hours: float | None
+
+
+BUDGETS = {
+    "quick": Budget(epochs=25, steps=100, patience=10, max_hours=0.25),
+    "standard": Budget(epochs=100, steps=250, patience=30, max_hours=2.0),
+    # 250,000 steps, as nnU-Net makes (isensee2021), which never ends sooner
+    "full": Budget(epochs=1000, steps=250, patience=200, max_hours=None),
+}
+ON_A_GPU = "standard"  # where nothing is said; on a CPU it is epochs over the cases
+# What a budget says, where the recipe does not.
+FIELDS = ("epochs", "steps_per_epoch", "patience", "max_hours")
+
+
+def check_budget(name: str | None) -> None:
+    """Refuse a budget that there is not.
+
+    Raises:
+        UsageError: with the nearest.
+    """
+    if name is not None and name not in BUDGETS:
+        raise UsageError(f"--budget {printable(name)}: {unknown('budget', name, BUDGETS)!s}")
+
+
+def resolve_length(recipe: Recipe, device: Device) -> tuple[Recipe, str]:
+    """The recipe with its length in numbers, so that it trains alike anywhere, and where they come from.
+
+    A number that the recipe states takes the place of the budget's.
+    """
+    training = recipe.training
+    name: str | None = training.budget
+    why = ""
+    if name is None and device.gpu and training.epochs is None:
+        name = ON_A_GPU if training.max_hours is None else "full"  # the hours end it
+        why = f"what a GPU is given where {'nothing' if training.max_hours is None else 'only hours'} is said, "
+    if name is None:
+        numbers: dict[str, Any] = {"epochs": training.most_epochs, "patience": training.most_patience}
+    else:
+        budget = BUDGETS[name]
+        stated = {field: value for field in FIELDS if (value := getattr(training, field)) is not None}
+        numbers = {**dict(zip(FIELDS, budget, strict=True)), **stated}
+        if training.samples_per_epoch is not None:
+            numbers["steps_per_epoch"] = training.steps_per_epoch
+    resolved = training.replaced(**numbers, budget=None)
+    return recipe.replaced(training=resolved), (f"{name}, {why}" if name else "") + _said(resolved)
+
+
+def _said(training: Training) -> str:
+    if training.samples_per_epoch is not None:
+        epoch = f"{training.samples_per_epoch:,} samples"
+    elif training.steps_per_epoch is not None:
+        epoch = f"{training.steps_per_epoch} steps"
+    else:
+        epoch = f"every training case once, at least {training.min_steps} steps"
+    hours = "" if training.max_hours is None else f", {training.max_hours:g} h at most"
+    return (
+        f"{training.epochs} epochs of {epoch}{hours}; {training.patience} without a better Dice on whole validation images "
+        "end it"
+    )
