@@ -13,24 +13,25 @@ from ulna.networks.network import Network
 
 
 class FiniteCheck:
-    """Checks maps batch by batch; on a GPU they are counted there, and the count is read when `finish` is called: reading waits.
+    """Checks maps batch by batch; on a GPU it counts there, and reads the count, which waits for it, in `finish` alone.
 
     Args:
         network: named by the folder that its weights came from.
+        device: that computes.
     """
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(self, network: Network, device: torch.device) -> None:
+        self._network, self._at_once = network, device.type == "cpu"
         self._bad: Tensor | None = None  # how many values of those added are not finite
         self._values = 0
 
     def add(self, maps: Tensor) -> None:
-        """Maps of any size, at once where that costs no waiting.
+        """Check maps of any size, on a CPU at once.
 
         Raises:
             UsageError: if some of them are not finite.
         """
-        if maps.device.type == "cpu":
+        if self._at_once:
             check_finite_maps(self._network, [maps])
             return
         bad = (~torch.isfinite(maps)).sum()

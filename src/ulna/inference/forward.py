@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ulna.inference.replay import Replayed, cuda_graph
+from ulna.inference.replay import Record, Replayed, cuda_graph
 from ulna.networks.network import Network
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import Plan
@@ -33,12 +33,21 @@ class Forward:
         plan: of its training.
         device: where the windows are computed.
         precision: "fp32" or "bf16".
+        record: makes a graph of the network; by default a CUDA graph on a GPU, where the head reads no points.
     """
 
-    def __init__(self, network: Network, plan: Plan, device: torch.device, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan,
+        device: torch.device,
+        precision: str = "fp32",
+        record: Record | None = None,
+    ) -> None:
         self.network, self.plan, self.device, self.precision = network, plan, device, precision
-        records = device.type == "cuda" and not network.head.sparse  # how many points are read follows from their values
-        self._logits = Replayed(self._eager, cuda_graph if records else None)
+        if record is None and device.type == "cuda" and not network.head.sparse:
+            record = cuda_graph
+        self._logits = Replayed(self._eager, record)
         self._most = math.inf  # windows together, after memory ran out
         self._together: dict[tuple[int, ...], int] = {}
 

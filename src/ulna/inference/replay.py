@@ -62,7 +62,9 @@ class Replayed:
         if graph is not None:
             return graph(batch)
         shape = (tuple(batch.shape), batch.dtype)
-        if shape not in self._seen:  # a shape that comes once is not worth recording, and the first call may set things up
+        if (
+            shape not in self._seen
+        ):  # a shape that comes once is not worth recording, and the first call may set things up
             self._seen.add(shape)
             return self._run(batch)
         if len(self._graphs) >= MOST_GRAPHS:

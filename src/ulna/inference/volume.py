@@ -127,9 +127,11 @@ def _windowed(
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
     image = to_device(prepared.image, device)
     grid = tuple(image.shape[1:])
-    patch = grid if plan.takes_whole(grid, sparse=sparse) else [min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
+    patch = (
+        grid if plan.takes_whole(grid, sparse=sparse) else [min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
+    )
     batch = forward.together(patch)
-    finite = FiniteCheck(network)
+    finite = FiniteCheck(network, device)
 
     def ask(windows: Tensor) -> Tensor:
         if sparse:

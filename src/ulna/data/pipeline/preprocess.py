@@ -161,8 +161,8 @@ def prepare(volume: Volume, plan: Plan, device: torch.device | None = None) -> P
     Args:
         volume: the image.
         plan: of the run.
-        device: where the image is computed and lies; by default the CPU. A GPU gets the values as they are stored, and differs
-            from a CPU by rounding.
+        device: where the image is computed and lies; by default the CPU. A GPU gets the values as they are stored, and
+            differs from a CPU by rounding.
 
     Raises:
         UsageError: if the volume has other dimensions or channels than the plan, does not state its spacing or orientation
