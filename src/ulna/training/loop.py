@@ -24,6 +24,7 @@ from ulna.blocks import nd
 from ulna.data.pipeline.points import count_points, sample_points
 from ulna.errors import UsageError, brief, printable
 from ulna.evaluation.metrics import average, score_labels
+from ulna.inference.forward import Forward
 from ulna.inference.volume import predict_slabs
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.losses import check_targets, make_loss
@@ -131,6 +132,7 @@ class Loop:
         optimizer = OPTIMIZERS[recipe.optimizer.kind](self.network.parameters(), recipe.optimizer)
         self.model, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.model.mark_forward_method("outputs")
+        self.forward = Forward(self.network, plan, self.fabric.device, self.precision)  # of validation
         self.loss = make_loss(
             recipe.loss.kind,
             options=recipe.loss.options,
@@ -225,6 +227,7 @@ class Loop:
                 settings=self.recipe.inference.replaced(tta=False),
                 device=self.fabric.device,
                 precision=self.precision,
+                forward=self.forward,
             )
             scores = score_labels(
                 slabs.label_map(self.plan.labels, self.recipe.inference.threshold),
