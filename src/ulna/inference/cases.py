@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +38,7 @@ from ulna.system.files import Unwritable
 from ulna.system.outputs import JOURNAL
 from ulna.system.progress import track
 from ulna.system.signals import Interruption, Stopped
+from ulna.version import version
 
 log = logging.getLogger(__name__)
 
