@@ -1,8 +1,8 @@
 """Training steps and predictions of ulna's networks on a GPU beside the same networks of MONAI and nnU-Net.
 
 Contenders, in turn in one process: the peer with default settings (float32, torch's default layout, Adam); the peer with
-bf16, channels last in 2D and fused Adam; the same compiled, where that is asked for; and ulna as `ulna train` and `ulna predict`
-run it.
+bf16, channels last in 2D and fused Adam; the same compiled, where that is asked for; and ulna as its own training and
+prediction run it.
 """
 
 from __future__ import annotations

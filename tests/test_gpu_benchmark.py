@@ -71,19 +71,19 @@ def test_without_a_gpu_nothing_is_measured_and_it_says_so(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_every_part_runs_with_tiny_sizes(gpu, tmp_path):
-    parts = [name for name in gpu.PARTS if name != "compiled-3d"]
     out = tmp_path / "results.json"
-    command = [sys.executable, str(PROGRAM), "--tiny", "--out", str(out), *(f"--part={name}" for name in parts)]
+    command = [sys.executable, str(PROGRAM), "--tiny", "--out", str(out), *(f"--part={name}" for name in gpu.PARTS)]
     done = subprocess.run(command, capture_output=True, text=True)
     found = json.loads(out.read_text())
     assert done.returncode == 0, (done.stdout, done.stderr)
-    assert {*found["parts"]} == {*parts}
+    assert {*found["parts"]} == {*gpu.PARTS}
     assert found["versions"]["ulna"]
-    for name in ("steps", "predictions", "compiled"):
+    for name in ("steps", "predictions", "compiled", "compiled-3d"):
         ours = [row["contenders"]["ulna"] for row in found["parts"][name]["rows"]]
         assert ours
         assert all(one["ms"][0] > 0 and all(share > 0 for share in one["shares"]) for one in ours)
-        assert found["parts"][name]["rows"][0]["ratio"]["median"] > 0  # MONAI is at hand
+        first = found["parts"][name]["rows"][0]
+        assert name == "compiled-3d" or first["ratio"]["median"] > 0  # MONAI is at hand, nnU-Net's networks may not be
     trained, absent = found["parts"]["busy"]["rows"]
     assert len(trained["epochs_s"]) == 3
     assert "does not exist" in absent["skipped"]

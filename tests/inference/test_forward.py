@@ -17,7 +17,7 @@ from ulna.inference.forward import Forward
 from ulna.inference.replay import MOST_GRAPHS, Graph, Replayed
 from ulna.inference.volume import predict_slabs
 from ulna.networks.build import build
-from ulna.recipe import Inference, Labels
+from ulna.recipe import Inference, Labels, Recipe
 
 CPU = torch.device("cpu")
 FOUR = Labels(names=("background", "a", "b", "c"))
@@ -231,6 +231,24 @@ def test_more_than_256_classes_come_back_in_two_bytes():
     mask = predicting.to_labels(maps, labels)
     assert mask.dtype == np.uint16
     assert np.array_equal(mask, maps.numpy().argmax(0))
+
+
+def test_an_image_that_the_gpu_cannot_prepare_is_prepared_by_the_cpu(monkeypatch):
+    from ulna.inference import segmenter as segmenting
+
+    segmenter = segmenting.Segmenter(network_of(2), plan_of(2), Recipe(), CPU)
+    volume, asked = image_of((37, 50)), []
+    expected = segmenter.mask(volume)
+
+    def prepared(volume, plan, device=None):
+        asked.append(device)
+        if device is not None:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return prepare(volume, plan)
+
+    monkeypatch.setattr(segmenting, "prepare", prepared)
+    assert np.array_equal(segmenter.mask(volume), expected)
+    assert asked == [CPU, None]
 
 
 def test_what_a_gpu_counted_is_looked_at_when_a_slab_is_finished():

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ulna.inference.replay import Record, Replayed, cuda_graph
+from ulna.inference.replay import Record, Replayed, recorder_for
 from ulna.networks.network import Network
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import Plan
@@ -45,8 +45,8 @@ class Forward:
         record: Record | None = None,
     ) -> None:
         self.network, self.plan, self.device, self.precision = network, plan, device, precision
-        if record is None and device.type == "cuda" and not network.head.sparse:
-            record = cuda_graph
+        if record is None and not network.head.sparse:  # how many points are read follows from their values
+            record = recorder_for(device)
         self._logits = Replayed(self._eager, record)
         self._most = math.inf  # windows together, after memory ran out
         self._together: dict[tuple[int, ...], int] = {}

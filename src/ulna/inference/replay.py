@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+SWITCH = "ULNA_GRAPH"  # environment variable: 0 switches CUDA graphs off
 MOST_GRAPHS = 4  # each keeps the memory of its maps
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -93,6 +95,11 @@ class Replayed:
         return min(fits, key=lambda fit: fit[0])[1] if fits else None
 
 
+def recorder_for(device: torch.device) -> Record | None:
+    """What records the work of a device; None where nothing does, or where graphs are switched off."""
+    return cuda_graph if device.type == "cuda" and os.environ.get(SWITCH, "1") != "0" else None
+
+
 def cuda_graph(run: Callable[[Tensor], Tensor], batch: Tensor) -> Graph:
     """A CUDA graph of a function for batches like this one.
 
@@ -102,7 +109,7 @@ def cuda_graph(run: Callable[[Tensor], Tensor], batch: Tensor) -> Graph:
     source = torch.empty_like(batch).copy_(batch)
     searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True  # a shape that repeats is worth it
     try:
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             run(source)

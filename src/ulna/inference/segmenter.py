@@ -19,7 +19,7 @@ from ulna.blocks import nd
 from ulna.data.formats.source import case_name
 from ulna.data.formats.write import write_labels
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
-from ulna.data.pipeline.preprocess import check_fit, differences, prepare
+from ulna.data.pipeline.preprocess import Prepared, check_fit, differences, prepare
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, printable
 from ulna.inference.folding import fuse_batchnorm
@@ -201,13 +201,21 @@ class Segmenter:
         return predict_slabs(
             self._forward.network,
             self.plan,
-            prepare(volume, self.plan, self.device),
+            self._prepared(volume),
             settings=self.recipe.inference,
             device=self.device,
             precision=self.precision,
             tally=self.tally,
             forward=self._forward,
         )
+
+    def _prepared(self, volume: Volume) -> Prepared:
+        """Where it is predicted, unless the memory there does not hold what resampling takes."""
+        try:
+            return prepare(volume, self.plan, self.device)
+        except torch.cuda.OutOfMemoryError:
+            log.info("%s: too large to be prepared on the GPU; the CPU does it", volume.path or "the image")
+        return prepare(volume, self.plan)
 
     @cached_property
     def _maps_per_voxel(self) -> float:

@@ -151,7 +151,7 @@ def _windowed(
             axes = flipped[first : first + at_once]
             copies = [windows.flip(along) if along else windows for along in axes]
             answers = forward.within_memory(ask, copies[0] if len(copies) == 1 else torch.cat(copies))
-            for along, p in zip(axes, answers.split(len(windows)), strict=True):
+            for along, p in zip(axes, torch.split(answers, len(windows)), strict=True):
                 p = p.flip(along) if along else p
                 maps = p if maps is None else maps + p
         assert maps is not None

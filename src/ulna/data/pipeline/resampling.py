@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # Values of a slab on its way back: a few MB, whatever the number of classes; on a GPU more, for a portion is some launches
-_CHUNK, _CHUNK_ON_GPU = 1 << 22, 1 << 26
+_CHUNK, _CHUNK_ON_GPU = 1 << 22, 1 << 24
 SAME = 1e-3  # a step that is off by less is taken for the voxel itself
 
 
