@@ -8,12 +8,12 @@
 Research use only; not a medical device.
 """
 
-from importlib.metadata import version as _version
 from typing import Any as _Any
 
 from ulna.errors import DataError, PartialFailure, UlnaError, UsageError
 from ulna.verbs import VERBS as _VERBS
 from ulna.verbs import find as _find
+from ulna.version import version as _version
 
 __version__ = _version("ulna")
 

@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
         print(overview())
         return 0
     if arguments[0] == "--version":
-        from importlib.metadata import version
+        from ulna.version import version
 
         print(f"ulna {version('ulna')}. {RESEARCH_USE}")
         return 0

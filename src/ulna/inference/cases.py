@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +28,30 @@ from ulna.data.formats.write import (
 )
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry, Record
+from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.pending import find_pending, input_digest
-from ulna.inference.segmenter import Segmenter
+from ulna.inference.pipeline import OneByOne, Pipeline, overlaps
+from ulna.inference.segmenter import Result, Segmenter
+from ulna.planning.memory import MemoryEstimate
 from ulna.system.files import Unwritable
 from ulna.system.outputs import JOURNAL
 from ulna.system.progress import track
 from ulna.system.signals import Interruption, Stopped
+from ulna.version import version
 
 log = logging.getLogger(__name__)
 
 TOO_LARGE = "predict without --probabilities, cut the image, or use a machine with more memory"
 VERSION = version("ulna")
+
+
+class Read(NamedTuple):
+    """A case before it is computed: what is to be made of it, its image, and how long that took."""
+
+    entry: Entry
+    volume: Volume
+    seconds: float
 
 
 class Work:
@@ -67,6 +80,8 @@ class Work:
         self.done: dict[str, Entry] = {}
         self.skipped: list[str] = []
         self.failed: dict[str, str] = {}
+        self._blocked = False  # nothing at all can be written
+        self._last = 0  # bytes of the result that is being written
         self.unwritten = ""  # why predict.json could not be written
         self._wanted: dict[str, Entry] = {}
         self._kept: dict[str, list[Entry]] = {}
@@ -114,28 +129,67 @@ class Work:
         return [self.done[case.id].to_json(whole=False) for case in cases if case.id in self.done]
 
     def _predict_all(self, todo: Sequence[Case], staging: Path, interruption: Interruption) -> None:
-        for number, case in enumerate(track(todo, "predicting"), start=1):
-            try:
-                self._segment(case, staging, interruption)
-            except Unwritable as error:
-                self.failed[case.id] = str(error)
-                if error.everything:  # the others would be computed in vain
-                    self.failed |= {one.id: f"not begun: {self.out} cannot be written to" for one in todo[number:]}
-                    return
-            except Exception as error:  # whatever it is, the other cases are written
-                self.failed[case.id] = _reason(error)
+        form = Pipeline if overlaps(self.segmenter.device) else OneByOne
+        with form(self._read, interruption) as pipeline:
+            for number, case in enumerate(track(todo, "predicting"), start=1):
+                self._attempt(case, partial(self._segment, case, todo[number : number + 1], pipeline, staging))
 
-    def _segment(self, case: Case, staging: Path, interruption: Interruption) -> None:
-        """Write one mask, or keep it for the npz that its image came from."""
+    def _attempt(self, case: Case, work: Callable[[], None]) -> None:
+        """Do it, and note why a case failed, whatever it is: the other cases are written, unless none can be."""
+        if self._blocked:  # it would be computed in vain
+            self.failed[case.id] = f"not begun: {self.out} cannot be written to"
+            return
+        try:
+            work()
+        except Unwritable as error:
+            self.failed[case.id] = str(error)
+            self._blocked = self._blocked or error.everything
+        except Exception as error:
+            self.failed[case.id] = _reason(error)
+
+    def _read(self, case: Case) -> Read:
         start = time.perf_counter()
         entry = self._wanted[case.id]
         if not entry.input:  # before the image is read: if it changes in between, the next call sees another image
             entry = replace(entry, input=self._input(case))
-        volume, source, segmenter = case.read_image(), case.images[0], self.segmenter
+        return Read(entry, case.read_image(), time.perf_counter() - start)
+
+    def _segment(
+        self,
+        case: Case,
+        following: Sequence[Case],
+        pipeline: Pipeline[Case, Read],
+        staging: Path,
+    ) -> None:
+        """Make one mask, and have it written, while the next image is read."""
+        entry, volume, seconds = pipeline.take(case)
+        start, segmenter = time.perf_counter(), self.segmenter
         need = segmenter.forecast(volume, probabilities=self.probabilities)
         need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
         log.debug("%s: about %s of memory", case.id, need)
+        if pipeline.side_by_side:
+            if self._fits_beside(need, volume, [case, *following]):
+                for one in following:
+                    pipeline.begin(one)
+            else:
+                pipeline.wait()
         result = segmenter.segment(volume, probabilities=self.probabilities)
+        seconds += time.perf_counter() - start
+
+        write = partial(self._write, case, replace(entry, seconds=seconds), result, staging, pipeline.held)
+        pipeline.put(partial(self._attempt, case, write))
+        self._last = _bytes_of(result)
+
+    def _write(
+        self,
+        case: Case,
+        entry: Entry,
+        result: Result,
+        staging: Path,
+        held: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Write one mask, or keep it for the npz that its image came from."""
+        start, source, volume = time.perf_counter(), case.images[0], result.volume
         written = []
         if result.probabilities is not None:
             written = [write_probabilities(staging / f"{case.id}_probabilities", result.probabilities, volume)]
@@ -144,13 +198,25 @@ class Work:
             written.insert(0, write_labels(staging / case.id, result.mask, volume))
         files = {path.name: "" for path in written}
         file = entry.file if in_npz else written[0].name
-        seconds = round(time.perf_counter() - start, 3)
+        seconds = round(entry.seconds + time.perf_counter() - start, 3)
         entry = replace(entry, file=file, files={file: ""} | files, size=volume.size, seconds=seconds)
         if in_npz:
             self._arrays.setdefault(source.path, []).append((entry, result.mask))
             return
-        with interruption.held():
+        with held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
+
+    def _fits_beside(self, need: MemoryEstimate, volume: Volume, cases: Sequence[Case]) -> bool:
+        """Whether the memory holds the last result and the next image beside a case; images are as large as their files."""
+        here, *others = [_file_bytes(case) for case in cases]
+        following = sum(max(1.0, there / max(1, here)) for there in others) * volume.array.nbytes
+        beside = {"next image": 2 * following, "last result": self._last}  # it may be held twice while it is decoded
+        try:
+            MemoryEstimate({**need.parts, **beside}).check("two cases", "one after the other")
+        except UsageError as error:
+            log.debug("%s", error)
+            return False
+        return True
 
     def _input(self, case: Case) -> str:
         """The digest of a case's files, taken once: the rows of an npz share theirs."""
@@ -166,6 +232,8 @@ class Work:
                 self._put_npz(source, masks, staging)
             except Exception as error:  # whatever it is, the other files are written
                 self.failed |= {entry.case: _reason(error) for entry, _ in masks}
+        order = [case.id for case in cases if case.id in self.failed]
+        self.failed = {case: self.failed[case] for case in order} | self.failed
         facts = {**facts, "failed": self.failed}
         tally = self.segmenter.tally
         if tally.voxels:
@@ -220,3 +288,16 @@ def _reason(error: Exception) -> str:
         return "out of memory; predict on a machine with more, or train with a smaller planning.patch"
     log.error("%s", traceback.format_exc())
     return f"a defect of ulna, please report it ({type(error).__name__}: {text})"
+
+
+def _bytes_of(result: Result) -> int:
+    maps = 0 if result.probabilities is None else result.probabilities.nbytes
+    return result.mask.nbytes + maps + result.volume.array.nbytes
+
+
+def _file_bytes(case: Case) -> int:
+    """Of its images; 0 where one cannot be seen, which is told when it is read."""
+    try:
+        return sum(source.path.stat().st_size for source in case.images)
+    except OSError:
+        return 0

@@ -19,10 +19,11 @@ from ulna.blocks import nd
 from ulna.data.formats.source import case_name
 from ulna.data.formats.write import write_labels
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
-from ulna.data.pipeline.preprocess import check_fit, differences, prepare
+from ulna.data.pipeline.preprocess import Prepared, check_fit, differences, prepare
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, printable
 from ulna.inference.folding import fuse_batchnorm
+from ulna.inference.forward import Forward
 from ulna.inference.inputs import as_volume, is_case
 from ulna.inference.sparse import PointCounts
 from ulna.inference.volume import Slabs, mean_slabs, predict_slabs, slab_axis, to_labels
@@ -31,7 +32,7 @@ from ulna.networks.network import Network
 from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
 from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
-from ulna.system.device import choose_precision, default_device
+from ulna.system.device import choose_precision, default_device, to_device
 from ulna.system.reading import read_json
 
 log = logging.getLogger(__name__)
@@ -199,22 +200,32 @@ class Segmenter:
     def slabs(self, volume: Volume) -> Slabs:
         """The probabilities in slabs, computed as they are asked for; see `predict_slabs`."""
         return predict_slabs(
-            self._fused,
+            self._forward.network,
             self.plan,
-            prepare(volume, self.plan),
+            self._prepared(volume),
             settings=self.recipe.inference,
             device=self.device,
             precision=self.precision,
             tally=self.tally,
+            forward=self._forward,
         )
+
+    def _prepared(self, volume: Volume) -> Prepared:
+        """Where it is predicted, unless the memory there does not hold what resampling takes."""
+        try:
+            return prepare(volume, self.plan, self.device)
+        except torch.cuda.OutOfMemoryError:
+            log.info("%s: too large to be prepared on the GPU; the CPU does it", volume.path or "the image")
+        return prepare(volume, self.plan)
 
     @cached_property
     def _maps_per_voxel(self) -> float:
         return maps_per_voxel(self.network, self.plan, bf16=self.precision == "bf16")
 
     @cached_property
-    def _fused(self) -> Network:
-        return fuse_batchnorm(self.network)
+    def _forward(self) -> Forward:
+        """Kept from image to image."""
+        return Forward(fuse_batchnorm(self.network), self.plan, self.device, self.precision)
 
 
 class Ensemble(Segmenter):
@@ -278,7 +289,8 @@ def _along(turn: Turn, member: Segmenter, volume: Volume) -> Iterator[Tensor]:
     if slabs.turn == turn:
         yield from slabs.parts
         return
-    yield torch.from_numpy(np.ascontiguousarray(turn.forward(slabs.maps().numpy())))
+    maps = torch.from_numpy(np.ascontiguousarray(turn.forward(slabs.maps().numpy())))
+    yield to_device(maps, member.device)  # where the others' are
 
 
 def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -52,7 +54,7 @@ def by_windows(
     """Probabilities of a whole image from those of its windows, slab by slab along one spatial axis.
 
     A slab is handed out as soon as no further window touches it, so no more than a window's length of the image is held
-    for every class.
+    for every class, and where a batch has windows of several places along the axis, what these reach.
 
     Args:
         probabilities: (N, C, *patch) -> (N, K, *patch).
@@ -60,7 +62,7 @@ def by_windows(
         patch: size of a window; axes shorter than it are taken whole.
         overlap: share of a window that its neighbour repeats, 0 to below 1.
         axis: the spatial axis to go along.
-        batch: windows at once.
+        batch: windows at once, at most.
 
     Yields:
         (K, *S) with S[axis] rows of the image, in order and together all of them, float32. A slab is good until the next
@@ -73,26 +75,41 @@ def by_windows(
         yield probabilities(image[None])[0].float()
         return
     weights = gaussian(patch).to(image.device)
-    room = (*size[:axis], patch[axis], *size[axis + 1 :])  # what the windows at one place along the axis can reach
+    beside = math.prod(len(along) for a, along in enumerate(starts) if a != axis)  # windows at one place along the axis
+    runs = [*_portions(starts[axis], max(1, batch // beside))]
+    reach = patch[axis] + max(places[-1] - places[0] for places in runs)
+    room = (*size[:axis], reach, *size[axis + 1 :])  # what the windows of one run of places can touch
     total: Tensor | None = None
     weight_sum = torch.zeros(room, device=image.device)
-    for place, following in itertools.zip_longest(starts[axis], starts[axis][1:]):
-        corners = list(itertools.product(*([place] if a == axis else along for a, along in enumerate(starts))))
-        for first in range(0, len(corners), batch):
-            group = corners[first : first + batch]
-            maps = probabilities(torch.stack([image[_window(corner, patch)] for corner in group])).float()
+    for places, following in itertools.zip_longest(runs, runs[1:]):
+        corners = list(itertools.product(*(places if a == axis else along for a, along in enumerate(starts))))
+        for group in _portions(corners, batch):
+            maps = probabilities(torch.stack([image[_window(corner, patch)] for corner in group])).float() * weights
             if total is None:
                 total = torch.zeros((maps.shape[1], *room), device=image.device)
             for corner, values in zip(group, maps, strict=True):
-                window = _window([0 if a == axis else start for a, start in enumerate(corner)], patch)
-                total[window] += values * weights
+                begin = [start - places[0] if a == axis else start for a, start in enumerate(corner)]
+                window = _window(begin, patch)
+                total[window] += values
                 weight_sum[window] += weights
         assert total is not None
-        done = patch[axis] if following is None else following - place
+        done = size[axis] - places[0] if following is None else following[0] - places[0]
         yield total.narrow(axis + 1, 0, done).div_(weight_sum.narrow(axis, 0, done))
         if following is not None:
             _advance(total, axis + 1, done)
             _advance(weight_sum, axis, done)
+
+
+def _portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """As few portions as can be, of one size but for the last: batches of one shape, and none much smaller.
+
+    Example:
+        >>> [*_portions("abcdefghij", 4)], [*_portions("abcdefghi", 4)]
+        (['abcd', 'efgh', 'ij'], ['abc', 'def', 'ghi'])
+    """
+    portion = -(-len(items) // -(-len(items) // most))
+    for first in range(0, len(items), portion):
+        yield items[first : first + portion]
 
 
 def _window(corner: Sequence[int], patch: Sequence[int]) -> tuple[Any, ...]:

@@ -19,20 +19,22 @@ from ulna.blocks import nd
 from ulna.data.pipeline.orientation import AS_STORED, Turn
 from ulna.data.pipeline.preprocess import Prepared, pad_to_patch, restored
 from ulna.data.volume import label_dtype
-from ulna.inference.finite import check_finite_maps
+from ulna.inference.finite import FiniteCheck
+from ulna.inference.forward import Forward
 from ulna.inference.sliding import by_windows
 from ulna.inference.sparse import PointCounts, by_stages, smoothed
 from ulna.networks.heads import probabilities
 from ulna.networks.network import Network
 from ulna.recipe import Inference, Labels, Plan
-from ulna.system.device import autocast
+from ulna.system.device import autocast, to_device, to_host
 
 
 class Slabs(NamedTuple):
     """Maps of an image on its own grid, in slabs along the axes as the network sees them.
 
     Args:
-        parts: (K, *S), float32, on the CPU, with some rows along `axis`, in order; each is good until the next is asked for.
+        parts: (K, *S), float32, on the device that computed them, with some rows along `axis`, in order; each is good until
+            the next is asked for.
         size: *S of all of them together, turned.
         axis: the axis, turned, along which they follow each other.
         turn: from the axes of the file to these.
@@ -44,8 +46,8 @@ class Slabs(NamedTuple):
     turn: Turn = AS_STORED
 
     def maps(self) -> Tensor:
-        """All in one, along the axes of the file: (K, *S)."""
-        return torch.from_numpy(self._joined(Tensor.numpy))
+        """All in one on the CPU, along the axes of the file: (K, *S)."""
+        return torch.from_numpy(self._joined(lambda part: to_host(part).numpy()))
 
     def label_map(self, labels: Labels, threshold: float = 0.5) -> NDArray[Any]:
         """What they say as probabilities, along the axes of the file: (*S), or (K, *S) if multilabel; see `to_labels`.
@@ -89,6 +91,7 @@ def predict_slabs(
     precision: str = "fp32",
     axis: int | None = None,
     tally: PointCounts | None = None,
+    forward: Forward | None = None,
 ) -> Slabs:
     """Probabilities of an image; they are computed as they are asked for.
 
@@ -101,10 +104,12 @@ def predict_slabs(
         precision: "fp32" or "bf16".
         axis: that the slabs lie along, turned; by default the one that makes them smallest.
         tally: what a head that reads points is asked for is added to it.
+        forward: how this very network is run on this device in this precision, kept from an image before.
     """
     axis = slab_axis(prepared.size) if axis is None else axis
     prepared = as_given(prepared, network, plan)
-    parts = _windowed(network, plan, prepared, axis, settings, device, precision, tally)
+    forward = forward or Forward(network, plan, device, precision)
+    parts = _windowed(forward, prepared, axis, settings, tally)
     return on_own_grid(parts, prepared, axis)
 
 
@@ -114,48 +119,52 @@ def on_own_grid(parts: Iterable[Tensor], prepared: Prepared, axis: int) -> Slabs
 
 
 def _windowed(
-    network: Network,
-    plan: Plan,
-    prepared: Prepared,
-    axis: int,
-    settings: Inference,
-    device: torch.device,
-    precision: str,
-    tally: PointCounts | None,
+    forward: Forward, prepared: Prepared, axis: int, settings: Inference, tally: PointCounts | None
 ) -> Iterator[Tensor]:
-    """Probabilities on the grid of the plan, without margins, window by window."""
+    """Probabilities on the grid of the plan, without margins, windows by windows."""
+    network, plan, device = forward.network, forward.plan, forward.device
     flipped = flips([a + 2 for a in plan.mirror_axes] if settings.tta else ())  # axes of (N, C, *S)
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
-    image = prepared.image.to(device)
+    image = to_device(prepared.image, device)
     grid = tuple(image.shape[1:])
-    patch = grid if plan.takes_whole(grid, sparse=sparse) else plan.patch
+    patch = (
+        grid if plan.takes_whole(grid, sparse=sparse) else [min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
+    )
+    batch = forward.together(patch)
+    finite = FiniteCheck(network, device)
 
     def ask(windows: Tensor) -> Tensor:
-        with autocast(precision, device):
-            if sparse:
+        if sparse:
+            with autocast(forward.precision, device):
                 return by_stages(network, windows, settings=settings, multilabel=multilabel, tally=tally)
-            logits = network(windows)
-        check_finite_maps(network, [logits])
+        logits = forward.logits(windows)
+        finite.add(logits)
         return probabilities(logits, multilabel=multilabel)
 
     @torch.inference_mode()
     def from_windows(windows: Tensor) -> Tensor:
         # the layout that is fastest here, whatever layout the weights came in
         windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, True, device))
+        at_once = max(1, batch // len(windows))  # flipped copies, where windows alone do not fill a batch
         maps: Tensor | None = None
-        for axes in flipped:
-            p = ask(windows.flip(axes) if axes else windows)
-            p = p.flip(axes) if axes else p
-            maps = p if maps is None else maps + p
+        for first in range(0, len(flipped), at_once):
+            axes = flipped[first : first + at_once]
+            copies = [windows.flip(along) if along else windows for along in axes]
+            answers = forward.within_memory(ask, copies[0] if len(copies) == 1 else torch.cat(copies))
+            for along, p in zip(axes, torch.split(answers, len(windows)), strict=True):
+                p = p.flip(along) if along else p
+                maps = p if maps is None else maps + p
         assert maps is not None
-        return maps / len(flipped)
+        return maps if len(flipped) == 1 else maps / len(flipped)
 
     # an axis with margins is one window long, so a slab has all of it
-    windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis)
+    windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis, batch=batch)
     slabs: Iterator[Tensor] = (slab[prepared.inside] for slab in windows)
     if sparse and settings.smooth:
         slabs = smoothed(slabs, axis)
-    yield from (slab.cpu() for slab in slabs)
+    for slab in slabs:
+        finite.finish()
+        yield slab
 
 
 def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tensor]:
@@ -173,13 +182,18 @@ def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tenso
 
 
 def to_labels(maps: Tensor, labels: Labels, threshold: float = 0.5) -> NDArray[Any]:
-    """Probabilities to a label map in the smallest unsigned type: (K, *S) -> (*S), or (K, *S) of 0 and 1 if multilabel."""
+    """Probabilities to a label map in the smallest unsigned type: (K, *S) -> (*S), or (K, *S) of 0 and 1 if multilabel.
+
+    It is made on the device of the maps: a small integer for every voxel comes back in place of K numbers.
+    """
     if labels.multilabel:
-        return (maps > threshold).numpy().astype(np.uint8)
+        return to_host((maps > threshold).to(torch.uint8)).numpy()
     if maps.shape[0] == 1:
-        return (maps[0] > threshold).numpy().astype(np.uint8)
+        return to_host((maps[0] > threshold).to(torch.uint8)).numpy()
+    wanted = label_dtype(maps.shape[0] - 1)
     # the indices of `max` are those of `argmax`, ten times as fast along an axis that is not the last
-    return maps.max(dim=0).indices.numpy().astype(label_dtype(maps.shape[0] - 1))
+    found = maps.max(dim=0).indices.to(torch.uint8 if wanted == np.uint8 else torch.int32)
+    return to_host(found).numpy().astype(wanted, copy=False)
 
 
 def flips(axes: Sequence[int]) -> list[tuple[int, ...]]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ from ulna.system.progress import track
 from ulna.system.reading import read_json_object
 from ulna.training.summary import final_part
 from ulna.verbs import command, to_argv
+from ulna.version import version
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import base64
 import csv
 import math
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from ulna.study.jobs import Job
 from ulna.study.outcome import Outcome
 from ulna.study.scores import write_scores
 from ulna.system.files import write_text
+from ulna.version import version
 
 SHOWN_WORST = 4
 PICTURES = ("cases", "tradeoff", "curves", "worst", "ranks")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 # Values of ONEDNN_MAX_CPU_ISA that take the bf16 instructions from the library that torch calls: it would emulate them
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -87,6 +88,20 @@ def _allowed_instructions() -> str:
     return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Products in bf16 and the rest in fp32, or nothing."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+def autocast(precision: str, device: torch.device, *, keep: bool = True) -> AbstractContextManager[object]:
+    """Products in bf16 and the rest in fp32, or nothing; `keep`: weights that were cast are kept until it ends."""
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=keep) if precision == "bf16" else nullcontext()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a GPU from pinned memory, without waiting for it."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A tensor on the CPU, itself where it lies there; from a GPU by pinned memory."""
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)

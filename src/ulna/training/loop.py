@@ -23,6 +23,7 @@ from ulna.blocks import nd
 from ulna.data.pipeline.points import count_points, sample_points
 from ulna.errors import UsageError, brief, printable
 from ulna.evaluation.metrics import average, score_labels
+from ulna.inference.forward import Forward
 from ulna.inference.volume import predict_slabs
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.losses import check_targets, make_loss
@@ -94,6 +95,7 @@ class Loop:
         self.network = network.to(self.device)
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.forward = Forward(self.network, plan, self.device, self.precision)  # of validation
         recorder = graphs_for(self.device)
         self.optimizer = make_optimizer(recipe.optimizer, self.network.parameters(), recorded=recorder is not None)
         self.step = Step(
@@ -201,6 +203,7 @@ class Loop:
                 settings=self.recipe.inference.replaced(tta=False),
                 device=self.device,
                 precision=self.precision,
+                forward=self.forward,
             )
             scores = score_labels(
                 slabs.label_map(self.plan.labels, self.recipe.inference.threshold),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from ulna.errors import UsageError, brief, printable
 from ulna.kernels import native
+from ulna.version import version
 
 log = logging.getLogger(__name__)
 

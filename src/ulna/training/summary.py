@@ -7,7 +7,6 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ulna.system.files import read_tensors, write_text
 from ulna.system.progress import track
 from ulna.training.state import State
 from ulna.verbs import command
+from ulna.version import version
 
 Panel = tuple[str, list[figures.Picture]]
 EACH = 3  # cases drawn of those with the lowest Dice, and of those with the highest

@@ -6,12 +6,13 @@ import torch
 from tests.plans import make
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import Source
-from ulna.data.pipeline.preprocess import differences, normalise, prepare, prepare_labels, restored
+from ulna.data.pipeline.preprocess import differences, normalise, normalised_on, prepare, prepare_labels, restored
 from ulna.data.pipeline.whitening import fit_whitening, whiten
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.recipe import Normalization
 
+CPU = torch.device("cpu")
 NONE = (Normalization(kind="none"),)
 
 
@@ -200,3 +201,33 @@ def test_values_that_are_not_finite_are_refused():
     array[0, 0, :2] = np.nan, np.inf
     with pytest.raises(UsageError, match="2 values are NaN or infinite"):
         prepare(Volume(array, (1.0, 1.0)), make())
+
+
+@pytest.mark.parametrize(
+    "stored", ["uint8", "int8", "int16", "uint16", ">i2", "int32", "float32", "float64", "read-only"]
+)
+@pytest.mark.parametrize("how", ["zscore", "ct", "rescale", "none"])
+def test_what_a_gpu_normalises_is_what_a_cpu_does(stored, how):
+    """The operations that a GPU gets, on the CPU: also of flipped axes, and of values that may not be written to."""
+    dtype = "int16" if stored == "read-only" else stored
+    values = np.random.default_rng(0).integers(-100, 100, (2, 9, 10, 11)).astype(dtype)[:, ::-1].transpose(0, 2, 1, 3)
+    if stored == "read-only":
+        values = np.ascontiguousarray(values)
+        values.flags.writeable = False
+    one = {"kind": how, "low": -50.0, "high": 70.0, "mean": 3.0, "std": 20.0}
+    plan = make(spatial_dims=3, in_channels=2, channel_names=("a", "b"), normalization=(Normalization(**one),) * 2)
+    volume = Volume(values, (1.0,) * 3)
+    before = values.copy()
+    made = normalised_on(torch.device("cpu"), values, plan, "x")
+    torch.testing.assert_close(made, prepare(volume, plan).image, atol=2e-6, rtol=1e-6)
+    assert made.dtype == torch.float32
+    assert np.array_equal(values, before)
+
+
+def test_what_a_gpu_finds_not_finite_is_told_as_by_a_cpu():
+    values = np.zeros((1, 3, 4), np.float32)
+    values[0, 1, 2] = np.nan
+    plan = make()
+    for call in (lambda: prepare(Volume(values, (1.0, 1.0)), plan), lambda: normalised_on(CPU, values, plan, "image")):
+        with pytest.raises(UsageError, match="image: 1 values are NaN or infinite; replace them"):
+            call()

@@ -19,7 +19,9 @@ from ulna.data.pipeline.whitening import whiten
 from ulna.data.volume import Volume, spacing_text
 from ulna.errors import UsageError
 from ulna.recipe import Normalization, Plan
+from ulna.system.device import to_device
 
+SENT = ("uint8", "int8", "int16")  # types in which values go to a GPU as they are stored
 FAR = 1.05  # times the spacings of the training: an image beyond them is noted
 
 
@@ -152,9 +154,15 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def prepare(volume: Volume, plan: Plan) -> Prepared:
+def prepare(volume: Volume, plan: Plan, device: torch.device | None = None) -> Prepared:
     """Turn to the plan's orientation, normalise every channel, whiten, and resample to the plan's spacing (linear,
     smoothed along axes that get coarser): Volume (C, *S) -> (C, *S').
+
+    Args:
+        volume: the image.
+        plan: of the run.
+        device: where the image is computed and lies; by default the CPU. A GPU gets the values as they are stored, and
+            differs from a CPU by rounding.
 
     Raises:
         UsageError: if the volume has other dimensions or channels than the plan, does not state its spacing or orientation
@@ -163,13 +171,11 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
     check_fit(volume, plan)
     name = volume.path or "image"
     turn = turn_of(volume, plan)
-    values = format_1.stored_values(volume) if plan.format == 1 else volume.array
-    array = np.ascontiguousarray(turn.forward(values), dtype=np.float32)
-    if not np.isfinite(array).all():
-        bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-        raise UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
-    channels = [normalise(channel, how) for channel, how in zip(array, plan.normalization, strict=True)]
-    image = torch.from_numpy(np.stack(channels))
+    values = turn.forward(format_1.stored_values(volume) if plan.format == 1 else volume.array)
+    if device is None or device.type == "cpu":
+        image = _normalised(values, plan, name)
+    else:
+        image = normalised_on(device, values, plan, name)
     if plan.whitening is not None:
         image = whiten(image, plan.whitening)
     size = tuple(image.shape[1:])
@@ -179,6 +185,32 @@ def prepare(volume: Volume, plan: Plan) -> Prepared:
     else:
         image = resample(image, step)
     return Prepared(image, size, turn=turn, step=step)
+
+
+def _normalised(values: NDArray[Any], plan: Plan, name: object) -> Tensor:
+    array = np.ascontiguousarray(values, dtype=np.float32)
+    if not np.isfinite(array).all():
+        raise _not_finite(array.size - int(np.count_nonzero(np.isfinite(array))), name)
+    channels = [normalise(channel, how) for channel, how in zip(array, plan.normalization, strict=True)]
+    return torch.from_numpy(np.stack(channels))
+
+
+def normalised_on(device: torch.device, values: NDArray[Any], plan: Plan, name: object) -> Tensor:
+    """Stored values (C, *S) -> every channel normalised on a device, (C, *S), float32.
+
+    Raises:
+        UsageError: if they hold NaN or infinity.
+    """
+    small = values.dtype in SENT  # else torch has no such type, or it is no smaller
+    stored = np.require(values, None if small else np.float32, ["C", "W"])
+    array = to_device(torch.from_numpy(stored), device).float()
+    if not small and (bad := int((~torch.isfinite(array)).sum())):
+        raise _not_finite(bad, name)
+    return torch.stack([_normalise_there(c, how) for c, how in zip(array, plan.normalization, strict=True)])
+
+
+def _not_finite(bad: int, name: object) -> UsageError:
+    return UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
 
 
 def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan) -> Tensor:
@@ -248,4 +280,16 @@ def normalise(values: NDArray[np.float32], how: Normalization) -> NDArray[np.flo
         return np.asarray((values.clip(how.low, how.high) - how.mean) / max(how.std, 1e-8), np.float32)
     if how.kind == "rescale":
         return np.asarray((values - how.low) / max(how.high - how.low, 1e-8), np.float32)
+    return values
+
+
+def _normalise_there(values: Tensor, how: Normalization) -> Tensor:
+    """`normalise` in torch's operations, with statistics in float32."""
+    if how.kind == "zscore":
+        variance, mean = torch.var_mean(values, correction=0)
+        return (values - mean) / variance.sqrt().clamp_min(1e-8)
+    if how.kind == "ct":
+        return (values.clamp(how.low, how.high) - how.mean) / max(how.std, 1e-8)
+    if how.kind == "rescale":
+        return (values - how.low) / max(how.high - how.low, 1e-8)
     return values

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 22  # values of a slab on its way back: a few MB, whatever the number of classes
+# Values of a slab on its way back: a few MB, whatever the number of classes; on a GPU more, for a portion is some launches
+_CHUNK, _CHUNK_ON_GPU = 1 << 22, 1 << 24
 SAME = 1e-3  # a step that is off by less is taken for the voxel itself
 
 
@@ -62,7 +63,7 @@ def nearest(maps: Tensor, step: Sequence[float]) -> Tensor:
     for axis, (length, count) in enumerate(zip(size, points(size, step), strict=True)):
         if step[axis] != 1:
             at = (_places(count, step[axis], length) + 0.5).floor().long().clamp(0, length - 1)
-            maps = maps.index_select(axis + 1, at)
+            maps = maps.index_select(axis + 1, at.to(maps.device))
     return maps
 
 
@@ -111,7 +112,8 @@ def between_slabs(
     for slab in slabs:
         end = first + slab.shape[axis + 1]
         ready = int(torch.searchsorted(above, end))
-        some = max(1, _CHUNK // (slab.shape[0] * math.prod(size) // size[axis]))
+        chunk = _CHUNK if slab.device.type == "cpu" else _CHUNK_ON_GPU
+        some = max(1, chunk // (slab.shape[0] * math.prod(size) // size[axis]))
         for start in range(done, ready, some):
             chosen = slice(start, min(start + some, ready))
             near, far = (_rows(slab, rows[chosen] - first, before, axis + 1) for rows in (below, above))
@@ -131,8 +133,9 @@ def _between(maps: Tensor, axis: int, places: Tensor, reach: float) -> Tensor:
     first = (places - reach).floor().long() + 1
     shape = [-1 if a == axis else 1 for a in range(maps.ndim)]
     if reach == 1:
-        near, far = (maps.index_select(axis, (first + k).clamp(0, last)) for k in (0, 1))
-        return torch.lerp(near, far, (places - first).float().reshape(shape))  # a constant stays exactly one
+        near, far = (maps.index_select(axis, (first + k).clamp(0, last).to(maps.device)) for k in (0, 1))
+        share = (places - first).float().reshape(shape).to(maps.device)
+        return torch.lerp(near, far, share)  # a constant stays exactly one
     index = first[:, None] + torch.arange(math.ceil(2 * reach))
     weights = (1 - (index - places[:, None]).abs() / reach).clamp_min(0)
     weights /= weights.sum(1, keepdim=True)
@@ -140,7 +143,7 @@ def _between(maps: Tensor, axis: int, places: Tensor, reach: float) -> Tensor:
     centre = (weights * index).sum(1, keepdim=True)
     spread = (weights * (index - centre) ** 2).sum(1, keepdim=True)
     weights *= 1 + (places[:, None] - centre) / spread * (index - centre)
-    weights, index = weights.float(), index.clamp(0, last)
+    weights, index = weights.float().to(maps.device), index.clamp(0, last).to(maps.device)
     total: Tensor | None = None
     for column, weight in zip(index.T, weights.T, strict=True):
         part = maps.index_select(axis, column).mul_(weight.reshape(shape))

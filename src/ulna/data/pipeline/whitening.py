@@ -35,5 +35,5 @@ def fit_whitening(images: Iterable[Tensor]) -> Whitening:
 
 def whiten(image: Tensor, how: Whitening) -> Tensor:
     """Every voxel x becomes W (x - mean): (C, *S) -> the same."""
-    mean, matrix = torch.tensor(how.mean), torch.tensor(how.matrix)
+    mean, matrix = (torch.tensor(values, device=image.device) for values in (how.mean, how.matrix))
     return (matrix @ (image.flatten(1) - mean[:, None])).reshape(image.shape)
