@@ -122,4 +122,7 @@ def test_3d_maps_lie_channels_last_only_where_native_kernels_read_them() -> None
     assert nd.layout(2, True) == torch.channels_last
     expected = torch.channels_last_3d if native.available() else torch.contiguous_format
     assert nd.layout(3, True) == expected
+    assert nd.layout(3, True, "cpu", "bf16") == expected
     assert nd.layout(3, True, "cuda") == nd.layout(3, False) == torch.contiguous_format
+    assert nd.layout(3, True, "cuda", "bf16") == torch.channels_last_3d  # of tensor cores
+    assert nd.layout(3, False, "cuda", "bf16") == torch.contiguous_format
