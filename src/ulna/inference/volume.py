@@ -141,7 +141,7 @@ def _windowed(
     @torch.inference_mode()
     def from_windows(windows: Tensor) -> Tensor:
         # the layout that is fastest here, whatever layout the weights came in
-        windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, True, device))
+        windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, True, device, precision))
         maps: Tensor | None = None
         for axes in flipped:
             p = ask(windows.flip(axes) if axes else windows)

@@ -124,7 +124,7 @@ class Loop:
             accelerator=device, devices=1, precision="bf16-mixed" if self.precision == "bf16" else "32-true"
         )
         self.plan, self.recipe, self.folder, self.stop, self.on_epoch = plan, recipe, folder, stop, on_epoch
-        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.fabric.device)
+        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.fabric.device, self.precision)
         self.network = network.to(self.fabric.device)
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
