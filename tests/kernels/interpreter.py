@@ -28,7 +28,8 @@ on_a_gpu = pytest.mark.skipif(
 
 def run_interpreted(file):
     """All tests of a file whose names have "interpreter" in them, but the one that starts them; none may be skipped."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "interpreter and not in_the", file]
+    chosen = ["-k", "interpreter and not in_the", "-o", "timeout=0"]  # the test that starts them has a limit for all
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen, file]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout

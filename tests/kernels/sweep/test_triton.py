@@ -1,7 +1,7 @@
-"""The Triton kernels of the sweep against its definition: in Triton's interpreter in float32, and on a GPU.
+"""The Triton kernels of the sweep against its definition: in Triton's interpreter.
 
 The interpreter runs one program after the other, unless a test shares them out among processes; the rest, above all the
-order of reads and writes in a GPU's memory, the tests marked `gpu` show.
+order of reads and writes in a GPU's memory, test_triton_on_a_gpu.py shows.
 """
 
 import importlib
@@ -21,11 +21,11 @@ from tests.kernels.interpreter import (
     compiled,
     interpreted,
     multiplies_bf16,
-    on_a_gpu,
     run_interpreted,
     starts_it,
 )
-from tests.kernels.sweep.test_sweep import DOUBLE, case
+from tests.kernels.sweep.definition import close, exact, gradients, lowered
+from tests.kernels.sweep.test_sweep import case
 from ulna.kernels import gpu
 from ulna.kernels.sweep import dispatch as paths
 from ulna.kernels.sweep import triton as sweep_triton
@@ -40,73 +40,6 @@ TOLERANCE = 2e-6
 @pytest.mark.timeout(900)
 def test_in_the_interpreter():
     run_interpreted(__file__)
-
-
-def gradients(path, x, gates, direction, weights, operands=None):
-    """The map after the sweep and the gradients of everything; forward and backward pass by the same path."""
-    with force(path), torch.autocast(x.device.type, operands, enabled=operands is not None):
-        y = sweep(x, gates, direction)
-    with force(path):
-        found = torch.autograd.grad((y * weights).sum(), (x, *gates), allow_unused=True)
-    return [y, *(torch.zeros_like(t) if g is None else g for t, g in zip((x, *gates), found, strict=True))]
-
-
-def exact(x, gates, direction, weights):
-    """The same by the definition, in float64."""
-    x, *gates = (t.detach().to(DOUBLE).requires_grad_() for t in (x, *gates))
-    return gradients("reference", x, Gates(*gates), direction, weights.to(DOUBLE))
-
-
-class Lowered(torch.autograd.Function):
-    """The product of a linear layer whose operands are rounded to bf16, forward and backward; its sums are not."""
-
-    @staticmethod
-    def forward(ctx, u, weight):
-        u, weight = (t.bfloat16().to(t.dtype) for t in (u, weight))
-        ctx.save_for_backward(u, weight)
-        return u @ weight.T
-
-    @staticmethod
-    def backward(ctx, grad):
-        u, weight = ctx.saved_tensors
-        grad = grad.bfloat16().to(grad.dtype)
-        return grad @ weight, grad.flatten(0, -2).T @ u.flatten(0, -2)
-
-
-def lowered(x, gates, direction, weights, dtype=DOUBLE):
-    """The definition with what products read in bf16, and all else in another precision: biases sum what is not rounded."""
-    x, *gates = (t.detach().to(dtype).requires_grad_() for t in (x, *gates))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "linear", lambda u, weight, bias: Lowered.apply(u, weight) + bias)
-        return gradients("reference", x, Gates(*gates), direction, weights.to(dtype))
-
-
-def difference(expected, got):
-    """The largest, over the largest value or 1."""
-    return ((expected - got).abs().max() / expected.abs().max().clamp_min(1)).item()
-
-
-def close(expected, got, tolerance):
-    for a, b in zip(expected, got, strict=True):
-        assert b.dtype == torch.float32
-        assert difference(a, b) <= tolerance
-
-
-def close_in_bf16(x, gates, direction, weights):
-    """All that the kernels make from bf16 operands against the definition from such operands.
-
-    A value at the edge between two bf16 numbers is rounded to either, so that one of the terms of a sum is off by 2^-8 of
-    itself, and what follows by less; a long sweep has many such values, and goes as far astray as the definition itself goes
-    when it is computed in float32.
-    """
-    expected, got = (
-        lowered(x, gates, direction, weights),
-        gradients("triton", x, gates, direction, weights, torch.bfloat16),
-    )
-    astray = lowered(x, gates, direction, weights, torch.float32)
-    for a, b, other in zip(expected, got, astray, strict=True):
-        assert b.dtype == torch.float32
-        assert difference(a, b) <= max(2**-8, 2 * difference(a, other))
 
 
 # channels, neighbours, size, batch: odd, narrower and wider than a tile; lines and cross axes of length 1; 3D
@@ -367,74 +300,3 @@ def test_kernels_compile_for_a_gpu(name, tmp_path, monkeypatch):
     sizes = {key: value for key, value in sizes.items() if key in function.arg_names}
     numbers = dict.fromkeys((*NUMBERS, "sense", "count"), "i32") | {"cells": "i64"}
     assert compiled(function, POINTERS, numbers, sizes)["cubin"]
-
-
-# Kernels compile for seconds: few sizes, of which the larger ones have more tiles than a GPU holds programs
-GPU_CASES = [
-    (20, 3, (3, 6), 1),
-    (4, 3, (2, 37), 1),
-    (3, 1, (3, 4, 2), 2),
-    (40, 9, (9, 16, 12), 2),
-    (150, 3, (24, 31), 3),
-    (150, 3, (48, 48), 20),
-]
-
-
-def on_gpu(*sizes):
-    x, gates, weights = case(*sizes, torch.float32)
-    return (
-        x.detach().cuda().requires_grad_(),
-        Gates(*(g.detach().cuda().requires_grad_() for g in gates)),
-        weights.cuda(),
-    )
-
-
-@on_a_gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize(("channels", "neighbours", "size", "batch"), GPU_CASES)
-def test_gpu_equals_the_definition_in_bf16(channels, neighbours, size, batch):
-    x, gates, weights = on_gpu(channels, neighbours, size, batch)
-    for axis in range(len(size)):
-        close_in_bf16(x, gates, Direction(axis, axis % 2 == 0), weights)
-
-
-@on_a_gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize(("channels", "neighbours", "size", "batch"), GPU_CASES[1:3])
-def test_gpu_equals_the_definition_in_float32(channels, neighbours, size, batch):
-    x, gates, weights = on_gpu(channels, neighbours, size, batch)
-    for axis in range(len(size)):
-        direction = Direction(axis, axis % 2 == 0)
-        close(exact(x, gates, direction, weights), gradients("triton", x, gates, direction, weights), 1e-5)
-
-
-@on_a_gpu
-@pytest.mark.gpu
-def test_gpu_repeats_bit_for_bit_however_its_programs_meet():
-    x, gates, weights = on_gpu(150, 3, (48, 48), 20)
-    first = gradients("triton", x, gates, Direction(0), weights, torch.bfloat16)
-    for _ in range(10):
-        again = gradients("triton", x, gates, Direction(0), weights, torch.bfloat16)
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-
-
-@on_a_gpu
-@pytest.mark.gpu
-def test_gpu_sweeps_within_a_cuda_graph():
-    x, gates, _ = case(20, 3, (9, 11), 4, torch.float32)
-    x, gates = x.detach().cuda(), Gates(*(g.detach().cuda() for g in gates))
-    with force("triton"), torch.no_grad():
-        sweep(torch.zeros_like(x), gates, Direction(0))  # compiled before the capture
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = sweep(x, gates, Direction(0))
-        for _ in range(2):  # tickets start anew
-            x.copy_(torch.randn_like(x))
-            graph.replay()
-            torch.testing.assert_close(y, sweep(x, gates, Direction(0)))
-
-
-@on_a_gpu
-@pytest.mark.gpu
-def test_gpu_takes_triton_by_itself():
-    assert describe("cuda") == "a Triton kernel"
