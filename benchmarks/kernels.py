@@ -86,7 +86,7 @@ def without_path(name: str) -> Iterator[None]:
 # path -> how it is left out
 LEFT_OUT: dict[str, Callable[[], AbstractContextManager[None]]] = {
     **{name: lambda name=name: without_path(name) for name in dispatch.PATHS},  # type: ignore[misc]
-    "norm": lambda: replaced(normalize, "suits", lambda *_: False),
+    "norm": lambda: normalize.force("torch"),
     "fused MLP": lambda: replaced(fused_mlp, "_fit", lambda *_: False),
     "native sweep": lambda: sweeps.force("lines"),  # torch's operations with the backward pass by hand
     "all sweeps": lambda: sweeps.force("reference"),
@@ -146,7 +146,8 @@ def taken(run: Callable[[], None]) -> list[str]:
         for name, path in dispatch.PATHS.items():
             stack.callback(dispatch.PATHS.__setitem__, name, path)
             dispatch.PATHS[name] = path._replace(run=counted(name, path.run))
-        stack.enter_context(replaced(normalize, "suits", counted("norm", normalize.suits)))
+        passes = normalize.dispatch._in_one_pass
+        stack.enter_context(replaced(normalize.dispatch, "_in_one_pass", counted("norm", passes)))
         stack.enter_context(replaced(fused_mlp, "_fit", counted("fused MLP", fused_mlp._fit)))
         stack.enter_context(replaced(sweeps, "_fit", counted("native sweep", sweeps._fit)))
         run()

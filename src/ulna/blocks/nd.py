@@ -156,7 +156,7 @@ class _BatchNorm:
         return normalize.activated(super().forward(x), slope)  # type: ignore[misc]
 
     def takes_one_pass(self: Any, x: Tensor) -> bool:
-        """Whether the native kernel takes this map."""
+        """Whether one kernel takes this map, norm and activation."""
         return self.training and self._is_usual() and normalize.suits(x, self.weight, self.bias)
 
     def _is_usual(self: Any) -> bool:
@@ -210,7 +210,7 @@ class InstanceNorm(nn.Module):
         return normalize.instance_norm(x, self.weight, self.bias, eps=self.eps, slope=slope)
 
     def takes_one_pass(self, x: Tensor) -> bool:
-        """Whether the native kernel takes this map."""
+        """Whether one kernel takes this map, norm and activation."""
         return normalize.suits(x, self.weight, self.bias)
 
 
@@ -293,7 +293,9 @@ class _AveragePool3d(nn.Module):
         total, share = (
             nn.functional.avg_pool3d(nn.functional.pad(maps, (1,) * 6), 3, stride=self.stride) for maps in (x, inside)
         )
-        return total / share
+        # the sum comes with its channels first, whatever the map: what follows would go on so
+        last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        return (total / share).contiguous(memory_format=torch.channels_last_3d if last else torch.preserve_format)
 
 
 def upsample(spatial_dims: int, stride: int | Sequence[int], *, align_corners: bool = False) -> nn.Module:
@@ -325,6 +327,15 @@ def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
     return values
 
 
-def layout(spatial_dims: int, channels_last: bool, device: torch.device | str = "cpu") -> torch.memory_format:
-    """How maps lie in memory: channels last where wanted, in 3D only where kernels read them so."""
-    return preferred_layout(spatial_dims, device) if channels_last else torch.contiguous_format
+def layout(
+    spatial_dims: int, channels_last: bool, device: torch.device | str = "cpu", precision: str = "fp32"
+) -> torch.memory_format:
+    """How maps lie in memory: channels last where wanted, in 3D only where kernels read them so.
+
+    Args:
+        spatial_dims: 2 or 3.
+        channels_last: whether it is wanted.
+        device: where the maps are.
+        precision: of products, "bf16" or "fp32".
+    """
+    return preferred_layout(spatial_dims, device, precision) if channels_last else torch.contiguous_format

@@ -113,18 +113,18 @@ class SpatialAttention(nn.Module):
         """How much of every dense feature a pixel takes, (N, P, K), each row a sum of 1; and the features, (N, C, K)."""
         drawn = self.dilated(x)
         with _without_autocast(x):
-            m = _precise(x).flatten(2)
+            m = _rows(x)
             drawn = _precise(drawn).flatten(2)
             if self.pooling == "attention":
-                dense = m @ drawn.softmax(dim=2).mT
+                dense = drawn.softmax(dim=2) @ m
             else:
-                dense = nn.functional.adaptive_avg_pool1d(drawn, self.features)
-            return (m.mT @ dense * self.scale).softmax(dim=2), dense
+                dense = nn.functional.adaptive_avg_pool1d(drawn, self.features).mT
+            return (m @ dense.mT * self.scale).softmax(dim=2), dense.mT
 
     def forward(self, x: Tensor) -> Tensor:
         weights, dense = self.attention(x)
         with _without_autocast(x):
-            return _residual(x, dense @ weights.mT, self.gate)
+            return _residual(x, weights @ dense.mT, self.gate)
 
 
 class ChannelAttention(nn.Module):
@@ -150,14 +150,14 @@ class ChannelAttention(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """How much of every channel a channel takes: (N, C, C), each row a sum of 1."""
         with _without_autocast(x):
-            m = _precise(x).flatten(2)
-            scale = m.shape[2] ** -0.5 if self.scaled else 1.0
-            return (m @ m.mT * scale).softmax(dim=2)
+            m = _rows(x)
+            scale = m.shape[1] ** -0.5 if self.scaled else 1.0
+            return (m.mT @ m * scale).softmax(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.attention(x)
         with _without_autocast(x):
-            return _residual(x, weights @ _precise(x).flatten(2), self.gate)
+            return _residual(x, _rows(x) @ weights.mT, self.gate)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -171,6 +171,12 @@ def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _rows(x: Tensor) -> Tensor:
+    """The vectors of all pixels, which lie so where channels are last: (N, C, *S) -> (N, P, C)."""
+    return _precise(x).flatten(2).mT
+
+
 def _residual(x: Tensor, attended: Tensor, gate: Tensor | None) -> Tensor:
-    attended = attended.reshape(x.shape)
+    """`attended`: (N, P, C)."""
+    attended = attended.mT.reshape(x.shape)
     return (_precise(x) + (attended if gate is None else gate * attended)).to(x.dtype)

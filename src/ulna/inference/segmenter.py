@@ -85,9 +85,10 @@ class Segmenter:
     def __init__(self, network: Network, plan: Plan, recipe: Recipe, device: torch.device | None = None) -> None:
         self.device = device or default_device()
         self.network = network.eval().to(self.device)
-        self.network.to(memory_format=nd.layout(plan.spatial_dims, True, self.device))  # type: ignore[call-overload]
         self.plan, self.recipe = plan, recipe
         self.precision = choose_precision(recipe.training.precision, self.device)
+        layout = nd.layout(plan.spatial_dims, True, self.device, self.precision)
+        self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self._noted: set[str] = set()
         self.tally = PointCounts()  # what a head that reads points was asked for so far
 

@@ -144,7 +144,8 @@ def _windowed(
     @torch.inference_mode()
     def from_windows(windows: Tensor) -> Tensor:
         # the layout that is fastest here, whatever layout the weights came in
-        windows = windows.contiguous(memory_format=nd.layout(plan.spatial_dims, True, device))
+        layout = nd.layout(plan.spatial_dims, True, device, forward.precision)
+        windows = windows.contiguous(memory_format=layout)
         at_once = max(1, batch // len(windows))  # flipped copies, where windows alone do not fill a batch
         maps: Tensor | None = None
         for first in range(0, len(flipped), at_once):

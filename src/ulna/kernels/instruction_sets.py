@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 # Kernels that need no headers of torch, as files below this folder without extension
-PACKAGED = ("sweep/sweep", "sweep/sweep_matrices", "convolution/convolution", "normalize")
+PACKAGED = ("sweep/sweep", "sweep/sweep_matrices", "convolution/convolution", "normalize/normalize")
 FOLDER = "compiled"  # beside this file, in a wheel
 # OpenMP is compiled in but not linked: the symbols come from the runtime that torch has loaded, so that both share
 # one pool of threads. A machine where they are missing fails to load, and goes on without.

@@ -81,7 +81,7 @@ class Training(Frozen):
     split_seed: int | None = Field(default=None, ge=0)  # of the split where none is given; None: `seed`
     foreground: Probability = 0.33  # share of patches placed on a structure
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
-    channels_last: bool = True  # in 3D only where native kernels read maps so: elsewhere it is slower
+    channels_last: bool = True  # in 3D only where kernels read maps so: elsewhere it is slower
     # compute maps within a node again in the backward pass: less memory, more time
     activation_checkpointing: bool = False
     compile: bool | Literal["auto"] = "auto"  # by torch, which takes minutes; auto: not so far (training/compiling.py)

@@ -91,7 +91,7 @@ class Loop:
         self.device = default_device()
         self.precision = choose_precision(recipe.training.precision, self.device)
         self.plan, self.recipe, self.folder, self.stop, self.on_epoch = plan, recipe, folder, stop, on_epoch
-        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.device)
+        self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.device, self.precision)
         self.network = network.to(self.device)
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]

@@ -12,6 +12,8 @@ Why one launch: a line is little work. With C = 150 (160 padded), 48 x 48 and ba
 - The product of the position's own state needs no line before. A program computes it before it waits, so it costs no
   time of the sequence, and no (positions, 3C) lie in memory; likewise what the gradients of the weights will read.
 - Weights and line are padded to whole tiles: they are read by 8 or 16 bytes a thread, and only positions need a mask.
+- Small sweeps are bound by launches, so what torch would do in a dozen is done in three: `pack` before a sweep, `share` and
+  `unpack` after it.
 
 These figures are those of the design, not measured ones: `python benchmarks/sweep_gpu.py` measures.
 """
@@ -19,7 +21,6 @@ These figures are those of the design, not measured ones: `python benchmarks/swe
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
@@ -27,63 +28,46 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ulna.kernels import native
+from ulna.kernels import gpu
+from ulna.kernels.native import first_line
 from ulna.kernels.sweep.window import window
 
 log = logging.getLogger(__name__)
 
-SWITCH = "ULNA_TRITON"  # environment variable: 0 switches these kernels off
 STEP = 32  # BK; channels are padded to a multiple of it
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when it is imported
 _broken: list[str] = []
 
 
 @cache
 def _kernels() -> Any:
-    """The module of the kernels, or None where Triton cannot be imported or is switched off (said once in the log)."""
-    if os.environ.get(SWITCH, "1") == "0":
-        log.debug("Triton kernels are switched off (%s=0)", SWITCH)
-        return None
-    try:
-        import triton  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+    from ulna.kernels.sweep import triton_kernels
 
-        from ulna.kernels.sweep import triton_kernels
-    except Exception as error:  # a broken installation may raise anything
-        log.info("sweeps run without Triton (%s)", native.first_line(error))
-        return None
     return triton_kernels
 
 
 def available(x: Tensor) -> bool:
     """Whether Triton can sweep this map: in float32, on a GPU that multiplies bf16; in its interpreter on a CPU too."""
-    if x.dtype != torch.float32 or _broken:
-        return False
-    if x.device.type == "cuda":
-        return torch.version.cuda is not None and _capability(x.device) >= (8, 0) and _kernels() is not None
-    return x.device.type == "cpu" and INTERPRETED and _kernels() is not None
+    return x.dtype == torch.float32 and not _broken and gpu.runs_on(x.device)
 
 
 def give_up(error: Exception) -> None:
     """Do without Triton from now on; the log says once why."""
     if not _broken:
-        _broken.append(native.first_line(error))
+        _broken.append(first_line(error))
         log.warning("the Triton kernel of sweeps failed, torch's own operations take over (%s)", _broken[0])
 
 
 def forward(
     x: Tensor, weights: tuple[Tensor, ...], axis: int, reverse: bool, keep: bool, operands: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As `forward` of `native.py`, with the precision in which products read their operands."""
+    """As `forward` of `native.py`, with the precision in which products read their operands: two launches."""
     w_in, w_hidden, b_in, b_hidden = weights
     shape = _Shape.of(x, w_in, axis)
-    C, K, CP = shape.channels, shape.neighbours, shape.padded
-    swept, gates = torch.empty_like(x), x.new_empty((*x.shape[:-1], 4 * C) if keep else 0)
-    packed = x.new_zeros((K + 1, 3, CP, CP), dtype=operands)  # neighbour, gate, in, out
-    packed[:K, :, :C, :C] = w_in.view(3, C, K, C).permute(2, 0, 3, 1)
-    packed[K, :, :C, :C] = w_hidden.view(3, C, C).transpose(1, 2)
-    buffer = x.new_empty((2, shape.rows, CP), dtype=operands)
-    tensors = (x, swept, gates, buffer, packed, b_in.contiguous(), b_hidden.contiguous())
-    _launch("forward", shape, reverse, tensors, KEEP=keep)
+    swept, gates = torch.empty_like(x), x.new_empty((*x.shape[:-1], 4 * shape.channels) if keep else 0)
+    packed, order = _packed(shape, w_in, w_hidden, operands, back=False)
+    buffer = x.new_empty((2, shape.rows, shape.padded), dtype=operands)
+    tensors = (x, swept, gates, buffer, packed, b_in.contiguous(), b_hidden.contiguous(), order)
+    _sweep("forward", shape, reverse, tensors, KEEP=keep)
     return swept, gates
 
 
@@ -97,36 +81,30 @@ def backward(
     reverse: bool,
     operands: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `backward` of `native.py`, with the precision in which products read their operands.
+    """As `backward` of `native.py`, with the precision in which products read their operands: seven launches.
 
     The kernel goes through the lines; what has no order is left to one product each over all positions: the share of
-    the hidden side, and the gradients of the weights.
+    the hidden side, and the gradients of the weights. What is summed, is summed in float32: biases before their terms are
+    rounded for the products.
     """
     w_in, w_hidden = weights
     shape = _Shape.of(x, w_in, axis)
     C, K, CP = shape.channels, shape.neighbours, shape.padded
-    packed = x.new_zeros((K + 1, 3, CP, CP), dtype=operands)  # neighbour, gate, out, in
-    by_neighbour = w_in.view(3, C, K, C).permute(2, 0, 1, 3)
-    packed[:K, 0, :C, :C] = by_neighbour[:, 2]  # n, r, z: so slopes of both sides lie together, n, r, z and r, z, n
-    packed[:K, 1:, :C, :C] = by_neighbour[:, :2]
-    packed[K, :, :C, :C] = w_hidden.view(3, C, C)
+    packed, order = _packed(shape, w_in, w_hidden, operands, back=True)
     dx = torch.empty_like(x)
     slopes = x.new_empty((shape.lines * shape.rows, 4 * CP), dtype=operands)
     read = x.new_empty((shape.lines * shape.rows, (K + 1) * CP), dtype=operands)
-    _launch("backward", shape, reverse, (grad, x, swept, gates, dx, slopes, read, packed))
-    slopes_in, slopes_hidden = slopes[:, : 3 * CP], slopes[:, CP:]
-    d_in = (slopes_in.T @ read[:, : K * CP]).view(3, CP, K, CP)[:, :C, :, :C]
-    d_hidden = (slopes_hidden.T @ read[:, K * CP :]).view(3, CP, CP)[:, :C, :C]
-    sums = slopes.sum(0, dtype=torch.float32).view(4, CP)[:, :C]
-    down = dx.movedim(1 + axis, 0)
-    down += (slopes_hidden @ packed[K].view(3 * CP, CP)).view(*down.shape[:-1], CP)[..., :C]
-    return (
-        dx,
-        torch.cat((d_in[1:], d_in[:1])).reshape(w_in.shape).to(w_in.dtype),
-        d_hidden.reshape(w_hidden.shape).to(w_hidden.dtype),
-        torch.cat((sums[1:3], sums[:1])).reshape(3 * C),
-        sums[1:].reshape(3 * C).clone(),
-    )
+    sums = x.new_empty((shape.lines * shape.of_rows, 4, CP))
+    _sweep("backward", shape, reverse, (grad, x, swept, gates, dx, slopes, read, sums, packed, order))
+    BC = min(64, CP)
+    programs = (-(-shape.lines * shape.rows // 64), -(-CP // BC))
+    _launch("share", x, programs, dx, slopes, packed, *shape.numbers(), K=K, CP=CP, BM=64, BC=BC, BK=STEP)
+    d_in = _product(slopes[:, : 3 * CP].T, read[:, : K * CP])
+    d_hidden = _product(slopes[:, CP:].T, read[:, K * CP :])
+    found = (torch.empty_like(w_in), torch.empty_like(w_hidden), w_in.new_empty(3 * C), w_in.new_empty(3 * C))
+    tiles = (CP // STEP) ** 2
+    _launch("unpack", x, (3 * (K + 1), tiles), d_in, d_hidden, sums.sum(0), *found, C, K=K, CP=CP, BK=STEP)
+    return dx, *found
 
 
 class _Shape(NamedTuple):
@@ -161,6 +139,15 @@ class _Shape(NamedTuple):
         """CP."""
         return -(-self.channels // STEP) * STEP
 
+    @property
+    def of_rows(self) -> int:
+        """Tiles of a line."""
+        return -(-self.rows // tiles(self.rows)[0])
+
+    def numbers(self) -> tuple[int, ...]:
+        """What every kernel over positions reads of it."""
+        return self.lines, self.rows, self.height, self.width, self.channels, *self.strides
+
 
 def tiles(rows: int) -> tuple[int, int]:
     """Positions and channels of a tile, from the positions of a line over all images.
@@ -172,30 +159,42 @@ def tiles(rows: int) -> tuple[int, int]:
     return (32, 32) if rows >= 384 else (32, 16)
 
 
-def _launch(name: str, shape: _Shape, reverse: bool, tensors: tuple[Tensor, ...], **flags: bool) -> None:
+def _packed(
+    shape: _Shape, w_in: Tensor, w_hidden: Tensor, operands: torch.dtype, *, back: bool
+) -> tuple[Tensor, Tensor]:
+    """The weights in whole tiles, and zeros for the order of programs."""
+    K, CP = shape.neighbours, shape.padded
+    packed = w_in.new_empty((K + 1, 3, CP, CP), dtype=operands)
+    order = w_in.new_empty(1 + shape.lines * shape.of_rows, dtype=torch.int32)
+    tensors = (w_in.contiguous(), w_hidden.contiguous(), packed, order)
+    programs = (3 * (K + 1), (CP // STEP) ** 2)
+    _launch("pack", w_in, programs, *tensors, shape.channels, len(order), K=K, CP=CP, BACK=back, BK=STEP)
+    return packed, order
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """In float32, whatever it is a product of."""
+    if a.dtype == torch.float32 or not a.is_cuda:
+        return a.float() @ b.float()
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def _sweep(name: str, shape: _Shape, reverse: bool, tensors: tuple[Tensor, ...], **flags: bool) -> None:
     BM, BC = tiles(shape.rows)
-    of_rows, of_channels = -(-shape.rows // BM), shape.padded // BC
-    order = tensors[0].new_zeros(1 + shape.lines * of_rows, dtype=torch.int32)
     cells = sum((3 * (a + 1) + b + 1) << (4 * j) for j, (a, b) in enumerate(shape.offsets))
     reach = max(abs(a * shape.width + b) for a, b in shape.offsets)
-    with torch.cuda.device(tensors[0].device) if tensors[0].is_cuda else nullcontext():
-        getattr(_kernels(), name)[(shape.lines * of_rows * of_channels,)](
-            *tensors,
-            order,
-            *(shape.lines, shape.rows, shape.height, shape.width, shape.channels, *shape.strides, cells, reach),
-            *((shape.lines - 1, -1) if reverse else (0, 1)),
-            K=shape.neighbours,
-            CP=shape.padded,
-            BM=BM,
-            BC=BC,
-            BK=STEP,
-            **flags,
+    numbers = (*shape.numbers(), cells, reach, *((shape.lines - 1, -1) if reverse else (0, 1)))
+    sizes = {"K": shape.neighbours, "CP": shape.padded, "BM": BM, "BC": BC, "BK": STEP}
+    programs = shape.lines * shape.of_rows * (shape.padded // BC)
+    _launch(name, tensors[0], (programs,), *tensors, *numbers, **sizes, **flags)
+
+
+def _launch(name: str, x: Tensor, programs: tuple[int, ...], *arguments: Any, **sizes: int) -> None:
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        getattr(_kernels(), name)[programs](
+            *arguments,
+            **sizes,
             num_warps=4,
             num_stages=4,
             enable_fp_fusion=True,  # stated, because Triton warns that its default is about to change
         )
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)

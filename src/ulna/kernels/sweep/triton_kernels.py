@@ -1,6 +1,6 @@
 # mypy: ignore-errors
 # (the functions are written in Triton's language, which has Python's syntax and types of its own)
-"""The two kernels of `triton.py`: one launch a sweep, its lines in order by tickets.
+"""The kernels of `triton.py`: one launch a sweep, its lines in order by tickets, and what comes before and after it.
 
 Every program makes one tile of one line, BM positions by BC channels. It draws a ticket; tickets number the tiles line
 by line in the order of the sweep. Then it waits until the tiles of the line before which it reads are there. This is
@@ -76,6 +76,41 @@ def _tanh(x):
 def _sigmoid(x):
     e = tl.exp(-tl.abs(x))
     return tl.where(x < 0, e, 1.0) / (1 + e)
+
+
+@jit(do_not_specialize=("channels", "count"))
+def pack(
+    w_in,  # (3C, K * C)
+    w_hidden,  # (3C, C)
+    packed,  # (K + 1, 3, CP, CP) of operands, as `forward` or `backward` reads it
+    flags,  # (count,) int32: becomes zeros
+    channels,
+    count,
+    K: tl.constexpr,
+    CP: tl.constexpr,
+    BACK: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Weights in whole tiles, whose channels beyond C are 0; and no ticket is drawn."""
+    part, tile = tl.program_id(0), tl.program_id(1)
+    a = tile // (CP // BK) * BK + tl.arange(0, BK)
+    b = tile % (CP // BK) * BK + tl.arange(0, BK)
+    real = (a < channels)[:, None] & (b < channels)[None, :]
+    j, gate = part // 3, part % 3
+    if BACK:
+        # n, r, z on the side of the neighbours, so that slopes of both sides lie together: n, r, z and r, z, n
+        gate = tl.where(j < K, (gate + 2) % 3, gate)
+        row, column = (gate * channels + a)[:, None], b[None, :]
+    else:
+        row, column = (gate * channels + b)[None, :], a[:, None]
+    if j < K:
+        w = tl.load(w_in + row * K * channels + j * channels + column, mask=real, other=0.0)
+    else:
+        w = tl.load(w_hidden + row * channels + column, mask=real, other=0.0)
+    tl.store(packed + part * CP * CP + a[:, None] * CP + b[None, :], w.to(packed.dtype.element_ty))
+    program, flag = part * tl.num_programs(1) + tile, tl.arange(0, 256)
+    for first in range(program * 256, count, tl.num_programs(0) * tl.num_programs(1) * 256):
+        tl.store(flags + first + flag, tl.zeros((256,), tl.int32), mask=first + flag < count)
 
 
 @jit(do_not_specialize=GEOMETRY + ORDER)
@@ -176,6 +211,7 @@ def backward(
     dx,  # (N, *S, C): what comes through z alone
     slopes,  # (T, R, 4, CP) of operands: before the gates n, r, z from the line before; the last, for n from x
     read,  # (T, R, K + 1, CP) of operands: what the products of the forward pass read, for the gradients of weights
+    sums,  # (T * tiles of rows, 4, CP) float32: of the slopes of a tile, for the gradients of biases
     weights,  # (K, 3, CP, CP) of operands: neighbour, gate (n, r, z), out, in
     flags,  # (1 + T * tiles of rows,) int32 zeros
     lines,
@@ -241,4 +277,81 @@ def backward(
     tl.store(slope + 2 * CP, dz.to(slopes.dtype.element_ty), mask=inside[:, None])
     _say(flags, t, tile, rows, BM)
     tl.store(slope + 3 * CP, (dn * r).to(slopes.dtype.element_ty), mask=inside[:, None])
+    total = sums + (t * tl.cdiv(rows, BM) + tile).to(tl.int64) * 4 * CP + c
+    tl.store(total, tl.sum(dn, 0))
+    tl.store(total + CP, tl.sum(dr, 0))
+    tl.store(total + 2 * CP, tl.sum(dz, 0))
+    tl.store(total + 3 * CP, tl.sum(dn * r, 0))
     tl.store(dx + at[:, None] * channels + c[None, :], tl.where(computed, g * z, g), mask=real)
+
+
+@jit(do_not_specialize=GEOMETRY)
+def share(
+    dx,  # (N, *S, C) float32: what comes through z, to which the share of the hidden side is added
+    slopes,  # as `backward` leaves them
+    weights,  # as `backward` reads them
+    lines,
+    rows,
+    height,
+    width,
+    channels,
+    stride_n,
+    stride_t,
+    stride_a,
+    stride_b,
+    K: tl.constexpr,
+    CP: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """One product over all positions, in whatever order."""
+    place = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    inside, line, row = place < lines * rows, place // rows, place % rows
+    at = row // (height * width) * stride_n + line * stride_t
+    at += row % (height * width) // width * stride_a + row % width * stride_b
+    total = tl.zeros((BM, BC), tl.float32)
+    for k in range(0, 3 * CP, BK):
+        i = k + tl.arange(0, BK)
+        u = tl.load(slopes + place[:, None] * 4 * CP + CP + i[None, :], mask=inside[:, None], other=0.0)
+        w = weights + K * 3 * CP * CP + i[:, None] * CP + c[None, :]
+        total = tl.dot(u, tl.load(w, mask=(c < CP)[None, :], other=0.0), total, input_precision="ieee")
+    given, real = dx + at[:, None] * channels + c[None, :], inside[:, None] & (c < channels)[None, :]
+    tl.store(given, tl.load(given, mask=real, other=0.0) + total, mask=real)
+
+
+@jit(do_not_specialize=("channels",))
+def unpack(
+    sums_in,  # (3, CP, K, CP) float32: gate (n, r, z), out, neighbour, in
+    sums_hidden,  # (3, CP, CP): gate (r, z, n), out, in
+    sums,  # (4, CP): n, r, z, and n of the hidden side
+    d_in,  # (3C, K * C): the gradients of the four weights
+    d_hidden,  # (3C, C)
+    d_bias_in,  # (3C,)
+    d_bias_hidden,  # (3C,)
+    channels,
+    K: tl.constexpr,
+    CP: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """Gradients of the weights from whole tiles, gates in their order."""
+    part, tile = tl.program_id(0), tl.program_id(1)
+    out = tile // (CP // BK) * BK + tl.arange(0, BK)
+    i = tile % (CP // BK) * BK + tl.arange(0, BK)
+    real = (out < channels)[:, None] & (i < channels)[None, :]
+    j, gate = part // 3, part % 3
+    turned, row = (gate + 1) % 3, gate * channels + out
+    if j < K:
+        d = tl.load(sums_in + ((turned * CP + out) * K + j)[:, None] * CP + i[None, :], mask=real, other=0.0)
+        place = d_in + row[:, None] * K * channels + j * channels + i[None, :]
+        tl.store(place, d.to(d_in.dtype.element_ty), mask=real)
+    else:
+        d = tl.load(sums_hidden + (gate * CP + out)[:, None] * CP + i[None, :], mask=real, other=0.0)
+        tl.store(d_hidden + row[:, None] * channels + i[None, :], d.to(d_hidden.dtype.element_ty), mask=real)
+        if tile % (CP // BK) == 0:
+            some = out < channels
+            of_in = tl.load(sums + turned * CP + out, mask=some, other=0.0)
+            of_hidden = tl.load(sums + (gate + 1) * CP + out, mask=some, other=0.0)
+            tl.store(d_bias_in + row, of_in.to(d_bias_in.dtype.element_ty), mask=some)
+            tl.store(d_bias_hidden + row, of_hidden.to(d_bias_hidden.dtype.element_ty), mask=some)

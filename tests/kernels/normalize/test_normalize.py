@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ulna.blocks import nd
 from ulna.blocks.conv import ConvNormAct
 from ulna.kernels import native
-from ulna.kernels.normalize import batch_norm, instance_norm, suits
+from ulna.kernels.normalize import batch_norm, force, instance_norm, suits
 
 needs_native = pytest.mark.skipif(not native.available(), reason="no C++ compiler here: torch's own norm runs")
 
@@ -100,7 +100,7 @@ def test_values_that_are_not_finite_stay_so_and_constant_maps_give_the_shift() -
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "none", "silu"])
 @pytest.mark.parametrize("norm", ["batch", "instance", "none"])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_a_block_in_one_pass_is_the_block_step_by_step(spatial_dims, norm, activation, monkeypatch) -> None:
+def test_a_block_in_one_pass_is_the_block_step_by_step(spatial_dims, norm, activation) -> None:
     torch.manual_seed(0)
     block = ConvNormAct(spatial_dims, 8, 24, norm=norm, activation=activation)
     image = channels_last(torch.randn(2, 8, *(12,) * spatial_dims))
@@ -108,8 +108,8 @@ def test_a_block_in_one_pass_is_the_block_step_by_step(spatial_dims, norm, activ
     y = block(image)
     dy = torch.randn_like(y)
     y.backward(dy)
-    monkeypatch.setattr("ulna.kernels.normalize.suits", lambda *_: False)
-    z = plain(image)
+    with force("torch"):
+        z = plain(image)
     z.backward(dy)
     assert torch.allclose(y, z, atol=1e-5)
     # float32 sums of 3,456 terms, whose order depends on the processor
@@ -122,4 +122,7 @@ def test_3d_maps_lie_channels_last_only_where_native_kernels_read_them() -> None
     assert nd.layout(2, True) == torch.channels_last
     expected = torch.channels_last_3d if native.available() else torch.contiguous_format
     assert nd.layout(3, True) == expected
+    assert nd.layout(3, True, "cpu", "bf16") == expected
     assert nd.layout(3, True, "cuda") == nd.layout(3, False) == torch.contiguous_format
+    assert nd.layout(3, True, "cuda", "bf16") == torch.channels_last_3d  # of tensor cores
+    assert nd.layout(3, False, "cuda", "bf16") == torch.contiguous_format
