@@ -89,7 +89,7 @@ def contender(work: Work, name: str, kind: str, backend: str) -> Callable[[], ob
     dims = len(work.size) - 2
     images, target = torch.randn(work.size, device=DEVICE), torch.rand(work.size[0], 1, *work.size[2:], device=DEVICE)
     if name == OURS:
-        layout = nd.layout(dims, True, DEVICE)
+        layout = nd.layout(dims, True, DEVICE, choose_precision("auto", DEVICE))
         ours = work.ours(dims).to(DEVICE).to(memory_format=layout)  # type: ignore[call-overload]
         images = images.contiguous(memory_format=layout)
         return our_step(ours, images, (target[:, 0] > 0.5).long()) if kind == "step" else our_prediction(ours, images)

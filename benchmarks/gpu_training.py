@@ -162,7 +162,7 @@ def memory(found: Path, *, tiny: bool) -> None:
         network = ulna.build(name, spatial_dims=dims, in_channels=channels)
         forecast = training_memory(network, plan, Recipe(), bf16=bf16, cases=1)
         mb = sum(taken for part, taken in forecast.parts.items() if part in ON_THE_GPU) / 1e6
-        layout = nd.layout(dims, True, DEVICE)
+        layout = nd.layout(dims, True, DEVICE, choose_precision("auto", DEVICE))
         network = network.to(DEVICE).to(memory_format=layout)  # type: ignore[call-overload]
         images = torch.randn(batch, channels, *patch, device=DEVICE).contiguous(memory_format=layout)
         labels = (torch.rand(batch, *patch, device=DEVICE) > 0.5).long()
