@@ -22,7 +22,7 @@ import ulna
 from ulna.blocks import nd
 from ulna.planning.memory import ON_THE_GPU, training_memory
 from ulna.recipe import Recipe
-from ulna.system.device import choose_precision
+from ulna.system.device import choose_precision, find_device
 from ulna.training.loop import Loop
 
 TRAININGS = (("nuclei96", "unet"), ("hippocampus", "nnunet"))
@@ -152,7 +152,6 @@ def memory(found: Path, *, tiny: bool) -> None:
     """The most that tensors took in a step, beside what a plan says of it."""
     from tests.plans import make
 
-    bf16 = choose_precision("auto", DEVICE) == "bf16"
     report = Found(found, ("step", "taken, MB", "forecast, MB", "taken / forecast"))
     for name, size in [*MODELS.items()][: 1 if tiny else None]:
         batch, channels, *patch = (1, 3, 32, 32) if tiny else size
@@ -160,7 +159,7 @@ def memory(found: Path, *, tiny: bool) -> None:
         plan = make(spatial_dims=dims, patch=tuple(patch), batch=batch, strides=((2,) * dims,) * 4)
         held = Memory()
         network = ulna.build(name, spatial_dims=dims, in_channels=channels)
-        forecast = training_memory(network, plan, Recipe(), bf16=bf16, cases=1)
+        forecast = training_memory(network, plan, Recipe(), device=find_device(), cases=1)
         mb = sum(taken for part, taken in forecast.parts.items() if part in ON_THE_GPU) / 1e6
         layout = nd.layout(dims, True, DEVICE, choose_precision("auto", DEVICE))
         network = network.to(DEVICE).to(memory_format=layout)  # type: ignore[call-overload]
