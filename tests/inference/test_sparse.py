@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 import ulna.inference.sparse as room
+from tests.data.pipeline.test_patches import crop_patch
 from tests.plans import make
-from ulna.data.pipeline.patches import crop_patch
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.inference.sliding import gaussian, window_starts
 from ulna.inference.sparse import PointCounts, by_stages, on_boundary, smoothed

@@ -7,6 +7,7 @@ import torch
 
 from tests.training.tiny import TINY
 from ulna.errors import UsageError
+from ulna.recipe import Training
 from ulna.system.files import read_tensors
 from ulna.training import compiling as room
 from ulna.training.train import train
@@ -37,6 +38,7 @@ def test_a_compiled_network_takes_the_same_steps(discs, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch about itself
 def test_torch_compiles_a_training_on_a_cpu(discs, tmp_path):
     if room._missing(torch.device("cpu")):
         pytest.skip("no C++ compiler")
@@ -58,10 +60,10 @@ def test_a_compiler_that_is_not_found_is_named(monkeypatch):
 
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", absent)
     with pytest.raises(UsageError, match=r"there is no C\+\+ compiler"):
-        room.compiles(True, torch.device("cpu"))
+        room.compiles(Training(compile=True), torch.device("cpu"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="Triton, which compiles for GPUs, is not installed"):
-        room.compiles(True, torch.device("cuda"))
+        room.compiles(Training(compile=True), torch.device("cuda"))
 
 
 def test_a_network_that_cannot_be_compiled_is_a_clear_error(discs, tmp_path, monkeypatch):
@@ -69,8 +71,13 @@ def test_a_network_that_cannot_be_compiled_is_a_clear_error(discs, tmp_path, mon
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
-    with pytest.raises(UsageError, match=r"cannot compile this network here .*leave training\.compile to auto"):
+    with pytest.raises(UsageError, match=r"cannot compile this network here .*no such instruction.*compile to auto"):
         train(discs, out=tmp_path / "run", set=(*TINY, "training.compile=true"), **OPTIONS)
+
+
+def test_what_cannot_be_compiled_together_is_said_before_data_are_read():
+    with pytest.raises(UsageError, match=r"beside training\.activation_checkpointing"):
+        train("no/such/data", set=("training.compile=true", "training.activation_checkpointing=true"))
 
 
 def test_another_word_than_three_is_refused():

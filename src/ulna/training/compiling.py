@@ -5,28 +5,36 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from ulna.errors import UsageError, brief
+from ulna.errors import UsageError, printable
+from ulna.recipe import Training
+
+LONGEST = 300  # signs of what a compiler says
 
 
-def compiles(wanted: bool | Literal["auto"], device: torch.device) -> bool:
+def compiles(settings: Training, device: torch.device) -> bool:
     """Whether the network is compiled, before its first step.
 
     "auto" never compiles so far: on a GPU the step is one CUDA graph of the kernels that are there. What compiling adds to
     that is not measured yet; it takes minutes, which a short training has not.
 
     Args:
-        wanted: `training.compile` of the recipe.
+        settings: of the recipe.
         device: that trains.
 
     Raises:
-        UsageError: if it is wanted where there is no compiler.
+        UsageError: if it is wanted where there is no compiler, or beside activation checkpointing.
     """
-    if wanted is not True:
+    if settings.compile is not True:
         return False
+    if settings.activation_checkpointing:
+        raise UsageError(
+            "training.compile is true beside training.activation_checkpointing, which torch cannot compile with what batch "
+            "norm needs; leave one of them out"
+        )
     if missing := _missing(device):
         raise UsageError(f"training.compile is true, but {missing}; install it, or leave training.compile to auto")
     return True
@@ -54,8 +62,9 @@ def explained(compiling: bool) -> Iterator[None]:
     try:
         yield
     except (TorchDynamoException, InductorError, CppCompileError) as error:
+        said = printable(" ".join(str(error).splitlines()[:2]))[:LONGEST]  # where it failed, and what was wrong there
         raise UsageError(
-            f"training.compile is true, but torch cannot compile this network here ({brief(str(error))}); "
+            f"training.compile is true, but torch cannot compile this network here ({said}); "
             "leave training.compile to auto"
         ) from error
 

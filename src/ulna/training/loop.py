@@ -110,7 +110,7 @@ class Loop:
             precision=self.precision,
             accumulate=recipe.training.accumulate,
             clip=recipe.training.clip_gradients,
-            compile=compiles(recipe.training.compile, self.device),
+            compile=compiles(recipe.training, self.device),
             recorder=recorder,
         )
         self._late = LateNumbers(self.device, most=3)  # of a step: its loss, and the lowest and the highest label

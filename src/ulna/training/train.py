@@ -132,7 +132,7 @@ def train(
         )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
-        compiles(chosen.training.compile, default_device())  # says what is missing before data are read
+        compiles(chosen.training, default_device())  # says what is missing before data are read
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)

@@ -1,6 +1,6 @@
 """Random numbers that depend on a key and their own number alone: on no device, batch or order.
 
-SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) started at the key; the Box-Muller transform of two parts of what it yields.
+SplitMix64 (steele2014) started at the key; the Box-Muller transform of two parts of what it yields.
 """
 
 from __future__ import annotations
