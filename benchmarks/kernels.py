@@ -37,7 +37,7 @@ from ulna.kernels.sweep import dispatch as sweeps
 from ulna.networks.network import Network
 
 ALLOCATOR = "allocator"
-PROCESSES = 3  # with and without the allocator, of each
+PROCESSES = 2  # with and without the allocator, of each
 PRECISIONS = ("bf16", "fp32")
 KINDS = ("training", "prediction")
 
@@ -53,7 +53,7 @@ class Work:
 WORKS = {
     "unet": Work((8, 3, 96, 96)),
     "unetpp": Work((8, 3, 96, 96)),
-    "efficient_unet": Work((4, 3, 96, 96)),
+    "efficient_unet": Work((1, 1, 48, 48, 48)),  # depthwise convolutions, whose own path is for volumes
     "sdnu_net": Work((4, 3, 96, 96)),
     "omega_net": Work((4, 3, 96, 96)),
     "nnunet": Work((1, 1, 64, 64, 64)),

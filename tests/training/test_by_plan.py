@@ -43,6 +43,7 @@ def weights(folder):
 
 
 def same(one, two):
+    """To the bit: both were trained in this process, by the same code with as many threads."""
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 

@@ -131,6 +131,7 @@ def test_a_study_does_not_mix_formats(tmp_path):
     out = tmp_path / "study"
     out.mkdir()
     stored = dict.fromkeys(("data", "splits", "folds", "match", "plan", "recipes", "architectures"))
+    stored |= {"plan": {"patch": [32, 32], "batch": 2}, "recipes": {}, "architectures": {}}
     (out / comparing.STUDY_FILE).write_text(comparing.json.dumps(stored))
     with pytest.raises(UsageError, match=r"plan format 1, now 2.*another --out"):
         comparing._check_same(out, comparing._stored(out), {"format": PLAN_FORMAT})

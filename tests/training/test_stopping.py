@@ -93,6 +93,10 @@ def test_a_training_that_is_stopped_while_it_reads_its_data_leaves_nothing(discs
         return "{}"
 
     monkeypatch.setattr(verb, "describe", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        train(discs, model="unet", out=tmp_path / "run", epochs=1, set=TINY)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(discs, model="unet", out=tmp_path / "run", epochs=1, set=TINY)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not (tmp_path / "run").exists()

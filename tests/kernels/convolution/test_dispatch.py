@@ -105,7 +105,8 @@ def test_tensors_of_several_precisions_are_torch_s():
         with pytest.raises(RuntimeError):
             convolve(*others)
     mixed = [x[:, :3].bfloat16(), x[:, 3:]]
-    assert torch.equal(convolve(mixed, w, b), convolve(torch.cat(mixed, 1), w, b))
+    # which path takes the joined map is this machine's matter, so sums may go in another order
+    torch.testing.assert_close(convolve(mixed, w, b), convolve(torch.cat(mixed, 1), w, b), rtol=1e-5, atol=1e-4)
 
 
 def test_a_block_s_layers_go_through_the_dispatch(monkeypatch):
