@@ -26,8 +26,8 @@ from ulna.losses import make_loss
 from ulna.networks.network import Network
 from ulna.recipe import Recipe
 from ulna.system.device import choose_precision
+from ulna.system.graphs import graphs_for
 from ulna.training.optimizers import make_optimizer
-from ulna.training.replay import graphs_for
 from ulna.training.step import Step
 
 DEFAULTS, MATCHED, COMPILED, OURS = "peer, defaults", "peer, bf16 + channels last", "peer, compiled too", "ulna"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def discs(tmp_path_factory):
         tmp_path_factory.mktemp("discs"),
         8, seed=0, size=(32, 40), smallest=5, contrast=90, noise=15, foreground=255, train=5, val=2,
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def log_left_as_it_was():
+    """A command line takes the log to itself; the next test finds it as if none had been called."""
+    logger = logging.getLogger("ulna")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 def pytest_collection_modifyitems(items):

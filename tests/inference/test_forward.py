@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.plans import make
+from tests.recording import Notes
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
@@ -14,7 +15,7 @@ from ulna.inference import forward as running
 from ulna.inference import volume as predicting
 from ulna.inference.finite import FiniteCheck
 from ulna.inference.forward import Forward
-from ulna.inference.replay import MOST_GRAPHS, Graph, Replayed
+from ulna.inference.replay import MOST_GRAPHS, Replayed
 from ulna.inference.volume import predict_slabs
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels, Recipe
@@ -106,8 +107,7 @@ def test_how_many_go_together_stays_when_memory_is_taken(monkeypatch):
     assert forward.together((16, 16)) == before > 1
 
 
-def test_a_batch_that_memory_does_not_hold_is_halved(monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("ulna"), "propagate", True)
+def test_a_batch_that_memory_does_not_hold_is_halved(caplog):
     caplog.set_level(logging.INFO)
     forward, asked = Forward(network_of(2), plan_of(2), CPU), []
 
@@ -126,31 +126,12 @@ def test_a_batch_that_memory_does_not_hold_is_halved(monkeypatch, caplog):
         forward.within_memory(lambda windows: ask(torch.cat([windows] * 4)), batch[:1])
 
 
-class Recorder:
-    """Graphs with buffers that stay where they are, as CUDA has them."""
-
-    def __init__(self):
-        self.recorded, self.replayed = [], 0
-
-    def __call__(self, run, batch):
-        source = batch.clone()
-        result = run(source).clone()
-        self.recorded.append(tuple(batch.shape))
-
-        def replay():
-            self.replayed += 1
-            result.copy_(run(source))
-
-        result.zero_()  # recording computes nothing
-        return Graph(source, result, replay)
-
-
 @pytest.mark.parametrize("settings", [{}, {"tta": True}])
 def test_windows_from_a_graph_give_what_they_give_without(monkeypatch, settings):
     """Also a smaller batch at the end, and after the weights have changed in place."""
     monkeypatch.setattr(running, "free_memory", lambda device: 12 * 10**5)
-    plan, network, recorder = plan_of(2, mirror_axes=(0,)), network_of(2), Recorder()
-    eager, forward = Forward(network, plan, CPU), Forward(network, plan, CPU, record=recorder)
+    plan, network, recorder = plan_of(2, mirror_axes=(0,)), network_of(2), Notes(list)
+    eager, forward = Forward(network, plan, CPU), Forward(network, plan, CPU, recorder=recorder)
     assert 1 < forward.together((16, 16)) < 24
     for seed in (0, 1):
         for size in ((37, 50), (90, 41)):
@@ -161,11 +142,11 @@ def test_windows_from_a_graph_give_what_they_give_without(monkeypatch, settings)
             for parameter in network.parameters():
                 parameter.mul_(1.1)
     assert recorder.recorded
-    assert recorder.replayed > 2 * len(recorder.recorded)
+    assert recorder.replayed > 2 * recorder.recorded
 
 
 def test_a_shape_is_recorded_when_it_comes_again_and_smaller_batches_go_through_its_graph():
-    calls, recorder = [], Recorder()
+    calls, recorder = [], Notes(list)
 
     def run(batch):
         calls.append(len(batch))
@@ -175,26 +156,26 @@ def test_a_shape_is_recorded_when_it_comes_again_and_smaller_batches_go_through_
     for count in (4, 4, 3, 2, 1, 4):
         batch = torch.randn(count, 1, 2, 2)
         assert torch.equal(replayed(batch), batch * 3)
-    assert recorder.recorded == [(4, 1, 2, 2)]
+    assert recorder.recorded == 1
     assert recorder.replayed == 4  # a single one would be three quarters in vain
     for length in range(3, 20):  # whole images of many sizes
         for _ in range(2):
             replayed(torch.randn(4, 1, length, length))
-    assert len(recorder.recorded) == MOST_GRAPHS
+    assert recorder.recorded == MOST_GRAPHS
 
 
-def test_where_recording_fails_everything_goes_on_without_and_one_line_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("ulna"), "propagate", True)
+def test_where_recording_fails_everything_goes_on_without_and_one_line_says_so(caplog):
     caplog.set_level(logging.INFO)
 
-    def fails(run, batch):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+    class Fails(Notes):
+        def record(self, work):
+            raise RuntimeError("operation not permitted when stream is capturing")
 
-    replayed, batch = Replayed(lambda batch: batch + 1, fails), torch.zeros(2, 1, 2, 2)
+    replayed, batch = Replayed(lambda batch: batch + 1, Fails(list)), torch.zeros(2, 1, 2, 2)
     for _ in range(5):
         assert torch.equal(replayed(batch), batch + 1)
-    told = "windows are computed without a CUDA graph (operation not permitted when stream is capturing)"
-    assert [record.message for record in caplog.records] == [told]
+    told = "windows go without a CUDA graph, as none could be made ('operation not permitted when stream is capturing')"
+    assert [record.message for record in caplog.records] == [f"note: {told}"]
 
 
 @pytest.mark.parametrize("labels", [Labels(), FOUR, Labels(names=("a", "b", "c", "d"), multilabel=True)])

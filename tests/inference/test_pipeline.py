@@ -248,8 +248,7 @@ def test_the_next_is_read_ahead_only_where_the_memory_holds_both(
         assert order == [f"{what} {name}" for name in "abcd" for what in ("read", "computed")]
 
 
-def test_what_is_noted_of_cases_comes_in_their_order(tmp_path, images, run, monkeypatch, caplog, side_by_side):
-    monkeypatch.setattr(logging.getLogger("ulna"), "propagate", True)
+def test_what_is_noted_of_cases_comes_in_their_order(tmp_path, images, run, caplog, side_by_side):
     caplog.set_level(logging.DEBUG, "ulna.inference.cases")
     ulna.predict(run, images, out=tmp_path / "masks")
     told = [record.message for record in caplog.records if "of memory" in record.message]

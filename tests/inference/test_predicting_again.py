@@ -1,7 +1,6 @@
 """`predict` into a folder that holds something: what is skipped, redone, refused; and what `evaluate` makes of it."""
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -51,13 +50,6 @@ def segmented(monkeypatch):
 
     monkeypatch.setattr(Segmenter, "mask", noted)
     return seen
-
-
-@pytest.fixture
-def said(monkeypatch, caplog):
-    """What is logged, also after a command line of an earlier test took the log to itself."""
-    monkeypatch.setattr(logging.getLogger("ulna"), "propagate", True)
-    return caplog
 
 
 def facts(folder):
@@ -167,7 +159,7 @@ def test_a_mask_and_the_probabilities_of_another_case_do_not_share_a_name(tmp_pa
         ulna.predict(run, folder, out=tmp_path / "masks", probabilities=True)
 
 
-def test_masks_of_an_earlier_call_are_known_but_not_scored(tmp_path, images, run, said):
+def test_masks_of_an_earlier_call_are_known_but_not_scored(tmp_path, images, run, caplog):
     """Two batches into one folder: the newest is what `evaluate` scores; the first is still ulna's own."""
     out, more = tmp_path / "masks", tmp_path / "more"
     more.mkdir()
@@ -179,7 +171,7 @@ def test_masks_of_an_earlier_call_are_known_but_not_scored(tmp_path, images, run
     scores = evaluate(out, references(tmp_path / "references", "abcdz"))
     assert scores.summary["cases"] == 4
     assert scores.summary["not_listed"] == ["z.png"]
-    assert "z.png" in said.text
+    assert "z.png" in caplog.text
 
 
 def references(folder, names):
@@ -636,11 +628,11 @@ def test_a_pipe_among_the_images_is_told_and_never_waited_for(tmp_path, images, 
     assert (tmp_path / "masks" / "b.png").exists()
 
 
-def test_masks_of_another_version_are_kept_and_said(tmp_path, images, run, monkeypatch, said):
+def test_masks_of_another_version_are_kept_and_said(tmp_path, images, run, monkeypatch, caplog):
     ulna.predict(run, images, out=tmp_path / "masks")
     monkeypatch.setattr(predicting, "VERSION", "99.0")
     assert len(ulna.predict(run, images, out=tmp_path / "masks").skipped) == 4
-    assert "this is 99.0: move them away to have them made again" in said.text
+    assert "this is 99.0: move them away to have them made again" in caplog.text
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

@@ -9,9 +9,10 @@ from tests.training.test_step import batches
 from ulna.losses import make_loss
 from ulna.networks.build import build
 from ulna.recipe import Optimizer
+from ulna.system.graphs import CudaGraphs
 from ulna.training.late import LateNumbers
 from ulna.training.optimizers import make_optimizer, set_lr
-from ulna.training.replay import WARM_UP, CudaGraphs, Replayed
+from ulna.training.replay import WARM_UP, Replayed
 from ulna.training.step import Step
 
 pytestmark = [

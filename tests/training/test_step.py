@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from tests.training.recording import Notes, Watched
+from tests.recording import Notes, Watched
 from tests.training.tiny import TINY, rows_of
 from ulna.errors import UsageError
 from ulna.losses import make_loss

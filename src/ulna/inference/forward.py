@@ -10,11 +10,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ulna.inference.replay import Record, Replayed, recorder_for
+from ulna.inference.replay import Replayed
 from ulna.networks.network import Network
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import Plan
 from ulna.system.device import autocast
+from ulna.system.graphs import Recorder, graphs_for
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Forward:
         plan: of its training.
         device: where the windows are computed.
         precision: "fp32" or "bf16".
-        record: makes a graph of the network; by default a CUDA graph on a GPU, where the head reads no points.
+        recorder: makes graphs of the network; by default CUDA graphs on a GPU, where the head reads no points.
     """
 
     def __init__(
@@ -42,12 +43,12 @@ class Forward:
         plan: Plan,
         device: torch.device,
         precision: str = "fp32",
-        record: Record | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.network, self.plan, self.device, self.precision = network, plan, device, precision
-        if record is None and not network.head.sparse:  # how many points are read follows from their values
-            record = recorder_for(device)
-        self._logits = Replayed(self._eager, record)
+        if recorder is None and not network.head.sparse:  # how many points are read follows from their values
+            recorder = graphs_for(device)
+        self._logits = Replayed(self._eager, recorder)
         self._most = math.inf  # windows together, after memory ran out
         self._together: dict[tuple[int, ...], int] = {}
 

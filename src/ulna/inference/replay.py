@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ulna.errors import brief
+from ulna.system.graphs import Recorder, Work
+
 log = logging.getLogger(__name__)
 
-SWITCH = "ULNA_GRAPH"  # environment variable: 0 switches CUDA graphs off
 MOST_GRAPHS = 4  # each keeps the memory of its maps
 Shape = tuple[tuple[int, ...], torch.dtype]
 
@@ -28,16 +30,13 @@ class Graph(NamedTuple):
 
     source: Tensor
     result: Tensor
-    replay: Callable[[], object]
+    replay: Work
 
     def __call__(self, batch: Tensor) -> Tensor:
         """The answer for a batch of this shape, or a smaller one; good until the next call."""
         self.source[: len(batch)].copy_(batch)  # what is left of an earlier, larger batch is computed, and not read
         self.replay()
         return self.result[: len(batch)]
-
-
-Record = Callable[[Callable[[Tensor], Tensor], Tensor], Graph]
 
 
 class Replayed:
@@ -48,35 +47,37 @@ class Replayed:
 
     Args:
         run: (N, C, *S) -> (N, K, *S), with everything that it reads beside its argument staying where it is.
-        record: makes a graph of it; None for never.
+        recorder: makes graphs of it; None: never.
     """
 
-    def __init__(self, run: Callable[[Tensor], Tensor], record: Record | None) -> None:
-        self._run, self._record = run, record
+    def __init__(self, run: Callable[[Tensor], Tensor], recorder: Recorder | None) -> None:
+        self._run, self._recorder = run, recorder
         self._graphs: dict[Shape, Graph] = {}
         self._seen: set[Shape] = set()
 
     def __call__(self, batch: Tensor) -> Tensor:
         """The answer; good until the next call."""
-        if self._record is None:
+        if self._recorder is None:
             return self._run(batch)
         graph = self._graph(batch)
         if graph is not None:
             return graph(batch)
         shape = (tuple(batch.shape), batch.dtype)
-        if (
-            shape not in self._seen
-        ):  # a shape that comes once is not worth recording, and the first call may set things up
+        if shape not in self._seen:
+            # one that comes once is not worth recording, and the first call may set things up
             self._seen.add(shape)
             return self._run(batch)
         if len(self._graphs) >= MOST_GRAPHS:
             return self._run(batch)
         try:
-            graph = self._graphs[shape] = self._record(self._run, batch)
-        except RuntimeError as error:
-            log.info("windows are computed without a CUDA graph (%s)", str(error).partition("\n")[0])
+            graph = self._graphs[shape] = self._recorded(batch, self._recorder)
+        except Exception as error:  # whatever a kernel, a driver or a version of torch says
+            log.info(
+                "note: windows go without a CUDA graph, as none could be made (%s)",
+                brief(str(error.__context__ or error)),
+            )
             self.forget()
-            self._record = None
+            self._recorder = None
             return self._run(batch)
         return graph(batch)
 
@@ -94,29 +95,24 @@ class Replayed:
         ]
         return min(fits, key=lambda fit: fit[0])[1] if fits else None
 
+    def _recorded(self, batch: Tensor, recorder: Recorder) -> Graph:
+        source = batch.clone()
+        made: list[Tensor] = []
 
-def recorder_for(device: torch.device) -> Record | None:
-    """What records the work of a device; None where nothing does, or where graphs are switched off."""
-    return cuda_graph if device.type == "cuda" and os.environ.get(SWITCH, "1") != "0" else None
+        def work() -> None:
+            made[:] = [self._run(source)]
+
+        with fastest_convolutions():
+            recorder.run(work)
+            replay = recorder.record(work)
+        return Graph(source, made[0], replay)
 
 
-def cuda_graph(run: Callable[[Tensor], Tensor], batch: Tensor) -> Graph:
-    """A CUDA graph of a function for batches like this one.
-
-    Raises:
-        RuntimeError: if something in it cannot be recorded, or the memory does not hold it.
-    """
-    source = torch.empty_like(batch).copy_(batch)
-    searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True  # a shape that repeats is worth it
+@contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Within it cuDNN looks for the fastest form of every convolution: a shape that repeats is worth it."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            run(source)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on copying
-            result = run(source)
+        yield
     finally:
-        torch.backends.cudnn.benchmark = searches
-    return Graph(source, result, graph.replay)
+        torch.backends.cudnn.benchmark = before

@@ -32,6 +32,7 @@ from ulna.networks.weights import check_shapes, not_finite
 from ulna.recipe import Plan, Recipe, parse
 from ulna.system.device import choose_precision, default_device
 from ulna.system.files import Tensors, write_tensors
+from ulna.system.graphs import graphs_for
 from ulna.system.progress import bar
 from ulna.training.checkpoint import (
     NETWORK,
@@ -46,7 +47,6 @@ from ulna.training.compiling import compiles
 from ulna.training.feed import Feed, thread_count
 from ulna.training.late import LateNumbers
 from ulna.training.optimizers import lr_of, make_optimizer, set_lr
-from ulna.training.replay import graphs_for
 from ulna.training.reproducing import environment, restore_environment
 from ulna.training.samples import Batches, PreparedCases, Samples
 from ulna.training.state import State, learning_rate

@@ -1,76 +1,21 @@
-"""A function of tensors, recorded once on a GPU and repeated as one CUDA graph.
-
-A step of a small network is a thousand launches that take longer than the work; repeated as a graph it is one. A graph
-repeats kernels with the addresses and numbers that they had: inputs are copied to where the recorded ones lay, and what
-changes from step to step must lie in tensors.
-"""
+"""A function of tensors that is recorded once and then repeated: its inputs are copied to where the recorded ones lay."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ulna.errors import brief
+from ulna.system.graphs import Recorder
 
 log = logging.getLogger(__name__)
 
-SWITCH = "ULNA_GRAPH"  # environment variable: 0 switches CUDA graphs off
 WARM_UP = 3  # calls before one is recorded: memory is made, kernels are compiled and chosen
 Inputs = Sequence[Tensor | None]
-
-
-class Recorder(Protocol):
-    """What can record the work of a device."""
-
-    def run(self, work: Callable[[], None]) -> None:
-        """Work that will be recorded later, as it is."""
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Note the work without doing it; gives what does it, again and again.
-
-        Raises:
-            Exception: whatever the device says where it cannot; nothing has been done then.
-        """
-
-
-class CudaGraphs:
-    """Graphs of the current GPU, all in one pool of memory: only one of them runs at a time.
-
-    Random numbers go on as they would without a graph: torch moves its generator on by what a graph draws whenever that is
-    repeated. So the state of the generator in a checkpoint is that of the same steps without graphs.
-    """
-
-    def __init__(self) -> None:
-        self.stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()
-
-    def run(self, work: Callable[[], None]) -> None:
-        # on the stream of the recording: gradients are added up on the stream on which they were first made
-        here = torch.cuda.current_stream()
-        self.stream.wait_stream(here)
-        with torch.cuda.stream(self.stream):
-            work()
-        here.wait_stream(self.stream)
-
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        before = generator.clone_state()
-        try:
-            # threads that bring the next batches go on meanwhile
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-                work()
-        except Exception:
-            torch.cuda.set_stream(here)  # torch leaves it only where the recording ends well
-            generator.graphsafe_set_state(before)  # the other one takes itself for recorded still
-            raise
-        return graph.replay
 
 
 class Replayed:
@@ -121,9 +66,8 @@ class Replayed:
         try:
             self._replays[way] = self._recorder.record(partial(self._work, *self._inputs, way))
         except Exception as error:  # whatever a kernel, a driver or a version of torch says
-            said = (
-                error.__context__ or error
-            )  # the end of a recording complains of its own where something failed in it
+            # the end of a recording complains of its own where something failed in it
+            said = error.__context__ or error
             log.info("note: steps go one by one, as no CUDA graph could be made of them (%s)", brief(str(said)))
             self._recorder, self._inputs = None, None
             self._replays.clear()
@@ -139,8 +83,3 @@ class Replayed:
             or (mine is not None and given is not None and (mine.shape, mine.dtype) == (given.shape, given.dtype))
             for mine, given in zip(self._inputs, tensors, strict=True)
         )
-
-
-def graphs_for(device: torch.device) -> CudaGraphs | None:
-    """What records the steps of a device; None where nothing does, or where graphs are switched off."""
-    return CudaGraphs() if device.type == "cuda" and os.environ.get(SWITCH, "1") != "0" else None

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ulna.losses import HeadsLoss
 from ulna.networks.network import Network
 from ulna.system.device import autocast
+from ulna.system.graphs import Recorder
 from ulna.training.compiling import compiled, explained
-from ulna.training.replay import Recorder, Replayed
+from ulna.training.replay import Replayed
 
 
 class Step:
