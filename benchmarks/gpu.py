@@ -1,6 +1,6 @@
 """Everything that is measured on a GPU, in at most six minutes: a table a part, and one JSON.
 
-    python benchmarks/gpu.py                                  # all parts but compiled-3d
+    python benchmarks/gpu.py                                  # all parts but tiles and compiled-3d
     python benchmarks/gpu.py --part steps --part predictions  # some of them
     python benchmarks/gpu.py --data FOLDER                    # with nuclei96/ and hippocampus/ below it: `ulna train` too
     python benchmarks/gpu.py --part compiled-3d               # alone: torch compiles for minutes
@@ -48,6 +48,7 @@ PARTS = {
     "compiled": Part(70, "the peer compiled, 32×3×256×256"),
     "busy": Part(60, "share of the time that the GPU is busy in `ulna train`"),
     "memory": Part(40, "memory of a training step beside the plan's estimate"),
+    "tiles": Part(60, "the Triton kernels of the sweep with other tiles than they take", alone=True),
     "compiled-3d": Part(300, "the peer compiled, 2×1×128×128×128", alone=True),
 }
 

@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from gpu_timing import DEVICE, GPU, Found, device, in_turn, limits, ratio, spread
+from gpu_timing import GPU, Found, device, limits
 
 TINY_TESTS = "tests/kernels/sweep/test_triton.py"
 
@@ -36,18 +35,8 @@ def describe(found: Path, flags: argparse.Namespace) -> None:
 def tests(found: Path, flags: argparse.Namespace) -> None:
     """The tests marked gpu, by pytest."""
     start = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-        "--no-header",
-        "-rf",
-        "--tb=short",
-    ]
+    options = ["-m", "gpu", "-p", "no:cacheprovider", "--no-header", "-rf", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", *options]
     done = subprocess.run(
         [*command, TINY_TESTS if flags.tiny else "tests"], capture_output=True, text=True, encoding="utf-8"
     )
@@ -65,42 +54,10 @@ def tests(found: Path, flags: argparse.Namespace) -> None:
 
 
 def sweeps(found: Path, flags: argparse.Namespace) -> None:
-    """The published loop, and ours as called and captured, at three sizes."""
-    import sweep_gpu
+    """Sweeps beside the published loop, or with other tiles."""
+    import gpu_sweeps
 
-    from ulna.kernels.sweep import triton
-    from ulna.kernels.sweep.dispatch import describe as describe_sweeps
-
-    sizes: tuple[int, ...] = tuple(sweep_gpu.BARS)
-    if flags.tiny:
-        sweep_gpu.CHANNELS, sweep_gpu.BATCH, sizes = 8, 2, (6,)
-    operands = torch.bfloat16 if GPU else None
-    ours = ["triton"] if GPU and triton.available(torch.empty(0, device=DEVICE)) else ["lines"]
-    print(f"sweeps: {describe_sweeps(DEVICE.type)}\n")
-    report = Found(found, ("map", "way", "forward, ms", "forward + backward, ms", "times published"))
-    for size in sizes:
-        layers = {way: sweep_gpu.Layer(way, size, DEVICE.type, operands) for way in ("published", *ours)}
-        forth: dict[str, Callable[[], object]] = {way: layer.forward for way, layer in layers.items()}
-        both: dict[str, Callable[[], object]] = {way: layer.both for way, layer in layers.items()}
-        for way in ours if GPU else ():
-            captured = f"{way}, captured"
-            forth[captured] = sweep_gpu.captured(layers[way].forward)
-            both[captured] = sweep_gpu.captured(layers[way].both)
-        in_turn(forth | both, 1)
-        one, two = (in_turn(works, 2 if flags.tiny else 15) for works in (forth, both))
-        for way in forth:
-            (f, f_spread), (b, b_spread) = spread(one[way]), spread(two[way])
-            faster = {"forward": ratio(one["published"], one[way]), "both": ratio(two["published"], two[way])}
-            row = {
-                "map": size,
-                "way": way,
-                "forward_ms": [f, f_spread],
-                "both_ms": [b, b_spread],
-                "times_faster": faster,
-            }
-            times = f"{faster['forward']['median']:.1f} / {faster['both']['median']:.1f}"
-            cells = (f"{f:.3f} ± {f_spread:.3f}", f"{b:.3f} ± {b_spread:.3f}", times)
-            report.add(row, f"{size}×{size}", way, *cells)
+    (gpu_sweeps.compare if flags.part == "sweeps" else gpu_sweeps.compare_tiles)(found, tiny=flags.tiny)
 
 
 def networks(found: Path, flags: argparse.Namespace) -> None:
@@ -131,7 +88,7 @@ def training(found: Path, flags: argparse.Namespace) -> None:
 PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "device": describe,
     "tests": tests,
-    "sweeps": sweeps,
+    **dict.fromkeys(("sweeps", "tiles"), sweeps),
     **dict.fromkeys(("steps", "predictions", "compiled", "compiled-3d"), networks),
     **dict.fromkeys(("busy", "memory"), training),
 }

@@ -15,7 +15,7 @@ Why one launch: a line is little work. With C = 150 (160 padded), 48 x 48 and ba
 - Small sweeps are bound by launches, so what torch would do in a dozen is done in three: `pack` before a sweep, `share` and
   `unpack` after it.
 
-These figures are those of the design, not measured ones: `python benchmarks/sweep_gpu.py` measures.
+These figures are those of the design, not measured ones: `python benchmarks/gpu.py --part sweeps` measures.
 """
 
 from __future__ import annotations
