@@ -18,8 +18,10 @@ from gpu_timing import DEVICE, GPU, Found, Memory, in_turn, limits, ratio, sprea
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import ulna
 from networks import NNUNET, UNET, UNETPP, criterion, heads
 from ulna.blocks import nd
+from ulna.data.pipeline.points import count_points, sample_points
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.forward import Forward
 from ulna.losses import make_loss
@@ -58,10 +60,16 @@ WORKS = {
 }
 
 
-def our_step(network: Network, images: Tensor, labels: Tensor) -> Callable[[], object]:
+def our_step(network: Network, images: Tensor, labels: Tensor, points: Tensor | None = None) -> Callable[[], object]:
     """One training step as `ulna train` takes it."""
-    recipe, recorder = Recipe(), graphs_for(DEVICE)
-    step = Step(
+    step = stepper(network)
+    return lambda: step(images, labels, points)
+
+
+def stepper(network: Network) -> Step:
+    """What takes the steps of a network as `ulna train` does."""
+    recipe, recorder = Recipe(), graphs_for(DEVICE, draws=True)
+    return Step(
         network,
         make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False),
         make_optimizer(recipe.optimizer, network.parameters(), recorded=recorder is not None),
@@ -69,7 +77,44 @@ def our_step(network: Network, images: Tensor, labels: Tensor) -> Callable[[], o
         clip=recipe.training.clip_gradients,
         recorder=recorder,
     )
-    return lambda: step(images, labels)
+
+
+def recommended_step(name: str, size: tuple[int, ...]) -> Callable[[], object]:
+    """A step of a network as it comes, with the points that it is asked for drawn anew for every step."""
+    torch.manual_seed(0)
+    batch, channels, *patch = size
+    dims, settings = len(patch), Recipe().points
+    layout = nd.layout(dims, True, DEVICE, choose_precision("auto", DEVICE))
+    network = ulna.build(name, spatial_dims=dims, in_channels=channels).to(DEVICE)
+    network = network.to(memory_format=layout)  # type: ignore[call-overload]
+    images = torch.randn(size, device=DEVICE).contiguous(memory_format=layout)
+    labels = (torch.rand(batch, *patch, device=DEVICE) > 0.5).long()
+    count = count_points(settings, labels[0].numel(), sparse=network.head.sparse)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    take = stepper(network)
+
+    def step() -> None:
+        points = None
+        if count is not None:
+            points = sample_points(
+                labels, dims, count=count, alpha=settings.alpha, sigma=settings.sigma, generator=generator
+            )
+        take(images, labels, points)
+
+    return step
+
+
+def compare_points(found: Found, *, tiny: bool) -> None:
+    """A step of `implicit_unet` beside one of `nnunet`, each as it comes."""
+    size = (1, 1, 32, 32, 32) if tiny else (2, 1, 128, 128, 128)
+    works = {name: recommended_step(name, size) for name in ("nnunet", "implicit_unet")}
+    in_turn(works, WARM_UP if GPU else 1)
+    times = in_turn(works, 2 if tiny else ROUNDS)
+    of = ratio(times["implicit_unet"], times["nnunet"])
+    ms = {name: spread(taken) for name, taken in times.items()}
+    found.note(implicit_unet={"size": size, "ms": ms, "of_nnunet": of})
+    told = ", ".join(f"{name} {middle:.2f} ± {half:.2f} ms" for name, (middle, half) in ms.items())
+    print(f"\n{told}: {of['median']:.2f} [{of['low']:.2f}, {of['high']:.2f}] of nnunet")
 
 
 def our_prediction(network: Network, images: Tensor) -> Callable[[], object]:
@@ -164,6 +209,8 @@ def compare(found: Path, names: Sequence[str], kinds: Sequence[str], *, compiled
             _row(report, work, f"{name} {kind}", kind, most, compiled=compiled, rounds=rounds, backend=backend)
             if GPU:
                 torch.cuda.empty_cache()
+    if "step" in kinds and not compiled:
+        compare_points(report, tiny=tiny)
     if not compiled:
         print("\nNot measured here: the peer compiled (parts compiled, compiled-3d).")
 

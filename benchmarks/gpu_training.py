@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import ulna
 from ulna.blocks import nd
+from ulna.data.pipeline.points import count_points
 from ulna.planning.memory import ON_THE_GPU, training_memory
 from ulna.recipe import Recipe
 from ulna.system.device import choose_precision, find_device
@@ -152,7 +153,7 @@ def memory(found: Path, *, tiny: bool) -> None:
     """The most that tensors took in a step, beside what a plan says of it."""
     from tests.plans import make
 
-    report = Found(found, ("step", "taken, MB", "forecast, MB", "taken / forecast"))
+    report = Found(found, ("step", "taken, MB", "reserved, MB", "forecast, MB", "taken / forecast"))
     for name, size in [*MODELS.items()][: 1 if tiny else None]:
         batch, channels, *patch = (1, 3, 32, 32) if tiny else size
         dims, label = len(patch), f"{name} {'×'.join(map(str, size))}"
@@ -160,20 +161,26 @@ def memory(found: Path, *, tiny: bool) -> None:
         held = Memory()
         network = ulna.build(name, spatial_dims=dims, in_channels=channels)
         forecast = training_memory(network, plan, Recipe(), device=find_device(), cases=1)
-        mb = sum(taken for part, taken in forecast.parts.items() if part in ON_THE_GPU) / 1e6
+        # the libraries take theirs beside torch's allocator, which does not see it
+        mb = sum(taken for part, taken in forecast.parts.items() if part in ON_THE_GPU and part != "CUDA") / 1e6
         layout = nd.layout(dims, True, DEVICE, choose_precision("auto", DEVICE))
         network = network.to(DEVICE).to(memory_format=layout)  # type: ignore[call-overload]
         images = torch.randn(batch, channels, *patch, device=DEVICE).contiguous(memory_format=layout)
         labels = (torch.rand(batch, *patch, device=DEVICE) > 0.5).long()
-        step = our_step(network, images, labels)
+        count = count_points(Recipe().points, labels[0].numel(), sparse=network.head.sparse)
+        points = None if count is None else torch.randint(patch[0], (batch, count, dims), device=DEVICE)
+        step = our_step(network, images, labels, points)
         step()
         held.begin()
         for _ in range(6 if GPU else 1):
             step()
         peak = held.peak_mb()
-        row = {"step": label, "taken_mb": peak, "forecast_mb": round(mb, 1), "parts": forecast.parts}
+        reserved = round(torch.cuda.max_memory_reserved() / 1e6, 1) if GPU else None
+        row = {"step": label, "taken_mb": peak, "reserved_mb": reserved}
+        row |= {"forecast_mb": round(mb, 1), "parts": forecast.parts}
         of = "no GPU" if peak is None else f"{peak / mb:.2f}"
-        report.add(row, label, "" if peak is None else f"{peak:.0f}", f"{mb:.0f}", of)
+        seen = ["" if one is None else f"{one:.0f}" for one in (peak, reserved)]
+        report.add(row, label, *seen, f"{mb:.0f}", of)
         del network, images, labels, step
         if GPU:
             torch.cuda.empty_cache()

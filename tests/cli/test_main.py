@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, and that its words are those of the functions."""
 
+import errno
 import inspect
 import json
 import os
@@ -131,6 +132,19 @@ def test_a_defect_exits_with_1_and_says_so(monkeypatch, capfd):
     monkeypatch.setattr(cli, "find", lambda place: (_ for _ in ()).throw(RuntimeError("broken")))
     assert cli.run(["models"]) == 1
     assert "defect of ulna" in capfd.readouterr().err
+
+
+def test_where_temporary_files_have_no_room_it_is_said(monkeypatch, capfd):
+    """torch imports its compiler within a training, which asks for a folder of temporary files."""
+
+    def full(place):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
+
+    monkeypatch.setattr(cli, "find", full)
+    assert cli.run(["check", "x"]) == 2
+    err = capfd.readouterr().err
+    assert "temporary files cannot be written (No usable temporary directory found in ['/tmp'" in err
+    assert "Traceback" not in err
 
 
 def test_partial_failure_exits_with_3(monkeypatch, capfd):

@@ -65,6 +65,9 @@ def test_a_flag_takes_the_place_of_what_a_file_says(tmp_path):
     assert choose(model="unet", recipe=file).training.epochs == 500
     chosen = choose(model="unet", recipe=file, budget="quick", max_hours=0.1, set=["training.patience=4"]).training
     assert (chosen.budget, chosen.epochs, chosen.max_hours, chosen.patience) == ("quick", None, 0.1, 4)
+    file.write_text("training: {samples_per_epoch: 64}\n")
+    chosen = choose(model="unet", recipe=file, budget="full").training
+    assert (chosen.budget, chosen.samples_per_epoch) == ("full", None)
     with pytest.raises(UsageError, match="--budget quik: no budget named 'quik'; did you mean 'quick'"):
         choose(model="unet", recipe=None, budget="quik")
 

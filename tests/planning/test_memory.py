@@ -11,7 +11,10 @@ from PIL import Image
 import ulna
 from tests.inference.test_predict import images, run_folder  # noqa: F401
 from ulna.errors import UsageError
-from ulna.planning.memory import MemoryEstimate
+from ulna.networks.build import build
+from ulna.networks.profile.memory import peak_bytes
+from ulna.planning.memory import GPU_OVERHEAD, MemoryEstimate, step_memory
+from ulna.recipe import Recipe
 from ulna.system.device import Device
 
 # Peak memory of this process (VmHWM, in bytes) after a verb, beside what was forecast for it
@@ -46,6 +49,15 @@ def test_what_lies_on_a_gpu_is_compared_with_its_memory(monkeypatch):
     monkeypatch.setattr("ulna.planning.memory.memory", lambda: 2e9)
     with pytest.raises(UsageError, match=r"this machine has 2\.0 GB; do that"):
         need.check("this", "do that", Device("cuda", 10e9))
+
+
+def test_on_a_gpu_what_the_loss_keeps_is_counted():
+    """One-hot targets and probabilities of a hundred classes are more than the maps of a small network."""
+    network, patch = build("unet", classes=105, channels=(8, 16)), (64, 64)
+    bf16 = {"training": True, "bf16": True, "batch": 2}
+    maps = peak_bytes(network, patch, **bf16)
+    taken = step_memory(network, patch, 2, Recipe(), Device("cuda", 80e9))["maps of a step"]
+    assert taken > 1.2 * GPU_OVERHEAD * maps
 
 
 def test_a_training_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch):

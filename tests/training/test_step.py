@@ -97,6 +97,8 @@ def test_repeated_updates_of_gradients_that_were_added_up(kind, clip):
     same(plain, repeated)
     # six groups of three and one of two: one recording of batches alone, one of those with an update
     assert (repeated.recorder.recorded, repeated.recorder.ran) == (2, 2 * WARM_UP)
+    # steps take as long as they will only where both are recorded: with the fourth update
+    assert repeated.settled == [False] * 11 + [True] * 9
 
 
 def test_repeated_steps_in_bf16():

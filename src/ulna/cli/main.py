@@ -69,6 +69,11 @@ def run(arguments: list[str]) -> int:
         if _out_of_memory(error):
             _complain("this needs more memory than is free; take smaller images or patches, or a machine with more")
             return 2
+        if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # of what torch writes there
+            _complain(
+                f"temporary files cannot be written ({error.strerror}); free some space, or name a folder in TMPDIR"
+            )
+            return 2
         sys.stderr.write(printable_lines(traceback.format_exc()))
         _complain("this is a defect of ulna; please report it with the lines above")
         return 1

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Forward:
     ) -> None:
         self.network, self.plan, self.device, self.precision = network, plan, device, precision
         if recorder is None and not network.head.sparse:  # how many points are read follows from their values
-            recorder = graphs_for(device)
+            recorder = graphs_for(device, draws=False)
         self._logits = Replayed(self._eager, recorder)
         self._most = math.inf  # windows together, after memory ran out
         self._together: dict[tuple[int, ...], int] = {}
@@ -100,8 +101,13 @@ class Forward:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of a GPU that this process can still get, its own that lie idle among them; 0 for other devices."""
+    """Bytes of a GPU that this process can still get, its own that lie idle among them; 0 for other devices.
+
+    What lies idle in the pool of a graph is for that graph alone.
+    """
     if device.type != "cuda":
         return 0
-    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+    common = [segment for segment in segments if tuple(segment["segment_pool_id"]) == (0, 0)]
+    idle = sum(segment["total_size"] - segment["allocated_size"] for segment in common)
     return int(torch.cuda.mem_get_info(device)[0] + idle)

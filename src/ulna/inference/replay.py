@@ -71,6 +71,9 @@ class Replayed:
             return self._run(batch)
         try:
             graph = self._graphs[shape] = self._recorded(batch, self._recorder)
+        except torch.OutOfMemoryError:
+            self.forget()
+            raise  # smaller batches may be recorded yet
         except Exception as error:  # whatever a kernel, a driver or a version of torch says
             log.info(
                 "note: windows go without a CUDA graph, as none could be made (%s)",

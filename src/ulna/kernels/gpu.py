@@ -20,7 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when 
 def installed() -> bool:
     """Whether Triton can be imported and is not switched off (said once in the log)."""
     if os.environ.get(SWITCH, "1") == "0":
-        log.debug("Triton kernels are switched off (%s=0)", SWITCH)
+        log.info("Triton kernels are switched off (%s=0)", SWITCH)
         return False
     try:
         import triton  # type: ignore[import-not-found, unused-ignore]  # noqa: F401

@@ -71,7 +71,13 @@ class Network(nn.Module):
         # torch.func cannot look into what is computed again
         if self.activation_checkpointing and self.training and torch.is_grad_enabled() and not door.transformed():
             return checkpoint(
-                stage, source, skips, use_reentrant=False, context_fn=lambda: (nullcontext(), nd.Recomputing())
+                stage,
+                source,
+                skips,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), nd.Recomputing()),
+                # to read the state of random numbers cannot be recorded in a CUDA graph
+                preserve_rng_state=any(getattr(module, "p", 0) for module in stage.modules()),
             )
         return stage(source, skips)
 

@@ -50,7 +50,7 @@ def choose(
     if planned is not None and model is None and recipe is None:
         chosen = planned
     if budget is not None:
-        open_length = dict.fromkeys(FIELDS)
+        open_length = dict.fromkeys((*FIELDS, "samples_per_epoch"))
         chosen = chosen.replaced(training=chosen.training.replaced(**open_length, budget=budget))
     flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold}
     changes = {flag: value for flag, value in flags.items() if value is not None}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from ulna.data.formats.limits import memory
 from ulna.data.pipeline.orientation import turn_of
@@ -14,6 +17,8 @@ from ulna.data.pipeline.preprocess import grid_of
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.kernels.allocator import allocator_in_use, allocator_when_tuned
+from ulna.losses import make_loss
+from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
 from ulna.networks.profile.memory import peak_bytes
 from ulna.recipe import Plan, Recipe
@@ -129,13 +134,27 @@ def step_memory(
     """Bytes of a training step by what takes them, all of which lies on a GPU; `elsewhere` as for `training_memory`."""
     bf16 = device.precision(recipe.training.precision) == "bf16"
     points = count_points(recipe.points, math.prod(patch), sparse=network.head.sparse)
-    maps = peak_bytes(network, patch, batch=batch, training=True, bf16=bf16, points=points)
+    # on a CPU the share of the loss is in what was measured for the allocators
+    loss = _loss(recipe, (batch, *patch)) if device.gpu else None
+    maps = peak_bytes(network, patch, batch=batch, training=True, bf16=bf16, points=points, loss=loss)
     moments = 1 if recipe.optimizer.kind == "sgd" else 2
     parts = {
         "maps of a step": _overhead(device, elsewhere=elsewhere) * maps,
         "weights, gradients and moments": float((2 + moments) * _weight_bytes(network)),
     }
     return {**parts, "pool of the captured step": GPU_GRAPH * maps, "CUDA": float(GPU_CONTEXT)} if device.gpu else parts
+
+
+def _loss(recipe: Recipe, size: tuple[int, ...]) -> Callable[[Outputs], Tensor]:
+    """That of the recipe for labels (N, *S) without memory; overlapping classes take no more than exclusive ones."""
+    criterion = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
+    labels = torch.zeros(size, dtype=torch.uint8, device="meta")
+
+    def loss(outputs: Outputs) -> Tensor:
+        made: Tensor = criterion(outputs, labels)[0]
+        return made
+
+    return loss
 
 
 def prediction_memory(

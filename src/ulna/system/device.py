@@ -97,7 +97,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; to a GPU from pinned memory, without waiting for it."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    # a view would pin all that it spans, and be copied by way of memory that is not pinned
+    return torch.empty_like(tensor, pin_memory=True).copy_(tensor).to(device, non_blocking=True)
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -132,13 +132,20 @@ def time_training(planned: Planned) -> Timing:
         loop = Loop(network, plan, recipe, val=MadeCases(plan, 1), samples=samples, folder=Path(), stop=Stop(""))
         batches = itertools.chain.from_iterable(itertools.repeat(loop.feed))
 
-        def step(number: int) -> None:
+        numbers = itertools.count()
+
+        def update() -> float:
             while not loop.step.settled:  # a network is compiled and its step recorded once a training
-                loop._step(*next(batches), number)
-            loop._step(*next(batches), number)
+                loop._step(*next(batches), next(numbers))
+
+            def group() -> None:
+                for _ in range(recipe.training.accumulate):
+                    loop._step(*next(batches), next(numbers))
+
+            return _timed(group)[0] / recipe.training.accumulate
 
         loop.network.train()
-        step_s = median(_several(lambda number: _timed(lambda: step(number))[0], "timing steps"))
+        step_s = median(_several(lambda _: update(), "timing steps"))
         validated = median(_several(lambda number: _timed(loop.validate)[0], "timing a validation"))
     return Timing(
         device=device_name(),

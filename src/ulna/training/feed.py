@@ -30,6 +30,8 @@ class Feed:
 
     def __init__(self, samples: Samples, batches: Batches, device: torch.device, threads: int) -> None:
         self.samples, self.batches, self.device, self.threads = samples, batches, device, threads
+        # one for all epochs: what torch keeps of freed memory belongs to a stream
+        self._beside: torch.cuda.Stream | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of one epoch, from the first step that `batches` names."""
@@ -43,7 +45,7 @@ class Feed:
             for one in drawn:
                 yield self.samples.make(one, self.device)
             return
-        beside: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        beside = self._beside = self._beside or torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         waiting: tuple[Batch, torch.cuda.Event] | None = None
         beside.wait_stream(torch.cuda.current_stream(self.device))  # that the cases came by
         for one in drawn:

@@ -1,7 +1,8 @@
 """The loop: steps, validation on whole images, early stopping, checkpoints.
 
 What the loop does next depends on its state alone, and every sample draws from its own random stream, so a training that
-goes on from a checkpoint takes the same steps as one that was never stopped.
+goes on from a checkpoint takes the same steps as one that was never stopped: on a CPU to the bit, on a GPU with the same
+samples and draws, and sums within rounding.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Loop:
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.forward = Forward(self.network, plan, self.device, self.precision)  # of validation
-        recorder = graphs_for(self.device)
+        recorder = graphs_for(self.device, draws=True)
         self.optimizer = make_optimizer(recipe.optimizer, self.network.parameters(), recorded=recorder is not None)
         self.step = Step(
             self.network,

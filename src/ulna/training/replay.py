@@ -36,10 +36,9 @@ class Replayed:
         self._inputs: Inputs | None = None
         self._replays: dict[bool, Callable[[], None]] = {}
 
-    @property
-    def settled(self) -> bool:
-        """Whether calls from now on take as long as they will: some way is recorded, or nothing will be."""
-        return self._recorder is None or bool(self._replays)
+    def settled(self, *, way: bool) -> bool:
+        """Whether calls of a way take as long from now on as they will: it is recorded, or nothing will be."""
+        return self._recorder is None or way in self._replays
 
     def __call__(self, *tensors: Tensor | None, way: bool = False) -> None:
         """Call the function; `way` tells apart what is recorded by itself."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ulna.errors import UsageError, brief, printable
-from ulna.kernels import native
+from ulna.kernels import gpu, native
+from ulna.system.graphs import graphs_allowed
 from ulna.version import version
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,19 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "kernels": kernels,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **{f"{KERNEL}{name}": built for name, built in compiled.items() if name in KERNELS},
+        **(_gpu(device) if device.type == "cuda" else {}),
+    }
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    """What sums on a GPU depend on. Even where all of it is the same they are so within rounding alone: the fastest form of a
+    convolution is found by timing, and some kernels add in no fixed order."""
+    return {
+        "GPU": torch.cuda.get_device_name(device),
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "graphs": graphs_allowed(),
+        "Triton kernels": gpu.runs_on(device),
     }
 
 

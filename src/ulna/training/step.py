@@ -59,7 +59,8 @@ class Step:
     @property
     def settled(self) -> bool:
         """Whether steps from now on take as long as they will: compiled and recorded is once a training."""
-        return self._replayed.settled and (self._begun or not self.compile)
+        ways = (True, False) if self.accumulate > 1 else (True,)
+        return all(self._replayed.settled(way=way) for way in ways) and (self._begun or not self.compile)
 
     def __call__(self, images: Tensor, labels: Tensor, points: Tensor | None = None, *, update: bool = True) -> Tensor:
         """One batch, and with `update` a change of the weights by the gradients since the last one.

@@ -32,6 +32,17 @@ def test_an_epoch_shows_every_case_before_any_case_again():
     assert order != epoch_order(5, 12, seed=0, epoch=1)
 
 
+@pytest.mark.parametrize(("cases", "count"), [(5, 12), (5, 5), (10, 3), (1, 4), (7, 10)])
+def test_rounds_go_on_from_epoch_to_epoch(cases, count):
+    """Else an epoch of fewer samples than cases would leave some out for long."""
+    orders = [epoch_order(cases, count, seed=3, epoch=epoch) for epoch in range(2 * cases)]
+    assert {len(order) for order in orders} == {count}
+    shown = [case for order in orders for case in order]
+    rounds = [shown[at : at + cases] for at in range(0, len(shown), cases)]
+    assert all(sorted(one) == list(range(cases)) for one in rounds)
+    assert cases < 5 or len({tuple(one) for one in rounds}) > 1
+
+
 def picture(size=(20, 30)):
     labels = torch.arange(size[0] * size[1], dtype=torch.int32).reshape(size)
     return labels[None].float(), labels

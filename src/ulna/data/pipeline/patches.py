@@ -20,11 +20,17 @@ def sample_stream(seed: int, epoch: int, sample: int) -> np.random.Generator:
 
 
 def epoch_order(cases: int, count: int, *, seed: int, epoch: int) -> list[int]:
-    """Which case each of `count` samples of an epoch shows: whole shuffled rounds, so no case is seen twice before
-    every other was seen once."""
-    stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    rounds = -(-count // cases)
-    return [int(case) for _ in range(rounds) for case in stream.permutation(cases)][:count]
+    """Which case each of `count` samples of an epoch shows: shuffled rounds that go on from epoch to epoch.
+
+    So no case is seen twice before every other was seen once.
+    """
+    first, last = epoch * count, (epoch + 1) * count
+    order: list[int] = []
+    for number in range(first // cases, -(-last // cases)):
+        stream = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number])))
+        order += stream.permutation(cases).tolist()
+    start = first - first // cases * cases
+    return order[start : start + count]
 
 
 class Structures:

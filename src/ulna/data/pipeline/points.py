@@ -92,9 +92,18 @@ def near_boundary(edge: Tensor, points: Tensor, *, sigma: float, generator: torc
     drawn = torch.rand(points.shape[:2], dtype=torch.float64, device=edge.device, generator=generator)
     which = (drawn * length).long().minimum(length - 1) + 1  # of the boundary's voxels, from 1
     where = torch.searchsorted(passed, which).clamp_max(passed.shape[1] - 1)
-    chosen = torch.stack(torch.unravel_index(where, size), dim=-1)
+    chosen = torch.stack(_indices(where, size), dim=-1)
     moved = chosen + sigma * torch.randn(points.shape, device=edge.device, generator=generator)
     return torch.where(length[..., None] > 0, moved.round().long().clamp(torch.zeros_like(last), last), points)
+
+
+def _indices(where: Tensor, size: Sequence[int]) -> list[Tensor]:
+    """Along every axis, as `torch.unravel_index`, which copies the size to the device and waits for it."""
+    indices = []
+    for n in reversed(size):
+        indices.append(where % n)
+        where = where // n
+    return indices[::-1]
 
 
 @cache

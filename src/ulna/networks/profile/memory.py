@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ulna.blocks.spatial_dependency import SpatialDependency
+from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
 
 
@@ -54,6 +55,7 @@ def peak_bytes(
     training: bool,
     bf16: bool = False,
     points: int | None = None,
+    loss: Callable[[Outputs], Tensor] | None = None,
 ) -> int:
     """Bytes of maps, logits and their gradients at the peak of a pass; weights and their gradients are left out.
 
@@ -67,6 +69,7 @@ def peak_bytes(
         training: with the backward pass, else without gradients.
         bf16: maps are kept in bfloat16, as under autocast.
         points: read at so many points alone.
+        loss: of a training, on the meta device; None: one that keeps a map for every map of logits.
     """
     sweeps = any(isinstance(module, SpatialDependency) for module in network.modules())
     dtype = torch.bfloat16 if bf16 and not sweeps else torch.float32
@@ -82,6 +85,9 @@ def peak_bytes(
         parameter.grad = torch.zeros_like(parameter)  # so that gradients are added to what is there, and not counted
     with _Peak() as peak:
         outputs = network.outputs(image, at)
-        loss = torch.stack([logits.float().sigmoid().mean() for logits in outputs.heads.values()]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss or _plain_loss)(outputs).backward()  # type: ignore[no-untyped-call]
     return peak.most
+
+
+def _plain_loss(outputs: Outputs) -> Tensor:
+    return torch.stack([logits.float().sigmoid().mean() for logits in outputs.heads.values()]).sum()
