@@ -79,6 +79,11 @@ def check_words(recipe: Recipe) -> None:
     Raises:
         UsageError: for a name, an option or a number that fits no network.
     """
+    if recipe.augmentation.elastic_probability and not recipe.augmentation.elastic:
+        raise UsageError(
+            f"augmentation.elastic_probability={recipe.augmentation.elastic_probability:g}, but augmentation.elastic, the "
+            "strength of the deformation in mm, is 0; set it too, for example to 2"
+        )
     own = recommended(recipe.model)
     if (recipe.architecture, recipe.loss) == (own.architecture, own.loss):
         return

@@ -53,7 +53,10 @@ class Augmentation(Frozen):
     # a smooth deformation: standard deviation of the displacements, in mm (of images without, in pixels), that are drawn at 3
     # points along every axis of a patch
     elastic: float = Field(default=0.0, ge=0)
-    intensity: Probability = 0.3  # brightness and contrast
+    elastic_probability: Probability | None = None  # of the deformation alone; None: with the turns and scaling of `affine`
+    intensity: Probability = 0.3  # of brightness and of contrast, each drawn alone
+    brightness: Probability | None = None  # None: `intensity`
+    contrast: Probability | None = None  # None: `intensity`
     gamma: Probability = 0.15
     noise: Probability = 0.1
     blur: Probability = 0.1
