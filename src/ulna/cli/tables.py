@@ -145,6 +145,8 @@ def _plan(console: Console, estimate: Any) -> None:
         hours = ", ".join(f"{name} {_long(hours)}" for name, hours in estimate.timing.budgets.items())
         table.add_row("budgets", f"--budget of `ulna train`, each at most: {hours}")
     console.print(table)
+    if estimate.preview is not None:
+        print_plain(console, f"preview: {estimate.preview}")
     if estimate.file is not None:
         print_plain(console, f"plan: {estimate.file}")
         next_step = f"next: ulna train {quoted(estimate.data)} --plan {quoted(estimate.file)}"

@@ -193,7 +193,7 @@ def overlay(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[An
     """
     if reference is None:
         image, prediction = flat(image, prediction)
-        return _outlines(to_rgb(image).astype(np.float64), prediction)
+        return outlined(to_rgb(image), prediction)
     image, reference, prediction = flat(image, reference, prediction)
     canvas = np.repeat(0.45 * (to_rgb(image) @ (0.299, 0.587, 0.114))[..., None], 3, axis=-1)
     right, wrong, missed = _verdict(prediction, reference)
@@ -203,6 +203,11 @@ def overlay(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[An
     _paint(canvas, wrong, FALSE_POSITIVE, alpha=0.85)
     _paint(canvas, missed, FALSE_NEGATIVE, alpha=0.85)
     return np.rint(canvas).astype(np.uint8)
+
+
+def outlined(picture: RGB, labels: NDArray[Any]) -> RGB:
+    """A picture with the outline of every class in a colour of its own: (H, W, 3), (H, W) or (K, H, W) -> (H, W, 3)."""
+    return _outlines(picture.astype(np.float64), labels)
 
 
 def comparison(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any]) -> list[tuple[str, RGB]]:

@@ -110,7 +110,7 @@ def explain(
     inside = _region(mask, index, labels)
     prepared = as_given(prepare(volume, segmenter.plan), segmenter.network, segmenter.plan)
     region = torch.zeros(prepared.image.shape[1:], dtype=torch.bool)
-    region[prepared.inside] = prepare_labels(inside.astype(np.uint8), volume, segmenter.plan).bool()
+    region[prepared.inside] = prepare_labels(inside.astype(np.uint8), volume, segmenter.plan, padded=False).bool()
     empty = not bool(region.any())
     summed = region
     if empty:

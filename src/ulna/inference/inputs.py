@@ -56,16 +56,17 @@ def as_volume(
         placed = _placed(unplaced, spacing, affine)
         if plan.orientation is not None and placed.affine is None:
             _note(f"an array without affine=: its axes are taken to run as {_axes(plan)}")
-            return replace(placed, affine=_assumed(plan, placed.spacing))
+            return replace(placed, affine=assumed_affine(plan, placed.spacing))
         return placed
     if plan.format == 1:  # as it was
         return replace(unplaced, spacing=plan.spacing or (1.0,) * dims, unit=plan.unit)
-    if plan.unit == "px" or plan.spacing is None:
+    sized = len(plan.sized_axes) == dims and plan.orientation is None  # only its voxels count
+    if plan.unit == "px" or plan.spacing is None or sized:
         return unplaced
     on_grid = "an array without spacing= or affine= is taken to lie on the grid of the training"
     along = f", its axes along {_axes(plan)}" if plan.orientation else ""
     _note(f"{on_grid}, {spacing_text(plan.spacing)}{along}")
-    grid = _assumed(plan, plan.spacing) if plan.orientation else None
+    grid = assumed_affine(plan, plan.spacing) if plan.orientation else None
     return Volume(array, plan.spacing, plan.unit, grid)
 
 
@@ -73,7 +74,7 @@ def _note(text: str) -> None:
     log.warning("note: %s", text)
 
 
-def _assumed(plan: Plan, spacing: Sequence[float]) -> NDArray[np.float64]:
+def assumed_affine(plan: Plan, spacing: Sequence[float]) -> NDArray[np.float64]:
     """The affine (4, 4) of an array with this spacing whose axes run as the network sees them."""
     worlds, affine = _worlds(plan), np.eye(4)
     affine[:, :3] = affine[:, [*worlds, *(set(range(3)) - set(worlds))]]  # a slice is flat along the last one

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ulna.blocks import nd
+from ulna.data.pipeline.cropping import without_margins
 from ulna.data.pipeline.orientation import AS_STORED, Turn
 from ulna.data.pipeline.preprocess import Prepared, pad_to_patch, restored
 from ulna.data.volume import label_dtype
@@ -110,12 +111,27 @@ def predict_slabs(
     prepared = as_given(prepared, network, plan)
     forward = forward or Forward(network, plan, device, precision)
     parts = _windowed(forward, prepared, axis, settings, tally)
-    return on_own_grid(parts, prepared, axis)
+    return on_own_grid(parts, prepared, axis, _background(plan.labels))
 
 
-def on_own_grid(parts: Iterable[Tensor], prepared: Prepared, axis: int) -> Slabs:
-    """Slabs of maps on the grid of the plan, without margins, as slabs on the image's own."""
-    return Slabs(restored(parts, prepared, axis), prepared.size, axis, prepared.turn)
+def on_own_grid(parts: Iterable[Tensor], prepared: Prepared, axis: int, outside: Tensor | None = None) -> Slabs:
+    """Slabs of maps on the grid of the plan, without margins, as slabs on the image's own.
+
+    Args:
+        parts: in order.
+        prepared: the image.
+        axis: that they lie along, turned.
+        outside: (K), the value of every map beyond what the plan keeps of an image; None for 0.
+    """
+    return Slabs(restored(parts, prepared, axis, outside), prepared.size, axis, prepared.turn)
+
+
+def _background(labels: Labels) -> Tensor:
+    """The probabilities of a voxel that no network saw: (K)."""
+    maps = torch.zeros(labels.outputs)
+    if not labels.multilabel and labels.outputs > 1:
+        maps[0] = 1.0
+    return maps
 
 
 def _windowed(
@@ -158,9 +174,8 @@ def _windowed(
         assert maps is not None
         return maps if len(flipped) == 1 else maps / len(flipped)
 
-    # an axis with margins is one window long, so a slab has all of it
     windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis, batch=batch)
-    slabs: Iterator[Tensor] = (slab[prepared.inside] for slab in windows)
+    slabs = without_margins(windows, prepared.margins, axis)
     if sparse and settings.smooth:
         slabs = smoothed(slabs, axis)
     for slab in slabs:

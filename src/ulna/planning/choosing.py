@@ -15,7 +15,9 @@ from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
+from ulna.planning.grid import check_grid
 from ulna.planning.length import FIELDS, check_budget
+from ulna.planning.normalising import check_normalization
 from ulna.recipe import Recipe, merged, parse, set_value, stated
 
 
@@ -72,13 +74,20 @@ def choose(
 
 
 def check_words(recipe: Recipe) -> None:
-    """Build a network and its loss without memory, so that a wrong name costs no reading of data.
+    """Build a network and its loss without memory, so that a wrong name, or sizes that contradict, cost no reading of data.
 
     What a model recommends for itself holds no wrong name.
 
     Raises:
         UsageError: for a name, an option or a number that fits no network.
     """
+    check_grid(recipe.planning)
+    check_normalization(recipe.planning)
+    if recipe.augmentation.elastic_probability and not recipe.augmentation.elastic:
+        raise UsageError(
+            f"augmentation.elastic_probability={recipe.augmentation.elastic_probability:g}, but augmentation.elastic, the "
+            "strength of the deformation in mm, is 0; set it too, for example to 2"
+        )
     own = recommended(recipe.model)
     if (recipe.architecture, recipe.loss) == (own.architecture, own.loss):
         return

@@ -9,9 +9,10 @@ from typing import Any
 from ulna.errors import UsageError, brief, listed, printable
 from ulna.networks.build import levels
 from ulna.planning.drafts import Drafts, shape_of
+from ulna.planning.grid import stated_spacing
 from ulna.recipe import PLAN_FORMAT, Architecture, Fingerprint, Labels, Plan, Recipe
 
-CHOSEN = ("spacing", "patch", "batch")  # fields of `planning` that are fields of a plan
+CHOSEN = ("spacing", "size", "crop", "patch", "batch", "window", "cap")  # fields of `planning` that a plan holds
 _SHOWN = 8  # names in a message
 
 
@@ -58,13 +59,27 @@ def recipe_of(plan: Plan) -> Recipe | None:
         return None
     planning, architecture = recipe.planning, recipe.architecture
     kinds = {channel.kind for channel in plan.normalization}
-    changes = {name: getattr(plan, name) for name in CHOSEN if getattr(planning, name) is not None}
+    changes = {name: _held(plan, name) for name in CHOSEN if getattr(planning, name) is not None}
     if planning.normalization is not None and kinds != {planning.normalization}:
         changes["normalization"] = kinds.pop() if len(kinds) == 1 else None
     changes["whitening"] = None if plan.whitening is None else "zca"
     if architecture.strides is not None:
         architecture = architecture.replaced(strides=plan.strides)
     return recipe.replaced(planning=planning.replaced(**changes), architecture=architecture)
+
+
+def _held(plan: Plan, name: str) -> Any:
+    """What a plan holds for a field of `planning`, as a recipe states it; None where its channels differ, or for nothing."""
+    if name == "spacing":
+        return stated_spacing(plan)
+    if name == "cap":
+        caps = {channel.cap for channel in plan.normalization}
+        return caps.pop() if len(caps) == 1 else None
+    if name == "window":
+        clips = {channel.clip for channel in plan.normalization}
+        clip = clips.pop() if len(clips) == 1 else None
+        return None if clip is None or None in clip else clip
+    return getattr(plan, name)
 
 
 def other_cases(plan: Plan, found: Fingerprint) -> tuple[str, ...]:
@@ -94,7 +109,7 @@ def _recipe(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """What a recipe fixes otherwise, and the network where it is not the one that the plan was made for."""
     wanted = recipe.planning
     for name in CHOSEN:
-        mine, its = getattr(wanted, name), getattr(plan, name)
+        mine, its = getattr(wanted, name), _held(plan, name)
         if mine is not None and mine != its:
             yield f"planning.{name} is {_shown(mine)}, in the plan it is {_shown(its)}"
     kinds = sorted({channel.kind for channel in plan.normalization})
@@ -174,4 +189,8 @@ def _classes(labels: Labels) -> str:
 
 def _shown(value: Any) -> str:
     """A value as YAML has it."""
+    if value is None:
+        return "null"
+    if isinstance(value, tuple) and None in value:
+        return f"[{', '.join(map(_shown, value))}]"
     return brief([list(one) if isinstance(one, tuple) else one for one in value] if isinstance(value, tuple) else value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +100,6 @@ def rounded(patch: tuple[int, ...], strides: Strides, recipe: Recipe, reasons: d
     return divided
 
 
-def product(values: Sequence[int]) -> str:
+def product(values: Iterable[object]) -> str:
     """Sizes in words: 96 x 96."""
     return " x ".join(str(v) for v in values)

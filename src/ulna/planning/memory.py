@@ -21,6 +21,7 @@ from ulna.losses import make_loss
 from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
 from ulna.networks.profile.memory import peak_bytes
+from ulna.planning.grid import median_grid
 from ulna.recipe import Plan, Recipe
 from ulna.system.device import Device, find_device
 
@@ -112,7 +113,7 @@ def training_memory(
         cases: training and validation cases; a quarter of the memory holds them at most.
         elsewhere: in a process of its own, as a study trains: with its allocator, and without what this one holds.
     """
-    held = _image_bytes(plan.fingerprint.size.median, plan) * cases
+    held = _image_bytes(median_grid(plan), plan) * cases
     return MemoryEstimate(
         {
             **step_memory(network, plan.patch, plan.batch, recipe, device, elsewhere=elsewhere),

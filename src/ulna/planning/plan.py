@@ -18,22 +18,23 @@ from ulna.data.pipeline.points import count_points
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
 from ulna.data.quality.check import Report, check_dataset
-from ulna.errors import UsageError
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import Drafts, network_shape, shape_of
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.fitting import check_plan
+from ulna.planning.grid import check_axes, check_divisor, check_grid, check_patch, fixed_sizes, kept_axes
 from ulna.planning.length import resolve_length
+from ulna.planning.levels import divisor_of
 from ulna.planning.memory import MemoryEstimate, training_memory
+from ulna.planning.normalising import capped, choose_normalization
 from ulna.planning.sizes import choose_sizes
 from ulna.planning.symmetry import mirror_axes, turn_axes
 from ulna.recipe import (
     PLAN_FORMAT,
     Fingerprint,
     Labels,
-    Normalization,
     Plan,
     Recipe,
     Split,
@@ -156,8 +157,8 @@ def plan_training(
         recipe: as it was chosen.
         given: a plan to train by, as it is; nothing is chosen then.
         source: what a message calls it.
-        whiten: fit the whitening that the recipe asks for, which reads all training cases again; no other choice depends
-            on it.
+        whiten: fit the whitening and the percentile that the recipe asks for, which reads all training cases again; no
+            other choice depends on them.
         device: that it will run on; left out, that of this machine.
 
     Raises:
@@ -173,9 +174,12 @@ def plan_training(
     drafts = Drafts(recipe, network_shape(found.channels, dims, labels))
     reasons: dict[str, str] = {}
     orientation = _orientation(found, reasons)
-    spacing, size = _grid(found, recipe, reasons)
-    normalization = _normalization(found, recipe, reasons)
+    check_grid(recipe.planning)
+    spacing, size = fixed_sizes(found, recipe.planning, *_grid(found, recipe, reasons), reasons)
+    check_divisor(recipe.planning, size, recipe.architecture, recipe.model)
+    normalization = choose_normalization(found, recipe.planning, reasons)
     patch, strides, batch = choose_sizes(found, size, spacing, drafts, device, reasons)
+    check_patch(recipe.planning, size, patch, divisor_of(strides, dims))
     mirror, reasons["mirror_axes"] = (
         mirror_axes(labels.names, dims, found.world_axes)
         if recipe.augmentation.flip
@@ -192,6 +196,9 @@ def plan_training(
         orientation=orientation,
         spacing=spacing,
         unit=found.unit,
+        kept_axes=kept_axes(recipe.planning),
+        size=recipe.planning.size,
+        crop=recipe.planning.crop,
         normalization=normalization,
         patch=patch,
         batch=batch,
@@ -202,6 +209,8 @@ def plan_training(
         reasons=reasons,
         fingerprint=found,
     )
+    if whiten and recipe.planning.cap is not None:
+        plan = capped(plan, recipe.planning.cap, data.dataset.cases_of(data.split.train))
     if whiten and recipe.planning.whitening is not None:
         plan = whitened(plan, data.dataset.cases_of(data.split.train))
     return replace(_planned(recipe, plan, data.split, drafts, device), length=length)
@@ -232,7 +241,8 @@ def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
 
 def _prepared(case: Case, plan: Plan) -> Tensor:
     with within_memory(case.images[0]):
-        return prepare(case.read_image(), plan).image
+        prepared = prepare(case.read_image(), plan)
+    return prepared.image[prepared.inside]
 
 
 def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] | None:
@@ -250,11 +260,15 @@ def _grid(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[t
     """The spacing of the network's grid, and the median size of the images on it."""
     median, unit = tuple(float(s) for s in data.spacing.median), data.unit
     size = tuple(round(n) for n in data.size.median)
-    wanted = recipe.planning.spacing
-    if wanted is not None:
-        if len(wanted) != data.spatial_dims or min(wanted) <= 0:
-            raise UsageError(f"planning.spacing={list(wanted)} does not fit {data.spatial_dims}D images")
+    check_axes(recipe.planning, data.spatial_dims)
+    if recipe.planning.spacing is not None:
+        wanted = tuple(m if s is None else s for s, m in zip(recipe.planning.spacing, median, strict=True))
         reasons["spacing"] = f"{list(wanted)} {unit}: fixed by the recipe"
+        if None in recipe.planning.spacing:
+            own = [axis for axis, step in enumerate(recipe.planning.spacing) if step is None]
+            reasons["spacing"] += (
+                f"; every image keeps its own along axis {' and '.join(map(str, own))}, here the median"
+            )
         return wanted, tuple(max(1, round(n * s / t)) for n, s, t in zip(size, median, wanted, strict=True))
     if unit == "px":
         reasons["spacing"] = "1 px, every image's own grid: the files state no physical size"
@@ -267,34 +281,6 @@ def _grid(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[t
         f"to {_numbers(data.spacing.max)} mm"
     )
     return median, size
-
-
-def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[Normalization, ...]:
-    kinds = []
-    for channel, name in enumerate(data.channel_names):
-        kind = recipe.planning.normalization
-        looks_like_ct = name.strip().lower() in ("ct", "cta", "ct scan")
-        if kind is None:
-            kind = "ct" if looks_like_ct else "zscore"
-        if kind == "ct" and data.foreground:
-            kinds.append(Normalization(kind="ct", **data.foreground[channel].model_dump()))
-        elif kind == "ct" and recipe.planning.normalization is not None:
-            raise UsageError("planning.normalization=ct: no training case has any foreground to take its range from")
-        elif kind == "rescale":
-            eight_bit = data.dtypes == ("uint8",)
-            low, high = (0, 255) if eight_bit else (data.intensity[channel].min, data.intensity[channel].max)
-            kinds.append(Normalization(kind="rescale", low=low, high=high))
-        else:
-            kinds.append(Normalization(kind="zscore" if kind == "ct" else kind))
-    named_kinds = sorted({k.kind for k in kinds})
-    if recipe.planning.normalization is not None:
-        why = "fixed by the recipe"
-    elif named_kinds == ["ct"]:
-        why = "CT numbers mean the same in every scan: clipped to the foreground's 0.5 to 99.5 %, then its mean and deviation"
-    else:
-        why = "brightness and contrast differ from image to image, so each channel of each image gets mean 0 and deviation 1"
-    reasons["normalization"] = f"{', '.join(named_kinds)}: {why}"
-    return tuple(kinds)
 
 
 def _numbers(values: Sequence[float]) -> str:

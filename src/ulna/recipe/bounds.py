@@ -35,4 +35,5 @@ Width = Annotated[int, Field(ge=1, le=MOST_CHANNELS_AT_ALL)]
 Axis = Annotated[int, Field(ge=0, le=2)]
 Step = Annotated[int, Field(ge=1, le=1 << 15)]
 Steps = Annotated[tuple[Step, ...], Field(min_length=1, max_length=3)]
+Voxels = Annotated[int, Field(ge=1, le=LONGEST_AXIS)]  # along an axis
 Length = Annotated[float, Field(gt=1e-6, lt=1e6)]  # of one step of a grid, in mm or px

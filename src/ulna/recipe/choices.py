@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ulna.recipe.architecture import Architecture
-from ulna.recipe.bounds import LONGEST_AXIS, Options
+from ulna.recipe.bounds import Options, Voxels
 from ulna.recipe.former import renamed
 from ulna.recipe.model import Frozen
 
@@ -53,7 +53,12 @@ class Augmentation(Frozen):
     # a smooth deformation: standard deviation of the displacements, in mm (of images without, in pixels), that are drawn at 3
     # points along every axis of a patch
     elastic: float = Field(default=0.0, ge=0)
-    intensity: Probability = 0.3  # brightness and contrast
+    elastic_probability: Probability | None = (
+        None  # of the deformation alone; None: with the turns and scaling of `affine`
+    )
+    intensity: Probability = 0.3  # of brightness and of contrast, each drawn alone
+    brightness: Probability | None = None  # None: `intensity`
+    contrast: Probability | None = None  # None: `intensity`
     gamma: Probability = 0.15
     noise: Probability = 0.1
     blur: Probability = 0.1
@@ -129,17 +134,34 @@ class Points(Frozen):
 class Planning(Frozen):
     """What a person fixes instead of the planner; None leaves it to the planner.
 
-    `spacing` and `patch` go along the axes that the network sees: right-left, back-front and foot-head where the files state
-    an orientation, whatever the order in a file; else along the axes of the files.
+    `spacing`, `size`, `crop` and `patch` go along the axes that the network sees: right-left, back-front and foot-head where
+    the files state an orientation, whatever the order in a file; else along the axes of the files (rows, columns).
+    docs/preparing.md has examples.
     """
 
-    spacing: tuple[float, ...] | None = None
-    patch: tuple[Annotated[int, Field(ge=1, le=LONGEST_AXIS)], ...] | None = None
+    # of the network's grid, in mm (of images without, in pixels); null along an axis: every image keeps its own there
+    spacing: tuple[float | None, ...] | None = None
+    # voxels that every image is resampled to, whatever its spacing; null along an axis: as `spacing` says
+    size: tuple[Voxels | None, ...] | None = None
+    # voxels of that grid which are kept about the middle of an image, or padded to; null along an axis: all of them
+    crop: tuple[Voxels | None, ...] | None = None
+    patch: tuple[Voxels, ...] | None = None
     batch: int | None = Field(default=None, ge=1, le=1 << 16)
-    normalization: Literal["zscore", "ct", "rescale", "none"] | None = None
+    # zscore: every channel of every image alone; zscore_joint: the channels of an image together
+    normalization: Literal["zscore", "zscore_joint", "ct", "rescale", "none"] | None = None
+    window: tuple[float, float] | None = None  # values are clipped to it first; alone: then rescaled from it to 0..1
+    # a percentile of all values of the training cases, by channel: larger ones count as it; alone: then zscore
+    cap: float | None = Field(default=None, gt=0, le=100)
     whitening: Literal["zca"] | None = None  # of the channels, fitted on the training cases
     parameters: int | None = Field(default=None, ge=1)  # every width is scaled by one factor to come close to it
     memory_gb: float | None = Field(default=None, gt=0)
+
+    @field_validator("window")
+    @classmethod
+    def _has_a_width(cls, window: tuple[float, float] | None) -> tuple[float, float] | None:
+        if window is not None and not window[0] < window[1]:
+            raise ValueError(f"{list(window)} has no width; give the lowest value first, then a higher one")
+        return window
 
 
 class Inference(Frozen):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ulna.recipe.bounds import LONGEST_AXIS, MOST_CHANNELS_AT_ALL, MOST_LEVELS, Axis, Length, Steps
+from ulna.recipe.bounds import MOST_CHANNELS_AT_ALL, MOST_LEVELS, Axis, Length, Steps, Voxels
 from ulna.recipe.choices import Recipe
 from ulna.recipe.fingerprint import Fingerprint
 from ulna.recipe.model import Frozen
@@ -40,18 +40,28 @@ class Labels(Frozen):
 class Normalization(Frozen):
     """What is done to the values of one channel before the network sees them.
 
-    zscore: minus the image's own mean, over its own standard deviation. ct: clip to [low, high], then minus `mean`, over
-    `std` (of the training set's foreground). rescale: (value - low) / (high - low). none: as it is.
+    zscore: minus the image's own mean, over its own standard deviation; zscore_joint: those of all its channels together. ct:
+    clip to [low, high], then minus `mean`, over `std` (of the training set's foreground). rescale: (value - low) /
+    (high - low). none: as it is. Where a plan crops, an image's own mean and deviation are those of what it keeps.
     """
 
-    kind: Literal["zscore", "ct", "rescale", "none"]
+    kind: Literal["zscore", "zscore_joint", "ct", "rescale", "none"]
     low: float = 0.0
     high: float = 1.0
     mean: float = 0.0
     std: float = Field(default=1.0, ge=0)
+    clip: tuple[float | None, float | None] | None = None  # what values are clipped to before that; None: no bound
+    cap: float | None = Field(default=None, gt=0, le=100)  # the percentile of the training set that is the upper bound
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if value is not None}
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:
+        if self.clip is not None and None not in self.clip and not self.clip[0] <= self.clip[1]:  # type: ignore[operator]
+            raise ValueError(f"clip is {list(self.clip)}, and its first value lies above its second")
         if self.kind in ("ct", "rescale") and self.low > self.high:
             raise ValueError(f"low {self.low:g} lies above high {self.high:g}")
         return self
@@ -82,9 +92,12 @@ class Plan(Frozen):
     orientation: Literal["RAS"] | None = None  # images are turned to it; None: the axes stay as the files store them
     spacing: tuple[Length, ...] | None  # of the network's grid, in `unit`; None (format 1 only): every image's own
     unit: Literal["mm", "px"]
+    kept_axes: tuple[Axis, ...] = ()  # along these every image keeps its own spacing, and `spacing` holds the median
+    size: tuple[Voxels | None, ...] | None = None  # voxels that every image is resampled to; `spacing` then follows
+    crop: tuple[Voxels | None, ...] | None = None  # voxels about the middle that are kept, or padded to
     normalization: tuple[Normalization, ...]  # one per channel
     whitening: Whitening | None = None  # after the normalisation
-    patch: tuple[Annotated[int, Field(ge=1, le=LONGEST_AXIS)], ...]
+    patch: tuple[Voxels, ...]
     batch: int = Field(ge=1, le=1 << 16)
     strides: Annotated[tuple[Steps, ...], Field(max_length=MOST_LEVELS - 1)]
     whole_image_limit: int = Field(ge=0)  # pixels or voxels up to which an image is predicted in one piece
@@ -108,8 +121,9 @@ class Plan(Frozen):
             "channel_names": (len(self.channel_names), channels, "channels"),
             "normalization": (len(self.normalization), channels, "channels"),
         }
-        if self.spacing is not None:
-            lengths["spacing"] = (len(self.spacing), dims, "axes")
+        for name in ("spacing", "size", "crop"):
+            if (given := getattr(self, name)) is not None:
+                lengths[name] = (len(given), dims, "axes")
         if self.whitening is not None:
             lengths["whitening.mean"] = (len(self.whitening.mean), channels, "channels")
             lengths["whitening.matrix"] = (len(self.whitening.matrix), channels, "channels")
@@ -125,11 +139,14 @@ class Plan(Frozen):
             for number, step in enumerate(self.strides)
             if len(step) != dims
         ]
-        for name, axes in (("mirror_axes", self.mirror_axes), ("turn_axes", self.turn_axes or ())):
+        for name in ("mirror_axes", "turn_axes", "kept_axes"):
+            axes = getattr(self, name) or ()
             if len(set(axes)) < len(axes) or any(axis >= dims for axis in axes):
                 wrong.append(f"{name} is {list(axes)}; it holds axes below {dims}, each once")
         if self.spacing is None and self.format > 1:
             wrong.append("spacing is missing: a plan always holds that of its training")
+        if self.format == 1 and (self.size or self.crop or self.kept_axes):
+            wrong.append("size, crop and kept_axes are of format 2, and the plan is of format 1")
         if not self.labels.foreground:
             wrong.append("labels name the background only")
         if self.fingerprint.spatial_dims != dims:
@@ -142,6 +159,16 @@ class Plan(Frozen):
     def levels(self) -> int:
         """Resolutions of the network."""
         return len(self.strides) + 1
+
+    @property
+    def sized_axes(self) -> tuple[int, ...]:
+        """The axes along which every image is resampled to one number of voxels."""
+        return tuple(axis for axis, voxels in enumerate(self.size or ()) if voxels is not None)
+
+    @property
+    def needs_spacing(self) -> bool:
+        """Whether images are resampled by their spacing along any axis."""
+        return bool(set(range(self.spatial_dims)) - {*self.sized_axes, *self.kept_axes})
 
     def takes_whole(self, grid: Sequence[int], *, sparse: bool) -> bool:
         """Whether an image on this plan's grid is predicted in one piece, not by windows of the patch.

@@ -20,6 +20,7 @@ from ulna.data.pipeline.preprocess import Prepared
 from ulna.errors import UsageError
 from ulna.inference.segmenter import network_for
 from ulna.inference.sliding import window_starts
+from ulna.planning.grid import median_grid
 from ulna.planning.length import BUDGETS, Budget
 from ulna.planning.plan import Planned
 from ulna.recipe import Plan
@@ -169,10 +170,7 @@ def hours_in_words(planned: Planned) -> str:
 
 def windows(planned: Planned) -> float:
     """Patches that the prediction of the median image takes; a share of one where it is smaller, or taken whole."""
-    plan, found = planned.plan, planned.plan.fingerprint
-    spacing = plan.spacing or found.spacing.median
-    lengths = zip(found.size.median, found.spacing.median, spacing, strict=True)
-    grid = [max(1, round(n * own / step)) for n, own, step in lengths]
+    plan, grid = planned.plan, median_grid(planned.plan)
     if plan.takes_whole(grid, sparse=planned.network.head.sparse):
         return math.prod(grid) / math.prod(plan.patch)
     overlap = planned.recipe.inference.overlap

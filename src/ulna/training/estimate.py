@@ -18,6 +18,7 @@ from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, check_names
 from ulna.system.reading import read_yaml
 from ulna.training.duration import Timing, time_training
+from ulna.training.preview import check_preview, draw_preview
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Estimate:
         timing: how long it would take; None where no step was timed.
         untimed: why not.
         file: where the plan was written.
+        preview: the sheet with samples of some cases; None where none was asked for.
     """
 
     data: Path
@@ -37,6 +39,7 @@ class Estimate:
     timing: Timing | None
     untimed: str = ""
     file: Path | None = None
+    preview: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -60,6 +63,7 @@ class Estimate:
             "memory": {"bytes": round(planned.memory.total), "parts": dict(planned.memory.parts)},
             "time": None if self.timing is None else self.timing.to_json(),
             "untimed": self.untimed or None,
+            "preview": None if self.preview is None else str(self.preview),
         }
 
 
@@ -75,6 +79,7 @@ def plan(
     fold: int | None = None,
     untimed: bool = False,
     out: Path | str | None = None,
+    preview: Path | str | None = None,
 ) -> Estimate:
     """Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.
 
@@ -92,12 +97,14 @@ def plan(
         untimed: leave the hours out: no step is timed.
         out: also write the plan to this YAML file, with the recipe, for `ulna train --plan`; no other file than a plan is
             replaced, and no plan of a run.
+        preview: also draw some training cases and random samples of them, as the network would see them, on one sheet in this
+            folder (preview.png); nothing that ulna did not write is replaced in it.
 
     Raises:
         UsageError: if anything about the data, the model or the file is wrong; nothing is written then.
 
     Example:
-        ulna plan data/nuclei --model unetpp --out plan.yaml
+        ulna plan data/nuclei --model unetpp --out plan.yaml --preview look
     """
     if out is not None:
         folder, name = Path(out).parent, Path(out).name
@@ -106,7 +113,11 @@ def plan(
         check_names(folder, own, "choose another name for --out")
     chosen = choose(model=model, recipe=recipe, seed=seed, fold=fold, max_ram=max_ram, set=set)
     check_words(chosen)
-    planned = plan_training(read_training_data(Dataset.from_folder(data), chosen.training), chosen)
+    dataset = Dataset.from_folder(data)
+    if preview is not None:
+        check_preview(Path(preview), dataset)
+    found = read_training_data(dataset, chosen.training)
+    planned = plan_training(found, chosen)
     why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
     if planned.device.gpu:
         why += f", its GPU {planned.device.memory_bytes / 1e9:.1f} GB"
@@ -115,8 +126,9 @@ def plan(
     planned = replace(planned, plan=told)
     if out is not None:
         write_text(Path(out), to_yaml(planned.plan))
+    sheet = None if preview is None else draw_preview(planned, found.dataset, Path(preview))
     timing, reason = (None, "left out, as --untimed says") if untimed else _timed(planned)
-    return Estimate(Path(data), planned, timing, reason, None if out is None else Path(out))
+    return Estimate(Path(data), planned, timing, reason, None if out is None else Path(out), sheet)
 
 
 def _timed(planned: Planned) -> tuple[Timing | None, str]:

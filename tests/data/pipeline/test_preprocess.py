@@ -6,7 +6,8 @@ import torch
 from tests.plans import make
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import Source
-from ulna.data.pipeline.preprocess import differences, normalise, normalised_on, prepare, prepare_labels, restored
+from ulna.data.pipeline.normalising import normalise_channel
+from ulna.data.pipeline.preprocess import differences, normalised_on, prepare, prepare_labels, restored
 from ulna.data.pipeline.whitening import fit_whitening, whiten
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
@@ -60,21 +61,21 @@ def test_labels_are_resampled_by_nearest_neighbour():
 
 def test_normalisations_are_their_formulas():
     x = np.array([[0.0, 50.0, 100.0, 1000.0]], np.float32)
-    z = normalise(x, Normalization(kind="zscore"))
+    z = normalise_channel(x, Normalization(kind="zscore"))
     assert (z.mean(), z.std()) == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=1e-6))
-    ct = normalise(x, Normalization(kind="ct", low=10, high=100, mean=40, std=20))
+    ct = normalise_channel(x, Normalization(kind="ct", low=10, high=100, mean=40, std=20))
     np.testing.assert_allclose(ct, [[-1.5, 0.5, 3.0, 3.0]])
-    np.testing.assert_allclose(normalise(x, Normalization(kind="rescale", low=0, high=100)), x / 100)
-    assert normalise(x, Normalization(kind="none")) is x
+    np.testing.assert_allclose(normalise_channel(x, Normalization(kind="rescale", low=0, high=100)), x / 100)
+    assert normalise_channel(x, Normalization(kind="none")) is x
 
 
 def test_a_constant_image_becomes_zero_and_not_nan():
-    assert not normalise(np.full((4, 4), 9.0, np.float32), Normalization(kind="zscore")).any()
+    assert not normalise_channel(np.full((4, 4), 9.0, np.float32), Normalization(kind="zscore")).any()
 
 
 def test_zscore_of_huge_values_does_not_overflow():
     x = np.random.default_rng(0).uniform(0, 1.7e6, (64, 64)).astype(np.float32) * 1e18
-    assert abs(normalise(x, Normalization(kind="zscore")).mean()) < 1e-4
+    assert abs(normalise_channel(x, Normalization(kind="zscore")).mean()) < 1e-4
 
 
 def test_whitening_decorrelates_the_channels_of_all_voxels_and_is_symmetric():

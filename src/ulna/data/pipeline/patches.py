@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ulna.data.pipeline.preprocess import margins
+from ulna.data.pipeline.cropping import margins
 
 
 def sample_stream(seed: int, epoch: int, sample: int) -> np.random.Generator:

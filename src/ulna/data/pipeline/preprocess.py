@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,15 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from ulna.data.pipeline import format_1
+from ulna.data.pipeline.cropping import Crop, crop_of, cut, extend, inside, margins, put_back
+from ulna.data.pipeline.normalising import Index, normalise, normalise_there
 from ulna.data.pipeline.orientation import AS_STORED, PLANES, Turn, codes, turn_of, world_of
 from ulna.data.pipeline.resampling import nearest, points, resample, restore, steps
 from ulna.data.pipeline.whitening import whiten
 from ulna.data.volume import Volume, spacing_text
 from ulna.errors import UsageError
-from ulna.recipe import Normalization, Plan
+from ulna.recipe import Plan
 from ulna.system.device import to_device
 
 SENT = ("uint8", "int8", "int16")  # types in which values go to a GPU as they are stored
@@ -31,10 +31,12 @@ class Prepared(NamedTuple):
     Args:
         image: (C, *S'), float32, normalised.
         size: *S of the volume it came from, turned as the network sees it.
-        margins: what `pad_to_patch` put before and behind the image along every axis of S'; empty for nothing.
+        margins: what the plan's crop or `pad_to_patch` put before and behind the image along every axis of S'; empty for
+            nothing.
         turn: how the volume was turned.
         step: of the grid, in voxels of the volume along the turned axes; None where both cover one field of view: the
             volume's own grid, or that of a plan of format 1.
+        crop: what is kept of the grid of the whole volume; None for all of it.
     """
 
     image: Tensor
@@ -42,6 +44,7 @@ class Prepared(NamedTuple):
     margins: tuple[tuple[int, int], ...] = ()
     turn: Turn = AS_STORED
     step: tuple[float, ...] | None = None
+    crop: Crop | None = None
 
     @property
     def inside(self) -> tuple[Any, ...]:
@@ -50,28 +53,11 @@ class Prepared(NamedTuple):
         return (..., *(slice(before, length - behind) for (before, behind), length in sides))
 
 
-def margins(size: Sequence[int], patch: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """What an image lacks of a patch, before and behind it along every axis: half each, the larger half behind.
-
-    Example:
-        >>> margins((35, 56, 60), (40, 56, 40))
-        ((2, 3), (0, 0), (0, 0))
-    """
-    missing = [max(p - n, 0) for n, p in zip(size, patch, strict=True)]
-    return tuple((m // 2, m - m // 2) for m in missing)
-
-
-def extend(maps: Tensor, sides: Sequence[tuple[int, int]]) -> Tensor:
-    """Repeat the outermost voxels: (K, *S) -> (K, *S with its margins)."""
-    if not any(itertools.chain(*sides)):
-        return maps
-    return F.pad(maps[None], [*itertools.chain(*reversed(sides))], mode="replicate")[0]
-
-
 def pad_to_patch(prepared: Prepared, patch: Sequence[int]) -> Prepared:
     """An image as training sees it, never smaller than a patch: for networks that go by the place in one."""
-    sides = margins(prepared.image.shape[1:], patch)
-    return prepared._replace(image=extend(prepared.image, sides), margins=sides)
+    more = margins(prepared.image.shape[1:], patch)
+    sides = tuple((b + c, a + d) for (b, a), (c, d) in zip(_sides(prepared), more, strict=True))
+    return prepared._replace(image=extend(prepared.image, more), margins=sides)
 
 
 def check_fit(volume: Volume, plan: Plan) -> None:
@@ -91,7 +77,8 @@ def check_fit(volume: Volume, plan: Plan) -> None:
         )
     if plan.spacing is None:
         return
-    lost = plan.unit == "mm" and not _one_spacing(plan)  # a plan in pixels takes any image pixel by pixel
+    # a plan in pixels takes any image pixel by pixel
+    lost = plan.unit == "mm" and plan.needs_spacing and not _one_spacing(plan)
     if volume.unit != plan.unit and (lost or plan.format == 1):
         raise UsageError(
             f"{name}: its spacing is in {volume.unit}, this model works on a grid of {plan.spacing} {plan.unit}; "
@@ -126,7 +113,8 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
     if plan.format == 1 or plan.spacing is None:
         return ()
     name, notes = volume.path or "the image", []
-    if volume.unit != plan.unit:
+    sized = plan.sized_axes
+    if volume.unit != plan.unit and len(sized) < plan.spatial_dims:
         notes.append(
             f"{name}: states a spacing in {volume.unit}, the training images none; its pixels and axes are taken as stored"
             if plan.unit == "px"
@@ -135,11 +123,17 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
         return tuple(notes)
     spacing = grid_spacing(volume, plan)
     low, high = plan.fingerprint.spacing.min, plan.fingerprint.spacing.max
-    if any(not a / FAR <= s <= b * FAR for s, a, b in zip(spacing, low, high, strict=True)):
+    known = enumerate(zip(spacing, low, high, strict=True))
+    if any(not a / FAR <= s <= b * FAR for axis, (s, a, b) in known if axis not in sized):
+        resampled = (
+            f"it is resampled to {spacing_text(plan.spacing)}, and "
+            if plan.size is None and not plan.kept_axes
+            else "it "
+        )
         notes.append(
             f"{name}: has a spacing of {spacing_text(spacing)}, the training images "
             + (spacing_text(low) if low == high else f"{spacing_text(low)} to {spacing_text(high)}")
-            + f"; it is resampled to {spacing_text(plan.spacing)}, and may be segmented less well"
+            + f"; {resampled}may be segmented less well"
         )
     if plan.orientation is not None and volume.affine is not None and not volume.meta.oriented:
         assumed = codes(volume.affine, volume.spatial_dims)
@@ -155,8 +149,8 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
 
 
 def prepare(volume: Volume, plan: Plan, device: torch.device | None = None) -> Prepared:
-    """Turn to the plan's orientation, normalise every channel, whiten, and resample to the plan's spacing (linear,
-    smoothed along axes that get coarser): Volume (C, *S) -> (C, *S').
+    """Turn to the plan's orientation, normalise every channel, whiten, resample to the plan's spacing or size (linear,
+    smoothed along axes that get coarser), and crop or pad: Volume (C, *S) -> (C, *S').
 
     Args:
         volume: the image.
@@ -172,31 +166,32 @@ def prepare(volume: Volume, plan: Plan, device: torch.device | None = None) -> P
     name = volume.path or "image"
     turn = turn_of(volume, plan)
     values = turn.forward(format_1.stored_values(volume) if plan.format == 1 else volume.array)
+    size, step = tuple(values.shape[1:]), _steps(volume, plan)
+    crop = None if step is None else crop_of(size, step, plan.crop)
     if device is None or device.type == "cpu":
-        image = _normalised(values, plan, name)
+        image = _normalised(values, plan, name, inside(crop))
     else:
-        image = normalised_on(device, values, plan, name)
+        image = normalised_on(device, values, plan, name, inside(crop))
     if plan.whitening is not None:
         image = whiten(image, plan.whitening)
-    size = tuple(image.shape[1:])
-    step = _steps(volume, plan)
     if step is None:
         image = format_1.resize(image, grid_of(volume, plan))
     else:
-        image = resample(image, step)
-    return Prepared(image, size, turn=turn, step=step)
+        image = cut(resample(image, step), crop)
+    return Prepared(image, size, () if crop is None else crop.margins, turn, step, crop)
 
 
-def _normalised(values: NDArray[Any], plan: Plan, name: object) -> Tensor:
+def _normalised(values: NDArray[Any], plan: Plan, name: object, inside: Index) -> Tensor:
     array = np.ascontiguousarray(values, dtype=np.float32)
     if not np.isfinite(array).all():
         raise _not_finite(array.size - int(np.count_nonzero(np.isfinite(array))), name)
-    channels = [normalise(channel, how) for channel, how in zip(array, plan.normalization, strict=True)]
-    return torch.from_numpy(np.stack(channels))
+    return torch.from_numpy(normalise(array, plan.normalization, inside))
 
 
-def normalised_on(device: torch.device, values: NDArray[Any], plan: Plan, name: object) -> Tensor:
-    """Stored values (C, *S) -> every channel normalised on a device, (C, *S), float32.
+def normalised_on(
+    device: torch.device, values: NDArray[Any], plan: Plan, name: object, inside: Index = (...,)
+) -> Tensor:
+    """Stored values (C, *S) -> every channel normalised on a device, (C, *S), float32; `inside` as for `normalise`.
 
     Raises:
         UsageError: if they hold NaN or infinity.
@@ -206,48 +201,57 @@ def normalised_on(device: torch.device, values: NDArray[Any], plan: Plan, name: 
     array = to_device(torch.from_numpy(stored), device).float()
     if not small and (bad := int((~torch.isfinite(array)).sum())):
         raise _not_finite(bad, name)
-    return torch.stack([_normalise_there(c, how) for c, how in zip(array, plan.normalization, strict=True)])
+    return normalise_there(array, plan.normalization, inside)
 
 
 def _not_finite(bad: int, name: object) -> UsageError:
     return UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
 
 
-def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan) -> Tensor:
+def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan, *, padded: bool = True) -> Tensor:
     """A reference on the grid of the plan, by nearest neighbour: (*S) or (K, *S) -> (*S') or (K, *S'), uint8 or int32.
 
     Args:
         labels: on the grid of the image, as the file stores it.
         volume: the image.
         plan: of the run.
+        padded: with the margins of the plan's crop, as `prepare` makes an image.
     """
     exclusive = labels.ndim == plan.spatial_dims
     small = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32)
     small = np.ascontiguousarray(turn_of(volume, plan).forward(small))
     maps = torch.from_numpy(small[None] if exclusive else small)
     step = _steps(volume, plan)
-    maps = format_1.resize_labels(maps, grid_of(volume, plan)) if step is None else nearest(maps, step)
+    if step is None:
+        maps = format_1.resize_labels(maps, grid_of(volume, plan))
+    else:
+        maps = cut(nearest(maps, step), crop_of(maps.shape[1:], step, plan.crop), padded=padded)
     return maps[0] if exclusive else maps
 
 
-def restored(slabs: Iterable[Tensor], prepared: Prepared, axis: int = 0) -> Iterator[Tensor]:
+def restored(
+    slabs: Iterable[Tensor], prepared: Prepared, axis: int = 0, outside: Tensor | None = None
+) -> Iterator[Tensor]:
     """Back from the grid of the plan to that of the image, turned as the network sees it; see `resampling.restore`.
 
     Args:
         slabs: (K, *S') without margins, some rows along `axis` each.
         prepared: the image.
         axis: the spatial axis, turned, that the slabs lie along.
+        outside: (K), the value of every map beyond what the plan keeps of an image; None for 0.
     """
     grid = tuple(
         n - before - behind for n, (before, behind) in zip(prepared.image.shape[1:], _sides(prepared), strict=True)
     )
     if prepared.step is None:
         return format_1.restore(slabs, grid, prepared.size, axis)
+    if prepared.crop is not None:
+        return put_back(slabs, prepared.crop, prepared.size, prepared.step, axis, outside)
     return restore(slabs, grid, prepared.size, prepared.step, axis)
 
 
 def grid_of(volume: Volume, plan: Plan) -> tuple[int, ...]:
-    """*S' of an image on the grid of the plan."""
+    """*S' of an image on the grid of the plan, cropped or padded as it says."""
     step = _steps(volume, plan)
     size = turn_of(volume, plan).order(volume.size)
     if step is None:
@@ -256,40 +260,21 @@ def grid_of(volume: Volume, plan: Plan) -> tuple[int, ...]:
             if plan.spacing
             else size
         )
-    return points(size, step)
+    crop = crop_of(size, step, plan.crop)
+    return points(size, step) if crop is None else crop.size
 
 
 def _steps(volume: Volume, plan: Plan) -> tuple[float, ...] | None:
     """The step of the plan's grid in voxels of a volume; None: see `Prepared`."""
     if plan.spacing is None or plan.format == 1:
         return None
-    return steps(grid_spacing(volume, plan), plan.spacing)
+    by_spacing = steps(grid_spacing(volume, plan), plan.spacing)
+    size, wanted = turn_of(volume, plan).order(volume.size), plan.size or (None,) * plan.spatial_dims
+    return tuple(
+        n / voxels if voxels is not None else 1.0 if axis in plan.kept_axes else step
+        for axis, (step, n, voxels) in enumerate(zip(by_spacing, size, wanted, strict=True))
+    )
 
 
 def _sides(prepared: Prepared) -> Sequence[tuple[int, int]]:
     return prepared.margins or ((0, 0),) * len(prepared.size)
-
-
-def normalise(values: NDArray[np.float32], how: Normalization) -> NDArray[np.float32]:
-    """One channel, (*S) -> (*S); see `Normalization`. A constant image becomes 0."""
-    if how.kind == "zscore":
-        return np.asarray(
-            (values - values.mean(dtype=np.float64)) / max(float(values.std(dtype=np.float64)), 1e-8), np.float32
-        )
-    if how.kind == "ct":
-        return np.asarray((values.clip(how.low, how.high) - how.mean) / max(how.std, 1e-8), np.float32)
-    if how.kind == "rescale":
-        return np.asarray((values - how.low) / max(how.high - how.low, 1e-8), np.float32)
-    return values
-
-
-def _normalise_there(values: Tensor, how: Normalization) -> Tensor:
-    """`normalise` in torch's operations, with statistics in float32."""
-    if how.kind == "zscore":
-        variance, mean = torch.var_mean(values, correction=0)
-        return (values - mean) / variance.sqrt().clamp_min(1e-8)
-    if how.kind == "ct":
-        return (values.clamp(how.low, how.high) - how.mean) / max(how.std, 1e-8)
-    if how.kind == "rescale":
-        return (values - how.low) / max(how.high - how.low, 1e-8)
-    return values

@@ -82,10 +82,30 @@ def restore(
     Yields:
         (K, *S) with some rows along `axis`, in order and together all of them; good until the next one is asked for.
     """
+    places = [on_grid(n, r, count) for n, r, count in zip(size, step, grid, strict=True)]
+    return read_at(slabs, places, grid, step, axis)
+
+
+def on_grid(length: int, step: float, count: int) -> Tensor:
+    """Where the voxels of an axis lie on a grid of `count` points with a step: (length), float64, in points."""
+    return _places(length, 1 / step, count)
+
+
+def read_at(
+    slabs: Iterable[Tensor], places: Sequence[Tensor], grid: tuple[int, ...], step: Sequence[float], axis: int
+) -> Iterator[Tensor]:
+    """Values at places along every axis, linearly, slab by slab; an axis with a step of 1 stays as it is.
+
+    Args:
+        slabs: as for `restore`.
+        places: ascending along every axis, in points of the grid; the outermost points count beyond it.
+        grid: *S', of all slabs together.
+        step: of the grid.
+        axis: that the slabs lie along.
+    """
     if all(r == 1 for r in step):
         yield from slabs
         return
-    places = [_places(n, 1 / r, count) for n, r, count in zip(size, step, grid, strict=True)]
 
     def across(rows: Tensor) -> Tensor:
         for other, place in enumerate(places):
@@ -93,6 +113,7 @@ def restore(
                 rows = _between(rows, other + 1, place, 1.0)
         return rows
 
+    size = tuple(map(len, places))
     yield from between_slabs(slabs, places[axis].clamp(0, grid[axis] - 1), grid, size, axis, across)
 
 

@@ -88,6 +88,27 @@ def test_thick_slices_are_turned_sheared_and_bent_within_themselves_only():
         assert np.array_equal(one.matrix[0], [1, 0, 0])
 
 
+def test_a_deformation_alone_and_brightness_without_contrast_come_as_often_as_asked():
+    found = drawn(
+        only(affine=0.2, elastic=2.0, elastic_probability=0.5, intensity=0.9, brightness=0.0, contrast=0.3), 2000
+    )
+    assert np.mean([one.bends is not None for one in found]) == pytest.approx(0.5, abs=0.05)
+    assert np.mean([one.matrix is not None for one in found]) == pytest.approx(0.6, abs=0.05)
+    alone = [one for one in found if one.bends is not None and np.array_equal(one.matrix, np.eye(2))]
+    assert len(alone) == pytest.approx(0.4 * 2000, abs=100)
+    assert not any(one.shift is not None for one in found)
+    assert np.mean([one.scale is not None for one in found]) == pytest.approx(0.3, abs=0.05)
+
+
+def test_what_is_left_out_draws_the_same_numbers_as_what_it_stands_for():
+    """A run of an earlier recipe goes on with the same samples."""
+    ours = drawn(only(affine=0.5, elastic=1.0, intensity=0.4, gamma=0.5))
+    stated = drawn(only(affine=0.5, elastic=1.0, intensity=0.1, brightness=0.4, contrast=0.4, gamma=0.5))
+    for one, other in zip(ours, stated, strict=True):
+        for name, value in vars(one).items():
+            assert np.array_equal(value, getattr(other, name)), name
+
+
 def test_elastic_deformations_are_drawn_in_mm():
     bends = np.stack([one.bends for one in drawn(only(affine=1.0, elastic=3.0), spatial_dims=3)])
     assert bends.shape == (200, 3, 3, 3, 3)

@@ -68,22 +68,30 @@ class Drawing:
         matrix = bends = None
         if stream.random() < s.affine:
             matrix = self._matrix(stream)
-            if s.elastic > 0:
-                bends = stream.normal(0, s.elastic, (self.dims, *(CONTROL_POINTS,) * self.dims))
-                bends[[not thin for thin in self.thin]] = 0
+            if s.elastic > 0 and s.elastic_probability is None:
+                bends = self._bends(stream)
+        if s.elastic > 0 and s.elastic_probability is not None and stream.random() < s.elastic_probability:
+            matrix, bends = np.eye(self.dims) if matrix is None else matrix, self._bends(stream)
+        contrast, brightness = (s.intensity if one is None else one for one in (s.contrast, s.brightness))
         return Draw(
             flips,
             quarters,
             matrix,
             bends,
-            scale=stream.uniform(-SCALE, SCALE) if stream.random() < s.intensity else None,
-            shift=stream.uniform(-SHIFT, SHIFT) if stream.random() < s.intensity else None,
+            scale=stream.uniform(-SCALE, SCALE) if stream.random() < contrast else None,
+            shift=stream.uniform(-SHIFT, SHIFT) if stream.random() < brightness else None,
             gamma=stream.uniform(*GAMMA) if stream.random() < s.gamma else None,
             noise=(int(stream.integers(-(2**63), 2**63)), stream.uniform(0, NOISE))
             if stream.random() < s.noise
             else None,
             blur=tuple(stream.uniform(*BLUR, self.dims).tolist()) if stream.random() < s.blur else None,
         )
+
+    def _bends(self, stream: np.random.Generator) -> NDArray[np.float64]:
+        """The displacements of an elastic deformation."""
+        bends = stream.normal(0, self.settings.elastic, (self.dims, *(CONTROL_POINTS,) * self.dims))
+        bends[[not thin for thin in self.thin]] = 0
+        return bends
 
     def _matrix(self, stream: np.random.Generator) -> NDArray[np.float64]:
         """Turns, a shear of the first two axes and one factor for all."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ulna.data.pipeline.augment.draws import CONTROL_POINTS, Draw
 from ulna.data.pipeline.augment.transfer import send
-from ulna.data.pipeline.preprocess import extend
+from ulna.data.pipeline.cropping import extend
 from ulna.recipe import Plan
 
 
