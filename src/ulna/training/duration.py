@@ -127,7 +127,13 @@ def time_training(planned: Planned) -> Timing:
         torch.manual_seed(recipe.training.seed)
         cases = MadeCases(plan, len(planned.split.train))
         augment = Augment(recipe.augmentation, plan)
-        samples = Samples(cases, augment=augment, foreground=recipe.training.foreground, seed=recipe.training.seed)
+        samples = Samples(
+            cases,
+            augment=augment,
+            foreground=recipe.training.foreground,
+            seed=recipe.training.seed,
+            centred=recipe.training.placement == "centred",
+        )
         network = network_for(recipe, plan)
         loop = Loop(network, plan, recipe, val=MadeCases(plan, 1), samples=samples, folder=Path(), stop=Stop(""))
         batches = itertools.chain.from_iterable(itertools.repeat(loop.feed))

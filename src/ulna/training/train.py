@@ -278,6 +278,7 @@ def _train(
         train_cases,
         augment=Augment(recipe.augmentation, plan),
         foreground=recipe.training.foreground,
+        centred=recipe.training.placement == "centred",
         seed=recipe.training.seed,
     )
     loop = Loop(

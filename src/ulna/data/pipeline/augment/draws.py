@@ -57,6 +57,9 @@ class Drawing:
         self.mirror_axes, self.turn_axes = plan.mirror_axes, plan.turn_axes
         spacing = plan.spacing or plan.fingerprint.spacing.median
         self.thin = tuple(s <= THICK * min(spacing) for s in spacing)
+        self.contrast, self.brightness = (
+            settings.intensity if own is None else own for own in (settings.contrast, settings.brightness)
+        )
         self.angle = math.radians(settings.degrees)
         self.slant = math.tan(math.radians(settings.shear))
 
@@ -76,8 +79,8 @@ class Drawing:
             quarters,
             matrix,
             bends,
-            scale=stream.uniform(-SCALE, SCALE) if stream.random() < s.intensity else None,
-            shift=stream.uniform(-SHIFT, SHIFT) if stream.random() < s.intensity else None,
+            scale=stream.uniform(-SCALE, SCALE) if stream.random() < self.contrast else None,
+            shift=stream.uniform(-SHIFT, SHIFT) if stream.random() < self.brightness else None,
             gamma=stream.uniform(*GAMMA) if stream.random() < s.gamma else None,
             noise=(int(stream.integers(-(2**63), 2**63)), stream.uniform(0, NOISE))
             if stream.random() < s.noise
