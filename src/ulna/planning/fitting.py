@@ -51,6 +51,34 @@ def check_plan(
         )
 
 
+def check_requires(recipe: Recipe, found: Fingerprint, labels: Labels, *, dims: int, source: object) -> None:
+    """Refuse data that are not in the state which a recipe is for.
+
+    Args:
+        recipe: with what it requires.
+        found: of the training cases.
+        labels: the classes.
+        dims: spatial dimensions of the network.
+        source: the data set.
+
+    Raises:
+        UsageError: with everything that is not so.
+    """
+    about = {
+        "spatial_dims": dims,
+        "channels": found.channels,
+        "classes": len(labels.foreground),
+        "multilabel": labels.multilabel,
+        "size": (found.size.min, found.size.max),
+    }
+    if missed := recipe.requires.missed(about):
+        meant = f"the recipe is for {recipe.requires.data}; " if recipe.requires.data else ""
+        fields = " ".join(f"--set {one.split(' ', 1)[0]}=null" for one in missed)
+        raise UsageError(
+            f"{printable(source)}: {meant}{'; '.join(missed)}; prepare the data so, or go on without: {fields}"
+        )
+
+
 def recipe_of(plan: Plan) -> Recipe | None:
     """The recipe that a plan holds, in line with what a person has changed in the plan since."""
     recipe = plan.recipe

@@ -11,6 +11,7 @@ from ulna.recipe.architecture import Architecture
 from ulna.recipe.bounds import LONGEST_AXIS, Options
 from ulna.recipe.former import renamed
 from ulna.recipe.model import Frozen
+from ulna.recipe.protocol import Protocol, Requires
 
 
 class Loss(Frozen):
@@ -182,6 +183,8 @@ class Recipe(Frozen):
     points: Points = Points()
     inference: Inference = Inference()
     evaluation: Scoring = Scoring()
+    requires: Requires = Requires()  # of the data; others are refused
+    study: Protocol = Protocol()  # for `ulna compare`
 
     @model_validator(mode="before")
     @classmethod

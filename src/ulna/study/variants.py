@@ -17,7 +17,18 @@ from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import shape_of
 from ulna.planning.plan import Planned, TrainingData, plan_training, planned_by
-from ulna.recipe import Architecture, Plan, Recipe, merged, parse, renamed_path, set_value, to_yaml
+from ulna.recipe import (
+    Architecture,
+    Plan,
+    Protocol,
+    Recipe,
+    Requires,
+    merged,
+    parse,
+    renamed_path,
+    set_value,
+    to_yaml,
+)
 from ulna.system.reading import parse_yaml
 
 # Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at
@@ -215,14 +226,17 @@ def _plan(data: TrainingData, recipe: Recipe) -> Planned:
 
 def _of_each(variants: Sequence[Variant], make: Callable[[Variant], T]) -> list[T]:
     """What is made of every variant; what is wrong with any of them is told together."""
-    made, problems = [], []
+    made: list[T] = []
+    problems: dict[str, str] = {}
     for variant in variants:
         try:
             made.append(make(variant))
         except UsageError as error:
-            problems.append(f"{variant.name}: {error}")
+            problems[variant.name] = str(error)
+    if len(problems) == len(variants) > len(set(problems.values())) == 1:  # it is no matter of the networks
+        raise UsageError(next(iter(problems.values())))
     if problems:
-        raise UsageError("\n".join(dict.fromkeys(problems)))
+        raise UsageError("\n".join(f"{name}: {said}" for name, said in problems.items()))
     return made
 
 
@@ -250,7 +264,11 @@ def _matched(planned: Planned, budget: Budget) -> tuple[Planned, str]:
 def settings_of(recipe: Recipe) -> str:
     """A recipe without its architecture and its seed: what all variants of a study must share, unless it is varied."""
     shared = recipe.replaced(
-        model="", architecture=Architecture(), training=recipe.training.replaced(seed=0, fold=None)
+        model="",
+        architecture=Architecture(),
+        training=recipe.training.replaced(seed=0, fold=None),
+        requires=Requires(),
+        study=Protocol(),
     )
     return to_yaml(shared)
 
