@@ -17,7 +17,7 @@ from ulna.errors import UsageError, printable, unknown
 from ulna.system.reading import parse_yaml
 
 FOLDER = Path(__file__).parent / "files"
-# the paper and its table, the data, the printed figures; settings that are printed, those that were chosen where none is, and in
+# the paper and its table, the data, the printed figures; settings that are printed, those that were chosen instead, and in
 # what it departs from the paper
 FIELDS = ("Paper", "Table", "Data", "Published", "Printed", "Chosen", "Deviations")
 ENDINGS = (".yaml", ".yml")
