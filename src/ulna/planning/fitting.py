@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ulna.errors import UsageError, brief, listed, printable
+from ulna.errors import OtherDataError, UsageError, brief, listed, printable
 from ulna.networks.build import levels
 from ulna.planning.drafts import Drafts, shape_of
 from ulna.recipe import PLAN_FORMAT, Architecture, Fingerprint, Labels, Plan, Recipe
@@ -62,7 +62,7 @@ def check_requires(recipe: Recipe, found: Fingerprint, labels: Labels, *, dims: 
         source: the data set.
 
     Raises:
-        UsageError: with everything that is not so.
+        OtherDataError: with everything that is not so.
     """
     about = {
         "spatial_dims": dims,
@@ -74,7 +74,7 @@ def check_requires(recipe: Recipe, found: Fingerprint, labels: Labels, *, dims: 
     if missed := recipe.requires.missed(about):
         meant = f"the recipe is for {recipe.requires.data}; " if recipe.requires.data else ""
         fields = " ".join(f"--set {one.split(' ', 1)[0]}=null" for one in missed)
-        raise UsageError(
+        raise OtherDataError(
             f"{printable(source)}: {meant}{'; '.join(missed)}; prepare the data so, or go on without: {fields}"
         )
 

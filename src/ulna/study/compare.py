@@ -22,6 +22,7 @@ from ulna.recipe import PLAN_FORMAT, Protocol, Recipe, Split, parse, set_value, 
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
 from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
+from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
 from ulna.study.scores import read_scores
 from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants, settings_of
@@ -35,6 +36,7 @@ from ulna.verbs import command, to_argv
 log = logging.getLogger("ulna")
 
 STUDY_FILE = "study.json"
+IMAGES = 10  # over which a paper prints the time of an image
 
 
 @dataclass(frozen=True)
@@ -360,8 +362,11 @@ def _costs(jobs: Sequence[Job], data: Path, dataset: Dataset, split: Split, out:
     first = {job.variant.name: job.run for job in reversed(jobs)}
     order = list(dict.fromkeys(job.variant.name for job in jobs))
     wanted = {*(split.test or split.val)}
-    case = pick_case([case for case in dataset.cases if case.id in wanted])
-    return measure_costs({name: first[name] for name in order}, data, case, out / "costs.json")
+    scored = sorted((case for case in dataset.cases if case.id in wanted), key=lambda case: case.id)
+    printed = any(table.with_costs for table in published_for(data.resolve().name, order))
+    runs = {name: first[name] for name in order}
+    images = scored[:IMAGES] if printed else ()
+    return measure_costs(runs, data, pick_case(scored), out / "costs.json", as_printed=images)
 
 
 def _footnotes(settled: Settled, size: Budget | None, failed: Mapping[str, str]) -> list[str]:

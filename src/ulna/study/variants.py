@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ulna.errors import UsageError
+from ulna.errors import OtherDataError, UsageError
 from ulna.networks.build import count_parameters, match_width, named
 from ulna.networks.catalog import NAMED
 from ulna.networks.network import Network
@@ -226,17 +226,16 @@ def _plan(data: TrainingData, recipe: Recipe) -> Planned:
 
 def _of_each(variants: Sequence[Variant], make: Callable[[Variant], T]) -> list[T]:
     """What is made of every variant; what is wrong with any of them is told together."""
-    made: list[T] = []
-    problems: dict[str, str] = {}
+    made, problems = [], []
     for variant in variants:
         try:
             made.append(make(variant))
+        except OtherDataError:
+            raise
         except UsageError as error:
-            problems[variant.name] = str(error)
-    if len(problems) == len(variants) > len(set(problems.values())) == 1:  # it is no matter of the networks
-        raise UsageError(next(iter(problems.values())))
+            problems.append(f"{variant.name}: {error}")
     if problems:
-        raise UsageError("\n".join(f"{name}: {said}" for name, said in problems.items()))
+        raise UsageError("\n".join(dict.fromkeys(problems)))
     return made
 
 
