@@ -25,7 +25,7 @@ PAGES = sorted(PAPERS.glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted(
     path
-    for room, kinds in (("src", "py cpp yaml"), ("tests", "py"), ("benchmarks", "py"), ("recipes", "yaml"))
+    for room, kinds in (("src", "py cpp yaml"), ("tests", "py"), ("benchmarks", "py"))
     for kind in kinds.split()
     for path in (ROOT / room).rglob(f"*.{kind}")
     if path != Path(__file__)

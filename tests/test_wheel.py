@@ -14,6 +14,7 @@ import pytest
 from tests.places import ROOT
 from ulna.kernels import native
 from ulna.kernels.instruction_sets import FOLDER, INSTRUCTION_SETS, PACKAGED, file_name, usable
+from ulna.recipe.library import names
 
 USED = """
 import torch
@@ -107,6 +108,21 @@ def test_every_kernel_without_headers_of_torch_is_packaged():
     """A new kernel is brought by the wheel, or is left to the allocator's way on purpose."""
     found = {path.stem for path in native.source("sweep").parents[1].rglob("*.cpp")}
     assert found == {kernel.rpartition("/")[2] for kernel in PACKAGED} | {"allocator"}
+
+
+def test_a_wheel_brings_the_recipes(tmp_path):
+    source = copied(tmp_path / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir"]
+    plain = {name: value for name, value in os.environ.items() if name != "ULNA_WHEEL"}
+    subprocess.run([*command, str(tmp_path), str(source)], env=plain, check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    assert sorted(path.stem for path in (site / "ulna" / "recipe" / "files").iterdir()) == list(names())
+    code = "import ulna; print(ulna.__file__); print(ulna.recipes('laird')[0].values['model'], len(ulna.recipes()))"
+    environment = {**plain, "PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines() == [str(site / "ulna" / "__init__.py"), f"laird/unet {len(names())}"], done.stderr
 
 
 def test_a_processor_takes_the_best_that_it_runs():

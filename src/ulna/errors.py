@@ -80,6 +80,10 @@ class UsageError(UlnaError, ValueError):
     """The input or the usage is wrong; the message says what came, what was expected and what to do."""
 
 
+class OtherDataError(UsageError):
+    """The data are not in the state that a recipe requires, whatever the network."""
+
+
 class Problem(NamedTuple):
     """One thing that is wrong with one file: where, what and what to do about it."""
 

@@ -35,6 +35,10 @@ VERBS: dict[str, Verb] = {
         computes=True,
     ),
     "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),
+    "recipes": Verb(
+        "ulna.recipe.library:recipes",
+        "All recipes that come with ulna, or the one of that name: the protocols of the papers.",
+    ),
     "train": Verb(
         "ulna.training.train:train",
         "Train a network on a folder of images and evaluate it on the cases kept aside.",

@@ -1,5 +1,6 @@
 """omega-Net and the rows of its table: wiring, counts to the integer, the flow of one network, dual supervision."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -15,7 +16,11 @@ from ulna.recipe import Slot
 CASCADE = Slot(kind="cascade_msc", paths=("skip",))
 BARE = Slot(kind="double_conv", options={"norm": "none"})
 # docs/papers/omega_net.md, section 6: (1 input channel, 3 input channels)
-COUNTED = {"wang/unet": (31_042_434, 31_043_586), "wang/omega_net": (60_123_244, 60_124_396)}
+COUNTED = {
+    "wang/unet": (31_042_434, 31_043_586),
+    "wang/omega_net": (60_123_244, 60_124_396),
+    "wang/omega_net_mda_star": (114_443_884, 114_445_036),
+}
 
 
 def test_both_paths_meet_at_every_level():
@@ -44,6 +49,33 @@ def test_variants_have_the_counted_parameters():
     plain = [Slot(kind="identity", paths=("skip",)), "double_conv"]
     assert count("wang/omega_net", classes=2, conv=plain) == 46_541_164  # no cascade
     assert count("wang/omega_net", classes=2, conv=plain, skip="concat") == 46_368_324  # nor attention
+
+
+def test_the_rows_differ_in_the_cascade_of_the_attention_alone():
+    plain, star = (NAMED[name].architecture for name in ("wang/omega_net", "wang/omega_net_mda_star"))
+    assert plain.replaced(skip=star.skip) == star
+    net = build("wang/omega_net_mda_star", channels=(2, 4), classes=2)
+    assert type(net.stages["main0"].skip.refine[0][0]).__name__ == "CascadeMultiScale"
+    net = build("wang/omega_net", channels=(2, 4), classes=2)
+    assert type(net.stages["main0"].skip.refine[0][0]).__name__ == "Identity"
+
+
+def test_channel_attention_starts_one_hot_and_hardly_anywhere_at_its_own_channel(shared_data):
+    """docs/papers/omega_net.md, section 5: on real nuclei, each channel gets one of a few large ones."""
+    images = torch.from_numpy(np.load(shared_data / "nuclei96" / "train.npz")["images"][:2]).permute(0, 3, 1, 2).float()
+    images = (images - images.mean((2, 3), keepdim=True)) / images.std((2, 3), keepdim=True)
+    net = build("wang/omega_net", in_channels=3, classes=2, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for level in range(4):
+        channels = net.stages[f"main{level}"].skip.refine[0][2]
+        channels.register_forward_pre_hook(lambda module, x, level=level: found.update({level: module.attention(x[0])}))
+    with torch.no_grad():
+        net(images)
+    for rows in found.values():
+        largest, at = rows.max(dim=2)
+        assert (largest > 0.99).float().mean() > 0.9
+        assert (at == torch.arange(rows.shape[1])).float().mean() < 0.1
+    assert all(len(of_image.unique()) < 20 for of_image in found[0].argmax(2))  # of 128
 
 
 def test_fcn_is_the_encoder_and_three_scores():
@@ -91,7 +123,7 @@ def test_main_path_attends_to_what_the_aux_path_fused():
     assert {type(net.stages[f"k{i}"].conv).__name__ for i in (0, 1)} == {"CascadeMultiScale"}
 
 
-@pytest.mark.parametrize("name", ["omega_net", "wang/omega_net"])
+@pytest.mark.parametrize("name", ["omega_net", "wang/omega_net", "wang/omega_net_mda_star"])
 def test_dual_supervision_weighs_the_final_map_ten_to_one(name):
     net = build(name, channels=(2, 3), classes=2).eval()
     recipe = recommended(name)
@@ -102,7 +134,7 @@ def test_dual_supervision_weighs_the_final_map_ten_to_one(name):
 
 
 def test_rows_of_the_paper_train_as_it_says():
-    for name in ("wang/fcn", "wang/unet", "wang/unetpp", "wang/attention_unet", "wang/omega_net"):
+    for name in (name for name in NAMED if name.startswith("wang/")):
         recipe = recommended(name)
         assert (recipe.loss.kind, recipe.optimizer.kind) == ("cross_entropy", "adam")
         assert recipe.optimizer.weight_decay == 1.5e-4

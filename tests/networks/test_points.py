@@ -311,6 +311,7 @@ def test_all_features_of_the_papers_network_are_800_and_the_place_60():
 def test_the_row_trains_as_the_paper_says():
     recipe = recommended("marimont/implicit_unet")
     assert (recipe.optimizer.kind, recipe.optimizer.lr, recipe.loss.kind) == ("adamw", 1e-4, "dice_ce")
+    assert recipe.optimizer.weight_decay == 0.01  # torch's: without one, AdamW is Adam
     assert (recipe.points.count, recipe.points.alpha, recipe.points.sigma) == (30_000, 0.5, 5.0)
     assert recipe.inference.overlap == 0.3
 

@@ -194,7 +194,9 @@ def test_the_resolved_architecture_can_be_built_as_it_is():
 
 def test_the_recommended_recipe_of_a_model():
     assert recommended("nnunet").loss.heads == "halving"
-    assert recommended("zhou/unetpp_ds").loss.kind == "unetpp"
+    for name in ("zhou/unet", "zhou/wide_unet", "zhou/unetpp", "zhou/unetpp_ds"):  # Table 3: all trained alike
+        recipe = recommended(name)
+        assert (recipe.loss.kind, recipe.optimizer.kind, recipe.optimizer.lr) == ("unetpp", "adam", 3e-4)
     assert recommended("unet") == Recipe(model="unet", architecture=recommended("unet").architecture)
 
 

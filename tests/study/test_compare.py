@@ -137,7 +137,7 @@ def test_the_page_needs_nothing_from_elsewhere(study):
 
 def test_a_second_call_trains_nothing_and_gives_the_same(study, many, monkeypatch):
     before = {name: (study.folder / name).read_bytes() for name in TABLES}
-    monkeypatch.setattr(comparing, "measure_costs", lambda *a: study.outcome.costs)
+    monkeypatch.setattr(comparing, "measure_costs", lambda *a, **k: study.outcome.costs)
     monkeypatch.setattr(subprocess, "Popen", None)
     compare(many, models=MODELS, out=study.folder, seeds=2, epochs=2, set=TINY, jobs=2)
     assert before == {name: (study.folder / name).read_bytes() for name in TABLES}
@@ -147,7 +147,7 @@ def test_a_second_call_trains_nothing_and_gives_the_same(study, many, monkeypatc
 def test_a_signal_after_the_trainings_names_the_command_that_goes_on(study, many, monkeypatch, number):
     before = signal.getsignal(number)
 
-    def killed(*arguments):
+    def killed(*arguments, **named):
         try:
             os.kill(os.getpid(), number)
             time.sleep(5)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.places import ROOT
 from tests.plans import training_data
 from ulna.data.quality.check import Report
 from ulna.errors import UsageError
@@ -10,12 +9,12 @@ from ulna.networks.build import count_parameters, validate
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.length import BUDGETS, FIELDS
 from ulna.planning.plan import plan_training
-from ulna.recipe import Fingerprint, Recipe
+from ulna.recipe import Fingerprint, Recipe, stated
+from ulna.recipe.library import recipe_file
 from ulna.study import compare as comparing
 from ulna.study.jobs import make_jobs
 from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
 from ulna.system.device import Device
-from ulna.system.reading import read_yaml
 
 SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}
 
@@ -254,28 +253,19 @@ def test_networks_that_the_data_do_not_allow_are_all_named():
 
 
 def test_the_loss_table_of_the_modular_paper_is_one_command():
-    recipe = ROOT / "recipes" / "laird.yaml"
     losses = ("dice", "dice_squared", "cross_entropy", "focal_tversky")
     vary = f"loss.kind={','.join(losses)}"
-    assert vary in recipe.read_text(encoding="utf-8")
-    rows = make_variants(["laird/unet"], read_yaml(recipe), [vary], [])
+    assert vary in recipe_file("laird").read_text(encoding="utf-8")
+    rows = make_variants(["laird/unet"], stated("laird"), [vary], [])
     assert tuple(row.recipe.loss.kind for row in rows) == losses
     alike = [row.recipe.replaced(loss={"kind": "dice"}) for row in rows]
     assert all(one == alike[0] for one in alike)
 
 
-@pytest.mark.parametrize(
-    ("vary", "sizes"),
-    [
-        ("architecture.conv.sdn.state_channels=25,50,100,150", 4),
-        ("architecture.conv.sdn.directions=1,2,3,4", 4),
-        ("architecture.conv.sdn.directions=[right, left],[right, down]", 1),
-        ("architecture.conv.sdn.levels=[3],[2, 3],[1, 2, 3],[0, 1, 2, 3]", 4),
-    ],
-)
-def test_the_ablations_of_the_sdu_net_paper_are_one_command_each(vary, sizes):
-    recipe = ROOT / "recipes" / "carvalho_ablation.yaml"
-    rows = make_variants([], read_yaml(recipe), [vary], [])
+@pytest.mark.parametrize(("what", "sizes"), [("channels", 4), ("directions", 4), ("axes", 1), ("scales", 4)])
+def test_the_ablations_of_the_sdu_net_paper_are_one_command_each(what, sizes):
+    recipe = stated(f"carvalho_ablation_{what}")
+    rows = make_variants([], recipe, recipe["study"]["vary"], [])
     settled = plan_variants(rows, facts((144, 192), cases=500), match=None)
     counts = {count_parameters(validate(v.recipe.architecture, **SHAPE)) for v in settled.variants}
     assert len(settled.variants) == max(2, sizes)

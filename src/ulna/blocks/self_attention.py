@@ -33,8 +33,8 @@ class MultiDimensionalAttention(nn.Module):
             nearly every channel one of the largest ones: docs/papers/omega_net.md, section 5).
         gated: weigh each attended sum by a learnt number that starts at 0, as in Dual Attention Networks (fu2019); as printed
             it is not.
-        cascade: a cascade multi-scale convolution ahead of the attention. Reading: Sec. 5.1 uses it "on the skip
-            connection and MDA module"; off by default, because Fig. 1 and Sec. 3.3 show it on the skips alone.
+        cascade: a cascade multi-scale convolution ahead of the attention. Sec. 1 and 5.1 use it "on the skip connection and
+            MDA module" (`wang/omega_net_mda_star`), Fig. 1 and Sec. 3.3 show it on the skips alone (`wang/omega_net`).
 
     Shape:
         (N, Cup, *S), [(N, Cskip, *S), ...] -> (N, Cup + sum of Cskip, *S)
@@ -133,6 +133,9 @@ class ChannelAttention(nn.Module):
     A[j, i] = softmax over i of <M_i, M_j>, O_j = sum over i of A[j, i] M_i, plus M_j.
 
     Source: omega-Net (wang2020), Eq. 12 and 13. Reading: i and j run over channels. It has no weights of its own.
+
+    Unscaled, it is not nearly the identity at the start, as one might expect of <M_i, M_i>: nearly every row of A is one-hot,
+    but hardly any at its own channel: each gets one of a few large channels added (docs/papers/omega_net.md, section 5).
 
     Args:
         scaled: divide the dot products by the root of P.

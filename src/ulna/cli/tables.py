@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.console import Console
 
 from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
 from ulna.cli.study_tables import print_bench, print_levels, print_study
-from ulna.errors import listed
+from ulna.errors import listed, printable_text
 from ulna.system.progress import make_console
 
 MEASURES = {
@@ -73,6 +74,29 @@ def _models(console: Console, models: list[Any]) -> None:
         style="dim",
     )
     _say_sweeps(console)
+
+
+def _recipes(console: Console, found: list[Any]) -> None:
+    """The list, or the text of one, to be read or written into a file."""
+    if len(found) == 1:
+        console.print(printable_text(found[0].text.rstrip()), markup=False, highlight=False, soft_wrap=True)
+        return
+    table = make_table("recipe", "paper", "table", "data")
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "left", False
+    table.columns[0].no_wrap = True
+    for recipe in found:
+        paper, printed_in, data = (" ".join(recipe.about[name].split()) for name in ("Paper", "Table", "Data"))
+        brief = (paper.partition(",")[0], printed_in.partition(" (")[0], re.split(r", | \(", data)[0])
+        table.add_row(recipe.name, *map(safe, brief))
+    console.print(table)
+    console.print(
+        "ulna recipes NAME shows one: its published figures, and in what it departs from the paper; `ulna train DATA "
+        "--recipe NAME` trains by it, `ulna compare DATA --recipe NAME --out FOLDER` makes the table",
+        style="dim",
+        markup=False,
+        highlight=False,
+    )
 
 
 def _say_sweeps(console: Console) -> None:
@@ -275,5 +299,6 @@ SHOW: dict[str, Callable[[Console, Any], None]] = {
     "plan": _plan,
     "predict": _predict,
     "prune": print_levels,
+    "recipes": _recipes,
     "train": _train,
 }

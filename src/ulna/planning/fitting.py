@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ulna.errors import UsageError, brief, listed, printable
+from ulna.errors import OtherDataError, UsageError, brief, listed, printable
 from ulna.networks.build import levels
 from ulna.planning.drafts import Drafts, shape_of
 from ulna.planning.grid import stated_spacing
@@ -49,6 +49,34 @@ def check_plan(
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise UsageError(
             f"{printable(source)}: this plan does not fit; leave out what differs, or plan again with `ulna plan`:{lines}"
+        )
+
+
+def check_requires(recipe: Recipe, found: Fingerprint, labels: Labels, *, dims: int, source: object) -> None:
+    """Refuse data that are not in the state which a recipe is for.
+
+    Args:
+        recipe: with what it requires.
+        found: of the training cases.
+        labels: the classes.
+        dims: spatial dimensions of the network.
+        source: the data set.
+
+    Raises:
+        OtherDataError: with everything that is not so.
+    """
+    about = {
+        "spatial_dims": dims,
+        "channels": found.channels,
+        "classes": len(labels.foreground),
+        "multilabel": labels.multilabel,
+        "size": (found.size.min, found.size.max),
+    }
+    if missed := recipe.requires.missed(about):
+        meant = f"the recipe is for {recipe.requires.data}; " if recipe.requires.data else ""
+        fields = " ".join(f"--set {one.split(' ', 1)[0]}=null" for one in missed)
+        raise OtherDataError(
+            f"{printable(source)}: {meant}{'; '.join(missed)}; prepare the data so, or go on without: {fields}"
         )
 
 

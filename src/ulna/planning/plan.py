@@ -23,7 +23,7 @@ from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import Drafts, network_shape, shape_of
 from ulna.planning.fingerprint import fingerprint
-from ulna.planning.fitting import check_plan
+from ulna.planning.fitting import check_plan, check_requires
 from ulna.planning.grid import check_axes, check_divisor, check_grid, check_patch, fixed_sizes, kept_axes
 from ulna.planning.length import resolve_length
 from ulna.planning.levels import divisor_of
@@ -167,10 +167,11 @@ def plan_training(
     """
     found, labels, device = data.fingerprint, data.labels, device or find_device()
     recipe, length = resolve_length(recipe, device)
+    dims = found.spatial_dims if given is None else given.spatial_dims
+    check_requires(recipe, found, labels, dims=dims, source=data.dataset.root)
     if given is not None:
         check_plan(given, recipe, source, labels=labels, channel_names=found.channel_names, found=found)
         return replace(planned_by(given, recipe, data.split, device), length=length)
-    dims = found.spatial_dims
     drafts = Drafts(recipe, network_shape(found.channels, dims, labels))
     reasons: dict[str, str] = {}
     orientation = _orientation(found, reasons)

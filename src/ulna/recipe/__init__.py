@@ -11,6 +11,7 @@ from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground
 from ulna.recipe.former import renamed_path
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Labels, Normalization, Plan, Split, Whitening
+from ulna.recipe.protocol import Protocol, Requires
 
 __all__ = [
     "MOST_CHANNELS",
@@ -28,7 +29,9 @@ __all__ = [
     "Optimizer",
     "Plan",
     "Points",
+    "Protocol",
     "Recipe",
+    "Requires",
     "Slot",
     "Split",
     "Training",

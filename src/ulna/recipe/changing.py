@@ -11,6 +11,7 @@ from ulna.errors import UsageError, printable, unknown
 from ulna.recipe.architecture import Architecture, Slot
 from ulna.recipe.choices import Recipe
 from ulna.recipe.former import renamed, renamed_path
+from ulna.recipe.library import recipe_file
 from ulna.recipe.model import Frozen, field_type, parse
 from ulna.system.reading import parse_yaml, read_yaml
 
@@ -76,13 +77,16 @@ def _assign_slot(entry: dict[str, Any], keys: list[str], new: Any, path: str) ->
 def stated(path: Path | str | None) -> dict[str, Any]:
     """What a person wrote into a recipe file, under the names of today; nothing without a file.
 
+    Args:
+        path: of a file, or the name of a recipe that comes with the package.
+
     Raises:
-        UsageError: if it cannot be read, or gives a field by two names.
+        UsageError: if there is none, it cannot be read, or gives a field by two names.
     """
     if path is None:
         return {}
     try:
-        return renamed(read_yaml(Path(path)), note=True)
+        return renamed(read_yaml(recipe_file(path)), note=True)
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(f"{printable(path)}: {error}") from None
 

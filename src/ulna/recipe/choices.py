@@ -11,6 +11,7 @@ from ulna.recipe.architecture import Architecture
 from ulna.recipe.bounds import Options, Voxels
 from ulna.recipe.former import renamed
 from ulna.recipe.model import Frozen
+from ulna.recipe.protocol import Protocol, Requires
 
 
 class Loss(Frozen):
@@ -26,7 +27,7 @@ class Optimizer(Frozen):
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)  # adamw without one is adam; torch's own default there is 0.01
     momentum: float = Field(default=0.99, ge=0, lt=1)  # sgd only, with Nesterov
 
 
@@ -53,12 +54,11 @@ class Augmentation(Frozen):
     # a smooth deformation: standard deviation of the displacements, in mm (of images without, in pixels), that are drawn at 3
     # points along every axis of a patch
     elastic: float = Field(default=0.0, ge=0)
-    elastic_probability: Probability | None = (
-        None  # of the deformation alone; None: with the turns and scaling of `affine`
-    )
-    intensity: Probability = 0.3  # of brightness and of contrast, each drawn alone
-    brightness: Probability | None = None  # None: `intensity`
-    contrast: Probability | None = None  # None: `intensity`
+    # of the deformation alone; None: with the turns and scaling of `affine`
+    elastic_probability: Probability | None = None
+    intensity: Probability = 0.3  # brightness and contrast, each by itself unless the next two say another
+    brightness: Probability | None = None  # values plus -0.2 to 0.2; None: as `intensity`
+    contrast: Probability | None = None  # values times 0.75 to 1.25; None: as `intensity`
     gamma: Probability = 0.15
     noise: Probability = 0.1
     blur: Probability = 0.1
@@ -85,6 +85,9 @@ class Training(Frozen):
     seed: int = Field(default=0, ge=0)
     split_seed: int | None = Field(default=None, ge=0)  # of the split where none is given; None: `seed`
     foreground: Probability = 0.33  # share of patches placed on a structure
+    # anywhere: such a patch holds a voxel of the structure at a random place, the others lie anywhere; centred: it has that
+    # voxel in its middle, and the others a voxel of background
+    placement: Literal["anywhere", "centred"] = "anywhere"
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
     channels_last: bool = True  # in 3D only where kernels read maps so: elsewhere it is slower
     # compute maps within a node again in the backward pass: less memory, more time
@@ -199,6 +202,8 @@ class Recipe(Frozen):
     points: Points = Points()
     inference: Inference = Inference()
     evaluation: Scoring = Scoring()
+    requires: Requires = Requires()  # of the data; others are refused
+    study: Protocol = Protocol()  # for `ulna compare`
 
     @model_validator(mode="before")
     @classmethod

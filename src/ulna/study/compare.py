@@ -18,10 +18,11 @@ from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, brief, printable
 from ulna.planning.length import FIELDS, check_budget
 from ulna.planning.plan import training_data
-from ulna.recipe import PLAN_FORMAT, Recipe, Split, parse, stated
+from ulna.recipe import PLAN_FORMAT, Protocol, Recipe, Split, parse, set_value, stated
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
 from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
+from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
 from ulna.study.scores import read_scores
 from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants, settings_of
@@ -35,6 +36,7 @@ from ulna.verbs import command, to_argv
 log = logging.getLogger("ulna")
 
 STUDY_FILE = "study.json"
+IMAGES = 10  # over which a paper prints the time of an image
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def compare(
     *,
     models: str | Sequence[str] | None = None,
     out: Path | str,
-    seeds: int = 1,
+    seeds: int | None = None,
     folds: int | None = None,
     match: str | None = None,
     vary: Sequence[str] = (),
@@ -83,9 +85,9 @@ def compare(
 
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
-        models: names of networks, A,B,C, see `ulna models`; left out, the network of the recipe.
+        models: names of networks, A,B,C, see `ulna models`; left out, those of the recipe's study, or its one network.
         out: the study folder.
-        seeds: trainings of every network; one says nothing about the architecture.
+        seeds: trainings of every network, 1 where no recipe says more; one says nothing about the architecture.
         folds: train on so many of the data set's folds, of five where splits.json gives none.
         match: a size to scale every network to: params=8.5M or gmacs=3G.
         vary: KEY=V1,V2,...: one row for each value, such as loss.kind=dice,cross_entropy; several: every combination.
@@ -93,7 +95,8 @@ def compare(
         epochs: at most so many a training.
         max_hours: at most so long a training.
         budget: how long a training is: quick, standard or full, as in `ulna train`; in place of the two before.
-        recipe: a YAML file with everything else, the same for all.
+        recipe: everything else, the same for all: a YAML file, or the name of one that comes with ulna, see `ulna recipes`;
+            its section `study` says which networks, seeds, folds and variations are meant where they are not given here.
         set: changes of single fields for all, KEY=VALUE.
         margin: the smallest difference of mean Dice that matters.
         jobs: trainings at once, as far as the memory allows.
@@ -108,10 +111,13 @@ def compare(
     """
     data, out = Path(data), Path(out)
     names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
+    base = _base(recipe, epochs, max_hours, budget)
+    meant = _study(base, _listed(set))
+    # its variations are of its own networks
+    names, vary = (names, vary) if names else (list(meant.models), vary or meant.vary)
+    folds, seeds = meant.folds if folds is None else folds, (meant.seeds or 1) if seeds is None else seeds
     _check_numbers(seeds, folds, margin, jobs)
-    variants = make_variants(
-        names, _base(recipe, epochs, max_hours, budget), _listed(vary), _listed(set), one_at_a_time=one_at_a_time
-    )
+    variants = make_variants(names, base, _listed(vary), _listed(set), one_at_a_time=one_at_a_time)
     size = None if match is None else Budget.read(match)
     for folder in _listed(beside):
         if (Path(folder) / STUDY_FILE).exists():
@@ -213,6 +219,15 @@ def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None
     flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": seed}
     training = {**own, **{k: v for k, v in flags.items() if v is not None}}
     return {**fields, "training": training}
+
+
+def _study(base: Mapping[str, Any], changes: Sequence[str]) -> Protocol:
+    """What the recipe says of the study itself, and --set of that."""
+    recipe = parse(Recipe, base)
+    for change in changes:
+        if change.strip().startswith("study."):
+            recipe = set_value(recipe, change)
+    return recipe.study
 
 
 def _read(data: Path) -> tuple[Dataset, Report]:
@@ -347,8 +362,11 @@ def _costs(jobs: Sequence[Job], data: Path, dataset: Dataset, split: Split, out:
     first = {job.variant.name: job.run for job in reversed(jobs)}
     order = list(dict.fromkeys(job.variant.name for job in jobs))
     wanted = {*(split.test or split.val)}
-    case = pick_case([case for case in dataset.cases if case.id in wanted])
-    return measure_costs({name: first[name] for name in order}, data, case, out / "costs.json")
+    scored = sorted((case for case in dataset.cases if case.id in wanted), key=lambda case: case.id)
+    printed = any(table.with_costs for table in published_for(data.resolve().name, order))
+    runs = {name: first[name] for name in order}
+    images = scored[:IMAGES] if printed else ()
+    return measure_costs(runs, data, pick_case(scored), out / "costs.json", as_printed=images)
 
 
 def _footnotes(settled: Settled, size: Budget | None, failed: Mapping[str, str]) -> list[str]:

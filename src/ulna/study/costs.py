@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ulna.data.pipeline.points import count_points
 from ulna.inference.segmenter import Segmenter
 from ulna.networks.build import count_parameters
 from ulna.networks.profile.cost import count_gmacs
+from ulna.study.steps import hundred_steps
 from ulna.study.timing import time_in_turn
 from ulna.system.device import default_device, device_name
 from ulna.system.files import write_text
@@ -39,6 +41,9 @@ class Cost:
         wall_ms: median and 95th percentile of predicting one image, from the image in memory to its mask.
         cpu_ms: process time of the same, median: what all threads took together.
         prediction_mb: peak memory of a process that predicts that image; None on a GPU, where it is not measured.
+        image_s: of predicting one of several images, each once: the mean; None where no paper prints that.
+        steps_s: of a hundred training steps; None where no paper prints that.
+        steps_mb: peak memory of a process that makes them.
     """
 
     parameters: int
@@ -46,6 +51,9 @@ class Cost:
     wall_ms: tuple[float, float]
     cpu_ms: float
     prediction_mb: float | None
+    image_s: float | None = None
+    steps_s: float | None = None
+    steps_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,9 @@ class Costs:
         return {"models": {name: asdict(cost) for name, cost in self.models.items()}, "conditions": self.conditions}
 
 
-def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) -> Costs:
+def measure_costs(
+    runs: Mapping[str, Path], data: Path, case: Case, kept: Path, *, as_printed: Sequence[Case] = ()
+) -> Costs:
     """Measure, or read what was measured for the same weights before.
 
     All networks predict the same image in turn, round after round, so that what else the machine does strikes all alike.
@@ -70,13 +80,15 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
         data: the data set.
         case: of it, whose image is predicted.
         kept: the file in which the result is kept.
+        as_printed: cases whose images are predicted once each, beside a hundred steps of every training, where a paper prints
+            what those take.
     """
     # not by whole paths: a study that is moved, or named by another way to it, keeps its times
     key = {
         name: f"{run.parent.name}/{run.name}:{(run / 'weights.safetensors').stat().st_mtime_ns}"
         for name, run in runs.items()
     }
-    stored = _stored(kept, key)
+    stored = _stored(kept, key, len(as_printed))
     if stored is not None:
         return stored
     volume = case.read_image()
@@ -89,6 +101,7 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
         warm_up=WARM_UP,
         longest_s=LONGEST_S,
     )
+    images = _over_images(segmenters, as_printed)
     models: dict[str, Cost] = {}
     asked: dict[str, int] = {}
     for name, segmenter in segmenters.items():
@@ -96,12 +109,15 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
         points = count_points(recipe.points, math.prod(plan.patch), sparse=segmenter.network.head.sparse)
         if points is not None:
             asked[name] = points
+        steps = hundred_steps(runs[name]) if as_printed else None
         models[name] = Cost(
             count_parameters(segmenter.network),
             count_gmacs(segmenter.network, plan.patch, points=points),
             times[name].wall_ms,
             times[name].cpu_ms[0],
             prediction_mb(runs[name], data, case),
+            images.get(name),
+            *((None, None) if steps is None else (steps.seconds, steps.mb)),
         )
     plan = next(iter(segmenters.values())).plan
     conditions = {
@@ -115,16 +131,33 @@ def measure_costs(runs: Mapping[str, Path], data: Path, case: Case, kept: Path) 
         "tta": any(segmenter.recipe.inference.tta for segmenter in segmenters.values()),
         "rounds": len(next(iter(times.values())).wall_s),
         "load_before": load,
+        "images": len(as_printed),
     }
     costs = Costs(models, conditions)
     write_text(kept, json.dumps({"key": key, **costs.to_json()}, indent=1))
     return costs
 
 
-def _stored(kept: Path, key: Mapping[str, str]) -> Costs | None:
+def _over_images(segmenters: Mapping[str, Segmenter], cases: Sequence[Case]) -> dict[str, float]:
+    """Mean seconds of an image, from the image in memory to its mask, all networks in turn; nothing without cases."""
+    if not cases:
+        return {}
+    read = lru_cache(maxsize=1)(lambda number: cases[number].read_image())
+    times = time_in_turn(
+        {name: segmenter.mask for name, segmenter in segmenters.items()},
+        lambda number, _: read(number),
+        rounds=len(cases),
+        longest_s=LONGEST_S,
+    )
+    return {name: sum(of.wall_s) / len(of.wall_s) for name, of in times.items()}
+
+
+def _stored(kept: Path, key: Mapping[str, str], images: int) -> Costs | None:
     try:
         values = read_json_object(kept)
         if values["key"] != key or "points" not in values["conditions"]:  # an earlier ulna counted all voxels
+            return None
+        if values["conditions"].get("images", 0) != images:
             return None
         models = {n: Cost(**{**c, "wall_ms": tuple(c["wall_ms"])}) for n, c in values["models"].items()}
         return Costs(models, values["conditions"])
@@ -170,13 +203,14 @@ def prediction_mb(run: Path, data: Path, case: Case, *changes: str) -> float | N
 def conditions_in_words(conditions: Mapping[str, Any]) -> str:
     """One line under a table."""
     load = conditions.get("load_before")
-    numbers = sorted(set(conditions["points"].values()))
+    numbers, images = sorted(set(conditions["points"].values())), conditions.get("images", 0)
     points = f", or {' or '.join(f'{n:,}' for n in numbers)} points of it as in training" if numbers else ""
     return (
         f"times: one image of {'x'.join(map(str, conditions['image']))}, {conditions['rounds']} rounds in turn, "
         f"{conditions['device_name']}, {conditions['threads']} threads, "
         f"{'with' if conditions['tta'] else 'no'} mirrored copies, torch {conditions['torch']}"
         + (f", load before {load:.2f}" if load is not None else "")
+        + (f"; seconds an image: mean of {images} images; 100 steps: on made samples" if images else "")
         + f"; GMACs of a forward pass over {'x'.join(map(str, conditions['patch']))}{points}"
     )
 

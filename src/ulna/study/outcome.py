@@ -23,6 +23,7 @@ from ulna.study.scores import MEASURES, Row, of_measure, scored_twice
 from ulna.system.reading import read_json_object
 
 OUTCOME_FILE = "outcome.json"
+OF_CLASSES = ("dice", "iou", "ppv", "sensitivity")
 ONE_SEED = "One seed: not evidence about the architectures, for another seed may turn the order round."
 SHARED_VALIDATION = (
     "scores come from the validation cases that also chose the epoch: all networks look better than they are"
@@ -53,6 +54,7 @@ class Outcome:
         rows: a row per model, seed, case and class.
         scores: Dice of every model and unit that counts, mean over seeds: (models, units); see `statistics.paired`.
         described: model -> measure -> mean, deviations and interval.
+        by_class: the same for every class, model -> class -> measure, of `OF_CLASSES`; nothing where there is one class.
         pairs: every two models compared.
         sentences: what the pairs say.
         warning: what must be read first; empty if nothing.
@@ -80,6 +82,7 @@ class Outcome:
     rows: list[Row]
     scores: NDArray[np.float64]
     described: dict[str, dict[str, statistics.Description]]
+    by_class: dict[str, dict[str, dict[str, statistics.Description]]]
     pairs: list[statistics.Pair]
     sentences: list[str]
     warning: str
@@ -92,25 +95,6 @@ class Outcome:
     footnotes: list[str]
     ranking: Ranking | None
     ranking_sentence: str
-
-    def measured(self, model: str) -> str:
-        """Our figures of a model in percent, beside a paper's."""
-        dice, iou, ppv, sensitivity = (self.described[model][n] for n in ("dice", "iou", "ppv", "sensitivity"))
-        spread = "" if dice.sd_seeds is None else f" ± {100 * dice.sd_seeds:.2f}"
-        return (
-            f"Dice {100 * dice.mean:.2f}{spread}{self._of_classes(model)}, IoU {100 * iou.mean:.2f}, pooled IoU "
-            f"{100 * self.pooled_iou[model]:.2f}, PPV {100 * ppv.mean:.2f}, sensitivity {100 * sensitivity.mean:.2f}"
-        )
-
-    def _of_classes(self, model: str) -> str:
-        """Dice of every class, where there are several."""
-        of_class: dict[str, list[float]] = {}
-        for row in self.rows:
-            if row.model == model and row.classes != "mean":
-                of_class.setdefault(row.classes, []).append(row.values["dice"])
-        known = {name: [value for value in values if not math.isnan(value)] for name, values in of_class.items()}
-        listed = ", ".join(f"{name} {100 * _mean(values):.2f}" for name, values in known.items() if values)
-        return f" ({listed})" if listed else ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -127,6 +111,13 @@ class Outcome:
                 model: {name: _plain(asdict(one)) for name, one in measures.items()}
                 for model, measures in self.described.items()
             },
+            "by_class": {
+                model: {
+                    name: {measure: _plain(asdict(one)) for measure, one in measures.items()}
+                    for name, measures in classes.items()
+                }
+                for model, classes in self.by_class.items()
+            },
             "pairs": [_plain(asdict(pair)) for pair in self.pairs],
             "sentences": self.sentences,
             "warning": self.warning,
@@ -135,7 +126,7 @@ class Outcome:
             "hours": self.hours,
             "training_mb": self.training_mb,
             "costs": self.costs.to_json(),
-            "published": [table._asdict() for table in self.published],
+            "published": [table.to_json() for table in self.published],
             "ranking": None if self.ranking is None else {**asdict(self.ranking), "sentence": self.ranking_sentence},
             "footnotes": self.footnotes,
             "command": self.command,
@@ -214,6 +205,7 @@ def analyse(
         rows=list(rows),
         scores=scores,
         described=described,
+        by_class=_by_class(rows, groups),
         pairs=pairs,
         sentences=sentences,
         warning=ONE_SEED if seeds == 1 and len(models) > 1 else "",
@@ -230,6 +222,18 @@ def analyse(
         ranking=ranking,
         ranking_sentence=said,
     )
+
+
+def _by_class(
+    rows: Sequence[Row], groups: Mapping[str, str]
+) -> dict[str, dict[str, dict[str, statistics.Description]]]:
+    """Model -> class -> measure -> what its scores are."""
+    found: dict[str, dict[str, dict[str, statistics.Description]]] = {}
+    for name in dict.fromkeys(row.classes for row in rows if row.classes != "mean"):
+        for measure in OF_CLASSES:
+            for model, one in statistics.describe(of_measure(rows, measure, name), groups).items():
+                found.setdefault(model, {}).setdefault(name, {})[measure] = one
+    return found
 
 
 def _of_seeds(pair: statistics.Pair, dice: Mapping[str, statistics.Description], seeds: int) -> str:

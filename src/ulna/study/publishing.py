@@ -7,7 +7,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +21,15 @@ from ulna.study import drawings
 from ulna.study.costs import conditions_in_words
 from ulna.study.jobs import Job
 from ulna.study.outcome import Outcome
+from ulna.study.printed import Table, class_table, published_table
+from ulna.study.printed import figure as _figure
+from ulna.study.published import Published
 from ulna.study.scores import write_scores
 from ulna.system.files import write_text
 from ulna.version import version
 
 SHOWN_WORST = 4
+SHOWN = ("dice", "iou", "ppv", "sensitivity", "hd95")
 PICTURES = ("cases", "tradeoff", "curves", "worst", "ranks")
 METHOD = (
     "Pairs: Wilcoxon signed-rank test on {unit} means over seeds, p by Holm over all pairs; 95 % bootstrap intervals; "
@@ -33,13 +37,6 @@ METHOD = (
     "class; in a pair, a network that rightly left one empty has 1 there. A test speaks of further {unit}s for these "
     "trainings; the deviation over seeds shows how far another training may lie."
 )
-
-
-class Table(NamedTuple):
-    """A table in words: every cell a figure and a remark."""
-
-    headings: list[str]
-    rows: list[list[tuple[str, str]]]
 
 
 def write_outputs(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: Path) -> None:
@@ -61,11 +58,12 @@ def write_outputs(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: 
 def main_table(outcome: Outcome) -> Table:
     """Accuracy and cost, a row a network."""
     headings = ["model", "parameters", "GMACs", "Dice [95 %]", "n", "both empty", "sd seeds", f"sd {outcome.unit}s", "IoU",
-                f"HD95 {outcome.length_unit}", "epochs", "hours",
+                "PPV", "sensitivity", f"HD95 {outcome.length_unit}", "epochs", "hours",
                 "p50 / p95 ms", "CPU ms", "train MB", "predict MB"]  # fmt: skip
+    as_printed = any(cost.image_s is not None for cost in outcome.costs.models.values())
     rows = []
     for model in outcome.models:
-        dice, iou, hd95 = (outcome.described[model][name] for name in ("dice", "iou", "hd95"))
+        dice, iou, ppv, sensitivity, hd95 = (outcome.described[model][name] for name in SHOWN)
         cost = outcome.costs.models[model]
         rows.append(
             [
@@ -78,6 +76,8 @@ def main_table(outcome: Outcome) -> Table:
                 (_figure(dice.sd_seeds, 4), ""),
                 (_figure(dice.sd_units, 3), ""),
                 (_figure(iou.mean, 4), ""),
+                (_figure(ppv.mean, 4), ""),
+                (_figure(sensitivity.mean, 4), ""),
                 (_figure(hd95.mean, 2), ""),
                 (f"{outcome.epochs[model]:.0f}", ""),
                 (f"{outcome.hours[model]:.2f}", ""),
@@ -87,7 +87,13 @@ def main_table(outcome: Outcome) -> Table:
                 ("–" if cost.prediction_mb is None else f"{cost.prediction_mb:.0f}", ""),
             ]
         )
-    return Table(headings, rows)
+        if as_printed:
+            rows[-1] += [
+                (_figure(cost.image_s, 3), ""),
+                (_figure(cost.steps_s, 1), ""),
+                (_figure(cost.steps_mb, 0), ""),
+            ]
+    return Table(headings + ["s / image", "100 steps s", "100 steps MB"] * as_printed, rows)
 
 
 def pair_table(outcome: Outcome) -> Table:
@@ -123,6 +129,8 @@ def markdown(outcome: Outcome) -> str:
         parts.append(f"**{outcome.warning}**")
     parts += ["\n".join(f"- {sentence}" for sentence in outcome.sentences), _markdown(main_table(outcome)),
               conditions_in_words(outcome.costs.conditions)]  # fmt: skip
+    if (classes := class_table(outcome)).rows:
+        parts += ["## Classes", _markdown(classes)]
     if outcome.pairs:
         parts += ["## Pairs", _markdown(pair_table(outcome)), method(outcome)]
     if outcome.ranking is not None:
@@ -130,11 +138,7 @@ def markdown(outcome: Outcome) -> str:
     if outcome.published:
         parts.append("## Published beside measured")
         for table in outcome.published:
-            rows = [[(m, ""), (figures, ""), (outcome.measured(m), "")] for m, figures in table.rows.items()]
-            parts += [
-                _markdown(Table(["model", "published", "measured here"], rows)),
-                f"{table.paper}: {table.protocol}.",
-            ]
+            parts += [_markdown(published_table(outcome, table)), f"{table.paper}: {_said_of(table)}."]
     parts += ["## Footnotes", "\n".join(f"- {note}" for note in outcome.footnotes), f"```\n{outcome.command}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -236,8 +240,8 @@ def _page(outcome: Outcome, folder: Path) -> str:
         pictures[name] = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode('ascii')}" if found else ""
     pairs = pair_table(outcome)
     published = [
-        {"paper": t.paper, "protocol": t.protocol, "rows": [(m, f, outcome.measured(m)) for m, f in t.rows.items()]}
-        for t in outcome.published
+        {"table": published_table(outcome, table), "said": f"{table.paper}: {_said_of(table)}"}
+        for table in outcome.published
     ]
     verdicts = [pair.verdict for pair in outcome.pairs] + [""] * len(outcome.sentences)
     values: dict[str, Any] = {
@@ -251,12 +255,19 @@ def _page(outcome: Outcome, folder: Path) -> str:
         "pictures": pictures,
         "pairs": {"headings": pairs.headings, "rows": [[cell[0] for cell in row] for row in pairs.rows]},
         "ranking": outcome.ranking_sentence,
+        "classes": class_table(outcome),
         "published": published,
         "footnotes": outcome.footnotes,
         "command": outcome.command,
         "version": version("ulna"),
     }
     return page("ulna.study", "comparison.html").render(values)
+
+
+def _said_of(table: Published) -> str:
+    """Its conditions, and what our deviations are of."""
+    ours = {"runs": "over seeds", "cases": "over cases"}.get(table.spread, "over seeds, where there are several")
+    return f"{table.protocol}; scores in %, our deviations {ours}"
 
 
 def _markdown(table: Table) -> str:
@@ -277,10 +288,6 @@ _LATEX = str.maketrans(
 
 def _escaped(text: str) -> str:
     return text.translate(_LATEX)
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def _probability(p: float) -> str:

@@ -58,11 +58,14 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
     return rows
 
 
-def of_measure(rows: Sequence[Row], measure: str = "dice") -> dict[tuple[str, int, str], float]:
-    """(model, seed, case) -> the mean over classes, and over folds where several score a case: what the statistics read."""
+def of_measure(rows: Sequence[Row], measure: str = "dice", classes: str = "mean") -> dict[tuple[str, int, str], float]:
+    """(model, seed, case) -> the mean over classes, or one class, and over folds where several score a case.
+
+    It is what the statistics read.
+    """
     found: dict[tuple[str, int, str], list[float]] = {}
     for row in rows:
-        if row.classes == "mean":
+        if row.classes == classes:
             found.setdefault((row.model, row.seed, row.case), []).append(row.values[measure])
     return {key: _mean(values) for key, values in found.items()}
 

@@ -10,14 +10,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from ulna.errors import UsageError
+from ulna.errors import OtherDataError, UsageError
 from ulna.networks.build import count_parameters, match_width, named
 from ulna.networks.catalog import NAMED
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import shape_of
 from ulna.planning.plan import Planned, TrainingData, plan_training, planned_by
-from ulna.recipe import Architecture, Plan, Recipe, merged, parse, renamed_path, set_value, to_yaml
+from ulna.recipe import (
+    Architecture,
+    Plan,
+    Protocol,
+    Recipe,
+    Requires,
+    merged,
+    parse,
+    renamed_path,
+    set_value,
+    to_yaml,
+)
 from ulna.system.reading import parse_yaml
 
 # Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at
@@ -219,6 +230,8 @@ def _of_each(variants: Sequence[Variant], make: Callable[[Variant], T]) -> list[
     for variant in variants:
         try:
             made.append(make(variant))
+        except OtherDataError:
+            raise
         except UsageError as error:
             problems.append(f"{variant.name}: {error}")
     if problems:
@@ -250,7 +263,11 @@ def _matched(planned: Planned, budget: Budget) -> tuple[Planned, str]:
 def settings_of(recipe: Recipe) -> str:
     """A recipe without its architecture and its seed: what all variants of a study must share, unless it is varied."""
     shared = recipe.replaced(
-        model="", architecture=Architecture(), training=recipe.training.replaced(seed=0, fold=None)
+        model="",
+        architecture=Architecture(),
+        training=recipe.training.replaced(seed=0, fold=None),
+        requires=Requires(),
+        study=Protocol(),
     )
     return to_yaml(shared)
 

@@ -123,29 +123,19 @@ def time_training(planned: Planned) -> Timing:
     Raises:
         UsageError: if a step fails as it would in the training.
     """
-    plan, recipe = planned.plan, planned.recipe
+    recipe = planned.recipe
     with torch.random.fork_rng():
-        torch.manual_seed(recipe.training.seed)
-        cases = MadeCases(plan, len(planned.split.train))
-        augment = Augment(recipe.augmentation, plan)
-        samples = Samples(cases, augment=augment, foreground=recipe.training.foreground, seed=recipe.training.seed)
-        network = network_for(recipe, plan)
-        loop = Loop(network, plan, recipe, val=MadeCases(plan, 1), samples=samples, folder=Path(), stop=Stop(""))
-        batches = itertools.chain.from_iterable(itertools.repeat(loop.feed))
+        loop, step = _made(planned)
+        group = recipe.training.accumulate  # of steps, of which the last one also updates
 
-        numbers = itertools.count()
+        def steps() -> None:
+            for _ in range(group):
+                step()
 
         def update() -> float:
-            while not loop.step.settled:  # a network is compiled and its step recorded once a training
-                loop._step(*next(batches), next(numbers))
+            step.settle()
+            return _timed(steps)[0] / group
 
-            def group() -> None:
-                for _ in range(recipe.training.accumulate):
-                    loop._step(*next(batches), next(numbers))
-
-            return _timed(group)[0] / recipe.training.accumulate
-
-        loop.network.train()
         step_s = median(_several(lambda _: update(), "timing steps"))
         validated = median(_several(lambda number: _timed(loop.validate)[0], "timing a validation"))
     return Timing(
@@ -157,6 +147,63 @@ def time_training(planned: Planned) -> Timing:
         epochs=recipe.training.most_epochs,
         max_hours=recipe.training.max_hours,
     )
+
+
+def time_steps(planned: Planned, *, most: int, longest_s: float) -> tuple[float, int]:
+    """Seconds of so many steps of this training on made data, after a first one that does not count, and how many there were.
+
+    Args:
+        planned: the training.
+        most: steps.
+        longest_s: after so long no further step begins.
+    """
+
+    def steps() -> int:
+        begin, made = time.perf_counter(), 0
+        while made < most and (made == 0 or time.perf_counter() - begin <= longest_s):
+            step()
+            made += 1
+        return made
+
+    with torch.random.fork_rng():
+        _, step = _made(planned)
+        step.settle()
+        _timed(step)
+        return _timed(steps)
+
+
+class _Steps:
+    """The steps of a training, one a call."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._batches = itertools.chain.from_iterable(itertools.repeat(loop.feed))
+        self._numbers = itertools.count()
+
+    def __call__(self) -> None:
+        self._loop._step(*next(self._batches), next(self._numbers))
+
+    def settle(self) -> None:
+        """A network is compiled and its step recorded once a training."""
+        while not self._loop.step.settled:
+            self()
+
+
+def _made(planned: Planned) -> tuple[Loop, _Steps]:
+    """A training on made data, and its steps."""
+    plan, recipe = planned.plan, planned.recipe
+    torch.manual_seed(recipe.training.seed)
+    samples = Samples(
+        MadeCases(plan, len(planned.split.train)),
+        augment=Augment(recipe.augmentation, plan),
+        foreground=recipe.training.foreground,
+        seed=recipe.training.seed,
+        centred=recipe.training.placement == "centred",
+    )
+    network = network_for(recipe, plan)
+    loop = Loop(network, plan, recipe, val=MadeCases(plan, 1), samples=samples, folder=Path(), stop=Stop(""))
+    loop.network.train()
+    return loop, _Steps(loop)
 
 
 def hours_in_words(planned: Planned) -> str:

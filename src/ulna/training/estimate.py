@@ -90,7 +90,7 @@ def plan(
         data: a data set in any known layout: a folder, or an .npz file.
         model: name of a network, see `ulna models`; unetpp by default.
         max_ram: GB that a training may take.
-        recipe: a YAML file with everything else.
+        recipe: everything else: a YAML file, or the name of one that comes with ulna, see `ulna recipes`.
         set: changes of single fields, KEY=VALUE, such as planning.batch=4.
         seed: of the split where none is given, and of the training.
         fold: which fold of the data set's folds.

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from ulna.data.formats.read import masks_in
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, listed, printable
@@ -34,8 +35,12 @@ def _digest(case: Case, known: dict[Path, str]) -> str:
 
 
 def _of_file(path: Path) -> str:
+    """Of a file, or of the masks in a folder that stands for their union."""
     try:
-        return file_digest(path)
+        if not path.is_dir():
+            return file_digest(path)
+        found = "".join(f"{mask.name} {file_digest(mask)}\n" for mask in masks_in(path))
+        return hashlib.sha256(found.encode()).hexdigest()
     except OSError as error:
         why = error.strerror or "it is no file"
         raise UsageError(f"{printable(path)}: cannot be read ({why}); check the path") from None

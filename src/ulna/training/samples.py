@@ -128,8 +128,11 @@ class Sample(NamedTuple):
 class Samples:
     """Random samples of cases, each drawn from its own stream: by seed, epoch and number."""
 
-    def __init__(self, cases: PreparedCases, *, augment: Augment, foreground: float, seed: int) -> None:
-        self.cases, self.augment, self.foreground, self.seed = cases, augment, foreground, seed
+    def __init__(
+        self, cases: PreparedCases, *, augment: Augment, foreground: float, seed: int, centred: bool = False
+    ) -> None:
+        self.cases, self.augment, self.seed = cases, augment, seed
+        self.foreground, self.centred = foreground, centred
 
     def draw(self, key: Key) -> Sample:
         """Where a sample is taken from and what happens to it; reads its case where that is not kept."""
@@ -137,7 +140,11 @@ class Samples:
         stream = sample_stream(self.seed, epoch, number)
         prepared, labels = self.cases[case]
         start = place_patch(
-            self.cases.structures(case), self.cases.plan.patch, foreground=self.foreground, generator=stream
+            self.cases.structures(case),
+            self.cases.plan.patch,
+            foreground=self.foreground,
+            generator=stream,
+            centred=self.centred,
         )
         draw = self.augment.draw(stream)
         piece = self.augment.cut(prepared.image, labels, start, draw)

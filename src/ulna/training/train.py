@@ -94,7 +94,7 @@ def train(
             --max-hours change a part of it. Without any of the three: standard on a GPU, 100 epochs on a CPU.
         seed: of the weights, the split where none is given, and every random change.
         fold: which fold of the data set's folds.
-        recipe: a YAML file with everything else.
+        recipe: everything else: a YAML file, or the name of one that comes with ulna, see `ulna recipes`.
         plan: a file of `ulna plan --out`: train by exactly this plan, and by the recipe in it; what is given beside it must
             agree with it.
         set: changes of single fields, KEY=VALUE, such as optimizer.lr=3e-4.
@@ -278,6 +278,7 @@ def _train(
         train_cases,
         augment=Augment(recipe.augmentation, plan),
         foreground=recipe.training.foreground,
+        centred=recipe.training.placement == "centred",
         seed=recipe.training.seed,
     )
     loop = Loop(

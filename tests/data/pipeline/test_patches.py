@@ -130,3 +130,58 @@ def test_without_a_structure_patches_lie_anywhere():
     assert structures.random_voxel(np.random.default_rng(0)) is None
     starts = {place_patch(structures, (8, 8), foreground=1.0, generator=np.random.default_rng(s)) for s in range(40)}
     assert starts == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+def by_definition(labels, patch, *, foreground, generator):
+    """A centred patch by lists of voxels: which one is drawn, by the same random numbers."""
+    fits = generator.random() < foreground
+    voxels = {value: [tuple(v) for v in (labels == value).nonzero().tolist()] for value in labels.unique().tolist()}
+    structures = [voxels[value] for value in sorted(voxels) if value > 0]
+    if fits and structures:
+        chosen = structures[int(generator.integers(len(structures)))]
+    else:
+        chosen = voxels[0]
+    voxel = chosen[int(generator.integers(len(chosen)))]
+    return tuple(
+        -((p - n) // 2) if n < p else min(max(v - p // 2, 0), n - p)
+        for v, p, n in zip(voxel, patch, labels.shape, strict=True)
+    )
+
+
+@pytest.mark.parametrize("size", [(20, 30), (7, 31), (9, 8, 15)])
+def test_centred_patches_lie_about_structures_and_background(size):
+    labels = torch.randint(-3, 3, size, generator=torch.Generator().manual_seed(1)).clamp(0, 2)
+    patch = (8, 9, 5)[: len(size)]
+    structures = Structures(labels, len(size))
+    for seed in range(50):
+        numbers = [np.random.default_rng(seed) for _ in range(2)]
+        start = place_patch(structures, patch, foreground=0.4, generator=numbers[0], centred=True)
+        assert start == by_definition(labels, patch, foreground=0.4, generator=numbers[1])
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_one_centred_patch_in_three_has_a_structure_in_its_middle(overlapping):
+    """Implicit U-Net, Sec. 2: 1 to 2 positive to negative."""
+    labels = torch.zeros(30, 30, dtype=torch.uint8)
+    labels[5:25, 5:25] = 1
+    labels[10:20, 10:20] = 2
+    maps = torch.stack([labels > 0, labels == 2]).byte() if overlapping else labels
+    structures = Structures(maps, 2)
+    centres = []
+    for seed in range(600):
+        stream = np.random.default_rng(seed)
+        start = place_patch(structures, (3, 3), foreground=1 / 3, generator=stream, centred=True)
+        centres.append(int(labels[start[0] + 1, start[1] + 1]))
+    # 4 standard deviations; placed anywhere, the others would make it 378, for 400 of 900 voxels are of a structure
+    assert abs(sum(value > 0 for value in centres) - 200) < 46
+
+
+def test_what_an_image_lacks_the_other_kind_of_centre_stands_for():
+    full, empty = torch.ones(6, 6, dtype=torch.uint8), torch.zeros(6, 6, dtype=torch.uint8)
+    for labels, foreground in ((full, 0.0), (empty, 1.0)):
+        numbers = [np.random.default_rng(s) for s in range(40)]
+        places = {
+            place_patch(Structures(labels, 2), (3, 3), foreground=foreground, generator=g, centred=True)
+            for g in numbers
+        }
+        assert len(places) > 8

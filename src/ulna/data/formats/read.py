@@ -73,9 +73,14 @@ def _read_format(source: Source, as_labels: bool, spatial_dims: int | None) -> V
     raise data_error(source.path, what, f"convert it to one of {', '.join(IMAGE_SUFFIXES)}")
 
 
+def masks_in(folder: Path) -> list[Path]:
+    """The masks of a folder, one per object, by name."""
+    return [path for path in sorted(folder.iterdir()) if suffix_of(path) in IMAGE_SUFFIXES and not beside(path.name)]
+
+
 def _united(folder: Path) -> Volume:
     """The union of a folder of masks, one per object."""
-    paths = [path for path in sorted(folder.iterdir()) if suffix_of(path) in IMAGE_SUFFIXES and not beside(path.name)]
+    paths = masks_in(folder)
     united: Volume | None = None
     notes: dict[str, None] = {}
     for path in paths:

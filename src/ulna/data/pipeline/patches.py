@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ulna.data.pipeline.cropping import margins
 
+Runs = tuple[NDArray[np.int64], NDArray[np.int64]]  # first voxels, and how many voxels up to their ends
+
 
 def sample_stream(seed: int, epoch: int, sample: int) -> np.random.Generator:
     """The random stream of one training sample: the same numbers whatever ran before it, wherever.
@@ -44,27 +46,29 @@ class Structures:
     def __init__(self, labels: Tensor, dims: int) -> None:
         overlapping = labels.ndim > dims
         self.size = tuple(labels.shape[-dims:])
-        self._runs: list[
-            tuple[NDArray[np.int64], NDArray[np.int64]]
-        ] = []  # first voxels, and how many up to their ends
+        self._runs: list[Runs] = []
         for one in labels.ne(0) if overlapping else [labels]:
-            flat = one.cpu().numpy().reshape(-1)
-            first = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-            lengths, values = np.diff(first, append=len(flat)), flat[first]
-            for value in np.unique(values[values > 0]):
-                chosen = values == value
-                self._runs.append((first[chosen], lengths[chosen].cumsum()))
+            self._runs += [runs for value, runs in _runs(one).items() if value > 0]
+        self._background = _runs(labels.ne(0).any(0) if overlapping else labels).get(0)
 
     @property
     def nbytes(self) -> int:
         """Of memory."""
-        return sum(first.nbytes + ends.nbytes for first, ends in self._runs)
+        kept = self._runs + ([] if self._background is None else [self._background])
+        return sum(first.nbytes + ends.nbytes for first, ends in kept)
 
     def random_voxel(self, generator: np.random.Generator) -> tuple[int, ...] | None:
         """A random voxel of a random structure; None where there is none."""
         if not self._runs:
             return None
-        first, ends = self._runs[int(generator.integers(len(self._runs)))]
+        return self._voxel(self._runs[int(generator.integers(len(self._runs)))], generator)
+
+    def random_background(self, generator: np.random.Generator) -> tuple[int, ...] | None:
+        """A random voxel that belongs to no structure; None where there is none."""
+        return None if self._background is None else self._voxel(self._background, generator)
+
+    def _voxel(self, runs: Runs, generator: np.random.Generator) -> tuple[int, ...]:
+        first, ends = runs
         number = int(generator.integers(ends[-1]))
         run = int(np.searchsorted(ends, number, side="right"))
         behind = int(ends[run]) - number  # up to the end of the run
@@ -72,16 +76,35 @@ class Structures:
         return tuple(int(i) for i in np.unravel_index(int(first[run]) + length - behind, self.size))
 
 
+def _runs(labels: Tensor) -> dict[int, Runs]:
+    """Value -> its runs: first voxels, and how many voxels up to the end of each."""
+    flat = labels.cpu().numpy().reshape(-1)
+    first = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    lengths, values = np.diff(first, append=len(flat)), flat[first]
+    chosen = {int(value): values == value for value in np.unique(values)}
+    return {value: (first[of_it], lengths[of_it].cumsum()) for value, of_it in chosen.items()}
+
+
 def place_patch(
-    structures: Structures, patch: Sequence[int], *, foreground: float, generator: np.random.Generator
+    structures: Structures,
+    patch: Sequence[int],
+    *,
+    foreground: float,
+    generator: np.random.Generator,
+    centred: bool = False,
 ) -> tuple[int, ...]:
     """The first voxel of one random patch of an image.
 
     With probability `foreground` the patch is placed to hold a random voxel of a random structure, at a random place within
-    the patch; else anywhere. Along axes shorter than the patch the image lies in its middle: the first voxel is below 0.
+    the patch; else anywhere. `centred` puts that voxel in the middle of the patch, as far as the image reaches, and the
+    others about a random voxel of background. Along axes shorter than the patch the image lies in its middle: the first
+    voxel is below 0.
     """
     size = structures.size
     room = [max(n - p, 0) for n, p in zip(size, patch, strict=True)]
+    if centred:
+        start = _centred(structures, patch, room, foreground, generator)
+        return tuple(s - before for s, (before, _) in zip(start, margins(size, patch), strict=True))
     start = [int(generator.integers(0, r + 1)) for r in room]
     if any(room) and generator.random() < foreground:
         voxel = structures.random_voxel(generator)
@@ -89,3 +112,17 @@ def place_patch(
             offset = [int(generator.integers(0, p)) for p in patch]
             start = [min(max(v - o, 0), r) for v, o, r in zip(voxel, offset, room, strict=True)]
     return tuple(s - before for s, (before, _) in zip(start, margins(size, patch), strict=True))
+
+
+def _centred(
+    structures: Structures, patch: Sequence[int], room: Sequence[int], foreground: float, generator: np.random.Generator
+) -> list[int]:
+    """The first voxel of a patch about a voxel of a structure, or of background; what an image lacks, the other stands for.
+
+    Source: Implicit U-Net (marimont2022), Sec. 2 (docs/papers/implicit_unet.md, section 5).
+    """
+    ways = [structures.random_voxel, structures.random_background]
+    if generator.random() >= foreground:
+        ways.reverse()
+    voxel = next(found for way in ways if (found := way(generator)) is not None)
+    return [min(max(v - p // 2, 0), r) for v, p, r in zip(voxel, patch, room, strict=True)]

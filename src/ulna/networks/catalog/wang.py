@@ -33,6 +33,11 @@ _OMEGA_NET = Architecture(
     skip=(Slot(kind="mdsa", paths=("main",)), Slot(kind="concat")),
     deep_supervision=True,
 )
+# In the name of Table 1, MDA*-U-Net*, the star on U-Net is the cascade on the skips and the star on MDA the one in the
+# attention module. Sec. 1 and 5.1 have both; the abstract, Sec. 3.3 and Fig. 1 the first alone
+_MDA_STAR = _OMEGA_NET.replaced(
+    skip=(Slot(kind="mdsa", paths=("main",), options={"cascade": True}), Slot(kind="concat"))
+)
 # Eq. 8 with lambda_out = 10 and lambda_m = 1 (Sec. 4.1.2). Reading: 10 is the weight of the final map
 # (docs/papers/omega_net.md, section 4)
 DUAL_SUPERVISION = {"loss.heads": {"aux0": 1, "main0": 10}}
@@ -73,7 +78,15 @@ WANG: dict[str, Entry] = {
     "wang/omega_net": Entry(
         _OMEGA_NET,
         _PAPER,
-        "omega-Net (MDA*-U-Net*): two expansive paths, self-attention between them, cascade convolutions on the skips",
+        "omega-Net, cascade convolutions on the skips alone (MDA-U-Net*), as Sec. 3.3 and Fig. 1 have it",
+        input=_INPUT,
+        maps=2,
+        recipe={**_PROTOCOL, **DUAL_SUPERVISION},
+    ),
+    "wang/omega_net_mda_star": Entry(
+        _MDA_STAR,
+        _PAPER,
+        "omega-Net, cascade convolutions on the skips and in the attention (MDA*-U-Net*), as Sec. 1, 5.1 and Table 1 have it",
         input=_INPUT,
         maps=2,
         recipe={**_PROTOCOL, **DUAL_SUPERVISION},

@@ -31,6 +31,16 @@ def test_every_change_comes_as_often_as_asked():
     assert {one.quarters for one in found} == {0, 1, 2, 3}
 
 
+def test_brightness_and_contrast_may_differ_and_are_else_as_before():
+    contrast = drawn(only(intensity=0.5, brightness=0.0), 400)
+    assert all(one.shift is None for one in contrast)
+    assert np.mean([one.scale is not None for one in contrast]) == pytest.approx(0.5, abs=0.1)
+    brightness = drawn(only(brightness=1.0), 100)
+    assert all(one.scale is None and one.shift is not None for one in brightness)
+    same = drawn(only(intensity=0.3, brightness=0.3, contrast=0.3))
+    assert [(a.scale, a.shift) for a in same] == [(b.scale, b.shift) for b in drawn(only(intensity=0.3))]
+
+
 def test_changes_of_intensity_stay_within_their_ranges():
     found = drawn(only(intensity=1.0, gamma=1.0, noise=1.0, blur=1.0))
     for values, low, high in (

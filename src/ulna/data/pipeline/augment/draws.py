@@ -57,6 +57,9 @@ class Drawing:
         self.mirror_axes, self.turn_axes = plan.mirror_axes, plan.turn_axes
         spacing = plan.spacing or plan.fingerprint.spacing.median
         self.thin = tuple(s <= THICK * min(spacing) for s in spacing)
+        self.contrast, self.brightness = (
+            settings.intensity if own is None else own for own in (settings.contrast, settings.brightness)
+        )
         self.angle = math.radians(settings.degrees)
         self.slant = math.tan(math.radians(settings.shear))
 
@@ -72,14 +75,13 @@ class Drawing:
                 bends = self._bends(stream)
         if s.elastic > 0 and s.elastic_probability is not None and stream.random() < s.elastic_probability:
             matrix, bends = np.eye(self.dims) if matrix is None else matrix, self._bends(stream)
-        contrast, brightness = (s.intensity if one is None else one for one in (s.contrast, s.brightness))
         return Draw(
             flips,
             quarters,
             matrix,
             bends,
-            scale=stream.uniform(-SCALE, SCALE) if stream.random() < contrast else None,
-            shift=stream.uniform(-SHIFT, SHIFT) if stream.random() < brightness else None,
+            scale=stream.uniform(-SCALE, SCALE) if stream.random() < self.contrast else None,
+            shift=stream.uniform(-SHIFT, SHIFT) if stream.random() < self.brightness else None,
             gamma=stream.uniform(*GAMMA) if stream.random() < s.gamma else None,
             noise=(int(stream.integers(-(2**63), 2**63)), stream.uniform(0, NOISE))
             if stream.random() < s.noise
