@@ -17,9 +17,9 @@ from ulna.recipe import Labels
 
 
 def without_colour(volume: Volume) -> NDArray[Any]:
-    """The stored maps, one where a picture (PNG, BMP) stores grey as colour; equal maps of other files are classes."""
+    """The stored maps, one where a picture (PNG, BMP, RGB TIFF) stores grey as colour; equal maps elsewhere are classes."""
     array = volume.array
-    if array.shape[0] != 3 or volume.meta.format != "raster":
+    if array.shape[0] != 3 or not (volume.meta.format == "raster" or volume.meta.colour):
         return array
     grey = all(np.array_equal(red, green) and np.array_equal(red, blue) for red, green, blue in slabs(*array))
     return array[:1] if grey else array

@@ -118,7 +118,11 @@ def _why_not(ordered: list[int]) -> str:
 def _is_colour(volume: Volume) -> bool:
     """Whether a label map is a picture in colour; three maps in another format are three classes."""
     array = volume.array
-    return volume.meta.format == "raster" and len(array) == 3 and not bool((array == array[:1]).all())
+    return (
+        (volume.meta.format == "raster" or volume.meta.colour)
+        and len(array) == 3
+        and not bool((array == array[:1]).all())
+    )
 
 
 def own_suffix(path: Path) -> str | None:
