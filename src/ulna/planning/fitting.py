@@ -169,7 +169,7 @@ def _placed(unit: str, orientation: str | None) -> str:
 
 
 def _classes(labels: Labels) -> str:
-    return listed(labels.names, _SHOWN) + (" (overlapping)" if labels.multilabel else "")
+    return listed(labels.described, _SHOWN) + (" (overlapping)" if labels.multilabel else "")
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, check_names
 from ulna.system.reading import read_yaml
 from ulna.training.duration import Timing, time_training
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,10 @@ def plan(
         check_names(folder, own, "choose another name for --out")
     chosen = choose(model=model, recipe=recipe, seed=seed, fold=fold, max_ram=max_ram, set=set)
     check_words(chosen)
-    planned = plan_training(read_training_data(Dataset.from_folder(data), chosen.training), chosen)
+    found = read_training_data(Dataset.from_folder(data), chosen.training)
+    for note in found.notes:
+        log.info("note: %s", note)
+    planned = plan_training(found, chosen)
     why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
     if planned.device.gpu:
         why += f", its GPU {planned.device.memory_bytes / 1e9:.1f} GB"

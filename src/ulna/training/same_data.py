@@ -55,7 +55,7 @@ def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> No
     path = folder / DATA_FILE
     declared = dataset.labels
     if declared is not None and declared != labels:
-        ours, planned = listed(declared.names, _SHOWN), listed(labels.names, _SHOWN)
+        ours, planned = listed(declared.described, _SHOWN), listed(labels.described, _SHOWN)
         raise UsageError(
             f"{printable(data)}: declares the classes {ours}, but the run {printable(folder)} was planned for {planned}; "
             "give the data that it began with, or train again into another folder"

@@ -10,6 +10,7 @@ A layout is found from names alone; no pixel is read. Everything that does not f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from ulna.data.formats.source import (
 from ulna.data.layout.case import Case
 from ulna.data.layout.case_folders import case_folders
 from ulna.data.layout.dataset_json import listed, nnunet, note_number
-from ulna.data.layout.metadata import parse_channels, parse_classes, read_classes, read_json
+from ulna.data.layout.declared import CLASSES_FILE, parse_classes, read_classes
+from ulna.data.layout.metadata import parse_channels, read_json
 from ulna.data.layout.pairing import Found, convert, files_in, grouped, pairs
 from ulna.errors import DataError, Problem
 
@@ -134,16 +136,15 @@ def _one_file(found: Found, need_labels: bool) -> None:
 
 
 def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
-    """Class and channel names from dataset.json, else from classes.json."""
-    path = found.root / "dataset.json"
-    if "labels" in about:
-        found.labels = parse_classes(about["labels"], about.get("mode"), path, found.problems)
-        if (found.root / "classes.json").is_file():
-            found.notes.append("classes.json is not read: dataset.json names the classes")
-    else:
-        found.labels = read_classes(found.root, found.problems)
-    if found.channel_names is None:
-        found.channel_names = parse_channels(about.get("channel_names", about.get("modality")))
+    """Class and channel names: those of classes.json, else of dataset.json, else what the layout is known to hold."""
+    declared = read_classes(found.root, found.problems)
+    if os.path.lexists(found.root / CLASSES_FILE):
+        found.labels = declared
+        if "labels" in about:
+            found.notes.append("classes.json names the classes, in place of the labels of dataset.json")
+    elif "labels" in about:
+        found.labels = parse_classes(about["labels"], about, found.root / "dataset.json", found.problems)
+    found.channel_names = parse_channels(about.get("channel_names", about.get("modality"))) or found.channel_names
 
 
 def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:
