@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from ulna.data.formats.source import beside
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, listed, printable
@@ -34,8 +35,10 @@ def _digest(case: Case, known: dict[Path, str]) -> str:
 
 
 def _of_file(path: Path) -> str:
+    """Of a file, or of all in a folder of masks that are one label map."""
     try:
-        return file_digest(path)
+        inside = path.is_dir() and sorted(one for one in path.iterdir() if not beside(one.name) and one.is_file())
+        return file_digest(*(inside or [path]))
     except OSError as error:
         why = error.strerror or "it is no file"
         raise UsageError(f"{printable(path)}: cannot be read ({why}); check the path") from None
