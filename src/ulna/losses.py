@@ -2,7 +2,8 @@
 
 Legend: N images, K logit maps, *S spatial axes. Targets are class indices (N, *S); with one map they are 0 and 1; with
 `multilabel` they are (N, K, *S) with 0 and 1. p is a probability, g the target. Sums run in the precision of the logits,
-low ones in float32. Formulas, edge cases and where they come from: docs/papers/losses_and_metrics.md, section 1.
+low ones in float32. A third tensor, `known`, has the shape of the target: where it is False, no voxel counts.
+Formulas, edge cases and where they come from: docs/papers/losses_and_metrics.md, section 1.
 """
 
 from __future__ import annotations
@@ -35,13 +36,17 @@ class _Overlap(nn.Module):
             raise unknown("reduction", reduction, REDUCTIONS)
         self.smooth, self.reduction, self.background, self.multilabel = smooth, reduction, background, multilabel
 
-    def pairs(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """p and g as (N, maps, voxels); softmax outputs lose their background unless `background`."""
+    def pairs(self, logits: Tensor, target: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
+        """p and g as (N, maps, voxels), 0 where not known; softmax outputs lose their background unless `background`."""
         p = probabilities(logits, multilabel=self.multilabel)
         exclusive = logits.shape[1] > 1 and not self.multilabel
         g = one_hot(target, logits.shape[1]) if exclusive else as_maps(target, logits)
         first = 1 if exclusive and not self.background else 0
-        return p[:, first:].flatten(2), g[:, first:].to(p.dtype).flatten(2)
+        p, g = p[:, first:], g[:, first:].to(p.dtype)
+        if known is not None:
+            inside = as_maps(known, logits).to(p.dtype)
+            p, g = p * inside, g * inside
+        return p.flatten(2), g.flatten(2)
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over voxels: (N, maps, voxels) -> (N, maps), or (maps,) pooled over the batch."""
@@ -79,14 +84,16 @@ class SoftDice(_Overlap):
         super().__init__(smooth=smooth, reduction=reduction, background=background, multilabel=multilabel)
         self.squared = squared
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        p, g = self.pairs(logits, target)
+    def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        p, g = self.pairs(logits, target, known)
         below = self.sum(p * p) + self.sum(g * g) if self.squared else self.sum(p) + self.sum(g)
         return 1 - ((2 * self.sum(p * g) + self.smooth) / (below + self.smooth)).mean()
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy over all voxels: of a sigmoid for one map or with `multilabel` (BCE), else of a softmax.
+    """Cross-entropy over all voxels that are known: of a sigmoid for one map or with `multilabel` (BCE), else of a softmax.
+
+    Where none is known, it is 0.
 
     Shape:
         (N, K, *S), (N, *S) -> ()
@@ -96,11 +103,15 @@ class CrossEntropy(nn.Module):
         super().__init__()
         self.multilabel = multilabel
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.multilabel or logits.shape[1] == 1:
-            return F.binary_cross_entropy_with_logits(logits, as_maps(target, logits).to(logits.dtype))
-        return F.cross_entropy(logits, target.long())
+        overlapping = self.multilabel or logits.shape[1] == 1
+        maps = as_maps(target, logits).to(logits.dtype) if overlapping else target.long()
+        of_each = F.binary_cross_entropy_with_logits if overlapping else F.cross_entropy
+        if known is None:
+            return of_each(logits, maps)
+        inside = known.reshape(maps.shape).to(logits.dtype)
+        return (of_each(logits, maps, reduction="none") * inside).sum() / inside.sum().clamp_min(1)
 
 
 class DiceCrossEntropy(nn.Module):
@@ -123,8 +134,9 @@ class DiceCrossEntropy(nn.Module):
         self.dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
         self.cross_entropy = CrossEntropy(multilabel=multilabel)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.weights[0] * self.dice(logits, target) + self.weights[1] * self.cross_entropy(logits, target)
+    def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        dice, cross_entropy = (one(logits, target, known) for one in (self.dice, self.cross_entropy))
+        return self.weights[0] * dice + self.weights[1] * cross_entropy
 
 
 class UNetPlusPlusLoss(DiceCrossEntropy):
@@ -162,8 +174,8 @@ class FocalTversky(_Overlap):
         super().__init__(smooth=smooth, reduction=reduction, background=background, multilabel=multilabel)
         self.alpha, self.beta, self.exponent = alpha, beta, exponent
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        p, g = self.pairs(logits, target)
+    def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        p, g = self.pairs(logits, target, known)
         hit, missed, wrong = self.sum(p * g), self.sum((1 - p) * g), self.sum(p * (1 - g))
         index = (hit + self.smooth) / (hit + self.alpha * missed + self.beta * wrong + self.smooth)
         # below 1 the power has an infinite slope at 0, which a perfect prediction reaches
@@ -181,9 +193,14 @@ LOSSES: dict[str, Callable[..., nn.Module]] = {
 
 
 def make_loss(
-    kind: str, *, options: Mapping[str, Any] | None = None, heads: str | Mapping[str, float] = "equal", multilabel: bool
+    kind: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    heads: str | Mapping[str, float] = "equal",
+    multilabel: bool,
+    ignored: int | None = None,
 ) -> HeadsLoss:
-    """The loss of a recipe.
+    """The loss of a recipe; `multilabel` and `ignored` are those of `Labels`.
 
     Raises:
         UsageError: for an unknown loss, option or weighting.
@@ -198,7 +215,7 @@ def make_loss(
         criterion = LOSSES[kind](**(options or {}), multilabel=multilabel)
     except TypeError as error:
         raise UsageError(f"loss.options {dict(options or {})} do not work for {kind!r}: {error}") from None
-    return HeadsLoss(criterion, heads)
+    return HeadsLoss(criterion, heads, ignored)
 
 
 class HeadsLoss(nn.Module):
@@ -211,24 +228,35 @@ class HeadsLoss(nn.Module):
     Args:
         criterion: (logits, target) -> ().
         weights: "equal", "halving", or head name -> weight.
+        ignored: what stands in targets where the class is not known; None: it is known everywhere.
     """
 
-    def __init__(self, criterion: nn.Module, weights: str | Mapping[str, float] = "equal") -> None:
+    def __init__(
+        self, criterion: nn.Module, weights: str | Mapping[str, float] = "equal", ignored: int | None = None
+    ) -> None:
         super().__init__()
         if isinstance(weights, str) and weights not in ("equal", "halving"):
             raise unknown("weighting of heads", weights, ("equal", "halving"))
         self.criterion = criterion
         self.weights = weights
+        self.ignored = ignored
 
     def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the criterion at every head with a weight."""
         weights = self.weights_for(outputs)
         parts = {
-            name: self.criterion(logits, target_for(logits, target, outputs.points))
+            name: self._of(logits, target_for(logits, target, outputs.points))
             for name, logits in outputs.heads.items()
             if weights[name] > 0
         }
         return torch.stack([weights[name] * loss for name, loss in parts.items()]).sum(), parts
+
+    def _of(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The criterion at one head, over the voxels that are known."""
+        if self.ignored is None:
+            return self.criterion(logits, target)
+        known = target != self.ignored
+        return self.criterion(logits, target * known, known)
 
     def weights_for(self, outputs: Outputs) -> dict[str, float]:
         """Head name -> weight; the weights sum to 1.
@@ -261,7 +289,7 @@ class HeadsLoss(nn.Module):
         return {name: raw[name] / total for name in names}
 
 
-def check_targets(target: Tensor, maps: int, *, multilabel: bool) -> None:
+def check_targets(target: Tensor, maps: int, *, multilabel: bool, ignored: int | None = None) -> None:
     """Refuse targets that the losses would take for something else: 255 in a binary one gives a Dice loss below 0.
 
     It reads every value, so it is for the start of a training; the losses themselves check nothing.
@@ -270,6 +298,7 @@ def check_targets(target: Tensor, maps: int, *, multilabel: bool) -> None:
         target: of a training, or its lowest and highest value alone.
         maps: K, of the network's logits.
         multilabel: whether classes overlap.
+        ignored: what stands where the class is not known, the value behind the last.
 
     Shape:
         (N, *S), or (N, K, *S) with `multilabel`
@@ -277,7 +306,7 @@ def check_targets(target: Tensor, maps: int, *, multilabel: bool) -> None:
     Raises:
         UsageError: for values other than those of the classes.
     """
-    last = 1 if multilabel or maps == 1 else maps - 1
+    last = (1 if multilabel or maps == 1 else maps - 1) if ignored is None else ignored
     low, high = (float(value) for value in target.aminmax())
     broken = target.is_floating_point() and bool((target != target.round()).any())
     if low >= 0 and high <= last and not broken:  # not so for NaN

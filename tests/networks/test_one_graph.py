@@ -61,10 +61,14 @@ def test_a_network_of_volumes_and_its_loss_are_one_graph(name):
     compiled_equals_plain(name, 3, levels=2)
 
 
-@pytest.mark.parametrize(("kind", "heads"), [("focal_tversky", "halving"), ("dice_squared", "equal")])
-def test_other_losses_are_one_graph(kind, heads):
+@pytest.mark.parametrize(
+    ("kind", "heads", "ignored"),
+    [("focal_tversky", "halving", None), ("dice_squared", "equal", None), ("dice_ce", "halving", 3)],
+)
+def test_other_losses_are_one_graph(kind, heads, ignored):
     logits = {"x0": torch.randn(2, 3, 8, 8), "x1": torch.randn(2, 3, 4, 4)}
-    loss_of, labels = make_loss(kind, heads=heads, multilabel=False), torch.randint(3, (2, 8, 8))
+    loss_of = make_loss(kind, heads=heads, multilabel=False, ignored=ignored)
+    labels = torch.randint(3 if ignored is None else 4, (2, 8, 8))
 
     def loss(heads, labels):
         return loss_of(Outputs(heads["x0"], heads), labels)[0]

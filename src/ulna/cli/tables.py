@@ -133,7 +133,7 @@ def _check(console: Console, report: Any) -> None:
         count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
         console.print(f"[bold red]{count}[/] in {cases} cases", highlight=False)
     else:
-        names = ", ".join(map(safe, report.labels.names))
+        names = ", ".join(map(safe, report.labels.described))
         console.print(f"[bold green]no problems[/] in {cases} cases: {names}", highlight=False)
         print_plain(console, f"next: ulna train {quoted(report.root)}", style="dim")
 
@@ -158,7 +158,7 @@ def _plan(console: Console, estimate: Any) -> None:
     table.columns[1].justify = "left"
     table.columns[1].no_wrap = False
     table.add_row("images", f"{plan.spatial_dims}D, {plan.in_channels} channels, {plan.fingerprint.cases} cases")
-    table.add_row("classes", ", ".join(map(safe, plan.labels.names)))
+    table.add_row("classes", ", ".join(map(safe, plan.labels.described)))
     for field, reason in plan.reasons.items():
         table.add_row(safe(field), safe(reason))
     read = "a patch" if planned.points is None else f"a patch, read at {planned.points:,} points"

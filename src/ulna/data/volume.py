@@ -33,6 +33,7 @@ class Meta:
         orientation: the tag of a picture, from 1 (upright) to 8; see `ulna.data.turning`.
         palette: class -> the colour in which the file draws it.
         white: the largest stored value of a TIFF in which white is zero, whose values were inverted; None for all others.
+        colour: whether the file says that its three channels are red, green and blue.
         stored: what the writer of this format needs to write a map in the same geometry, in a type of its own.
     """
 
@@ -46,6 +47,7 @@ class Meta:
     orientation: int = 1
     palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
     white: int | None = None
+    colour: bool = False
     stored: object = None
 
 

@@ -25,6 +25,7 @@ from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, listed
 from ulna.evaluation.intervals import SOME_CASES, interval_note, mean_interval
+from ulna.evaluation.known import known_alone, read_as
 from ulna.evaluation.metrics import MEASURES, average, score_labels
 from ulna.recipe import Labels, parse
 from ulna.system.files import cell, write_text
@@ -136,6 +137,11 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
         text = "masks changed after predict wrote them, scored as they are (%d): %s"
         log.warning(text, len(notes["changed"]), listed(notes["changed"], _SHOWN))
     names = _classes(about, references, predicted, labels)
+    of_references, of_masks = read_as(names, references.labels, written_by_ulna="labels" in about)
+    if of_masks.merges and "labels" not in about:
+        log.info(
+            "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)
+        )
     dims = _dims(references.sources[name] for name in wanted)
     problems: list[Problem] = []
     tags_differ: list[str] = []
@@ -144,18 +150,20 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
         for name in track(wanted, "evaluating"):
             try:
                 volume = read_labels(references.sources[name], dims)
-                reference = encode_labels(volume, names)
+                reference = encode_labels(volume, of_references)
                 prediction = np.zeros_like(reference)
                 if name in predicted.sources:
                     mask = read_labels(predicted.sources[name], dims)
-                    prediction = encode_labels(mask, names)
+                    prediction = encode_labels(mask, of_masks)
+                    if of_masks.ignored is not None:  # what a mask leaves open is not found
+                        prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
                     _check_grid(predicted.sources[name], mask, volume)
                     if orientation_of(mask) != orientation_of(volume):
                         tags_differ.append(name)
             except DataError as error:
                 problems.extend(error.problems)
                 continue
-            yield Pair(name, prediction, reference, volume)
+            yield Pair(name, *known_alone(prediction, reference, of_references), volume)
 
     scores = Scores(names, _empty_score(about))
     for pair in pairs():
@@ -164,6 +172,8 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
         raise DataError(problems, predictions)
     evaluation = scores.evaluation(missing)
     evaluation.summary.update(notes)
+    if of_references.ignore:
+        evaluation.summary["ignore"] = list(of_references.ignore)
     if tags_differ:
         text = (
             "masks whose orientation tag differs from that of their reference (%d): %s; both are compared as viewers show "

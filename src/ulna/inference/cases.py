@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.formats.label_maps import in_file
 from ulna.data.formats.limits import is_memory_error
 from ulna.data.formats.npz import npz_contents
 from ulna.data.formats.read import read_labels
@@ -195,13 +196,13 @@ class Work:
             written = [write_probabilities(staging / f"{case.id}_probabilities", result.probabilities, volume)]
         in_npz = source.row is not None
         if not in_npz:
-            written.insert(0, write_labels(staging / case.id, result.mask, volume))
+            written.insert(0, write_labels(staging / case.id, in_file(result.mask, result.labels), volume))
         files = {path.name: "" for path in written}
         file = entry.file if in_npz else written[0].name
         seconds = round(entry.seconds + time.perf_counter() - start, 3)
         entry = replace(entry, file=file, files={file: ""} | files, size=volume.size, seconds=seconds)
         if in_npz:
-            self._arrays.setdefault(source.path, []).append((entry, result.mask))
+            self._arrays.setdefault(source.path, []).append((entry, in_file(result.mask, result.labels)))
             return
         with held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
@@ -248,7 +249,7 @@ class Work:
         name = masks[0][0].file
         new = {entry.case for entry, _ in masks}
         kept = [entry for entry in self._kept.get(name, []) if entry.case not in new]
-        multilabel = self.segmenter.plan.labels.multilabel
+        multilabel = self.segmenter.plan.labels.stacked
         both = [(entry, _row_of(self.out / name, entry.case, multilabel)) for entry in kept] + masks
         place = {case: row for row, case in enumerate(npz_contents(source).ids)}
         both.sort(key=lambda row: place.get(row[0].case, len(place)))
@@ -263,7 +264,7 @@ class Work:
     def _entry(self, case: Case) -> Entry:
         """What is to be made of a case: the names of its files, and what they are made with."""
         source = case.images[0]
-        mask = case.id + mask_suffix(source, multilabel=self.segmenter.plan.labels.multilabel)
+        mask = case.id + mask_suffix(source, multilabel=self.segmenter.plan.labels.stacked)
         file = mask if source.row is None else f"{case_name(source.path)}.npz"
         names = [file, *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else [])]
         return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run_digest, self.options, VERSION)
@@ -274,7 +275,7 @@ class Work:
 
 
 def _row_of(path: Path, case: str, multilabel: bool) -> NDArray[Any]:
-    """The mask of a case in an npz that `predict` wrote: (*S), or (K, *S) if multilabel."""
+    """The mask of a case in an npz that `predict` wrote: (*S), or (K, *S) where classes overlap."""
     array = read_labels(Source(path, npz_contents(path).ids.index(case))).array
     return array if multilabel else array[0]
 

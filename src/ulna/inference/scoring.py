@@ -5,11 +5,13 @@ from __future__ import annotations
 from ulna.data.layout.case import Case, read_reference
 from ulna.data.volume import Volume
 from ulna.evaluation.evaluate import Pair, Scores
+from ulna.evaluation.known import known_alone
 from ulna.inference.segmenter import Segmenter
 
 
 def predict_pair(segmenter: Segmenter, case: Case, volume: Volume | None = None) -> Pair:
-    """The label map of a case and its reference, both along the axes of the file.
+    """The label map of a case and its reference, both along the axes of the file; background in both where the reference says
+    that the class is not known.
 
     Args:
         segmenter: of a run.
@@ -20,7 +22,8 @@ def predict_pair(segmenter: Segmenter, case: Case, volume: Volume | None = None)
         UsageError: if the image or the label map cannot be read, or does not fit the run.
     """
     volume = case.read_image() if volume is None else volume
-    return Pair(case.id, segmenter.mask(volume), read_reference(case, volume, segmenter.plan), volume)
+    reference = read_reference(case, volume, segmenter.plan)
+    return Pair(case.id, *known_alone(segmenter.mask(volume), reference, segmenter.plan.labels), volume)
 
 
 def scores_for(segmenter: Segmenter) -> Scores:

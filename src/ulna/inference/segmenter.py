@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ulna.blocks import nd
+from ulna.data.formats.label_maps import in_file
 from ulna.data.formats.source import case_name
 from ulna.data.formats.write import write_labels
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
@@ -31,7 +32,7 @@ from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
-from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
+from ulna.recipe import PLAN_FORMAT, Labels, Plan, Recipe, Split, from_yaml, parse
 from ulna.system.device import choose_precision, default_device, to_device
 from ulna.system.reading import read_json
 
@@ -46,11 +47,13 @@ class Result:
         mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
         probabilities: (K, *S), float32; one map for a single structure. None where they were not asked for.
         volume: the image, with its geometry.
+        labels: the classes.
     """
 
     mask: NDArray[Any]
     probabilities: NDArray[np.float32] | None
     volume: Volume
+    labels: Labels = field(default_factory=Labels)
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -65,10 +68,11 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the mask in the image's own format and geometry; its ending takes the place of a known one. Returns the file.
 
-        What follows another dot belongs to the name: `patient.1` becomes patient.1.nii.gz.
+        Overlapping classes with an order (`Labels.order`) are one map there. What follows another dot belongs to the name:
+        `patient.1` becomes patient.1.nii.gz.
         """
         path = Path(path)
-        return write_labels(path.with_name(case_name(path)), self.mask, self.volume)
+        return write_labels(path.with_name(case_name(path)), in_file(self.mask, self.labels), self.volume)
 
 
 class Segmenter:
@@ -147,9 +151,9 @@ class Segmenter:
             UsageError: if it does not fit the plan.
         """
         if not probabilities:
-            return Result(self.mask(volume), None, volume)
+            return Result(self.mask(volume), None, volume, self.plan.labels)
         maps = self.probabilities(volume)
-        return Result(self.label_map(maps), maps.numpy(), volume)
+        return Result(self.label_map(maps), maps.numpy(), volume, self.plan.labels)
 
     def mask(self, volume: Volume) -> NDArray[Any]:
         """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""

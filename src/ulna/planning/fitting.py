@@ -212,7 +212,7 @@ def _placed(unit: str, orientation: str | None) -> str:
 
 
 def _classes(labels: Labels) -> str:
-    return listed(labels.names, _SHOWN) + (" (overlapping)" if labels.multilabel else "")
+    return listed(labels.described, _SHOWN) + (" (overlapping)" if labels.multilabel else "")
 
 
 def _shown(value: Any) -> str:

@@ -9,8 +9,9 @@ from ulna.recipe.changing import merged, set_value, stated
 from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimizer, Points, Recipe, Training
 from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground
 from ulna.recipe.former import renamed_path
+from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
-from ulna.recipe.plan import PLAN_FORMAT, Labels, Normalization, Plan, Split, Whitening
+from ulna.recipe.plan import PLAN_FORMAT, Normalization, Plan, Split, Whitening
 from ulna.recipe.protocol import Protocol, Requires
 
 __all__ = [

@@ -11,30 +11,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from ulna.recipe.bounds import MOST_CHANNELS_AT_ALL, MOST_LEVELS, Axis, Length, Steps, Voxels
 from ulna.recipe.choices import Recipe
 from ulna.recipe.fingerprint import Fingerprint
+from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen
-
-
-class Labels(Frozen):
-    """The names of the classes, and whether they exclude each other.
-
-    `names[0]` is the background unless `multilabel`; then every name is a channel of its own.
-    """
-
-    names: Annotated[tuple[str, ...], Field(min_length=1, max_length=MOST_CHANNELS_AT_ALL)] = (
-        "background",
-        "foreground",
-    )
-    multilabel: bool = False
-
-    @property
-    def foreground(self) -> tuple[str, ...]:
-        """The names of the structures, in the order of their values 1..K."""
-        return self.names if self.multilabel else self.names[1:]
-
-    @property
-    def outputs(self) -> int:
-        """Maps of the network: 1 for one structure (sigmoid), K + 1 with background for K (softmax), K if multilabel."""
-        return len(self.names) if self.multilabel or len(self.names) > 2 else 1
 
 
 class Normalization(Frozen):

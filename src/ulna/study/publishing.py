@@ -15,6 +15,7 @@ from ulna.data.layout.case import read_reference
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import printable_text
 from ulna.evaluation import figures
+from ulna.evaluation.known import known_alone
 from ulna.evaluation.pages import page
 from ulna.inference.segmenter import Segmenter
 from ulna.study import drawings
@@ -220,7 +221,8 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
         case = dataset.case(name)
         volume = case.read_image()
         reference = read_reference(case, volume, plan)
-        seen = figures.view(volume, reference, *(segmenter.mask(volume) for segmenter in segmenters.values()))
+        answers = [known_alone(segmenter.mask(volume), reference, plan.labels) for segmenter in segmenters.values()]
+        seen = figures.view(volume, answers[0][1], *(mask for mask, _ in answers))
         cases.append(drawings.Hard(name, seen.image, seen.maps[0], seen.sides))
         for model, mask in zip(segmenters, seen.maps[1:], strict=True):
             masks[model].append(mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from ulna.system.outputs import RUN_FILE, check_names
 from ulna.system.reading import read_yaml
 from ulna.training.duration import Timing, time_training
 from ulna.training.preview import check_preview, draw_preview
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def plan(
     if preview is not None:
         check_preview(Path(preview), dataset)
     found = read_training_data(dataset, chosen.training)
+    for note in found.notes:
+        log.info("note: %s", note)
     planned = plan_training(found, chosen)
     why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
     if planned.device.gpu:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ulna.blocks import nd
 from ulna.data.pipeline.points import count_points, sample_points
 from ulna.errors import UsageError, brief, printable
+from ulna.evaluation.known import known_alone
 from ulna.evaluation.metrics import average, score_labels
 from ulna.inference.forward import Forward
 from ulna.inference.volume import predict_slabs
@@ -106,6 +107,7 @@ class Loop:
                 options=recipe.loss.options,
                 heads=recipe.loss.heads,
                 multilabel=plan.labels.multilabel,
+                ignored=plan.labels.ignored,
             ),
             self.optimizer,
             precision=self.precision,
@@ -206,9 +208,9 @@ class Loop:
                 precision=self.precision,
                 forward=self.forward,
             )
+            mask = slabs.label_map(self.plan.labels, self.recipe.inference.threshold)
             scores = score_labels(
-                slabs.label_map(self.plan.labels, self.recipe.inference.threshold),
-                reference.numpy(),
+                *known_alone(mask, reference.numpy(), self.plan.labels),
                 classes=len(self.plan.labels.foreground),
                 spacing=(1.0,) * self.plan.spatial_dims,
                 tolerance=1.0,
@@ -273,9 +275,10 @@ class Loop:
         if self.state.epoch:
             return labels, ()
         if labels.device.type == "cpu":
-            check_targets(labels, found.outputs, multilabel=found.multilabel)
+            check_targets(labels, found.outputs, multilabel=found.multilabel, ignored=found.ignored)
             return labels, ()
-        return bounded(labels, 1 if found.multilabel else max(1, found.outputs - 1))
+        last = 1 if found.multilabel else max(1, found.outputs - 1)
+        return bounded(labels, last if found.ignored is None else found.ignored)
 
     def _note(self, numbers: list[tuple[float, ...]]) -> None:
         """Keep the losses of steps that have ended.
@@ -285,7 +288,8 @@ class Loop:
         """
         for loss, *extremes in numbers:
             if extremes:
-                check_targets(torch.tensor(extremes), self.plan.labels.outputs, multilabel=self.plan.labels.multilabel)
+                found = self.plan.labels
+                check_targets(torch.tensor(extremes), found.outputs, multilabel=found.multilabel, ignored=found.ignored)
             if not math.isfinite(loss):
                 raise UsageError(
                     f"the loss became {loss} in epoch {self.state.epoch + 1}, step {len(self.state.losses) + 1}; "
@@ -307,6 +311,7 @@ class Loop:
             alpha=settings.alpha,
             sigma=settings.sigma,
             generator=generator,
+            ignored=self.plan.labels.ignored,
         )
 
     def _finish_epoch(self, train_loss: float, scores: dict[str, float], seconds: float) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from ulna.data.formats.read import masks_in
+from ulna.data.formats.source import beside
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, listed, printable
@@ -35,12 +35,10 @@ def _digest(case: Case, known: dict[Path, str]) -> str:
 
 
 def _of_file(path: Path) -> str:
-    """Of a file, or of the masks in a folder that stands for their union."""
+    """Of a file, or of all in a folder of masks that are one label map."""
     try:
-        if not path.is_dir():
-            return file_digest(path)
-        found = "".join(f"{mask.name} {file_digest(mask)}\n" for mask in masks_in(path))
-        return hashlib.sha256(found.encode()).hexdigest()
+        inside = path.is_dir() and sorted(one for one in path.iterdir() if not beside(one.name) and one.is_file())
+        return file_digest(*(inside or [path]))
     except OSError as error:
         why = error.strerror or "it is no file"
         raise UsageError(f"{printable(path)}: cannot be read ({why}); check the path") from None
@@ -60,7 +58,7 @@ def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> No
     path = folder / DATA_FILE
     declared = dataset.labels
     if declared is not None and declared != labels:
-        ours, planned = listed(declared.names, _SHOWN), listed(labels.names, _SHOWN)
+        ours, planned = listed(declared.described, _SHOWN), listed(labels.described, _SHOWN)
         raise UsageError(
             f"{printable(data)}: declares the classes {ours}, but the run {printable(folder)} was planned for {planned}; "
             "give the data that it began with, or train again into another folder"

@@ -99,7 +99,7 @@ class PreparedCases:
             return prepared, torch.from_numpy(np.ascontiguousarray(reference))
         labels = prepare_labels(reference, volume, self.plan)
         if index not in self._structures:
-            self._structures[index] = Structures(labels, self.plan.spatial_dims)
+            self._structures[index] = Structures(labels, self.plan.spatial_dims, self.plan.labels.ignored)
         return prepared, labels
 
     def _keep(self, index: int, case: tuple[Prepared, Tensor], *, on_device: bool = False) -> None:

@@ -279,3 +279,19 @@ def test_animated_png_is_refused(tmp_path):
     root = png_set(tmp_path / "set") if (tmp_path / "set").mkdir() is None else None
     frames[0].save(root / "images" / "c1.gif", save_all=True, append_images=frames[1:])
     assert any("'.gif', which is not read" in problem.what for problem in check(root).problems)
+
+
+def test_a_grey_mask_in_an_rgb_tiff_is_one_map(tmp_path):
+    """As CVC-ClinicDB has them; three maps that are no colours stay three classes."""
+    grey = np.repeat(shapes((24, 20), 255)[..., None], 3, axis=2)
+    for number in range(2):
+        for folder, array in (("images", noise(24, 20, 3)), ("labels", grey)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            tifffile.imwrite(
+                tmp_path / folder / f"{number}.tif", array + number * (folder == "images"), photometric="rgb"
+            )
+    report = check(tmp_path)
+    assert report.ok and report.labels.foreground == ("foreground",)
+    image = image_of(tmp_path / "images" / "0.tif")
+    maps = np.repeat(shapes((24, 20))[None], 3, axis=0)
+    assert not labels_of(write_labels(tmp_path / "maps", maps, image)).meta.colour

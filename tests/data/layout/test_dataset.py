@@ -245,8 +245,6 @@ def test_nnunet_finds_its_cases(tmp_path):
     [
         ({"channel_names": {"0": "a", "1": "b", "2": "c"}}, "names 3 channels, imagesTr holds 2 files per case"),
         ({"file_ending": ".nii.gz"}, "says that files end in '.nii.gz', none does"),
-        ({"labels": {"background": 0, "whole": [1, 2]}}, "declares regions"),
-        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "`ignore` label"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "gives one label value to two classes"),
         ({"labels": {"background": 0}}, "declares the background only"),
         ({"labels": {}}, "declares no classes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from ulna.recipe import Labels
 
 
 def without_colour(volume: Volume) -> NDArray[Any]:
-    """The stored maps, one where a picture (PNG, BMP) stores grey as colour; equal maps of other files are classes."""
+    """The stored maps, one where a picture (PNG, BMP, RGB TIFF) stores grey as colour; equal maps elsewhere are classes."""
     array = volume.array
-    if array.shape[0] != 3 or volume.meta.format != "raster":
+    if array.shape[0] != 3 or not (volume.meta.format == "raster" or volume.meta.colour):
         return array
     grey = all(np.array_equal(red, green) and np.array_equal(red, blue) for red, green, blue in slabs(*array))
     return array[:1] if grey else array
@@ -52,36 +53,104 @@ def value_counts(array: NDArray[Any], most: int | None = None) -> dict[int | flo
 
 
 def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
-    """Class indices 0..K of a raw label map; two-valued maps in {0, 255} become {0, 1}.
+    """Class indices 0..K of a raw label map, by the values that `labels` gives every class; where it gives none, two-valued
+    maps in {0, 255} become {0, 1}.
+
+    Where the class is not known (`Labels.ignore`) stands `Labels.ignored`: K + 1, in overlapping maps 2.
 
     Shape:
         (1, *S) -> (*S), of the smallest unsigned type; multilabel: (K, *S) -> (K, *S) of 0 and 1, and a single map
-        of exclusive values 1..K is spread over the channels.
+        of stored values is spread over the channels.
 
     Raises:
         DataError: naming file and values, if they do not fit the classes.
     """
     array = volume.array
     count = len(labels.foreground)
-    if labels.multilabel and array.shape[0] == count:
-        return _checked(volume, array, 1)
+    if labels.merges:  # then one map is what is expected
+        array = without_colour(volume)
+    if labels.multilabel and array.shape[0] == count and (count > 1 or not labels.merges):
+        return _checked(volume, array, 1, labels.ignore)
     array = without_colour(volume)
     if array.shape[0] != 1:
         wanted = f"one map, or {count} maps (one per class)" if labels.multilabel else "one map"
         raise data_error(volume.path, f"holds {array.shape[0]} label maps", f"save {wanted} with values 0..{count}")
-    indices = _checked(volume, array[0], count)
+    if labels.instances:
+        return _objects(volume, array[0], labels)
+    if labels.merges:
+        return _by_value(volume, array[0], labels)
+    indices = _checked(volume, array[0], count, labels.ignore)
     if not labels.multilabel:
         return indices
-    return np.stack([indices == value for value in range(1, count + 1)]).astype(np.uint8)
+    return _spread(indices, [(value,) for value in range(1, count + 1)], (count + 1,) if labels.ignore else ())
 
 
-def _checked(volume: Volume, array: NDArray[Any], highest: int) -> NDArray[Any]:
+def _checked(volume: Volume, array: NDArray[Any], highest: int, ignore: tuple[int, ...]) -> NDArray[Any]:
+    """Values 0..`highest` as they are, ignored ones as the next."""
     values = value_counts(array)
-    if highest == 1 and 255 in values and set(values) <= {0, 255}:
+    if highest == 1 and 255 in values and set(values) <= {0, 255} and 255 not in ignore:
         return (array == 255).view(np.uint8)
-    bad = [value for value in values if value not in range(highest + 1)]
+    bad = [value for value in values if value not in range(highest + 1) and value not in ignore]
     if bad:
-        shown = listed((f"{value:g}" for value in bad), most=8)
-        what = f"label values {shown} do not fit {highest + 1} classes (0 is background, 1..{highest})"
-        raise data_error(volume.path, what, "name the extra ones in classes.json or remap the file")
-    return array.astype(label_dtype(highest), copy=False)
+        what = f"label values {_shown(bad)} do not fit {highest + 1} classes (0 is background, 1..{highest})"
+        raise data_error(volume.path, what, "name the extra ones in classes.json (or as `ignore`), or remap the file")
+    present = [value for value in ignore if value in values]
+    if not present:
+        return array.astype(label_dtype(highest), copy=False)
+    unknown = np.isin(array, present)
+    return np.where(unknown, highest + 1, array).astype(label_dtype(highest + 1))
+
+
+def _by_value(volume: Volume, array: NDArray[Any], labels: Labels) -> NDArray[Any]:
+    """Stored values as class indices, several to one; overlapping ones as maps."""
+    found = value_counts(array)
+    known = {*labels.background, *labels.ignore, *(value for values in labels.stored for value in values)}
+    bad = [value for value in found if value not in known]
+    if bad:
+        what = f"label values {_shown(bad)} belong to no class ({', '.join(labels.described)})"
+        raise data_error(volume.path, what, 'add them in classes.json: to a class, to "background" or to "ignore"')
+    array = array.astype(label_dtype(int(max(found, default=0))), copy=False)
+    if labels.multilabel:
+        return _spread(array, labels.stored, labels.ignore)
+    codes = dict.fromkeys(labels.ignore, len(labels.stored) + 1)
+    codes |= {value: index for index, values in enumerate(labels.stored, start=1) for value in values}
+    indices = np.zeros(array.shape, label_dtype(max(codes.values())))
+    for value in found:
+        if code := codes.get(int(value), 0):
+            indices[array == value] = code
+    return indices
+
+
+def _objects(volume: Volume, array: NDArray[Any], labels: Labels) -> NDArray[Any]:
+    """One class of all numbered objects."""
+    if array.dtype.kind == "f" or (array.dtype.kind == "i" and array.size and int(array.min()) < 0):
+        what = "holds values that number no objects: they are fractional or negative"
+        raise data_error(volume.path, what, "save the label map with whole numbers, 0 for the background")
+    indices = (array != 0).view(np.uint8)
+    return np.where(np.isin(array, labels.ignore), 2, indices).astype(np.uint8) if labels.ignore else indices
+
+
+def _spread(array: NDArray[Any], stored: Sequence[Sequence[int]], ignore: Sequence[int]) -> NDArray[Any]:
+    """A single map as one map of 0 and 1 a structure; 2 where the class is not known: (*S) -> (K, *S)."""
+    maps = np.stack([np.isin(array, values) for values in stored]).astype(np.uint8)
+    if ignore:
+        maps[:, np.isin(array, ignore)] = 2
+    return maps
+
+
+def _shown(values: Sequence[int | float]) -> str:
+    return listed((f"{value:g}" for value in values), most=8)
+
+
+def in_file(mask: NDArray[Any], labels: Labels) -> NDArray[Any]:
+    """A mask as its file holds it: one map of the values of `Labels.order` where it has one, else as it is.
+
+    Shape:
+        (K, *S) -> (*S) with an order; else (*S) or (K, *S), as it is
+    """
+    if labels.order is None:
+        return mask
+    written = np.zeros(mask.shape[1:], label_dtype(max(labels.order)))
+    for value, one in zip(labels.order, mask, strict=True):  # the later over the earlier
+        written[one != 0] = value
+    return written

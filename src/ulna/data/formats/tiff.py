@@ -19,7 +19,7 @@ from ulna.data.formats.limits import MOST_PIXELS, check_memory, check_pixels
 from ulna.data.formats.slabs import as_float32, native
 from ulna.data.formats.source import AGAIN, data_error, file_stat, suffix_of
 from ulna.data.formats.tiff_decoding import decoded
-from ulna.data.formats.tiff_meaning import WHITE_IS_ZERO, channels_first, check_meaning, meant
+from ulna.data.formats.tiff_meaning import RGB, WHITE_IS_ZERO, channels_first, check_meaning, meant
 from ulna.data.formats.tiff_scale import TiffStored, read_scale
 from ulna.data.turning import ORIENTATION, checked_orientation, exchanged, upright
 from ulna.data.volume import Meta, Volume
@@ -78,6 +78,7 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
         orientation=orientation,
         palette=palette,
         white=(1 << int(page.bitspersample)) - 1 if WHITE_IS_ZERO in notes else None,
+        colour=page.photometric == RGB and len(array) == 3,
         stored=TiffStored(scale, run),
     )
     dims = array.ndim - 1

@@ -13,7 +13,7 @@ from ulna.data.formats.palettes import Colour, palette_classes
 from ulna.data.formats.source import data_error
 from ulna.data.formats.tiff_decoding import JPEG_PACKINGS
 
-_WHITE_IS_ZERO, _PALETTE, _CMYK = 0, 3, 5  # of the tag PhotometricInterpretation
+_WHITE_IS_ZERO, RGB, _PALETTE, _CMYK = 0, 2, 3, 5  # of the tag PhotometricInterpretation
 WHITE_IS_ZERO = "says that white is zero; read as shown, white is the largest value"
 _ALPHA = (1, 2)  # of the tag ExtraSamples: opacity, associated or not
 _DEPTH = "ZQI"  # axes that are depth: slices, and runs of pages that have no name

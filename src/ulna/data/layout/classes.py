@@ -11,7 +11,9 @@ from ulna.recipe import Labels
 _MOST_UNNAMED = 32  # more classes than this are named by a person, or they are numbered objects
 _NAMES = "name the classes in classes.json, or remap the label maps to 0..K"
 _GAPS = "remap the label maps to 0..K; check --fix OUT does so and keeps a table of the values"
-_NOT_KNOWN = "remap 255 to 0 or to a class of its own: it often means 'not known', and no value is left out of training"
+_NOT_KNOWN = (
+    'remap 255 to 0 or to a class of its own; as it often means "not known": write "ignore": 255 in classes.json'
+)
 _FEW_GAPS = (
     "name all classes 1..{} in classes.json, also those that occur nowhere, or close the gaps with check --fix OUT"
 )

@@ -26,8 +26,8 @@ class Dataset:
 
     Args:
         root: the folder or the npz file.
-        layout: "pairs", "decathlon", "nnunet", "case folders", "npz"; for prediction also "images" (a flat
-            folder) and "image".
+        layout: "pairs", "decathlon", "nnunet", "case folders", "npz", "cvc-clinicdb", "lits", "kits"; for prediction also
+            "images" (a flat folder) and "image".
         labels: the classes as declared; None where nothing declares them.
         channel_names: as declared.
         given_splits: one split, or several folds.
@@ -78,7 +78,9 @@ class Dataset:
             ids = [case.id for case in cases]
             folder = found.root if found.root.is_dir() else found.root.parent
             with readable(folder):
-                groups = read_groups(folder, ids, found.problems, found.notes)
+                groups = found.groups
+                if os.path.lexists(folder / "groups.json"):
+                    groups = read_groups(folder, ids, found.problems, found.notes)
                 cases = [replace(case, group=groups.get(case.id)) for case in cases]
                 splits = _splits(found, folder, cases, groups)
         found.notes += _links_outside(found.root, cases)

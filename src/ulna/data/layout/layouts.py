@@ -4,12 +4,15 @@
     DATA/dataset.json, imagesTr/, labelsTr/               Decathlon and nnU-Net
     DATA/CASE/images/*, DATA/CASE/masks/*                 one folder per case, one mask per object
     DATA/train.npz, val.npz, test.npz                     arrays
+    as published: CVC-ClinicDB, LiTS, KiTS19              `published.py`
 
 A layout is found from names alone; no pixel is read. Everything that does not fit is collected.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,16 +31,12 @@ from ulna.data.formats.source import (
 from ulna.data.layout.case import Case
 from ulna.data.layout.case_folders import case_folders
 from ulna.data.layout.dataset_json import listed, nnunet, note_number
-from ulna.data.layout.metadata import parse_channels, parse_classes, read_classes, read_json
+from ulna.data.layout.declared import CLASSES_FILE, parse_classes, read_classes
+from ulna.data.layout.metadata import parse_channels, read_json
 from ulna.data.layout.pairing import Found, convert, files_in, grouped, pairs
-from ulna.errors import DataError, Problem
-
-_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
-_PICTURE = """lay the data out as
-    DATA/images/CASE.png   (or .nii.gz, .tif, ...)
-    DATA/labels/CASE.png   the same name; 0 is background, 1..K the classes
-  or give a folder with dataset.json, imagesTr/ and labelsTr/, folders CASE/images/ and CASE/masks/ (one mask per
-  object), or .npz files with `images` and `masks`"""
+from ulna.data.layout.published import patients_in_names, published
+from ulna.data.layout.unknown import half_of_a_pair, remedy, unknown_layout
+from ulna.errors import DataError
 
 
 def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found:
@@ -77,46 +76,27 @@ def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Fo
     elif "images" in names and ("labels" in names or not need_labels):
         used = pairs(found, "images", "labels", need_labels, channels)
         note_number(found, about, "images holds")
+    elif known := published(found, names, need_labels, channels):
+        used = known
     elif arrays:
         used = _arrays(found, arrays, need_labels)
     elif folders := case_folders(found, names, need_labels, channels):
         used = folders
-    elif need_labels and (half := next((pair for pair in _PAIRS if len(names & set(pair)) == 1), None)):
-        raise _half(found, names, *half)
+    elif need_labels and (half := half_of_a_pair(found, names)):
+        raise half
     elif not need_labels and (imaged := _flat(found, names, channels)):
         used = imaged
     else:
-        raise _unknown(found, names)
+        raise unknown_layout(found, names, need_labels)
     _declared_names(found, about)
+    patients_in_names(found)
+    _say_name(found)
     spare = sorted(name for name in names - used if (root / name).is_dir())
     found.notes += [f"{name}/ is not read" for name in spare]
     found.cases.sort(key=lambda case: case.id)
     if not found.cases and not found.problems:
-        found.wrong(root, "holds no case", _PICTURE)
+        found.wrong(root, "holds no case", remedy(need_labels))
     return found
-
-
-def _half(found: Found, names: set[str], images: str, labels: str) -> DataError:
-    """One of two folders is there."""
-    there, missing = (images, labels) if images in names else (labels, images)
-    others = sorted(name for name in names - {there} if (found.root / name).is_dir())
-    beside_it = f" (but {', '.join(name + '/' for name in others[:6])})" if others else ""
-    what = f"holds {there}/ and no {missing}/ beside it{beside_it}"
-    remedy = f"rename the folder of the {'label maps' if missing == labels else 'images'} to {missing}/"
-    return DataError([*found.problems, Problem(str(found.root), what, remedy)], found.root)
-
-
-def _unknown(found: Found, names: Iterable[str]) -> DataError:
-    root = found.root
-    folders = sorted(name + "/" for name in names if (root / name).is_dir())
-    suffixes: dict[str, int] = {}
-    for name in names:
-        if (root / name).is_file():
-            suffixes[suffix_of(name) or name] = suffixes.get(suffix_of(name) or name, 0) + 1
-    inside = [*folders[:6], *(["..."] if len(folders) > 6 else [])]
-    inside += [f"{count} {suffix} file{'s' if count > 1 else ''}" for suffix, count in sorted(suffixes.items())[:6]]
-    what = f"has a layout that is not known; it holds {', '.join(inside) or 'nothing'}"
-    return DataError([*found.problems, Problem(str(root), what, _PICTURE)], root)
 
 
 def _one_file(found: Found, need_labels: bool) -> None:
@@ -125,7 +105,7 @@ def _one_file(found: Found, need_labels: bool) -> None:
         _arrays(found, [path], need_labels)
         found.labels = read_classes(path.parent, found.problems)
     elif need_labels:
-        raise data_error(path, "is one file, not a data set", _PICTURE)
+        raise data_error(path, "is one file, not a data set", remedy(need_labels))
     elif suffix_of(path) not in IMAGE_SUFFIXES:
         raise data_error(path, f"has the extension {suffix_of(path)!r}, which is not read", convert())
     else:
@@ -134,16 +114,26 @@ def _one_file(found: Found, need_labels: bool) -> None:
 
 
 def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
-    """Class and channel names from dataset.json, else from classes.json."""
-    path = found.root / "dataset.json"
-    if "labels" in about:
-        found.labels = parse_classes(about["labels"], about.get("mode"), path, found.problems)
-        if (found.root / "classes.json").is_file():
-            found.notes.append("classes.json is not read: dataset.json names the classes")
-    else:
-        found.labels = read_classes(found.root, found.problems)
-    if found.channel_names is None:
-        found.channel_names = parse_channels(about.get("channel_names", about.get("modality")))
+    """Class and channel names: those of classes.json, else of dataset.json, else what the layout is known to hold."""
+    declared = read_classes(found.root, found.problems)
+    if os.path.lexists(found.root / CLASSES_FILE):
+        found.labels = declared
+        if "labels" in about:
+            found.notes.append("classes.json names the classes, in place of the labels of dataset.json")
+    elif "labels" in about:
+        found.labels = parse_classes(about["labels"], about, found.root / "dataset.json", found.problems)
+    found.channel_names = parse_channels(about.get("channel_names", about.get("modality"))) or found.channel_names
+
+
+def _say_name(found: Found) -> None:
+    """Data sets whose folder has the name that their site gives it."""
+    name, count = found.root.resolve().name, len(found.cases)
+    if found.layout in ("decathlon", "nnunet") and re.fullmatch(r"Task\d\d_\w+", name):
+        found.notes.append(
+            f"layout: {name} of the Medical Segmentation Decathlon (dataset.json, imagesTr/, labelsTr/), {count} cases"
+        )
+    elif found.layout == "case folders" and re.fullmatch(r"stage\d_(train|test)\w*", name):
+        found.notes.append(f"layout: {name} of the 2018 Data Science Bowl (CASE/images/, CASE/masks/), {count} cases")
 
 
 def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:

@@ -1,28 +1,24 @@
-"""What JSON files beside the images declare: class names, channel names, patients and splits.
+"""What JSON files beside the images declare: channel names, patients and splits; `declared.py` has the classes.
 
 Every function adds what is wrong to a list of problems and goes on, so that all faults of a data set are told at once.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.source import case_name, composed, file_stat
 from ulna.errors import DataError, Problem
-from ulna.recipe import Labels, Split
+from ulna.recipe import Split
 from ulna.system.reading import LARGEST_JSON, parse_json, read_text
 
-_CLASSES = 'write the classes as {"1": "liver", "2": "tumour"}; 0 is background'
 _SPLITS = (
     'write {"train": [ids], "val": [ids], "test": [ids]}, or a list of folds [{"train": [...], "val": [...]}, ...]'
 )
 _SETS = ("train", "val", "test")
-_SHOWN = 6  # values in a message
 
 
 def read_json(path: Path, problems: list[Problem]) -> Any:
@@ -48,97 +44,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def read_classes(root: Path, problems: list[Problem]) -> Labels | None:
-    """The classes of `classes.json`: a dict, a list, or either under `labels` beside `mode`."""
-    path = root / "classes.json"
-    if not os.path.lexists(path):  # a pipe or a broken link of that name is a fault
-        return None
-    value = read_json(path, problems)
-    if not isinstance(value, Mapping):
-        return parse_classes(value, None, path, problems) if value is not None else None
-    mode = value.get("mode")
-    named = value.get("labels", value.get("classes"))
-    if not isinstance(named, Mapping | list):
-        named = {key: name for key, name in value.items() if key != "mode"}
-    return parse_classes(named, mode, path, problems)
-
-
-def parse_classes(value: Any, mode: Any, path: Path, problems: list[Problem]) -> Labels | None:
-    """Class names from a list, {"1": "liver"} or {"liver": 1}; None, and a problem, where they make no sense."""
-    try:
-        return _labels(value, mode)
-    except _NonsenseError as nonsense:
-        problems.append(Problem(str(path), nonsense.what, nonsense.remedy))
-        return None
-
-
-class _NonsenseError(Exception):
-    def __init__(self, what: str, remedy: str = _CLASSES) -> None:
-        self.what, self.remedy = what, remedy
-        super().__init__(what)
-
-
-def _labels(value: Any, mode: Any) -> Labels:
-    if mode not in (None, "multilabel", "exclusive", "multiclass"):
-        raise _NonsenseError(f"has the mode {mode!r}", "leave `mode` out for exclusive classes, or write multilabel")
-    multilabel = mode == "multilabel"
-    by_value = _by_value(value)
-    if multilabel and 0 in by_value and by_value[0].lower() != "background":
-        by_value = {number + 1: name for number, name in by_value.items()}  # counted from 0: there is no background
-    by_value.setdefault(0, "background")
-    if min(by_value) < 0 or max(by_value) != len(by_value) - 1:
-        raise _skipping(by_value)
-    names = [by_value[number] for number in sorted(by_value)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise _NonsenseError(f"gives the name {twice[0]!r} to two classes")
-    if len(names) < 2:
-        raise _NonsenseError("declares the background only")
-    return Labels(names=tuple(names[1:] if multilabel else names), multilabel=multilabel)
-
-
-def _skipping(by_value: Mapping[int, str]) -> _NonsenseError:
-    missing = islice((number for number in range(max(by_value)) if number not in by_value), _SHOWN + 1)
-    skipped = "below 0" if min(by_value) < 0 else _listed(missing)
-    what = f"declares the label values {_listed(sorted(by_value))}, which skip {skipped}"
-    if set(by_value) == {0, 255}:
-        return _NonsenseError(
-            what, f'write {{"1": {json.dumps(by_value[255])}}}; masks of 0 and 255 are read as 0 and 1'
-        )
-    return _NonsenseError(what)
-
-
-def _listed(values: Iterable[int]) -> str:
-    shown = [str(value) for value in islice(values, _SHOWN + 1)]
-    return f"[{', '.join(shown[:_SHOWN])}{', ...' if len(shown) > _SHOWN else ''}]"
-
-
-def _by_value(value: Any) -> dict[int, str]:
-    """Label value -> name. A list counts from 1, or from 0 where it begins with the background."""
-    if isinstance(value, list) and value:
-        names = [str(name) for name in value]
-        return dict(enumerate(names, start=0 if names[0].lower() == "background" else 1))
-    if not isinstance(value, Mapping) or not value:
-        raise _NonsenseError("declares no classes")
-    if any(isinstance(entry, list) for entry in value.values()):
-        raise _NonsenseError(
-            "declares regions (lists of values) as labels", "give every class one value, or use multilabel"
-        )
-    by_key, by_entry = [_whole(key) for key in value], [_whole(entry) for entry in value.values()]
-    if None not in by_key:
-        numbers, names = by_key, [str(name) for name in value.values()]
-    elif None not in by_entry:
-        numbers, names = by_entry, [str(name) for name in value]
-    else:
-        raise _NonsenseError("has labels that name no values")
-    if len(set(numbers)) < len(numbers):
-        raise _NonsenseError("gives one label value to two classes")
-    if "ignore" in names:
-        raise _NonsenseError("declares an `ignore` label, which is not read", "remap the label maps without it")
-    return {number: name for number, name in zip(numbers, names, strict=True) if number is not None}
-
-
-def _whole(value: Any) -> int | None:
+def whole(value: Any) -> int | None:
+    """A whole number, also as text; None for anything else."""
     if isinstance(value, bool):
         return None
     try:
@@ -149,8 +56,8 @@ def _whole(value: Any) -> int | None:
 
 def parse_channels(value: Any) -> tuple[str, ...] | None:
     """Channel names from {"0": "T1", "1": "T2"} or a list; None where there are none."""
-    if isinstance(value, Mapping) and value and None not in [_whole(key) for key in value]:
-        return tuple(str(value[key]) for key in sorted(value, key=lambda key: _whole(key) or 0))
+    if isinstance(value, Mapping) and value and None not in [whole(key) for key in value]:
+        return tuple(str(value[key]) for key in sorted(value, key=lambda key: whole(key) or 0))
     return tuple(str(name) for name in value) if isinstance(value, list) and value else None
 
 

@@ -30,6 +30,7 @@ class Found:
     labels: Labels | None = None
     channel_names: tuple[str, ...] | None = None
     sets: dict[str, list[str]] | None = None
+    groups: dict[str, str] = field(default_factory=dict)  # case id -> patient, as far as the layout tells
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 

@@ -41,9 +41,12 @@ class Structures:
     Args:
         labels: (*S) or (K, *S).
         dims: spatial dimensions.
+        ignored: the label of what is not known, which is no structure.
     """
 
-    def __init__(self, labels: Tensor, dims: int) -> None:
+    def __init__(self, labels: Tensor, dims: int, ignored: int | None = None) -> None:
+        if ignored is not None:
+            labels = labels * (labels != ignored)
         overlapping = labels.ndim > dims
         self.size = tuple(labels.shape[-dims:])
         self._runs: list[Runs] = []

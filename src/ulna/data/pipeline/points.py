@@ -32,7 +32,14 @@ def count_points(settings: Points, voxels: int, *, sparse: bool) -> int | None:
 
 
 def sample_points(
-    labels: Tensor, dims: int, *, count: int, alpha: float, sigma: float, generator: torch.Generator
+    labels: Tensor,
+    dims: int,
+    *,
+    count: int,
+    alpha: float,
+    sigma: float,
+    generator: torch.Generator,
+    ignored: int | None = None,
 ) -> Tensor:
     """Random voxels of every patch: a share `alpha` of them near a label boundary, the others anywhere.
 
@@ -50,6 +57,7 @@ def sample_points(
         alpha: 0 to 1.
         sigma: in voxels.
         generator: on the device of the labels.
+        ignored: the label of what is not known; what borders on it is no boundary.
 
     Shape:
         (N, *S) or (N, K, *S) -> (N, P, D), whole numbers
@@ -60,9 +68,11 @@ def sample_points(
     points = (anywhere * (last + 1)).long().minimum(last)  # in float32 a product may round up to the length itself
     near = round(alpha * count)
     if device.type != "cpu":
-        points[:, :near] = near_boundary(boundary(labels, dims), points[:, :near], sigma=sigma, generator=generator)
+        points[:, :near] = near_boundary(
+            boundary(labels, dims, ignored), points[:, :near], sigma=sigma, generator=generator
+        )
         return points
-    for number, edge in enumerate(boundary(labels, dims)):
+    for number, edge in enumerate(boundary(labels, dims, ignored)):
         where = edge.nonzero()
         if near and len(where):
             chosen = where[torch.randint(len(where), (near,), device=device, generator=generator)]
@@ -112,13 +122,19 @@ def _last(size: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(size, device=device) - 1
 
 
-def boundary(labels: Tensor, dims: int) -> Tensor:
-    """Voxels whose label differs from that of a neighbour along an axis: (N, *S) or (N, K, *S) -> (N, *S), bool."""
+def boundary(labels: Tensor, dims: int, ignored: int | None = None) -> Tensor:
+    """Voxels whose label differs from that of a neighbour along an axis: (N, *S) or (N, K, *S) -> (N, *S), bool.
+
+    Where one of the two is `ignored`, nobody knows whether there is a boundary, and there is none.
+    """
     maps = labels if labels.ndim > dims + 1 else labels[:, None]
     edge = torch.zeros_like(maps, dtype=torch.bool)
     for axis in range(2, maps.ndim):
         n = maps.shape[axis]
-        differs = maps.narrow(axis, 1, n - 1) != maps.narrow(axis, 0, n - 1)
+        one, other = maps.narrow(axis, 1, n - 1), maps.narrow(axis, 0, n - 1)
+        differs = one != other
+        if ignored is not None:
+            differs = differs & (one != ignored) & (other != ignored)
         edge.narrow(axis, 1, n - 1).logical_or_(differs)
         edge.narrow(axis, 0, n - 1).logical_or_(differs)
     return edge.any(dim=1)

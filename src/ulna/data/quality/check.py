@@ -18,6 +18,7 @@ from ulna.data.layout.dataset import Dataset, split
 from ulna.data.layout.splitting import Groups
 from ulna.data.quality.consistency import compare_grids, compare_images, compare_names, compare_palettes
 from ulna.data.quality.duplicates import find_duplicates
+from ulna.data.quality.merging import MERGE_OBJECTS, missing_values, numbered_objects
 from ulna.data.quality.repair import Repair, check_target, repair
 from ulna.data.quality.scan import TURNED, CaseStats, scan_dataset
 from ulna.errors import DataError, Problem, UsageError, listed
@@ -180,15 +181,23 @@ def _labels(dataset: Dataset, scans: Sequence[CaseStats], problems: list[Problem
     if dataset.labels is not None:
         names = dataset.labels.foreground
         absent = [name for value, name in enumerate(names, start=1) if value not in total]
+        if dataset.labels.merges:
+            absent = []
+            missing_values(dataset, labelled, problems, notes)
         if absent:
             names_of = "the class" if len(absent) == 1 else "the classes"
             notes.append(f"{names_of} {listed(map(repr, absent))} occur{'s' if len(absent) == 1 else ''} in no case")
         return dataset.labels
+    if said := numbered_objects(scans):
+        problem = Problem(str(dataset.root), said, MERGE_OBJECTS)
     try:
-        return classes_found({one.case: _as_stored(one) for one in labelled}, dataset.root)
+        found = classes_found({one.case: _as_stored(one) for one in labelled}, dataset.root)
     except DataError as error:
-        problems += error.problems
+        problems += [problem] if said else error.problems
         return None
+    if said:
+        notes.append(f"{said}, and every number is taken for a class; {MERGE_OBJECTS}")
+    return found
 
 
 def _as_stored(one: CaseStats) -> dict[int | float, int]:

@@ -55,12 +55,14 @@ class Values(NamedTuple):
         colours: stored colour -> class.
         names: of the classes 1..K; None: as declared, or as found.
         why_not: why gaps in the values are left as they are; empty where there is no gap, or all are closed.
+        objects: the values number objects, which become one class.
     """
 
     numbers: dict[int, int]
     colours: dict[Colour, int]
     names: tuple[str, ...] | None
     why_not: str = ""
+    objects: bool = False
 
 
 def choose_values(maps: Iterable[Volume], declared: Labels | None) -> Values:
@@ -118,7 +120,11 @@ def _why_not(ordered: list[int]) -> str:
 def _is_colour(volume: Volume) -> bool:
     """Whether a label map is a picture in colour; three maps in another format are three classes."""
     array = volume.array
-    return volume.meta.format == "raster" and len(array) == 3 and not bool((array == array[:1]).all())
+    return (
+        (volume.meta.format == "raster" or volume.meta.colour)
+        and len(array) == 3
+        and not bool((array == array[:1]).all())
+    )
 
 
 def own_suffix(path: Path) -> str | None:
@@ -183,6 +189,9 @@ def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels
         if len(array) > 1:
             array, change = _joined(volume, array)
             changes.append(change)
+    if values.objects and int(array.max(initial=0)) > 1:
+        changes.append(Change(f"{len(value_counts(array[array > 0]))} numbered objects became one class"))
+        array = (array > 0).astype(np.uint8)
     if values.numbers:
         found = value_counts(array)
         moved = {value: values.numbers[int(value)] for value in found if value in values.numbers}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
 from ulna.data.formats.palettes import Colour
 from ulna.data.formats.slabs import slabs
+from ulna.data.quality.objects import count_objects
 from ulna.data.volume import Volume
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
@@ -17,35 +18,82 @@ from ulna.recipe import Labels
 MOST_VALUES = 256  # label values that are counted one by one
 NEARLY_WHOLE = 0.1  # how far a value may lie from a whole number, to be rounded to it
 _SHOWN = 4
+_TOO_MANY = (
+    f"holds more than {MOST_VALUES} label values",
+    'give a label map of classes, not of grey values; numbered objects are one class with "instances": true in classes.json',
+)
 
 
-def label_values(
-    reference: Volume, labels: Labels | None, problems: list[Problem]
-) -> tuple[dict[int, int], bool, NDArray[Any] | None]:
-    """Counts per class index, whether the map held {0, 255}, and the class indices (None where they do not fit)."""
+class LabelValues(NamedTuple):
+    """What a label map holds.
+
+    Args:
+        counts: class index -> pixels or voxels, where the class is known.
+        stretched: it held 0 and 255, read as 0 and 1.
+        classes: class indices, 0 where the class is not known; None where the values do not fit.
+        stored: the values as stored, where several may be one class.
+        objects: how many objects it numbers (`count_objects`), where nothing declares classes.
+    """
+
+    counts: dict[int, int]
+    stretched: bool = False
+    classes: NDArray[Any] | None = None
+    stored: tuple[int, ...] = ()
+    objects: int = 0
+
+
+def label_values(reference: Volume, labels: Labels | None, problems: list[Problem]) -> LabelValues:
+    """The class indices of a raw label map and how often each occurs."""
     array, where = reference.array, str(reference.path)
-    fault = _value_fault(reference)
+    fault, objects = _value_fault(reference), 0
+    if labels is None:
+        objects = _objects(reference)
+    if fault == _TOO_MANY and (objects or (labels is not None and labels.instances)):
+        fault = None
     if labels is None and fault is None:
         array = without_colour(reference)
         fault = _several_maps(reference) if len(array) != 1 else None
     if fault is not None:
         problems.append(Problem(where, *fault))
-        return {}, False, None
+        return LabelValues({})
     stretched = array.dtype.kind in "iu" and int(array.max()) == 255 and set(value_counts(array)) <= {0, 255}
     if labels is None:
         classes = (array[0] == 255).view(np.uint8) if stretched else array[0]
-        return _counts(classes), stretched, classes
+        return LabelValues(_counts(classes), stretched, classes, objects=objects)
+    stretched = stretched and not labels.merges and not labels.instances and 255 not in labels.ignore
     stretched = stretched and (labels.multilabel or len(labels.foreground) == 1)
     try:
         classes = encode_labels(reference, labels)
     except DataError as error:
         problems += error.problems
-        return {}, False, None
+        return LabelValues({})
+    stored = tuple(map(int, value_counts(array))) if labels.merges else ()
+    return LabelValues(*_known(classes, labels, stretched), stored)
+
+
+def _known(classes: NDArray[Any], labels: Labels, stretched: bool) -> tuple[dict[int, int], bool, NDArray[Any]]:
+    """Counts of the classes that are known; at least one of the background, so that a map counts as one that is there."""
+    inside = None
+    if labels.ignored is not None:
+        inside = classes != labels.ignored
+        classes = np.where(inside, classes, 0).astype(classes.dtype)
     if not labels.multilabel:
-        return _counts(classes), stretched, classes
-    counts = {0: int(np.count_nonzero(~classes.any(axis=0)))}
-    counts |= {k + 1: int(np.count_nonzero(one)) for k, one in enumerate(classes)}
-    return {value: count for value, count in counts.items() if count}, stretched, classes
+        counts = _counts(classes)
+        lost = 0 if inside is None else int(np.count_nonzero(~inside))
+        counts[0] = counts.get(0, 0) - lost
+    else:
+        outside = ~classes.any(axis=0)
+        counts = {0: int(np.count_nonzero(outside if inside is None else outside & inside.any(axis=0)))}
+        counts |= {k + 1: int(np.count_nonzero(one)) for k, one in enumerate(classes)}
+    known = {value: count for value, count in counts.items() if count}
+    return known or {0: 0}, stretched, classes
+
+
+def _objects(reference: Volume) -> int:
+    array = without_colour(reference)
+    if len(array) != 1 or array.dtype.kind not in "iu" or int(array.min(initial=0)) < 0:
+        return 0
+    return count_objects(array[0], [int(value) for value in value_counts(array[0]) if value])
 
 
 def _counts(classes: NDArray[Any]) -> dict[int, int]:
@@ -90,10 +138,7 @@ def _value_fault(reference: Volume) -> tuple[str, str] | None:
             "remap them; 0 is background, 1..K the classes",
         )
     if len(value_counts(array, most=MOST_VALUES + 1)) > MOST_VALUES:
-        return (
-            f"holds more than {MOST_VALUES} label values",
-            "give a label map of classes, not of objects or grey values",
-        )
+        return _TOO_MANY
     return None
 
 

@@ -26,6 +26,7 @@ from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
 from ulna.data.quality.fixed_splits import fixed_folds, safe_names
 from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels, own_suffix
+from ulna.data.quality.merging import numbered_objects
 from ulna.data.quality.scan import CaseStats, scan_case
 from ulna.data.volume import Meta, Volume
 from ulna.errors import DataError, Problem, UsageError
@@ -111,6 +112,8 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
     dataset, renamed = _paired(dataset)
     names = safe_names(case.id for case in dataset.cases)
     values = choose_values(_label_maps(dataset.cases), dataset.labels)
+    if dataset.labels is None and numbered_objects(scans):
+        values = values._replace(numbers={}, names=("object",), why_not="", objects=True)
     usual = _usual_kind(dataset, scans)
     made: dict[str, _Made] = {}
     left: list[Problem] = []
@@ -313,9 +316,7 @@ def _declare(
     """Classes, channels, splits and patients, as far as there is something to declare."""
     labels = _declared(values, dataset.labels)
     if labels is not None:
-        named = {str(number): name for number, name in enumerate(labels.foreground, start=1)}
-        mode = {"mode": "multilabel"} if labels.multilabel else {}
-        _json(folder / "classes.json", {**mode, "labels": named})
+        _json(folder / "classes.json", labels.declared())
     if dataset.channel_names:
         names = {str(number): name for number, name in enumerate(dataset.channel_names)}
         _json(folder / "dataset.json", {"channel_names": names})

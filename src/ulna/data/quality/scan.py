@@ -54,6 +54,8 @@ class CaseStats:
         notes: what the reader changed or passed over.
         either: the file could be 2D or 3D, such as a volume of one slice.
         oriented: the file states its orientation, else `affine` holds what its format assumes.
+        stored: the label values as stored, where several of them may be one class.
+        objects: how many objects the label map numbers, where nothing declares classes; 0 where it holds none.
     """
 
     case: str
@@ -75,6 +77,8 @@ class CaseStats:
     notes: tuple[str, ...] = ()
     either: bool = False
     oriented: bool = True
+    stored: tuple[int, ...] = ()
+    objects: int = 0
 
     @property
     def spatial_dims(self) -> int:
@@ -125,8 +129,9 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
     reference = _tried(lambda: case.read_labels(dims), case.label, problems) if case.label is not None else None
     if reference is None:
         return
-    values, facts["two_valued_255"], classes = label_values(reference, labels, problems)
-    facts["label_values"] = values
+    held = label_values(reference, labels, problems)
+    values, classes = held.counts, held.classes
+    facts |= {"label_values": values, "two_valued_255": held.stretched, "stored": held.stored, "objects": held.objects}
     facts["palette"] = dict(reference.meta.palette)
     facts["notes"] = (*facts.get("notes", ()), *reference.meta.notes, *_one_class(values))
     problems += _readable_faults(reference, case.label)
@@ -232,6 +237,8 @@ def _same_picture(image: Volume, reference: Volume) -> bool:
 
 
 def _one_class(values: dict[int, int]) -> tuple[str, ...]:
+    if values == {0: 0}:
+        return ("its label map is ignored everywhere",)
     (only,) = values if len(values) == 1 else (0,)
     return (f"its label map is class {only} everywhere",) if only else ()
 
