@@ -185,3 +185,16 @@ def test_what_an_image_lacks_the_other_kind_of_centre_stands_for():
             for g in numbers
         }
         assert len(places) > 8
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_what_is_ignored_is_neither_structure_nor_background(overlapping):
+    labels = torch.full((9, 12), 9, dtype=torch.uint8)
+    labels[2, 3], labels[6:8, 5] = 1, 0
+    maps = torch.stack([labels, labels]) if overlapping else labels
+    numbers, structures = np.random.default_rng(0), Structures(maps, 2, ignored=9)
+    assert {structures.random_voxel(numbers) for _ in range(20)} == {(2, 3)}
+    assert {structures.random_background(numbers) for _ in range(20)} == {(6, 5), (7, 5)}
+    nothing = Structures(torch.full_like(maps, 9), 2, ignored=9)
+    start = place_patch(nothing, (4, 4), foreground=0.5, generator=numbers, centred=True)
+    assert start == (0, 0)

@@ -45,13 +45,11 @@ class Structures:
     """
 
     def __init__(self, labels: Tensor, dims: int, ignored: int | None = None) -> None:
-        if ignored is not None:
-            labels = labels * (labels != ignored)
         overlapping = labels.ndim > dims
         self.size = tuple(labels.shape[-dims:])
         self._runs: list[Runs] = []
-        for one in labels.ne(0) if overlapping else [labels]:
-            self._runs += [runs for value, runs in _runs(one).items() if value > 0]
+        for one in labels if overlapping else [labels]:
+            self._runs += [runs for value, runs in _runs(one).items() if value not in (0, ignored)]
         self._background = _runs(labels.ne(0).any(0) if overlapping else labels).get(0)
 
     @property
@@ -127,5 +125,6 @@ def _centred(
     ways = [structures.random_voxel, structures.random_background]
     if generator.random() >= foreground:
         ways.reverse()
-    voxel = next(found for way in ways if (found := way(generator)) is not None)
+    # where neither is, all is ignored, and any place as good
+    voxel = next((found for way in ways if (found := way(generator)) is not None), (0,) * len(patch))
     return [min(max(v - p // 2, 0), r) for v, p, r in zip(voxel, patch, room, strict=True)]
