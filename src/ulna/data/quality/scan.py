@@ -21,6 +21,7 @@ from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.quality.intensity import Intensity, measure
 from ulna.data.quality.label_values import label_values
 from ulna.data.quality.similarity import thumbnail
+from ulna.data.quality.slices import SliceCount, count_slices
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.data.volume import Volume, same_geometry, spacing_text
 from ulna.errors import DataError, Problem
@@ -54,6 +55,7 @@ class CaseStats:
         notes: what the reader changed or passed over.
         either: the file could be 2D or 3D, such as a volume of one slice.
         oriented: the file states its orientation, else `affine` holds what its format assumes.
+        slices: of a labelled volume, across every stored axis.
     """
 
     case: str
@@ -75,6 +77,7 @@ class CaseStats:
     notes: tuple[str, ...] = ()
     either: bool = False
     oriented: bool = True
+    slices: tuple[SliceCount, ...] = ()
 
     @property
     def spatial_dims(self) -> int:
@@ -91,6 +94,7 @@ class CaseStats:
         values = asdict(self)
         del values["foreground_values"], values["thumbnail"]
         values["problems"] = [problem._asdict() for problem in self.problems]
+        values["slices"] = [count._asdict() for count in self.slices]
         return values
 
 
@@ -138,6 +142,7 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         problems.append(Problem(str(case.images[0]), "is its own label map, value by value", remedy))
     if _same_grid(case, image, reference, problems) and classes is not None:
         facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
+        facts["slices"] = count_slices(image.array, classes)
 
 
 def _upright(image: Volume) -> NDArray[Any]:
