@@ -9,6 +9,7 @@ from typing import Any
 from ulna.errors import UsageError, brief, listed, printable
 from ulna.networks.build import levels
 from ulna.planning.drafts import Drafts, shape_of
+from ulna.planning.slices import stated
 from ulna.recipe import PLAN_FORMAT, Architecture, Fingerprint, Labels, Plan, Recipe
 
 CHOSEN = ("spacing", "patch", "batch")  # fields of `planning` that are fields of a plan
@@ -58,9 +59,14 @@ def recipe_of(plan: Plan) -> Recipe | None:
         return None
     planning, architecture = recipe.planning, recipe.architecture
     kinds = {channel.kind for channel in plan.normalization}
-    changes = {name: getattr(plan, name) for name in CHOSEN if getattr(planning, name) is not None}
+    changes = {name: _chosen(plan, name, mine) for name in CHOSEN if (mine := getattr(planning, name)) is not None}
     if planning.normalization is not None and kinds != {planning.normalization}:
         changes["normalization"] = kinds.pop() if len(kinds) == 1 else None
+    if plan.slices is not None:
+        slices = plan.slices
+        changes |= {"neighbours": slices.neighbours}
+        changes |= {"slice_axis": slices.axis} if planning.slice_axis is not None else {}
+        changes |= {"empty_slices": slices.empty} if planning.empty_slices is not None else {}
     changes["whitening"] = None if plan.whitening is None else "zca"
     if architecture.strides is not None:
         architecture = architecture.replaced(strides=plan.strides)
@@ -94,9 +100,10 @@ def _recipe(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """What a recipe fixes otherwise, and the network where it is not the one that the plan was made for."""
     wanted = recipe.planning
     for name in CHOSEN:
-        mine, its = getattr(wanted, name), getattr(plan, name)
+        mine, its = getattr(wanted, name), _chosen(plan, name, getattr(wanted, name))
         if mine is not None and mine != its:
             yield f"planning.{name} is {_shown(mine)}, in the plan it is {_shown(its)}"
+    yield from _slices(plan, recipe)
     kinds = sorted({channel.kind for channel in plan.normalization})
     if wanted.normalization is not None and kinds != [wanted.normalization]:
         yield f"planning.normalization is {wanted.normalization}, in the plan it is {', '.join(kinds)}"
@@ -113,6 +120,29 @@ def _recipe(plan: Plan, recipe: Recipe) -> Iterator[str]:
         mine, its = (_architecture(one, plan) for one in (recipe, plan.recipe))
         yield from _differences(mine, its, "architecture")
     yield from _differences(recipe.points.model_dump(), plan.recipe.points.model_dump(), "points")
+
+
+def _chosen(plan: Plan, name: str, wanted: Any) -> Any:
+    """A field of a plan as a recipe states it: a spacing of two lengths is that of the plane of slices."""
+    own = getattr(plan, name)
+    in_plane = name == "spacing" and wanted is not None and len(wanted) == 2 and plan.slices is not None
+    return plan.patch_spacing if in_plane else own
+
+
+def _slices(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """What a recipe says of the network's dimensions and of slices that is otherwise in the plan."""
+    wanted, its = recipe.planning, plan.slices
+    if wanted.spatial_dims is not None and wanted.spatial_dims != plan.spatial_dims:
+        yield f"planning.spatial_dims is {wanted.spatial_dims}, the plan is of a {plan.spatial_dims}D network"
+        return
+    said = stated(wanted)
+    if its is None:
+        yield from (f"planning.{name} is {mine}, the plan is not of slices" for name, mine in said.items())
+        return
+    there = {"slice_axis": its.axis, "neighbours": its.neighbours, "empty_slices": its.empty}
+    for name, mine in said.items():
+        if mine != there[name]:
+            yield f"planning.{name} is {mine}, in the plan it is {there[name]}"
 
 
 def _depth(plan: Plan, recipe: Recipe) -> Iterator[str]:
@@ -155,8 +185,8 @@ def _names(plan: Plan, labels: Labels | None, channel_names: Sequence[str] | Non
 
 
 def _data(plan: Plan, found: Fingerprint, *, alone: bool) -> Iterator[str]:
-    if found.spatial_dims != plan.spatial_dims:
-        yield f"these images are {found.spatial_dims}D, those of the plan {plan.spatial_dims}D"
+    if found.spatial_dims != plan.image_dims:
+        yield f"these images are {found.spatial_dims}D, those of the plan {plan.image_dims}D"
     elif (mine := _placed(found.unit, found.orientation)) != (its := _placed(plan.unit, plan.orientation)):
         yield f"these images {mine}, those of the plan {its}"
     elif alone and found.digest != plan.fingerprint.digest:

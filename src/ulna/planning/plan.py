@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ulna.data.pipeline.points import count_points
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
 from ulna.data.quality.check import Report, check_dataset
+from ulna.data.quality.slices import SliceCount
 from ulna.errors import UsageError
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
@@ -28,6 +29,7 @@ from ulna.planning.fitting import check_plan
 from ulna.planning.length import resolve_length
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.sizes import choose_sizes
+from ulna.planning.slices import choose_slices, plane_axes, slices_of
 from ulna.planning.symmetry import mirror_axes, turn_axes
 from ulna.recipe import (
     PLAN_FORMAT,
@@ -36,6 +38,7 @@ from ulna.recipe import (
     Normalization,
     Plan,
     Recipe,
+    Slices,
     Split,
     Training,
 )
@@ -56,6 +59,7 @@ class TrainingData:
         labels: the classes, declared or found.
         fingerprint: of the training cases alone.
         notes: what is worth knowing.
+        slices: of the training volumes across every axis that the network sees; empty for 2D images.
     """
 
     dataset: Dataset
@@ -63,6 +67,7 @@ class TrainingData:
     labels: Labels
     fingerprint: Fingerprint
     notes: tuple[str, ...] = ()
+    slices: tuple[SliceCount, ...] = ()
 
 
 def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
@@ -82,7 +87,10 @@ def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
 def training_data(dataset: Dataset, report: Report, parts: Split) -> TrainingData:
     """What a check found, for one split."""
     found = fingerprint(report, parts.train, dataset.channel_names)
-    return TrainingData(dataset.of_dims(report.spatial_dims), parts, report.labels or Labels(), found, report.notes)
+    counts = slices_of(report, parts.train)
+    return TrainingData(
+        dataset.of_dims(report.spatial_dims), parts, report.labels or Labels(), found, report.notes, counts
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,24 +173,30 @@ def plan_training(
             not fit, with everything that differs.
     """
     found, labels, device = data.fingerprint, data.labels, device or find_device()
-    recipe, length = resolve_length(recipe, device)
     if given is not None:
+        recipe, length = resolve_length(recipe, device, slices=given.slices is not None)
         check_plan(given, recipe, source, labels=labels, channel_names=found.channel_names, found=found)
         return replace(planned_by(given, recipe, data.split, device), length=length)
-    dims = found.spatial_dims
-    drafts = Drafts(recipe, network_shape(found.channels, dims, labels))
     reasons: dict[str, str] = {}
+    slices = choose_slices(found, data.slices, recipe, labels, reasons)
+    recipe, length = resolve_length(recipe, device, slices=slices is not None)
+    dims, thickness = (found.spatial_dims, 1) if slices is None else (2, slices.thickness)
+    drafts = Drafts(recipe, network_shape(found.channels * thickness, dims, labels))
     orientation = _orientation(found, reasons)
-    spacing, size = _grid(found, recipe, reasons)
+    spacing, size, kept = _grid(found, recipe, slices, reasons)
     normalization = _normalization(found, recipe, reasons)
-    patch, strides, batch = choose_sizes(found, size, spacing, drafts, device, reasons)
+    axes = range(dims) if slices is None else slices.plane
+    examples = (found.cases, "training cases") if slices is None else (slices.per_epoch, "slices of an epoch")
+    patch_size, patch_spacing = tuple(size[axis] for axis in axes), tuple(spacing[axis] for axis in axes)
+    patch, strides, batch = choose_sizes(examples, patch_size, patch_spacing, drafts, device, reasons)
+    world_axes = found.world_axes if slices is None else plane_axes(found.world_axes, slices)
     mirror, reasons["mirror_axes"] = (
-        mirror_axes(labels.names, dims, found.world_axes)
+        mirror_axes(labels.names, dims, world_axes)
         if recipe.augmentation.flip
         else ((), "no flips: augmentation.flip is 0")
     )
-    oriented = dims == 3 and orientation is not None
-    turn, reasons["turn_axes"] = turn_axes(patch, spacing, mirror, oriented=oriented)
+    oriented = found.spatial_dims == 3 and orientation is not None
+    turn, reasons["turn_axes"] = turn_axes(patch, patch_spacing, mirror, oriented=oriented)
     plan = Plan(
         format=PLAN_FORMAT,
         spatial_dims=dims,
@@ -192,6 +206,8 @@ def plan_training(
         orientation=orientation,
         spacing=spacing,
         unit=found.unit,
+        kept_axes=kept,
+        slices=slices,
         normalization=normalization,
         patch=patch,
         batch=batch,
@@ -246,27 +262,47 @@ def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] |
     return "RAS"
 
 
-def _grid(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """The spacing of the network's grid, and the median size of the images on it."""
+class _Grid(NamedTuple):
+    """The spacing of the network's grid, the median size of the images on it, and the axes along which each keeps its own."""
+
+    spacing: tuple[float, ...]
+    size: tuple[int, ...]
+    kept: tuple[int, ...] = ()
+
+
+def _grid(data: Fingerprint, recipe: Recipe, slices: Slices | None, reasons: dict[str, str]) -> _Grid:
+    wanted = recipe.planning.spacing
+    if slices is None or (wanted is not None and len(wanted) != 2):
+        return _whole_grid(data, wanted, reasons)
+    axis = slices.axis
+    if wanted is not None:  # in the plane of the slices alone
+        wanted = (*wanted[:axis], float(data.spacing.median[axis]), *wanted[axis:])
+    grid = _whole_grid(data, wanted, reasons)
+    if data.unit == "px":
+        return grid
+    reasons["spacing"] += f"; across the slices, along axis {axis}, every volume keeps its own"
+    return grid._replace(kept=(axis,))
+
+
+def _whole_grid(data: Fingerprint, wanted: tuple[float, ...] | None, reasons: dict[str, str]) -> _Grid:
     median, unit = tuple(float(s) for s in data.spacing.median), data.unit
     size = tuple(round(n) for n in data.size.median)
-    wanted = recipe.planning.spacing
     if wanted is not None:
         if len(wanted) != data.spatial_dims or min(wanted) <= 0:
             raise UsageError(f"planning.spacing={list(wanted)} does not fit {data.spatial_dims}D images")
         reasons["spacing"] = f"{list(wanted)} {unit}: fixed by the recipe"
-        return wanted, tuple(max(1, round(n * s / t)) for n, s, t in zip(size, median, wanted, strict=True))
+        return _Grid(wanted, tuple(max(1, round(n * s / t)) for n, s, t in zip(size, median, wanted, strict=True)))
     if unit == "px":
         reasons["spacing"] = "1 px, every image's own grid: the files state no physical size"
-        return (1.0,) * len(size), size
+        return _Grid((1.0,) * len(size), size)
     if data.spacing.min == data.spacing.max:
         reasons["spacing"] = f"{_numbers(median)} mm, that of all cases"
-        return median, size
+        return _Grid(median, size)
     reasons["spacing"] = (
         f"{_numbers(median)} mm, the median; the cases reach from {_numbers(data.spacing.min)} "
         f"to {_numbers(data.spacing.max)} mm"
     )
-    return median, size
+    return _Grid(median, size)
 
 
 def _normalization(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[Normalization, ...]:

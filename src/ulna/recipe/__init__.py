@@ -6,11 +6,12 @@ JSON schema of `Recipe` documents every field.
 
 from ulna.recipe.architecture import MOST_CHANNELS, Architecture, Slot
 from ulna.recipe.changing import merged, set_value, stated
-from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimizer, Points, Recipe, Training
+from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimizer, Planning, Points, Recipe, Training
 from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground
 from ulna.recipe.former import renamed_path
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Labels, Normalization, Plan, Split, Whitening
+from ulna.recipe.slices import Slices, count_drawn
 
 __all__ = [
     "MOST_CHANNELS",
@@ -27,12 +28,15 @@ __all__ = [
     "Normalization",
     "Optimizer",
     "Plan",
+    "Planning",
     "Points",
     "Recipe",
+    "Slices",
     "Slot",
     "Split",
     "Training",
     "Whitening",
+    "count_drawn",
     "from_yaml",
     "merged",
     "parse",

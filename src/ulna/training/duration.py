@@ -11,12 +11,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ulna.data.pipeline.augment import Augment
 from ulna.data.pipeline.patches import Structures
 from ulna.data.pipeline.preprocess import Prepared
+from ulna.data.pipeline.slices import stacked
 from ulna.errors import UsageError
 from ulna.inference.segmenter import network_for
 from ulna.inference.sliding import window_starts
@@ -27,6 +29,7 @@ from ulna.system.device import device_name
 from ulna.system.progress import bar
 from ulna.training.loop import Loop
 from ulna.training.samples import PreparedCases, Samples
+from ulna.training.slices import SliceCases, SliceSamples
 from ulna.training.stopping import Stop
 
 STEPS = 6  # timed at most; the first warms up, where there is time for another
@@ -80,14 +83,20 @@ class Timing:
 
 
 class MadeCases(PreparedCases):
-    """As many cases as there are, all of the size of a patch and of noise, with every structure in the middle."""
+    """As many cases as there are, all of the size of a patch and of noise, with every structure in the middle.
+
+    Volumes that are seen as slices have one.
+    """
 
     def __init__(self, plan: Plan, count: int) -> None:
         super().__init__((), plan)
         self._count = count
         image = torch.randn(plan.in_channels, *plan.patch, generator=torch.Generator().manual_seed(0))
-        self._case = Prepared(image, plan.patch), made_labels(plan)
-        self._where = Structures(self._case[1], plan.spatial_dims)
+        labels = made_labels(plan)
+        self._where = Structures(labels, plan.spatial_dims)
+        if plan.slices is not None:
+            image, labels = image.unsqueeze(plan.slices.axis + 1), labels.unsqueeze(plan.slices.axis - 3)
+        self._case = Prepared(image, tuple(image.shape[1:])), labels
 
     def __len__(self) -> int:
         return self._count
@@ -100,6 +109,32 @@ class MadeCases(PreparedCases):
         return True
 
     def structures(self, index: int) -> Structures:
+        """The same in all."""
+        return self._where
+
+
+class MadeSlices(SliceCases):
+    """As many slices as the training cases have, all of the size of a patch and of noise."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__((), plan)
+        made, slices = MadeCases(plan, 1), self.slices
+        prepared, labels = made[0]
+        labels = labels.movedim(slices.axis - 3, 0)
+        self._made = prepared._replace(image=stacked(prepared.image, slices.axis, slices.neighbours)), labels
+        self._where = made.structures(0)
+        # cached properties of cases that were read
+        self.places = np.zeros((max(1, slices.full_count + slices.empty_count), 2), np.int64)
+        self.full_count = slices.full_count
+
+    def __getitem__(self, index: int) -> tuple[Prepared, Tensor]:
+        return self._made
+
+    def keeps(self, index: int) -> bool:
+        """All are the one that is there."""
+        return True
+
+    def structures_of(self, index: int, place: int) -> Structures:
         """The same in all."""
         return self._where
 
@@ -125,9 +160,13 @@ def time_training(planned: Planned) -> Timing:
     plan, recipe = planned.plan, planned.recipe
     with torch.random.fork_rng():
         torch.manual_seed(recipe.training.seed)
-        cases = MadeCases(plan, len(planned.split.train))
-        augment = Augment(recipe.augmentation, plan)
-        samples = Samples(cases, augment=augment, foreground=recipe.training.foreground, seed=recipe.training.seed)
+        augment, foreground, seed = Augment(recipe.augmentation, plan), recipe.training.foreground, recipe.training.seed
+        if plan.slices is None:
+            samples = Samples(
+                MadeCases(plan, len(planned.split.train)), augment=augment, foreground=foreground, seed=seed
+            )
+        else:
+            samples = SliceSamples(MadeSlices(plan), augment=augment, foreground=foreground, seed=seed)
         network = network_for(recipe, plan)
         loop = Loop(network, plan, recipe, val=MadeCases(plan, 1), samples=samples, folder=Path(), stop=Stop(""))
         batches = itertools.chain.from_iterable(itertools.repeat(loop.feed))
@@ -172,11 +211,13 @@ def windows(planned: Planned) -> float:
     plan, found = planned.plan, planned.plan.fingerprint
     spacing = plan.spacing or found.spacing.median
     lengths = zip(found.size.median, found.spacing.median, spacing, strict=True)
-    grid = [max(1, round(n * own / step)) for n, own, step in lengths]
+    whole = [max(1, round(n * own / step)) for n, own, step in lengths]
+    grid = [whole[axis] for axis in plan.patch_axes]
+    slices = 1 if plan.slices is None else whole[plan.slices.axis]
     if plan.takes_whole(grid, sparse=planned.network.head.sparse):
-        return math.prod(grid) / math.prod(plan.patch)
+        return slices * math.prod(grid) / math.prod(plan.patch)
     overlap = planned.recipe.inference.overlap
-    return math.prod(len(window_starts(n, patch, overlap)) for n, patch in zip(grid, plan.patch, strict=True))
+    return slices * math.prod(len(window_starts(n, patch, overlap)) for n, patch in zip(grid, plan.patch, strict=True))
 
 
 def _several(make: Callable[[int], Any], what: str) -> list[Any]:

@@ -81,9 +81,10 @@ def check_fit(volume: Volume, plan: Plan) -> None:
         UsageError: if the volume has other dimensions or channels, or does not say how it lies where the plan needs it.
     """
     name = volume.path or "image"
-    if volume.spatial_dims != plan.spatial_dims:
+    if volume.spatial_dims != plan.image_dims:
+        slices = "" if plan.slices is None else ", whose slices it reads"
         raise UsageError(
-            f"{name}: a {volume.spatial_dims}D image; this model was planned for {plan.spatial_dims}D images"
+            f"{name}: a {volume.spatial_dims}D image; this model was planned for {plan.image_dims}D images{slices}"
         )
     if volume.channels != plan.in_channels:
         raise UsageError(
@@ -135,7 +136,14 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
         return tuple(notes)
     spacing = grid_spacing(volume, plan)
     low, high = plan.fingerprint.spacing.min, plan.fingerprint.spacing.max
-    if any(not a / FAR <= s <= b * FAR for s, a, b in zip(spacing, low, high, strict=True)):
+    far = [n for n, (s, a, b) in enumerate(zip(spacing, low, high, strict=True)) if not a / FAR <= s <= b * FAR]
+    if far and set(far) <= set(plan.kept_axes):
+        notes.append(
+            f"{name}: has a spacing of {spacing_text(spacing)}, the training images "
+            + (spacing_text(low) if low == high else f"{spacing_text(low)} to {spacing_text(high)}")
+            + "; its own is kept there, and it may be segmented less well"
+        )
+    elif far:
         notes.append(
             f"{name}: has a spacing of {spacing_text(spacing)}, the training images "
             + (spacing_text(low) if low == high else f"{spacing_text(low)} to {spacing_text(high)}")
@@ -145,7 +153,7 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
         assumed = codes(volume.affine, volume.spatial_dims)
         notes.append(f"{name}: states no orientation; {assumed} is assumed: see that left and right are not exchanged")
     worlds = plan.fingerprint.worlds
-    if plan.orientation is not None and plan.spatial_dims == 2 and worlds and volume.affine is not None:
+    if plan.orientation is not None and plan.image_dims == 2 and worlds and volume.affine is not None:
         own = list(world_of(volume.affine, 2))
         if own != list(worlds):
             notes.append(
@@ -221,7 +229,7 @@ def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan) -> Tensor:
         volume: the image.
         plan: of the run.
     """
-    exclusive = labels.ndim == plan.spatial_dims
+    exclusive = labels.ndim == plan.image_dims
     small = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32)
     small = np.ascontiguousarray(turn_of(volume, plan).forward(small))
     maps = torch.from_numpy(small[None] if exclusive else small)
@@ -263,7 +271,8 @@ def _steps(volume: Volume, plan: Plan) -> tuple[float, ...] | None:
     """The step of the plan's grid in voxels of a volume; None: see `Prepared`."""
     if plan.spacing is None or plan.format == 1:
         return None
-    return steps(grid_spacing(volume, plan), plan.spacing)
+    own = grid_spacing(volume, plan)
+    return steps(own, [own[axis] if axis in plan.kept_axes else step for axis, step in enumerate(plan.spacing)])
 
 
 def _sides(prepared: Prepared) -> Sequence[tuple[int, int]]:

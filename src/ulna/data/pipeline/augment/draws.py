@@ -55,7 +55,7 @@ class Drawing:
     def __init__(self, settings: Augmentation, plan: Plan) -> None:
         self.settings, self.dims = settings, plan.spatial_dims
         self.mirror_axes, self.turn_axes = plan.mirror_axes, plan.turn_axes
-        spacing = plan.spacing or plan.fingerprint.spacing.median
+        spacing = plan.patch_spacing
         self.thin = tuple(s <= THICK * min(spacing) for s in spacing)
         self.angle = math.radians(settings.degrees)
         self.slant = math.tan(math.radians(settings.shear))
