@@ -193,7 +193,7 @@ def _training_rows(study: Study, field: str, values: Sequence[float], own: float
 def _mesh_rows(study: Study, runs: Sequence[Path], data: Path, own: float | None) -> list[dict[str, Any]]:
     """One a step of the mesh, by all runs of the unvaried network on all scored cases; times on the image of the study's."""
     split, dataset = read_split(runs[0]), Dataset.from_folder(data)
-    dataset = dataset.of_dims(Segmenter.load(runs[0]).plan.spatial_dims)
+    dataset = dataset.of_dims(Segmenter.load(runs[0]).plan.image_dims)
     wanted = {*(split.test or split.val)}
     cases = [case for case in dataset.cases if case.id in wanted]
     steps = sorted({*MESH_STEPS, *([] if own is None else [int(own)])})

@@ -135,6 +135,8 @@ def _check(console: Console, report: Any) -> None:
     else:
         names = ", ".join(map(safe, report.labels.described))
         console.print(f"[bold green]no problems[/] in {cases} cases: {names}", highlight=False)
+        if said := report.slices_in_words():
+            print_plain(console, said, style="dim")
         print_plain(console, f"next: ulna train {quoted(report.root)}", style="dim")
 
 
@@ -154,10 +156,11 @@ def _problems(console: Console, found: Any, mark: str) -> None:
 
 def _plan(console: Console, estimate: Any) -> None:
     planned, plan = estimate.planned, estimate.plan
+    read = "" if plan.slices is None else " (their slices, by a 2D network)"
     table = make_table("", "choice and reason")
     table.columns[1].justify = "left"
     table.columns[1].no_wrap = False
-    table.add_row("images", f"{plan.spatial_dims}D, {plan.in_channels} channels, {plan.fingerprint.cases} cases")
+    table.add_row("images", f"{plan.image_dims}D{read}, {plan.in_channels} channels, {plan.fingerprint.cases} cases")
     table.add_row("classes", ", ".join(map(safe, plan.labels.described)))
     for field, reason in plan.reasons.items():
         table.add_row(safe(field), safe(reason))
@@ -199,9 +202,7 @@ def _long(hours: float) -> str:
 def _train(console: Console, run: Any) -> None:
     summary = run.summary
     part = summary["evaluated_on"]
-    _evaluation_table(
-        console, summary[part], title=f"{safe(summary['model'])} on {summary[part]['cases']} {part} cases"
-    )
+    _evaluation_table(console, summary[part], title=f"{safe(summary['model'])} on {_scored(summary[part], part)}")
     console.print(
         f"best epoch {summary['best_epoch']} of {summary['epochs']}, validation Dice {summary['val_dice']:.4f}; "
         f"{summary['wall_seconds'] / 60:.1f} min, peak memory {summary['peak_memory_mb'] / 1024:.1f} GB",
@@ -219,11 +220,18 @@ def _predict(console: Console, predictions: Any) -> None:
 
 
 def _evaluate(console: Console, evaluation: Any) -> None:
-    _evaluation_table(console, evaluation.summary, title=f"{evaluation.summary['cases']} cases")
+    _evaluation_table(console, evaluation.summary, title=_scored(evaluation.summary))
     missing = evaluation.summary["missing"]
     if missing:
         text = f"{len(missing)} references have no prediction and count as missed: {listed(missing, 5)}"
         print_plain(console, text, style="yellow")
+
+
+def _scored(summary: Any, part: str = "") -> str:
+    """What was scored, in words."""
+    what = {"slice": "slices", "group": "groups"}.get(summary.get("by", ""), "")
+    images = f"{summary.get('images', summary['cases'])}{' ' * bool(part)}{part} cases"
+    return f"{summary['cases']} {what} of {images}" if what else images
 
 
 def _evaluation_table(console: Console, summary: Any, title: str) -> None:

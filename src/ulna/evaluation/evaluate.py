@@ -17,19 +17,20 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, suffix_of
+from ulna.data.formats.source import Source, data_error
 from ulna.data.layout.classes import classes_found
-from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
-from ulna.data.layout.record import Record
+from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, listed
 from ulna.evaluation.intervals import SOME_CASES, interval_note, mean_interval
 from ulna.evaluation.known import known_alone, read_as
 from ulna.evaluation.metrics import MEASURES, average, score_labels
+from ulna.evaluation.predicted import predicted_masks
+from ulna.evaluation.units import Across, check_unit, pooled, slices_of
 from ulna.recipe import Labels, parse
 from ulna.system.files import cell, write_text
-from ulna.system.outputs import JOURNAL, PREDICT_FILE, check_folder, check_names
+from ulna.system.outputs import PREDICT_FILE, check_folder, check_names
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
 
@@ -96,7 +97,9 @@ class Evaluation:
         write_text(path, text.getvalue())
 
 
-def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None) -> Evaluation:
+def evaluate(
+    predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None, by: str | None = None
+) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
 
     A reference without a prediction counts as an empty prediction: it lowers every mean. A case counts for a class if its
@@ -107,18 +110,25 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
         predictions: folder (or .npz file) of predicted masks.
         labels: the references: a data set, a folder of masks, or an .npz file.
         out: folder for metrics.csv and summary.json.
+        by: what counts as one: case (by default, or as the recipe of the run says); slice, every slice of a volume, those of
+            the run or across the largest spacing; group, all cases of a group of groups.json pooled, such as the slices of a
+            volume that are files of their own.
 
     Raises:
         DataError: for every pair that does not fit, all at once.
+        UsageError: if there is no such unit, slices are asked of 2D images, or groups where no file names them.
 
     Example:
         ulna evaluate masks data/nuclei --out scores
     """
     predictions, labels = Path(predictions), Path(labels)
+    if by is not None:
+        check_unit(by)
     references = find_masks(labels)
+    groups = groups_of(labels, references.sources) if by == "group" else None
     if out is not None:
         _check_out(Path(out), labels, references)
-    predicted, notes, about = _predicted(predictions)
+    predicted, notes, about = predicted_masks(predictions)
     asked = set(about.get("asked") or references.sources)
     wanted = [name for name in references.sources if name in asked]
     missing = [name for name in wanted if name not in predicted.sources]
@@ -165,7 +175,8 @@ def evaluate(predictions: Path | str, labels: Path | str, /, *, out: Path | str 
                 continue
             yield Pair(name, *known_alone(prediction, reference, of_references), volume)
 
-    scores = Scores(names, _empty_score(about))
+    unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
+    scores = Scores(names, _empty_score(about), by=unit, across=Across.read(about.get("slices")), groups=groups)
     for pair in pairs():
         scores.add(pair)
     if problems:
@@ -193,38 +204,71 @@ class Scores:
         labels: the classes.
         empty_score: what a class that neither prediction nor reference holds counts, where a recipe says so; else it counts
             for nothing.
+        by: what is scored as one, of `UNITS`.
+        across: the axis that slices lie across; None: that of the largest spacing.
+        groups: case -> group.
     """
 
-    def __init__(self, labels: Labels, empty_score: float | None = None) -> None:
-        self.labels, self.empty_score = labels, empty_score
+    def __init__(
+        self,
+        labels: Labels,
+        empty_score: float | None = None,
+        *,
+        by: str = "case",
+        across: Across | None = None,
+        groups: Mapping[str, str] | None = None,
+    ) -> None:
+        self.labels, self.empty_score, self.by, self.across, self.groups = labels, empty_score, by, across, groups or {}
         self._rows: list[dict[str, Any]] = []
         self._kinds: dict[tuple[str, int], str] = {}  # unit and dimensions -> the first case that has them
 
     def add(self, pair: Pair) -> float:
-        """Measure a case; its mean Dice over the classes that count, NaN if none does.
+        """Measure a case; its mean Dice over the classes (of slices: and over them) that count, NaN if none does.
 
         Raises:
             UsageError: if it has other dimensions than those before, or lengths in another unit.
         """
         self._check_kind(pair)
-        scores = score_labels(
-            pair.prediction,
-            pair.reference,
-            classes=len(self.labels.foreground),
-            spacing=pair.volume.spacing,
-            tolerance=_tolerance(pair.volume),
-            multilabel=self.labels.multilabel,
-            empty_score=self.empty_score,
-        )
-        rows = [{"case": pair.case, "class": name, **s} for name, s in zip(self.labels.foreground, scores, strict=True)]
+        if self.by == "slice":
+            rows = [
+                row
+                for one in slices_of(pair.prediction, pair.reference, pair.volume, self.across)
+                for row in self._measured(
+                    {"case": pair.case, "slice": one.number}, one.prediction, one.reference, one.volume
+                )
+            ]
+        else:
+            rows = self._measured({"case": pair.case}, *pair[1:])
         self._rows += rows
         return _mean_dice(rows)
+
+    def _measured(
+        self, whose: dict[str, Any], prediction: NDArray[Any], reference: NDArray[Any], volume: Volume
+    ) -> list[dict[str, Any]]:
+        scores = score_labels(
+            prediction,
+            reference,
+            classes=len(self.labels.foreground),
+            spacing=volume.spacing,
+            tolerance=_tolerance(volume),
+            multilabel=self.labels.multilabel,
+            empty_score=self.empty_score,
+            surface=self.by != "group",
+        )
+        return [{**whose, "class": name, **s} for name, s in zip(self.labels.foreground, scores, strict=True)]
 
     def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
         """What was measured so far; `missing` are references without a prediction."""
         unit, dims = next(iter(self._kinds), ("px", 2))
-        summary = _summary(self._rows, self.labels, unit, dims, list(missing), self.empty_score)
-        return Evaluation(self._rows, summary)
+        rows = pooled(self._rows, self.groups, self.empty_score) if self.by == "group" else self._rows
+        summary = _summary(rows, self.labels, unit, 2 if self.by == "slice" else dims, list(missing), self.empty_score)
+        if self.by != "case":
+            images = len({row["case"] for row in self._rows})
+            summary |= {"by": self.by, "images": images}
+        if self.by == "slice":
+            alike = "slices of a volume are alike: intervals over slices are too narrow"
+            summary["interval_note"] = "; ".join(note for note in (summary.get("interval_note"), alike) if note)
+        return Evaluation(rows, summary)
 
     def _check_kind(self, pair: Pair) -> None:
         self._kinds.setdefault((pair.volume.unit, pair.volume.spatial_dims), pair.case)
@@ -254,9 +298,9 @@ def _summary(
 ) -> dict[str, Any]:
     in_mm = unit == "mm" and dims == 3
     by_class = {name: [row for row in rows if row["class"] == name] for name in labels.foreground}
-    by_case: dict[str, list[dict[str, Any]]] = {}
+    by_case: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        by_case.setdefault(row["case"], []).append(row)
+        by_case.setdefault((row["case"], row.get("slice")), []).append(row)
     over_classes = [
         {**average(of_case, "per_image"), "empty": all(map(_both_empty, of_case))} for of_case in by_case.values()
     ]
@@ -322,42 +366,11 @@ def _dims(references: Iterable[Source]) -> int | None:
     return None
 
 
-def _predicted(predictions: Path) -> tuple[Masks, dict[str, list[str]], dict[str, Any]]:
-    """The masks to score, what is told about the others, and predict.json where it is about them.
-
-    Of a folder of `predict` those that its newest call lists; of any other folder, and of a file that is not listed, all.
-    """
-    folder = predictions if predictions.is_dir() else predictions.parent
-    journal = folder / JOURNAL
-    record = Record.read(folder)
-    if journal.exists() and journal.stat().st_size and (predictions == folder or predictions.name in record.unfinished):
-        raise UsageError(
-            f"{folder}: the last prediction was not finished ({JOURNAL}); call the same ulna predict again"
-        )
-    rows = record.current()
-    if not record.facts or (predictions != folder and not any(entry.file == predictions.name for entry in rows)):
-        return find_masks(predictions), {}, {}
-    sources: dict[str, Source] = {}
-    for name in dict.fromkeys(entry.file for entry in rows):
-        path = folder / name
-        if not path.exists() or (predictions != folder and path.name != predictions.name):
-            continue
-        if suffix_of(path) == ARRAY_SUFFIX:
-            inside = rows_of(path)
-            sources |= {e.case: inside[e.case] for e in rows if e.file == name and e.case in inside}
-        else:
-            sources |= {entry.case: Source(path) for entry in rows if entry.file == name}
-    known = {name for entry in rows for name in entry.files}
-    stray = [path.name for path in mask_files(folder) if path.name not in known] if predictions == folder else []
-    changed = [entry.case for entry in rows if entry.case in sources and record.changed(entry)]
-    return Masks(sources, None), {"not_listed": stray, "changed": changed}, record.facts
-
-
 def _check_out(out: Path, labels: Path, references: Masks) -> None:
     """Refuse a folder whose files are not of an earlier evaluation."""
     check_folder(out, [labels, *dict.fromkeys(source.path for source in references.sources.values())])
     own = {
-        "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith("case,class,"),
+        "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith(("case,class,", "case,slice,class,")),
         "summary.json": lambda path: {"tolerance", "classes", "missing"} <= read_json_object(path).keys(),
     }
     check_names(out, own)

@@ -122,24 +122,29 @@ class View(NamedTuple):
     sides: Sides | None
 
 
-def view(volume: Volume, *maps: NDArray[Any]) -> View:
+def view(volume: Volume, *maps: NDArray[Any], across: int | None = None) -> View:
     """The same picture of an image and of maps on its grid, in the radiological convention where the file says how it lies.
 
     Of a volume the slice is the one with the most foreground in the first map that has any, axial, or across the axis that is
-    coarsest by far: the other two show more. Of a volume's channels the first is kept.
+    coarsest by far: the other two show more; or across the axis that is asked for, of those along which the image is turned.
+    Of a volume's channels the first is kept.
 
     Shape:
         (C, *S), (*S) or (K, *S), ... -> (C, H, W), (H, W) or (K, H, W), ...
     """
     if volume.affine is None:
-        image, *rest = flat(volume.array, *maps)
+        along = (
+            [volume.array, *maps] if across is None else [np.moveaxis(a, across - 3, -1) for a in (volume.array, *maps)]
+        )
+        image, *rest = flat(*along)
         return View(image, tuple(rest), None)
     dims, turn = volume.spatial_dims, to_canonical(volume.affine, volume.spatial_dims)
     arrays = [turn.forward(one) for one in (volume.array, *maps)]
     worlds, spacing = world_of(volume.affine, dims), turn.order(volume.spacing)
     if dims == 3:
         coarsest = int(np.argmax(spacing))
-        across = coarsest if spacing[coarsest] > COARSE * sorted(spacing)[1] else 2
+        if across is None:
+            across = coarsest if spacing[coarsest] > COARSE * sorted(spacing)[1] else 2
         whole = [one if one.ndim == 3 else np.any(one, axis=0) for one in arrays[1:]]
         guide = next((one for one in whole if one.any()), whole[0] if whole else arrays[0][0])
         index = best_slice(np.moveaxis(guide, across, -1))[1]

@@ -24,6 +24,7 @@ from ulna.errors import UsageError, listed, unknown
 from ulna.explaining import methods
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
+from ulna.explaining.seeing import most_seen
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.levels import pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load
@@ -117,7 +118,10 @@ def explain(
         summed = torch.zeros_like(region)
         summed[prepared.inside] = True
     size = methods.window_size(segmenter.network, segmenter.plan, region.shape, memory() / 2)
-    piece = methods.best_window(summed, size, segmenter.recipe.inference.overlap)
+    shown = most_seen(
+        summed, torch.from_numpy(np.ascontiguousarray(prepared.turn.forward(inside))), segmenter.plan.slices
+    )
+    piece = methods.best_window(shown, size, segmenter.recipe.inference.overlap)
     subject = Subject(prepared, index, _names(labels)[index], summed, size, piece)
 
     network = fuse_batchnorm(segmenter.network).requires_grad_(False)  # a copy: only the image needs gradients
@@ -152,7 +156,8 @@ def explain(
     with locked(out), staged(out, "explain") as staging:
         _check_names(out)  # what stood up during the work is not replaced
         try:
-            files = WRITERS[volume.spatial_dims](staging, volume, mask, inside, found.layers)
+            across = () if segmenter.plan.slices is None else (segmenter.plan.slices.axis,)
+            files = WRITERS[volume.spatial_dims](staging, volume, mask, inside, found.layers, *across)
             facts["maps"] = {name: {"file": files[name], **about} for name, about in found.about.items()}
             facts["files"] = [*dict.fromkeys(files.values()), EXPLAIN_FILE]
             _put(out, staging, facts)
@@ -185,7 +190,7 @@ def _write_facts(out: Path, facts: dict[str, Any]) -> None:
 
 
 def _choose(image: Path, case: str | None, plan: Plan) -> Case:
-    dataset = Dataset.from_folder(image, need_labels=False, channels=plan.in_channels).of_dims(plan.spatial_dims)
+    dataset = Dataset.from_folder(image, need_labels=False, channels=plan.in_channels).of_dims(plan.image_dims)
     if case is not None:
         return dataset.case(case)
     if len(dataset.cases) != 1:
@@ -249,8 +254,8 @@ def _members(segmenter: Segmenter, volume: Volume, tta: bool) -> tuple[str, Iter
 
 
 def _mirrored_answer(segmenter: Segmenter, volume: Volume, axes: tuple[int, ...]) -> Tensor:
-    """Of the image mirrored along axes that the network sees."""
-    turn, flipped = segmenter.turn(volume), tuple(axis + 1 for axis in axes)
+    """Of the image mirrored along axes of a patch."""
+    turn, flipped = segmenter.turn(volume), tuple(segmenter.plan.patch_axes[axis] + 1 for axis in axes)
     seen = turned(volume, turn)
     mirrored = seen.with_array(np.ascontiguousarray(np.flip(seen.array, flipped)))
     maps = segmenter.probabilities(mirrored).flip(flipped)

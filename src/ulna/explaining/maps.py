@@ -13,6 +13,7 @@ from ulna.data.formats.limits import memory
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.explaining import methods
 from ulna.explaining.pictures import Layers, Panel
+from ulna.explaining.seeing import Piece, flat, lifted, seen
 from ulna.inference.segmenter import Segmenter
 from ulna.networks.network import Network
 from ulna.recipe import Labels
@@ -46,7 +47,7 @@ class Subject(NamedTuple):
     name: str
     region: Tensor
     size: tuple[int, ...]
-    piece: methods.Piece
+    piece: Piece
 
 
 def add_saliency(segmenter: Segmenter, network: Network, subject: Subject, found: Found) -> None:
@@ -113,10 +114,11 @@ def add_uncertainty(doubt: methods.Uncertainty, kind: str, subject: Subject, lab
 
 def add_grad_cam(segmenter: Segmenter, network: Network, subject: Subject, found: Found) -> None:
     """Grad-CAM at the deepest node."""
-    piece = subject.piece
-    image, region = (part[piece.window].to(segmenter.device) for part in (subject.prepared.image, subject.region))
+    piece, slices = subject.piece, segmenter.plan.slices
+    image = seen(subject.prepared.image, piece, slices).to(segmenter.device)
+    region = flat(subject.region[piece.window], slices).to(segmenter.device)
     maps = methods.grad_cam(network, image, target=subject.target, region=region)
-    values = methods.on_image_grid(maps[None], subject.prepared, piece).numpy()
+    values = methods.on_image_grid(lifted(maps[None], slices), subject.prepared, piece).numpy()
     node = methods.deepest_node(network)
     found.layers["gradcam"] = [Panel(f"Grad-CAM of {subject.name}", f"node {node}", values[0], float(values.max()))]
     found.about["gradcam"] = {
@@ -131,7 +133,8 @@ def add_grad_cam(segmenter: Segmenter, network: Network, subject: Subject, found
 def add_attention(segmenter: Segmenter, network: Network, subject: Subject, found: Found) -> None:
     """The coefficients of the network's own attention blocks, if it has any."""
     piece = subject.piece
-    image = subject.prepared.image[piece.window].to(segmenter.device)
+    slices = segmenter.plan.slices
+    image = seen(subject.prepared.image, piece, slices).to(segmenter.device)
     coefficients = methods.attention_maps(network, image)
     if not coefficients:
         found.left_out["attention"] = "this network has neither attention gates nor multi-dimensional self-attention"
@@ -148,7 +151,7 @@ def add_attention(segmenter: Segmenter, network: Network, subject: Subject, foun
             caption = f"{len(one.weights)} x {len(one.weights)} channels"
             found.layers["attention"].append(Panel(title, caption, one.weights.cpu().numpy(), 1.0, in_image=False))
             continue
-        maps = methods.on_plan_grid(one.weights, piece.size, network)
+        maps = lifted(methods.on_plan_grid(one.weights, image.shape[1:], network), slices)
         captions = [f"how much of {one.skip} passes"] if gate else [f"feature {k}" for k in range(len(maps))]
         found.layers["attention"] += [
             Panel(title, caption, methods.on_image_grid(values[None], subject.prepared, piece)[0].numpy(), 1.0)
@@ -164,7 +167,7 @@ def add_attention(segmenter: Segmenter, network: Network, subject: Subject, foun
     }
 
 
-def _said(piece: methods.Piece, subject: Subject) -> dict[str, Any]:
+def _said(piece: Piece, subject: Subject) -> dict[str, Any]:
     """Which part of the image was seen, where it is not all of it."""
     if piece.size == tuple(subject.prepared.image.shape[1:]):
         return {"piece": None}
@@ -177,8 +180,8 @@ def _said(piece: methods.Piece, subject: Subject) -> dict[str, Any]:
     ]
     return {
         "piece": {"corner": first, "size": [end - start for start, end in zip(first, ends, strict=True)]},
-        "piece_reading": "the image is larger than what is explained at once: the window with the most predicted voxels, in "
-        "voxels of the grid of the plan; 0 outside it",
+        "piece_reading": "the image is larger than what is explained at once: the window with the most predicted voxels (of "
+        "slices, in the slice with the most), in voxels of the grid of the plan; 0 outside it",
     }
 
 

@@ -23,29 +23,13 @@ from ulna.blocks.attention_gate import AttentionGate
 from ulna.blocks.self_attention import MultiDimensionalAttention
 from ulna.data.pipeline.preprocess import Prepared
 from ulna.errors import UsageError
+from ulna.explaining.seeing import Piece, add_seen, flat, seen, whole
 from ulna.inference.sliding import gaussian, window_starts
 from ulna.inference.volume import on_own_grid, slab_axis
 from ulna.networks.heads.points import CHUNK
 from ulna.networks.network import Network, pad_to_multiple
 from ulna.networks.profile.memory import peak_bytes
 from ulna.recipe import Plan
-
-
-class Piece(NamedTuple):
-    """A box of the grid of the plan.
-
-    Args:
-        corner: its first voxel.
-        size: its sides, in voxels.
-    """
-
-    corner: tuple[int, ...]
-    size: tuple[int, ...]
-
-    @property
-    def window(self) -> tuple[Any, ...]:
-        """The index of the box in an array whose last axes are the spatial ones."""
-        return (..., *(slice(start, start + side) for start, side in zip(self.corner, self.size, strict=True)))
 
 
 class Attention(NamedTuple):
@@ -87,12 +71,13 @@ def window_size(network: Network, plan: Plan, grid: Sequence[int], room: float) 
     """How much of an image of size `grid` is explained at once: all of it, or a patch of the plan.
 
     All of it where prediction takes it whole too (`Plan.takes_whole`) and its maps with their gradients, which prediction
-    does not keep, fit into `room` bytes.
+    does not keep, fit into `room` bytes. Of a volume that is seen as slices, one slice at once.
     """
-    whole = plan.takes_whole(grid, sparse=network.head.sparse)
-    if whole and (math.prod(grid) <= math.prod(plan.patch) or peak_bytes(network, grid, training=True) <= room):
-        return tuple(grid)
-    return tuple(min(side, length) for side, length in zip(plan.patch, grid, strict=True))
+    grid = [grid[axis] for axis in plan.patch_axes]
+    at_once = plan.takes_whole(grid, sparse=network.head.sparse)
+    if at_once and (math.prod(grid) <= math.prod(plan.patch) or peak_bytes(network, grid, training=True) <= room):
+        return whole(grid, plan.slices)
+    return whole([min(side, length) for side, length in zip(plan.patch, grid, strict=True)], plan.slices)
 
 
 def best_window(region: Tensor, size: Sequence[int], overlap: float) -> Piece:
@@ -143,10 +128,10 @@ def saliency(
         total[piece.window] += weights
     gradient = torch.zeros_like(image)
     for piece in pieces:
-        shares = region[piece.window] * weights / total[piece.window]
+        shares = flat(region[piece.window] * weights / total[piece.window], plan.slices)
         if shares.any():
-            x = image[piece.window][None].clone().requires_grad_()
-            gradient[piece.window] += torch.autograd.grad(score(network, x, target, shares), x)[0][0]
+            x = seen(image, piece, plan.slices)[None].clone().requires_grad_()
+            add_seen(gradient, piece, plan.slices, torch.autograd.grad(score(network, x, target, shares), x)[0][0])
     for axis, (before, behind) in enumerate(margins, start=1):
         ends = (
             (slice(0, before), before),

@@ -32,13 +32,17 @@ class Panel(NamedTuple):
 Layers = dict[str, list[Panel]]  # name of the file -> its maps
 
 
-def _write_pictures(out: Path, volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers) -> dict[str, str]:
+def _write_pictures(
+    out: Path, volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers, across: int | None = None
+) -> dict[str, str]:
     """A PNG for every layer, and the overlay: {layer: name of the file}."""
-    rows = _rows(volume, mask, inside, layers)
+    rows = _rows(volume, mask, inside, layers, across)
     return {name: panels(rows[name], out / f"{name}.png", legend=_legend()).name for name in rows}
 
 
-def _write_volumes(out: Path, volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers) -> dict[str, str]:
+def _write_volumes(
+    out: Path, volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers, across: int | None = None
+) -> dict[str, str]:
     """A NIfTI file for every layer, several maps on its fourth axis, and one sheet with a slice of all of them."""
     like = volume
     if volume.meta.format != "nifti":
@@ -49,7 +53,7 @@ def _write_volumes(out: Path, volume: Volume, mask: NDArray[Any], inside: Mask, 
         maps = np.stack([panel.values for panel in layer if panel.in_image]).astype(np.float32)
         files[name] = write_image(out / name, like.with_array(maps)).name
     files["overlay"] = write_image(out / "overlay", like.with_array(mask.reshape(-1, *volume.size))).name
-    rows = [row for some in _rows(volume, mask, inside, layers).values() for row in some]
+    rows = [row for some in _rows(volume, mask, inside, layers, across).values() for row in some]
     files["sheet"] = panels(rows, out / SHEET_FILE, legend=_legend()).name
     return files
 
@@ -59,14 +63,14 @@ WRITERS = {2: _write_pictures, 3: _write_volumes}
 Rows = list[tuple[str, list[Picture]]]
 
 
-def _rows(volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers) -> dict[str, Rows]:
-    """The pictures of the overlay and of every layer, of a volume those of one slice."""
+def _rows(volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers, across: int | None) -> dict[str, Rows]:
+    """The pictures of the overlay and of every layer, of a volume those of one slice, `across` an axis."""
     entropy = layers["uncertainty"][0]
     guide = inside if inside.any() else entropy.values >= entropy.values.max() / 2
-    image, (_, labels), sides = view(volume, guide, mask)
+    image, (_, labels), sides = view(volume, guide, mask, across=across)
     cut = {
         name: [
-            panel._replace(values=view(volume, guide, panel.values).maps[1]) if panel.in_image else panel
+            panel._replace(values=view(volume, guide, panel.values, across=across).maps[1]) if panel.in_image else panel
             for panel in layer
         ]
         for name, layer in layers.items()

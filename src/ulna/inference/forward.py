@@ -87,7 +87,7 @@ class Forward:
         if not free:
             return 1
         # beside the maps: the image, probabilities and their sums in float32
-        each = (MARGIN * self._bytes_per_voxel + 4 * (self.plan.in_channels + 3 * self.plan.labels.outputs)) * voxels
+        each = (MARGIN * self._bytes_per_voxel + 4 * (self.plan.inputs + 3 * self.plan.labels.outputs)) * voxels
         return int(max(1, min(SHARE * free // each, MOST_VOXELS // voxels)))
 
     def _eager(self, windows: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def as_volume(
         volume = _read(files, plan)
         return _placed(volume, spacing, affine)
     array = _channels_first(_numbers(image), plan)
-    dims = plan.spatial_dims
+    dims = plan.image_dims
     unplaced = Volume(array, (1.0,) * dims, "px")
     if spacing is not None or affine is not None:
         placed = _placed(unplaced, spacing, affine)
@@ -83,7 +83,7 @@ def assumed_affine(plan: Plan, spacing: Sequence[float]) -> NDArray[np.float64]:
 
 def _worlds(plan: Plan) -> list[int]:
     """The world axes that the axes which the network sees go along."""
-    return list(plan.fingerprint.worlds or range(3))[: plan.spatial_dims]
+    return list(plan.fingerprint.worlds or range(3))[: plan.image_dims]
 
 
 def _axes(plan: Plan) -> str:
@@ -95,7 +95,7 @@ def _read(files: Sequence[str | Path], plan: Plan) -> Volume:
     for file in files:
         if suffix_of(file) == ".npz":
             raise UsageError(f"{file}: holds many images; predict it with `ulna predict`, or give one as an array")
-    volume = read_image([Source(Path(file)) for file in files], plan.spatial_dims)
+    volume = read_image([Source(Path(file)) for file in files], plan.image_dims)
     if len(files) == 1 and volume.channels == 1 < plan.in_channels:
         raise UsageError(
             f"{files[0]}: 1 channel; this model reads {plan.in_channels} ({', '.join(plan.channel_names)}); give the channel "
@@ -154,7 +154,7 @@ def _numbers(image: Any) -> NDArray[Any]:
 
 def _channels_first(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
     """(C, *S) of an array with its channels first, last, or none; the alpha of a colour picture is dropped, as for files."""
-    dims, channels = plan.spatial_dims, plan.in_channels
+    dims, channels = plan.image_dims, plan.in_channels
     if array.ndim == dims and channels == 1:
         return array[None]
     if array.ndim == dims + 1:

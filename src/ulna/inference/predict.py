@@ -16,6 +16,7 @@ from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.record import Record
 from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
+from ulna.evaluation.units import Across
 from ulna.inference.cases import Work
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
@@ -95,7 +96,7 @@ def predict(
     if tta:
         segmenter = segmenter.mirrored()
     dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
-    dataset = dataset.of_dims(segmenter.plan.spatial_dims)
+    dataset = dataset.of_dims(segmenter.plan.image_dims)
     for note in dataset.notes:
         log.info("note: %s", note)
     cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
@@ -104,6 +105,7 @@ def predict(
     options = {"level": level, "tta": tta, "probabilities": probabilities}
     work = Work(segmenter, out, probabilities, Record.read(out), digest, options)
     work.find_pending(cases, overwrite)
+    across = Across.of(segmenter.plan)
     facts = {
         "model": segmenter.recipe.model,
         "runs": [one.resolve().name for one in runs],
@@ -113,6 +115,8 @@ def predict(
         "labels": segmenter.plan.labels.model_dump(mode="json"),
         "tta": tta,
         "empty_score": segmenter.recipe.evaluation.empty_score,
+        "scored_by": segmenter.recipe.evaluation.by,
+        "slices": None if across is None else across._asdict(),
         "asked": [case.id for case in cases],
         "notes": list(dataset.notes),
     }

@@ -6,6 +6,7 @@ from ulna.data.layout.case import Case, read_reference
 from ulna.data.volume import Volume
 from ulna.evaluation.evaluate import Pair, Scores
 from ulna.evaluation.known import known_alone
+from ulna.evaluation.units import Across
 from ulna.inference.segmenter import Segmenter
 
 
@@ -28,4 +29,5 @@ def predict_pair(segmenter: Segmenter, case: Case, volume: Volume | None = None)
 
 def scores_for(segmenter: Segmenter) -> Scores:
     """No scores yet, for the classes of a run, and with what its recipe says of empty cases."""
-    return Scores(segmenter.plan.labels, segmenter.recipe.evaluation.empty_score)
+    scoring, plan = segmenter.recipe.evaluation, segmenter.plan
+    return Scores(plan.labels, scoring.empty_score, by=scoring.by, across=Across.of(plan))

@@ -27,7 +27,7 @@ from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.forward import Forward
 from ulna.inference.inputs import as_volume, is_case
 from ulna.inference.sparse import PointCounts
-from ulna.inference.volume import Slabs, mean_slabs, predict_slabs, slab_axis, to_labels
+from ulna.inference.volume import Slabs, axis_of_slabs, mean_slabs, predict_slabs, to_labels
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
@@ -267,8 +267,16 @@ class Ensemble(Segmenter):
         """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""
         turn = self.turn(volume)
         size = turn.order(volume.size)
-        axis = slab_axis(size)
-        return Slabs(mean_slabs([_along(turn, member, volume) for member in self.members], axis), size, axis, turn)
+        axis = self._axis(volume)
+        return Slabs(
+            mean_slabs([_along(turn, axis, member, volume) for member in self.members], axis), size, axis, turn
+        )
+
+    def _axis(self, volume: Volume) -> int:
+        """The axis, turned, that the slabs lie along: that of the first member which is turned as all are."""
+        turn = self.turn(volume)
+        plan = next(member.plan for member in self.members if member.turn(volume) == turn)
+        return axis_of_slabs(turn.order(volume.size), plan)
 
     def turn(self, volume: Volume) -> Turn:
         """How a volume is turned for those members that turn it; plans of format 1 do not."""
@@ -279,7 +287,9 @@ class Ensemble(Segmenter):
         each = [member.forecast(volume, probabilities=probabilities).parts for member in self.members]
         taken = {name: max(parts[name] for parts in each) for name in each[0]}
         turn = self.turn(volume)
-        whole = sum(member.turn(volume) != turn for member in self.members)  # these give all of theirs at once
+        here = turn, self._axis(volume)
+        along = [(m.turn(volume), axis_of_slabs(m.turn(volume).order(volume.size), m.plan)) for m in self.members]
+        whole = sum(one != here for one in along)  # these give all of theirs at once
         taken["result"] += 2 * 4 * whole * self.plan.labels.outputs * math.prod(volume.size)
         return MemoryEstimate({**taken, **{name: sum(parts[name] for parts in each) for name in ("slab", "image")}})
 
@@ -288,10 +298,10 @@ class Ensemble(Segmenter):
         return Ensemble({str(number): member.mirrored() for number, member in enumerate(self.members)})
 
 
-def _along(turn: Turn, member: Segmenter, volume: Volume) -> Iterator[Tensor]:
-    """The slabs of a member along turned axes; in one piece where the member itself turns the volume in another way."""
+def _along(turn: Turn, axis: int, member: Segmenter, volume: Volume) -> Iterator[Tensor]:
+    """The slabs of a member along an axis, turned; in one piece where it goes through the volume in another way itself."""
     slabs = member.slabs(volume)
-    if slabs.turn == turn:
+    if slabs.turn == turn and slabs.axis == axis:
         yield from slabs.parts
         return
     maps = torch.from_numpy(np.ascontiguousarray(turn.forward(slabs.maps().numpy())))
@@ -302,7 +312,7 @@ def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
     """What a person sees of a network: dimensions, channels, classes."""
     overlapping = " (overlapping)" if plan.labels.multilabel else ""
     return (
-        ("images are", f"{plan.spatial_dims}D"),
+        ("images are", f"{plan.image_dims}D"),
         ("channels are", ", ".join(plan.channel_names)),
         ("classes are", ", ".join(plan.labels.names) + overlapping),
     )
@@ -326,7 +336,7 @@ def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = 
     """The network of a resolved recipe."""
     return from_architecture(
         recipe.architecture,
-        in_channels=plan.in_channels,
+        in_channels=plan.inputs,
         classes=plan.labels.outputs,
         spatial_dims=plan.spatial_dims,
         multilabel=plan.labels.multilabel,

@@ -76,14 +76,14 @@ def by_windows(
         return
     weights = gaussian(patch).to(image.device)
     beside = math.prod(len(along) for a, along in enumerate(starts) if a != axis)  # windows at one place along the axis
-    runs = [*_portions(starts[axis], max(1, batch // beside))]
+    runs = [*portions(starts[axis], max(1, batch // beside))]
     reach = patch[axis] + max(places[-1] - places[0] for places in runs)
     room = (*size[:axis], reach, *size[axis + 1 :])  # what the windows of one run of places can touch
     total: Tensor | None = None
     weight_sum = torch.zeros(room, device=image.device)
     for places, following in itertools.zip_longest(runs, runs[1:]):
         corners = list(itertools.product(*(places if a == axis else along for a, along in enumerate(starts))))
-        for group in _portions(corners, batch):
+        for group in portions(corners, batch):
             maps = probabilities(torch.stack([image[_window(corner, patch)] for corner in group])).float() * weights
             if total is None:
                 total = torch.zeros((maps.shape[1], *room), device=image.device)
@@ -100,11 +100,11 @@ def by_windows(
             _advance(weight_sum, axis, done)
 
 
-def _portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+def portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
     """As few portions as can be, of one size but for the last: batches of one shape, and none much smaller.
 
     Example:
-        >>> [*_portions("abcdefghij", 4)], [*_portions("abcdefghi", 4)]
+        >>> [*portions("abcdefghij", 4)], [*portions("abcdefghi", 4)]
         (['abcd', 'efgh', 'ij'], ['abc', 'def', 'ghi'])
     """
     portion = -(-len(items) // -(-len(items) // most))

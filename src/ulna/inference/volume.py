@@ -22,6 +22,7 @@ from ulna.data.pipeline.preprocess import Prepared, pad_to_patch, restored
 from ulna.data.volume import label_dtype
 from ulna.inference.finite import FiniteCheck
 from ulna.inference.forward import Forward
+from ulna.inference.slices import by_slices, smoothed_in_plane
 from ulna.inference.sliding import by_windows
 from ulna.inference.sparse import PointCounts, by_stages, smoothed
 from ulna.networks.heads import probabilities
@@ -79,7 +80,15 @@ def slab_axis(size: Sequence[int]) -> int:
 
 def as_given(prepared: Prepared, network: Network, plan: Plan) -> Prepared:
     """An image as a network is given it: with margins, where it goes by the place in a patch, to the size of one."""
-    return pad_to_patch(prepared, plan.patch) if network.head.sparse else prepared
+    if not network.head.sparse:
+        return prepared
+    patch = dict(zip(plan.patch_axes, plan.patch, strict=True))
+    return pad_to_patch(prepared, [patch.get(axis, 1) for axis in range(plan.image_dims)])
+
+
+def axis_of_slabs(size: Sequence[int], plan: Plan) -> int:
+    """The axis, turned, that the slabs of a prediction lie along: that of the slices, or the longest of a volume."""
+    return slab_axis(size) if plan.slices is None else plan.slices.axis
 
 
 def predict_slabs(
@@ -103,11 +112,12 @@ def predict_slabs(
         settings: of the recipe.
         device: where the windows are computed.
         precision: "fp32" or "bf16".
-        axis: that the slabs lie along, turned; by default the one that makes them smallest.
+        axis: that the slabs lie along, turned; by default `axis_of_slabs`, and never another one with slices.
         tally: what a head that reads points is asked for is added to it.
         forward: how this very network is run on this device in this precision, kept from an image before.
     """
-    axis = slab_axis(prepared.size) if axis is None else axis
+    if axis is None or plan.slices is not None:
+        axis = axis_of_slabs(prepared.size, plan)
     prepared = as_given(prepared, network, plan)
     forward = forward or Forward(network, plan, device, precision)
     parts = _windowed(forward, prepared, axis, settings, tally)
@@ -142,7 +152,7 @@ def _windowed(
     flipped = flips([a + 2 for a in plan.mirror_axes] if settings.tta else ())  # axes of (N, C, *S)
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
     image = to_device(prepared.image, device)
-    grid = tuple(image.shape[1:])
+    grid = tuple(image.shape[1 + along] for along in plan.patch_axes)
     patch = (
         grid if plan.takes_whole(grid, sparse=sparse) else [min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
     )
@@ -174,10 +184,13 @@ def _windowed(
         assert maps is not None
         return maps if len(flipped) == 1 else maps / len(flipped)
 
-    windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis, batch=batch)
+    if plan.slices is None:
+        windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis, batch=batch)
+    else:
+        windows = by_slices(from_windows, image, plan.slices, patch, overlap=settings.overlap, batch=batch)
     slabs = without_margins(windows, prepared.margins, axis)
     if sparse and settings.smooth:
-        slabs = smoothed(slabs, axis)
+        slabs = smoothed(slabs, axis) if plan.slices is None else smoothed_in_plane(slabs, plan.slices)
     for slab in slabs:
         finite.finish()
         yield slab

@@ -70,7 +70,7 @@ class Drafts:
 
 def shape_of(plan: Plan) -> dict[str, Any]:
     """What the data say of a network: the keywords of `from_architecture`."""
-    return network_shape(plan.in_channels, plan.spatial_dims, plan.labels)
+    return network_shape(plan.inputs, plan.spatial_dims, plan.labels)
 
 
 def network_shape(channels: int, dims: int, labels: Labels) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
     return parse(Fingerprint, facts, source=str(report.root))
 
 
+def turns_of(scans: Sequence[CaseStats]) -> list[Turn]:
+    """How each of some training images is turned for the network."""
+    return _orientations(scans).turns
+
+
 def _extent(values: NDArray[Any]) -> Extent:
     """(cases, axes) -> what they reach from and to."""
     return Extent(min=values.min(0).tolist(), median=np.median(values, 0).tolist(), max=values.max(0).tolist())

@@ -10,6 +10,7 @@ from ulna.errors import OtherDataError, UsageError, brief, listed, printable
 from ulna.networks.build import levels
 from ulna.planning.drafts import Drafts, shape_of
 from ulna.planning.grid import stated_spacing
+from ulna.planning.slices import stated
 from ulna.recipe import PLAN_FORMAT, Architecture, Fingerprint, Labels, Plan, Recipe
 
 CHOSEN = ("spacing", "size", "crop", "patch", "batch", "window", "cap")  # fields of `planning` that a plan holds
@@ -52,7 +53,15 @@ def check_plan(
         )
 
 
-def check_requires(recipe: Recipe, found: Fingerprint, labels: Labels, *, dims: int, source: object) -> None:
+def check_requires(
+    recipe: Recipe,
+    found: Fingerprint,
+    labels: Labels,
+    *,
+    dims: int,
+    source: object,
+    plane: Sequence[int] | None = None,
+) -> None:
     """Refuse data that are not in the state which a recipe is for.
 
     Args:
@@ -61,6 +70,7 @@ def check_requires(recipe: Recipe, found: Fingerprint, labels: Labels, *, dims: 
         labels: the classes.
         dims: spatial dimensions of the network.
         source: the data set.
+        plane: the axes of a volume that its slices span, where the network reads slices; None: it reads images whole.
 
     Raises:
         OtherDataError: with everything that is not so.
@@ -70,7 +80,9 @@ def check_requires(recipe: Recipe, found: Fingerprint, labels: Labels, *, dims: 
         "channels": found.channels,
         "classes": len(labels.foreground),
         "multilabel": labels.multilabel,
-        "size": (found.size.min, found.size.max),
+        "size": tuple(
+            end if plane is None else tuple(end[axis] for axis in plane) for end in (found.size.min, found.size.max)
+        ),
     }
     if missed := recipe.requires.missed(about):
         meant = f"the recipe is for {recipe.requires.data}; " if recipe.requires.data else ""
@@ -87,19 +99,29 @@ def recipe_of(plan: Plan) -> Recipe | None:
         return None
     planning, architecture = recipe.planning, recipe.architecture
     kinds = {channel.kind for channel in plan.normalization}
-    changes = {name: _held(plan, name) for name in CHOSEN if getattr(planning, name) is not None}
+    changes = {name: _held(plan, name, mine) for name in CHOSEN if (mine := getattr(planning, name)) is not None}
     if planning.normalization is not None and kinds != {planning.normalization}:
         changes["normalization"] = kinds.pop() if len(kinds) == 1 else None
+    if plan.slices is not None:
+        slices = plan.slices
+        changes |= {"neighbours": slices.neighbours}
+        changes |= {"slice_axis": slices.axis} if planning.slice_axis is not None else {}
+        changes |= {"empty_slices": slices.empty} if planning.empty_slices is not None else {}
     changes["whitening"] = None if plan.whitening is None else "zca"
     if architecture.strides is not None:
         architecture = architecture.replaced(strides=plan.strides)
     return recipe.replaced(planning=planning.replaced(**changes), architecture=architecture)
 
 
-def _held(plan: Plan, name: str) -> Any:
-    """What a plan holds for a field of `planning`, as a recipe states it; None where its channels differ, or for nothing."""
-    if name == "spacing":
-        return stated_spacing(plan)
+def _held(plan: Plan, name: str, wanted: Any) -> Any:
+    """What a plan holds for a field of `planning`, as a recipe states it; None where its channels differ, or for nothing.
+
+    Of slices a recipe states two entries for the plane, and the plan holds three of the volume.
+    """
+    if name in ("spacing", "size", "crop"):
+        own: Any = stated_spacing(plan) if name == "spacing" else getattr(plan, name)
+        in_plane = own is not None and wanted is not None and len(wanted) == plan.spatial_dims
+        return tuple(own[axis] for axis in plan.patch_axes) if in_plane else own
     if name == "cap":
         caps = {channel.cap for channel in plan.normalization}
         return caps.pop() if len(caps) == 1 else None
@@ -137,9 +159,11 @@ def _recipe(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """What a recipe fixes otherwise, and the network where it is not the one that the plan was made for."""
     wanted = recipe.planning
     for name in CHOSEN:
-        mine, its = getattr(wanted, name), _held(plan, name)
+        mine = getattr(wanted, name)
+        its = _held(plan, name, mine)
         if mine is not None and mine != its:
             yield f"planning.{name} is {_shown(mine)}, in the plan it is {_shown(its)}"
+    yield from _slices(plan, recipe)
     kinds = sorted({channel.kind for channel in plan.normalization})
     if wanted.normalization is not None and kinds != [wanted.normalization]:
         yield f"planning.normalization is {wanted.normalization}, in the plan it is {', '.join(kinds)}"
@@ -156,6 +180,22 @@ def _recipe(plan: Plan, recipe: Recipe) -> Iterator[str]:
         mine, its = (_architecture(one, plan) for one in (recipe, plan.recipe))
         yield from _differences(mine, its, "architecture")
     yield from _differences(recipe.points.model_dump(), plan.recipe.points.model_dump(), "points")
+
+
+def _slices(plan: Plan, recipe: Recipe) -> Iterator[str]:
+    """What a recipe says of the network's dimensions and of slices that is otherwise in the plan."""
+    wanted, its = recipe.planning, plan.slices
+    if wanted.spatial_dims is not None and wanted.spatial_dims != plan.spatial_dims:
+        yield f"planning.spatial_dims is {wanted.spatial_dims}, the plan is of a {plan.spatial_dims}D network"
+        return
+    said = stated(wanted)
+    if its is None:
+        yield from (f"planning.{name} is {mine}, the plan is not of slices" for name, mine in said.items())
+        return
+    there = {"slice_axis": its.axis, "neighbours": its.neighbours, "empty_slices": its.empty}
+    for name, mine in said.items():
+        if mine != there[name]:
+            yield f"planning.{name} is {mine}, in the plan it is {there[name]}"
 
 
 def _depth(plan: Plan, recipe: Recipe) -> Iterator[str]:
@@ -198,8 +238,8 @@ def _names(plan: Plan, labels: Labels | None, channel_names: Sequence[str] | Non
 
 
 def _data(plan: Plan, found: Fingerprint, *, alone: bool) -> Iterator[str]:
-    if found.spatial_dims != plan.spatial_dims:
-        yield f"these images are {found.spatial_dims}D, those of the plan {plan.spatial_dims}D"
+    if found.spatial_dims != plan.image_dims:
+        yield f"these images are {found.spatial_dims}D, those of the plan {plan.image_dims}D"
     elif (mine := _placed(found.unit, found.orientation)) != (its := _placed(plan.unit, plan.orientation)):
         yield f"these images {mine}, those of the plan {its}"
     elif alone and found.digest != plan.fingerprint.digest:

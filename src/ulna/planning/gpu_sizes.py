@@ -62,7 +62,7 @@ def choose_gpu_patch(
 
 
 def choose_gpu_batch(
-    patch: tuple[int, ...], network: Network, cases: int, recipe: Recipe, device: Device
+    patch: tuple[int, ...], network: Network, examples: tuple[int, str], recipe: Recipe, device: Device
 ) -> tuple[int, str]:
     """With the reason."""
     room, dims = _room(recipe, device), len(patch)
@@ -71,7 +71,7 @@ def choose_gpu_batch(
         f"as many as {room / 1e9:.3g} GB of the GPU hold": 2 + int((room - two) // (two - one)),
         "the most that is useful": LARGEST_BATCH[dims],
         f"a step of {STEP_VOXELS:,} voxels": STEP_VOXELS // math.prod(patch),
-        f"a quarter of the {cases} training cases": cases // 4,
+        f"a quarter of the {examples[0]} {examples[1]}": examples[0] // 4,
     }
     why, batch = min(limits.items(), key=lambda limit: limit[1])
     return max(LEAST_BATCH, batch), why if batch >= LEAST_BATCH else f"the least, beyond {why}"

@@ -21,13 +21,17 @@ def check_grid(planning: Planning) -> None:
         name: values for name in ("spacing", "size", "crop", "patch") if (values := getattr(planning, name)) is not None
     }
     lengths = {name: len(values) for name, values in given.items()}
-    if len(set(lengths.values())) > 1:
+    volumes = dict(lengths)
+    if planning.spatial_dims != 3 and lengths.get("spacing") == 3:
+        del volumes["spacing"]  # of volumes, beside sizes of their slices
+    if len(set(lengths.values())) > 1 and set(volumes.values()) != {2}:
         told = " and ".join(f"planning.{name}={_list(values)}" for name, values in given.items())
         raise UsageError(
             f"{told} are of different numbers of axes; give one entry for each axis, null to leave one open"
         )
     size, crop = given.get("size", ()), given.get("crop", ())
-    for axis, (spacing, voxels) in enumerate(zip(given.get("spacing", ()), size, strict=False)):
+    alike = lengths.get("spacing") == lengths.get("size")  # else it is looked at again once slices are known
+    for axis, (spacing, voxels) in enumerate(zip(given["spacing"], size, strict=True) if alike and size else ()):
         if spacing is not None and voxels is not None:
             raise UsageError(
                 f"planning.spacing={_list(given['spacing'])} and planning.size={_list(size)} both fix axis {axis}; "
@@ -144,7 +148,7 @@ def kept_axes(planning: Planning) -> tuple[int, ...]:
 
 def median_grid(plan: Plan) -> tuple[int, ...]:
     """The size of the median image of the training on the plan's grid, cropped or padded as it says."""
-    found, dims = plan.fingerprint, plan.spatial_dims
+    found, dims = plan.fingerprint, plan.image_dims
     spacing = plan.spacing or found.spacing.median
     lengths = zip(found.size.median, found.spacing.median, spacing, strict=True)
     grid = [max(1, round(n * own / step)) for n, own, step in lengths]

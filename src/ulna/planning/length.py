@@ -32,6 +32,8 @@ BUDGETS = {
     "full": Budget(epochs=1000, steps=250, patience=200, max_hours=None),
 }
 ON_A_GPU = "standard"  # where nothing is said; on a CPU it is epochs over the cases
+# Of an epoch of slices where nothing is said: volumes have thousands of them, and neighbours are alike
+MOST_SLICE_STEPS = 250
 # What a budget says, where the recipe does not.
 FIELDS = ("epochs", "steps_per_epoch", "patience", "max_hours")
 
@@ -46,10 +48,11 @@ def check_budget(name: str | None) -> None:
         raise UsageError(f"--budget {printable(name)}: {unknown('budget', name, BUDGETS)!s}")
 
 
-def resolve_length(recipe: Recipe, device: Device) -> tuple[Recipe, str]:
+def resolve_length(recipe: Recipe, device: Device, *, slices: bool = False) -> tuple[Recipe, str]:
     """The recipe with its length in numbers, so that it trains alike anywhere, and where they come from.
 
-    A number that the recipe states takes the place of the budget's.
+    A number that the recipe states takes the place of the budget's. `slices`: samples are slices of volumes; an epoch
+    takes no more than `MOST_SLICE_STEPS` batches where nothing is said.
     """
     training = recipe.training
     name: str | None = training.budget
@@ -66,14 +69,16 @@ def resolve_length(recipe: Recipe, device: Device) -> tuple[Recipe, str]:
         if training.samples_per_epoch is not None:
             numbers["steps_per_epoch"] = training.steps_per_epoch
     resolved = training.replaced(**numbers, budget=None)
-    return recipe.replaced(training=resolved), (f"{name}, {why}" if name else "") + _said(resolved)
+    return recipe.replaced(training=resolved), (f"{name}, {why}" if name else "") + _said(resolved, slices)
 
 
-def _said(training: Training) -> str:
+def _said(training: Training, slices: bool) -> str:
     if training.samples_per_epoch is not None:
         epoch = f"{training.samples_per_epoch:,} samples"
     elif training.steps_per_epoch is not None:
         epoch = f"{training.steps_per_epoch} steps"
+    elif slices:
+        epoch = f"every slice once, at least {training.min_steps} and at most {MOST_SLICE_STEPS} steps"
     else:
         epoch = f"every training case once, at least {training.min_steps} steps"
     hours = "" if training.max_hours is None else f", {training.max_hours:g} h at most"

@@ -44,6 +44,8 @@ GPU_SHARE = 0.85
 LIBRARIES = 60 * 10**6
 # Python and its libraries, where the system does not tell, and of a process that has yet to begin
 PROGRAM = 500 * 10**6
+# Slices that a GPU computes together
+SLICES_AT_ONCE = 32
 # Points that a head which reads points is asked for at once
 MESH_POINTS = 32 * 1024
 
@@ -173,10 +175,14 @@ def prediction_memory(
     size, classes = turn_of(volume, plan).order(volume.size), plan.labels.outputs
     grid = grid_of(volume, plan)
     sparse = weights.head.sparse
-    whole = plan.takes_whole(grid, sparse=sparse)
-    window = grid if whole else [p if sparse else min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
-    axis = max(range(len(size)), key=lambda a: size[a])
-    share = min(1.0, window[axis] / grid[axis])  # of the image that a slab is
+    plane = [grid[axis] for axis in plan.patch_axes]
+    whole = plan.takes_whole(plane, sparse=sparse)
+    window = plane if whole else [p if sparse else min(p, n) for p, n in zip(plan.patch, plane, strict=True)]
+    if plan.slices is None:
+        axis = max(range(len(size)), key=lambda a: size[a])
+        share = min(1.0, window[axis] / grid[axis])  # of the image that a slab is
+    else:
+        share = min(1.0, (SLICES_AT_ONCE if find_device().gpu else 1) / grid[plan.slices.axis])
     return MemoryEstimate(
         {
             "maps of a window": _overhead(find_device()) * maps_per_voxel * math.prod(window),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ulna.data.pipeline.points import count_points
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
 from ulna.data.quality.check import Report, check_dataset
+from ulna.data.quality.slices import SliceCount
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
@@ -30,13 +31,16 @@ from ulna.planning.levels import divisor_of
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.normalising import capped, choose_normalization
 from ulna.planning.sizes import choose_sizes
+from ulna.planning.slices import choose_slices, of_volumes, plane_axes, slices_of
 from ulna.planning.symmetry import mirror_axes, turn_axes
 from ulna.recipe import (
     PLAN_FORMAT,
     Fingerprint,
     Labels,
     Plan,
+    Planning,
     Recipe,
+    Slices,
     Split,
     Training,
 )
@@ -57,6 +61,7 @@ class TrainingData:
         labels: the classes, declared or found.
         fingerprint: of the training cases alone.
         notes: what is worth knowing.
+        slices: of the training volumes across every axis that the network sees; empty for 2D images.
     """
 
     dataset: Dataset
@@ -64,6 +69,7 @@ class TrainingData:
     labels: Labels
     fingerprint: Fingerprint
     notes: tuple[str, ...] = ()
+    slices: tuple[SliceCount, ...] = ()
 
 
 def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
@@ -83,7 +89,10 @@ def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
 def training_data(dataset: Dataset, report: Report, parts: Split) -> TrainingData:
     """What a check found, for one split."""
     found = fingerprint(report, parts.train, dataset.channel_names)
-    return TrainingData(dataset.of_dims(report.spatial_dims), parts, report.labels or Labels(), found, report.notes)
+    counts = slices_of(report, parts.train)
+    return TrainingData(
+        dataset.of_dims(report.spatial_dims), parts, report.labels or Labels(), found, report.notes, counts
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,28 +175,39 @@ def plan_training(
             not fit, with everything that differs.
     """
     found, labels, device = data.fingerprint, data.labels, device or find_device()
-    recipe, length = resolve_length(recipe, device)
-    dims = found.spatial_dims if given is None else given.spatial_dims
-    check_requires(recipe, found, labels, dims=dims, source=data.dataset.root)
     if given is not None:
+        across = None if given.slices is None else given.slices.plane
+        check_requires(recipe, found, labels, dims=given.spatial_dims, plane=across, source=data.dataset.root)
+        recipe, length = resolve_length(recipe, device, slices=given.slices is not None)
         check_plan(given, recipe, source, labels=labels, channel_names=found.channel_names, found=found)
         return replace(planned_by(given, recipe, data.split, device), length=length)
-    drafts = Drafts(recipe, network_shape(found.channels, dims, labels))
     reasons: dict[str, str] = {}
+    slices = choose_slices(found, data.slices, recipe, labels, reasons)
+    recipe, length = resolve_length(recipe, device, slices=slices is not None)
+    dims, thickness = (found.spatial_dims, 1) if slices is None else (2, slices.thickness)
+    drafts = Drafts(recipe, network_shape(found.channels * thickness, dims, labels))
     orientation = _orientation(found, reasons)
-    check_grid(recipe.planning)
-    spacing, size = fixed_sizes(found, recipe.planning, *_grid(found, recipe, reasons), reasons)
-    check_divisor(recipe.planning, size, recipe.architecture, recipe.model)
+    across = None if slices is None else slices.plane
+    check_requires(recipe, found, labels, dims=dims, plane=across, source=data.dataset.root)
+    planning = recipe.planning if slices is None else of_volumes(recipe.planning, slices)
+    check_grid(planning)
+    grid = _grid(found, planning, slices, reasons)
+    spacing, size = fixed_sizes(found, planning, grid.spacing, grid.size, reasons)
+    axes = range(dims) if slices is None else slices.plane
+    patch_size, patch_spacing = tuple(size[axis] for axis in axes), tuple(spacing[axis] for axis in axes)
+    check_divisor(recipe.planning, patch_size, recipe.architecture, recipe.model)
     normalization = choose_normalization(found, recipe.planning, reasons)
-    patch, strides, batch = choose_sizes(found, size, spacing, drafts, device, reasons)
-    check_patch(recipe.planning, size, patch, divisor_of(strides, dims))
+    examples = (found.cases, "training cases") if slices is None else (slices.per_epoch, "slices of an epoch")
+    patch, strides, batch = choose_sizes(examples, patch_size, patch_spacing, drafts, device, reasons)
+    check_patch(recipe.planning, patch_size, patch, divisor_of(strides, dims))
+    world_axes = found.world_axes if slices is None else plane_axes(found.world_axes, slices)
     mirror, reasons["mirror_axes"] = (
-        mirror_axes(labels.names, dims, found.world_axes)
+        mirror_axes(labels.names, dims, world_axes)
         if recipe.augmentation.flip
         else ((), "no flips: augmentation.flip is 0")
     )
-    oriented = dims == 3 and orientation is not None
-    turn, reasons["turn_axes"] = turn_axes(patch, spacing, mirror, oriented=oriented)
+    oriented = found.spatial_dims == 3 and orientation is not None
+    turn, reasons["turn_axes"] = turn_axes(patch, patch_spacing, mirror, oriented=oriented)
     plan = Plan(
         format=PLAN_FORMAT,
         spatial_dims=dims,
@@ -197,9 +217,10 @@ def plan_training(
         orientation=orientation,
         spacing=spacing,
         unit=found.unit,
-        kept_axes=kept_axes(recipe.planning),
-        size=recipe.planning.size,
-        crop=recipe.planning.crop,
+        kept_axes=grid.kept,
+        size=planning.size,
+        crop=planning.crop,
+        slices=slices,
         normalization=normalization,
         patch=patch,
         batch=batch,
@@ -257,31 +278,48 @@ def _orientation(data: Fingerprint, reasons: dict[str, str]) -> Literal["RAS"] |
     return "RAS"
 
 
-def _grid(data: Fingerprint, recipe: Recipe, reasons: dict[str, str]) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """The spacing of the network's grid, and the median size of the images on it."""
+class _Grid(NamedTuple):
+    """The spacing of the network's grid, the median size of the images on it, and the axes along which each keeps its own."""
+
+    spacing: tuple[float, ...]
+    size: tuple[int, ...]
+    kept: tuple[int, ...] = ()
+
+
+def _grid(data: Fingerprint, planning: Planning, slices: Slices | None, reasons: dict[str, str]) -> _Grid:
+    """By what `planning` says of the axes of the images."""
+    grid = _whole_grid(data, planning, reasons)
+    if slices is None or planning.spacing is not None or data.unit == "px":
+        return grid
+    reasons["spacing"] += f"; across the slices, along axis {slices.axis}, every volume keeps its own"
+    return grid._replace(kept=(slices.axis,))
+
+
+def _whole_grid(data: Fingerprint, planning: Planning, reasons: dict[str, str]) -> _Grid:
     median, unit = tuple(float(s) for s in data.spacing.median), data.unit
     size = tuple(round(n) for n in data.size.median)
-    check_axes(recipe.planning, data.spatial_dims)
-    if recipe.planning.spacing is not None:
-        wanted = tuple(m if s is None else s for s, m in zip(recipe.planning.spacing, median, strict=True))
+    check_axes(planning, data.spatial_dims)
+    if planning.spacing is not None:
+        wanted = tuple(m if s is None else s for s, m in zip(planning.spacing, median, strict=True))
         reasons["spacing"] = f"{list(wanted)} {unit}: fixed by the recipe"
-        if None in recipe.planning.spacing:
-            own = [axis for axis, step in enumerate(recipe.planning.spacing) if step is None]
+        if None in planning.spacing:
+            own = [axis for axis, step in enumerate(planning.spacing) if step is None]
             reasons["spacing"] += (
                 f"; every image keeps its own along axis {' and '.join(map(str, own))}, here the median"
             )
-        return wanted, tuple(max(1, round(n * s / t)) for n, s, t in zip(size, median, wanted, strict=True))
+        size = tuple(max(1, round(n * s / t)) for n, s, t in zip(size, median, wanted, strict=True))
+        return _Grid(wanted, size, kept_axes(planning))
     if unit == "px":
         reasons["spacing"] = "1 px, every image's own grid: the files state no physical size"
-        return (1.0,) * len(size), size
+        return _Grid((1.0,) * len(size), size)
     if data.spacing.min == data.spacing.max:
         reasons["spacing"] = f"{_numbers(median)} mm, that of all cases"
-        return median, size
+        return _Grid(median, size)
     reasons["spacing"] = (
         f"{_numbers(median)} mm, the median; the cases reach from {_numbers(data.spacing.min)} "
         f"to {_numbers(data.spacing.max)} mm"
     )
-    return median, size
+    return _Grid(median, size)
 
 
 def _numbers(values: Sequence[float]) -> str:

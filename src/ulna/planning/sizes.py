@@ -11,7 +11,6 @@ from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import Drafts
 from ulna.planning.gpu_sizes import choose_gpu_batch, choose_gpu_patch
 from ulna.planning.levels import Sizes, choose_strides, product, rounded, shortened
-from ulna.recipe import Fingerprint
 from ulna.system.device import Device
 
 # What follows is for a CPU; `gpu_sizes` has the rules for a GPU.
@@ -27,7 +26,7 @@ STEP_GMACS = 17.0
 
 
 def choose_sizes(
-    data: Fingerprint,
+    examples: tuple[int, str],
     size: tuple[int, ...],
     spacing: tuple[float, ...],
     drafts: Drafts,
@@ -35,6 +34,9 @@ def choose_sizes(
     reasons: dict[str, str],
 ) -> Sizes:
     """Patch, strides and batch for images of a median `size` at `spacing`; every reason is added to `reasons`.
+
+    Args:
+        examples: how many images an epoch shows, and what they are.
 
     Raises:
         UsageError: if what the recipe fixes does not fit, or the network cannot be built for these data.
@@ -54,9 +56,9 @@ def choose_sizes(
     if recipe.planning.batch is not None:
         batch, why = recipe.planning.batch, "fixed by the recipe"
     elif device.gpu:
-        batch, why = choose_gpu_batch(patch, network, data.cases, recipe, device)
+        batch, why = choose_gpu_batch(patch, network, examples, recipe, device)
     else:
-        batch, why = _batch(patch, network, data.cases, drafts)
+        batch, why = _batch(patch, network, examples, drafts)
     reasons["batch"] = f"{batch}: {why}"
     return Sizes(patch, strides, batch)
 
@@ -86,7 +88,7 @@ def _patch(
     return patch
 
 
-def _batch(patch: tuple[int, ...], network: Network, cases: int, drafts: Drafts) -> tuple[int, str]:
+def _batch(patch: tuple[int, ...], network: Network, examples: tuple[int, str], drafts: Drafts) -> tuple[int, str]:
     """With the reason."""
     recipe, dims = drafts.recipe, len(patch)
     memory_gb = recipe.planning.memory_gb or MEMORY_GB
@@ -101,7 +103,7 @@ def _batch(patch: tuple[int, ...], network: Network, cases: int, drafts: Drafts)
         ),
         "the most that is useful": LARGEST_BATCH[dims],
         f"the memory for {room:,} voxels": room // math.prod(patch),
-        f"a quarter of the {cases} training cases": max(2, cases // 4),
+        f"a quarter of the {examples[0]} {examples[1]}": max(2, examples[0] // 4),
         f"a step of {STEP_GMACS:g} GMACs at {work:.2g} an image, on a CPU": max(2, int(STEP_GMACS / work)),
     }
     why, batch = min(limits.items(), key=lambda limit: limit[1])

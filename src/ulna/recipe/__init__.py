@@ -6,13 +6,14 @@ JSON schema of `Recipe` documents every field.
 
 from ulna.recipe.architecture import MOST_CHANNELS, Architecture, Slot
 from ulna.recipe.changing import merged, set_value, stated
-from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimizer, Points, Recipe, Training
+from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimizer, Planning, Points, Recipe, Training
 from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground
 from ulna.recipe.former import renamed_path
 from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Normalization, Plan, Split, Whitening
 from ulna.recipe.protocol import Protocol, Requires
+from ulna.recipe.slices import Slices, count_drawn
 
 __all__ = [
     "MOST_CHANNELS",
@@ -29,14 +30,17 @@ __all__ = [
     "Normalization",
     "Optimizer",
     "Plan",
+    "Planning",
     "Points",
     "Protocol",
     "Recipe",
     "Requires",
+    "Slices",
     "Slot",
     "Split",
     "Training",
     "Whitening",
+    "count_drawn",
     "from_yaml",
     "merged",
     "parse",

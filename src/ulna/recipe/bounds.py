@@ -14,6 +14,7 @@ MOST_CHANNELS_AT_ALL = 1 << 16
 LONGEST_AXIS = 1 << 20
 LARGEST_OPTION = 1 << 20
 MOST_LAYERS = 64  # of one block
+MOST_NEIGHBOURS = 64  # slices on each side of one
 _LAYER_COUNTS = ("convs", "layers", "sdn_layers", "depth")  # options that say how many layers a block has
 
 

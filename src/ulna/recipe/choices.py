@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ulna.recipe.architecture import Architecture
-from ulna.recipe.bounds import Options, Voxels
+from ulna.recipe.bounds import MOST_NEIGHBOURS, Axis, Options, Voxels
 from ulna.recipe.former import renamed
 from ulna.recipe.model import Frozen
 from ulna.recipe.protocol import Protocol, Requires
@@ -106,13 +106,14 @@ class Training(Frozen):
         """`patience`, or as much as without a plan for it."""
         return PATIENCE if self.patience is None else self.patience
 
-    def samples_of_epoch(self, cases: int, batch: int) -> int:
-        """How many samples an epoch takes of so many training cases."""
+    def samples_of_epoch(self, cases: int, batch: int, most_steps: int | None = None) -> int:
+        """How many samples an epoch takes of so many training cases, or slices; at most `most_steps`, if nothing is said."""
         if self.samples_per_epoch is not None:
             return self.samples_per_epoch
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch * batch
-        return max(cases, self.min_steps * batch)
+        count = max(cases, self.min_steps * batch)
+        return count if most_steps is None else min(count, max(most_steps, self.min_steps) * batch)
 
 
 SPARSE_POINTS = 30_000  # Implicit U-Net (marimont2022), Sec. 2: k
@@ -149,6 +150,15 @@ class Planning(Frozen):
     # voxels of that grid which are kept about the middle of an image, or padded to; null along an axis: all of them
     crop: tuple[Voxels | None, ...] | None = None
     patch: tuple[Voxels, ...] | None = None
+    # of the network. 2 for volumes: it is trained on their slices, and predicts volumes (docs/slices.md); `size`, `crop` and
+    # `patch` have two sides then, and `spacing` three, or two where every volume keeps its own distance between slices
+    spatial_dims: Literal[2, 3] | None = None  # None: of the images, and 2 for a network that can be built in 2D alone
+    slice_axis: Axis | None = None  # that slices lie across; None: that of the largest spacing
+    neighbours: int = Field(
+        default=0, ge=0, le=MOST_NEIGHBOURS
+    )  # slices on each side that are read as further channels
+    # share of the slices without a structure that an epoch draws; None: so that `training.foreground` of all hold one
+    empty_slices: Probability | None = None
     batch: int | None = Field(default=None, ge=1, le=1 << 16)
     # zscore: every channel of every image alone; zscore_joint: the channels of an image together
     normalization: Literal["zscore", "zscore_joint", "ct", "rescale", "none"] | None = None
@@ -182,10 +192,12 @@ class Inference(Frozen):
 
 
 class Scoring(Frozen):
-    """How cases without a structure count."""
+    """What is scored, and how cases without a structure count."""
 
     # Dice and IoU of a class that neither reference nor prediction holds, 1 in many papers; None: such a case is left out
     empty_score: float | None = Field(default=None, ge=0, le=1)
+    # slice: every slice of a volume counts as an image of its own, across the slice axis of the plan (else the coarsest)
+    by: Literal["case", "slice"] = "case"
 
 
 class Recipe(Frozen):

@@ -13,6 +13,7 @@ from ulna.recipe.choices import Recipe
 from ulna.recipe.fingerprint import Fingerprint
 from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen
+from ulna.recipe.slices import Slices
 
 
 class Normalization(Frozen):
@@ -59,12 +60,13 @@ class Plan(Frozen):
     """What the data fixed, each with its reason. Stored as `plan.yaml`.
 
     Axes (of `spacing`, `patch`, `strides`, `mirror_axes`, `turn_axes`) are those that the network sees: the closest canonical
-    ones with an `orientation`, else those of the files.
+    ones with an `orientation`, else those of the files. With `slices` the network is 2D and the images are volumes:
+    `spacing` and `kept_axes` are of the volumes, `patch`, `strides`, `mirror_axes` and `turn_axes` of the plane of a slice.
     """
 
     format: int = Field(default=1, ge=1, le=PLAN_FORMAT)  # a plan without it was made by an earlier ulna
-    spatial_dims: Literal[2, 3]
-    in_channels: int = Field(ge=1, le=MOST_CHANNELS_AT_ALL)
+    spatial_dims: Literal[2, 3]  # of the network
+    in_channels: int = Field(ge=1, le=MOST_CHANNELS_AT_ALL)  # of an image
     channel_names: tuple[str, ...]
     labels: Labels
     orientation: Literal["RAS"] | None = None  # images are turned to it; None: the axes stay as the files store them
@@ -73,6 +75,9 @@ class Plan(Frozen):
     kept_axes: tuple[Axis, ...] = ()  # along these every image keeps its own spacing, and `spacing` holds the median
     size: tuple[Voxels | None, ...] | None = None  # voxels that every image is resampled to; `spacing` then follows
     crop: tuple[Voxels | None, ...] | None = None  # voxels about the middle that are kept, or padded to
+    slices: Slices | None = (
+        None  # of volumes, for a 2D network; `spacing`, `kept_axes`, `size`, `crop` are of the volumes
+    )
     normalization: tuple[Normalization, ...]  # one per channel
     whitening: Whitening | None = None  # after the normalisation
     patch: tuple[Voxels, ...]
@@ -88,7 +93,8 @@ class Plan(Frozen):
     @model_serializer(mode="wrap")
     def _without_absent(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = serialise(self)
-        return values if self.recipe is not None else {n: v for n, v in values.items() if n != "recipe"}
+        absent = {name for name in ("recipe", "slices", "kept_axes") if not getattr(self, name)}
+        return {name: value for name, value in values.items() if name not in absent}
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
@@ -101,7 +107,7 @@ class Plan(Frozen):
         }
         for name in ("spacing", "size", "crop"):
             if (given := getattr(self, name)) is not None:
-                lengths[name] = (len(given), dims, "axes")
+                lengths[name] = (len(given), self.image_dims, "axes")
         if self.whitening is not None:
             lengths["whitening.mean"] = (len(self.whitening.mean), channels, "channels")
             lengths["whitening.matrix"] = (len(self.whitening.matrix), channels, "channels")
@@ -117,18 +123,25 @@ class Plan(Frozen):
             for number, step in enumerate(self.strides)
             if len(step) != dims
         ]
-        for name in ("mirror_axes", "turn_axes", "kept_axes"):
-            axes = getattr(self, name) or ()
-            if len(set(axes)) < len(axes) or any(axis >= dims for axis in axes):
-                wrong.append(f"{name} is {list(axes)}; it holds axes below {dims}, each once")
+        of_patch = {"mirror_axes": self.mirror_axes, "turn_axes": self.turn_axes or ()}
+        for name, axes in {**of_patch, "kept_axes": self.kept_axes}.items():
+            most = dims if name in of_patch else self.image_dims
+            if len(set(axes)) < len(axes) or any(axis >= most for axis in axes):
+                wrong.append(f"{name} is {list(axes)}; it holds axes below {most}, each once")
+        if self.slices is not None and (dims, self.format) != (2, PLAN_FORMAT):
+            wrong.append(
+                f"slices are read by 2D networks of format {PLAN_FORMAT}, and this plan is {dims}D of {self.format}"
+            )
         if self.spacing is None and self.format > 1:
             wrong.append("spacing is missing: a plan always holds that of its training")
         if self.format == 1 and (self.size or self.crop or self.kept_axes):
             wrong.append("size, crop and kept_axes are of format 2, and the plan is of format 1")
         if not self.labels.foreground:
             wrong.append("labels name the background only")
-        if self.fingerprint.spatial_dims != dims:
-            wrong.append(f"fingerprint is of {self.fingerprint.spatial_dims}D images, the plan of {dims}D ones")
+        if self.fingerprint.spatial_dims != self.image_dims:
+            wrong.append(
+                f"fingerprint is of {self.fingerprint.spatial_dims}D images, the plan of {self.image_dims}D ones"
+            )
         if wrong:
             raise ValueError("; ".join(wrong))
         return self
@@ -139,6 +152,11 @@ class Plan(Frozen):
         return len(self.strides) + 1
 
     @property
+    def image_dims(self) -> int:
+        """Spatial dimensions of the images: 3 where a 2D network reads their slices."""
+        return self.spatial_dims if self.slices is None else 3
+
+    @property
     def sized_axes(self) -> tuple[int, ...]:
         """The axes along which every image is resampled to one number of voxels."""
         return tuple(axis for axis, voxels in enumerate(self.size or ()) if voxels is not None)
@@ -146,13 +164,29 @@ class Plan(Frozen):
     @property
     def needs_spacing(self) -> bool:
         """Whether images are resampled by their spacing along any axis."""
-        return bool(set(range(self.spatial_dims)) - {*self.sized_axes, *self.kept_axes})
+        return bool(set(range(self.image_dims)) - {*self.sized_axes, *self.kept_axes})
+
+    @property
+    def inputs(self) -> int:
+        """Channels that the network reads: those of an image, times the slices that it sees at once."""
+        return self.in_channels * (1 if self.slices is None else self.slices.thickness)
+
+    @property
+    def patch_axes(self) -> tuple[int, ...]:
+        """The axes of an image that a patch goes along: all of them, or those of the plane of a slice."""
+        return tuple(range(self.spatial_dims)) if self.slices is None else self.slices.plane
+
+    @property
+    def patch_spacing(self) -> tuple[float, ...]:
+        """Of the network's grid along the axes of a patch."""
+        spacing = self.spacing or self.fingerprint.spacing.median
+        return tuple(spacing[axis] for axis in self.patch_axes)
 
     def takes_whole(self, grid: Sequence[int], *, sparse: bool) -> bool:
         """Whether an image on this plan's grid is predicted in one piece, not by windows of the patch.
 
         Args:
-            grid: its size.
+            grid: its size along the axes of a patch.
             sparse: whether the head reads points: it goes by the place in a patch, so it never sees more than one.
         """
         return math.prod(grid) <= self.whole_image_limit and not sparse

@@ -25,7 +25,7 @@ from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
 from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
 from ulna.study.scores import read_scores
-from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants, settings_of
+from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants, settings_of, sizes_of
 from ulna.system.files import write_text
 from ulna.system.outputs import check_folder, check_free
 from ulna.system.reading import parse_yaml, read_json_object
@@ -260,7 +260,7 @@ def _settings(
         "match": None if size is None else str(size),
         "format": PLAN_FORMAT,
         "training_format": TRAINING_FORMAT,
-        "plan": {"patch": list(settled.plan.patch), "batch": settled.plan.batch},
+        "plan": sizes_of(settled),
         # with the length in numbers, which depends on the kind of device where it is left open
         "recipes": {
             variant.name: settings_of(variant.recipe.replaced(training=planned.recipe.training))
@@ -277,11 +277,10 @@ def _stored(out: Path) -> dict[str, Any] | None:
         return None
     try:
         values = read_json_object(path)
-        shared = values["plan"]
         checked = {
             "format": int(values.get("format", 1)),
             "training_format": int(values.get("training_format", 1)),
-            "plan": {"patch": [int(side) for side in shared["patch"]], "batch": int(shared["batch"])},
+            "plan": _checked_sizes(values["plan"]),
             "recipes": {name: str(text) for name, text in values["recipes"].items()},
             "architectures": {name: dict(fields) for name, fields in values["architectures"].items()},
         }
@@ -290,6 +289,11 @@ def _stored(out: Path) -> dict[str, Any] | None:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{path}: damaged ({brief(str(error))}); restore it, or choose another --out") from None
+
+
+def _checked_sizes(shared: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {"patch": [int(side) for side in shared["patch"]], "batch": int(shared["batch"])}
+    return {**sizes, "beside": [_checked_sizes(one) for one in shared["beside"]]} if "beside" in shared else sizes
 
 
 def _check_format(folder: Path, stored: Mapping[str, Any] | None, remedy: str) -> None:

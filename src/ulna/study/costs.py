@@ -173,7 +173,7 @@ from ulna.recipe import set_value
 from ulna.inference.segmenter import Segmenter
 tune_memory()
 segmenter = Segmenter.load(sys.argv[1])
-case = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.spatial_dims).case(sys.argv[3])
+case = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.image_dims).case(sys.argv[3])
 for assignment in sys.argv[4:]:
     segmenter.recipe = set_value(segmenter.recipe, assignment)
 segmenter.mask(case.read_image())

@@ -136,7 +136,7 @@ def prune(
         raise UsageError(
             "levels are measured on labelled images: add --data with the data set of the run, or choose with --level"
         )
-    dataset = None if data is None else Dataset.from_folder(data).of_dims(parent.plan.spatial_dims)
+    dataset = None if data is None else Dataset.from_folder(data).of_dims(parent.plan.image_dims)
     val, final = _cases(dataset, split, "val"), _cases(dataset, split, final_part(split))
     if dataset is not None and not val:
         raise UsageError(f"{run}: its split has no validation cases to measure levels on")

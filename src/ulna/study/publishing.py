@@ -25,7 +25,7 @@ from ulna.study.outcome import Outcome
 from ulna.study.printed import Table, class_table, published_table
 from ulna.study.printed import figure as _figure
 from ulna.study.published import Published
-from ulna.study.scores import write_scores
+from ulna.study.scores import Row, write_scores
 from ulna.system.files import write_text
 from ulna.version import version
 
@@ -205,11 +205,7 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
     first: dict[str, Job] = {}
     for job in jobs:
         first.setdefault(job.variant.name, job)
-    scored = {
-        m: {row.case: row.values["dice"] for row in outcome.rows
-            if (row.model, row.seed, row.fold, row.classes) == (m, job.seed, job.fold, "mean")}
-        for m, job in first.items()
-    }  # fmt: skip
+    scored = {m: _of_images(outcome.rows, m, job) for m, job in first.items()}
     common = set.intersection(*(set(of) for of in scored.values()))
     hard = {case: np.nan_to_num([of[case] for of in scored.values()], nan=1.0).mean() for case in common}  # NaN: empty
     chosen = sorted(common, key=lambda case: (hard[case], case))[:SHOWN_WORST]
@@ -227,6 +223,16 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
         for model, mask in zip(segmenters, seen.maps[1:], strict=True):
             masks[model].append(mask)
     drawings.worst(cases, masks, {m: [scored[m][name] for name in chosen] for m in first}, path)
+
+
+def _of_images(rows: Sequence[Row], model: str, job: Job) -> dict[str, float]:
+    """Image -> mean Dice in one training; over its slices, where these are scored."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (row.model, row.seed, row.fold, row.classes) == (model, job.seed, job.fold, "mean"):
+            found.setdefault(row.image or row.case, []).append(row.values["dice"])
+    known = {image: [dice for dice in of if not np.isnan(dice)] for image, of in found.items()}
+    return {image: float(np.mean(of)) if of else np.nan for image, of in known.items()}
 
 
 def _curve(path: Path) -> list[float]:

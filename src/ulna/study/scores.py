@@ -28,6 +28,7 @@ class Row(NamedTuple):
     group: str  # patient; empty where not known
     classes: str  # "mean", or the name of a class
     values: Mapping[str, float]  # measure -> figure; NaN where it is not defined
+    image: str = ""  # the volume that `case` is a slice of, where slices are scored; its group keeps them together
 
 
 def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
@@ -46,9 +47,12 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
             continue
         by_case: dict[str, list[Row]] = {}
         for row in _read(job.run / "cases.csv"):
-            case = from_cell(row["case"])
+            case, image = from_cell(row["case"]), ""
+            if row.get("slice"):
+                case, image = f"{case}[{row['slice']}]", case
+            group = groups.get(image, image) if image else groups.get(case, "")
             values = {name: _number(row[name]) for name in MEASURES}
-            one = Row(job.variant.name, job.seed, job.fold, case, groups.get(case, ""), row["class"], values)
+            one = Row(job.variant.name, job.seed, job.fold, case, group, row["class"], values, image)
             by_case.setdefault(case, []).append(one)
         for of_case in by_case.values():
             means = {name: _mean([row.values[name] for row in of_case]) for name in MEASURES}

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -41,6 +41,7 @@ NEAR = 0.02
 # How a size is written.
 WORDS = {"params": "{:,.0f} parameters", "gmacs": "{:g} GMACs"}
 
+Sizes = dict[int, tuple[tuple[int, ...], int]]  # dimensions of a network -> patch and batch
 T = TypeVar("T")
 
 
@@ -165,6 +166,7 @@ class Settled:
 
     variants: list[Variant]
     planned: list[Planned]  # of each
+    sizes: Sizes  # that they share
     footnotes: tuple[str, ...] = field(default=())
 
     @property
@@ -192,32 +194,66 @@ def plan_variants(
         UsageError: with every network that these data, or the budget, do not allow.
     """
     plans = [one.plan for one in _of_each(variants, lambda variant: _plan(data, variant.recipe))]
-    if fixed is None:
-        patch, batch = min((plan.patch for plan in plans), key=math.prod), min(plan.batch for plan in plans)
-    else:
-        patch, batch = tuple(fixed["patch"]), int(fixed["batch"])
-    footnotes = [
-        f"{what} {_times(shared) if isinstance(shared, tuple) else shared} for all, the smallest that any would be given; "
-        "alone: " + ", ".join(f"{name} {_times(one) if isinstance(one, tuple) else one}" for name, one in alone.items())
-        for what, shared, alone in (
-            ("patch", patch, _left_open(variants, plans, "patch")),
-            ("batch", batch, _left_open(variants, plans, "batch")),
-        )
-        if any(one != shared for one in alone.values())
-    ]
+    sizes = _shared_sizes(plans) | ({} if fixed is None else _fixed_sizes(fixed))
+    footnotes = list(_of_sizes(variants, plans, sizes))
+    dims = {variant.name: plan.spatial_dims for variant, plan in zip(variants, plans, strict=True)}
 
     def alike(variant: Variant) -> tuple[Planned, str]:
         own = variant.recipe.planning
+        patch, batch = sizes[dims[variant.name]]
         planning = own.replaced(patch=own.patch or patch, batch=own.batch or batch)
         planned = _plan(data, variant.recipe.replaced(planning=planning))
         return (planned, "") if match is None else _matched(planned, match)
 
     planned, notes = zip(*_of_each(variants, alike), strict=True)
+    if len({*dims.values()}) > 1:
+        footnotes.append(
+            "networks of 2D read the slices of the volumes that those of 3D see whole; scores are of volumes for all"
+        )
     done = [
         Variant(variant.name, one.recipe, (*variant.footnotes, *([note] if note else [])))
         for variant, one, note in zip(variants, planned, notes, strict=True)
     ]
-    return Settled(done, list(planned), tuple(footnotes))
+    return Settled(done, list(planned), sizes, tuple(footnotes))
+
+
+def _shared_sizes(plans: Sequence[Plan]) -> Sizes:
+    """The smallest patch and batch that any network of as many dimensions would be given."""
+    alike = {
+        dims: [plan for plan in plans if plan.spatial_dims == dims] for dims in {plan.spatial_dims for plan in plans}
+    }
+    return {
+        dims: (min((plan.patch for plan in some), key=math.prod), min(plan.batch for plan in some))
+        for dims, some in sorted(alike.items())
+    }
+
+
+def _fixed_sizes(fixed: Mapping[str, Any]) -> Sizes:
+    """Those of a study that goes on, as `sizes_of` has them."""
+    return {len(one["patch"]): (tuple(one["patch"]), int(one["batch"])) for one in (fixed, *fixed.get("beside", ()))}
+
+
+def sizes_of(settled: Settled) -> dict[str, Any]:
+    """Patch and batch that all share, for a study that goes on; `beside`: those of networks of other dimensions."""
+    found = [{"patch": list(patch), "batch": batch} for patch, batch in settled.sizes.values()]
+    first, *others = found
+    return {**first, "beside": others} if others else first
+
+
+def _of_sizes(variants: Sequence[Variant], plans: Sequence[Plan], sizes: Sizes) -> Iterator[str]:
+    """What is smaller for some than it would be alone."""
+    for dims, shared in sizes.items():
+        whom = "all" if {plan.spatial_dims for plan in plans} == {dims} else f"all of {dims}D"
+        pairs = [(v, plan) for v, plan in zip(variants, plans, strict=True) if plan.spatial_dims == dims]
+        for what, size in zip(("patch", "batch"), shared, strict=True):
+            alone = _left_open([v for v, _ in pairs], [plan for _, plan in pairs], what)
+            if any(one != size for one in alone.values()):
+                said = ", ".join(f"{name} {_in_words(one)}" for name, one in alone.items())
+                yield f"{what} {_in_words(size)} for {whom}, the smallest that any would be given; alone: {said}"
+
+
+def _in_words(size: object) -> str:
+    return _times(size) if isinstance(size, tuple) else str(size)
 
 
 def _plan(data: TrainingData, recipe: Recipe) -> Planned:

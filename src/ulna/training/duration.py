@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ulna.data.pipeline.augment import Augment
 from ulna.data.pipeline.patches import Structures
 from ulna.data.pipeline.preprocess import Prepared
+from ulna.data.pipeline.slices import stacked
 from ulna.errors import UsageError
 from ulna.inference.segmenter import network_for
 from ulna.inference.sliding import window_starts
@@ -27,7 +28,8 @@ from ulna.recipe import Plan
 from ulna.system.device import device_name
 from ulna.system.progress import bar
 from ulna.training.loop import Loop
-from ulna.training.samples import PreparedCases, Samples
+from ulna.training.samples import PreparedCases
+from ulna.training.slices import SliceCases, samples_of
 from ulna.training.stopping import Stop
 
 STEPS = 6  # timed at most; the first warms up, where there is time for another
@@ -81,14 +83,20 @@ class Timing:
 
 
 class MadeCases(PreparedCases):
-    """As many cases as there are, all of the size of a patch and of noise, with every structure in the middle."""
+    """As many cases as there are, all of the size of a patch and of noise, with every structure in the middle.
+
+    Volumes that are seen as slices have one.
+    """
 
     def __init__(self, plan: Plan, count: int) -> None:
         super().__init__((), plan)
         self._count = count
         image = torch.randn(plan.in_channels, *plan.patch, generator=torch.Generator().manual_seed(0))
-        self._case = Prepared(image, plan.patch), made_labels(plan)
-        self._where = Structures(self._case[1], plan.spatial_dims)
+        labels = made_labels(plan)
+        self._where = Structures(labels, plan.spatial_dims)
+        if plan.slices is not None:
+            image, labels = image.unsqueeze(plan.slices.axis + 1), labels.unsqueeze(plan.slices.axis - 3)
+        self._case = Prepared(image, tuple(image.shape[1:])), labels
 
     def __len__(self) -> int:
         return self._count
@@ -101,6 +109,32 @@ class MadeCases(PreparedCases):
         return True
 
     def structures(self, index: int) -> Structures:
+        """The same in all."""
+        return self._where
+
+
+class MadeSlices(SliceCases):
+    """As many slices as the training cases have, all of the size of a patch and of noise."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__((), plan)
+        made, slices = MadeCases(plan, 1), self.slices
+        prepared, labels = made[0]
+        labels = labels.movedim(slices.axis - 3, 0)
+        self._made = prepared._replace(image=stacked(prepared.image, slices.axis, slices.neighbours)), labels
+        self._where = made.structures(0)
+        # cached properties of cases that were read
+        self.places = np.zeros((max(1, slices.full_count + slices.empty_count), 2), np.int64)
+        self.full_count = slices.full_count
+
+    def __getitem__(self, index: int) -> tuple[Prepared, Tensor]:
+        return self._made
+
+    def keeps(self, index: int) -> bool:
+        """All are the one that is there."""
+        return True
+
+    def structures_of(self, index: int, place: int) -> Structures:
         """The same in all."""
         return self._where
 
@@ -193,13 +227,8 @@ def _made(planned: Planned) -> tuple[Loop, _Steps]:
     """A training on made data, and its steps."""
     plan, recipe = planned.plan, planned.recipe
     torch.manual_seed(recipe.training.seed)
-    samples = Samples(
-        MadeCases(plan, len(planned.split.train)),
-        augment=Augment(recipe.augmentation, plan),
-        foreground=recipe.training.foreground,
-        seed=recipe.training.seed,
-        centred=recipe.training.placement == "centred",
-    )
+    made = MadeCases(plan, len(planned.split.train)) if plan.slices is None else MadeSlices(plan)
+    samples = samples_of(made, plan, recipe)
     network = network_for(recipe, plan)
     loop = Loop(network, plan, recipe, val=MadeCases(plan, 1), samples=samples, folder=Path(), stop=Stop(""))
     loop.network.train()
@@ -217,11 +246,13 @@ def hours_in_words(planned: Planned) -> str:
 
 def windows(planned: Planned) -> float:
     """Patches that the prediction of the median image takes; a share of one where it is smaller, or taken whole."""
-    plan, grid = planned.plan, median_grid(planned.plan)
+    plan, whole = planned.plan, median_grid(planned.plan)
+    grid = tuple(whole[axis] for axis in plan.patch_axes)
+    slices = 1 if plan.slices is None else whole[plan.slices.axis]
     if plan.takes_whole(grid, sparse=planned.network.head.sparse):
-        return math.prod(grid) / math.prod(plan.patch)
+        return slices * math.prod(grid) / math.prod(plan.patch)
     overlap = planned.recipe.inference.overlap
-    return math.prod(len(window_starts(n, patch, overlap)) for n, patch in zip(grid, plan.patch, strict=True))
+    return slices * math.prod(len(window_starts(n, patch, overlap)) for n, patch in zip(grid, plan.patch, strict=True))
 
 
 def _several(make: Callable[[int], Any], what: str) -> list[Any]:

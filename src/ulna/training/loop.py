@@ -50,7 +50,7 @@ from ulna.training.feed import Feed, thread_count
 from ulna.training.late import LateNumbers
 from ulna.training.optimizers import lr_of, make_optimizer, set_lr
 from ulna.training.reproducing import environment, restore_environment
-from ulna.training.samples import Batches, PreparedCases, Samples
+from ulna.training.samples import PreparedCases, Samples
 from ulna.training.state import State, learning_rate
 from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
@@ -119,8 +119,7 @@ class Loop:
         self._late = LateNumbers(self.device, most=3)  # of a step: its loss, and the lowest and the highest label
         self.points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
         self.val, self.samples = val, samples
-        count = recipe.training.samples_of_epoch(len(samples.cases), plan.batch)
-        self.batches = Batches(len(samples.cases), count, plan.batch, recipe.training.seed)
+        self.batches = samples.batches(recipe.training, plan.batch)
         threads = thread_count(recipe.training.workers, self.device.type)
         self.feed = Feed(samples, self.batches, self.device, threads)
         self.state = State()
@@ -212,7 +211,7 @@ class Loop:
             scores = score_labels(
                 *known_alone(mask, reference.numpy(), self.plan.labels),
                 classes=len(self.plan.labels.foreground),
-                spacing=(1.0,) * self.plan.spatial_dims,
+                spacing=(1.0,) * self.plan.image_dims,
                 tolerance=1.0,
                 multilabel=self.plan.labels.multilabel,
                 empty_score=self.recipe.evaluation.empty_score,

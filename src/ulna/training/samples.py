@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +21,10 @@ from ulna.data.pipeline.augment import Augment, Draw, Piece
 from ulna.data.pipeline.augment.transfer import send
 from ulna.data.pipeline.patches import Structures, epoch_order, place_patch, sample_stream
 from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
-from ulna.recipe import Plan
+from ulna.recipe import Plan, Training
 from ulna.training.ahead import ahead
 
-Key = tuple[int, int, int]  # epoch, number of the sample in it, case
+Key = tuple[int, int, int]  # epoch, number of the sample in it, case (or slice)
 
 
 class PreparedCases:
@@ -151,6 +152,11 @@ class Samples:
         # a view would hold a case that nobody keeps until its batch is made
         return Sample(piece if self.cases.keeps(case) else piece.map(torch.clone), draw)
 
+    def batches(self, training: Training, batch: int) -> Batches:
+        """As many as the recipe says, of these cases."""
+        count = training.samples_of_epoch(len(self.cases), batch)
+        return Batches(len(self.cases), count, batch, training.seed)
+
     def make(self, drawn: Sequence[Sample], device: torch.device) -> tuple[Tensor, Tensor]:
         """A batch on a device: (N, C, *patch), and (N, *patch) or (N, K, *patch)."""
         pieces = [sample.piece.map(lambda tensor: send(tensor, device)) for sample in drawn]
@@ -161,16 +167,23 @@ class Batches:
     """The keys of one epoch after another, batch by batch; can start in the middle of an epoch."""
 
     def __init__(self, cases: int, count: int, batch: int, seed: int) -> None:
-        self.cases, self.batch, self.seed = cases, batch, seed
-        self.steps = max(1, -(-count // batch))
+        self.cases, self.count, self.batch, self.seed = cases, count, batch, seed
         self.epoch, self.first_step = 0, 0
+
+    @cached_property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return max(1, -(-self.count // self.batch))
+
+    def order(self, count: int) -> list[int]:
+        """Which case each sample of the epoch shows."""
+        return epoch_order(self.cases, count, seed=self.seed, epoch=self.epoch)
 
     def __len__(self) -> int:
         return self.steps - self.first_step
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = epoch_order(self.cases, self.steps * self.batch, seed=self.seed, epoch=self.epoch)
-        keys = [(self.epoch, number, case) for number, case in enumerate(order)]
+        keys = [(self.epoch, number, case) for number, case in enumerate(self.order(self.steps * self.batch))]
         for step in range(self.first_step, self.steps):
             yield keys[step * self.batch : (step + 1) * self.batch]
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from ulna.data.layout.dataset import Dataset
-from ulna.data.pipeline.augment import Augment
 from ulna.errors import UsageError, printable
 from ulna.evaluation import figures
 from ulna.inference.segmenter import network_for, read_split
@@ -41,7 +40,8 @@ from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
-from ulna.training.samples import PreparedCases, Samples, device_room
+from ulna.training.samples import PreparedCases, device_room
+from ulna.training.slices import training_samples
 from ulna.training.state import State
 from ulna.training.stopping import Stop
 from ulna.training.summary import final_part, summarise
@@ -137,7 +137,7 @@ def train(
         if chosen is None:
             remove_leftovers(folder)
             planned = _stored(folder, data, epochs=epochs, max_hours=max_hours)
-            dataset = Dataset.from_folder(data).of_dims(planned.plan.spatial_dims)
+            dataset = Dataset.from_folder(data).of_dims(planned.plan.image_dims)
             if not any((folder / CHECKPOINTS).glob("*.safetensors")):
                 check_unfinished(folder)  # before data are read, and anything is written
             check_same(folder, data, dataset, planned.plan.labels)
@@ -271,16 +271,10 @@ def _train(
         len(split.train), len(split.val), len(split.test), recipe.training.seed,
     )  # fmt: skip
     held = sum(size for name, size in planned.memory.parts.items() if name in ON_THE_GPU)
-    train_cases = PreparedCases(
-        dataset.cases_of(split.train), plan, device=default_device(), device_bytes=device_room(held)
-    )
-    samples = Samples(
-        train_cases,
-        augment=Augment(recipe.augmentation, plan),
-        foreground=recipe.training.foreground,
-        centred=recipe.training.placement == "centred",
-        seed=recipe.training.seed,
-    )
+    samples = training_samples(
+        dataset.cases_of(split.train), plan, recipe,
+        folder=folder, device=default_device(), device_bytes=device_room(held),
+    )  # fmt: skip
     loop = Loop(
         network,
         plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from ulna.data.formats.source import (
     suffix_of,
 )
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.metadata import read_groups
 from ulna.data.layout.pairing import Found, files_in
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
@@ -55,6 +57,24 @@ def _found(path: Path) -> Masks:
         sources = {case.id: case.label for case in dataset.labelled if case.label is not None}
         return Masks(sources, dataset.labels)
     return Masks(_files(path), None)
+
+
+def groups_of(path: Path, ids: Iterable[str]) -> dict[str, str]:
+    """Case -> group (patient, volume), as groups.json beside the masks says.
+
+    Raises:
+        DataError: if there is no such file, or it is damaged.
+    """
+    folder = path if path.is_dir() else path.parent
+    problems: list[Problem] = []
+    with readable(folder):
+        groups = read_groups(folder, list(ids), problems, [])
+    if problems:
+        raise DataError(problems, path)
+    if not groups:
+        remedy = 'write {"case id": "volume"} into it, or leave out --by group'
+        raise data_error(folder / "groups.json", "does not say which cases belong together", remedy)
+    return groups
 
 
 def _files(folder: Path) -> dict[str, Source]:

@@ -67,9 +67,10 @@ def check_fit(volume: Volume, plan: Plan) -> None:
         UsageError: if the volume has other dimensions or channels, or does not say how it lies where the plan needs it.
     """
     name = volume.path or "image"
-    if volume.spatial_dims != plan.spatial_dims:
+    if volume.spatial_dims != plan.image_dims:
+        slices = "" if plan.slices is None else ", whose slices it reads"
         raise UsageError(
-            f"{name}: a {volume.spatial_dims}D image; this model was planned for {plan.spatial_dims}D images"
+            f"{name}: a {volume.spatial_dims}D image; this model was planned for {plan.image_dims}D images{slices}"
         )
     if volume.channels != plan.in_channels:
         raise UsageError(
@@ -114,7 +115,7 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
         return ()
     name, notes = volume.path or "the image", []
     sized = plan.sized_axes
-    if volume.unit != plan.unit and len(sized) < plan.spatial_dims:
+    if volume.unit != plan.unit and len(sized) < plan.image_dims:
         notes.append(
             f"{name}: states a spacing in {volume.unit}, the training images none; its pixels and axes are taken as stored"
             if plan.unit == "px"
@@ -124,7 +125,14 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
     spacing = grid_spacing(volume, plan)
     low, high = plan.fingerprint.spacing.min, plan.fingerprint.spacing.max
     known = enumerate(zip(spacing, low, high, strict=True))
-    if any(not a / FAR <= s <= b * FAR for axis, (s, a, b) in known if axis not in sized):
+    far = {axis for axis, (s, a, b) in known if axis not in sized and not a / FAR <= s <= b * FAR}
+    if far and far <= set(plan.kept_axes):
+        notes.append(
+            f"{name}: has a spacing of {spacing_text(spacing)}, the training images "
+            + (spacing_text(low) if low == high else f"{spacing_text(low)} to {spacing_text(high)}")
+            + "; its own is kept there, and it may be segmented less well"
+        )
+    elif far:
         resampled = (
             f"it is resampled to {spacing_text(plan.spacing)}, and "
             if plan.size is None and not plan.kept_axes
@@ -139,7 +147,7 @@ def differences(volume: Volume, plan: Plan) -> tuple[str, ...]:
         assumed = codes(volume.affine, volume.spatial_dims)
         notes.append(f"{name}: states no orientation; {assumed} is assumed: see that left and right are not exchanged")
     worlds = plan.fingerprint.worlds
-    if plan.orientation is not None and plan.spatial_dims == 2 and worlds and volume.affine is not None:
+    if plan.orientation is not None and plan.image_dims == 2 and worlds and volume.affine is not None:
         own = list(world_of(volume.affine, 2))
         if own != list(worlds):
             notes.append(
@@ -217,7 +225,7 @@ def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan, *, padded: 
         plan: of the run.
         padded: with the margins of the plan's crop, as `prepare` makes an image.
     """
-    exclusive = labels.ndim == plan.spatial_dims
+    exclusive = labels.ndim == plan.image_dims
     small = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32)
     small = np.ascontiguousarray(turn_of(volume, plan).forward(small))
     maps = torch.from_numpy(small[None] if exclusive else small)
@@ -269,7 +277,7 @@ def _steps(volume: Volume, plan: Plan) -> tuple[float, ...] | None:
     if plan.spacing is None or plan.format == 1:
         return None
     by_spacing = steps(grid_spacing(volume, plan), plan.spacing)
-    size, wanted = turn_of(volume, plan).order(volume.size), plan.size or (None,) * plan.spatial_dims
+    size, wanted = turn_of(volume, plan).order(volume.size), plan.size or (None,) * plan.image_dims
     return tuple(
         n / voxels if voxels is not None else 1.0 if axis in plan.kept_axes else step
         for axis, (step, n, voxels) in enumerate(zip(by_spacing, size, wanted, strict=True))

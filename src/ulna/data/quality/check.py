@@ -11,16 +11,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ulna.data.formats.limits import allowing
 from ulna.data.formats.source import all_errors, condensed
 from ulna.data.layout.classes import classes_found, summarise_ids
 from ulna.data.layout.dataset import Dataset, split
 from ulna.data.layout.splitting import Groups
+from ulna.data.pipeline.orientation import to_canonical
+from ulna.data.pipeline.slices import coarsest_axis
 from ulna.data.quality.consistency import compare_grids, compare_images, compare_names, compare_palettes
 from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.merging import MERGE_OBJECTS, missing_values, numbered_objects
 from ulna.data.quality.repair import Repair, check_target, repair
 from ulna.data.quality.scan import TURNED, CaseStats, scan_dataset
+from ulna.data.quality.slices import SliceCount
 from ulna.errors import DataError, Problem, UsageError, listed
 from ulna.recipe import Labels
 
@@ -62,6 +67,17 @@ class Report:
         if self.problems:
             raise all_errors(self.problems, self.root)
 
+    def slices_in_words(self) -> str:
+        """How many slices labelled volumes have, for a person who would train a 2D network on them; empty for 2D images."""
+        scans = [one for one in self.scans if one.slices]
+        if not scans:
+            return ""
+        count = SliceCount(*map(sum, zip(*(one.slices[_coarsest(one)] for one in scans), strict=True)))
+        return (
+            f"slices across the largest spacing: {count.all:,} in {len(scans)} volumes, {count.full:,} hold a structure; "
+            "--set planning.spatial_dims=2 trains a 2D network on them"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`."""
         return {
@@ -80,6 +96,15 @@ class Report:
         lines += [f"  {problem}" for problem in condensed(self.problems, self.root)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def _coarsest(one: CaseStats) -> int:
+    """The stored axis of a volume with the largest spacing."""
+    if one.affine is None:
+        return coarsest_axis(one.spacing, oriented=False)
+    turn = to_canonical(np.array(one.affine), 3)
+    axis = coarsest_axis(turn.order(one.spacing), oriented=True)
+    return turn.axes[axis] if turn.axes else axis
 
 
 def _counted(count: int, noun: str) -> str:

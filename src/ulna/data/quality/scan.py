@@ -21,6 +21,7 @@ from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.quality.intensity import Intensity, measure
 from ulna.data.quality.label_values import label_values
 from ulna.data.quality.similarity import thumbnail
+from ulna.data.quality.slices import SliceCount, count_slices
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.data.volume import Volume, same_geometry, spacing_text
 from ulna.errors import DataError, Problem
@@ -56,6 +57,7 @@ class CaseStats:
         oriented: the file states its orientation, else `affine` holds what its format assumes.
         stored: the label values as stored, where several of them may be one class.
         objects: how many objects the label map numbers, where nothing declares classes; 0 where it holds none.
+        slices: of a labelled volume, across every stored axis.
     """
 
     case: str
@@ -79,6 +81,7 @@ class CaseStats:
     oriented: bool = True
     stored: tuple[int, ...] = ()
     objects: int = 0
+    slices: tuple[SliceCount, ...] = ()
 
     @property
     def spatial_dims(self) -> int:
@@ -95,6 +98,7 @@ class CaseStats:
         values = asdict(self)
         del values["foreground_values"], values["thumbnail"]
         values["problems"] = [problem._asdict() for problem in self.problems]
+        values["slices"] = [count._asdict() for count in self.slices]
         return values
 
 
@@ -143,6 +147,7 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         problems.append(Problem(str(case.images[0]), "is its own label map, value by value", remedy))
     if _same_grid(case, image, reference, problems) and classes is not None:
         facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
+        facts["slices"] = count_slices(image.array, classes, None if labels is None else labels.ignored)
 
 
 def _upright(image: Volume) -> NDArray[Any]:

@@ -55,7 +55,7 @@ class Drawing:
     def __init__(self, settings: Augmentation, plan: Plan) -> None:
         self.settings, self.dims = settings, plan.spatial_dims
         self.mirror_axes, self.turn_axes = plan.mirror_axes, plan.turn_axes
-        spacing = plan.spacing or plan.fingerprint.spacing.median
+        spacing = plan.patch_spacing
         self.thin = tuple(s <= THICK * min(spacing) for s in spacing)
         self.contrast, self.brightness = (
             settings.intensity if own is None else own for own in (settings.contrast, settings.brightness)

@@ -58,7 +58,7 @@ class Spatial:
 
     def __init__(self, plan: Plan) -> None:
         self.patch, self.dims, self.turn_axes = plan.patch, plan.spatial_dims, plan.turn_axes
-        self.spacing = np.asarray(plan.spacing or plan.fingerprint.spacing.median)
+        self.spacing = np.asarray(plan.patch_spacing)
         self._weights = [_upsampling(length) for length in self.patch]
 
     def source(self, draw: Draw) -> Source:

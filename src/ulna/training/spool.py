@@ -1,0 +1,73 @@
+"""Tensors that memory has no room for, on disk: written once, and read where they are looked at."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.5  # of the free disk that may be taken
+SEGMENT = 1 << 32  # bytes of a file: a few files hold thousands of tensors, and a process may open a thousand
+ALIGNED = 64
+AT_ONCE = 1 << 26  # bytes of a write
+
+
+class Spool:
+    """Tensors in files without a name, which are gone with the process, however it ends.
+
+    Args:
+        folder: on the disk that is to hold them.
+        most_bytes: at most; left out, half of what is free there.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
+        self.folder = folder
+        self._room = int(SHARE * shutil.disk_usage(folder).free) if most_bytes is None else most_bytes
+        self._file = -1
+        self._close: Callable[[], object] = lambda: None
+        self._map: mmap.mmap | None = None
+        self._used = 0
+
+    def put(self, tensor: Tensor) -> Tensor | None:
+        """The same values on disk, as a tensor that reads them from there; None where there is no room.
+
+        Args:
+            tensor: on the CPU.
+        """
+        size = tensor.nbytes
+        if not 0 < size <= self._room:
+            return None
+        try:
+            if self._map is None or self._used + size > len(self._map):
+                self._begin(max(size, min(SEGMENT, self._room)))
+            assert self._map is not None
+            values = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            place, done = self._used, 0
+            while done < size:  # not through the map: a full disk would end the process there
+                done += os.pwrite(self._file, values[done : done + AT_ONCE], place + done)
+        except OSError as error:
+            log.info("%s: no further case is kept on this disk (%s)", self.folder, error.strerror or error)
+            self._room = 0
+            return None
+        self._used = place + -(-size // ALIGNED) * ALIGNED
+        self._room -= size
+        return torch.frombuffer(self._map, dtype=tensor.dtype, count=tensor.numel(), offset=place).reshape(tensor.shape)
+
+    def _begin(self, size: int) -> None:
+        """Another file; what is mapped of the one before stays."""
+        self._close()
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.truncate(size)
+            self._map, self._used = mmap.mmap(file.fileno(), size), 0
+            self._file = os.dup(file.fileno())
+        self._close = weakref.finalize(self, os.close, self._file)
