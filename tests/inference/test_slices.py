@@ -149,6 +149,53 @@ def test_the_answer_lies_in_the_geometry_of_the_file(tmp_path, letters, axis):
     np.testing.assert_allclose(np.asarray(back.dataobj), ours.probabilities[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("letters", ["RAS", "LPS", "SAR", "ILA"])
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_with_a_crop_answer_in_the_geometry_of_the_volume(letters, axis, tta):
+    """The middle of every slice is that of the cut volume, all beyond it background; one side of the crop is padded."""
+    labels = Labels(names=("background", "a", "b"))
+    fields = {"labels": labels, "unit": "mm", "orientation": "RAS", "whole_image_limit": 10**6}
+    recipe = RECIPE.replaced(inference={"tta": tta})
+    size, kept = [21, 30, 26], [slice(None)] * 3
+    first, second = (other for other in range(3) if other != axis)
+    crop = [None] * 3
+    crop[first], crop[second] = 14, 36  # the image is longer along the one, shorter along the other
+    start = (size[first] - 14) // 2
+    kept[first] = slice(start, start + 14)
+    plan = plan_of(axis, neighbours=1, crop=tuple(crop), **fields)
+    network = net_of(plan)
+    array = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    stored, affine = stored_as(array, np.eye(4), letters)
+    result = Segmenter(network, plan, recipe)(stored, affine=affine)
+    assert result.mask.shape == stored.shape
+    np.testing.assert_allclose(result.affine, affine, atol=1e-6)
+    around = [None] * 3
+    around[second] = 36
+    alone = Segmenter(network, plan.replaced(crop=tuple(around)), recipe)
+    cut = alone(np.ascontiguousarray(array[tuple(kept)]), affine=np.eye(4)).probabilities
+    expected = np.zeros((3, *size), np.float32)
+    expected[0] = 1
+    expected[(slice(None), *kept)] = cut
+    for ours, theirs in zip(result.probabilities, expected, strict=True):
+        back = nib.as_closest_canonical(nib.Nifti1Image(ours, affine))
+        np.testing.assert_allclose(np.asarray(back.dataobj), theirs, atol=1e-5)
+    outside = np.ones(size, bool)
+    outside[tuple(kept)] = False
+    mask = np.asarray(nib.as_closest_canonical(nib.Nifti1Image(result.mask, affine)).dataobj)
+    assert not mask[outside].any() and mask.any()
+
+
+def test_slices_of_one_size_answer_in_the_geometry_of_the_volume():
+    plan = plan_of(2, size=(24, 16, None), spacing=(1.0, 1.0, 4.0), unit="mm", orientation="RAS")
+    segmenter = Segmenter(net_of(plan), plan, RECIPE)
+    for size, spacing in (((21, 30, 5), (1.0, 1.0, 4.0)), ((48, 16, 3), (0.5, 2.0, 9.0))):
+        array = np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32)
+        volume = Volume(array, spacing, "mm", np.diag([*spacing, 1.0]))
+        assert tuple(prepare(volume, plan).image.shape) == (1, 24, 16, size[2])
+        assert segmenter.segment(volume).mask.shape == size
+
+
 def test_across_the_slices_every_volume_keeps_its_own_spacing():
     plan = plan_of(2, spacing=(1.0, 1.0, 4.0), unit="mm", orientation="RAS")
     array = np.random.default_rng(0).normal(size=(1, 10, 12, 7)).astype(np.float32)

@@ -115,6 +115,51 @@ def test_a_spacing_of_two_lengths_is_of_the_plane_and_of_three_of_the_volume():
     assert three.spacing == (2.0, 2.0, 2.0) and three.kept_axes == ()
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_size_and_crop_are_of_the_plane_and_the_plan_holds_them_for_the_volume(axis):
+    fixed = ("planning.spatial_dims=2", f"planning.slice_axis={axis}")
+    plane = [n for other, n in enumerate((40, 48, 16)) if other != axis]
+    crop = planned(data_of(), *fixed, "planning.crop=[16, null]").plan
+    expected = [16, None]
+    expected.insert(axis, None)
+    assert crop.crop == tuple(expected) and crop.size is None and crop.patch == (16, plane[1])
+    assert crop.spacing == (1.0, 1.0, 4.0) and crop.kept_axes == (axis,)
+    sized = planned(data_of(), *fixed, "planning.size=[20, 32]", "planning.crop=[16, 32]").plan
+    expected = [20, 32]
+    expected.insert(axis, None)
+    assert sized.size == tuple(expected) and sized.patch == (16, 32) and sized.kept_axes == (axis,)
+    assert not sized.needs_spacing and len(sized.spacing) == 3 and sized.spacing[axis] == (1.0, 1.0, 4.0)[axis]
+    assert str(axis) in sized.reasons["spacing"] and "null" in sized.reasons["size"]
+
+
+def test_null_in_a_spacing_of_the_plane_keeps_that_of_every_volume():
+    plan = planned(data_of(), "planning.spatial_dims=2", "planning.spacing=[null, 2]").plan
+    assert plan.spacing == (1.0, 2.0, 4.0) and plan.kept_axes == (0, 2) and plan.patch == (40, 24)
+    three = planned(data_of(), "planning.spatial_dims=2", "planning.spacing=[null, 2, 2]", "planning.patch=[16, 16]")
+    assert three.plan.spacing == (1.0, 2.0, 2.0) and three.plan.kept_axes == (0,)
+
+
+def test_a_size_across_the_slices_leaves_their_number_to_every_volume():
+    """A spacing of three lengths beside a size of the plane: both are of one volume."""
+    fixed = ("planning.spatial_dims=2", "planning.size=[20, 24]")
+    plan = planned(data_of(), *fixed, "planning.spacing=[null, null, 2]").plan
+    assert plan.size == (20, 24, None) and plan.spacing == (2.0, 2.0, 2.0) and plan.kept_axes == ()
+    with pytest.raises(UsageError, match="both fix axis 0"):
+        planned(data_of(), *fixed, "planning.spacing=[2, 2, 2]")
+
+
+def test_what_a_recipe_requires_is_asked_of_slices():
+    data = data_of()
+    required = ("requires.spatial_dims=2", "requires.channels=1", "requires.size=[40, 48]")
+    plan = planned(data, "planning.spatial_dims=2", "planning.neighbours=2", *required).plan
+    check_again = recommended("unet")
+    for change in (*SMALL, *required):
+        check_again = set_value(check_again, change)
+    plan_training(data, check_again, given=plan, device=CPU)
+    with pytest.raises(UsageError, match=r"requires.spatial_dims is 2, these data have 3"):
+        planned(data, *required)
+
+
 def test_flips_go_by_the_axes_of_the_patient_that_a_slice_spans():
     labels = ("background", "left kidney", "right kidney")
     oriented = {"orientation": "RAS", "worlds": (0, 1, 2), "world_axes": (0, 1, 2), "classes": labels}
@@ -146,6 +191,9 @@ def test_the_axes_of_a_slice_are_told_from_those_of_its_volume():
         (["planning.empty_slices=1.5"], "planning.empty_slices: .*less than or equal to 1, got 1.5"),
         (["planning.spatial_dims=4"], "planning.spatial_dims: .*got 4"),
         (["planning.spatial_dims=2", "planning.patch=[8, 8, 8]"], r"planning.patch=\[8, 8, 8\] does not fit 2D"),
+        (["planning.spatial_dims=2", "planning.size=[8, 8, 8]"], "planning.size has 3 entries, .*give 2 numbers"),
+        (["planning.spatial_dims=2", "planning.crop=[8]"], "planning.crop has 1 entries, .*give 2 numbers"),
+        (["planning.size=[8, 8]"], "does not fit 3D images"),
         (["planning.spatial_dims=2", "planning.spacing=[1]"], r"planning.spacing=\[1.0\] does not fit"),
     ],
 )
@@ -173,6 +221,14 @@ def test_a_plan_of_slices_from_a_file_fits_what_it_was_made_for_alone():
     plan = made.plan.replaced(recipe=recipe)
     check_plan(plan, recipe, "plan.yaml", labels=data.labels, channel_names=("grey",), found=data.fingerprint)
     assert recipe_of(plan).planning == recipe.planning
+    fixed = ("planning.size=[20, null]", "planning.crop=[16, 24]", "planning.spacing=[null, 2]")
+    sized = planned(data, "planning.spatial_dims=2", *fixed)
+    held = sized.plan.replaced(recipe=sized.recipe)
+    check_plan(held, sized.recipe, "plan.yaml", found=data.fingerprint)
+    assert recipe_of(held).planning == sized.recipe.planning
+    assert recipe_of(held.replaced(crop=(16, 20, None))).planning.crop == (16, 20)
+    with pytest.raises(UsageError, match=r"planning.crop is \[16, 24\], in the plan it is \[16, 20\]"):
+        check_plan(held.replaced(crop=(16, 20, None)), sized.recipe, "plan.yaml", found=data.fingerprint)
     for change, message in [
         ("planning.neighbours=2", "planning.neighbours is 2, in the plan it is 1"),
         ("planning.slice_axis=0", "planning.slice_axis is 0, in the plan it is 2"),

@@ -9,23 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
-from ulna.data.pipeline.augment import Augment, Draw
+from ulna.data.pipeline.augment import Draw
 from ulna.data.pipeline.patches import epoch_order
 from ulna.data.volume import Volume
 from ulna.evaluation.figures import CLASS_COLOURS, COARSE, Colour, Picture, outlined, panels, view
 from ulna.inference.inputs import assumed_affine
 from ulna.planning.plan import Planned
-from ulna.recipe import Plan
+from ulna.recipe import Plan, Slices
 from ulna.system.files import write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import check_folder, check_names, file_digest
 from ulna.system.reading import read_json_object
 from ulna.training.samples import PreparedCases, Samples
+from ulna.training.slices import SliceCases, SliceSamples, samples_of
 
 SHEET, FACTS = "preview.png", "preview.json"
 CASES, DRAWS = 4, 5  # of a sheet
@@ -58,9 +60,9 @@ def draw_preview(planned: Planned, dataset: Dataset, out: Path) -> Path:
     train = planned.split.train
     first = epoch_order(len(train), len(train), seed=recipe.training.seed, epoch=0)[:CASES]
     cases = dataset.cases_of(train[number] for number in first)
-    prepared = PreparedCases(cases, plan)
-    augment = Augment(recipe.augmentation, plan)
-    samples = Samples(prepared, augment=augment, foreground=recipe.training.foreground, seed=recipe.training.seed)
+    samples = samples_of(PreparedCases(cases, plan) if plan.slices is None else SliceCases(cases, plan), plan, recipe)
+    for _ in samples.cases.fill() if plan.slices is not None else ():  # which slices there are, is known then
+        pass
     rows, told = [], []
     for number, case in enumerate(cases):
         pictures, drawn = _row(samples, number, plan)
@@ -109,11 +111,20 @@ def in_words(draw: Draw) -> str:
 def _row(samples: Samples, number: int, plan: Plan) -> tuple[list[Picture], list[str]]:
     """The pictures of one case, and what was drawn for each sample of it."""
     prepared, labels = samples.cases[number]
-    ends = np.percentile(prepared.image.cpu().numpy().reshape(plan.in_channels, -1), _STRETCH, axis=1).T
-    size = " x ".join(map(str, prepared.image.shape[1:]))
-    pictures = [_picture(f"the case, {size}", prepared.image, labels, plan, ends)]
-    drawn = [samples.draw((0, number + sample * CASES, number)) for sample in range(DRAWS)]
+    image, items = prepared.image, [number] * DRAWS
+    if isinstance(samples, SliceSamples):
+        image, labels = _volume(image, labels, samples.cases.slices)
+        items = samples.some_of(number, DRAWS)
+    ends = np.percentile(image.cpu().numpy().reshape(plan.in_channels, -1), _STRETCH, axis=1).T
+    size = " x ".join(map(str, image.shape[1:]))
+    pictures = [_picture(f"the case, {size}", image, labels, plan, ends)]
+    if not items:  # a volume of which no slice is drawn
+        return pictures, []
+    drawn = [samples.draw((0, number + sample * CASES, item)) for sample, item in enumerate(items)]
     images, masks = samples.make(drawn, prepared.image.device)
+    if plan.slices is not None:
+        pairs = [_one_slice(*one, plan) for one in zip(images, masks, strict=True)]
+        images, masks = (torch.stack(some) for some in zip(*pairs, strict=True))
     told = [in_words(sample.draw) for sample in drawn]
     for one in zip(told, images, masks, strict=True):
         picture = _picture(*one, plan, ends)  # a flipped one has no sides
@@ -122,15 +133,30 @@ def _row(samples: Samples, number: int, plan: Plan) -> tuple[list[Picture], list
     return pictures, told
 
 
+def _volume(stack: Tensor, labels: Tensor, slices: Slices) -> tuple[Tensor, Tensor]:
+    """A case slice by slice as a volume again: (D + 2n, C, H, W), (D, H, W) or (D, K, H, W) -> (C, *S), (*S) or (K, *S)."""
+    inner = stack[slices.neighbours : len(stack) - slices.neighbours]
+    return inner.movedim(0, slices.axis - 3), labels.movedim(0, slices.axis - 3)
+
+
+def _one_slice(seen: Tensor, labels: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """What the network sees of a slice as a volume of that one slice, without its neighbours: (T * C, H, W) -> (C, *S)."""
+    assert plan.slices is not None
+    first = plan.slices.neighbours * plan.in_channels
+    own, axis = seen[first : first + plan.in_channels], plan.slices.axis
+    return own.unsqueeze(axis - 3), labels.unsqueeze(axis - 3)
+
+
 def _picture(caption: str, image: Tensor, labels: Tensor, plan: Plan, ends: NDArray[np.float64]) -> Picture:
     """An image in the greys of its case, so that a change of brightness shows, with the outlines of its structures."""
-    low, high = (ends[:, end].reshape(-1, *[1] * plan.spatial_dims) for end in (0, 1))
+    low, high = (ends[:, end].reshape(-1, *[1] * plan.image_dims) for end in (0, 1))
     array = ((image.cpu().numpy() - low) / np.maximum(high - low, 1e-8)).clip(0, 1)
-    maps, spacing = labels.cpu().numpy(), plan.spacing or (1.0,) * plan.spatial_dims
-    if plan.orientation is None:
+    maps, spacing = labels.cpu().numpy(), plan.spacing or (1.0,) * plan.image_dims
+    across = None if plan.slices is None else plan.slices.axis
+    if plan.orientation is None and across is None:
         array, maps, spacing = _coarsest_last(array, maps, spacing)
     affine = None if plan.orientation is None else assumed_affine(plan, spacing)
-    shown = view(Volume(array.astype(np.float32), spacing, plan.unit, affine), maps)
+    shown = view(Volume(array.astype(np.float32), spacing, plan.unit, affine), maps, across=across)
     grey = shown.image if len(shown.image) == 3 else np.repeat(shown.image[:1], 3, axis=0)
     picture = np.rint(255 * np.moveaxis(grey, 0, -1)).astype(np.uint8)
     return Picture(caption, outlined(picture, shown.maps[0]), shown.sides)

@@ -151,6 +151,11 @@ class SliceSamples(Samples):
         # a view would hold a volume that nobody keeps until its batch is made
         return Sample(piece if self.cases.keeps(case) else piece.map(torch.clone), draw)
 
+    def some_of(self, case: int, count: int) -> list[int]:
+        """Places of slices of one case, evenly apart, those with a structure first; none where none is drawn."""
+        own = np.flatnonzero(self.cases.places[:, 0] == case)
+        return [int(own[len(own) * number // count]) for number in range(count)] if len(own) else []
+
     def batches(self, training: Training, batch: int) -> Batches:
         """Of slices, as the recipe says how many."""
         return SliceBatches(self.cases, training, batch)

@@ -32,6 +32,16 @@ def test_slices_are_counted_across_every_axis(maps):
     assert added([counts, counts])[1] == SliceCount(*(2 * n for n in counts[1]))
 
 
+def test_what_is_not_known_is_no_structure_and_a_slice_of_nothing_else_counts_as_blank():
+    image = np.arange(4 * 3 * 3, dtype=np.float32).reshape(1, 4, 3, 3)
+    classes = np.zeros((4, 3, 3), np.uint8)  # as `label_values` gives them: 0 where the class is not known
+    classes[0, 1, 1] = 1
+    known = np.ones((4, 3, 3), bool)
+    known[1], known[2, 0] = False, False
+    assert count_slices(image, classes, known)[0] == SliceCount(full=1, empty=2, blank=1)
+    assert count_slices(image, classes)[0] == SliceCount(full=1, empty=3)
+
+
 def test_a_picture_has_no_slices():
     assert count_slices(np.zeros((1, 4, 4)), np.zeros((4, 4), np.uint8)) == ()
 

@@ -33,6 +33,7 @@ class LabelValues(NamedTuple):
         classes: class indices, 0 where the class is not known; None where the values do not fit.
         stored: the values as stored, where several may be one class.
         objects: how many objects it numbers (`count_objects`), where nothing declares classes.
+        known: where the class is known, one map for overlapping classes; None: everywhere.
     """
 
     counts: dict[int, int]
@@ -40,6 +41,7 @@ class LabelValues(NamedTuple):
     classes: NDArray[Any] | None = None
     stored: tuple[int, ...] = ()
     objects: int = 0
+    known: NDArray[np.bool_] | None = None
 
 
 def label_values(reference: Volume, labels: Labels | None, problems: list[Problem]) -> LabelValues:
@@ -68,14 +70,18 @@ def label_values(reference: Volume, labels: Labels | None, problems: list[Proble
         problems += error.problems
         return LabelValues({})
     stored = tuple(map(int, value_counts(array))) if labels.merges else ()
-    return LabelValues(*_known(classes, labels, stretched), stored)
+    inside = None if labels.ignored is None else classes != labels.ignored
+    counts, classes = _known(classes, labels, inside)
+    if inside is not None and labels.multilabel:
+        inside = inside.any(axis=0)
+    return LabelValues(counts, stretched, classes, stored, known=inside)
 
 
-def _known(classes: NDArray[Any], labels: Labels, stretched: bool) -> tuple[dict[int, int], bool, NDArray[Any]]:
+def _known(
+    classes: NDArray[Any], labels: Labels, inside: NDArray[np.bool_] | None
+) -> tuple[dict[int, int], NDArray[Any]]:
     """Counts of the classes that are known; at least one of the background, so that a map counts as one that is there."""
-    inside = None
-    if labels.ignored is not None:
-        inside = classes != labels.ignored
+    if inside is not None:
         classes = np.where(inside, classes, 0).astype(classes.dtype)
     if not labels.multilabel:
         counts = _counts(classes)
@@ -86,7 +92,7 @@ def _known(classes: NDArray[Any], labels: Labels, stretched: bool) -> tuple[dict
         counts = {0: int(np.count_nonzero(outside if inside is None else outside & inside.any(axis=0)))}
         counts |= {k + 1: int(np.count_nonzero(one)) for k, one in enumerate(classes)}
     known = {value: count for value, count in counts.items() if count}
-    return known or {0: 0}, stretched, classes
+    return known or {0: 0}, classes
 
 
 def _objects(reference: Volume) -> int:

@@ -147,7 +147,7 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         problems.append(Problem(str(case.images[0]), "is its own label map, value by value", remedy))
     if _same_grid(case, image, reference, problems) and classes is not None:
         facts["foreground"], facts["foreground_values"] = _foreground(image, classes)
-        facts["slices"] = count_slices(image.array, classes, None if labels is None else labels.ignored)
+        facts["slices"] = count_slices(image.array, classes, held.known)
 
 
 def _upright(image: Volume) -> NDArray[Any]:

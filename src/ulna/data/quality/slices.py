@@ -29,9 +29,11 @@ class SliceCount(NamedTuple):
 
 
 def count_slices(
-    image: NDArray[Any], classes: NDArray[Any] | None, ignored: int | None = None
+    image: NDArray[Any], classes: NDArray[Any] | None, known: NDArray[np.bool_] | None = None
 ) -> tuple[SliceCount, ...]:
     """The slices of one volume across every axis: (C, *S), (*S) or (K, *S) -> one count an axis; none for a 2D image.
+
+    `known` is (*S): where the class is known, if not everywhere.
 
     Example:
         >>> image, classes = np.zeros((1, 4, 2, 2)), np.zeros((4, 2, 2), np.uint8)
@@ -41,24 +43,18 @@ def count_slices(
     """
     if image.ndim != 4:
         return ()
-    inside = _of_axes(np.zeros(image.shape[1:], bool) if classes is None else _structures(classes, ignored), np.any)
+    inside = _of_axes(np.zeros(image.shape[1:], bool) if classes is None else classes != 0, np.any)
     varied = [np.zeros(n, bool) for n in image.shape[1:]]
     for channel in image:
         with np.errstate(invalid="ignore"):  # NaN is told elsewhere
             low, high = _of_axes(channel, np.min), _of_axes(channel, np.max)
         varied = [seen | (a != b) for seen, a, b in zip(varied, low, high, strict=True)]
-    if classes is not None and ignored is not None:
-        known = _of_axes(classes != ignored, np.any)
-        varied = [seen & some for seen, some in zip(varied, known, strict=True)]
+    if known is not None:
+        varied = [seen & some for seen, some in zip(varied, _of_axes(known, np.any), strict=True)]
     return tuple(
         SliceCount(int(full.sum()), int((more & ~full).sum()), int((~more & ~full).sum()))
         for full, more in zip(inside, varied, strict=True)
     )
-
-
-def _structures(classes: NDArray[Any], ignored: int | None) -> NDArray[np.bool_]:
-    """Where a structure is, which what is not known is not."""
-    return classes != 0 if ignored is None else (classes != 0) & (classes != ignored)
 
 
 def added(counts: Sequence[Sequence[SliceCount]]) -> tuple[SliceCount, ...]:
