@@ -43,7 +43,7 @@ def count_slices(
     """
     if image.ndim != 4:
         return ()
-    inside = _of_axes(np.zeros(image.shape[1:], bool) if classes is None else classes != 0, np.any)
+    inside = _of_axes(np.zeros(image.shape[1:], bool) if classes is None else classes, np.any)
     varied = [np.zeros(n, bool) for n in image.shape[1:]]
     for channel in image:
         with np.errstate(invalid="ignore"):  # NaN is told elsewhere
