@@ -94,7 +94,7 @@ def of_volumes(planning: Planning, slices: Slices) -> Planning:
     """What is said of the plane of slices, said of volumes: null across the slices, where every volume keeps its own.
 
     Raises:
-        UsageError: if a size is not one of the plane.
+        UsageError: if there are not as many entries as the plane has axes, or of a spacing as the volume has.
 
     Example:
         >>> of_volumes(Planning(crop=(144, 144)), Slices(axis=1, full_count=1, empty_count=0)).crop
@@ -105,11 +105,13 @@ def of_volumes(planning: Planning, slices: Slices) -> Planning:
         values = getattr(planning, name)
         if values is not None and len(values) == 2:
             lifted[name] = (*values[: slices.axis], None, *values[slices.axis :])
-        elif values is not None and name != "spacing":
-            raise UsageError(
-                f"planning.{name} has {len(values)} entries, and the network reads slices; give 2 numbers of voxels, of the "
-                "plane of a slice, or null along an axis that it leaves open"
+        elif values is not None and (name != "spacing" or len(values) != 3):
+            wanted = (
+                "2 lengths, of the plane of a slice, or 3, of the volume"
+                if name == "spacing"
+                else ("2 numbers of voxels, of the plane of a slice, or null along an axis that it leaves open")
             )
+            raise UsageError(f"planning.{name} has {len(values)} entries, and the network reads slices; give {wanted}")
     return planning.replaced(patch=None, **lifted)
 
 
