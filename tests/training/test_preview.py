@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.training.tiny import TINY
+from tests.volumes import draw_balls
 from ulna.cli import main as cli
 from ulna.data.pipeline.augment import Draw
 from ulna.errors import UsageError
@@ -46,6 +47,19 @@ def test_a_sheet_shows_every_case_and_its_samples(discs, tmp_path, pictures):
         assert len(row) == 1 + preview.DRAWS
         assert row[0].values.shape[:2] == made.patch
     assert sorted(path.name for path in (tmp_path / "look").iterdir()) == ["preview.json", "preview.png"]
+
+
+@pytest.mark.parametrize("neighbours", [0, 1])
+@pytest.mark.parametrize("stored", ["RAS", "SAR"])
+def test_slices_are_drawn_as_the_network_sees_them(tmp_path, pictures, neighbours, stored):
+    data = draw_balls(tmp_path / "data", 5, stored=stored, channels=2)
+    slices = ("planning.spatial_dims=2", f"planning.neighbours={neighbours}")
+    made = look(data, tmp_path / "look", *slices)
+    assert made.planned.plan.slices.axis == 2 and len(pictures) == 3
+    for _, (whole, *samples) in pictures:
+        assert len(samples) == preview.DRAWS
+        assert {one.values.shape[:2] for one in samples} == {made.patch[::-1]}
+        assert np.all(whole.values == preview.CLASS_COLOURS[0], axis=-1).any()
 
 
 def test_samples_are_those_that_are_drawn(discs, tmp_path, pictures):
