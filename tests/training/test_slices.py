@@ -107,6 +107,60 @@ def test_overlapping_classes_have_slices_too():
     assert found.structures[1].random_voxel(np.random.default_rng(0)) == (2, 3)
 
 
+@pytest.mark.parametrize("maps", [None, 2])
+def test_what_is_not_known_is_no_structure_of_a_slice(maps):
+    """Slices: a structure, background, background beside what is not known, nothing known at all."""
+    labels, ignored = torch.zeros(4, 4, 5, dtype=torch.uint8), 2
+    labels[0, 1, 2], labels[2, :2], labels[3] = 1, ignored, ignored
+    if maps is not None:
+        labels = torch.stack([labels, torch.where(labels == ignored, ignored, 0).to(torch.uint8)], dim=1)
+    found = sliced(torch.rand(1, 4, 5, 4), labels, 2, ignored)
+    assert found.full.tolist() == [0] and found.empty.tolist() == [1, 2]
+    assert found.structures[0].random_voxel(np.random.default_rng(0)) == (1, 2)
+    assert all(found.structures[place].random_voxel(np.random.default_rng(0)) is None for place in (1, 2, 3))
+
+
+def test_slices_with_a_value_to_ignore_are_trained_on_and_scored_without_it(tmp_path):
+    data = draw_balls(tmp_path / "data", 4)
+    (data / "classes.json").write_text(json.dumps({"labels": {"1": "ball"}, "ignore": [2]}))
+    for path in sorted((data / "labels").iterdir()):
+        file = nib.load(path)
+        values = np.asarray(file.dataobj).copy()
+        values[:, :, 3] = 2  # a slice of which nothing is known
+        values[:4] = 2
+        nib.save(nib.Nifti1Image(values, file.affine, file.header), path)
+    cases, made = prepared(data)
+    slices = made.plan.slices
+    kept = filled(cases, made.plan)
+    assert 3 not in kept.places[:, 1]
+    assert (kept.full_count, len(kept.places)) == (slices.full_count, slices.full_count + slices.empty_count)
+    run = small(data, tmp_path / "run", epochs=1)
+    ulna.predict(run.folder, data, out=tmp_path / "masks", split="test")
+    wrong = nib.load(next((tmp_path / "masks").glob("*.nii.gz")))
+    before = {by: ulna.evaluate(tmp_path / "masks", data, by=by).rows for by in ("case", "slice")}
+    values = np.asarray(wrong.dataobj).copy()
+    values[:, :, 3], values[:4] = 1, 1  # whatever is said there
+    nib.save(nib.Nifti1Image(values, wrong.affine, wrong.header), wrong.get_filename())
+    for by, rows in before.items():
+        again = ulna.evaluate(tmp_path / "masks", data, by=by).rows
+        assert [[row[n] for n in ("tp", "fp", "fn")] for row in again] == [
+            [row[n] for n in ("tp", "fp", "fn")] for row in rows
+        ], by
+
+
+def test_slices_of_a_crop_are_trained_on_and_volumes_come_back_whole(tmp_path):
+    """As Laird crops slices: shorter than the image along one axis, and padded along the other."""
+    data = draw_balls(tmp_path / "data", 4)
+    run = small(data, tmp_path / "run", "planning.crop=[16, 28]", epochs=1)
+    plan = read_yaml(run.folder / "plan.yaml")
+    assert plan["crop"] == [16, 28, None] and plan["patch"] == [16, 28]
+    ulna.predict(run.folder, data, out=tmp_path / "masks", split="test")
+    made, given = (nib.load(folder / "ball3.nii.gz") for folder in (tmp_path / "masks", data / "labels"))
+    assert made.shape == given.shape == (20, 24, 9)
+    np.testing.assert_allclose(made.affine, given.affine)
+    assert not np.asarray(made.dataobj)[[0, 1, 18, 19]].any(), "beyond the crop"
+
+
 @pytest.mark.parametrize(("full", "total", "share"), [(5, 12, 0.5), (5, 5, 1.0), (0, 4, 0.0), (5, 12, 0.0)])
 def test_an_epoch_shows_every_slice_with_a_structure_before_any_again(full, total, share):
     drawn = full + round(share * (total - full)) or total
