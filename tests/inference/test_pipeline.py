@@ -69,7 +69,9 @@ def test_items_are_read_and_written_in_order_and_errors_of_reading_come_with_the
             pipeline.put(lambda value=value: said.append(f"wrote {value}"))
     assert [one for one in said if one.startswith("wrote")] == ["wrote 0", "wrote 10", "wrote 30"]
     reads = [one for one in said if one.startswith("read")]
-    assert reads == [f"read {number}" for number in range(5 if form is Pipeline else 4)]
+    assert reads[:4] == [f"read {number}" for number in range(4)]
+    # the last one is wanted no more: it is not read where that had not begun
+    assert reads[4:] in ([], ["read 4"] if form is Pipeline else [])
     assert said.count("two") == 1
 
 
