@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import ulna
-from tests.inference.test_predict import four_images, run_folder
 from ulna.data.formats import write as writing
 from ulna.data.layout.case import Case
 from ulna.errors import Interrupted, PartialFailure, UsageError
@@ -23,16 +22,6 @@ from ulna.system.outputs import PREDICT_FILE
 from ulna.system.signals import Interruption, Stopped
 
 LONG = 20  # seconds after which something hangs
-
-
-@pytest.fixture
-def images(tmp_path):
-    return four_images(tmp_path / "images", (24, 32))
-
-
-@pytest.fixture
-def run(tmp_path):
-    return run_folder(tmp_path / "run", 0)
 
 
 @pytest.fixture
