@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ulna.kernels.sweep import triton
 from ulna.kernels.sweep.dispatch import Direction, Gates, describe, force, sweep
+from ulna.system.graphs import CudaGraphs
 
 CHANNELS, BATCH, SIZES = 150, 20, (48, 24, 12)
 SWEEPS = (Direction(1), Direction(0))  # one after the other, as in a layer
@@ -62,16 +63,10 @@ class Layer:
 
 def captured(work: Work) -> Work:
     """The same work, replayed from a CUDA graph."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+    graphs = CudaGraphs(draws=False)
+    for _ in range(3):
+        graphs.run(work)
+    return graphs.record(work)
 
 
 def compare(found: Path, *, tiny: bool) -> None:

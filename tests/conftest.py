@@ -15,7 +15,15 @@ from tests.places import SHARED
 torch.set_num_threads(int(os.environ.get("ULNA_TEST_THREADS", "1")))
 
 # Rooms whose tests depend on how a processor computes; CI runs their quick tests under imitated processors too.
-COMPUTING = ("kernels/", "blocks/", "networks/", "inference/", "explaining/test_methods.py", "test_losses.py")
+COMPUTING = (
+    "kernels/",
+    "blocks/",
+    "networks/",
+    "inference/",
+    "data/pipeline/",
+    "explaining/test_methods.py",
+    "test_losses.py",
+)
 
 
 @pytest.fixture(scope="session")

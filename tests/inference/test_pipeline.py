@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import ulna
-from tests.inference.test_predict import four_images, run_folder
 from ulna.data.formats import write as writing
 from ulna.data.layout.case import Case
 from ulna.errors import Interrupted, PartialFailure, UsageError
@@ -23,16 +22,6 @@ from ulna.system.outputs import PREDICT_FILE
 from ulna.system.signals import Interruption, Stopped
 
 LONG = 20  # seconds after which something hangs
-
-
-@pytest.fixture
-def images(tmp_path):
-    return four_images(tmp_path / "images", (24, 32))
-
-
-@pytest.fixture
-def run(tmp_path):
-    return run_folder(tmp_path / "run", 0)
 
 
 @pytest.fixture
@@ -69,7 +58,9 @@ def test_items_are_read_and_written_in_order_and_errors_of_reading_come_with_the
             pipeline.put(lambda value=value: said.append(f"wrote {value}"))
     assert [one for one in said if one.startswith("wrote")] == ["wrote 0", "wrote 10", "wrote 30"]
     reads = [one for one in said if one.startswith("read")]
-    assert reads == [f"read {number}" for number in range(5 if form is Pipeline else 4)]
+    assert reads[:4] == [f"read {number}" for number in range(4)]
+    # the last one is wanted no more: it is not read where that had not begun
+    assert reads[4:] in ([], ["read 4"] if form is Pipeline else [])
     assert said.count("two") == 1
 
 

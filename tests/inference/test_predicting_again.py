@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import ulna
-from tests.inference.test_predict import four_images, run_folder
+from tests.inference.test_predict import run_folder
 from ulna.cli import main as cli
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Record
@@ -27,16 +27,6 @@ from ulna.inference.segmenter import Segmenter
 from ulna.recipe import Labels, Split
 from ulna.system.locking import LOCK
 from ulna.system.outputs import JOURNAL, PREDICT_FILE
-
-
-@pytest.fixture
-def images(tmp_path):
-    return four_images(tmp_path / "images", (24, 32))
-
-
-@pytest.fixture
-def run(tmp_path):
-    return run_folder(tmp_path / "run", 0)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ulna import build
 from ulna.kernels import convolution, normalize
 from ulna.networks.catalog import NAMED
+from ulna.system.device import multiplies_bf16
 
 # six channels a cell or more, so that none of NASNet's maps has one channel, which lies either way
 NARROW = (12, 18, 24)
@@ -52,6 +53,8 @@ class Turned(TorchDispatchMode):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("name", NAMED)
 def test_maps_and_gradients_stay_channels_last(name, spatial_dims):
+    if spatial_dims == 3 and not multiplies_bf16(torch.device("cpu")):
+        pytest.skip("torch convolves volumes by a loop of its own here, which writes channels first")
     torch.manual_seed(0)
     layout = LAST[spatial_dims + 2]
     network = build(name, spatial_dims=spatial_dims, in_channels=3, channels=NARROW).to(memory_format=layout)

@@ -18,10 +18,10 @@ from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
 from ulna.data.pipeline.augment import Augment, Draw, Piece
-from ulna.data.pipeline.augment.transfer import send
 from ulna.data.pipeline.patches import Structures, epoch_order, place_patch, sample_stream
 from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
 from ulna.recipe import Plan, Training
+from ulna.system.device import to_device
 from ulna.training.ahead import ahead
 
 Key = tuple[int, int, int]  # epoch, number of the sample in it, case (or slice)
@@ -159,7 +159,7 @@ class Samples:
 
     def make(self, drawn: Sequence[Sample], device: torch.device) -> tuple[Tensor, Tensor]:
         """A batch on a device: (N, C, *patch), and (N, *patch) or (N, K, *patch)."""
-        pieces = [sample.piece.map(lambda tensor: send(tensor, device)) for sample in drawn]
+        pieces = [sample.piece.map(lambda tensor: to_device(tensor, device)) for sample in drawn]
         return self.augment.apply(pieces, [sample.draw for sample in drawn])
 
 

@@ -139,7 +139,7 @@ def test_interpreter_launches_as_often_as_said(channels, monkeypatch, request):
         compare("instance", (2, channels, 9, 17), torch.float32, 1.0)
         return list(launched)
 
-    assert names() == ["forward", "backward"]
+    assert names() == ["forward", "gradient"]
     request.getfixturevalue("in_chunks")
     assert names() == ["moments", "whole_moments", "apply", "sums", "gradient"]
 
@@ -164,10 +164,17 @@ NUMBERS = dict.fromkeys(("rows", "length", "chunks", "images", "channels"), "i32
 
 
 @starts_it
-@pytest.mark.parametrize("name", ["moments", "whole_moments", "apply", "forward", "sums", "gradient", "backward"])
-def test_kernels_compile_for_a_gpu(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        *((name, {}) for name in ("moments", "apply", "forward", "sums")),
+        ("whole_moments", {"BC": 16, "BK": 64}),
+        *(("gradient", {"WHOLE": whole}) for whole in (False, True)),
+    ],
+)
+def test_kernels_compile_for_a_gpu(name, more, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    sizes = {"BC": 16, "BK": 64} if name == "whole_moments" else {"BC": 64, "BR": triton.VALUES // 64}
+    sizes = more if name == "whole_moments" else {"BC": 64, "BR": triton.VALUES // 64, **more}
     assert compiled(getattr(triton._kernels(), name), POINTERS, NUMBERS, sizes)["cubin"]
 
 

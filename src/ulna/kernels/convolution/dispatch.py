@@ -15,8 +15,8 @@ paths that read channels last order it themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from ulna.kernels import door, native
 from ulna.kernels.convolution import chunked, depthwise, winograd, workarounds
 from ulna.kernels.convolution.definition import Convolution, joined, precision
+from ulna.kernels.pinning import Pins
 
 
 class Path(NamedTuple):
@@ -42,7 +43,7 @@ PATHS = {
     "winograd": Path(winograd.suits, winograd.pays, winograd.available, winograd.run),
     "depthwise": Path(depthwise.suits, depthwise.pays, depthwise.available, depthwise.run),
 }
-_pinned: list[str] = []
+_pins = Pins(("auto", *PATHS, "torch"))
 
 
 def convolve(
@@ -115,8 +116,7 @@ def path_of(x: Tensor | Sequence[Tensor], weight: Tensor, bias: Tensor | None = 
     return _path(_asked(x, weight, bias, **settings))
 
 
-@contextmanager
-def force(path: str) -> Iterator[None]:
+def force(path: str) -> AbstractContextManager[None]:
     """Pin the path within a `with`: one of `PATHS`, "torch" (its own operation), or "auto".
 
     A pinned path is taken wherever it can be, whether it pays or not; where it cannot, torch's operation answers.
@@ -124,14 +124,7 @@ def force(path: str) -> Iterator[None]:
     Raises:
         ValueError: for another path.
     """
-    names = ("auto", *PATHS, "torch")
-    if path not in names:
-        raise ValueError(f"no path named {path!r}; choose {', '.join(names)}")
-    _pinned.append(path)
-    try:
-        yield
-    finally:
-        _pinned.pop()
+    return _pins.force(path)
 
 
 def preferred_layout(
@@ -168,7 +161,7 @@ def _asked(
 
 
 def _path(asked: Convolution) -> str:
-    pinned = _pinned[-1] if _pinned else "auto"
+    pinned = _pins.chosen
     names = [name for name, path in PATHS.items() if pinned in ("auto", name) and path.suits(asked)]
     if not names or not door.admits(*asked.maps, asked.weight, asked.bias, dtypes=door.FLOATS) or not asked.fits():
         return "torch"

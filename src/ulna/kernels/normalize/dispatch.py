@@ -11,8 +11,7 @@ The first row that fits is taken. Second derivatives, forward-mode ones and torc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -21,9 +20,10 @@ from torch.nn import functional as F
 from ulna.kernels import door, faults
 from ulna.kernels.normalize import native, triton
 from ulna.kernels.normalize.definition import activated, last
+from ulna.kernels.pinning import Pins
 
 PATHS = ("auto", "native", "triton", "torch")
-_pinned: list[str] = []
+_pins = Pins(PATHS)
 
 
 def instance_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, slope: float = 1.0) -> Tensor:
@@ -66,7 +66,7 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 def path_of(x: Tensor, weight: Tensor, bias: Tensor) -> str:
     """The path that a norm takes: "native", "triton", or "torch" (its own operations)."""
-    pinned = _pinned[-1] if _pinned else "auto"
+    pinned = _pins.chosen
     if pinned in ("auto", "native") and native.suits(x, weight, bias):
         return "native"
     # Triton's interpreter is so slow that a CPU takes it only when asked to
@@ -75,20 +75,13 @@ def path_of(x: Tensor, weight: Tensor, bias: Tensor) -> str:
     return "torch"
 
 
-@contextmanager
-def force(path: str) -> Iterator[None]:
+def force(path: str) -> AbstractContextManager[None]:
     """Pin the path within a `with`: one of `PATHS`; where it cannot be taken, torch's operations answer.
 
     Raises:
         ValueError: for another path.
     """
-    if path not in PATHS:
-        raise ValueError(f"no path named {path!r}; choose {', '.join(PATHS)}")
-    _pinned.append(path)
-    try:
-        yield
-    finally:
-        _pinned.pop()
+    return _pins.force(path)
 
 
 def _in_one_pass(

@@ -58,15 +58,7 @@ def available(device: torch.device) -> bool:
 def normalize(
     x: Tensor, weight: Tensor, bias: Tensor, *, eps: float, slope: float, images: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The map after norm and activation, and mean and variance.
-
-    Args:
-        x: a map that `suits`.
-        weight: scale.
-        bias: shift.
-        eps: added to the variance.
-        slope: of the activation below 0.
-        images: how many the map is taken for: N (instance norm) or 1 (batch norm).
+    """The map after norm and activation, and mean and variance; arguments as of `definition`, for a map that `suits`.
 
     Shape:
         (N, C, *S), (C,), (C,) -> (N, C, *S), (images, C), (images, C)
@@ -177,11 +169,11 @@ def _backward(
     parts = x.new_empty((images, sizes.chunks, 2, sizes.channels), dtype=torch.float32)
     if sizes.chunks == 1:
         totals = parts[:, 0]
-        _launch("backward", x, sizes.grid, *read, totals, dx, **numbers, slope=slope)
+        _launch("gradient", x, sizes.grid, *read, totals, dx, **numbers, slope=slope, WHOLE=True)
     else:
         _launch("sums", x, sizes.grid, *read, parts, **numbers, slope=slope)
         totals = parts.sum(1)
-        _launch("gradient", x, sizes.grid, *read, totals, dx, **numbers, slope=slope)
+        _launch("gradient", x, sizes.grid, *read, totals, dx, **numbers, slope=slope, WHOLE=False)
     return dx, (totals[0] if images == 1 else totals.sum(0)).to(weight.dtype)
 
 

@@ -270,60 +270,25 @@ def gradient(
     slope,
     BR: tl.constexpr,
     BC: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """The gradient of the map, by the sums over every image, (images, 2, C)."""
+    """The gradient of the map, by the sums over every image, (images, 2, C).
+
+    WHOLE: a program takes all rows of an image, and makes those sums first, so that there is one launch alone.
+    """
     image, start, stop, c, offsets = _place(rows, length, chunks, channels, BR, BC)
     begin, some = image.to(tl.int64) * rows * channels, c < channels
     mean, scale = _kept(statistics, image * channels + c, images, channels, some)
-    d_weight = tl.load(totals + 2 * image * channels + c, mask=some, other=0.0) / rows
-    d_bias = tl.load(totals + (2 * image + 1) * channels + c, mask=some, other=0.0) / rows
-    _write_gradient(
-        x + begin,
-        dy + begin,
-        dx + begin,
-        start,
-        stop,
-        c,
-        offsets,
-        channels,
-        mean,
-        scale,
-        weight,
-        bias,
-        slope,
-        d_bias,
-        d_weight,
-        BR,
-    )
-
-
-@jit(do_not_specialize=(*SIZES, "images"))
-def backward(
-    x,
-    dy,
-    weight,
-    bias,
-    statistics,
-    totals,
-    dx,
-    rows,
-    length,
-    chunks,
-    images,
-    channels,
-    slope,
-    BR: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """All of it where a program can take all rows of an image: one launch; its sums go into (images, 2, C)."""
-    image, start, stop, c, offsets = _place(rows, length, chunks, channels, BR, BC)
-    begin, some = image.to(tl.int64) * rows * channels, c < channels
-    mean, scale = _kept(statistics, image * channels + c, images, channels, some)
-    d_bias, d_weight = _sums(
-        x + begin, dy + begin, start, stop, c, offsets, channels, mean, scale, weight, bias, slope, BR, BC
-    )
-    tl.store(totals + 2 * image * channels + c, d_weight, mask=some)
-    tl.store(totals + (2 * image + 1) * channels + c, d_bias, mask=some)
+    at = totals + 2 * image * channels + c
+    if WHOLE:
+        d_bias, d_weight = _sums(
+            x + begin, dy + begin, start, stop, c, offsets, channels, mean, scale, weight, bias, slope, BR, BC
+        )
+        tl.store(at, d_weight, mask=some)
+        tl.store(at + channels, d_bias, mask=some)
+    else:
+        d_weight = tl.load(at, mask=some, other=0.0)
+        d_bias = tl.load(at + channels, mask=some, other=0.0)
     _write_gradient(
         x + begin,
         dy + begin,

@@ -5,8 +5,8 @@ Legend: N images, C state channels, *S spatial axes, L lines along the swept axi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ulna.kernels import door
+from ulna.kernels.pinning import Pins
 from ulna.kernels.sweep import lines as sweep_lines
 from ulna.kernels.sweep import native as sweep_native
 from ulna.kernels.sweep import scan as sweep_scan
@@ -22,7 +23,7 @@ from ulna.kernels.sweep import triton as sweep_triton
 from ulna.kernels.sweep.window import shifted, window
 
 PATHS = ("auto", "native", "triton", "lines", "reference")
-_pinned: list[str] = []
+_pins = Pins(PATHS)
 
 
 class Direction(NamedTuple):
@@ -115,11 +116,10 @@ def sweep(x: Tensor, gates: Gates, direction: Direction) -> Tensor:
 
 def chosen() -> str:
     """The path that sweeps take: what `force` pins, else "auto", the fastest there is."""
-    return _pinned[-1] if _pinned else "auto"
+    return _pins.chosen
 
 
-@contextmanager
-def force(path: str) -> Iterator[None]:
+def force(path: str) -> AbstractContextManager[None]:
     """Pin the path within a `with`: "native", "triton", "lines" (torch's own operations), "reference", or "auto".
 
     "native" is for CPUs, "triton" for GPUs; where they cannot be, "lines" it is.
@@ -127,13 +127,7 @@ def force(path: str) -> Iterator[None]:
     Raises:
         ValueError: for another path.
     """
-    if path not in PATHS:
-        raise ValueError(f"no path named {path!r}; choose {', '.join(PATHS)}")
-    _pinned.append(path)
-    try:
-        yield
-    finally:
-        _pinned.pop()
+    return _pins.force(path)
 
 
 def describe(device: str = "cpu") -> str:

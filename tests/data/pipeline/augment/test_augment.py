@@ -41,8 +41,11 @@ def test_a_batch_is_its_samples_one_by_one(dims, overlapping):
     assert set(labels.unique().tolist()) == {0, 1, 2, 3}
     for n, (piece, draw) in enumerate(zip(pieces, draws, strict=True)):
         image, maps = augment.apply([piece], [draw])
-        assert torch.equal(images[n], image[0])
-        assert torch.equal(labels[n], maps[0])
+        # powers and exponentials are other numbers at the end of a row of registers, which a batch shifts
+        torch.testing.assert_close(images[n], image[0], atol=1e-5, rtol=1e-5)
+        assert torch.equal(
+            labels[n], maps[0]
+        )  # places are sums and products alone, in one order: equal on any processor
 
 
 @pytest.mark.gpu
@@ -53,7 +56,7 @@ def test_a_gpu_makes_the_same_of_the_same_draws(dims):
     (a, b), (c, d) = augment.apply(here, draws), augment.apply(there, draws)
     assert c.is_cuda
     assert d.is_cuda
-    torch.testing.assert_close(c.cpu(), a, atol=2e-3, rtol=0)  # places differ by some 1e-5 voxels, values by gradients
+    torch.testing.assert_close(c.cpu(), a, atol=2e-3, rtol=0)  # places differ by some 1e-5 voxels, neighbours by units
     assert (d.cpu() == b).float().mean() > 0.999
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ulna.data.pipeline.augment.draws import Draw
 from ulna.data.pipeline.augment.noise import normals
-from ulna.data.pipeline.augment.transfer import send
+from ulna.system.device import to_device
 
 T = TypeVar("T")
 REACH = 4.0  # standard deviations up to which a Gaussian is summed
@@ -56,7 +56,9 @@ def smooth(images: Tensor, sigmas: Sequence[Sequence[float]]) -> Tensor:
         sigmas: standard deviations in voxels, for every sample along every axis.
     """
     tail = max(_tail(sigma) for of_one in sigmas for sigma in of_one)
-    weights = send(torch.tensor([[_gaussian(sigma, tail) for sigma in of_one] for of_one in sigmas]), images.device)
+    weights = to_device(
+        torch.tensor([[_gaussian(sigma, tail) for sigma in of_one] for of_one in sigmas]), images.device
+    )
     weights = weights.reshape(*weights.shape, *(1,) * (images.ndim - 1))  # (N, D, tail + 1, 1, ..., 1)
     for axis in range(2, images.ndim):
         of_axis, length = weights[:, axis - 2], images.shape[axis]
@@ -83,10 +85,10 @@ def _tail(sigma: float) -> int:
 def _of_some(images: Tensor, drawn: dict[int, T], change: Callable[[Tensor, list[T]], Tensor]) -> None:
     """Change those samples of a batch that drew a change."""
     if drawn:
-        index = send(torch.tensor(list(drawn)), images.device)
+        index = to_device(torch.tensor(list(drawn)), images.device)
         images.index_copy_(0, index, change(images.index_select(0, index), list(drawn.values())))
 
 
 def _column(values: Sequence[float], images: Tensor) -> Tensor:
     """One value a sample: (N) -> (N, 1, ..., 1)."""
-    return send(torch.tensor(values, dtype=images.dtype), images.device).reshape(-1, *(1,) * (images.ndim - 1))
+    return to_device(torch.tensor(values, dtype=images.dtype), images.device).reshape(-1, *(1,) * (images.ndim - 1))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ulna.data.pipeline.augment.transfer import send
+from ulna.system.device import to_device
 
 STEP, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 BITS = 24  # of a number, as many as float32 holds
@@ -20,7 +20,7 @@ BITS = 24  # of a number, as many as float32 holds
 def normals(keys: Sequence[int], count: int, device: torch.device) -> Tensor:
     """The first `count` normal numbers of every key: (len(keys), count), float32."""
     pairs = torch.arange(1, -(-count // 2) + 1, device=device) * _signed(STEP)
-    bits = _mixed(send(torch.tensor(keys), device)[:, None] + pairs)
+    bits = _mixed(to_device(torch.tensor(keys), device)[:, None] + pairs)
     one, other = (bits >> (64 - BITS)) & (2**BITS - 1), bits & (2**BITS - 1)
     radius = ((one + 1).float() * 2.0**-BITS).log_().mul_(-2).sqrt_()  # of a number above 0, up to 1
     angle = other.float() * (2 * math.pi * 2.0**-BITS)

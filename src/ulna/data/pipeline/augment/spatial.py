@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ulna.data.pipeline.augment.draws import CONTROL_POINTS, Draw
-from ulna.data.pipeline.augment.transfer import send
 from ulna.data.pipeline.cropping import extend
 from ulna.recipe import Plan
+from ulna.system.device import to_device
 
 
 class Piece(NamedTuple):
@@ -128,7 +128,7 @@ class Spatial:
         units = 2 / last[:, :, None]  # from -1, the first voxel, to 1, the last
         matrices = np.stack([source.matrix for source in sources]) * units
         whole = np.concatenate([matrices, centres[:, :, None] * units - 1], axis=2)
-        ways = send(torch.from_numpy(whole).float(), device)
+        ways = to_device(torch.from_numpy(whole).float(), device)
         places = [_along(torch.arange(n, device=device) - (n - 1) / 2, axis, dims) for axis, n in enumerate(self.patch)]
         bends = self._bends(sources, units, device)
         made = []
@@ -146,10 +146,10 @@ class Spatial:
         drawn = np.stack([none if source.bends is None else source.bends for source in sources])
         if not drawn.any():
             return None
-        field = send(torch.from_numpy(drawn * units.reshape(*units.shape[:2], *(1,) * self.dims)).float(), device)
+        field = to_device(torch.from_numpy(drawn * units.reshape(*units.shape[:2], *(1,) * self.dims)).float(), device)
         for axis, weights in enumerate(self._weights, start=2):
             shape = [-1 if other == axis else 1 for other in range(field.ndim)]
-            columns = [column.reshape(shape) for column in send(weights, device).unbind(1)]
+            columns = [column.reshape(shape) for column in to_device(weights, device).unbind(1)]
             parts = map(torch.mul, field.chunk(CONTROL_POINTS, dim=axis), columns)
             field = functools.reduce(torch.add, parts)  # in one order, whatever the batch
         return field
