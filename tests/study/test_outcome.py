@@ -19,7 +19,7 @@ SUMMARY = {
 
 
 def job(model, fold=None, pooled=0.5):
-    training = SimpleNamespace(max_hours=None, most_patience=1, most_epochs=1)
+    training = SimpleNamespace(max_hours=None, most_patience=1, most_epochs=1, validate_every=1)
     test = {"unit": "px", "pooled": {"a": {"iou": pooled}}}
     return SimpleNamespace(
         name=f"{model} {fold}", seed=0, fold=fold, variant=SimpleNamespace(name=model),

@@ -25,7 +25,7 @@ from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import Drafts, network_shape, shape_of
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.fitting import check_plan
-from ulna.planning.length import resolve_length
+from ulna.planning.length import in_epochs, resolve_length
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.sizes import choose_sizes
 from ulna.planning.symmetry import mirror_axes, turn_axes
@@ -219,7 +219,11 @@ def planned_by(plan: Plan, recipe: Recipe, parts: Split, device: Device | None =
 def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: Device) -> Planned:
     architecture, network = drafts.architecture(plan.strides), drafts.network(plan.strides)
     network.activation_checkpointing = recipe.training.activation_checkpointing
-    recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
+    recipe = recipe.replaced(
+        architecture=architecture,
+        planning=recipe.planning.replaced(parameters=None),
+        training=in_epochs(recipe.training, len(parts.train), plan.batch),
+    )
     return Planned(recipe, plan, parts, network, device)
 
 

@@ -69,7 +69,10 @@ class Training(Frozen):
     budget: Literal["quick", "standard", "full"] | None = None
     epochs: int | None = Field(default=None, ge=1)
     max_hours: float | None = Field(default=None, gt=0)
-    patience: int | None = Field(default=None, ge=1)  # epochs without a better validation Dice
+    steps: int | None = Field(default=None, ge=1)  # of the whole training; with `epochs`: what ends first
+    patience: int | None = Field(default=None, ge=1)  # validations without a better `monitor`
+    monitor: Literal["dice", "iou"] = "dice"  # on whole validation images: chooses the best epoch
+    validate_every: int = Field(default=1, ge=1)  # epochs; the last one is always validated
     steps_per_epoch: int | None = Field(default=None, ge=1)
     fold: int | None = Field(default=None, ge=0)  # of the data set's folds
     # None, without `steps_per_epoch`: every case once, at least `min_steps` batches
@@ -112,6 +115,22 @@ SPARSE_POINTS = 30_000  # Implicit U-Net (marimont2022), Sec. 2: k
 
 class Points(Frozen):
     """Training on random points of a patch in place of all its voxels (marimont2022, Sec. 2)."""
+
+    @property
+    def measure(self) -> str:
+        """What `monitor` is called."""
+        return {"dice": "Dice", "iou": "IoU"}[self.monitor]
+
+    @property
+    def length(self) -> float:
+        """In epochs; of a length in steps the last one may be a part."""
+        if self.steps is None or self.steps_per_epoch is None:
+            return self.most_epochs
+        return min(self.most_epochs, self.steps / self.steps_per_epoch)
+
+    def steps_of(self, epoch: int, most: int) -> int:
+        """Steps of an epoch, from 0, that has at most so many: fewer where the training ends within it."""
+        return most if self.steps is None else min(most, self.steps - epoch * most)
 
     # of a patch: how many points, or which share of its voxels; neither: SPARSE_POINTS for a head that reads points, else all
     count: int | None = Field(default=None, ge=1)

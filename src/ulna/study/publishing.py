@@ -223,9 +223,10 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
     drawings.worst(cases, masks, {m: [scored[m][name] for name in chosen] for m in first}, path)
 
 
-def _curve(path: Path) -> list[float]:
+def _curve(path: Path) -> list[tuple[int, float]]:
+    """(epoch, Dice) of the epochs that were validated."""
     rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    return [float(row["val_dice"]) for row in rows]
+    return [(int(row["epoch"]), float(row["val_dice"])) for row in rows if row["val_dice"]]
 
 
 def _page(outcome: Outcome, folder: Path) -> str:

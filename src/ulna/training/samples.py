@@ -156,15 +156,19 @@ class Batches:
     def __init__(self, cases: int, count: int, batch: int, seed: int) -> None:
         self.cases, self.batch, self.seed = cases, batch, seed
         self.steps = max(1, -(-count // batch))
-        self.epoch, self.first_step = 0, 0
+        self.epoch, self.first_step, self.end = (
+            0,
+            0,
+            self.steps,
+        )  # `end`: of the epoch under way, which may be cut short
 
     def __len__(self) -> int:
-        return self.steps - self.first_step
+        return self.end - self.first_step
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = epoch_order(self.cases, self.steps * self.batch, seed=self.seed, epoch=self.epoch)
         keys = [(self.epoch, number, case) for number, case in enumerate(order)]
-        for step in range(self.first_step, self.steps):
+        for step in range(self.first_step, self.end):
             yield keys[step * self.batch : (step + 1) * self.batch]
 
 

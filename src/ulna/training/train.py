@@ -253,7 +253,8 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
     split = read_split(folder)
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
     if changes:
-        recipe = recipe.replaced(training=recipe.training.replaced(**changes))
+        steps = recipe.training.steps if epochs is None else None
+        recipe = recipe.replaced(training=recipe.training.replaced(**changes, steps=steps))
     return planned_by(plan, recipe, split)
 
 
@@ -300,10 +301,10 @@ def _train(
 
 
 def _record(folder: Path, state: State) -> None:
-    """metrics.csv and the curves, after every epoch."""
-    lines = [",".join(METRICS), *(",".join(repr(row[name]) for name in METRICS) for row in state.rows)]
-    write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
-    figures.curves(state.rows, folder / "figures" / "curves.png")
+    """metrics.csv and the curves, after every epoch; cells are empty where an epoch was not validated."""
+    cells = [["" if (value := row[name]) is None else repr(value) for name in METRICS] for row in state.rows]
+    write_text(folder / "metrics.csv", "\n".join(map(",".join, [METRICS, *cells])) + "\n")
+    figures.curves(state.rows, folder / "figures" / "curves.png", monitor=state.monitor)
 
 
 class _LogFile(logging.Handler):
