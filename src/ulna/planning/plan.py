@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
-from ulna.data.layout.dataset import Dataset, split
+from ulna.data.layout.dataset import Dataset, Division, split
 from ulna.data.pipeline.orientation import DIRECTIONS
 from ulna.data.pipeline.points import count_points
 from ulna.data.pipeline.preprocess import prepare
@@ -72,11 +72,38 @@ def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
         UsageError: if there are too few cases or groups, or no such fold; then nothing is read.
         DataError: with everything that is wrong with the cases.
     """
-    dataset.check_divisible(training.fold)
+    wanted = division(training)
+    dataset.check_divisible(wanted)
     report = check_dataset(dataset)
     report.raise_if_bad()
     seed = training.seed if training.split_seed is None else training.split_seed
-    return training_data(dataset, report, split(dataset.grouped(report.copies), seed, training.fold))
+    found = training_data(dataset, report, split(dataset.grouped(report.copies), seed, wanted=wanted))
+    return replace(found, notes=(*found.notes, *unused_shares(dataset, training)))
+
+
+def division(training: Training) -> Division:
+    """How a recipe wants the cases to be divided."""
+    return Division(training.fold, training.folds, training.shares)
+
+
+def check_split_is_made(dataset: Dataset, shares: str | None) -> None:
+    """Refuse shares that a command asks for where the data set brings its own split; a recipe's are passed over.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if shares is not None and dataset.given_splits:
+        raise UsageError(
+            f"--split {shares}: the data set brings its own split; leave --split out, or take the split file away"
+        )
+
+
+def unused_shares(dataset: Dataset, training: Training) -> list[str]:
+    """A note where a recipe asks for shares, and the cases are divided in another way."""
+    if training.split is None or not (dataset.given_splits or training.fold is not None):
+        return []
+    why = "the data set brings its own split" if dataset.given_splits else "one of its folds is trained"
+    return [f"training.split={training.split} is not used: {why}"]
 
 
 def training_data(dataset: Dataset, report: Report, parts: Split) -> TrainingData:

@@ -11,6 +11,7 @@ from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground
 from ulna.recipe.former import renamed_path
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Labels, Normalization, Plan, Split, Whitening
+from ulna.recipe.shares import read_shares
 
 __all__ = [
     "MOST_CHANNELS",
@@ -36,6 +37,7 @@ __all__ = [
     "from_yaml",
     "merged",
     "parse",
+    "read_shares",
     "renamed_path",
     "set_value",
     "stated",

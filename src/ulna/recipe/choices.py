@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ulna.recipe.architecture import Architecture
 from ulna.recipe.bounds import LONGEST_AXIS, Options
 from ulna.recipe.former import renamed
 from ulna.recipe.model import Frozen
+from ulna.recipe.shares import read_shares
 
 
 class Loss(Frozen):
@@ -75,6 +76,8 @@ class Training(Frozen):
     validate_every: int = Field(default=1, ge=1)  # epochs; the last one is always validated
     steps_per_epoch: int | None = Field(default=None, ge=1)
     fold: int | None = Field(default=None, ge=0)  # of the data set's folds
+    folds: int | None = Field(default=None, ge=2)  # how many are made where the data set brings none; None: 5
+    split: str | None = None  # shares where the data set brings no split: 80/10/10, or 80/20 without test cases
     # None, without `steps_per_epoch`: every case once, at least `min_steps` batches
     samples_per_epoch: int | None = Field(default=None, ge=1)
     min_steps: int = Field(default=20, ge=1)
@@ -91,6 +94,18 @@ class Training(Frozen):
     workers: int | None = Field(default=None, ge=0)  # threads that draw and read ahead; None: 0 on a CPU, 4 with a GPU
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 
+    @field_validator("split")
+    @classmethod
+    def _shares(cls, text: str | None) -> str | None:
+        if text is not None:
+            read_shares(text)
+        return text
+
+    @property
+    def shares(self) -> tuple[float, float, float] | None:
+        """Of train, val and test, as `split` says."""
+        return None if self.split is None else read_shares(self.split)
+
     @property
     def most_epochs(self) -> int:
         """`epochs`, or as many as without a plan for them."""
@@ -100,21 +115,6 @@ class Training(Frozen):
     def most_patience(self) -> int:
         """`patience`, or as much as without a plan for it."""
         return PATIENCE if self.patience is None else self.patience
-
-    def samples_of_epoch(self, cases: int, batch: int) -> int:
-        """How many samples an epoch takes of so many training cases."""
-        if self.samples_per_epoch is not None:
-            return self.samples_per_epoch
-        if self.steps_per_epoch is not None:
-            return self.steps_per_epoch * batch
-        return max(cases, self.min_steps * batch)
-
-
-SPARSE_POINTS = 30_000  # Implicit U-Net (marimont2022), Sec. 2: k
-
-
-class Points(Frozen):
-    """Training on random points of a patch in place of all its voxels (marimont2022, Sec. 2)."""
 
     @property
     def measure(self) -> str:
@@ -131,6 +131,21 @@ class Points(Frozen):
     def steps_of(self, epoch: int, most: int) -> int:
         """Steps of an epoch, from 0, that has at most so many: fewer where the training ends within it."""
         return most if self.steps is None else min(most, self.steps - epoch * most)
+
+    def samples_of_epoch(self, cases: int, batch: int) -> int:
+        """How many samples an epoch takes of so many training cases."""
+        if self.samples_per_epoch is not None:
+            return self.samples_per_epoch
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch * batch
+        return max(cases, self.min_steps * batch)
+
+
+SPARSE_POINTS = 30_000  # Implicit U-Net (marimont2022), Sec. 2: k
+
+
+class Points(Frozen):
+    """Training on random points of a patch in place of all its voxels (marimont2022, Sec. 2)."""
 
     # of a patch: how many points, or which share of its voxels; neither: SPARSE_POINTS for a head that reads points, else all
     count: int | None = Field(default=None, ge=1)
