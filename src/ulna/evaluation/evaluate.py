@@ -210,6 +210,12 @@ class Scores:
         self._rows += rows
         return _mean_dice(rows)
 
+    def add_rows(self, rows: list[dict[str, Any]], unit: str, dims: int) -> None:
+        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit."""
+        if rows:
+            self._kinds.setdefault((unit, dims), rows[0]["case"])
+        self._rows += rows
+
     def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
         """What was measured so far; `missing` are references without a prediction."""
         unit, dims = next(iter(self._kinds), ("px", 2))
