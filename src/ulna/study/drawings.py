@@ -89,6 +89,8 @@ def tradeoff(points: Sequence[Point], path: Path, *, measure: str = "Dice") -> P
     ):
         for number, point in enumerate(points):
             x, spread = getattr(point, name), [[point.mean - point.low], [point.high - point.mean]]
+            if not math.isfinite(x):
+                continue  # not timed
             if not math.isfinite(point.low):
                 spread = [[0.0], [0.0]]
             axes.errorbar(

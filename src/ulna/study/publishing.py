@@ -81,8 +81,8 @@ def main_table(outcome: Outcome) -> Table:
                 (_figure(hd95.mean, 2), ""),
                 (f"{outcome.epochs[model]:.0f}", ""),
                 (f"{outcome.hours[model]:.2f}", ""),
-                (f"{cost.wall_ms[0]:.1f} / {cost.wall_ms[1]:.1f}", ""),
-                (f"{cost.cpu_ms:.1f}", ""),
+                (" / ".join(_figure(ms, 1) for ms in cost.wall_ms), ""),
+                (_figure(cost.cpu_ms, 1), ""),
                 (f"{outcome.training_mb[model]:.0f}", ""),
                 ("–" if cost.prediction_mb is None else f"{cost.prediction_mb:.0f}", ""),
             ]
@@ -196,10 +196,17 @@ def _draw(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, folder: Path)
 
 
 def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: Path) -> None:
-    """The cases with the lowest mean Dice over all networks, as the first training of each saw them."""
+    """The cases with the lowest mean Dice over all networks, as the first training of each saw them.
+
+    None where of a network no weights are left.
+    """
     first: dict[str, Job] = {}
     for job in jobs:
-        first.setdefault(job.variant.name, job)
+        if job.has_weights:
+            first.setdefault(job.variant.name, job)
+    if {job.variant.name for job in jobs} - first.keys():
+        path.unlink(missing_ok=True)
+        return
     scored = {
         m: {row.case: row.values["dice"] for row in outcome.rows
             if (row.model, row.seed, row.fold, row.classes) == (m, job.seed, job.fold, "mean")}
