@@ -19,7 +19,7 @@ SUMMARY = {
 
 
 def job(model, fold=None, pooled=0.5):
-    training = SimpleNamespace(max_hours=None, most_patience=1, most_epochs=1)
+    training = SimpleNamespace(max_hours=None, most_patience=1, most_epochs=1, validate_every=1)
     test = {"unit": "px", "pooled": {"a": {"iou": pooled}}}
     return SimpleNamespace(
         name=f"{model} {fold}", seed=0, fold=fold, variant=SimpleNamespace(name=model),
@@ -88,6 +88,8 @@ def test_a_training_tells_its_dice_or_that_nothing_was_to_find(monkeypatch, capl
     @dataclass
     class Done:
         name: str = "a seed 0"
+        network: str = "a"
+        begun: bool = False
         run: Path = tmp_path
         done: bool = False
 
@@ -100,5 +102,5 @@ def test_a_training_tells_its_dice_or_that_nothing_was_to_find(monkeypatch, capl
 
     monkeypatch.setattr(jobs, "_begin", begin)
     with caplog.at_level("INFO"):
-        assert jobs.run_jobs([Done()], tmp_path, at_once=1, resume_command="") == {}
+        assert jobs.run_jobs([Done()], tmp_path, resume_command="") == {}
     assert f"a seed 0: {said}; about" in caplog.text

@@ -13,6 +13,7 @@ from ulna.recipe import Fingerprint, Recipe, stated
 from ulna.recipe.library import recipe_file
 from ulna.study import compare as comparing
 from ulna.study.jobs import make_jobs
+from ulna.study.places import Places
 from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
 from ulna.system.device import Device
 
@@ -41,9 +42,11 @@ def test_a_study_reckons_with_the_memory_of_its_own_processes(monkeypatch):
     assert here["maps of a step"] / there["maps of a step"] == pytest.approx(1.55 / 1.25)
     room = int(2.1 * sum(there.values()))
     monkeypatch.setattr("ulna.planning.memory.memory", lambda: room)
-    monkeypatch.setattr("ulna.study.compare.machine_memory", lambda: room)
+    monkeypatch.setattr("ulna.study.places.machine_memory", lambda: room)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert comparing._at_once(3, settled) == 2
+    places = Places.of(planned.device, comparing._needs(settled), 3)
+    assert places.at_once(["unet"] * 3) == 2
+    assert places.fits("unet", ["unet"]) and not places.fits("unet", ["unet"] * 2)
 
 
 def test_only_the_architecture_differs():

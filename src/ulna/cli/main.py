@@ -22,7 +22,13 @@ from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines
 from ulna.verbs import VERBS, find
 
 EVERYWHERE = ("--quiet", "--json")
-METAVARS = {"budget": "quick|standard|full", "set": "KEY=VALUE", "vary": "KEY=V1,V2", "beside": "STUDY"}
+METAVARS = {
+    "budget": "quick|standard|full",
+    "jobs": "N|auto",
+    "set": "KEY=VALUE",
+    "vary": "KEY=V1,V2",
+    "beside": "STUDY",
+}
 RESEARCH_USE = "Research use only; not a medical device."
 
 

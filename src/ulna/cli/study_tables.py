@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Console
@@ -24,7 +25,8 @@ def print_study(console: Console, study: Any) -> None:
         measure = {"mean": dice.mean, "low": dice.low, "high": dice.high}
         millions = f"{cost.parameters / 1e6:.2f} M"
         n = f"{dice.units} + {dice.undefined}" if dice.undefined else f"{dice.units}"
-        cells = [f"{cost.gmacs:.3g}", mean_and_interval(measure), n, spread, f"{cost.wall_ms[0]:.1f}"]
+        ms = "-" if math.isnan(cost.wall_ms[0]) else f"{cost.wall_ms[0]:.1f}"
+        cells = [f"{cost.gmacs:.3g}", mean_and_interval(measure), n, spread, ms]
         table.add_row(safe(model), millions, *cells)
     console.print(table)
     if any(of_model["dice"].undefined for of_model in outcome.described.values()):

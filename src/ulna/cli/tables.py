@@ -202,14 +202,26 @@ def _long(hours: float) -> str:
 def _train(console: Console, run: Any) -> None:
     summary = run.summary
     part = summary["evaluated_on"]
-    _evaluation_table(console, summary[part], title=f"{safe(summary['model'])} on {_scored(summary[part], part)}")
+    scored = _scored(summary[part], "all folds'" if "folds" in summary else part)
+    _evaluation_table(console, summary[part], title=f"{safe(summary['model'])} on {scored}")
     console.print(
-        f"best epoch {summary['best_epoch']} of {summary['epochs']}, validation Dice {summary['val_dice']:.4f}; "
-        f"{summary['wall_seconds'] / 60:.1f} min, peak memory {summary['peak_memory_mb'] / 1024:.1f} GB",
+        f"{_best_epochs(summary)}; {summary['wall_seconds'] / 60:.1f} min, "
+        f"peak memory {summary['peak_memory_mb'] / 1024:.1f} GB",
         highlight=False,
     )
     print_plain(console, f"run folder: {run.folder}")
     print_plain(console, f"next: ulna predict {quoted(run.folder)} IMAGES --out masks", style="dim")
+
+
+def _best_epochs(summary: Any) -> str:
+    """Of a run, or the Dice of every fold of a cross-validation and how its cases were scored."""
+    if "folds" in summary:
+        each = ["-" if fold["dice"] is None else f"{fold['dice']:.4f}" for fold in summary["folds"]]
+        return f"Dice of the folds: {', '.join(each)} ({summary['note']})"
+    chosen = f"validation Dice {summary['val_dice']:.4f}"
+    if summary.get("monitor") == "iou":
+        chosen = f"validation IoU {summary['val_iou']:.4f} (Dice {summary['val_dice']:.4f})"
+    return f"best epoch {summary['best_epoch']} of {summary['epochs']}, {chosen}"
 
 
 def _predict(console: Console, predictions: Any) -> None:

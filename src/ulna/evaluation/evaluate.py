@@ -242,6 +242,12 @@ class Scores:
         self._rows += rows
         return _mean_dice(rows)
 
+    def add_rows(self, rows: list[dict[str, Any]], unit: str, dims: int) -> None:
+        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit."""
+        if rows:
+            self._kinds.setdefault((unit, dims), rows[0]["case"])
+        self._rows += rows
+
     def _measured(
         self, whose: dict[str, Any], prediction: NDArray[Any], reference: NDArray[Any], volume: Volume
     ) -> list[dict[str, Any]]:

@@ -264,12 +264,16 @@ def _paint(canvas: NDArray[np.float64], where: NDArray[np.bool_], colour: Colour
     canvas[where] = (1 - alpha) * canvas[where] + alpha * np.array(colour)
 
 
-def curves(rows: Sequence[Mapping[str, float]], path: Path, *, dark: bool = False) -> Path:
+def curves(
+    rows: Sequence[Mapping[str, float | None]], path: Path, *, monitor: str = "dice", dark: bool = False
+) -> Path:
     """Draw a training: loss on the left, validation Dice and IoU on the right, the best epoch marked.
 
     Args:
-        rows: one per epoch, with `epoch`, `train_loss`, `val_dice` and `val_iou`; a missing value leaves a gap.
+        rows: one per epoch, with `epoch`, `train_loss`, `val_dice` and `val_iou`; epochs that were not validated have no
+            point, and the line goes over them.
         path: the PNG to write.
+        monitor: "dice" or "iou": what chose the best epoch.
         dark: light ink for a dark page.
     """
     epoch, loss, dice, iou = (
@@ -283,23 +287,27 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path, *, dark: bool = Fals
     if len(rows) < 3:
         style["marker"] = "o"
     left.plot(epoch, loss, color=LOSS, **style)
-    right.plot(epoch, dice, color=DICE, label="Dice", **style)
-    right.plot(epoch, iou, color=IOU, label="IoU", **style)
+    known = np.isfinite(dice)
+    if known.sum() < 3:
+        style["marker"] = "o"
+    right.plot(epoch[known], dice[known], color=DICE, label="Dice", **style)
+    right.plot(epoch[known], iou[known], color=IOU, label="IoU", **style)
     for axes, title in ((left, "Training loss"), (right, "Validation Dice and IoU (0 to 1)")):
         _plain(axes, title, dark)
     right.set_ylim(0, 1.02)
     if np.isfinite(loss).any() and np.nanmin(loss) >= 0:
         left.set_ylim(0, 1.08 * np.nanmax(loss) or 1.0)
-    if np.isfinite(dice).any():
-        best = int(np.nanargmax(dice))
+    chosen, colour, name = (iou, IOU, "IoU") if monitor == "iou" else (dice, DICE, "Dice")
+    if np.isfinite(chosen).any():
+        best = int(np.nanargmax(chosen))
         for axes in (left, right):
             axes.axvline(epoch[best], color=MUTED[dark], linewidth=1, linestyle=(0, (2, 3)), zorder=1)
-        label = f"best Dice {dice[best]:.3f}, epoch {epoch[best]:.0f}"
+        label = f"best {name} {chosen[best]:.3f}, epoch {epoch[best]:.0f}"
         right.plot(
             epoch[best],
-            dice[best],
+            chosen[best],
             "o",
-            color=DICE,
+            color=colour,
             markersize=7,
             markeredgecolor=PAPER[dark],
             markeredgewidth=1.5,

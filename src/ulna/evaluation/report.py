@@ -109,7 +109,7 @@ def write_report(
         "table": _table(scores),
         "unit": scores.get("unit", "px"),
         "tolerance": f"{_brief(scores.get('tolerance'))} {scores.get('tolerance_unit', scores.get('unit', 'px'))}",
-        "curves": _curves(run / "metrics.csv"),
+        "curves": _curves(run / "metrics.csv", summary.get("monitor", "dice")),
         "groups": _groups(cases),
         "classes": _classes(scores),
         "errors": [(meaning, _css(colour)) for meaning, colour in figures.LEGEND],
@@ -187,14 +187,17 @@ def _short(count: Any) -> str:
     return str(count)
 
 
-def _curves(path: Path) -> dict[str, str] | None:
+def _curves(path: Path, monitor: str) -> dict[str, str] | None:
     """The curves for light and for dark pages."""
     with io.StringIO(_text(path)) as file:
         rows = [{key: _value(text) for key, text in row.items() if key} for row in csv.DictReader(file)]
     if not rows:
         return None
     with TemporaryDirectory() as folder:
-        drawn = {name: figures.curves(rows, Path(folder, name), dark=name == "dark") for name in ("light", "dark")}
+        drawn = {
+            name: figures.curves(rows, Path(folder, name), monitor=monitor, dark=name == "dark")
+            for name in ("light", "dark")
+        }
         return {name: _address(file.read_bytes(), "png") for name, file in drawn.items()}
 
 
@@ -279,6 +282,7 @@ def _facts(summary: Mapping[str, Any], run: Path, predictions: Path) -> list[tup
         ("Run", run.resolve().name),  # names alone: the page is passed on, a path tells who made it
         ("Predictions", predictions.resolve().name),
         ("Validation Dice", _number(summary.get("val_dice"), 3)),
+        *([("Validation IoU", _number(summary.get("val_iou"), 3))] if summary.get("monitor") == "iou" else []),
         ("Device", str(summary.get("device") or DASH)),
         ("Peak memory", f"{_number(float(memory), 0)} MB" if isinstance(memory, int | float) else DASH),
         ("Seed", str(summary.get("seed", DASH))),

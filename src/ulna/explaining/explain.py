@@ -25,6 +25,7 @@ from ulna.explaining import methods
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
 from ulna.explaining.seeing import most_seen
+from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.levels import pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load
@@ -77,7 +78,8 @@ def explain(
     proof of what a network uses.
 
     Args:
-        run: a run folder of `ulna train`; of several, the spread of their answers is shown, and all else of the first.
+        run: a run folder of `ulna train`; of several, and of the folds of a cross-validation, the spread of their answers is
+            shown, and all else of the first.
         image: an image, or a data set that holds it.
         out: folder for the maps and explain.json, which says how each was made.
         case: the id of the image in a data set of several.
@@ -93,7 +95,8 @@ def explain(
     Example:
         ulna explain runs/nuclei-unetpp scan.png --out why
     """
-    runs, image, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(image), Path(out)
+    named, image, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(image), Path(out)
+    runs = each_run(named)
     segmenter = load(runs)
     labels = segmenter.plan.labels
     wanted = None if target is None else _index(target, labels)
@@ -141,8 +144,8 @@ def explain(
     voxels = int(np.count_nonzero(inside))
     facts: dict[str, Any] = {
         "model": segmenter.recipe.model,
-        "runs": [one.resolve().name for one in runs],
-        "network": f"uncertainty is of all runs, all other maps of {runs[0].resolve().name}",
+        "runs": [run_name(one) for one in runs],
+        "network": f"uncertainty is of all runs, all other maps of {run_name(runs[0])}",
         "image": chosen.id,
         "target": subject.name,
         "voxels": voxels,

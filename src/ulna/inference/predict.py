@@ -18,6 +18,7 @@ from ulna.data.layout.record import Record
 from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.evaluation.units import Across
 from ulna.inference.cases import Work
+from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
 from ulna.recipe import Split
@@ -74,7 +75,8 @@ def predict(
     redone with `overwrite` only. Nothing that ulna did not write is ever replaced.
 
     Args:
-        run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged.
+        run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged, as do the folds of a
+            cross-validation.
         data: an image, a folder of images, a data set, or an .npz file.
         out: folder for the masks and predict.json.
         split: only the cases of this part of the run's own split: train, val or test.
@@ -91,7 +93,8 @@ def predict(
     Example:
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
-    runs, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
+    named, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
+    runs = each_run(named)
     segmenter, digest = _loaded(runs, level)
     if tta:
         segmenter = segmenter.mirrored()
@@ -108,7 +111,7 @@ def predict(
     across = Across.of(segmenter.plan)
     facts = {
         "model": segmenter.recipe.model,
-        "runs": [one.resolve().name for one in runs],
+        "runs": [run_name(one) for one in runs],
         "digest": digest,
         "options": {**options, "split": split},
         "level": level,
@@ -129,7 +132,7 @@ def predict(
     }
     number = work.run(cases, facts)
     if number:
-        again = command(["predict", *runs, data, "--out", out, *to_argv(flags)])
+        again = command(["predict", *named, data, "--out", out, *to_argv(flags)])
         done = f"{len(work.done)} of {len(cases)} cases are done"
         done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
         raise Interrupted(number, again, done)

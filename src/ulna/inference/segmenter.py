@@ -23,6 +23,7 @@ from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
 from ulna.data.pipeline.preprocess import Prepared, check_fit, differences, prepare
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, printable
+from ulna.inference.fold_runs import each_run, is_cross_validation
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.forward import Forward
 from ulna.inference.inputs import as_volume, is_case
@@ -104,6 +105,10 @@ class Segmenter:
             UsageError: if the folder is not a finished or started run, or is damaged.
         """
         run = Path(run)
+        if is_cross_validation(run):
+            raise UsageError(
+                f"{run}: is a cross-validation, whose folds are runs of their own; name one, such as {run / 'fold_0'}"
+            )
         if not (run / "recipe.yaml").exists():
             raise UsageError(f"{run}: not a run folder (no recipe.yaml); give the folder that `ulna train` wrote")
         recipe, plan = from_yaml(Recipe, run / "recipe.yaml"), from_yaml(Plan, run / "plan.yaml")
@@ -321,12 +326,13 @@ def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
 def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
     """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
 
+    So do the folds of a cross-validation.
+
     Raises:
         UsageError: if a folder holds no run, or the runs have other classes or channels.
     """
-    if isinstance(run, str | Path):
-        return Segmenter.load(run)
-    runs = list(dict.fromkeys(map(str, run)))
+    named = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)]
+    runs = list(dict.fromkeys(map(str, each_run(named))))
     if not runs:
         raise UsageError("no run is given; name one run folder or more")
     return Segmenter.load(runs[0]) if len(runs) == 1 else Ensemble({name: Segmenter.load(name) for name in runs})

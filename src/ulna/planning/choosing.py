@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 
 from ulna.data.pipeline.points import count_points
-from ulna.errors import UsageError
+from ulna.errors import UsageError, printable
 from ulna.losses import make_loss
 from ulna.networks.build import named, validate
 from ulna.networks.catalog import NAMED
 from ulna.networks.catalog.marimont import POINTWISE
 from ulna.networks.heads import HEADS
 from ulna.planning.grid import check_grid
-from ulna.planning.length import FIELDS, check_budget
+from ulna.planning.length import STATED, check_budget
 from ulna.planning.normalising import check_normalization
-from ulna.recipe import Recipe, merged, parse, set_value, stated
+from ulna.recipe import Recipe, merged, parse, read_shares, set_value, stated
 
 
 def choose(
@@ -30,6 +30,8 @@ def choose(
     budget: str | None = None,
     seed: int | None = None,
     fold: int | None = None,
+    folds: int | None = None,
+    split: str | None = None,
     max_ram: float | None = None,
     set: Sequence[str] = (),
     planned: Recipe | None = None,
@@ -43,6 +45,7 @@ def choose(
         UsageError: for a name, key or value that does not exist, with the nearest.
     """
     check_budget(budget)
+    check_division(split=split, fold=fold, folds=folds)
     own = stated(recipe)
     if model is not None:
         own.pop("architecture", None)  # a model named in the command replaces the file's network
@@ -52,10 +55,14 @@ def choose(
     if planned is not None and model is None and recipe is None:
         chosen = planned
     if budget is not None:
-        open_length = dict.fromkeys((*FIELDS, "samples_per_epoch"))
+        open_length = dict.fromkeys(STATED)
         chosen = chosen.replaced(training=chosen.training.replaced(**open_length, budget=budget))
-    flags = {"epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold}
-    changes = {flag: value for flag, value in flags.items() if value is not None}
+    flags = {
+        "epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold, "folds": folds, "split": split,
+    }  # fmt: skip
+    changes: dict[str, object] = {flag: value for flag, value in flags.items() if value is not None}
+    if epochs is not None:
+        changes["steps"] = None  # epochs in place of the steps of a file
     if changes:
         chosen = chosen.replaced(training=chosen.training.replaced(**changes))
     if max_ram is not None:
@@ -71,6 +78,28 @@ def choose(
         said = {key.split(".")[1] for key in keys if key.startswith("loss.")}
         chosen = fitted_to_head(chosen, said | {*(own.get("loss") or {})})
     return chosen
+
+
+def check_division(*, split: str | None, fold: int | None, folds: int | None) -> None:
+    """Refuse flags that say how cases are divided and do not go together, or make no sense.
+
+    Raises:
+        UsageError: with what is wrong.
+    """
+    if fold is not None and folds is not None:
+        raise UsageError(
+            f"--fold {fold} and --folds {folds}: --fold trains one fold, --folds all of them; give one of them"
+        )
+    if folds is not None and folds < 2:
+        raise UsageError(f"--folds {folds}: two or more, or leave it out")
+    if split is None:
+        return
+    if fold is not None or folds is not None:
+        raise UsageError(f"--split {split} and --fold{'' if folds is None else 's'}: give one of them")
+    try:
+        read_shares(split)
+    except ValueError as error:
+        raise UsageError(f"--split {printable(error)}") from None
 
 
 def check_words(recipe: Recipe) -> None:

@@ -36,6 +36,7 @@ ON_A_GPU = "standard"  # where nothing is said; on a CPU it is epochs over the c
 MOST_SLICE_STEPS = 250
 # What a budget says, where the recipe does not.
 FIELDS = ("epochs", "steps_per_epoch", "patience", "max_hours")
+STATED = (*FIELDS, "samples_per_epoch", "steps")  # what a recipe says of the length, which a budget takes the place of
 
 
 def check_budget(name: str | None) -> None:
@@ -57,17 +58,21 @@ def resolve_length(recipe: Recipe, device: Device, *, slices: bool = False) -> t
     training = recipe.training
     name: str | None = training.budget
     why = ""
-    if name is None and device.gpu and training.epochs is None:
+    if name is None and device.gpu and training.epochs is None and training.steps is None:
         name = ON_A_GPU if training.max_hours is None else "full"  # the hours end it
         why = f"what a GPU is given where {'nothing' if training.max_hours is None else 'only hours'} is said, "
     if name is None:
         numbers: dict[str, Any] = {"epochs": training.most_epochs, "patience": training.most_patience}
+        if training.steps is not None:
+            numbers["epochs"] = training.epochs
     else:
         budget = BUDGETS[name]
         stated = {field: value for field in FIELDS if (value := getattr(training, field)) is not None}
         numbers = {**dict(zip(FIELDS, budget, strict=True)), **stated}
         if training.samples_per_epoch is not None:
             numbers["steps_per_epoch"] = training.steps_per_epoch
+        if training.steps is not None:
+            numbers["epochs"] = training.epochs
     resolved = training.replaced(**numbers, budget=None)
     return recipe.replaced(training=resolved), (f"{name}, {why}" if name else "") + _said(resolved, slices)
 
@@ -82,7 +87,27 @@ def _said(training: Training, slices: bool) -> str:
     else:
         epoch = f"every training case once, at least {training.min_steps} steps"
     hours = "" if training.max_hours is None else f", {training.max_hours:g} h at most"
-    return (
-        f"{training.epochs} epochs of {epoch}{hours}; {training.patience} without a better Dice on whole validation images "
-        "end it"
-    )
+    many = f"{training.epochs} epochs" if training.epochs is not None else f"{training.steps:,} steps, in epochs"
+    if training.epochs is not None and training.steps is not None:
+        many = f"{training.steps:,} steps at most, in {many}"
+    every = training.validate_every
+    waited = f"{training.patience}" if every == 1 else f"{training.patience} validations, one every {every} epochs,"
+    return f"{many} of {epoch}{hours}; {waited} without a better {training.measure} on whole validation images end it"
+
+
+def in_epochs(training: Training, cases: int, batch: int, *, slices: bool = False) -> Training:
+    """A length in steps in epochs too, of which the last may be shorter; any other length as it is.
+
+    Args:
+        training: with its length in numbers.
+        cases: that train, or slices of an epoch.
+        batch: of a step.
+        slices: an epoch takes no more than `MOST_SLICE_STEPS` batches where nothing is said.
+    """
+    if training.steps is None:
+        return training
+    steps = -(-training.samples_of_epoch(cases, batch, MOST_SLICE_STEPS if slices else None) // batch)
+    epochs = -(-training.steps // steps)
+    if training.epochs is not None:
+        epochs = min(epochs, training.epochs)
+    return training.replaced(epochs=epochs, steps_per_epoch=steps, samples_per_epoch=None)

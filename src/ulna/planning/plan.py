@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
-from ulna.data.layout.dataset import Dataset, split
+from ulna.data.layout.dataset import Dataset, Division, split
 from ulna.data.pipeline.orientation import DIRECTIONS
 from ulna.data.pipeline.points import count_points
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
 from ulna.data.quality.check import Report, check_dataset
 from ulna.data.quality.slices import SliceCount
+from ulna.errors import UsageError
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
@@ -26,7 +27,7 @@ from ulna.planning.drafts import Drafts, network_shape, shape_of
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.fitting import check_plan, check_requires
 from ulna.planning.grid import check_axes, check_divisor, check_grid, check_patch, fixed_sizes, kept_axes
-from ulna.planning.length import resolve_length
+from ulna.planning.length import in_epochs, resolve_length
 from ulna.planning.levels import divisor_of
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.normalising import capped, choose_normalization
@@ -79,11 +80,38 @@ def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
         UsageError: if there are too few cases or groups, or no such fold; then nothing is read.
         DataError: with everything that is wrong with the cases.
     """
-    dataset.check_divisible(training.fold)
+    wanted = division(training)
+    dataset.check_divisible(wanted)
     report = check_dataset(dataset)
     report.raise_if_bad()
     seed = training.seed if training.split_seed is None else training.split_seed
-    return training_data(dataset, report, split(dataset.grouped(report.copies), seed, training.fold))
+    found = training_data(dataset, report, split(dataset.grouped(report.copies), seed, wanted=wanted))
+    return replace(found, notes=(*found.notes, *unused_shares(dataset, training)))
+
+
+def division(training: Training) -> Division:
+    """How a recipe wants the cases to be divided."""
+    return Division(training.fold, training.folds, training.shares)
+
+
+def check_split_is_made(dataset: Dataset, shares: str | None) -> None:
+    """Refuse shares that a command asks for where the data set brings its own split; a recipe's are passed over.
+
+    Raises:
+        UsageError: with what to do.
+    """
+    if shares is not None and dataset.given_splits:
+        raise UsageError(
+            f"--split {shares}: the data set brings its own split; leave --split out, or take the split file away"
+        )
+
+
+def unused_shares(dataset: Dataset, training: Training) -> list[str]:
+    """A note where a recipe asks for shares, and the cases are divided in another way."""
+    if training.split is None or not (dataset.given_splits or training.fold is not None):
+        return []
+    why = "the data set brings its own split" if dataset.given_splits else "one of its folds is trained"
+    return [f"training.split={training.split} is not used: {why}"]
 
 
 def training_data(dataset: Dataset, report: Report, parts: Split) -> TrainingData:
@@ -250,7 +278,12 @@ def planned_by(plan: Plan, recipe: Recipe, parts: Split, device: Device | None =
 def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: Device) -> Planned:
     architecture, network = drafts.architecture(plan.strides), drafts.network(plan.strides)
     network.activation_checkpointing = recipe.training.activation_checkpointing
-    recipe = recipe.replaced(architecture=architecture, planning=recipe.planning.replaced(parameters=None))
+    samples = len(parts.train) if plan.slices is None else plan.slices.per_epoch
+    recipe = recipe.replaced(
+        architecture=architecture,
+        planning=recipe.planning.replaced(parameters=None),
+        training=in_epochs(recipe.training, samples, plan.batch, slices=plan.slices is not None),
+    )
     return Planned(recipe, plan, parts, network, device)
 
 

@@ -12,6 +12,7 @@ from ulna.recipe.bounds import MOST_NEIGHBOURS, Axis, Options, Voxels
 from ulna.recipe.former import renamed
 from ulna.recipe.model import Frozen
 from ulna.recipe.protocol import Protocol, Requires
+from ulna.recipe.shares import read_shares
 
 
 class Loss(Frozen):
@@ -74,9 +75,14 @@ class Training(Frozen):
     budget: Literal["quick", "standard", "full"] | None = None
     epochs: int | None = Field(default=None, ge=1)
     max_hours: float | None = Field(default=None, gt=0)
-    patience: int | None = Field(default=None, ge=1)  # epochs without a better validation Dice
+    steps: int | None = Field(default=None, ge=1)  # of the whole training; with `epochs`: what ends first
+    patience: int | None = Field(default=None, ge=1)  # validations without a better `monitor`
+    monitor: Literal["dice", "iou"] = "dice"  # on whole validation images: chooses the best epoch
+    validate_every: int = Field(default=1, ge=1)  # epochs; the last one is always validated
     steps_per_epoch: int | None = Field(default=None, ge=1)
     fold: int | None = Field(default=None, ge=0)  # of the data set's folds
+    folds: int | None = Field(default=None, ge=2)  # how many are made where the data set brings none; None: 5
+    split: str | None = None  # shares where the data set brings no split: 80/10/10, or 80/20 without test cases
     # None, without `steps_per_epoch`: every case once, at least `min_steps` batches
     samples_per_epoch: int | None = Field(default=None, ge=1)
     min_steps: int = Field(default=20, ge=1)
@@ -96,6 +102,18 @@ class Training(Frozen):
     workers: int | None = Field(default=None, ge=0)  # threads that draw and read ahead; None: 0 on a CPU, 4 with a GPU
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
 
+    @field_validator("split")
+    @classmethod
+    def _shares(cls, text: str | None) -> str | None:
+        if text is not None:
+            read_shares(text)
+        return text
+
+    @property
+    def shares(self) -> tuple[float, float, float] | None:
+        """Of train, val and test, as `split` says."""
+        return None if self.split is None else read_shares(self.split)
+
     @property
     def most_epochs(self) -> int:
         """`epochs`, or as many as without a plan for them."""
@@ -105,6 +123,22 @@ class Training(Frozen):
     def most_patience(self) -> int:
         """`patience`, or as much as without a plan for it."""
         return PATIENCE if self.patience is None else self.patience
+
+    @property
+    def measure(self) -> str:
+        """What `monitor` is called."""
+        return {"dice": "Dice", "iou": "IoU"}[self.monitor]
+
+    @property
+    def length(self) -> float:
+        """In epochs; of a length in steps the last one may be a part."""
+        if self.steps is None or self.steps_per_epoch is None:
+            return self.most_epochs
+        return min(self.most_epochs, self.steps / self.steps_per_epoch)
+
+    def steps_of(self, epoch: int, most: int) -> int:
+        """Steps of an epoch, from 0, that has at most so many: fewer where the training ends within it."""
+        return most if self.steps is None else min(most, self.steps - epoch * most)
 
     def samples_of_epoch(self, cases: int, batch: int, most_steps: int | None = None) -> int:
         """How many samples an epoch takes of so many training cases, or slices; at most `most_steps`, if nothing is said."""

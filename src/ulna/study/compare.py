@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, brief, printable
-from ulna.planning.length import FIELDS, check_budget
-from ulna.planning.plan import training_data
+from ulna.planning.choosing import check_division
+from ulna.planning.length import STATED, check_budget
+from ulna.planning.plan import check_split_is_made, division, training_data, unused_shares
 from ulna.recipe import PLAN_FORMAT, Protocol, Recipe, Split, parse, set_value, stated
 from ulna.study.costs import Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
 from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
+from ulna.study.places import Need, Places, read_jobs
 from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
 from ulna.study.scores import read_scores
@@ -66,6 +66,7 @@ def compare(
     out: Path | str,
     seeds: int | None = None,
     folds: int | None = None,
+    split: str | None = None,
     match: str | None = None,
     vary: Sequence[str] = (),
     one_at_a_time: bool = False,
@@ -75,7 +76,7 @@ def compare(
     recipe: Path | str | None = None,
     set: Sequence[str] = (),
     margin: float = 0.01,
-    jobs: int = 1,
+    jobs: str | int = "1",
     beside: Sequence[str] = (),
 ) -> Study:
     """Train several networks alike, and say with statistics which is better.
@@ -89,6 +90,7 @@ def compare(
         out: the study folder.
         seeds: trainings of every network, 1 where no recipe says more; one says nothing about the architecture.
         folds: train on so many of the data set's folds, of five where splits.json gives none.
+        split: shares of train, val and test where the data set brings no split, as in `ulna train`: 80/10/10.
         match: a size to scale every network to: params=8.5M or gmacs=3G.
         vary: KEY=V1,V2,...: one row for each value, such as loss.kind=dice,cross_entropy; several: every combination.
         one_at_a_time: with several --vary, change one field at a time; the unchanged network stands beside them.
@@ -99,7 +101,8 @@ def compare(
             its section `study` says which networks, seeds, folds and variations are meant where they are not given here.
         set: changes of single fields for all, KEY=VALUE.
         margin: the smallest difference of mean Dice that matters.
-        jobs: trainings at once, as far as the memory allows.
+        jobs: trainings at once, as far as cores and memory allow; auto: as many as they carry. What was killed beside others
+            is tried once more alone.
         beside: finished studies of the same networks on other data, for the ranking.
 
     Raises:
@@ -111,12 +114,14 @@ def compare(
     """
     data, out = Path(data), Path(out)
     names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
-    base = _base(recipe, epochs, max_hours, budget)
+    most = read_jobs(jobs)
+    check_division(split=split, fold=None, folds=folds)
+    base = _base(recipe, epochs, max_hours, budget, split)
     meant = _study(base, _listed(set))
     # its variations are of its own networks
     names, vary = (names, vary) if names else (list(meant.models), vary or meant.vary)
     folds, seeds = meant.folds if folds is None else folds, (meant.seeds or 1) if seeds is None else seeds
-    _check_numbers(seeds, folds, margin, jobs)
+    _check_numbers(seeds, folds, margin)
     variants = make_variants(names, base, _listed(vary), _listed(set), one_at_a_time=one_at_a_time)
     size = None if match is None else Budget.read(match)
     for folder in _listed(beside):
@@ -126,7 +131,7 @@ def compare(
     before = _stored(out)
     if before is None:
         check_folder(out, [data])
-    dataset, report = _read(data)
+    dataset, report = _read(data, split)
     splits = _splits(dataset, report, variants[0].recipe, folds)
     settled = plan_variants(
         variants,
@@ -137,15 +142,15 @@ def compare(
     settings = _settings(settled, splits, report, size, variants, folds)
     if before is not None:
         _check_same(out, before, settings)
-    at_once = _at_once(jobs, settled)
+    needs = _needs(settled)
     write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
 
     todo = make_jobs(settled.variants, seeds, folds, out / "runs")
     flags = {
-        "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--match": match, "--vary": vary,
-        "--one-at-a-time": one_at_a_time,
+        "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--split": split,
+        "--match": match, "--vary": vary, "--one-at-a-time": one_at_a_time,
         "--epochs": epochs, "--max-hours": max_hours, "--budget": budget, "--recipe": recipe, "--set": set,
-        "--margin": None if margin == 0.01 else margin, "--jobs": None if jobs == 1 else jobs, "--beside": beside,
+        "--margin": None if margin == 0.01 else margin, "--jobs": None if most == 1 else jobs, "--beside": beside,
     }  # fmt: skip
     again = command(["compare", data, *to_argv(flags), "--out", out])
     log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
@@ -154,7 +159,13 @@ def compare(
             log.info(
                 "note: --budget full on a CPU: each training of %s takes %s", variant.name, hours_in_words(planned)
             )
-    failed = run_jobs(todo, data, at_once=at_once, resume_command=again)
+    for note in unused_shares(dataset, todo[0].recipe.training):
+        log.info("note: %s", note)
+    places = Places.of(settled.planned[0].device, needs, most)
+    fit = places.at_once([job.network for job in todo])
+    if most is not None and fit < min(most, len(todo)):
+        log.info("note: %d trainings at once: cores and memory carry no more", fit)
+    failed = run_jobs(todo, data, places=places, resume_command=again)
 
     with stoppable(again):
         complete = _complete(settled.variants, todo)
@@ -189,7 +200,7 @@ def _listed(values: str | Sequence[str]) -> list[str]:
     return [values] if isinstance(values, str) else list(values)
 
 
-def _check_numbers(seeds: int, folds: int | None, margin: float, jobs: int) -> None:
+def _check_numbers(seeds: int, folds: int | None, margin: float) -> None:
     wrong = []
     if seeds < 1:
         wrong.append(f"--seeds {seeds}: train every network at least once")
@@ -197,13 +208,13 @@ def _check_numbers(seeds: int, folds: int | None, margin: float, jobs: int) -> N
         wrong.append(f"--folds {folds}: two or more, or leave it out")
     if not 0 < margin < 1:
         wrong.append(f"--margin {margin:g}: a difference of Dice between 0 and 1, such as 0.01")
-    if jobs < 1:
-        wrong.append(f"--jobs {jobs}: at least one training at once")
     if wrong:
         raise UsageError("\n".join(wrong))
 
 
-def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None, budget: str | None) -> dict[str, Any]:
+def _base(
+    recipe: Path | str | None, epochs: int | None, max_hours: float | None, budget: str | None, split: str | None
+) -> dict[str, Any]:
     """What is stated for all: the recipe file and the flags."""
     check_budget(budget)
     if budget is not None and (epochs, max_hours) != (None, None):
@@ -215,8 +226,10 @@ def _base(recipe: Path | str | None, epochs: int | None, max_hours: float | None
         raise UsageError(f"{recipe}: training.fold: the study sets it itself; use --folds")
     seed = own.get("seed", 0) if own.get("split_seed") is None else own["split_seed"]
     if budget is not None:  # it takes the place of what the file says of the length
-        own = {**{name: value for name, value in own.items() if name not in FIELDS}, "budget": budget}
-    flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": seed}
+        own = {**{name: value for name, value in own.items() if name not in STATED}, "budget": budget}
+    if epochs is not None:
+        own = {name: value for name, value in own.items() if name != "steps"}  # epochs in place of the steps of a file
+    flags = {"epochs": epochs, "max_hours": max_hours, "split_seed": seed, "split": split}
     training = {**own, **{k: v for k, v in flags.items() if v is not None}}
     return {**fields, "training": training}
 
@@ -230,8 +243,9 @@ def _study(base: Mapping[str, Any], changes: Sequence[str]) -> Protocol:
     return recipe.study
 
 
-def _read(data: Path) -> tuple[Dataset, Report]:
+def _read(data: Path, asked_split: str | None) -> tuple[Dataset, Report]:
     dataset = Dataset.from_folder(data)
+    check_split_is_made(dataset, asked_split)
     report = check_dataset(dataset)
     report.raise_if_bad()
     return dataset.of_dims(report.spatial_dims), report
@@ -241,7 +255,7 @@ def _splits(dataset: Dataset, report: Report, recipe: Recipe, folds: int | None)
     """The split, or all folds. No group is ever in two sets: the data set sees to it."""
     grouped, seed = dataset.grouped(report.copies), recipe.training.split_seed or 0
     numbers: list[int | None] = [recipe.training.fold] if folds is None else list(range(folds))
-    return [split_cases(grouped, seed, number) for number in numbers]
+    return [split_cases(grouped, seed, number, division(recipe.training)) for number in numbers]
 
 
 def _settings(
@@ -344,17 +358,18 @@ def _first_difference(before: Any, now: Any) -> str:
     return next((f"{key} is {before.get(key)} there, {now[key]} now" for key in now if before.get(key) != now[key]), "")
 
 
-def _at_once(wanted: int, settled: Settled) -> int:
-    """As many trainings at once as are wanted and as the memory holds."""
-    needs = [planned.memory_elsewhere for planned in settled.planned]
-    for variant, need in zip(settled.variants, needs, strict=True):
-        need.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
-    fit = max(1, int(machine_memory() / max(need.total for need in needs)))
-    if (device := settled.planned[0].device).gpu:
-        fit = max(1, min(fit, int(device.memory_bytes / max(need.on_the_gpu for need in needs))))
-    if fit < wanted:
-        log.info("note: %d trainings at once: the memory holds no more", fit)
-    return min(wanted, fit, os.cpu_count() or 1)
+def _needs(settled: Settled) -> dict[str, Need]:
+    """What a training of each network takes.
+
+    Raises:
+        UsageError: if this machine cannot hold one of them.
+    """
+    needs = {}
+    for variant, planned in zip(settled.variants, settled.planned, strict=True):
+        taken = planned.memory_elsewhere
+        taken.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
+        needs[variant.name] = Need.of(taken, planned.device)
+    return needs
 
 
 def _complete(variants: Sequence[Variant], jobs: Sequence[Job]) -> list[str]:
@@ -363,7 +378,9 @@ def _complete(variants: Sequence[Variant], jobs: Sequence[Job]) -> list[str]:
 
 
 def _costs(jobs: Sequence[Job], data: Path, dataset: Dataset, split: Split, out: Path) -> Costs:
-    first = {job.variant.name: job.run for job in reversed(jobs)}
+    # the first training of each network, of those whose weights are there
+    kept = sorted(jobs, key=lambda job: not job.has_weights)
+    first = {job.variant.name: job.run for job in reversed(kept)}
     order = list(dict.fromkeys(job.variant.name for job in jobs))
     wanted = {*(split.test or split.val)}
     scored = sorted((case for case in dataset.cases if case.id in wanted), key=lambda case: case.id)

@@ -89,6 +89,8 @@ def tradeoff(points: Sequence[Point], path: Path, *, measure: str = "Dice") -> P
     ):
         for number, point in enumerate(points):
             x, spread = getattr(point, name), [[point.mean - point.low], [point.high - point.mean]]
+            if not math.isfinite(x):
+                continue  # not timed
             if not math.isfinite(point.low):
                 spread = [[0.0], [0.0]]
             axes.errorbar(
@@ -109,11 +111,11 @@ def tradeoff(points: Sequence[Point], path: Path, *, measure: str = "Dice") -> P
     return figures.write_figure(figure, path)
 
 
-def learning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> Path:
+def learning(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], path: Path) -> Path:
     """Validation Dice over the epochs: a line a training, a colour a model.
 
     Args:
-        curves: model -> for every training, the validation Dice of each epoch.
+        curves: model -> for every training, (epoch, validation Dice) of those that were validated.
         path: the PNG to write.
     """
     figure = _figure(8, 4)
@@ -122,8 +124,8 @@ def learning(curves: Mapping[str, Sequence[Sequence[float]]], path: Path) -> Pat
         for at, run in enumerate(runs):
             style = "o-" if len(run) < 3 else "-"
             axes.plot(
-                range(1, len(run) + 1), run, style, color=colour(number), linewidth=1.3, alpha=0.85,
-                label=model if at == 0 else None,
+                [epoch for epoch, _ in run], [dice for _, dice in run], style, color=colour(number), linewidth=1.3,
+                alpha=0.85, label=model if at == 0 else None,
             )  # fmt: skip
     _style(axes, "Validation Dice, one line a training", "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -8,16 +8,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ulna.errors import Interrupted
 from ulna.recipe import Recipe, to_yaml
+from ulna.study.places import Places
 from ulna.study.variants import Variant
 from ulna.system.files import write_text
-from ulna.system.outputs import make_folder
+from ulna.system.outputs import RUN_FILE, make_folder
 from ulna.system.progress import bar
 from ulna.system.reading import read_json_object
 from ulna.system.signals import Stopped, on_first_signal
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 DONE = "summary.json"
 # A worker leaves a checkpoint at its next step; after so many seconds it is ended.
 PATIENCE_S = 120.0
+ONE_BY_ONE = Places()
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,24 @@ class Job:
         return recipe.replaced(training=recipe.training.replaced(seed=self.seed, fold=self.fold))
 
     @property
+    def network(self) -> str:
+        """The name of what is trained."""
+        return self.variant.name
+
+    @property
+    def begun(self) -> bool:
+        """Whether it goes on where it was stopped."""
+        return (self.run / RUN_FILE).exists()
+
+    @property
     def done(self) -> bool:
         """Whether it has its figures."""
         return (self.run / DONE).exists() and (self.run / "cases.csv").exists()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its network can still predict: figures may be kept without it."""
+        return (self.run / "weights.safetensors").exists()
 
     def summary(self) -> dict[str, Any]:
         """What the run says about itself."""
@@ -78,14 +95,17 @@ def make_jobs(variants: Sequence[Variant], seeds: int, folds: int | None, runs: 
     ]
 
 
-def run_jobs(jobs: Sequence[Job], data: Path, *, at_once: int, resume_command: str) -> dict[str, str]:
+def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Places = ONE_BY_ONE) -> dict[str, str]:
     """Train what is not done yet; returns the reasons of those that failed.
 
+    A training that was killed, or found no memory, while others ran beside it is tried once more, alone, and goes on from its
+    checkpoint.
+
     Args:
-        jobs: in the order to begin them.
+        jobs: in the order to begin them; one that fits beside those that run may overtake one that does not.
         data: the data set.
-        at_once: processes beside each other; they share the threads of the machine.
         resume_command: what a person types to go on.
+        places: which of them run beside each other; they share the threads of the machine.
 
     Raises:
         Interrupted: after a signal, when every training has left a checkpoint.
@@ -97,15 +117,22 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, at_once: int, resume_command: s
     failed: dict[str, str] = {}
     running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
     start, finished = time.perf_counter(), 0
+    at_once = places.at_once([job.network for job in waiting])
+    if at_once > 1:
+        log.info("up to %d trainings at once", at_once)
+    crowded: set[str] = set()  # trainings that had others beside them
+    alone: set[str] = set()  # and failed for it, so that they are tried alone
     with _signals() as signals, bar("trainings", len(jobs)) as advance:
         advance(len(jobs) - len(waiting))
         queue = list(waiting)
         try:
             while queue or running:
-                while queue and len(running) < at_once and not signals:
-                    job = queue.pop(0)
-                    log.info("%s: begins (%s)", job.name, job.run)
+                while not signals and (job := _next(queue, [one for one, _ in running.values()], places, alone)):
+                    queue.remove(job)
+                    log.info("%s: %s (%s)", job.name, "goes on" if job.begun else "begins", job.run)
                     running[job.name] = (job, _begin(job, data, at_once))
+                    if len(running) > 1:
+                        crowded |= running.keys()
                 if signals:
                     raise Interrupted(signals[0], resume_command)
                 time.sleep(0.1)
@@ -113,6 +140,12 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, at_once: int, resume_command: s
                     if process.poll() is None:
                         continue
                     del running[job.name]
+                    why = "" if job.done else _why(job, process.returncode)
+                    if why and job.name in crowded - alone and _wants_memory(process.returncode, why):
+                        log.warning("%s: cut off (%s); it is tried once more, alone", job.name, why)
+                        alone.add(job.name)
+                        queue.append(job)
+                        continue
                     finished += 1
                     advance()
                     each = (time.perf_counter() - start) / finished
@@ -122,11 +155,27 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, at_once: int, resume_command: s
                         part = summary["evaluated_on"]
                         log.info("%s: %s on %s; %s", job.name, _score(summary[part]), part, left)
                     else:
-                        failed[job.name] = _why(job, process.returncode)
+                        failed[job.name] = why
                         log.warning("%s: failed (%s); %s", job.name, failed[job.name], left)
         finally:
             _end([process for _, process in running.values()])
     return failed
+
+
+def _next(queue: Sequence[Job], running: Sequence[Job], places: Places, alone: Collection[str]) -> Job | None:
+    """The first training that may begin now."""
+    if any(job.name in alone for job in running):
+        return None
+    networks = [job.network for job in running]
+    for job in queue:
+        if not running if job.name in alone else places.fits(job.network, networks):
+            return job
+    return None
+
+
+def _wants_memory(code: int, why: str) -> bool:
+    """Whether a training ended for want of memory, which others beside it may have taken."""
+    return code == -9 or "out of memory" in why.lower() or "more memory" in why
 
 
 def _score(evaluated: Mapping[str, Any]) -> str:

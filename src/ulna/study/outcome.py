@@ -252,7 +252,7 @@ def _cut_off(jobs: Sequence[Job], summaries: Mapping[str, Mapping[str, Any]]) ->
     cut: dict[str, list[int]] = {}
     for job in jobs:
         training, done = job.recipe.training, summaries[job.name]
-        patient = done["epochs"] - done["best_epoch"] < training.most_patience
+        patient = (done["epochs"] - done["best_epoch"]) // training.validate_every < training.most_patience
         if training.max_hours is not None and done["epochs"] < training.most_epochs and patient:
             cut.setdefault(job.variant.name, []).append(done["epochs"])
     if not cut:

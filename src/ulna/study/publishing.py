@@ -82,8 +82,8 @@ def main_table(outcome: Outcome) -> Table:
                 (_figure(hd95.mean, 2), ""),
                 (f"{outcome.epochs[model]:.0f}", ""),
                 (f"{outcome.hours[model]:.2f}", ""),
-                (f"{cost.wall_ms[0]:.1f} / {cost.wall_ms[1]:.1f}", ""),
-                (f"{cost.cpu_ms:.1f}", ""),
+                (" / ".join(_figure(ms, 1) for ms in cost.wall_ms), ""),
+                (_figure(cost.cpu_ms, 1), ""),
                 (f"{outcome.training_mb[model]:.0f}", ""),
                 ("–" if cost.prediction_mb is None else f"{cost.prediction_mb:.0f}", ""),
             ]
@@ -201,10 +201,17 @@ def _draw(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, folder: Path)
 
 
 def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: Path) -> None:
-    """The cases with the lowest mean Dice over all networks, as the first training of each saw them."""
+    """The cases with the lowest mean Dice over all networks, as the first training of each saw them.
+
+    None where of a network no weights are left.
+    """
     first: dict[str, Job] = {}
     for job in jobs:
-        first.setdefault(job.variant.name, job)
+        if job.has_weights:
+            first.setdefault(job.variant.name, job)
+    if {job.variant.name for job in jobs} - first.keys():
+        path.unlink(missing_ok=True)
+        return
     scored = {m: _of_images(outcome.rows, m, job) for m, job in first.items()}
     common = set.intersection(*(set(of) for of in scored.values()))
     hard = {case: np.nan_to_num([of[case] for of in scored.values()], nan=1.0).mean() for case in common}  # NaN: empty
@@ -235,9 +242,10 @@ def _of_images(rows: Sequence[Row], model: str, job: Job) -> dict[str, float]:
     return {image: float(np.mean(of)) if of else np.nan for image, of in known.items()}
 
 
-def _curve(path: Path) -> list[float]:
+def _curve(path: Path) -> list[tuple[int, float]]:
+    """(epoch, Dice) of the epochs that were validated."""
     rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    return [float(row["val_dice"]) for row in rows]
+    return [(int(row["epoch"]), float(row["val_dice"])) for row in rows if row["val_dice"]]
 
 
 def _page(outcome: Outcome, folder: Path) -> str:

@@ -18,6 +18,7 @@ from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.locking import LOCK
 
 RUN_FILE = "recipe.yaml"
+FOLDS_FILE = "folds.yaml"  # of a folder with a run folder for every fold
 _SHOWN = 3  # names in a message
 # folders of a data set, in lower case: not every file system tells Labels from labels
 DATA_FOLDERS = frozenset({"images", "labels", "imagestr", "labelstr", "imagests", "labelsts"})
@@ -47,6 +48,8 @@ def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose a
     real = Path(os.path.realpath(out))
     if os.path.lexists(out / RUN_FILE):
         raise UsageError(f"{out}: is a run folder with files of its own; {remedy}")
+    if os.path.lexists(out / FOLDS_FILE):
+        raise UsageError(f"{out}: holds the run folders of a cross-validation; {remedy}")
     for read in dict.fromkeys(inputs):
         folders = (read,) if read.is_dir() else (read.parent, Path(os.path.realpath(read)).parent)
         if any(same_place(real, folder) for folder in folders):

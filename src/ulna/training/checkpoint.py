@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -105,8 +105,9 @@ class Spent(Frozen):
 class Progress(Frozen):
     """What a checkpoint says about the loop; see `State` there."""
 
+    monitor: Literal["dice", "iou"] = "dice"  # checkpoints of earlier versions do not say it
     epoch: int = Field(ge=0)
-    rows: tuple[dict[str, int | float], ...]
+    rows: tuple[dict[str, int | float | None], ...]  # None: an epoch that was not validated
     best_dice: float
     best_epoch: int = Field(ge=-1)
     patience_from: int = Field(ge=0)
@@ -122,6 +123,8 @@ class Progress(Frozen):
     def _fits_itself(self) -> Self:
         if len(self.rows) != self.epoch or any(not {*METRICS} <= set(row) for row in self.rows):
             raise ValueError(f"{len(self.rows)} rows of measures do not fit {self.epoch} epochs")
+        if self.best_epoch >= self.epoch or (self.best_epoch >= 0 and None in self.rows[self.best_epoch].values()):
+            raise ValueError(f"epoch {self.best_epoch + 1}, the best one, is none of those that were validated")
         if len(self.losses) != self.step:
             raise ValueError(f"{len(self.losses)} losses do not fit {self.step} steps")
         return self

@@ -44,7 +44,7 @@ class Timing:
         device: what computed, by its name.
         threads: of torch; None on a GPU.
         step_s: a step of the training, its samples included.
-        validation_s: the prediction of all validation cases, once an epoch.
+        validation_s: the prediction of all validation cases, its share of an epoch.
         steps: of an epoch.
         epochs: at most.
         max_hours: at most, as the recipe says.
@@ -176,7 +176,7 @@ def time_training(planned: Planned) -> Timing:
         device=device_name(),
         threads=None if torch.cuda.is_available() else torch.get_num_threads(),
         step_s=step_s,
-        validation_s=validated * windows(planned) * len(planned.split.val),
+        validation_s=validated * windows(planned) * len(planned.split.val) / recipe.training.validate_every,
         steps=loop.batches.steps,
         epochs=recipe.training.most_epochs,
         max_hours=recipe.training.max_hours,

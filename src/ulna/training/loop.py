@@ -51,7 +51,7 @@ from ulna.training.late import LateNumbers
 from ulna.training.optimizers import lr_of, make_optimizer, set_lr
 from ulna.training.reproducing import environment, restore_environment
 from ulna.training.samples import PreparedCases, Samples
-from ulna.training.state import State, learning_rate
+from ulna.training.state import State, learning_rate, validated
 from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
 from ulna.training.stopwatch import Stopwatch, advice, parts
@@ -122,7 +122,7 @@ class Loop:
         self.batches = samples.batches(recipe.training, plan.batch)
         threads = thread_count(recipe.training.workers, self.device.type)
         self.feed = Feed(samples, self.batches, self.device, threads)
-        self.state = State()
+        self.state = State(recipe.training.monitor)
         self.watch = Stopwatch()
         self._saved_at = time.perf_counter()
         self._said_empty = False
@@ -175,17 +175,23 @@ class Loop:
             with self.watch.of("steps"):
                 train_loss = self._train_epoch(start)
             self.state.step_s = time.perf_counter() - start
-            with self.watch.of("validation"):
-                self._check_weights()
-                scores = self.validate()
+            due = (self.state.epoch + 1) % self.recipe.training.validate_every == 0
+            scores = self._validated() if due else None
             self._finish_epoch(train_loss, scores, time.perf_counter() - start)
+        if self.state.rows and not validated(self.state.rows[-1]):
+            self._validate_last()
         self._save()
-        best = self.state.best_epoch + 1
-        log.info("finished: %s; best validation Dice %.4f in epoch %d", why, self.state.best_dice, best)
+        training, best = self.recipe.training, self.state.best_epoch + 1
+        log.info("finished: %s; best validation %s %.4f in epoch %d", why, training.measure, self.state.best, best)
         busy = self.feed.threads + 1 if self.device.type == "cuda" else torch.get_num_threads()
         if said := advice(self.state.seconds, threads=self.feed.threads, spare=(os.cpu_count() or 1) - busy):
             log.info("note: %s", said)
         return self.state
+
+    def _validated(self) -> dict[str, float]:
+        with self.watch.of("validation"):
+            self._check_weights()
+            return self.validate()
 
     def validate(self) -> dict[str, float]:
         """Dice and IoU on the whole validation images: the mean over cases of the mean over structures.
@@ -235,15 +241,16 @@ class Loop:
     def _train_epoch(self, start: float) -> float:
         self.network.train()
         state, steps = self.state, self.batches.steps
-        self.batches.epoch, self.batches.first_step = state.epoch, state.step
-        with bar(f"epoch {state.epoch + 1}/{self.recipe.training.most_epochs}", steps) as advance:
+        end = self.recipe.training.steps_of(state.epoch, steps)
+        self.batches.epoch, self.batches.first_step, self.batches.end = state.epoch, state.step, end
+        with bar(f"epoch {state.epoch + 1}/{self.recipe.training.most_epochs}", end) as advance:
             advance(state.step)
             for images, labels in self._batches():
                 set_lr(self.optimizer, learning_rate(self.recipe, state, state.step / steps))
                 self._step(images, labels, state.step)
                 state.step += 1
                 advance(note=f"loss {np.mean(state.losses):.4f}" if state.losses else "")
-                if state.step % self.recipe.training.accumulate == 0 and state.step < steps:
+                if state.step % self.recipe.training.accumulate == 0 and state.step < end:
                     state.step_s = time.perf_counter() - start
                     self.stop.check(self._save)
                     self._save_now_and_then()
@@ -264,7 +271,7 @@ class Loop:
         """Take a step; its loss is noted when it has come."""
         labels, extremes = self._checked(labels)
         images = images.contiguous(memory_format=self.layout)
-        last = (step + 1) % self.recipe.training.accumulate == 0 or step + 1 == self.batches.steps
+        last = (step + 1) % self.recipe.training.accumulate == 0 or step + 1 == self.batches.last
         loss = self.step(images, labels, self._points(labels, step), update=last)
         self._note(self._late.add(loss, *extremes))
 
@@ -313,37 +320,49 @@ class Loop:
             ignored=self.plan.labels.ignored,
         )
 
-    def _finish_epoch(self, train_loss: float, scores: dict[str, float], seconds: float) -> None:
-        state = self.state
-        row = {
-            "epoch": state.epoch + 1,
-            "lr": lr_of(self.optimizer),
-            "train_loss": train_loss,
-            "val_dice": scores["dice"],
-            "val_iou": scores["iou"],
-            "seconds": round(seconds, 2),
-        }
-        state.rows.append(row)
+    def _finish_epoch(self, train_loss: float, scores: dict[str, float] | None, seconds: float) -> None:
+        state, rate = self.state, lr_of(self.optimizer)
+        row = {"epoch": state.epoch + 1, "lr": rate, "train_loss": train_loss, "val_dice": None, "val_iou": None}
+        state.rows.append({**row, "seconds": round(seconds, 2)})
         state.elapsed_s += seconds
-        if scores["dice"] > state.best_dice:
-            state.best_dice, state.best_epoch = scores["dice"], state.epoch
-            facts = {"epoch": state.epoch + 1, "val_dice": scores["dice"]}
-            with self.watch.of("writing"):
-                write_tensors(self.folder / "weights.safetensors", Tensors(dict(self.network.state_dict()), facts))
+        said, best = ("not validated", False) if scores is None else self._rank(scores)
         state.epoch += 1
         state.step, state.losses, state.step_s = 0, [], 0.0
         log.info(
-            "epoch %d  loss %.4f  val Dice %.4f  IoU %.4f  lr %.1e  %.0f s%s%s",
-            row["epoch"], train_loss, scores["dice"], scores["iou"], row["lr"], seconds, parts(self.watch.spent),
-            "  best" if state.best_epoch + 1 == row["epoch"] else "",
+            "epoch %d  loss %.4f  %s  lr %.1e  %.0f s%s%s",
+            state.epoch, train_loss, said, rate, seconds, parts(self.watch.spent), "  best" if best else "",
         )  # fmt: skip
+        self._note_epoch()
+        self._save_now_and_then()
+
+    def _rank(self, scores: dict[str, float]) -> tuple[str, bool]:
+        """Note the scores of the last row, and keep the weights where they are the best; in words, and whether they are."""
+        state, row = self.state, self.state.rows[-1]
+        found = {f"val_{name}": scores[name] for name in ("dice", "iou")}
+        best = scores[state.monitor] > state.best
+        row.update(found)
+        if best:
+            state.best_dice, state.best_epoch = scores["dice"], len(state.rows) - 1
+            facts = {"epoch": len(state.rows), **found}
+            with self.watch.of("writing"):
+                write_tensors(self.folder / "weights.safetensors", Tensors(dict(self.network.state_dict()), facts))
+        return f"val Dice {scores['dice']:.4f}  IoU {scores['iou']:.4f}", best
+
+    def _validate_last(self) -> None:
+        """The last epoch, which none of the epochs to be validated was: it may be the best, or the only one."""
+        start = time.perf_counter()
+        said, best = self._rank(self._validated())
+        self.state.elapsed_s += time.perf_counter() - start
+        log.info("epoch %d, the last one: %s%s", self.state.epoch, said, "  best" if best else "")
+        self._note_epoch()
+
+    def _note_epoch(self) -> None:
         with self.watch.of("writing"):
             # before the checkpoint: a training that goes on from there has written its epochs down
-            self.on_epoch(state)
+            self.on_epoch(self.state)
         for phase, spent in self.watch.spent.items():
-            state.seconds[phase] += spent
+            self.state.seconds[phase] += spent
             self.watch.spent[phase] = 0.0
-        self._save_now_and_then()
 
     def _save_now_and_then(self) -> None:
         if time.perf_counter() - self._saved_at >= self.recipe.training.checkpoint_minutes * 60:
@@ -363,17 +382,13 @@ class Loop:
             self._check_weights()
             self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
             self.state.epoch_seconds = dict(self.watch.spent)
-            optimizer_tensors, optimizer_values = pack_optimizer(self.optimizer)
+            optimizer_tensors, plain = pack_optimizer(self.optimizer)
             tensors = {f"{NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
             tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
             if torch.cuda.is_available():
                 tensors["random_cuda"] = torch.cuda.get_rng_state()
-            values: dict[str, Any] = {
-                "format": TRAINING_FORMAT,
-                "loop": vars(self.state),
-                "optimizer": optimizer_values,
-                "arithmetic": environment(self.device, self.precision),
-            }
+            values: dict[str, Any] = {"format": TRAINING_FORMAT, "loop": vars(self.state), "optimizer": plain}
+            values["arithmetic"] = environment(self.device, self.precision)
             save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = time.perf_counter()
 

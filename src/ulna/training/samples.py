@@ -169,22 +169,28 @@ class Batches:
     def __init__(self, cases: int, count: int, batch: int, seed: int) -> None:
         self.cases, self.count, self.batch, self.seed = cases, count, batch, seed
         self.epoch, self.first_step = 0, 0
+        self.end: int | None = None  # of the epoch under way, where it is cut short
 
     @cached_property
     def steps(self) -> int:
         """Of an epoch."""
         return max(1, -(-self.count // self.batch))
 
+    @property
+    def last(self) -> int:
+        """The step at which the epoch under way ends."""
+        return self.steps if self.end is None else self.end
+
     def order(self, count: int) -> list[int]:
         """Which case each sample of the epoch shows."""
         return epoch_order(self.cases, count, seed=self.seed, epoch=self.epoch)
 
     def __len__(self) -> int:
-        return self.steps - self.first_step
+        return self.last - self.first_step
 
     def __iter__(self) -> Iterator[list[Key]]:
         keys = [(self.epoch, number, case) for number, case in enumerate(self.order(self.steps * self.batch))]
-        for step in range(self.first_step, self.steps):
+        for step in range(self.first_step, self.last):
             yield keys[step * self.batch : (step + 1) * self.batch]
 
 

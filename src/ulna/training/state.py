@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from ulna.recipe import Recipe
 from ulna.training.stopwatch import PHASES
 
 
 class State:
-    """Where a training stands: plain values, stored with every checkpoint."""
+    """Where a training stands: plain values, stored with every checkpoint.
 
-    def __init__(self) -> None:
+    Args:
+        monitor: "dice" or "iou": what chooses the best epoch.
+    """
+
+    def __init__(self, monitor: str = "dice") -> None:
+        self.monitor = monitor
         self.epoch = 0  # the epoch under way, from 0
-        self.rows: list[dict[str, float]] = []  # one per finished epoch
-        self.best_dice = -1.0
+        self.rows: list[dict[str, float | None]] = []  # one per finished epoch; None: not validated
+        self.best_dice = -1.0  # of the best epoch, whatever chose it
         self.best_epoch = -1
         self.patience_from = 0  # the epoch from which patience counts: that of the last extension
         self.elapsed_s = 0.0  # in finished epochs
@@ -30,16 +36,32 @@ class State:
         """How long an epoch takes: the mean so far, so that a single slow one does not end the training."""
         return self.elapsed_s / len(self.rows) if self.rows else 0.0
 
+    @property
+    def waited(self) -> int:
+        """Validations since the best one, or since the training was extended."""
+        return sum(map(validated, self.rows[max(self.best_epoch + 1, self.patience_from) :]))
+
+    @property
+    def best(self) -> float:
+        """The best value of what chooses the epoch; below 0 before any."""
+        return -1.0 if self.best_epoch < 0 else float(self.rows[self.best_epoch][f"val_{self.monitor}"] or 0.0)
+
     def finished(self, recipe: Recipe) -> str:
         """Why the training is over, or nothing."""
         training = recipe.training
         if self.epoch >= training.most_epochs:
             return f"all {training.most_epochs} epochs done"
-        if self.rows and self.epoch - max(self.best_epoch + 1, self.patience_from) >= training.most_patience:
-            return f"no better validation Dice for {training.most_patience} epochs"
+        if self.rows and self.waited >= training.most_patience:
+            what = "epochs" if training.validate_every == 1 else "validations"
+            return f"no better validation {training.measure} for {training.most_patience} {what}"
         if training.max_hours is not None and self.elapsed_s + self.epoch_s > training.max_hours * 3600:
             return f"the next epoch would end after the {training.max_hours:g} h allowed"
         return ""
+
+
+def validated(row: Mapping[str, float | None]) -> bool:
+    """Whether the epoch of this row was validated."""
+    return row["val_dice"] is not None
 
 
 def learning_rate(recipe: Recipe, state: State, share_of_epoch: float) -> float:
@@ -51,7 +73,7 @@ def learning_rate(recipe: Recipe, state: State, share_of_epoch: float) -> float:
         share_of_epoch: 0 to 1.
     """
     training, schedule = recipe.training, recipe.schedule
-    done, share = state.epoch / training.most_epochs, 1 / training.most_epochs
+    done, share = state.epoch / training.length, 1 / training.length
     if training.max_hours is not None:
         limit = training.max_hours * 3600
         if state.elapsed_s / limit > done:

@@ -32,6 +32,7 @@ from ulna.verbs import command
 from ulna.version import version
 
 Panel = tuple[str, list[figures.Picture]]
+LIMITS = ("epochs", "steps", "max_hours", "patience", "validate_every")  # of a training
 EACH = 3  # cases drawn of those with the lowest Dice, and of those with the highest
 
 
@@ -66,6 +67,9 @@ def summarise(
         "epochs": state.epoch,
         "best_epoch": facts["epoch"],
         "val_dice": facts["val_dice"],
+        "val_iou": facts.get("val_iou"),
+        "monitor": recipe.training.monitor,
+        "limits": {name: getattr(recipe.training, name) for name in LIMITS},
         "evaluated_on": part,
         part: evaluation.summary,
         "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),

@@ -17,12 +17,13 @@ import torch
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, printable
 from ulna.evaluation import figures
+from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.segmenter import network_for, read_split
 from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.fitting import check_plan, other_cases, recipe_of
 from ulna.planning.memory import ON_THE_GPU
-from ulna.planning.plan import Planned, plan_training, planned_by, read_training_data
+from ulna.planning.plan import Planned, check_split_is_made, plan_training, planned_by, read_training_data
 from ulna.recipe import (
     PLAN_FORMAT,
     Plan,
@@ -38,6 +39,7 @@ from ulna.system.progress import Lines
 from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
+from ulna.training.folds import cross_validate
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, device_room
@@ -77,6 +79,8 @@ def train(
     budget: str | None = None,
     seed: int | None = None,
     fold: int | None = None,
+    folds: int | None = None,
+    split: str | None = None,
     recipe: Path | str | None = None,
     plan: Path | str | None = None,
     set: Sequence[str] = (),
@@ -93,7 +97,12 @@ def train(
         budget: how long: quick (minutes), standard (two hours at most) or full (250,000 steps, as nnU-Net); --epochs and
             --max-hours change a part of it. Without any of the three: standard on a GPU, 100 epochs on a CPU.
         seed: of the weights, the split where none is given, and every random change.
-        fold: which fold of the data set's folds.
+        fold: which fold of the data set's folds; of five where it brings none.
+        folds: cross-validate: train all of so many folds, each a run folder fold_0, fold_1, ... of `out`, and score every
+            case by the network that did not train on it. All limits hold for each fold. `out` then stands for all folds
+            wherever a run is asked for.
+        split: shares of train, val and test where the data set brings no split, such as 80/10/10, or 80/20 without test
+            cases; by group where groups.json says so.
         recipe: everything else: a YAML file, or the name of one that comes with ulna, see `ulna recipes`.
         plan: a file of `ulna plan --out`: train by exactly this plan, and by the recipe in it; what is given beside it must
             agree with it.
@@ -107,13 +116,14 @@ def train(
         ulna train data/nuclei --model unetpp --max-hours 1
     """
     data, out = Path(data), None if out is None else Path(out)
-    notes: tuple[str, ...] = ()
     if resume:
         fixed = {
             "--budget": budget,
             "--model": model,
             "--seed": seed,
             "--fold": fold,
+            "--folds": folds,
+            "--split": split,
             "--recipe": recipe,
             "--plan": plan,
             "--set": [*set],
@@ -124,15 +134,45 @@ def train(
                 f"{', '.join(flags)}: a run goes on as it began; with --resume only --epochs and --max-hours change"
             )
         folder, chosen, given = _existing(out, data), None, None
+        folds = 2 if is_cross_validation(folder) else None  # any number: it says it itself
     else:
+        if plan is not None and folds is not None:
+            raise UsageError(
+                f"--plan and --folds {folds}: a plan is for one split, and every fold is planned by its own training cases; "
+                "leave --plan out, or train one fold with --fold"
+            )
         given = None if plan is None else _read_plan(Path(plan), named=model is not None or recipe is not None)
         chosen = choose(
             model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, budget=budget, seed=seed, fold=fold,
-            set=set, planned=None if given is None else recipe_of(given),
+            folds=folds, split=split, set=set, planned=None if given is None else recipe_of(given),
         )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
         compiles(chosen.training, default_device())  # says what is missing before data are read
+    limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
+    if folds is not None:
+
+        def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
+            return _trained(data, run, own, **limits).summary
+
+        return Run(folder, cross_validate(data, folder, chosen, one_fold, limits))
+    return _trained(data, folder, chosen, given=given, source=str(plan), asked_split=split, **limits)
+
+
+def _trained(
+    data: Path,
+    folder: Path,
+    chosen: Recipe | None,
+    *,
+    given: Plan | None = None,
+    source: str = "",
+    asked_split: str | None = None,
+    epochs: int | None = None,
+    max_hours: float | None = None,
+) -> Run:
+    """One training into a folder: by the recipe that was chosen, or without one where it stopped."""
+    resume = chosen is None
+    notes: tuple[str, ...] = ()
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
@@ -144,10 +184,11 @@ def train(
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
             dataset = Dataset.from_folder(data)
+            check_split_is_made(dataset, asked_split)
             if given is not None:  # before all is read
-                check_plan(given, chosen, str(plan), labels=dataset.labels, channel_names=dataset.channel_names)
+                check_plan(given, chosen, source, labels=dataset.labels, channel_names=dataset.channel_names)
             found = read_training_data(dataset, chosen.training)
-            planned = plan_training(found, chosen, given=given, source=str(plan))
+            planned = plan_training(found, chosen, given=given, source=source)
             dataset, notes = found.dataset, (*found.notes, *other_cases(planned.plan, found.fingerprint))
         planned.memory.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
         if chosen is not None and chosen.training.budget == "full" and not planned.device.gpu:
@@ -182,7 +223,7 @@ def _read_plan(path: Path, *, named: bool) -> Plan:
 def _existing(out: Path | None, data: Path) -> Path:
     if out is None:
         raise UsageError("--resume needs --out with the folder of a run")
-    if (out / START[-1]).exists():
+    if (out / START[-1]).exists() or is_cross_validation(out):
         return out
     start = shlex.join(["ulna", "train", str(data), "--model", "NAME", "--out", str(out)])
     if not out.exists():
@@ -206,7 +247,7 @@ def _new(data: Path, model: str, out: Path | None) -> Path:
 
 
 def _refuse_taken(out: Path) -> None:
-    if (out / START[-1]).exists():
+    if (out / START[-1]).exists() or is_cross_validation(out):
         raise UsageError(
             f"{printable(out)}: holds a run already; add --resume to go on with it, or choose another --out"
         )
@@ -253,7 +294,8 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
     split = read_split(folder)
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
     if changes:
-        recipe = recipe.replaced(training=recipe.training.replaced(**changes))
+        steps = recipe.training.steps if epochs is None else None
+        recipe = recipe.replaced(training=recipe.training.replaced(**changes, steps=steps))
     return planned_by(plan, recipe, split)
 
 
@@ -295,10 +337,10 @@ def _train(
 
 
 def _record(folder: Path, state: State) -> None:
-    """metrics.csv and the curves, after every epoch."""
-    lines = [",".join(METRICS), *(",".join(repr(row[name]) for name in METRICS) for row in state.rows)]
-    write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
-    figures.curves(state.rows, folder / "figures" / "curves.png")
+    """metrics.csv and the curves, after every epoch; cells are empty where an epoch was not validated."""
+    cells = [["" if (value := row[name]) is None else repr(value) for name in METRICS] for row in state.rows]
+    write_text(folder / "metrics.csv", "\n".join(map(",".join, [METRICS, *cells])) + "\n")
+    figures.curves(state.rows, folder / "figures" / "curves.png", monitor=state.monitor)
 
 
 class _LogFile(logging.Handler):

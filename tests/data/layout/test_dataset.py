@@ -443,7 +443,7 @@ def test_given_folds_are_chosen_by_number(tmp_path):
     assert split(dataset, 0) == split(dataset, 0, fold=0) == Split(**folds[0])
     assert split(dataset, 0, fold=1) == Split(**folds[1])
     assert "splits.json lists 2 folds; without a choice the first is used" in dataset.notes
-    with pytest.raises(UsageError, match=r"fold 2: splits\.json lists the folds 0\.\.1"):
+    with pytest.raises(UsageError, match=r"fold 2: the data set brings the folds 0\.\.1"):
         split(dataset, 0, fold=2)
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from ulna.data.formats.source import all_errors, id_problem, readable, shown
 from ulna.data.layout.case import Case
 from ulna.data.layout.layouts import find
-from ulna.data.layout.metadata import check_split, read_groups, read_splits
+from ulna.data.layout.metadata import check_split, read_groups, read_splits, split_file
 from ulna.data.layout.pairing import Found
-from ulna.data.layout.splitting import check_divisible, choose_split, split_hash, united
+from ulna.data.layout.splitting import AS_IT_IS, Division, check_divisible, choose_split, split_hash, united
+from ulna.data.layout.unread import unread
 from ulna.errors import Problem, unknown
 from ulna.recipe import Labels, Split
 
-__all__ = ["Case", "Dataset", "split", "split_hash"]
+__all__ = ["Case", "Dataset", "Division", "split", "split_hash"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Dataset:
                     groups = read_groups(folder, ids, found.problems, found.notes)
                 cases = [replace(case, group=groups.get(case.id)) for case in cases]
                 splits = _splits(found, folder, cases, groups)
+            found.notes += unread(found.root, cases)
         found.notes += _links_outside(found.root, cases)
         notes = tuple(found.notes)
         dataset = cls(found.root, found.layout, tuple(cases), found.labels, found.channel_names, splits, notes)
@@ -141,13 +143,13 @@ class Dataset:
         by_id = {case.id: case for case in self.cases}
         return [by_id[id] if id in by_id else self.case(id) for id in ids]
 
-    def check_divisible(self, fold: int | None) -> None:
+    def check_divisible(self, wanted: Division = AS_IT_IS) -> None:
         """Refuse what `split` could not divide, before any case is read.
 
         Raises:
             UsageError: if there are too few cases or groups, or no such fold.
         """
-        check_divisible(self.labelled, self.given_splits, fold)
+        check_divisible(self.labelled, self.given_splits, wanted)
 
 
 def _links_outside(root: Path, cases: Sequence[Case]) -> list[str]:
@@ -174,8 +176,8 @@ def _without_doubles(found: Found) -> list[Case]:
 
 def _splits(found: Found, folder: Path, cases: list[Case], groups: dict[str, str]) -> tuple[Split, ...]:
     labelled = {case.id: case.label is not None for case in cases}
-    if os.path.lexists(folder / "splits.json"):
-        return read_splits(folder, labelled, groups, found.problems, found.notes)
+    if (path := split_file(folder)) is not None:
+        return read_splits(path, labelled, groups, found.problems, found.notes)
     if found.sets is None:
         return ()
     doubles = any(count > 1 for count in Counter(i for ids in found.sets.values() for i in ids).values())
@@ -189,13 +191,15 @@ def _splits(found: Found, folder: Path, cases: list[Case], groups: dict[str, str
     return (Split(**{name: tuple(ids) for name, ids in found.sets.items()}),)
 
 
-def split(dataset: Dataset, seed: int, fold: int | None = None) -> Split:
+def split(dataset: Dataset, seed: int, fold: int | None = None, wanted: Division = AS_IT_IS) -> Split:
     """The split to train on: what the data set brings, else one made by group and `seed`.
 
-    Without a given split: 70 / 15 / 15 of the cases with 20 groups or more, 80 / 20 / 0 with fewer; with `fold`, one of
-    five folds. A given split without val gives 15 % of its train to val.
+    Without a given split: the shares that are wanted, else 70 / 15 / 15 of the cases with 20 groups or more, 80 / 20 / 0 with
+    fewer; with `fold`, one of five folds, or of as many as are wanted. A given split without val gives 15 % of its train to
+    val.
 
     Raises:
         UsageError: if there are fewer than two labelled cases or groups, or no such fold.
     """
-    return choose_split(dataset.labelled, dataset.given_splits, seed, fold)
+    wanted = wanted if fold is None else wanted._replace(fold=fold)
+    return choose_split(dataset.labelled, dataset.given_splits, seed, wanted)

@@ -89,18 +89,25 @@ def read_groups(root: Path, ids: Sequence[str], problems: list[Problem], notes: 
     return {case: str(group) for case, group in value.items() if case in known and group is not None}
 
 
+SPLIT_FILES = ("splits.json", "splits_final.json")  # the second is nnU-Net's
+
+
+def split_file(folder: Path) -> Path | None:
+    """The file that says the split: `splits.json`, else nnU-Net's `splits_final.json`; None without either."""
+    # lexists: a pipe or a broken link of that name is a fault
+    return next((folder / name for name in SPLIT_FILES if os.path.lexists(folder / name)), None)
+
+
 def read_splits(
-    root: Path, labelled: Mapping[str, bool], groups: Mapping[str, str], problems: list[Problem], notes: list[str]
+    path: Path, labelled: Mapping[str, bool], groups: Mapping[str, str], problems: list[Problem], notes: list[str]
 ) -> tuple[Split, ...]:
-    """`splits.json`: one split, or several folds.
+    """`splits.json`, or a file in its form: one split, or several folds.
 
     Args:
+        path: the file.
         labelled: every case id, and whether it has a label map.
         groups: case id -> patient.
     """
-    path = root / "splits.json"
-    if not os.path.lexists(path):  # a pipe or a broken link of that name is a fault
-        return ()
     before = len(problems)
     value = read_json(path, problems)
     if value is None:
@@ -111,7 +118,7 @@ def read_splits(
         return ()
     foreign = sorted({str(key) for fold in folds for key in fold if key not in _SETS})
     if foreign:
-        notes.append(f"splits.json: {', '.join(foreign)} not used")
+        notes.append(f"{path.name}: {', '.join(foreign)} not used")
     splits = []
     for number, fold in enumerate(folds):
         where = f"{path}" if not isinstance(value, list) else f"{path}, fold {number}"
@@ -123,11 +130,11 @@ def read_splits(
     used = {case for sets in splits for members in sets.values() for case in members}
     idle = [case for case, has_label in labelled.items() if has_label and case not in used]
     if idle:
-        notes.append(f"splits.json leaves out {len(idle)} labelled cases, for example {idle[0]}")
+        notes.append(f"{path.name} leaves out {len(idle)} labelled cases, for example {idle[0]}")
     if len(splits) > 1:
-        notes.append(f"splits.json lists {len(splits)} folds; without a choice the first is used")
+        notes.append(f"{path.name} lists {len(splits)} folds; without a choice the first is used")
     if not all(sets["val"] for sets in splits):
-        notes.append("splits.json names no val: 15 % of train are taken to choose the epoch")
+        notes.append(f"{path.name} names no val: 15 % of train are taken to choose the epoch")
     return tuple(Split(**{name: tuple(members) for name, members in sets.items()}) for sets in splits)
 
 

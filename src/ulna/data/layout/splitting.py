@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,29 +19,56 @@ _ENOUGH_FOR_TEST = 20  # groups; with fewer, a test set would say nothing
 _VAL_OF_TRAIN = 0.15
 
 
-def choose_split(cases: Sequence[Case], given: Sequence[Split], seed: int, fold: int | None) -> Split:
+class Division(NamedTuple):
+    """How a person wants cases to be divided.
+
+    Args:
+        fold: which of the folds; None for the one split.
+        folds: how many folds are made where the data set brings none; None: `FOLDS`.
+        shares: of train, val and test, where the data set brings no split.
+    """
+
+    fold: int | None = None
+    folds: int | None = None
+    shares: tuple[float, float, float] | None = None
+
+    @property
+    def made_folds(self) -> int:
+        """How many folds are made."""
+        return FOLDS if self.folds is None else self.folds
+
+
+AS_IT_IS = Division()
+
+
+def choose_split(cases: Sequence[Case], given: Sequence[Split], seed: int, wanted: Division = AS_IT_IS) -> Split:
     """The given split or fold, else one made by group and seed.
 
     Args:
         cases: the labelled cases.
         given: one split, several folds, or nothing.
+        seed: of what is made.
+        wanted: the fold, or the shares.
 
     Raises:
         UsageError: if there are too few cases or groups, or no such fold.
     """
-    check_divisible(cases, given, fold)
+    check_divisible(cases, given, wanted)
     if given:
-        return _with_val(_pick(given, fold), cases, seed)
+        return _with_val(_pick(given, wanted.fold), cases, seed)
     groups = _groups(cases)
-    return _made(groups, seed) if fold is None else _fold(groups, seed, fold)
+    if wanted.fold is not None:
+        return _fold(groups, seed, wanted.fold, wanted.made_folds)
+    return _made(groups, seed) if wanted.shares is None else _shared(groups, seed, wanted.shares)
 
 
-def check_divisible(cases: Sequence[Case], given: Sequence[Split], fold: int | None) -> None:
+def check_divisible(cases: Sequence[Case], given: Sequence[Split], wanted: Division = AS_IT_IS) -> None:
     """Refuse what `choose_split` could not divide.
 
     Raises:
         UsageError: if there are too few cases or groups, or no such fold.
     """
+    fold, folds = wanted.fold, wanted.made_folds
     if len(cases) < 2:
         count = "1 labelled case is" if len(cases) == 1 else "0 labelled cases are"
         raise UsageError(f"{count} too few to train: one must train and another choose the epoch")
@@ -50,10 +78,12 @@ def check_divisible(cases: Sequence[Case], given: Sequence[Split], fold: int | N
     groups = len(_groups(cases))
     if groups < 2:
         raise UsageError("all cases belong to one group: at least two are needed, see groups.json")
-    if fold is not None and not 0 <= fold < FOLDS:
-        raise UsageError(f"fold {fold}: the folds are 0..{FOLDS - 1}")
-    if fold is not None and groups < FOLDS:
-        raise UsageError(f"fold {fold}: {FOLDS} folds need {FOLDS} groups of cases, there are {groups}")
+    if fold is not None and not 0 <= fold < folds:
+        raise UsageError(f"fold {fold}: the folds are 0..{folds - 1}")
+    if fold is not None and groups < folds:
+        raise UsageError(f"fold {fold}: {folds} folds need {folds} groups of cases, there are {groups}")
+    if fold is None and wanted.shares is not None and (parts := sum(share > 0 for share in wanted.shares)) > groups:
+        raise UsageError(f"a split in {parts} parts needs {parts} groups of cases, there are {groups}")
 
 
 def united(parts: Iterable[Sequence[str]]) -> Groups:
@@ -84,7 +114,7 @@ def _pick(given: Sequence[Split], fold: int | None) -> Split:
     if len(given) == 1 and fold is not None:
         raise UsageError(f"fold {fold}: the data set brings one split, not folds; leave the fold out")
     if fold is not None and not 0 <= fold < len(given):
-        raise UsageError(f"fold {fold}: splits.json lists the folds 0..{len(given) - 1}")
+        raise UsageError(f"fold {fold}: the data set brings the folds 0..{len(given) - 1}")
     return given[fold or 0]
 
 
@@ -124,10 +154,10 @@ def _shuffled(groups: dict[tuple[str, str], list[str]], seed: int) -> Ordered:
     return [(names[i], len(groups[names[i]])) for i in order]
 
 
-def _take(ordered: Ordered, cases: float) -> tuple[Ordered, Ordered]:
-    """Groups from the front until they hold `cases`, at least one; at least one group stays behind."""
+def _take(ordered: Ordered, cases: float, leave: int = 1) -> tuple[Ordered, Ordered]:
+    """Groups from the front until they hold `cases`, at least one; at least `leave` groups stay behind."""
     taken, held = 0, 0
-    while taken < len(ordered) - 1 and (taken == 0 or held + ordered[taken][1] / 2 <= cases):
+    while taken < len(ordered) - leave and (taken == 0 or held + ordered[taken][1] / 2 <= cases):
         held += ordered[taken][1]
         taken += 1
     return ordered[:taken], ordered[taken:]
@@ -147,9 +177,19 @@ def _made(groups: dict[tuple[str, str], list[str]], seed: int) -> Split:
     return Split(train=_members(train, groups), val=_members(val, groups), test=_members(test, groups))
 
 
-def _fold(groups: dict[tuple[str, str], list[str]], seed: int, fold: int) -> Split:
-    """Fold `fold` of five: every case is in val of exactly one fold."""
-    parts: list[Ordered] = [[] for _ in range(FOLDS)]
+def _shared(groups: dict[tuple[str, str], list[str]], seed: int, shares: tuple[float, float, float]) -> Split:
+    """As near to the shares as whole groups come; every part has one at least."""
+    ordered, total = _shuffled(groups, seed), sum(len(members) for members in groups.values())
+    test: Ordered = []
+    if shares[2]:
+        test, ordered = _take(ordered, shares[2] * total, leave=2)
+    val, train = _take(ordered, shares[1] * total)
+    return Split(train=_members(train, groups), val=_members(val, groups), test=_members(test, groups))
+
+
+def _fold(groups: dict[tuple[str, str], list[str]], seed: int, fold: int, folds: int) -> Split:
+    """Fold `fold` of `folds`: every case is in val of exactly one fold."""
+    parts: list[Ordered] = [[] for _ in range(folds)]
     for entry in _shuffled(groups, seed):
         min(parts, key=lambda part: sum(size for _, size in part)).append(entry)
     train = [entry for number, part in enumerate(parts) if number != fold for entry in part]

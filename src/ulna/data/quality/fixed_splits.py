@@ -9,7 +9,7 @@ from typing import Any
 
 from ulna.data.formats.source import MOST_NAME_BYTES, case_name, composed, id_problem
 from ulna.data.layout.dataset import Dataset
-from ulna.data.layout.metadata import read_json
+from ulna.data.layout.metadata import read_json, split_file
 
 _SETS = ("test", "val", "train")  # who keeps a case that stands in several
 Folds = list[dict[str, list[str]]]
@@ -62,8 +62,8 @@ def fixed_folds(dataset: Dataset, names: Mapping[str, str]) -> tuple[Folds, list
 
 
 def _as_written(root: Path) -> list[dict[str, Any]]:
-    path = root / "splits.json"
-    value = read_json(path, []) if path.is_file() else None
+    path = split_file(root)
+    value = read_json(path, []) if path is not None and path.is_file() else None
     folds = value if isinstance(value, list) else [value]
     return [fold for fold in folds if isinstance(fold, Mapping) and isinstance(fold.get("train"), list)]  # type: ignore[misc]
 

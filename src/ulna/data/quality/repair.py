@@ -22,6 +22,7 @@ from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, file_stat
 from ulna.data.formats.write import write_image, write_labels
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.metadata import SPLIT_FILES
 from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
 from ulna.data.quality.fixed_splits import fixed_folds, safe_names
@@ -142,7 +143,9 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
         if id in renamed:
             changes.append((Path("labels") / names[id], Change(f"paired with {renamed[id]}, which is nearly its name")))
     changes += [(Path("splits.json"), Change(what)) for what in split_changes]
-    handled = {str(dataset.root / "splits.json")} | {str(case.images[0]) for case in dataset.cases if case.id in made}
+    handled = {str(dataset.root / name) for name in SPLIT_FILES} | {
+        str(case.images[0]) for case in dataset.cases if case.id in made
+    }
     handled |= {problem.file for problem in left}
     left += [problem for problem in problems if problem.file not in handled]
     if values.why_not:

@@ -1,0 +1,221 @@
+"""Cross-validation: a run folder a fold, then one summary in which the network that did not train on a case scores it.
+
+The folder that holds them has `folds.yaml`, the recipe of all folds before planning; with it a stopped cross-validation goes
+on: finished folds are skipped, a stopped one goes on, the others begin.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ulna.data.layout.dataset import Dataset, Division, split
+from ulna.errors import Interrupted, UsageError, listed, printable
+from ulna.evaluation.evaluate import Scores
+from ulna.inference.fold_runs import fold_runs
+from ulna.recipe import Plan, Recipe, Split, from_yaml, to_yaml
+from ulna.system.files import from_cell, write_text
+from ulna.system.locking import locked
+from ulna.system.outputs import FOLDS_FILE, RUN_FILE
+from ulna.system.reading import read_json_object
+from ulna.training.summary import LIMITS, final_part
+from ulna.verbs import command
+
+log = logging.getLogger("ulna")
+
+CASES, SUMMARY = "cases.csv", "summary.json"
+ALL = "all"  # what the cases of the summary are called, where those of a run are `val` or `test`
+SHARED = ("model", "data", "parameters", "monitor", "device", "precision", "threads", "seed", "versions")
+Limits = dict[str, Any]
+# train into a folder by a recipe, or go on there without one, to other limits; gives what the run says about itself
+OneFold = Callable[[Path, Recipe | None, Limits], dict[str, Any]]
+
+
+def check_folds(dataset: Dataset, recipe: Recipe) -> None:
+    """Refuse what cannot be cross-validated, before any case is read.
+
+    Raises:
+        UsageError: if the data set brings one split, another number of folds, or folds that score a case twice.
+    """
+    folds, given = recipe.training.folds or 0, dataset.given_splits
+    if len(given) == 1:
+        raise UsageError(
+            f"--folds {folds}: the data set brings one split, not folds; leave --folds out, or take the split away"
+        )
+    if given and len(given) != folds:
+        raise UsageError(f"--folds {folds}: the data set brings {len(given)} folds; write --folds {len(given)}")
+    for number in range(folds):
+        dataset.check_divisible(Division(number, folds))
+    if given:
+        _check_once([split(dataset, _seed(recipe), wanted=Division(number, folds)) for number in range(folds)])
+
+
+def _check_once(splits: Sequence[Split]) -> None:
+    """Every case must be scored by one network alone."""
+    times = Counter(case for one in splits for case in getattr(one, final_part(one)))
+    twice = [case for case, count in times.items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"--folds {len(splits)}: {len(twice)} cases are kept aside by several folds ({listed(twice, 3)}), and a "
+            "cross-validation scores every case once; train the folds one by one with --fold"
+        )
+
+
+def _seed(recipe: Recipe) -> int:
+    training = recipe.training
+    return training.seed if training.split_seed is None else training.split_seed
+
+
+def cross_validate(
+    data: Path, folder: Path, recipe: Recipe | None, one_fold: OneFold, limits: Limits
+) -> dict[str, Any]:
+    """Train all folds that are not finished, and summarise; returns what stands in the summary.
+
+    Args:
+        data: the data set.
+        folder: a new one, or that of a cross-validation that goes on.
+        recipe: of all folds; None to go on.
+        one_fold: trains one.
+        limits: `epochs` and `max_hours` of a cross-validation that goes on, where they change.
+
+    Raises:
+        Interrupted: after a signal, with the command that goes on with all folds.
+    """
+    with locked(folder):
+        if recipe is None:
+            recipe = _changed(folder, limits)
+        else:
+            check_folds(Dataset.from_folder(data), recipe)
+        with _begun(folder, recipe):
+            runs, start, trained = fold_runs(folder), time.perf_counter(), 0
+            todo = [run for run in runs if not finished(run, recipe)]
+            for number, run in enumerate(runs):
+                which = f"fold {number + 1} of {len(runs)} ({run.name})"
+                if run not in todo:
+                    log.info("%s: is finished", which)
+                    continue
+                begun = (run / RUN_FILE).exists()
+                log.info("%s: %s", which, "goes on" if begun else "begins")
+                own = recipe.replaced(training=recipe.training.replaced(fold=number))
+                try:
+                    summary = one_fold(run, None if begun else own, _other_limits(run, recipe) if begun else {})
+                except Interrupted as stopped:
+                    again = command(["train", data, "--out", folder, "--resume"])
+                    raise Interrupted(stopped.signal, again, f"{run.name}: {stopped.done}") from None
+                trained += 1
+                left = (len(todo) - trained) * (time.perf_counter() - start) / trained
+                log.info("%s: %s", which, _told(summary, left))
+        return _summarise(folder, runs, recipe, data)
+
+
+@contextmanager
+def _begun(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Write down what is trained; taken back where no fold could begin."""
+    write_text(folder / FOLDS_FILE, to_yaml(recipe))
+    try:
+        yield
+    except BaseException:
+        if not any((run / RUN_FILE).exists() for run in fold_runs(folder)):
+            (folder / FOLDS_FILE).unlink()
+        raise
+
+
+def _changed(folder: Path, limits: Limits) -> Recipe:
+    """The recipe of a cross-validation that goes on, with other limits where they are given."""
+    recipe = from_yaml(Recipe, folder / FOLDS_FILE)
+    changes = {name: value for name, value in limits.items() if value is not None}
+    if "epochs" in changes:
+        changes["steps"] = None
+    return recipe.replaced(training=recipe.training.replaced(**changes)) if changes else recipe
+
+
+def finished(run: Path, recipe: Recipe) -> bool:
+    """Whether a fold has its figures, and was trained as long as the recipe of all folds says."""
+    if not all((run / name).exists() for name in (RUN_FILE, CASES, SUMMARY)):
+        return False
+    told, own = read_json_object(run / SUMMARY).get("limits"), from_yaml(Recipe, run / RUN_FILE).training
+    being_extended = told != {name: getattr(own, name) for name in LIMITS}
+    return not being_extended and not _other_limits(run, recipe)
+
+
+def _other_limits(run: Path, recipe: Recipe) -> Limits:
+    """In which the recipe of all folds goes beyond that of a fold, since the cross-validation was extended."""
+    own, wanted = from_yaml(Recipe, run / RUN_FILE).training, recipe.training
+    names = ("max_hours",) if wanted.steps is not None else ("epochs", "max_hours")  # of steps, epochs follow
+    return {name: value for name in names if (value := getattr(wanted, name)) not in (None, getattr(own, name))}
+
+
+def _told(summary: dict[str, Any], left_s: float) -> str:
+    part = summary["evaluated_on"]
+    dice = summary[part]["mean"]["dice"]["mean"]
+    scored = "no structure" if dice is None else f"Dice {dice:.4f}"
+    hours = f"about {left_s / 3600:.1f} h to go" if left_s >= 5400 else f"about {left_s / 60:.0f} min to go"
+    return f"{scored} on {summary[part]['cases']} {part} cases" + (f"; {hours}" if left_s >= 30 else "")
+
+
+def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -> dict[str, Any]:
+    """`cases.csv` and `summary.json` of all folds: every case scored by the network of the fold that kept it aside."""
+    summaries = [read_json_object(run / SUMMARY) for run in runs]
+    plan = from_yaml(Plan, runs[0] / "plan.yaml")
+    scores = Scores(plan.labels, recipe.evaluation.empty_score, by=recipe.evaluation.by)
+    for run, of_fold in zip(runs, summaries, strict=True):
+        scores.add_rows(_read_rows(run / CASES), of_fold[of_fold["evaluated_on"]]["unit"], plan.spatial_dims)
+    evaluation = scores.evaluation()
+    parts = sorted({of_fold["evaluated_on"] for of_fold in summaries})
+    chose = ", which also chose its epoch by them" if parts == ["val"] else ""
+    summary = {
+        **{name: summaries[0][name] for name in SHARED if name in summaries[0]},
+        "folds": [
+            {
+                "run": run.name,
+                "epochs": of_fold["epochs"],
+                "best_epoch": of_fold["best_epoch"],
+                "val_dice": of_fold["val_dice"],
+                "evaluated_on": of_fold["evaluated_on"],
+                "cases": of_fold[of_fold["evaluated_on"]]["cases"],
+                "dice": of_fold[of_fold["evaluated_on"]]["mean"]["dice"]["mean"],
+                "split_hash": of_fold["split_hash"],
+            }
+            for run, of_fold in zip(runs, summaries, strict=True)
+        ],
+        "evaluated_on": ALL,
+        ALL: evaluation.summary,
+        "note": f"every case is scored by the network of the fold that did not train on it{chose}",
+        **{name: round(sum(one[name] for one in summaries), 1) for name in ("wall_seconds", "training_seconds")},
+        "peak_memory_mb": max(of_fold["peak_memory_mb"] for of_fold in summaries),
+        "command": command(
+            ["train", data, "--recipe", folder / FOLDS_FILE, "--folds", len(runs), "--out", "NEW_FOLDER"]
+        ),
+    }
+    evaluation.write_rows(folder / CASES)
+    write_text(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False))
+    return summary
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a fold's `cases.csv`, as they were measured."""
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        return [{name: _value(name, text) for name, text in row.items()} for row in rows]
+    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{printable(path)}: cannot be read ({error}); remove {printable(path.parent / SUMMARY)}, and --resume scores "
+            "the fold again"
+        ) from None
+
+
+def _value(name: str, text: str) -> Any:
+    if name in ("case", "class"):
+        return from_cell(text)
+    if text in ("True", "False"):
+        return text == "True"
+    number = float(text)
+    return int(number) if math.isfinite(number) and name in ("tp", "fp", "fn", "slice") else number

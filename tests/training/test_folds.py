@@ -1,0 +1,265 @@
+"""Cross-validation in one command: folds are runs, every case is scored once, it goes on, and the folder is an ensemble."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import ulna
+from tests.discs import draw_discs
+from tests.training.tiny import TINY
+from ulna.cli import main as cli
+from ulna.cli.tables import show
+from ulna.errors import Interrupted, UsageError
+from ulna.evaluation.intervals import mean_interval
+from ulna.explaining.explain import explain
+from ulna.inference.predict import predict
+from ulna.recipe import Recipe, from_yaml
+from ulna.study.prune import prune
+from ulna.training import folds as room
+from ulna.training import loop
+from ulna.training.train import train
+
+FLAGS = {"model": "unet", "set": TINY}
+
+
+@pytest.fixture(scope="module")
+def undivided(tmp_path_factory):
+    """Seven discs without a split; two are of one patient."""
+    root = draw_discs(
+        tmp_path_factory.mktemp("undivided"),
+        7, seed=0, size=(32, 40), smallest=5, contrast=90, noise=15, foreground=255, train=5, val=2,
+    )  # fmt: skip
+    (root / "splits.json").unlink()
+    (root / "groups.json").write_text(json.dumps({"disc0": "one", "disc5": "one"}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def crossed(undivided, tmp_path_factory):
+    return train(undivided, out=tmp_path_factory.mktemp("runs") / "cv", folds=3, epochs=2, **FLAGS)
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_every_fold_is_a_run_and_every_case_is_scored_by_the_network_that_did_not_see_it(crossed, undivided):
+    runs = [crossed.folder / f"fold_{number}" for number in range(3)]
+    kept = {}
+    for run in runs:
+        split = json.loads((run / "splits.json").read_text())
+        assert not {*split["train"]} & {*split["val"]} and not split["test"]
+        assert ("disc0" in split["val"]) == ("disc5" in split["val"]), "patients are never divided"
+        for row in rows_of(run / "cases.csv"):
+            assert row["case"] in split["val"]
+            assert kept.setdefault(row["case"], row) is row
+        assert from_yaml(Recipe, run / "recipe.yaml").training.folds == 3
+    rows = rows_of(crossed.folder / "cases.csv")
+    assert {row["case"]: row for row in rows} == kept
+    assert sorted(kept) == [f"disc{number}" for number in range(7)]
+
+
+def test_the_summary_has_means_over_all_cases_with_intervals(crossed):
+    dice = [float(row["dice"]) for row in rows_of(crossed.folder / "cases.csv")]
+    summary = json.loads((crossed.folder / "summary.json").read_text())
+    assert summary == crossed.summary
+    found = summary["all"]["mean"]["dice"]
+    assert (summary["all"]["cases"], found["n"]) == (7, 7)
+    assert found["mean"] == pytest.approx(np.mean(dice))
+    assert (found["low"], found["high"]) == pytest.approx(mean_interval(dice))
+    tp, fp, fn = (sum(int(row[name]) for row in rows_of(crossed.folder / "cases.csv")) for name in ("tp", "fp", "fn"))
+    assert summary["all"]["pooled"]["foreground"]["iou"] == pytest.approx(tp / (tp + fp + fn))
+    assert [fold["run"] for fold in summary["folds"]] == ["fold_0", "fold_1", "fold_2"]
+    assert sum(fold["cases"] for fold in summary["folds"]) == 7
+    assert "did not train on it, which also chose its epoch" in summary["note"]
+
+
+def test_the_table_says_whose_cases_they_are(crossed, capsys):
+    show("train", crossed)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "unet on 7 cases of all folds" in said and "Dice of the folds: " in said
+
+
+def test_a_fold_is_what_the_same_training_alone_gives(crossed, undivided, tmp_path):
+    alone = train(undivided, out=tmp_path / "one", fold=1, epochs=2, model="unet", set=[*TINY, "training.folds=3"])
+    assert (alone.folder / "cases.csv").read_text() == (crossed.folder / "fold_1" / "cases.csv").read_text()
+
+
+def test_the_folder_predicts_as_the_ensemble_of_its_folds(crossed, undivided, tmp_path):
+    runs = [crossed.folder / f"fold_{number}" for number in range(3)]
+    image = undivided / "images" / "disc3.png"
+    both = [ulna.load(of)(image).probabilities for of in (crossed.folder, runs)]
+    assert np.array_equal(*both)
+    assert np.allclose(both[0], np.mean([ulna.load(run)(image).probabilities for run in runs], axis=0), atol=1e-6)
+    predict(crossed.folder, undivided, out=tmp_path / "masks")
+    again = predict(runs, undivided, out=tmp_path / "masks")
+    assert len(again.skipped) == 7, "it is the same ensemble"
+    told = json.loads((tmp_path / "masks" / "predict.json").read_text())["runs"]
+    assert told == ["cv/fold_0", "cv/fold_1", "cv/fold_2"]
+    with pytest.raises(UsageError, match="was trained on another split"):
+        predict(crossed.folder, undivided, out=tmp_path / "val", split="val")
+    made = explain(crossed.folder, image, out=tmp_path / "why")
+    assert made.facts["runs"] == told
+
+
+def test_verbs_of_one_run_say_that_it_is_several(crossed, undivided, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"is a cross-validation, whose folds are runs of their own; name one, such as"
+    ):
+        prune(crossed.folder, data=undivided, out=tmp_path / "small")
+    with pytest.raises(UsageError, match="holds the run folders of a cross-validation"):
+        predict(crossed.folder, undivided, out=crossed.folder)
+    with pytest.raises(UsageError, match="holds a run already"):
+        train(undivided, out=crossed.folder, **FLAGS)
+
+
+class Counted:
+    """Trainings that begin, by their folders."""
+
+    def __init__(self, monkeypatch):
+        self.begun = []
+        run = loop.Loop.run
+        monkeypatch.setattr(loop.Loop, "run", lambda one: self.begun.append(one.folder.name) or run(one))
+
+
+def test_finished_folds_are_skipped_and_a_stopped_one_goes_on(crossed, undivided, tmp_path, monkeypatch, caplog):
+    counted, validate, out = Counted(monkeypatch), loop.Loop.validate, tmp_path / "cv"
+
+    def stopped(one):
+        if one.folder.name == "fold_1" and one.state.epoch == 1:
+            one.stop._signal = 15
+        return validate(one)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as caught:
+        patch.setattr(loop.Loop, "validate", stopped)
+        train(undivided, out=out, folds=3, epochs=2, **FLAGS)
+    assert str(caught.value).endswith(f"go on with: ulna train {undivided} --out {out} --resume")
+    assert "fold_1: a checkpoint is written" in str(caught.value)
+    assert counted.begun == ["fold_0", "fold_1"] and not (out / "summary.json").exists()
+    with pytest.raises(UsageError, match=r"fold_1, fold_2 of its 3 folds hold no weights|fold_2 of its 3 folds"):
+        ulna.load(out)
+    counted.begun.clear()
+    with caplog.at_level("INFO"):
+        done = train(undivided, out=out, resume=True)
+    assert counted.begun == ["fold_1", "fold_2"]
+    said = caplog.text
+    assert "fold 1 of 3 (fold_0): is finished" in said
+    assert "fold 2 of 3 (fold_1): goes on" in said and "fold 3 of 3 (fold_2): begins" in said
+    assert (out / "cases.csv").read_text() == (crossed.folder / "cases.csv").read_text()
+    assert done.summary["all"] == crossed.summary["all"]
+    counted.begun.clear()
+    train(undivided, out=out, resume=True)
+    assert counted.begun == []
+
+
+def test_more_epochs_extend_all_folds_also_after_a_stop(crossed, undivided, tmp_path, monkeypatch):
+    out = tmp_path / "cv"
+    shutil.copytree(crossed.folder, out)
+    counted, one_more = Counted(monkeypatch), loop.Loop.run
+
+    def fails_in_the_second(one):
+        if one.folder.name == "fold_1":
+            raise UsageError("stopped here")
+        return one_more(one)
+
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="stopped here"):
+        patch.setattr(loop.Loop, "run", fails_in_the_second)
+        train(undivided, out=out, resume=True, epochs=3)
+    counted.begun.clear()
+    done = train(undivided, out=out, resume=True)
+    assert counted.begun == ["fold_1", "fold_2"], "the first has its three epochs"
+    assert [fold["epochs"] for fold in done.summary["folds"]] == [3, 3, 3]
+
+
+def test_what_cannot_be_cross_validated_is_refused_before_data_are_read(undivided, tmp_path, monkeypatch):
+    monkeypatch.setattr("ulna.planning.plan.check_dataset", None)
+    data, out = tmp_path / "data", tmp_path / "cv"
+    shutil.copytree(undivided, data)
+
+    def refused(said, **flags):
+        with pytest.raises(UsageError, match=said):
+            train(data, out=out, **{**FLAGS, **flags})
+        assert not out.exists()
+
+    refused("--fold 1 and --folds 3: --fold trains one fold, --folds all of them; give one of them", fold=1, folds=3)
+    refused("--folds 1: two or more, or leave it out", folds=1)
+    refused("--split 80/20 and --folds: give one of them", folds=3, split="80/20")
+    refused("7 folds need 7 groups of cases, there are 6", folds=7)
+    refused("--plan and --folds 3: a plan is for one split", folds=3, plan="plan.yaml")
+    ids = [f"disc{number}" for number in range(7)]
+    (data / "splits.json").write_text(json.dumps({"train": ids[1:4], "val": ids[4:5]}))
+    refused("--folds 3: the data set brings one split, not folds; leave --folds out", folds=3)
+    (data / "groups.json").unlink()
+    listed = [{"train": ids[2:], "val": ids[:2]}, {"train": ids[:5], "val": ids[5:]}]
+    (data / "splits.json").write_text(json.dumps(listed))
+    refused("--folds 3: the data set brings 2 folds; write --folds 2", folds=3)
+    (data / "splits.json").write_text(
+        json.dumps([{"train": ids[3:], "val": [v], "test": ids[1:3]} for v in ids[:1] * 2])
+    )
+    refused(r"--folds 2: 2 cases are kept aside by several folds \(disc1, disc2\)", folds=2)
+
+
+def test_where_no_fold_could_begin_nothing_is_left(undivided, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(undivided, data)
+    (data / "labels" / "disc2.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match=r"disc2\.png"):
+        train(data, out=tmp_path / "cv", folds=3, **FLAGS)
+    assert not (tmp_path / "cv").exists()
+
+
+def test_given_folds_with_tests_of_their_own_are_scored_on_these(undivided, tmp_path):
+    data, ids = tmp_path / "data", [f"disc{number}" for number in range(7)]
+    shutil.copytree(undivided, data)
+    (data / "groups.json").unlink()
+    listed = [
+        {"train": ids[4:], "val": ids[3:4], "test": ids[:3]},
+        {"train": ids[:3], "val": ids[3:4], "test": ids[4:]},
+    ]
+    (data / "splits_final.json").write_text(json.dumps(listed))
+    run = train(data, out=tmp_path / "cv", folds=2, epochs=1, **FLAGS)
+    assert run.summary["all"]["cases"] == 6 and "chose" not in run.summary["note"]
+    assert [fold["evaluated_on"] for fold in run.summary["folds"]] == ["test", "test"]
+
+
+def test_a_damaged_file_of_folds_is_named(crossed, undivided, tmp_path):
+    out = tmp_path / "cv"
+    shutil.copytree(crossed.folder, out)
+    (out / "folds.yaml").write_text("model: unet\n")
+    with pytest.raises(UsageError, match=r"folds\.yaml: does not say how many folds there are"):
+        ulna.load(out)
+    shutil.copy(crossed.folder / "folds.yaml", out)
+    (out / "fold_1" / "cases.csv").write_text("case,class,dice\ndisc0,foreground,much\n")
+    with pytest.raises(UsageError, match=r"fold_1/cases\.csv: cannot be read"):
+        train(undivided, out=out, resume=True)
+
+
+def test_flags_of_a_cross_validation_do_not_change_when_it_goes_on(crossed, undivided):
+    for flag, value in {"folds": 3, "split": "80/20", "fold": 1}.items():
+        with pytest.raises(UsageError, match=f"--{flag}: a run goes on as it began"):
+            train(undivided, out=crossed.folder, resume=True, **{flag: value})
+
+
+def test_shares_of_a_command_divide_the_cases(undivided, tmp_path, capsys):
+    run = train(undivided, out=tmp_path / "a", split="60/20/20", epochs=1, **FLAGS)
+    split = json.loads((run.folder / "splits.json").read_text())
+    assert [len(split[name]) for name in ("train", "val", "test")] in ([5, 1, 1], [4, 1, 2], [4, 2, 1])
+    stored = from_yaml(Recipe, run.folder / "recipe.yaml").training
+    assert stored.split == "60/20/20"
+    again = train(undivided, out=tmp_path / "b", recipe=run.folder / "recipe.yaml")
+    assert (again.folder / "splits.json").read_text() == (run.folder / "splits.json").read_text()
+    assert cli.run(["train", str(undivided), "--out", str(tmp_path / "c"), "--split", "60/20", "--quiet"]) == 2
+    assert "error: --split 60/20 adds up to 80, not to 100 or 1; write them as" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_fold_is_finished_by_what_stands_in_its_folder(crossed):
+    recipe = from_yaml(Recipe, crossed.folder / "folds.yaml")
+    assert all(room.finished(crossed.folder / f"fold_{number}", recipe) for number in range(3))
+    assert not room.finished(crossed.folder / "fold_3", recipe)
+    longer = recipe.replaced(training=recipe.training.replaced(epochs=3))
+    assert not room.finished(crossed.folder / "fold_0", longer)
