@@ -120,7 +120,7 @@ def test_the_command_line_tunes_the_memory_of_verbs_that_compute(monkeypatch):
     assert not asked
     cli.run(["train", "no-such-folder"])
     assert asked == ["tuned"]
-    assert [name for name, verb in VERBS.items() if not verb.computes] == ["check", "models", "evaluate"]
+    assert [name for name, verb in VERBS.items() if not verb.computes] == ["check", "models", "recipes", "evaluate"]
 
 
 USES = """

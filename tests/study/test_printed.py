@@ -17,7 +17,7 @@ MODELS = ("marimont/unet", "marimont/implicit_unet")
 
 
 def job(model, seed):
-    training = SimpleNamespace(max_hours=None, most_patience=1, most_epochs=1)
+    training = SimpleNamespace(max_hours=None, most_patience=1, most_epochs=1, length=1, validate_every=1)
     test = {"unit": "px", "pooled": {name: {"iou": 0.5} for name in CLASSES}}
     return SimpleNamespace(
         name=f"{model} seed {seed}", seed=seed, fold=None, variant=SimpleNamespace(name=model),

@@ -102,7 +102,7 @@ REFUSED = {
     "widths": ({"set": ["architecture.channels=[4, 8, 32]"]},
                ["architecture.channels is [4, 8, 32], the plan was made for [4, 8, 16]"]),
     "budget": ({"set": ["planning.parameters=20_000"]}, ["architecture.channels is"]),
-    "points": ({"set": ["points.fraction=0.5"]}, ["points.fraction is 0.5, the plan was made for None"]),
+    "points": ({"set": ["points.fraction=0.5"]}, ["points.fraction is 0.5, the plan was made for null"]),
     "several": ({"model": "unet", "set": ["planning.batch=3", "planning.patch=[8, 8]", "architecture.levels=2"]},
                 ["model is unet", "planning.batch is 3", "planning.patch is [8, 8]", "has 2 levels", "planning.whitening"]),
 }  # fmt: skip

@@ -202,7 +202,7 @@ def _long(hours: float) -> str:
 def _train(console: Console, run: Any) -> None:
     summary = run.summary
     part = summary["evaluated_on"]
-    scored = _scored(summary[part], "all folds'" if "folds" in summary else part)
+    scored = _scored(summary[part], "cases of all folds" if "folds" in summary else f"{part} cases")
     _evaluation_table(console, summary[part], title=f"{safe(summary['model'])} on {scored}")
     console.print(
         f"{_best_epochs(summary)}; {summary['wall_seconds'] / 60:.1f} min, "
@@ -239,10 +239,10 @@ def _evaluate(console: Console, evaluation: Any) -> None:
         print_plain(console, text, style="yellow")
 
 
-def _scored(summary: Any, part: str = "") -> str:
+def _scored(summary: Any, cases: str = "cases") -> str:
     """What was scored, in words."""
     what = {"slice": "slices", "group": "groups"}.get(summary.get("by", ""), "")
-    images = f"{summary.get('images', summary['cases'])}{' ' * bool(part)}{part} cases"
+    images = f"{summary.get('images', summary['cases'])} {cases}"
     return f"{summary['cases']} {what} of {images}" if what else images
 
 
