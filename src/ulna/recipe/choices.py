@@ -140,6 +140,8 @@ class Planning(Frozen):
     whitening: Literal["zca"] | None = None  # of the channels, fitted on the training cases
     parameters: int | None = Field(default=None, ge=1)  # every width is scaled by one factor to come close to it
     memory_gb: float | None = Field(default=None, gt=0)
+    # of a GPU, planned for at most, as the presets of nnU-Net's residual encoder are; on a CPU it changes nothing
+    gpu_memory_gb: float | None = Field(default=None, gt=0)
 
 
 class Inference(Frozen):
