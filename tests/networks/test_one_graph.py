@@ -3,13 +3,17 @@
 import pytest
 import torch
 
-from ulna.losses import make_loss
+from ulna.losses import LOSSES, make_loss
 from ulna.networks.build import build
 from ulna.networks.catalog import NAMED
 from ulna.networks.heads import Outputs
 from ulna.networks.heads.points import Points
 
-SLOW = {"nas_unet", "nas_reduction_unet", "sdnu_net", "omega_net", "wide_unet", "efficient_unet"}  # seconds of tracing
+# seconds of tracing
+SLOW = {
+    *("nas_unet", "nas_reduction_unet", "sdnu_net", "omega_net", "wide_unet", "efficient_unet"),
+    *("nnunet_resenc", "mednext"),
+}
 QUICK = [name for name in NAMED if "/" not in name and name not in SLOW]
 FEW = {"levels": 3, "base_channels": 4, "channels": None}
 
@@ -61,8 +65,11 @@ def test_a_network_of_volumes_and_its_loss_are_one_graph(name):
     compiled_equals_plain(name, 3, levels=2)
 
 
-@pytest.mark.parametrize(("kind", "heads"), [("focal_tversky", "halving"), ("dice_squared", "equal")])
+@pytest.mark.parametrize(
+    ("kind", "heads"), [("focal_tversky", "halving"), *((kind, "equal") for kind in LOSSES if kind != "dice_ce")]
+)
 def test_other_losses_are_one_graph(kind, heads):
+    torch._dynamo.reset()
     logits = {"x0": torch.randn(2, 3, 8, 8), "x1": torch.randn(2, 3, 4, 4)}
     loss_of, labels = make_loss(kind, heads=heads, multilabel=False), torch.randint(3, (2, 8, 8))
 

@@ -16,7 +16,11 @@ from ulna.recipe.model import Frozen
 class Loss(Frozen):
     """One criterion for every supervised head, and how the heads are weighted."""
 
+    # dice, dice_squared, generalised_dice, tversky, focal_tversky; cross_entropy, focal, topk_ce; boundary, cldice; and sums:
+    # dice_ce, dice_focal, dice_topk, unetpp (docs/papers/losses_and_metrics.md, section 1)
     kind: str = "dice_ce"
+    # of that loss, such as smooth, reduction ("image", "batch"), gamma, alpha, share; weights: one number a class, background
+    # first (for one structure: background and structure), in cross_entropy, focal, dice_ce and dice_focal
     options: Options = Field(default_factory=dict)
     heads: Literal["equal", "halving"] | dict[str, float] = "equal"
 
