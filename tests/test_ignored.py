@@ -41,8 +41,11 @@ def loss_of(kind, logits, target, multilabel, ignored, **options):
     return loss(Outputs(logits, {"head": logits}), target)[0]
 
 
+WHERE = ("boundary", "cldice")  # they go by where voxels lie, so that none can be taken out
+
+
 @pytest.mark.parametrize("targets", KINDS)
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("kind", [kind for kind in LOSSES if kind not in WHERE])
 def test_a_loss_is_that_of_the_known_voxels_alone(kind, targets):
     """Written literally: the unknown voxels of the one image are taken out, not weighed."""
     logits, target, multilabel, ignored = made(targets)
@@ -57,6 +60,18 @@ def test_a_loss_is_that_of_the_known_voxels_alone(kind, targets):
     expected.backward()
     torch.testing.assert_close(logits.grad[:, :, known[0]], alone.grad)
     assert not logits.grad[:, :, ~known[0]].any()
+
+
+@pytest.mark.parametrize("targets", KINDS)
+@pytest.mark.parametrize("kind", LOSSES)
+def test_what_is_answered_where_nothing_is_known_changes_no_loss(kind, targets):
+    logits, target, multilabel, ignored = made(targets)
+    known = ((target if not multilabel else target[:, 0]) != ignored)[:, None].expand_as(logits)
+    value = loss_of(kind, logits, target, multilabel, ignored)
+    value.backward()
+    assert logits.grad[known].any() and not logits.grad[~known].any()
+    other = torch.where(known, logits.detach(), -3 * logits.detach())
+    torch.testing.assert_close(loss_of(kind, other, target, multilabel, ignored), value)
 
 
 @pytest.mark.parametrize("targets", KINDS)

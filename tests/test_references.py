@@ -221,7 +221,7 @@ def test_a_network_has_the_counted_parameters(row):
     name, *more = code(row["network"][0])
     settings = [setting for setting in more if "=" in setting]
     (head,) = [node for node in more if "=" not in node] or [None]
-    channels, maps, dims = map(int, re.fullmatch(r"(\d) → (\d), (\d)D", row["for"][0]).groups())
+    channels, maps, dims = map(int, re.fullmatch(r"(\d) → (\d+), (\d)D", row["for"][0]).groups())
     assert count(name, settings, channels, maps, dims, head) == row["parameters"][0]
     (model,) = models(name)
     printed = row.get("printed", [""])

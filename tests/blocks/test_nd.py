@@ -120,3 +120,21 @@ def test_maxima_of_volumes_stay_in_the_precision_of_the_map_under_autocast():
     y.backward(dy)
     wanted.backward(dy.float())
     assert torch.equal(x.grad.float(), exact.grad)
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 3), (2, 1, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mean_of_windows_is_the_same_in_any_layout(stride, channels):
+    x = torch.randn(2, channels, 4, 6, 6, dtype=torch.float64)
+    expected = torch.nn.functional.avg_pool3d(x, stride)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        given = x.contiguous(memory_format=layout).requires_grad_()
+        made = nd.mean_pool(3, stride)(given)
+        torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+        (slope,) = torch.autograd.grad(made.square().sum(), given)
+        wanted = (2 * expected / stride[0] / stride[1] / stride[2]).detach()
+        for axis, step in enumerate(stride, start=2):
+            wanted = wanted.repeat_interleave(step, dim=axis)
+        torch.testing.assert_close(slope, wanted)
+    if channels > 1:
+        assert made.is_contiguous(memory_format=torch.channels_last_3d)

@@ -12,7 +12,10 @@ ANY = torch.export.Dim.DYNAMIC
 MULTIPLE, ODD = (64, 48), (61, 45)  # of the divisor, and not
 ASKED = ((64, 48), (67, 53), (33, 90), (128, 64), (37, 41))
 NARROW = {"fcn": {"base_channels": 4}, "sdu_net": {"base_channels": 4, "levels": 2}}
-NETWORKS = ("fcn", "unet", "unetpp", "nnunet", "attention_unet", "omega_net")
+NETWORKS = (
+    *("fcn", "unet", "unetpp", "nnunet", "attention_unet", "omega_net"),
+    *("nnunet_resenc", "mednext", "unet3p", "residual_unet"),
+)
 
 
 def network(name, spatial_dims=2):

@@ -26,6 +26,8 @@ POOLED = (
     *("aten::avg_pool3d", "aten::avg_pool3d_backward", "aten::constant_pad_nd", "aten::div.Tensor", "aten::mul.Tensor"),
     *("aten::add.Tensor", "aten::_to_copy"),
 )
+# The gradient of every second pixel, and what it is added to (residual.PreActivatedUnit without projections)
+EVERY_SECOND = ("aten::add.Tensor", "aten::upsample_bilinear2d_backward", "aten::upsample_trilinear3d_backward")
 
 
 def turned(x) -> bool:
@@ -58,7 +60,7 @@ def test_maps_and_gradients_stay_channels_last(name, spatial_dims):
     torch.manual_seed(0)
     layout = LAST[spatial_dims + 2]
     network = build(name, spatial_dims=spatial_dims, in_channels=3, channels=NARROW).to(memory_format=layout)
-    side = 28 if "nas" in name else 16  # its kernels of 7 pixels do not read beyond the deepest map
+    side = 28 if "nas" in name or "k5" in name else 16  # kernels of 5 or 7 pixels do not read beyond the deepest map
     image = torch.randn(2, 3, *(side,) * spatial_dims).contiguous(memory_format=layout)
     wrong = []
 
@@ -80,4 +82,5 @@ def test_maps_and_gradients_stay_channels_last(name, spatial_dims):
             sum(one.square().sum() for one in maps.values()).backward()
     assert not wrong
     excused = {*EXCUSED, *(POOLED if "nas" in name and spatial_dims == 3 else ())}
+    excused |= set(EVERY_SECOND if name == "zhang/residual_unet" else ())
     assert (forward.found | backward.found) <= excused

@@ -3,13 +3,17 @@
 import pytest
 import torch
 
-from ulna.losses import make_loss
+from ulna.losses import LOSSES, make_loss
 from ulna.networks.build import build
 from ulna.networks.catalog import NAMED
 from ulna.networks.heads import Outputs
 from ulna.networks.heads.points import Points
 
-SLOW = {"nas_unet", "nas_reduction_unet", "sdnu_net", "omega_net", "wide_unet", "efficient_unet"}  # seconds of tracing
+# seconds of tracing
+SLOW = {
+    *("nas_unet", "nas_reduction_unet", "sdnu_net", "omega_net", "wide_unet", "efficient_unet"),
+    *("nnunet_resenc", "mednext"),
+}
 QUICK = [name for name in NAMED if "/" not in name and name not in SLOW]
 FEW = {"levels": 3, "base_channels": 4, "channels": None}
 
@@ -63,9 +67,14 @@ def test_a_network_of_volumes_and_its_loss_are_one_graph(name):
 
 @pytest.mark.parametrize(
     ("kind", "heads", "ignored"),
-    [("focal_tversky", "halving", None), ("dice_squared", "equal", None), ("dice_ce", "halving", 3)],
+    [
+        ("focal_tversky", "halving", None),
+        ("dice_ce", "halving", 3),
+        *((kind, "equal", ignored) for kind in LOSSES if kind != "dice_ce" for ignored in (None, 3)),
+    ],
 )
 def test_other_losses_are_one_graph(kind, heads, ignored):
+    torch._dynamo.reset()
     logits = {"x0": torch.randn(2, 3, 8, 8), "x1": torch.randn(2, 3, 4, 4)}
     loss_of = make_loss(kind, heads=heads, multilabel=False, ignored=ignored)
     labels = torch.randint(3 if ignored is None else 4, (2, 8, 8))

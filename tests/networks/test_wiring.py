@@ -1,6 +1,6 @@
 import pytest
 
-from ulna.networks.wiring import TOPOLOGIES, encoder, unet, unetpp
+from ulna.networks.wiring import TOPOLOGIES, encoder, unet, unet3p, unetpp
 
 
 def test_unetpp_has_the_nodes_of_figure_1():
@@ -30,15 +30,28 @@ def test_unet_is_the_outermost_diagonal_of_unetpp():
 
 @pytest.mark.parametrize("levels", [1, 2, 5])
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_every_node_reads_earlier_nodes_and_fuses_its_own_level(name, levels):
+def test_every_node_reads_earlier_nodes_and_fuses_its_own_level_or_all_levels(name, levels):
     wiring = TOPOLOGIES[name](levels)
     assert wiring.levels == levels
     seen = {}
     for node in wiring.nodes:
         assert node.source is None or node.source in seen
-        assert all(seen[skip] == node.level for skip in node.skips)
+        if name == "unet3p" and node.path == "decoder":
+            assert sorted(seen[one] for one in (node.source, *node.skips)) == list(range(levels))
+        else:
+            assert all(seen[skip] == node.level for skip in node.skips)
         seen[node.name] = node.level
     assert set(wiring.heads) <= set(seen)
+
+
+def test_unet3p_reads_finer_encoder_nodes_and_deeper_decoder_nodes():
+    """huang2020, Fig. 1c and Eq. 1: X_De^3 of five reads X_En^1, X_En^2, X_En^3, X_De^4 and X_En^5, which is X_De^5."""
+    wiring = unet3p(5)
+    node = wiring.node("x2_2")
+    assert (node.source, node.skips) == ("x3_1", ("x0_0", "x1_0", "x2_0", "x4_0"))
+    assert wiring.heads == ("x4_0", "x3_1", "x2_2", "x1_3", "x0_4")
+    kept = wiring.keep("x3_1")
+    assert {n.name for n in kept.nodes} == {"x0_0", "x1_0", "x2_0", "x3_0", "x4_0", "x3_1"}
 
 
 def test_pyramid_is_the_last_node_of_every_level():

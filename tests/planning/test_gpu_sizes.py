@@ -79,6 +79,30 @@ def test_what_is_allowed_or_fixed_bounds_a_plan_for_a_gpu():
     assert fixed.patch == (64, 64, 64) and fixed.batch == LARGEST_BATCH[3]
 
 
+def test_presets_of_the_residual_encoder_are_one_network_planned_for_their_memory():
+    volumes = IMAGES["large volumes"]
+    made = {
+        size: all_planned(volumes, model=f"isensee/nnunet_resenc_{size}", device=LARGE) for size in ("m", "l", "xl")
+    }
+    for gigabytes, one in zip((8, 24, 40), made.values(), strict=True):
+        assert one.memory.on_the_gpu <= gigabytes * 1e9
+    voxels = [math.prod(one.plan.patch) for one in made.values()]
+    assert voxels == sorted(set(voxels))
+    assert made["l"].plan == all_planned(volumes, model="nnunet_resenc", device=LARGE).plan
+    # a smaller GPU bounds them all
+    small = [
+        planned(volumes, model=f"isensee/nnunet_resenc_{size}", device=Device("cuda", 7e9)) for size in ("m", "xl")
+    ]
+    assert small[0] == small[1]
+
+
+def test_memory_of_a_gpu_changes_no_plan_for_a_cpu():
+    kept = Device("cpu", 1e9)
+    for images in ("large pictures", "small volumes"):
+        stated = planned(IMAGES[images], "planning.gpu_memory_gb=1", device=kept)
+        assert stated == planned(IMAGES[images], device=kept)
+
+
 def test_a_gpu_that_is_too_small_gets_the_least_and_is_refused_where_it_is_used():
     made = all_planned(IMAGES["large volumes"], model="unetpp", device=Device("cuda", 1e9))
     assert math.prod(made.plan.patch) <= 48**3 and made.plan.batch == LEAST_BATCH

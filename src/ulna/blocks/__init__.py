@@ -17,9 +17,12 @@ from torch import nn
 from ulna.blocks.attention_gate import AttentionGate
 from ulna.blocks.cascade import CascadeMultiScale
 from ulna.blocks.conv import ConvBlock, Identity
+from ulna.blocks.full_scale import FullScale
 from ulna.blocks.mbconv import MBConv
+from ulna.blocks.mednext import MedNeXtDown, MedNeXtStack, MedNeXtUp
 from ulna.blocks.nasnet import NormalCell, ReductionCell
 from ulna.blocks.resample import Linear, MaxPool, Strided, Transpose
+from ulna.blocks.residual import PreActivatedDown, PreActivatedUnit, ResidualBlock, ResidualStack
 from ulna.blocks.self_attention import MultiDimensionalAttention
 from ulna.blocks.skip import Add, Concat
 from ulna.blocks.spatial_dependency import SpatialDependencyBlock
@@ -27,9 +30,12 @@ from ulna.blocks.spatial_dependency import SpatialDependencyBlock
 CONV: dict[str, Callable[..., nn.Module]] = {
     "double_conv": ConvBlock,
     "residual": partial(ConvBlock, residual=True),
+    "residual_stack": ResidualStack,
+    "preactivated": PreActivatedUnit,
     "identity": Identity,
     "nas_normal": NormalCell,
     "mbconv": MBConv,
+    "mednext": MedNeXtStack,
     "cascade_msc": CascadeMultiScale,
     "sdn": SpatialDependencyBlock,
 }
@@ -38,9 +44,17 @@ SKIP: dict[str, Callable[..., nn.Module]] = {
     "add": Add,
     "attention_gate": AttentionGate,
     "mdsa": MultiDimensionalAttention,
+    "full_scale": FullScale,
 }
-UP: dict[str, Callable[..., nn.Module]] = {"transpose": Transpose, "linear": Linear}
-DOWN: dict[str, Callable[..., nn.Module]] = {"max": MaxPool, "strided": Strided, "nas_reduction": ReductionCell}
+UP: dict[str, Callable[..., nn.Module]] = {"transpose": Transpose, "linear": Linear, "mednext": MedNeXtUp}
+DOWN: dict[str, Callable[..., nn.Module]] = {
+    "max": MaxPool,
+    "strided": Strided,
+    "nas_reduction": ReductionCell,
+    "residual": ResidualBlock,
+    "preactivated": PreActivatedDown,
+    "mednext": MedNeXtDown,
+}
 SLOTS = {"conv": CONV, "skip": SKIP, "up": UP, "down": DOWN}
 
 __all__ = ["CONV", "DOWN", "SKIP", "SLOTS", "UP"]

@@ -61,6 +61,7 @@ class ConvBlock(nn.Module):
         norm: "batch", "instance" or "none".
         activation: "relu", "leaky_relu", "silu" or "none".
         dropout: probability, after every activation.
+        keep_width: Cout is Cin, whatever the level wants, as in the decoder of UNet 3+ (huang2020).
 
     Shape:
         (N, Cin, *S), or without `residual` several maps whose channels add up to Cin -> (N, Cout, *S)
@@ -87,8 +88,11 @@ class ConvBlock(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         residual: bool = False,
+        keep_width: bool = False,
     ) -> None:
         super().__init__()
+        if keep_width:
+            out_channels = in_channels
         if convs < 1 or kernel_size % 2 == 0:
             raise UsageError(
                 f"a conv block has at least one convolution of odd size; got convs={convs}, kernel_size={kernel_size}"

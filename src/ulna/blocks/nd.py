@@ -231,13 +231,13 @@ def in_one_pass(norm: nn.Module, slope: float | None, x: Tensor) -> bool:
     return slope is not None and isinstance(norm, InstanceNorm | _BatchNorm) and norm.takes_one_pass(x)
 
 
-def activation(kind: str) -> nn.Module:
+def activation(kind: str, *, inplace: bool = True) -> nn.Module:
     """Activation by name; "none" passes the map on."""
     if kind == "none":
         return nn.Identity()
     if kind not in ACTIVATIONS:
         raise unknown("activation", kind, (*ACTIVATIONS, "none"))
-    return ACTIVATIONS[kind](inplace=True)
+    return ACTIVATIONS[kind](inplace=inplace)
 
 
 def dropout(spatial_dims: int, probability: float) -> nn.Module:
@@ -294,8 +294,33 @@ class _AveragePool3d(nn.Module):
             nn.functional.avg_pool3d(nn.functional.pad(maps, (1,) * 6), 3, stride=self.stride) for maps in (x, inside)
         )
         # the sum comes with its channels first, whatever the map: what follows would go on so
-        last = x.is_contiguous(memory_format=torch.channels_last_3d)
-        return (total / share).contiguous(memory_format=torch.channels_last_3d if last else torch.preserve_format)
+        return (total / share).contiguous(memory_format=layout_of(x))
+
+
+def mean_pool(spatial_dims: int, stride: int | Sequence[int]) -> nn.Module:
+    """Mean over windows of `stride`: (N, C, *S) -> (N, C, *S / stride)."""
+    check_dims(spatial_dims)
+    step: Any = per_axis(stride, spatial_dims)
+    return nn.AvgPool2d(step) if spatial_dims == 2 else _MeanPool3d(step)
+
+
+class _MeanPool3d(nn.Module):
+    """Where channels lie last, means of planes and then of rows, as of pictures, which torch takes with their channels last.
+
+    Its own of volumes copies them to channels first, and gives them so.
+    """
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_contiguous(memory_format=torch.channels_last_3d):
+            return nn.functional.avg_pool3d(x, self.stride)
+        planes = x.transpose(1, 2).flatten(0, 1)  # (N D, C, H, W), in place
+        planes = nn.functional.avg_pool2d(planes, self.stride[1:])
+        rows = torch.unflatten(planes, 0, (x.shape[0], x.shape[2])).transpose(1, 2).flatten(3)  # (N, C, D, H W)
+        return torch.unflatten(nn.functional.avg_pool2d(rows, (self.stride[0], 1)), 3, planes.shape[2:])
 
 
 def upsample(spatial_dims: int, stride: int | Sequence[int], *, align_corners: bool = False) -> nn.Module:
@@ -325,6 +350,12 @@ def per_axis(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
     if len(values) != spatial_dims or min(values) < 1:
         raise UsageError(f"{value!r} does not give {spatial_dims} whole numbers from 1 up, one per spatial axis")
     return values
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """How a map lies in memory, channels last or first: for what is made of it."""
+    last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return last if x.is_contiguous(memory_format=last) else torch.contiguous_format
 
 
 def layout(

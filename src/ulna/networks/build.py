@@ -109,18 +109,27 @@ def from_architecture(
     stages: dict[str, nn.Module] = {}
     for node in wiring.nodes:
         want, wide = channels[node.level], width[node.source] if node.source else in_channels
-        resample = _resample(architecture, wiring, node, spatial_dims, wide, want, steps, len(channels))
+        resample = _resample(architecture, wiring, node, node.source, spatial_dims, wide, want, steps)
         wide = getattr(resample, "out_channels", wide)
         fuse: Any = None
+        bring: nn.ModuleList | None = None
         if node.skips:
-            skip_widths = tuple(width[skip] for skip in node.skips)
+            brought = [
+                _resample(architecture, wiring, node, skip, spatial_dims, width[skip], want, steps)
+                for skip in node.skips
+            ]
+            skip_widths = tuple(
+                getattr(one, "out_channels", width[skip]) for one, skip in zip(brought, node.skips, strict=True)
+            )
+            if any(wiring.node(skip).level != node.level for skip in node.skips):
+                bring = nn.ModuleList(brought)
             fuse = _block("skip", architecture.skip, node, len(channels), spatial_dims, wide, skip_widths)
             wide = fuse.out_channels
         convolve: Any = nn.Identity()
         if node.convolve:
             convolve = _block("conv", architecture.conv, node, len(channels), spatial_dims, wide, want)
             wide = convolve.out_channels
-        stages[node.name] = Stage(resample, fuse, convolve)
+        stages[node.name] = Stage(resample, fuse, convolve, bring)
         width[node.name] = wide
 
     head = _head(architecture, spatial_dims, {name: width[name] for name in reads}, classes, exclusive=not multilabel)
@@ -140,6 +149,8 @@ def wire(architecture: Architecture) -> Wiring:
 def ends(architecture: Architecture) -> tuple[str, ...]:
     """The heads at which this network can end, in the order of its wiring: those that answer at the image's own size.
 
+    A head that is upsampled answers there, whatever its level.
+
     Source: UNet++ (zhou2018), Sec. 3.2: the number of the head is the level of pruning, L1 to L4.
 
     Raises:
@@ -149,7 +160,8 @@ def ends(architecture: Architecture) -> tuple[str, ...]:
     reads = _reads(architecture, wiring)
     if not HEADS[architecture.head.kind].prunable:
         return ()
-    return tuple(name for name in reads if wiring.node(name).level == 0)
+    upsampled = bool(architecture.head.options.get("upsample"))
+    return tuple(name for name in reads if upsampled or wiring.node(name).level == 0)
 
 
 def levels(architecture: Architecture) -> int:
@@ -285,17 +297,20 @@ def _resample(
     architecture: Architecture,
     wiring: Wiring,
     node: Node,
+    source: str | None,
     spatial_dims: int,
     wide: int,
     want: int,
     steps: list[tuple[int, ...]],
-    count: int,
 ) -> Any:
-    if node.source is None or wiring.node(node.source).level == node.level:
+    """What brings a map to the level of a node, by the down or up op of that node; several levels are one long step."""
+    level = node.level if source is None else wiring.node(source).level
+    if level == node.level:
         return nn.Identity()
-    below = wiring.node(node.source).level
-    slot, entries = ("down", architecture.down) if below < node.level else ("up", architecture.up)
-    return _block(slot, entries, node, count, spatial_dims, wide, want, steps[min(below, node.level)])
+    slot, entries = ("down", architecture.down) if level < node.level else ("up", architecture.up)
+    between = steps[min(level, node.level) : max(level, node.level)]
+    stride = tuple(math.prod(step[axis] for step in between) for axis in range(spatial_dims))
+    return _block(slot, entries, node, len(steps) + 1, spatial_dims, wide, want, stride)
 
 
 def _block(slot: str, entries: Sequence[Slot], node: Node, count: int, *arguments: Any) -> Any:

@@ -17,11 +17,19 @@ from ulna.networks.wiring import Wiring
 
 
 class Stage(nn.Module):
-    """One node: resample its source, fuse the skips, convolve."""
+    """One node: resample its source, bring the skips to its level, fuse them, convolve.
 
-    def __init__(self, resample: nn.Module, skip: Any, conv: nn.Module) -> None:
+    Args:
+        resample: of the source.
+        skip: fuses; None where there are no skips.
+        conv: of what was fused.
+        bring: one for every skip, to the level of the node; None where all skips are of that level.
+    """
+
+    def __init__(self, resample: nn.Module, skip: Any, conv: nn.Module, bring: nn.ModuleList | None = None) -> None:
         super().__init__()
         self.resample = resample
+        self.bring = bring
         self.skip = skip
         self.conv = conv
         # a convolution that reads several maps where they lie spares their concatenation
@@ -31,6 +39,8 @@ class Stage(nn.Module):
         x = self.resample(source)
         if self.skip is None:
             return self.conv(x)
+        if self.bring is not None:
+            skips = [bring(skip) for bring, skip in zip(self.bring, skips, strict=True)]
         return self.conv(self.skip.maps(x, skips) if self.apart else self.skip(x, skips))
 
 

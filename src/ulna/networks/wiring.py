@@ -13,7 +13,7 @@ class Node(NamedTuple):
     level: int  # 0 is full resolution
     path: str  # "encoder", "decoder", "nested"; in omega-Net "skip", "merge", "aux" and "main"
     source: str | None  # a finer source is pooled, a coarser one upsampled, one of the same level passed on
-    skips: tuple[str, ...] = ()  # nodes of the same level, fused by the skip slot
+    skips: tuple[str, ...] = ()  # fused by the skip slot; a finer one is pooled first, a coarser one upsampled
     convolve: bool = True  # False: the node only fuses
 
 
@@ -96,4 +96,31 @@ def omega(levels: int) -> Wiring:
     return Wiring(tuple(nodes), heads=("aux0", "main0") if bottom else ("x0_0",))
 
 
-TOPOLOGIES: dict[str, Callable[[int], Wiring]] = {"encoder": encoder, "unet": unet, "unetpp": unetpp, "omega": omega}
+def unet3p(levels: int) -> Wiring:
+    """Full-scale skips (huang2020, Eq. 1): a decoder node reads the encoder down to its level and all deeper decoder nodes.
+
+    The deepest encoder node is the deepest decoder node, too; each decoder node has a head (Sec. 2.2). Nodes are named as
+    in U-Net.
+    """
+    bottom = levels - 1
+    decoder = {level: f"x{level}_{bottom - level}" for level in range(levels)}
+    nodes = [
+        Node(
+            decoder[i],
+            i,
+            "decoder",
+            decoder[i + 1],
+            (*(f"x{k}_0" for k in range(i + 1)), *(decoder[k] for k in range(i + 2, levels))),
+        )
+        for i in reversed(range(bottom))
+    ]
+    return Wiring((*encoder(levels).nodes, *nodes), heads=tuple(decoder[i] for i in reversed(range(levels))))
+
+
+TOPOLOGIES: dict[str, Callable[[int], Wiring]] = {
+    "encoder": encoder,
+    "unet": unet,
+    "unetpp": unetpp,
+    "omega": omega,
+    "unet3p": unet3p,
+}

@@ -79,8 +79,8 @@ def choose_gpu_batch(
 
 def _room(recipe: Recipe, device: Device) -> float:
     """Bytes of the GPU that a training is planned to take."""
-    own = GPU_SHARE * device.memory_bytes
-    return own if recipe.planning.memory_gb is None else min(own, recipe.planning.memory_gb * 1e9)
+    stated = recipe.planning.memory_gb, recipe.planning.gpu_memory_gb
+    return min([GPU_SHARE * device.memory_bytes, *(gb * 1e9 for gb in stated if gb is not None)])
 
 
 def _candidates(

@@ -20,6 +20,7 @@ from ulna.data.pipeline.whitening import fit_whitening
 from ulna.data.quality.check import Report, check_dataset
 from ulna.data.quality.slices import SliceCount
 from ulna.errors import UsageError
+from ulna.losses import make_loss
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
@@ -276,6 +277,10 @@ def planned_by(plan: Plan, recipe: Recipe, parts: Split, device: Device | None =
 
 
 def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: Device) -> Planned:
+    loss = recipe.loss
+    make_loss(loss.kind, options=loss.options, heads=loss.heads, multilabel=plan.labels.multilabel).check(
+        plan.labels.outputs
+    )
     architecture, network = drafts.architecture(plan.strides), drafts.network(plan.strides)
     network.activation_checkpointing = recipe.training.activation_checkpointing
     samples = len(parts.train) if plan.slices is None else plan.slices.per_epoch

@@ -18,7 +18,11 @@ from ulna.recipe.shares import read_shares
 class Loss(Frozen):
     """One criterion for every supervised head, and how the heads are weighted."""
 
+    # dice, dice_squared, generalised_dice, tversky, focal_tversky; cross_entropy, focal, topk_ce; boundary, cldice; and sums:
+    # dice_ce, dice_focal, dice_topk, unetpp (docs/papers/losses_and_metrics.md, section 1)
     kind: str = "dice_ce"
+    # of that loss, such as smooth, reduction ("image", "batch"), gamma, alpha, share; weights: one number a class, background
+    # first (for one structure: background and structure), in cross_entropy, focal, dice_ce and dice_focal
     options: Options = Field(default_factory=dict)
     heads: Literal["equal", "halving"] | dict[str, float] = "equal"
 
@@ -202,6 +206,8 @@ class Planning(Frozen):
     whitening: Literal["zca"] | None = None  # of the channels, fitted on the training cases
     parameters: int | None = Field(default=None, ge=1)  # every width is scaled by one factor to come close to it
     memory_gb: float | None = Field(default=None, gt=0)
+    # of a GPU, planned for at most, as the presets of nnU-Net's residual encoder are; on a CPU it changes nothing
+    gpu_memory_gb: float | None = Field(default=None, gt=0)
 
     @field_validator("window")
     @classmethod

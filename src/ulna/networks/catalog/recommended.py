@@ -1,9 +1,14 @@
 """The recommended builds, under short names."""
 
 from ulna.networks.catalog.entry import Entry
+from ulna.networks.catalog.huang import UNET3P
+from ulna.networks.catalog.isensee import L_PROTOCOL, RESENC
 from ulna.networks.catalog.laird import NAS_REDUCTION
 from ulna.networks.catalog.marimont import IMPLICIT_UNET, POINTWISE
+from ulna.networks.catalog.roy import PROTOCOL as MEDNEXT_PROTOCOL
+from ulna.networks.catalog.roy import mednext
 from ulna.networks.catalog.wang import DUAL_SUPERVISION
+from ulna.networks.catalog.zhang import residual_unet
 from ulna.recipe import Architecture, Slot
 
 # levels 2 and 3 of 5, as deep as the layers are in the rows of the paper for video and CT; a narrower state is faster
@@ -119,5 +124,29 @@ RECOMMENDED: dict[str, Entry] = {
         "Isensee 2021 (nnU-Net), the plain network of its v2",
         "U-Net with instance norm, leaky ReLU, strided convolutions, deep supervision at every level",
         recipe={"loss.heads": "halving"},
+    ),
+    "nnunet_resenc": Entry(
+        RESENC,
+        "Isensee 2024 (nnU-Net revisited), preset ResEnc L",
+        "nnU-Net with a residual encoder; on a GPU planned for 24 GB, the preset that its authors recommend",
+        input=(1, 128, 128, 128),
+        maps=2,
+        recipe=L_PROTOCOL,
+    ),
+    "mednext": Entry(
+        mednext("s", 3),
+        "Roy 2023 (MedNeXt), size S",
+        "MedNeXt-S: inverted bottlenecks behind depthwise convolutions of 3, up and down too",
+        recipe=MEDNEXT_PROTOCOL,
+    ),
+    "unet3p": Entry(
+        UNET3P.replaced(deep_supervision=True),
+        "Huang 2020 (UNet 3+)",
+        "UNet 3+ of half its widths, 32 to 512 channels: full-scale skips, deep supervision at every level",
+    ),
+    "residual_unet": Entry(
+        residual_unet("project"),
+        "Zhang 2018 (deep residual U-Net)",
+        "U-Net of pre-activated residual units, 32 to 512 channels, projections on the shortcuts",
     ),
 }

@@ -17,7 +17,8 @@ from ulna.networks.wiring import Wiring
 class Dense(Head):
     """A 1x1 convolution at every supervised node.
 
-    Source: UNet++ (zhou2018), Sec. 3.2: deep supervision, accurate and fast mode.
+    Source: UNet++ (zhou2018), Sec. 3.2: deep supervision, accurate and fast mode; UNet 3+ (huang2020), Sec. 2.2: a 3x3
+    convolution, then bilinear upsampling.
 
     Args:
         spatial_dims: 2 or 3.
@@ -26,6 +27,8 @@ class Dense(Head):
         readout: "final" takes the last head; "mean" averages the heads' probabilities (accurate mode).
         exclusive: K > 1 maps exclude each other (softmax); else each map has its own sigmoid.
         bias: of the convolutions.
+        kernel_size: of the convolutions, odd.
+        upsample: heads of coarser levels answer at the image's own size, by bi- or trilinear interpolation of their logits.
 
     Shape:
         {node: (N, C, *S)} -> Outputs with (N, K, *S), or (N, K, P) at points
@@ -42,11 +45,19 @@ class Dense(Head):
         readout: str = "final",
         exclusive: bool = True,
         bias: bool = True,
+        kernel_size: int = 1,
+        upsample: bool = False,
     ) -> None:
         super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise UsageError(f"kernel_size is {kernel_size}; it must be odd")
         self.convs = nn.ModuleDict(
-            {name: nd.conv(spatial_dims, width, maps, kernel_size=1, bias=bias) for name, width in widths.items()}
+            {
+                name: nd.conv(spatial_dims, width, maps, kernel_size=kernel_size, bias=bias)
+                for name, width in widths.items()
+            }
         )
+        self.upsample = upsample
         self.readout = readout
         self.exclusive = exclusive and maps > 1
 
@@ -66,6 +77,9 @@ class Dense(Head):
 
     def forward(self, maps: dict[str, Tensor], size: Sequence[int], points: Tensor | None = None) -> Outputs:
         heads = {name: conv(maps[name]) for name, conv in self.convs.items()}
+        if self.upsample:
+            whole = tuple(size)
+            heads = {name: z if z.shape[2:] == whole else nd.resize(z, whole) for name, z in heads.items()}
         if points is not None:
             heads = {name: at_points(logits, points, size) for name, logits in heads.items()}
         return Outputs(self.answer(list(heads.values())), heads, points)
@@ -83,7 +97,7 @@ class Dense(Head):
         head = Dense.__new__(Dense)
         nn.Module.__init__(head)
         head.convs = nn.ModuleDict({name: self.convs[name]})
-        head.readout, head.exclusive = "final", self.exclusive
+        head.readout, head.exclusive, head.upsample = "final", self.exclusive, self.upsample
         return head
 
 

@@ -1,4 +1,4 @@
-"""Losses on logits: one criterion, and its weighted mean over the supervised heads.
+"""Losses on logits: soft Dice, cross-entropy and their like, and the weighted mean of one over the supervised heads.
 
 Legend: N images, K logit maps, *S spatial axes. Targets are class indices (N, *S); with one map they are 0 and 1; with
 `multilabel` they are (N, K, *S) with 0 and 1. p is a probability, g the target. Sums run in the precision of the logits,
@@ -8,9 +8,7 @@ Formulas, edge cases and where they come from: docs/papers/losses_and_metrics.md
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +16,13 @@ from torch.nn import functional as F
 
 from ulna.errors import UsageError, unknown
 from ulna.kernels.points.point_sample import point_sample
+from ulna.losses.weights import ClassWeights, class_weights
 from ulna.networks.heads import Outputs, probabilities
 
 REDUCTIONS = ("image", "batch")
 
 
-class _Overlap(nn.Module):
+class Overlap(nn.Module):
     """What the losses on overlaps share: probabilities against one-hot targets, summed per image or over the batch."""
 
     def __init__(
@@ -36,8 +35,8 @@ class _Overlap(nn.Module):
             raise unknown("reduction", reduction, REDUCTIONS)
         self.smooth, self.reduction, self.background, self.multilabel = smooth, reduction, background, multilabel
 
-    def pairs(self, logits: Tensor, target: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor]:
-        """p and g as (N, maps, voxels), 0 where not known; softmax outputs lose their background unless `background`."""
+    def maps(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """p and g as (N, maps, *S), 0 where not known; softmax outputs lose their background unless `background`."""
         p = probabilities(logits, multilabel=self.multilabel)
         exclusive = logits.shape[1] > 1 and not self.multilabel
         g = one_hot(target, logits.shape[1]) if exclusive else as_maps(target, logits)
@@ -46,6 +45,11 @@ class _Overlap(nn.Module):
         if known is not None:
             inside = as_maps(known, logits).to(p.dtype)
             p, g = p * inside, g * inside
+        return p, g
+
+    def pairs(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same as (N, maps, voxels)."""
+        p, g = self.maps(logits, target, known)
         return p.flatten(2), g.flatten(2)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ class _Overlap(nn.Module):
         return x.sum(dim=2) if self.reduction == "image" else x.sum(dim=(0, 2))
 
 
-class SoftDice(_Overlap):
+class SoftDice(Overlap):
     """1 - (2 sum pg + s) / (sum p + sum g + s); with `squared` p and g are squared in the denominator.
 
     Source: modular U-Net (laird2019), Sec. 5.2 ("Dice" and "Dice squared"); s = 1 in the code of UNet++ (zhou2018).
@@ -95,29 +99,54 @@ class CrossEntropy(nn.Module):
 
     Where none is known, it is 0.
 
+    Args:
+        weights: of the classes (`ClassWeights`), as of a weighted mean; None: all alike.
+        multilabel: every map has its own sigmoid.
+
     Shape:
         (N, K, *S), (N, *S) -> ()
     """
 
-    def __init__(self, *, multilabel: bool = False) -> None:
+    def __init__(self, *, weights: Sequence[float] | None = None, multilabel: bool = False) -> None:
         super().__init__()
         self.multilabel = multilabel
+        self.weights = class_weights(weights, multilabel=multilabel)
 
     def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        overlapping = self.multilabel or logits.shape[1] == 1
-        maps = as_maps(target, logits).to(logits.dtype) if overlapping else target.long()
-        of_each = F.binary_cross_entropy_with_logits if overlapping else F.cross_entropy
-        if known is None:
-            return of_each(logits, maps)
-        inside = known.reshape(maps.shape).to(logits.dtype)
-        return (of_each(logits, maps, reduction="none") * inside).sum() / inside.sum().clamp_min(1)
+        if self.weights is None and known is None:
+            return entropies(logits, target, multilabel=self.multilabel, reduction="mean")
+        each = entropies(logits, target, multilabel=self.multilabel)
+        if self.weights is not None:
+            return self.weights.mean(each, target, logits.shape[1], known)
+        return mean_of(each, known)
+
+
+def entropies(logits: Tensor, target: Tensor, *, multilabel: bool, reduction: str = "none") -> Tensor:
+    """The cross-entropy of every voxel, or their mean: (N, K, *S), (N, *S) -> (N, *S), or (N, K, *S) of sigmoids."""
+    if multilabel or logits.shape[1] == 1:
+        maps = as_maps(target, logits).to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, maps, reduction=reduction)
+    return F.cross_entropy(logits, target.long(), reduction=reduction)
+
+
+def mean_of(each: Tensor, known: Tensor | None) -> Tensor:
+    """The mean of the losses of voxels over those that are known; 0 where none is.
+
+    Shape:
+        (N, *S) or (N, K, *S), the same or (N, *S) of one map -> ()
+    """
+    if known is None:
+        return each.mean()
+    inside = known.reshape(each.shape).to(each.dtype)
+    return (each * inside).sum() / inside.sum().clamp_min(1)
 
 
 class DiceCrossEntropy(nn.Module):
     """`dice` * soft Dice + `cross_entropy` * cross-entropy.
 
     Source: SDU-Net (carvalho2021), Sec. 3.2, and Implicit U-Net (marimont2022), Sec. 3.1. Reading: weights 1 and 1.
+    The `weights` of the classes are those of the cross-entropy; Dice is a mean over classes.
     """
 
     def __init__(
@@ -125,18 +154,19 @@ class DiceCrossEntropy(nn.Module):
         *,
         dice: float = 1.0,
         cross_entropy: float = 1.0,
+        weights: Sequence[float] | None = None,
         smooth: float = 1.0,
         reduction: str = "image",
         multilabel: bool = False,
     ) -> None:
         super().__init__()
-        self.weights = (dice, cross_entropy)
+        self.shares = (dice, cross_entropy)
         self.dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
-        self.cross_entropy = CrossEntropy(multilabel=multilabel)
+        self.cross_entropy = CrossEntropy(weights=weights, multilabel=multilabel)
 
     def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         dice, cross_entropy = (one(logits, target, known) for one in (self.dice, self.cross_entropy))
-        return self.weights[0] * dice + self.weights[1] * cross_entropy
+        return self.shares[0] * dice + self.shares[1] * cross_entropy
 
 
 class UNetPlusPlusLoss(DiceCrossEntropy):
@@ -150,7 +180,7 @@ class UNetPlusPlusLoss(DiceCrossEntropy):
         super().__init__(cross_entropy=0.5, smooth=smooth, reduction=reduction, multilabel=multilabel)
 
 
-class FocalTversky(_Overlap):
+class FocalTversky(Overlap):
     """(1 - TI)^exponent with TI = (TP + s) / (TP + alpha FN + beta FP + s).
 
     Source: modular U-Net (laird2019), Sec. 5.2; alpha, beta, s and the exponent from the code of focal Tversky
@@ -175,47 +205,14 @@ class FocalTversky(_Overlap):
         self.alpha, self.beta, self.exponent = alpha, beta, exponent
 
     def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        # below 1 the power has an infinite slope at 0, which a perfect prediction reaches
+        return (1 - self.index(logits, target, known)).clamp_min(1e-7).pow(self.exponent).mean()
+
+    def index(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        """TI of every image and map, or of every map pooled over the batch."""
         p, g = self.pairs(logits, target, known)
         hit, missed, wrong = self.sum(p * g), self.sum((1 - p) * g), self.sum(p * (1 - g))
-        index = (hit + self.smooth) / (hit + self.alpha * missed + self.beta * wrong + self.smooth)
-        # below 1 the power has an infinite slope at 0, which a perfect prediction reaches
-        return (1 - index).clamp_min(1e-7).pow(self.exponent).mean()
-
-
-LOSSES: dict[str, Callable[..., nn.Module]] = {
-    "dice": SoftDice,
-    "dice_squared": lambda **options: SoftDice(squared=True, **options),
-    "cross_entropy": CrossEntropy,
-    "dice_ce": DiceCrossEntropy,
-    "unetpp": UNetPlusPlusLoss,
-    "focal_tversky": FocalTversky,
-}
-
-
-def make_loss(
-    kind: str,
-    *,
-    options: Mapping[str, Any] | None = None,
-    heads: str | Mapping[str, float] = "equal",
-    multilabel: bool,
-    ignored: int | None = None,
-) -> HeadsLoss:
-    """The loss of a recipe; `multilabel` and `ignored` are those of `Labels`.
-
-    Raises:
-        UsageError: for an unknown loss, option or weighting.
-    """
-    if kind not in LOSSES:
-        raise unknown("loss", kind, LOSSES)
-    valid = list(inspect.signature(SoftDice if kind == "dice_squared" else LOSSES[kind]).parameters)
-    for option in options or {}:
-        if option not in valid or option == "multilabel":
-            raise unknown(f"option of loss {kind!r}", option, (name for name in valid if name != "multilabel"))
-    try:
-        criterion = LOSSES[kind](**(options or {}), multilabel=multilabel)
-    except TypeError as error:
-        raise UsageError(f"loss.options {dict(options or {})} do not work for {kind!r}: {error}") from None
-    return HeadsLoss(criterion, heads, ignored)
+        return (hit + self.smooth) / (hit + self.alpha * missed + self.beta * wrong + self.smooth)
 
 
 class HeadsLoss(nn.Module):
@@ -241,6 +238,17 @@ class HeadsLoss(nn.Module):
         self.weights = weights
         self.ignored = ignored
 
+    def check(self, maps: int) -> None:
+        """Refuse class weights that do not fit so many maps.
+
+        Raises:
+            UsageError: with the number that is asked for.
+        """
+        for part in self.criterion.modules():
+            weights = getattr(part, "weights", None)
+            if isinstance(weights, ClassWeights):
+                weights.check(maps)
+
     def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the criterion at every head with a weight."""
         weights = self.weights_for(outputs)
@@ -262,9 +270,14 @@ class HeadsLoss(nn.Module):
         """Head name -> weight; the weights sum to 1.
 
         Raises:
-            UsageError: if a weight names a head that the network has not.
+            UsageError: if a weight names a head that the network has not, or the criterion cannot read points.
         """
         names = list(outputs.heads)
+        if outputs.points is not None and getattr(self.criterion, "needs_maps", False):
+            raise UsageError(
+                "loss.kind: this loss goes by where voxels lie to each other, and points are sampled from all over a patch; "
+                "take another loss, or train on whole patches: leave points.count and points.fraction out, with another head"
+            )
         if isinstance(self.weights, Mapping):
             for name in self.weights:
                 if name not in names:
