@@ -4,16 +4,21 @@
     DATA/dataset.json, imagesTr/, labelsTr/               Decathlon and nnU-Net
     DATA/CASE/images/*, DATA/CASE/masks/*                 one folder per case, one mask per object
     DATA/train.npz, val.npz, test.npz                     arrays
+    DATA/CASE/...                                         DICOM series with SEG or RTSTRUCT files, nested as they come
 
 A layout is found from names alone; no pixel is read. Everything that does not fit is collected.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ulna.data.formats.dicom.choosing import Wishes
+from ulna.data.formats.dicom.finding import holds_dicom, known_header
+from ulna.data.formats.dicom.header import is_dicom
 from ulna.data.formats.npz import npz_contents
 from ulna.data.formats.source import (
     ARRAY_SUFFIX,
@@ -23,29 +28,35 @@ from ulna.data.formats.source import (
     case_name,
     data_error,
     readable,
+    shown,
     suffix_of,
 )
 from ulna.data.layout.case import Case
 from ulna.data.layout.case_folders import case_folders
 from ulna.data.layout.dataset_json import listed, nnunet, note_number
+from ulna.data.layout.dicom_tree import dicom_tree
 from ulna.data.layout.metadata import parse_channels, parse_classes, read_classes, read_json
-from ulna.data.layout.pairing import Found, convert, files_in, grouped, pairs
+from ulna.data.layout.pairing import Found, convert, files_in, grouped, image_sources, pairs
+from ulna.data.layout.structures import are_structures, name_labels
+from ulna.data.layout.wishes import read_wishes
 from ulna.errors import DataError, Problem
 
+_LABEL_NAME = re.compile(r"(?:^|[_.-])(label|labels|mask|masks|seg|segmentation|gt|groundtruth)(?:[_.-]|$)")
 _PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _PICTURE = """lay the data out as
     DATA/images/CASE.png   (or .nii.gz, .tif, ...)
     DATA/labels/CASE.png   the same name; 0 is background, 1..K the classes
   or give a folder with dataset.json, imagesTr/ and labelsTr/, folders CASE/images/ and CASE/masks/ (one mask per
-  object), or .npz files with `images` and `masks`"""
+  object), .npz files with `images` and `masks`, or DICOM: DATA/CASE/ with a series and its SEG or RTSTRUCT"""
 
 
-def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found:
+def find(root: Path, *, need_labels: bool, channels: int | None = None, wishes: Wishes | None = None) -> Found:
     """Look through `root`, a folder or one file.
 
     Args:
         need_labels: every image needs its label map (training), or may lack it (prediction).
         channels: how many files make a case, where only the names of images can tell.
+        wishes: what is said about DICOM series, before what `dicom.json` says.
 
     Raises:
         DataError: if there is nothing to read, or the layout is unknown.
@@ -53,7 +64,11 @@ def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found
     with readable(root):
         if not root.exists():
             raise data_error(root, "does not exist", "check the path")
-        return _looked_through(Found(root), need_labels, channels)
+        found = Found(root)
+        found.wishes = (wishes or Wishes()).over(read_wishes(found))
+        found = _looked_through(found, need_labels, channels)
+        name_labels(found)
+        return found
 
 
 def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Found:
@@ -81,13 +96,20 @@ def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Fo
         used = _arrays(found, arrays, need_labels)
     elif folders := case_folders(found, names, need_labels, channels):
         used = folders
-    elif need_labels and (half := next((pair for pair in _PAIRS if len(names & set(pair)) == 1), None)):
+    elif (
+        need_labels
+        and not holds_dicom(root)
+        and (half := next((pair for pair in _PAIRS if len(names & set(pair)) == 1), None))
+    ):
         raise _half(found, names, *half)
+    elif in_tree := (holds_dicom(root) and dicom_tree(found, need_labels)):
+        used = in_tree
     elif not need_labels and (imaged := _flat(found, names, channels)):
         used = imaged
     else:
         raise _unknown(found, names)
-    _declared_names(found, about)
+    if found.layout != "dicom" or found.labels is None:
+        _declared_names(found, about)
     spare = sorted(name for name in names - used if (root / name).is_dir())
     found.notes += [f"{name}/ is not read" for name in spare]
     found.cases.sort(key=lambda case: case.id)
@@ -126,11 +148,25 @@ def _one_file(found: Found, need_labels: bool) -> None:
         found.labels = read_classes(path.parent, found.problems)
     elif need_labels:
         raise data_error(path, "is one file, not a data set", _PICTURE)
+    elif suffix_of(path) not in IMAGE_SUFFIXES and is_dicom(path):
+        _one_dicom(found, path)
     elif suffix_of(path) not in IMAGE_SUFFIXES:
         raise data_error(path, f"has the extension {suffix_of(path)!r}, which is not read", convert())
     else:
         found.layout = "image"
         found.cases = [Case(case_name(path), (Source(path),), None)]
+
+
+def _one_dicom(found: Found, path: Path) -> None:
+    kind = known_header(path).kind
+    if kind in ("seg", "rtstruct"):
+        raise data_error(path, "is a label file (SEG or RTSTRUCT), no image", "give the series that it was drawn on")
+    if kind == "directory":
+        raise data_error(path, "is an index of DICOM files (DICOMDIR)", "give the folder in which it lies")
+    if kind != "image":
+        raise data_error(path, "is a DICOM file without an image", "give a series of images")
+    found.layout = "image"
+    found.cases = [Case(case_name(path), image_sources(found, [path]), None)]
 
 
 def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
@@ -140,7 +176,7 @@ def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
         found.labels = parse_classes(about["labels"], about.get("mode"), path, found.problems)
         if (found.root / "classes.json").is_file():
             found.notes.append("classes.json is not read: dataset.json names the classes")
-    else:
+    elif not are_structures(found):
         found.labels = read_classes(found.root, found.problems)
     if found.channel_names is None:
         found.channel_names = parse_channels(about.get("channel_names", about.get("modality")))
@@ -152,7 +188,9 @@ def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:
         return set()
     found.layout = "images"
     for case, paths in grouped(found, files_in(found, found.root), (), channels).items():
-        found.cases.append(Case(case, tuple(Source(path) for path in paths), None))
+        found.cases.append(Case(case, image_sources(found, paths), None))
+        if _LABEL_NAME.search(case.lower()):
+            found.notes.append(f"{shown(paths[0])} has the name of a label map; it is read as an image")
     return {"images"}
 
 
