@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ulna.blocks import nd
+from ulna.data.formats.dicom.about import About
 from ulna.data.formats.source import case_name
 from ulna.data.formats.write import write_labels
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
@@ -34,6 +35,7 @@ from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memo
 from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
 from ulna.system.device import choose_precision, default_device, to_device
 from ulna.system.reading import read_json
+from ulna.version import version
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +48,13 @@ class Result:
         mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
         probabilities: (K, *S), float32; one map for a single structure. None where they were not asked for.
         volume: the image, with its geometry.
+        about: names of the classes and of the network, for files that say so.
     """
 
     mask: NDArray[Any]
     probabilities: NDArray[np.float32] | None
     volume: Volume
+    about: About | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -68,7 +72,7 @@ class Result:
         What follows another dot belongs to the name: `patient.1` becomes patient.1.nii.gz.
         """
         path = Path(path)
-        return write_labels(path.with_name(case_name(path)), self.mask, self.volume)
+        return write_labels(path.with_name(case_name(path)), self.mask, self.volume, self.about)
 
 
 class Segmenter:
@@ -147,9 +151,14 @@ class Segmenter:
             UsageError: if it does not fit the plan.
         """
         if not probabilities:
-            return Result(self.mask(volume), None, volume)
+            return Result(self.mask(volume), None, volume, self.about)
         maps = self.probabilities(volume)
-        return Result(self.label_map(maps), maps.numpy(), volume)
+        return Result(self.label_map(maps), maps.numpy(), volume, self.about)
+
+    @property
+    def about(self) -> About:
+        """What a file says of the masks."""
+        return About(self.plan.labels.foreground, self.recipe.model or "network", version("ulna"))
 
     def mask(self, volume: Volume) -> NDArray[Any]:
         """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""
