@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import Source, data_error
+from ulna.data.formats.source import DICOM_SUFFIX, Series, Source, data_error, suffix_of
+from ulna.data.layout.case import of_classes
 from ulna.data.layout.classes import classes_found
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.turning import orientation_of
@@ -159,11 +161,11 @@ def evaluate(
     def pairs() -> Iterator[Pair]:
         for name in track(wanted, "evaluating"):
             try:
-                volume = read_labels(references.sources[name], dims)
+                volume = read_labels(of_classes(references.sources[name], names), dims)
                 reference = encode_labels(volume, of_references)
                 prediction = np.zeros_like(reference)
                 if name in predicted.sources:
-                    mask = read_labels(predicted.sources[name], dims)
+                    mask = _mask(predicted.sources[name], references.images.get(name), names, volume, dims)
                     prediction = encode_labels(mask, of_masks)
                     if of_masks.ignored is not None:  # what a mask leaves open is not found
                         prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
@@ -352,6 +354,17 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+def _mask(source: Source, image: Source | None, names: Labels, reference: Volume, dims: int | None) -> Volume:
+    """A predicted mask; one of DICOM is read on the slices that it was made for, whatever the order of the reference's."""
+    if source.row is None and suffix_of(source.path) == DICOM_SUFFIX:
+        of_image = None if image is None else image.series
+        grid, fixes = ((), ()) if of_image is None else (of_image.files, of_image.fixes)
+        source = Source(source.path, None, Series((source.path,), fixes, grid, (), names.multilabel))
+    mask = read_labels(source, dims)
+    of_dicom = image is not None or "dicom" in (mask.meta.format, reference.meta.format)
+    return onto_grid(mask, reference) if of_dicom else mask
+
+
 def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
     if mask.size != reference.size:
         what = f"has the size {mask.size}, its reference {reference.size}"
@@ -374,7 +387,9 @@ def _dims(references: Iterable[Source]) -> int | None:
 
 def _check_out(out: Path, labels: Path, references: Masks) -> None:
     """Refuse a folder whose files are not of an earlier evaluation."""
-    check_folder(out, [labels, *dict.fromkeys(source.path for source in references.sources.values())])
+    check_folder(
+        out, [labels, *dict.fromkeys(place for source in references.sources.values() for place in source.places)]
+    )
     own = {
         "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith(("case,class,", "case,slice,class,")),
         "summary.json": lambda path: {"tolerance", "classes", "missing"} <= read_json_object(path).keys(),

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ulna.data.formats.dicom.choosing import Wishes, parse_wishes
 from ulna.data.formats.limits import memory
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
@@ -27,6 +28,7 @@ from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
 from ulna.explaining.seeing import most_seen
 from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.folding import fuse_batchnorm
+from ulna.inference.inputs import channels_of
 from ulna.inference.levels import pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load
 from ulna.inference.volume import as_given, flips
@@ -70,6 +72,8 @@ def explain(
     case: str | None = None,
     target: str | None = None,
     tta: bool = False,
+    series: Sequence[str] = (),
+    dicom: Sequence[str] = (),
 ) -> Explanation:
     """Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
 
@@ -85,6 +89,8 @@ def explain(
         case: the id of the image in a data set of several.
         target: the class to explain; left out, the structure with the most predicted voxels.
         tta: predict mirrored copies of the image too; of a single run, the spread of these answers is shown.
+        series: of DICOM: the UID or the description of the series to take, or of several that are the channels.
+        dicom: what is done about odd slices, as in `ulna predict`.
 
     Returns:
         The folder, its files, and what stands in explain.json.
@@ -100,7 +106,8 @@ def explain(
     segmenter = load(runs)
     labels = segmenter.plan.labels
     wanted = None if target is None else _index(target, labels)
-    chosen = _choose(image, case, segmenter.plan)
+    wishes = parse_wishes(series, dicom)._replace(channels=channels_of(segmenter.plan))
+    chosen = _choose(image, case, segmenter.plan, wishes)
     _make_folder(out, chosen)
     volume = chosen.read_image()
     _need(segmenter, volume).check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
@@ -192,8 +199,9 @@ def _write_facts(out: Path, facts: dict[str, Any]) -> None:
     write_text(out / EXPLAIN_FILE, json.dumps(facts, indent=1, allow_nan=False))
 
 
-def _choose(image: Path, case: str | None, plan: Plan) -> Case:
-    dataset = Dataset.from_folder(image, need_labels=False, channels=plan.in_channels).of_dims(plan.image_dims)
+def _choose(image: Path, case: str | None, plan: Plan, wishes: Wishes) -> Case:
+    dataset = Dataset.from_folder(image, need_labels=False, channels=plan.in_channels, wishes=wishes)
+    dataset = dataset.of_dims(plan.image_dims)
     if case is not None:
         return dataset.case(case)
     if len(dataset.cases) != 1:
@@ -204,7 +212,7 @@ def _choose(image: Path, case: str | None, plan: Plan) -> Case:
 
 def _make_folder(out: Path, case: Case) -> None:
     """Make the folder; never one that belongs to a data set or a run, and no file of others is replaced in it."""
-    check_folder(out, [source.path for source in case.images])
+    check_folder(out, [place for source in case.images for place in source.places])
     _check_names(out)
     make_folder(out)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.label_maps import in_file
+from ulna.data.formats.dicom.verified import LEAST_DICE
 from ulna.data.formats.limits import is_memory_error
 from ulna.data.formats.npz import npz_contents
 from ulna.data.formats.read import read_labels
@@ -65,6 +65,7 @@ class Work:
         record: what is known of the folder.
         run_digest: of all runs.
         options: what changes the answer.
+        formats: of the masks; none: the input's own.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class Work:
         record: Record,
         run_digest: str,
         options: dict[str, Any],
+        formats: tuple[str, ...] = (),
     ) -> None:
         self.segmenter, self.out, self.probabilities, self.record = segmenter, out, probabilities, record
-        self.run_digest, self.options = run_digest, options
+        self.run_digest, self.options, self.formats = run_digest, options, formats
         self.done: dict[str, Entry] = {}
         self.skipped: list[str] = []
         self.failed: dict[str, str] = {}
@@ -153,7 +155,12 @@ class Work:
         entry = self._wanted[case.id]
         if not entry.input:  # before the image is read: if it changes in between, the next call sees another image
             entry = replace(entry, input=self._input(case))
-        return Read(entry, case.read_image(), time.perf_counter() - start)
+        volume = case.read_image()
+        if volume.meta.format == "dicom":
+            for note in volume.meta.notes:
+                log.info("note: %s: %s", case.id, note)
+            entry = replace(entry, notes=volume.meta.notes)
+        return Read(entry, volume, time.perf_counter() - start)
 
     def _segment(
         self,
@@ -196,13 +203,18 @@ class Work:
             written = [write_probabilities(staging / f"{case.id}_probabilities", result.probabilities, volume)]
         in_npz = source.row is not None
         if not in_npz:
-            written.insert(0, write_labels(staging / case.id, in_file(result.mask, result.labels), volume))
+            masks = {
+                format: write_labels(staging / case.id, result.in_file(format), volume, result.about, format)
+                for format in self.formats or (None,)
+            }
+            written = [*masks.values(), *written]
+            entry = replace(entry, verified=_verified(masks, volume))
         files = {path.name: "" for path in written}
         file = entry.file if in_npz else written[0].name
         seconds = round(entry.seconds + time.perf_counter() - start, 3)
         entry = replace(entry, file=file, files={file: ""} | files, size=volume.size, seconds=seconds)
         if in_npz:
-            self._arrays.setdefault(source.path, []).append((entry, in_file(result.mask, result.labels)))
+            self._arrays.setdefault(source.path, []).append((entry, result.in_file()))
             return
         with held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
@@ -221,7 +233,7 @@ class Work:
 
     def _input(self, case: Case) -> str:
         """The digest of a case's files, taken once: the rows of an npz share theirs."""
-        paths = tuple(source.path for source in case.images)
+        paths = tuple(file for source in case.images for file in source.files)
         if paths not in self._inputs:
             self._inputs[paths] = input_digest(paths)
         return self._inputs[paths]
@@ -264,14 +276,31 @@ class Work:
     def _entry(self, case: Case) -> Entry:
         """What is to be made of a case: the names of its files, and what they are made with."""
         source = case.images[0]
-        mask = case.id + mask_suffix(source, multilabel=self.segmenter.plan.labels.stacked)
-        file = mask if source.row is None else f"{case_name(source.path)}.npz"
-        names = [file, *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else [])]
+        stacked = self.segmenter.plan.labels.stacked
+        masks = [case.id + mask_suffix(source, multilabel=stacked, format=one) for one in self.formats or (None,)]
+        if source.row is not None and self.formats:
+            raise UsageError(f"--format: {source.path} is an .npz, whose masks are written as one .npz; leave it out")
+        file = masks[0] if source.row is None else f"{case_name(source.path)}.npz"
+        names = [
+            file,
+            *masks[1:],
+            *([f"{case.id}_probabilities{probabilities_suffix(source)}"] if self.probabilities else []),
+        ]
         return Entry(case.id, file, dict.fromkeys(names, ""), (), 0.0, "", self.run_digest, self.options, VERSION)
 
     def _free(self, entry: Entry) -> tuple[str, ...]:
         """The names that may be taken: what is ulna's own was looked at before the work."""
         return tuple(name for name in entry.files if self.record.owns(name) or self.record.undigested(name))
+
+
+def _verified(masks: Mapping[str | None, Path], volume: Volume) -> dict[str, str]:
+    """File -> how it was compared with the mask after it was written, for those that were."""
+    own = "seg" if volume.meta.format == "dicom" else ""
+    how = {
+        "seg": "read again, equal voxel by voxel",
+        "rtstruct": f"read again, Dice at least {LEAST_DICE:g} and equal volume",
+    }
+    return {path.name: how[kind] for format, path in masks.items() if (kind := format or own) in how}
 
 
 def _row_of(path: Path, case: str, multilabel: bool) -> NDArray[Any]:
@@ -299,6 +328,6 @@ def _bytes_of(result: Result) -> int:
 def _file_bytes(case: Case) -> int:
     """Of its images; 0 where one cannot be seen, which is told when it is read."""
     try:
-        return sum(source.path.stat().st_size for source in case.images)
+        return sum(file.stat().st_size for source in case.images for file in source.files)
     except OSError:
         return 0

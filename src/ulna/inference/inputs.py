@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ulna.data.formats.dicom.choosing import Wishes, series_in
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import Source, suffix_of
 from ulna.data.pipeline.orientation import DIRECTIONS
@@ -35,7 +36,8 @@ def as_volume(
     """One image for a plan.
 
     Args:
-        image: a file, the list of the channel files of one case, an array or a tensor ((*S), (C, *S) or (*S, C)), a volume.
+        image: a file, a folder of a DICOM series, the list of the channel files of one case, an array or a tensor
+            ((*S), (C, *S) or (*S, C)), a volume.
         plan: of the run.
         spacing: of an array, in mm, along its spatial axes.
         affine: (4, 4) of an array, voxel index -> RAS mm.
@@ -95,13 +97,29 @@ def _read(files: Sequence[str | Path], plan: Plan) -> Volume:
     for file in files:
         if suffix_of(file) == ".npz":
             raise UsageError(f"{file}: holds many images; predict it with `ulna predict`, or give one as an array")
-    volume = read_image([Source(Path(file)) for file in files], plan.image_dims)
-    if len(files) == 1 and volume.channels == 1 < plan.in_channels:
+    sources = [source for file in files for source in _sources(Path(file), plan)]
+    volume = read_image(sources, plan.image_dims)
+    if len(sources) == 1 and volume.channels == 1 < plan.in_channels:
         raise UsageError(
             f"{files[0]}: 1 channel; this model reads {plan.in_channels} ({', '.join(plan.channel_names)}); give the channel "
             "files of a case as a list in the list: segment([[file_0, file_1]])"
         )
     return volume
+
+
+def channels_of(plan: Plan) -> tuple[str, ...]:
+    """What the DICOM series of a case are called that are the channels of a training; nothing for one channel."""
+    return tuple(plan.channel_names) if plan.in_channels > 1 else ()
+
+
+def _sources(path: Path, plan: Plan) -> list[Source]:
+    """A file; or the series of a folder of DICOM files: those that are the channels, where the run has several."""
+    if not path.is_dir():
+        return [Source(path)]
+    found, said = series_in(path, Wishes(channels=channels_of(plan)))
+    if said:
+        _note(said)
+    return found
 
 
 def _placed(volume: Volume, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Volume:

@@ -48,7 +48,7 @@ def find_pending(record: Record, cases: Sequence[Case], wanted: Mapping[str, Ent
         entry = wanted[case.id]
         present = [name for name in entry.files if os.path.lexists(record.folder / name)]
         if present:
-            paths = tuple(source.path for source in case.images)
+            paths = tuple(file for source in case.images for file in source.files)
             if paths not in digests:
                 digests[paths] = input_digest(paths)
             entry = replace(entry, input=digests[paths])

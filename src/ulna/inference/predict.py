@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ulna.data.formats.dicom.choosing import parse_wishes
+from ulna.data.formats.write import FORMATS
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.record import Record
@@ -19,6 +21,7 @@ from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.evaluation.units import Across
 from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
+from ulna.inference.inputs import channels_of
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
 from ulna.recipe import Split
@@ -68,22 +71,31 @@ def predict(
     tta: bool = False,
     probabilities: bool = False,
     overwrite: bool = False,
+    format: Sequence[str] = (),
+    series: Sequence[str] = (),
+    dicom: Sequence[str] = (),
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
     Called again, it does what is missing. A mask of another run, of other options or of an image that has changed is
-    redone with `overwrite` only. Nothing that ulna did not write is ever replaced.
+    redone with `overwrite` only. Nothing that ulna did not write is ever replaced. A DICOM series gives a DICOM SEG, which is
+    read again and compared with the mask before it is put in place.
 
     Args:
         run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged, as do the folds of a
             cross-validation.
-        data: an image, a folder of images, a data set, or an .npz file.
+        data: an image, a folder of images, a data set, an .npz file, or a folder with DICOM series.
         out: folder for the masks and predict.json.
         split: only the cases of this part of the run's own split: train, val or test.
         level: predict with the smaller network of this pruning level, counted from 1; see `ulna prune`.
         tta: average over mirrored copies of every image: slower, sometimes better.
         probabilities: also write the probabilities.
         overwrite: predict again what ulna wrote with another run, other options or of another image.
+        format: what masks are written as in place of the input's own format: seg, rtstruct (both for DICOM), nifti; several
+            are written side by side.
+        series: of DICOM: the UID or the description of the series to take; given several times, those that are the channels.
+        dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
+            mixed=refuse|largest; the first of each is the default.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -94,19 +106,31 @@ def predict(
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
     named, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
+    formats, wishes = _formats(format), parse_wishes(series, dicom)
     runs = each_run(named)
     segmenter, digest = _loaded(runs, level)
     if tta:
         segmenter = segmenter.mirrored()
-    dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
+    dataset = Dataset.from_folder(
+        data,
+        need_labels=False,
+        channels=segmenter.plan.in_channels,
+        wishes=wishes._replace(channels=channels_of(segmenter.plan)),
+    )
     dataset = dataset.of_dims(segmenter.plan.image_dims)
     for note in dataset.notes:
         log.info("note: %s", note)
     cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
-    sources = [source.path for case in cases for source in (*case.images, case.label) if source is not None]
-    check_folder(out, [data, *dict.fromkeys(sources)])
-    options = {"level": level, "tta": tta, "probabilities": probabilities}
-    work = Work(segmenter, out, probabilities, Record.read(out), digest, options)
+    sources = [source for case in cases for source in (*case.images, case.label) if source is not None]
+    check_folder(out, [data, *dict.fromkeys(place for source in sources for place in source.places)])
+    if dataset.layout == "dicom" and out.resolve().is_relative_to(data.resolve()):
+        raise UsageError(
+            f"{out}: lies in {data}, where its masks would pass for labels of the series; choose another --out"
+        )
+    options: dict[str, Any] = {"level": level, "tta": tta, "probabilities": probabilities}
+    odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
+    options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
+    work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats)
     work.find_pending(cases, overwrite)
     across = Across.of(segmenter.plan)
     facts = {
@@ -129,6 +153,9 @@ def predict(
         "--tta": tta,
         "--probabilities": probabilities,
         "--overwrite": overwrite,
+        "--format": list(format),
+        "--series": list(series),
+        "--dicom": list(dicom),
     }
     number = work.run(cases, facts)
     if number:
@@ -145,6 +172,14 @@ def predict(
     if work.failed:
         raise PartialFailure(work.failed, len(work.done), result=made)
     return made
+
+
+def _formats(given: Sequence[str]) -> tuple[str, ...]:
+    """The formats of masks, each once; none: the input's own."""
+    for one in given:
+        if one not in FORMATS:
+            raise UsageError(f"--format: {unknown('format', one, FORMATS)}")
+    return tuple(dict.fromkeys(given))
 
 
 def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:

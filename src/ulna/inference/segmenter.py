@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ulna.blocks import nd
+from ulna.data.formats.dicom.about import About
 from ulna.data.formats.label_maps import in_file
 from ulna.data.formats.source import case_name
 from ulna.data.formats.write import write_labels
@@ -36,6 +37,7 @@ from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memo
 from ulna.recipe import PLAN_FORMAT, Labels, Plan, Recipe, Split, from_yaml, parse
 from ulna.system.device import choose_precision, default_device, to_device
 from ulna.system.reading import read_json
+from ulna.version import version
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +51,14 @@ class Result:
         probabilities: (K, *S), float32; one map for a single structure. None where they were not asked for.
         volume: the image, with its geometry.
         labels: the classes.
+        about: names of the classes and of the network, for files that say so.
     """
 
     mask: NDArray[Any]
     probabilities: NDArray[np.float32] | None
     volume: Volume
     labels: Labels = field(default_factory=Labels)
+    about: About | None = None
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -73,7 +77,16 @@ class Result:
         `patient.1` becomes patient.1.nii.gz.
         """
         path = Path(path)
-        return write_labels(path.with_name(case_name(path)), in_file(self.mask, self.labels), self.volume)
+        return write_labels(path.with_name(case_name(path)), self.in_file(), self.volume, self.about)
+
+    def in_file(self, format: str | None = None) -> NDArray[Any]:
+        """The mask as a file of that format holds it; None is the format of the image.
+
+        DICOM names its structures, and has a segment for each; elsewhere overlapping classes with an order are one map.
+        """
+        own = self.volume.meta.format == "dicom" and self.volume.affine is not None
+        of_dicom = own if format is None else format in ("seg", "rtstruct")
+        return self.mask if of_dicom else in_file(self.mask, self.labels)
 
 
 class Segmenter:
@@ -156,9 +169,14 @@ class Segmenter:
             UsageError: if it does not fit the plan.
         """
         if not probabilities:
-            return Result(self.mask(volume), None, volume, self.plan.labels)
+            return Result(self.mask(volume), None, volume, self.plan.labels, self.about)
         maps = self.probabilities(volume)
-        return Result(self.label_map(maps), maps.numpy(), volume, self.plan.labels)
+        return Result(self.label_map(maps), maps.numpy(), volume, self.plan.labels, self.about)
+
+    @property
+    def about(self) -> About:
+        """What a file says of the masks."""
+        return About(self.plan.labels.foreground, self.recipe.model or "network", version("ulna"))
 
     def mask(self, volume: Volume) -> NDArray[Any]:
         """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""

@@ -28,9 +28,10 @@ def digests(cases: tuple[Case, ...]) -> dict[str, str]:
 def _digest(case: Case, known: dict[Path, str]) -> str:
     whole = hashlib.sha256()
     for source in (*case.images, *((case.label,) if case.label else ())):
-        if source.path not in known:
-            known[source.path] = _of_file(source.path)
-        whole.update(f"{known[source.path]} {source.row}\n".encode())
+        for path in source.files:
+            if path not in known:
+                known[path] = _of_file(path)
+            whole.update(f"{known[path]} {source.row}\n".encode())
     return whole.hexdigest()[:32]
 
 

@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.formats.dicom.choosing import Wishes, series_in
+from ulna.data.formats.dicom.finding import NAMED, holds_dicom, known_header
+from ulna.data.formats.dicom.header import is_dicom
+from ulna.data.formats.dicom.labels import read_label_files
+from ulna.data.formats.dicom.series import read_series
 from ulna.data.formats.itk import read_itk
 from ulna.data.formats.label_maps import value_counts, without_colour
 from ulna.data.formats.limits import within_memory
@@ -30,6 +35,7 @@ from ulna.data.formats.source import (
     NUMPY_SUFFIX,
     RASTER_SUFFIXES,
     TIFF_SUFFIXES,
+    Series,
     Source,
     beside,
     data_error,
@@ -41,9 +47,12 @@ from ulna.data.volume import Volume, label_dtype, same_geometry, spacing_text
 
 
 def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -> Volume:
-    if as_labels and source.path.is_dir():
-        return _united(source.path)
     try:
+        if as_labels and source.series is None and source.path.is_dir() and not holds_dicom(source.path):
+            return _united(source.path)
+        if source.series is not None or _of_dicom(source.path):
+            with within_memory(source):
+                return _read_dicom(source, as_labels=as_labels, spatial_dims=spatial_dims)
         file_stat(source.path)
         with within_memory(source):
             volume = _read_format(source, as_labels, spatial_dims)
@@ -53,6 +62,28 @@ def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -
     if not volume.array.size:
         raise data_error(source, f"holds no pixel, its shape is {volume.array.shape}", "take the case out")
     return volume
+
+
+def _of_dicom(path: Path) -> bool:
+    """Whether a path is a DICOM file, whatever its name, or a folder that holds some."""
+    if suffix_of(path) in (*IMAGE_SUFFIXES, ARRAY_SUFFIX):
+        return False
+    return holds_dicom(path) if path.is_dir() else suffix_of(path) in NAMED or is_dicom(path)
+
+
+def _read_dicom(source: Source, *, as_labels: bool, spatial_dims: int | None) -> Volume:
+    path, series = source.path, source.series
+    if not as_labels:
+        if series is None:
+            found, said = series_in(path, Wishes())
+            (chosen,) = found
+            volume = _read_dicom(chosen, as_labels=False, spatial_dims=spatial_dims)
+            notes = (said, *volume.meta.notes) if said else volume.meta.notes
+            return replace(volume, meta=replace(volume.meta, notes=notes))
+        return read_series(path, series, spatial_dims)
+    if series is None and path.is_file() and known_header(path).kind == "image":
+        return read_series(path, Series((path,)), spatial_dims)
+    return read_label_files(source, spatial_dims)
 
 
 def _read_format(source: Source, as_labels: bool, spatial_dims: int | None) -> Volume:

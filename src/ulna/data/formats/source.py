@@ -17,6 +17,7 @@ RASTER_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
 ITK_SUFFIXES = (".mha", ".nrrd")
 NUMPY_SUFFIX = ".npy"
+DICOM_SUFFIX = ".dcm"
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RASTER_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX)
 ARRAY_SUFFIX = ".npz"
 _COMPOUND = (".nii.gz", ".ome.tif", ".ome.tiff")
@@ -27,14 +28,50 @@ LINES_PER_FAULT = 12
 MOST_NAME_BYTES = 200  # file systems end at 255; an ending, and a mark while it is written, come on top
 
 
+class Structure(NamedTuple):
+    """A class of a data set, and the names and codes that segments of a DICOM SEG or RTSTRUCT may have for it."""
+
+    name: str
+    known_as: tuple[str, ...]
+
+
+class Series(NamedTuple):
+    """The DICOM files of a source: the slices of an image, or the label files of a case.
+
+    Args:
+        files: of the image, or of the labels.
+        fixes: what may be done about odd slices; see `ulna.data.formats.dicom.fixes`.
+        grid: of labels: the files of the image on whose voxels they are read; empty: on the voxels that they state.
+        structures: of labels: the classes in their order; empty: all, numbered as they are.
+        overlapping: of labels: one map per class.
+    """
+
+    files: tuple[Path, ...]
+    fixes: tuple[tuple[str, str], ...] = ()
+    grid: tuple[Path, ...] = ()
+    structures: tuple[Structure, ...] = ()
+    overlapping: bool = False
+
+
 class Source(NamedTuple):
-    """One file, or one row of an npz file."""
+    """One file, one row of an npz file, or a DICOM series: its folder (or its one file) and its files."""
 
     path: Path
     row: int | None = None
+    series: Series | None = None
 
     def __str__(self) -> str:
         return str(self.path) if self.row is None else f"{self.path}[{self.row}]"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold its values."""
+        return (self.path,) if self.series is None else self.series.files
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """Its path, and the folders of a series: where nothing is written."""
+        return tuple(dict.fromkeys((self.path, *(file.parent for file in self.files if self.series is not None))))
 
 
 def suffix_of(path: Path | str) -> str:
@@ -58,7 +95,9 @@ def case_name(path: Path | str) -> str:
         ('A.v2', '1.2.840.0175', 'patient.1')
     """
     name, suffix = Path(path).name, suffix_of(path)
-    return composed(name[: len(name) - len(suffix)] if suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) else name)
+    return composed(
+        name[: len(name) - len(suffix)] if suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX, DICOM_SUFFIX) else name
+    )
 
 
 def beside(name: str) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.formats.dicom.about import About
+from ulna.data.formats.dicom.series import DicomStored, has_place, in_slices
+from ulna.data.formats.dicom.verified import Kind, write_verified
 from ulna.data.formats.itk_writing import write_itk
 from ulna.data.formats.nifti import write_nifti
 from ulna.data.formats.npy import write_npy
@@ -16,6 +21,7 @@ from ulna.data.formats.npz import npz_contents, write_masks, write_npz
 from ulna.data.formats.raster import write_png
 from ulna.data.formats.source import (
     ARRAY_SUFFIX,
+    DICOM_SUFFIX,
     ITK_SUFFIXES,
     NIFTI_SUFFIXES,
     NUMPY_SUFFIX,
@@ -27,34 +33,69 @@ from ulna.data.formats.source import (
 )
 from ulna.data.formats.tiff_writing import write_tiff
 from ulna.data.turning import as_stored, orientation_of
-from ulna.data.volume import Format, Volume, label_dtype
+from ulna.data.volume import Format, Meta, Volume, label_dtype
 from ulna.errors import DataError, UsageError
 from ulna.system.files import write_whole
 from ulna.system.outputs import same_place
 
+log = logging.getLogger(__name__)
 
-def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
+FORMATS = ("seg", "rtstruct", "nifti")  # what a mask may be written as where a person says so
+_NO_PLACE = "has no place in space, which a mask in this format needs"
+
+
+def write_labels(
+    stem: Path, labels: NDArray[Any], like: Volume, about: About | None = None, format: str | None = None
+) -> Path:
     """Write a label map in the input's own format and geometry, whole or not at all.
 
     NIfTI stays .nii or .nii.gz, .mha, .nrrd and .npy stay themselves; PNG, BMP and JPEG become .png; TIFF becomes .tif.
     One map per class (multilabel) needs a format with channels: .tif also where the input was PNG. Rows of an npz become
-    an .npz of one row.
+    an .npz of one row. DICOM becomes a SEG, CASE.dcm, which is read again and compared with the
+    mask; a DICOM picture without a place in the patient becomes .tif.
 
     Args:
         stem: folder and name, without extension.
         labels: (*S), or (K, *S) for multilabel.
         like: the volume that was read.
+        about: names of the classes and what made them, for formats that say so.
+        format: one of `FORMATS` in place of the input's own: "seg" (CASE.dcm) and "rtstruct" (CASE_rtstruct.dcm) for DICOM,
+            "nifti" (CASE.nii.gz) for every image with a place in space.
 
     Returns:
         The path that was written.
 
     Raises:
+        DataError: if the image has no such format, or what was written is not what was to be written.
         UsageError: if that path is the image itself, or cannot be written.
     """
     if labels.shape[labels.ndim - like.spatial_dims :] != like.size or labels.ndim - like.spatial_dims not in (0, 1):
         raise ValueError(f"labels {labels.shape} do not lie on the grid {like.size} of {like.path}")
     labels = labels.astype(label_dtype(int(labels.max(initial=0))))
     kind = _format(like)
+    if kind == "dicom" and format is None and like.affine is None:
+        return _whole(stem, ".tif", lambda path: write_tiff(path, labels, replace(like, meta=Meta())), like.path)
+    if format in ("seg", "rtstruct") or (kind == "dicom" and format is None):
+        stored = like.meta.stored
+        if not isinstance(stored, DicomStored):
+            raise data_error(
+                like.path, f"is no DICOM series, and a mask of it is written as no {format}", "leave --format out"
+            )
+        own: Kind = "rtstruct" if format == "rtstruct" else "seg"
+        single = labels.ndim == like.spatial_dims
+        slices = in_slices(labels, like) if single else np.stack([in_slices(one, like) for one in labels])
+
+        def write(path: Path) -> None:
+            for note in write_verified(own, path, slices, stored.stack, about or About(())):
+                log.info("note: %s: %s", stem.name, note)
+
+        return _whole(stem, FORMAT_SUFFIXES[own], write, like.path)
+    if format == "nifti" or kind == "dicom":
+        if like.affine is None:
+            raise data_error(like.path, _NO_PLACE, "leave --format out")
+        if kind != "nifti":
+            like = replace(like, meta=Meta())
+        return _whole(stem, ".nii.gz", lambda path: write_nifti(path, labels, like), like.path)
     if kind == "nifti":
         suffix = ".nii" if like.meta.suffix == ".nii" else ".nii.gz"
         return _whole(stem, suffix, lambda path: write_nifti(path, labels, like), like.path)
@@ -72,8 +113,15 @@ def write_labels(stem: Path, labels: NDArray[Any], like: Volume) -> Path:
     return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
 
 
-def mask_suffix(source: Source, *, multilabel: bool) -> str:
+FORMAT_SUFFIXES = {"seg": DICOM_SUFFIX, "rtstruct": f"_rtstruct{DICOM_SUFFIX}", "nifti": ".nii.gz"}
+
+
+def mask_suffix(source: Source, *, multilabel: bool, format: str | None = None) -> str:
     """The ending that `write_labels` gives to the mask of an image, from the image's name."""
+    if format is not None:
+        return FORMAT_SUFFIXES[format]
+    if source.series is not None:
+        return DICOM_SUFFIX if has_place(source.files) else ".tif"
     suffix = suffix_of(source.path)
     if suffix in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX, ARRAY_SUFFIX):
         return suffix
@@ -82,7 +130,7 @@ def mask_suffix(source: Source, *, multilabel: bool) -> str:
 
 def probabilities_suffix(source: Source) -> str:
     """The ending that `write_probabilities` gives to the probabilities of an image."""
-    return ".nii.gz" if suffix_of(source.path) in NIFTI_SUFFIXES else ".npz"
+    return ".nii.gz" if source.series is not None or suffix_of(source.path) in NIFTI_SUFFIXES else ".npz"
 
 
 def write_image(stem: Path, volume: Volume) -> Path:
@@ -94,6 +142,8 @@ def write_image(stem: Path, volume: Volume) -> Path:
     """
     array = volume.array[0] if volume.channels == 1 else volume.array
     kind = _format(volume)
+    if kind == "dicom":  # its values are written, the study it came from is not
+        return write_image(stem, replace(volume, meta=Meta()))
     if kind == "nifti":
         suffix = ".nii" if volume.meta.suffix == ".nii" else ".nii.gz"
         return _whole(stem, suffix, lambda path: write_nifti(path, array, volume), volume.path)
@@ -107,11 +157,14 @@ def write_image(stem: Path, volume: Volume) -> Path:
 
 
 def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Volume) -> Path:
-    """Write (K, *S): NIfTI inputs give a 4D NIfTI, all others an .npz with the key `probabilities`.
+    """Write (K, *S): NIfTI and DICOM inputs give a 4D NIfTI, all others an .npz with the key `probabilities`.
 
     Those of a picture with an orientation tag lie on its stored pixels, as its mask does.
     """
     values = np.asarray(probabilities, dtype=np.float32)
+    if _format(like) == "dicom":
+        affine = np.diag([*(*like.spacing, 1.0)[:3], 1.0]) if like.affine is None else like.affine
+        like = replace(like, meta=Meta(), affine=affine)
     if _format(like) == "nifti":
         return _whole(stem, ".nii.gz", lambda path: write_nifti(path, values, like), like.path)
     values = np.ascontiguousarray(as_stored(values, orientation_of(like)))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ulna.data.formats import read
+from ulna.data.formats.dicom.naming import plain
+from ulna.data.formats.dicom.onto import onto
+from ulna.data.formats.dicom.series import stack_of
 from ulna.data.formats.label_maps import encode_labels
-from ulna.data.formats.source import Source
+from ulna.data.formats.source import Source, Structure
 from ulna.data.pipeline import format_1
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
-from ulna.recipe import Plan
+from ulna.recipe import Labels, Plan
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Case:
     group: str | None = None
     spatial_dims: int | None = None
 
+    def of_classes(self, labels: Labels) -> Case:
+        """The same, its DICOM labels read as these classes, by their names; other labels are numbers."""
+        return self if self.label is None else replace(self, label=of_classes(self.label, labels))
+
     def read_image(self) -> Volume:
         """(C, *S); see `ulna.data.formats.read.read_image`."""
         return read.read_image(self.images, self.spatial_dims)
@@ -46,10 +53,24 @@ class Case:
         """
         if self.label is None:
             raise UsageError(f"case {self.id}: has no label map")
-        return read.read_labels(self.label, self.spatial_dims or spatial_dims)
+        labels = read.read_labels(self.label, self.spatial_dims or spatial_dims)
+        image = self.images[0]
+        if image.series is None or self.label.series is not None:
+            return labels
+        return onto(labels, stack_of(image.path, image.series))
+
+
+def of_classes(label: Source, labels: Labels) -> Source:
+    """A DICOM label source whose structures are these classes; any other as it is."""
+    series = label.series
+    if series is None or not series.structures:
+        return label
+    known = {plain(one.name): one for one in series.structures}
+    wanted = tuple(known.get(plain(name), Structure(name, ())) for name in labels.foreground)
+    return label._replace(series=series._replace(structures=wanted, overlapping=labels.multilabel))
 
 
 def read_reference(case: Case, volume: Volume, plan: Plan) -> NDArray[Any]:
     """The classes of a case on the grid of its image, (*S), or (K, *S) if multilabel; as the run of the plan saw them."""
-    labels = case.read_labels()
+    labels = case.of_classes(plan.labels).read_labels()
     return encode_labels(format_1.labels_of(labels, volume) if plan.format == 1 else labels, plan.labels)

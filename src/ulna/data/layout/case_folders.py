@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ulna.data.formats.source import Source, composed
 from ulna.data.layout.case import Case
-from ulna.data.layout.pairing import Found, files_in, grouped
+from ulna.data.layout.pairing import Found, files_in, grouped, image_sources
 
 
 def case_folders(found: Found, names: Iterable[str], need_labels: bool, channels: int | None) -> set[str]:
@@ -23,7 +23,7 @@ def case_folders(found: Found, names: Iterable[str], need_labels: bool, channels
             found.wrong(folder / "images", what, "give every case a folder of its own, with one image")
             continue
         (paths,) = images.values()
-        found.cases.append(Case(composed(folder.name), tuple(map(Source, paths)), _masks(found, folder, need_labels)))
+        found.cases.append(Case(composed(folder.name), image_sources(found, paths), _masks(found, folder, need_labels)))
     return {folder.name for folder in folders}
 
 

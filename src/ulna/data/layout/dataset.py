@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ulna.data.formats.dicom.choosing import Wishes
 from ulna.data.formats.source import all_errors, id_problem, readable, shown
 from ulna.data.layout.case import Case
 from ulna.data.layout.layouts import find
@@ -27,8 +28,8 @@ class Dataset:
 
     Args:
         root: the folder or the npz file.
-        layout: "pairs", "decathlon", "nnunet", "case folders", "npz", "cvc-clinicdb", "lits", "kits"; for prediction also
-            "images" (a flat folder) and "image".
+        layout: "pairs", "decathlon", "nnunet", "case folders", "npz", "dicom", "cvc-clinicdb", "lits", "kits"; for
+            prediction also "images" (a flat folder) and "image".
         labels: the classes as declared; None where nothing declares them.
         channel_names: as declared.
         given_splits: one split, or several folds.
@@ -44,31 +45,45 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def from_folder(cls, path: Path | str, *, need_labels: bool = True, channels: int | None = None) -> Dataset:
+    def from_folder(
+        cls,
+        path: Path | str,
+        *,
+        need_labels: bool = True,
+        channels: int | None = None,
+        wishes: Wishes | None = None,
+    ) -> Dataset:
         """Open a folder, an npz file or, without `need_labels`, any image file.
 
         Args:
             need_labels: False for prediction: images need no label map, splits are not read, a flat folder will do.
             channels: files per case where images `CASE_0000` stand without label maps; left out, the names tell.
+            wishes: which DICOM series are taken, and what may be done about odd slices; `dicom.json` beside the data says
+                the rest.
 
         Raises:
             DataError: with everything that is wrong.
         """
-        dataset, problems = cls.scan(path, need_labels=need_labels, channels=channels)
+        dataset, problems = cls.scan(path, need_labels=need_labels, channels=channels, wishes=wishes)
         if problems:
             raise all_errors(problems, dataset.root)
         return dataset
 
     @classmethod
     def scan(
-        cls, path: Path | str, *, need_labels: bool = True, channels: int | None = None
+        cls,
+        path: Path | str,
+        *,
+        need_labels: bool = True,
+        channels: int | None = None,
+        wishes: Wishes | None = None,
     ) -> tuple[Dataset, tuple[Problem, ...]]:
         """As `from_folder`, but what can be read comes back together with what is wrong.
 
         Raises:
             DataError: only if nothing can be read.
         """
-        found = find(Path(path), need_labels=need_labels, channels=channels)
+        found = find(Path(path), need_labels=need_labels, channels=channels, wishes=wishes)
         cases = _without_doubles(found)
         for case in cases:
             problem = id_problem(case.images[0], case.id)
@@ -82,7 +97,7 @@ class Dataset:
                 groups = found.groups
                 if os.path.lexists(folder / "groups.json"):
                     groups = read_groups(folder, ids, found.problems, found.notes)
-                cases = [replace(case, group=groups.get(case.id)) for case in cases]
+                cases = [replace(case, group=groups.get(case.id, case.group)) for case in cases]
                 splits = _splits(found, folder, cases, groups)
             found.notes += unread(found.root, cases)
         found.notes += _links_outside(found.root, cases)
@@ -155,7 +170,7 @@ class Dataset:
 def _links_outside(root: Path, cases: Sequence[Case]) -> list[str]:
     """A data set of links is sound, but a copy of its folder is not."""
     inside = os.path.realpath(root if root.is_dir() else root.parent) + os.sep
-    sources = [source.path for case in cases for source in (*case.images, case.label) if source is not None]
+    sources = [file for case in cases for one in (*case.images, case.label) if one is not None for file in one.files]
     outside = [path for path in dict.fromkeys(sources) if not os.path.realpath(path).startswith(inside)]
     if not outside:
         return []

@@ -11,7 +11,7 @@ from typing import Any
 from ulna.data.formats.source import Source, beside, case_name, composed, suffix_of
 from ulna.data.layout.case import Case
 from ulna.data.layout.metadata import parse_channels
-from ulna.data.layout.pairing import Found, files_in, grouped, pairs
+from ulna.data.layout.pairing import Found, files_in, grouped, image_sources, pairs
 
 
 def note_number(found: Found, about: Mapping[str, Any], where: str) -> None:
@@ -39,7 +39,7 @@ def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: 
     tests = found.root / "imagesTs"
     if tests.is_dir():
         extra = grouped(found, files_in(found, tests), (), channels or (len(names) if names else None))
-        found.cases += [Case(case, tuple(map(Source, paths)), None) for case, paths in extra.items()]
+        found.cases += [Case(case, image_sources(found, paths), None) for case, paths in extra.items()]
         found.notes.append(f"imagesTs holds {len(extra)} cases without label maps")
     return {"imagesTr", "labelsTr", "imagesTs"}
 
@@ -66,7 +66,7 @@ def listed(found: Found, about: Mapping[str, Any], need_labels: bool) -> set[str
         if images:
             named = entry.get("image") or entry.get("images")
             name = composed(str(entry.get("id") or (case_name(label) if label else _id(named, images))))
-            found.cases.append(Case(name, tuple(map(Source, images)), Source(label) if label else None))
+            found.cases.append(Case(name, image_sources(found, images), Source(label) if label else None))
     note_number(found, about, "lists")
     _listed_tests(found, about, path)
     folder = found.root / "imagesTr"
@@ -90,7 +90,7 @@ def _listed_tests(found: Found, about: Mapping[str, Any], path: Path) -> None:
         named = entry.get("image") if isinstance(entry, Mapping) else entry
         images = _image_paths(found, path, named)
         if images:
-            found.cases.append(Case(_id(named, images), tuple(map(Source, images)), None))
+            found.cases.append(Case(_id(named, images), image_sources(found, images), None))
 
 
 def _id(named: Any, images: list[Path]) -> str:

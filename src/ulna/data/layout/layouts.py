@@ -4,6 +4,7 @@
     DATA/dataset.json, imagesTr/, labelsTr/               Decathlon and nnU-Net
     DATA/CASE/images/*, DATA/CASE/masks/*                 one folder per case, one mask per object
     DATA/train.npz, val.npz, test.npz                     arrays
+    DATA/CASE/...                                         DICOM series with SEG or RTSTRUCT files, nested as they come
     as published: CVC-ClinicDB, LiTS, KiTS19              `published.py`
 
 A layout is found from names alone; no pixel is read. Everything that does not fit is collected.
@@ -17,6 +18,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ulna.data.formats.dicom.choosing import Wishes
+from ulna.data.formats.dicom.finding import holds_dicom, known_header
+from ulna.data.formats.dicom.header import is_dicom
 from ulna.data.formats.npz import npz_contents
 from ulna.data.formats.source import (
     ARRAY_SUFFIX,
@@ -26,25 +30,32 @@ from ulna.data.formats.source import (
     case_name,
     data_error,
     readable,
+    shown,
     suffix_of,
 )
 from ulna.data.layout.case import Case
 from ulna.data.layout.case_folders import case_folders
 from ulna.data.layout.dataset_json import listed, nnunet, note_number
 from ulna.data.layout.declared import CLASSES_FILE, parse_classes, read_classes
+from ulna.data.layout.dicom_tree import dicom_tree
 from ulna.data.layout.metadata import parse_channels, read_json
-from ulna.data.layout.pairing import Found, convert, files_in, grouped, pairs
+from ulna.data.layout.pairing import Found, convert, files_in, grouped, image_sources, pairs
 from ulna.data.layout.published import patients_in_names, published
+from ulna.data.layout.structures import are_structures, name_labels
 from ulna.data.layout.unknown import half_of_a_pair, remedy, unknown_layout
+from ulna.data.layout.wishes import read_wishes
 from ulna.errors import DataError
 
+_LABEL_NAME = re.compile(r"(?:^|[_.-])(label|labels|mask|masks|seg|segmentation|gt|groundtruth)(?:[_.-]|$)")
 
-def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found:
+
+def find(root: Path, *, need_labels: bool, channels: int | None = None, wishes: Wishes | None = None) -> Found:
     """Look through `root`, a folder or one file.
 
     Args:
         need_labels: every image needs its label map (training), or may lack it (prediction).
         channels: how many files make a case, where only the names of images can tell.
+        wishes: what is said about DICOM series, before what `dicom.json` says.
 
     Raises:
         DataError: if there is nothing to read, or the layout is unknown.
@@ -52,7 +63,11 @@ def find(root: Path, *, need_labels: bool, channels: int | None = None) -> Found
     with readable(root):
         if not root.exists():
             raise data_error(root, "does not exist", "check the path")
-        return _looked_through(Found(root), need_labels, channels)
+        found = Found(root)
+        found.wishes = (wishes or Wishes()).over(read_wishes(found))
+        found = _looked_through(found, need_labels, channels)
+        name_labels(found)
+        return found
 
 
 def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Found:
@@ -82,13 +97,16 @@ def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Fo
         used = _arrays(found, arrays, need_labels)
     elif folders := case_folders(found, names, need_labels, channels):
         used = folders
-    elif need_labels and (half := half_of_a_pair(found, names)):
+    elif need_labels and not holds_dicom(root) and (half := half_of_a_pair(found, names)):
         raise half
+    elif in_tree := (holds_dicom(root) and dicom_tree(found, need_labels)):
+        used = in_tree
     elif not need_labels and (imaged := _flat(found, names, channels)):
         used = imaged
     else:
         raise unknown_layout(found, names, need_labels)
-    _declared_names(found, about)
+    if found.layout != "dicom" or found.labels is None:
+        _declared_names(found, about)
     patients_in_names(found)
     _say_name(found)
     spare = sorted(name for name in names - used if (root / name).is_dir())
@@ -106,6 +124,8 @@ def _one_file(found: Found, need_labels: bool) -> None:
         found.labels = read_classes(path.parent, found.problems)
     elif need_labels:
         raise data_error(path, "is one file, not a data set", remedy(need_labels))
+    elif suffix_of(path) not in IMAGE_SUFFIXES and is_dicom(path):
+        _one_dicom(found, path)
     elif suffix_of(path) not in IMAGE_SUFFIXES:
         raise data_error(path, f"has the extension {suffix_of(path)!r}, which is not read", convert())
     else:
@@ -113,10 +133,23 @@ def _one_file(found: Found, need_labels: bool) -> None:
         found.cases = [Case(case_name(path), (Source(path),), None)]
 
 
+def _one_dicom(found: Found, path: Path) -> None:
+    kind = known_header(path).kind
+    if kind in ("seg", "rtstruct"):
+        raise data_error(path, "is a label file (SEG or RTSTRUCT), no image", "give the series that it was drawn on")
+    if kind == "directory":
+        raise data_error(path, "is an index of DICOM files (DICOMDIR)", "give the folder in which it lies")
+    if kind != "image":
+        raise data_error(path, "is a DICOM file without an image", "give a series of images")
+    found.layout = "image"
+    found.cases = [Case(case_name(path), image_sources(found, [path]), None)]
+
+
 def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
     """Class and channel names: those of classes.json, else of dataset.json, else what the layout is known to hold."""
-    declared = read_classes(found.root, found.problems)
-    if os.path.lexists(found.root / CLASSES_FILE):
+    structures = are_structures(found)  # classes.json names structures of DICOM labels, which are read with them
+    declared = None if structures else read_classes(found.root, found.problems)
+    if os.path.lexists(found.root / CLASSES_FILE) and not structures:
         found.labels = declared
         if "labels" in about:
             found.notes.append("classes.json names the classes, in place of the labels of dataset.json")
@@ -142,7 +175,9 @@ def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:
         return set()
     found.layout = "images"
     for case, paths in grouped(found, files_in(found, found.root), (), channels).items():
-        found.cases.append(Case(case, tuple(Source(path) for path in paths), None))
+        found.cases.append(Case(case, image_sources(found, paths), None))
+        if _LABEL_NAME.search(case.lower()):
+            found.notes.append(f"{shown(paths[0])} has the name of a label map; it is read as an image")
     return {"images"}
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ulna.data.formats.npz import npz_contents
 from ulna.data.formats.source import (
     ARRAY_SUFFIX,
+    DICOM_SUFFIX,
     IMAGE_SUFFIXES,
     Source,
     beside,
@@ -26,10 +28,11 @@ from ulna.recipe import Labels
 
 
 class Masks(NamedTuple):
-    """Case id -> its mask, and the classes where a file names them."""
+    """Case id -> its mask, the classes where a file names them, and the DICOM series on which a mask was drawn."""
 
     sources: dict[str, Source]
     labels: Labels | None
+    images: Mapping[str, Source] = MappingProxyType({})
 
 
 def find_masks(path: Path) -> Masks:
@@ -55,7 +58,8 @@ def _found(path: Path) -> Masks:
         if problems:
             raise DataError(problems, path)
         sources = {case.id: case.label for case in dataset.labelled if case.label is not None}
-        return Masks(sources, dataset.labels)
+        images = {case.id: case.images[0] for case in dataset.labelled if case.images[0].series is not None}
+        return Masks(sources, dataset.labels, images)
     return Masks(_files(path), None)
 
 
@@ -86,8 +90,9 @@ def _files(folder: Path) -> dict[str, Source]:
                 if name in sources:
                     found.wrong(row, f"has the id {name!r}, as {sources[name]} has", "keep one mask per case")
                 sources.setdefault(name, row)
-    for name in [name for name in sources if name.removesuffix("_probabilities") in sources.keys() - {name}]:
-        del sources[name]
+    for ending in ("_probabilities", "_rtstruct"):
+        for name in [name for name in sources if name.removesuffix(ending) in sources.keys() - {name}]:
+            del sources[name]
     if found.problems:
         raise DataError(found.problems, folder)
     if not sources:
@@ -99,7 +104,7 @@ def _files(folder: Path) -> dict[str, Source]:
 
 def mask_files(folder: Path) -> list[Path]:
     """Files of a folder that could be masks, by their names."""
-    suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX)
+    suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX, DICOM_SUFFIX)
     files = [path for path in sorted(folder.iterdir()) if suffix_of(path) in suffixes and path.is_file()]
     return [path for path in files if not case_name(path).endswith("_probabilities") and not beside(path.name)]
 

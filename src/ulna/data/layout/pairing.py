@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ulna.data.formats.source import IMAGE_SUFFIXES, Source, beside, case_name, shown, suffix_of
+from ulna.data.formats.dicom.choosing import Wishes, series_in
+from ulna.data.formats.dicom.finding import NAMED, holds_dicom, known_header
+from ulna.data.formats.dicom.header import is_dicom
+from ulna.data.formats.source import IMAGE_SUFFIXES, Source, beside, case_name, composed, shown, suffix_of
 from ulna.data.layout.case import Case
-from ulna.errors import Problem, listed
+from ulna.errors import DataError, Problem, listed
 from ulna.recipe import Labels
 
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 _MOST_CHANNELS = 16  # more `_0000` files of one name are the frames of a film
 _ROLE = re.compile(r"(_(mask|masks|label|labels|seg|segmentation|gt|groundtruth|ground_truth|annotation|image|img))+$")
 _KINDS = 6  # extensions that are named
-_NOT_YET = (".mhd", ".nhdr", ".dcm", ".hdr", ".img", ".gif", ".webp")
+_NOT_YET = (".mhd", ".nhdr", ".hdr", ".img", ".gif", ".webp")
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Found:
     """A data set while it is being looked through."""
 
     root: Path
+    wishes: Wishes = field(default_factory=Wishes)
     layout: str = ""
     cases: list[Case] = field(default_factory=list)
     labels: Labels | None = None
@@ -57,16 +62,18 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
             continue
         if path.is_dir() and suffix in IMAGE_SUFFIXES:
             found.notes.append(f"{folder.name}/{path.name} is a folder, it is not read")
+        elif path.is_dir() and holds_dicom(path):
+            files[composed(path.name)] = path
         elif path.is_dir():
             folders += 1
+        elif suffix in NAMED or (suffix not in (*IMAGE_SUFFIXES, *_NOT_YET) and is_dicom(path)):
+            _add(found, files, path)
         elif suffix not in (*IMAGE_SUFFIXES, *_NOT_YET):
             spare[suffix or "without extension"] += 1
         elif suffix in _NOT_YET:
             found.wrong(path, f"has the extension {suffix!r}, which is not read", convert())
-        elif case_name(path) in files:
-            found.wrong(path, f"has the name of {files[case_name(path)].name}", "keep one file per case")
         else:
-            files[case_name(path)] = path
+            _add(found, files, path)
     if hidden:
         what = f"holds {len(hidden)} images whose names say that they are none of the data ({hidden[0]})"
         found.notes.append(f"{folder.name}/ {what}; they are not read")
@@ -77,6 +84,31 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
         what = "1 folder that is" if folders == 1 else f"{folders} folders that are"
         found.notes.append(f"{folder.name}/ holds {what} not read")
     return files
+
+
+def _add(found: Found, files: dict[str, Path], path: Path) -> None:
+    if case_name(path) in files:
+        found.wrong(path, f"has the name of {files[case_name(path)].name}", "keep one file per case")
+    else:
+        files[case_name(path)] = path
+
+
+def image_sources(found: Found, paths: Iterable[Path]) -> tuple[Source, ...]:
+    """The sources of a case: its files, and the series of its folders; none where they cannot be told, which is a problem."""
+    sources: list[Source] = []
+    for path in paths:
+        if not path.is_dir() and suffix_of(path) in IMAGE_SUFFIXES:
+            sources.append(Source(path))
+            continue
+        try:
+            series, said = series_in(path, found.wishes)
+        except DataError as error:
+            found.problems += error.problems
+            return ()
+        sources += series
+        if said:
+            found.notes.append(f"{shown(path)}: {said}")
+    return tuple(sources)
 
 
 def grouped(
@@ -129,10 +161,29 @@ def pairs(found: Found, images: str, labels: str, need_labels: bool, channels: i
     cases = grouped(found, files_in(found, image_folder), label_files, channels)
     for case, paths in cases.items():
         label = label_files.get(case)
-        found.cases.append(Case(case, tuple(Source(path) for path in paths), Source(label) if label else None))
+        if sources := image_sources(found, paths):
+            found.cases.append(Case(case, sources, Source(label) if label else None))
+    if of_slices := _slices_of_one_series(found.cases):
+        what = (
+            f"holds {len(of_slices)} slices of one series, such as {of_slices[0].name}, each of which would be a case"
+        )
+        found.wrong(image_folder, what, "put the slices of every case into a folder of its own, images/CASE/")
     if need_labels:
         _alone(found, {case: paths[0] for case, paths in cases.items()}, label_files, images, labels)
     return {images, labels}
+
+
+def _slices_of_one_series(cases: Iterable[Case]) -> list[Path]:
+    """Files that would be cases of their own and are slices of one volume."""
+    held: dict[str, list[Path]] = {}
+    for case in cases:
+        for source in case.images:
+            if source.series is not None and len(source.files) == 1:
+                with suppress(DataError):  # it is told where the case is read
+                    header = known_header(source.files[0])
+                    if header.series and len(header.slices) == 1 and header.slices[0].position is not None:
+                        held.setdefault(header.series, []).append(source.files[0])
+    return next((files for files in held.values() if len(files) > 1), [])
 
 
 def _alone(

@@ -35,6 +35,8 @@ class Entry:
         run: SHA-256 of the weights, plan and recipe of all runs.
         options: what changes the answer: level, tta, probabilities.
         version: of ulna.
+        verified: name -> how a DICOM file was compared with the mask after it was written.
+        notes: what the reader of a DICOM series changed or took for granted.
     """
 
     case: str
@@ -46,6 +48,8 @@ class Entry:
     run: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     version: str = ""
+    verified: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], run: str = "", options: Mapping[str, Any] | None = None) -> Entry:
@@ -64,11 +68,14 @@ class Entry:
             str(values.get("run", run)),
             dict(values.get("options", options or {})),
             str(values.get("version", "")),
+            {str(name): str(how) for name, how in dict(values.get("verified", {})).items()},
+            tuple(map(str, values.get("notes", ()))),
         )
 
     def to_json(self, *, whole: bool = True) -> dict[str, Any]:
         """Plain values; without run and options where those stand above all rows."""
-        values = {**asdict(self), "size": list(self.size)}
+        values = {**asdict(self), "size": list(self.size), "notes": list(self.notes)}
+        values = {name: value for name, value in values.items() if value or name not in ("verified", "notes")}
         return values if whole else {name: v for name, v in values.items() if name not in ("run", "options")}
 
     def made_as(self, other: Entry) -> bool:

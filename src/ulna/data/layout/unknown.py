@@ -14,9 +14,10 @@ TRAINING = """lay the data out as
     DATA/images/CASE.png   (or .nii.gz, .tif, ...)
     DATA/labels/CASE.png   the same name; 0 is background, 1..K the classes
   or give a folder with dataset.json, imagesTr/ and labelsTr/, folders CASE/images/ and CASE/masks/ (one mask per
-  object), or .npz files with `images` and `masks`"""
+  object), .npz files with `images` and `masks`, or DICOM: DATA/CASE/ with a series and its SEG or RTSTRUCT"""
 PREDICTION = (
-    "give an image, a folder of images, a data set with images/, or an .npz with `images`; label maps are not needed"
+    "give an image, a folder of images or of DICOM series, a data set with images/, or an .npz with `images`; label maps "
+    "are not needed"
 )
 _PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _IMAGES = re.compile(r"(images?|imgs?|imagestr|inputs?|originals?|frames?|scans?|volumes?|x)", re.IGNORECASE)

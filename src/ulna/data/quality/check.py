@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ulna.data.formats.dicom.choosing import parse_wishes
 from ulna.data.formats.limits import allowing
 from ulna.data.formats.source import all_errors, condensed
 from ulna.data.layout.classes import classes_found, summarise_ids
@@ -118,6 +119,8 @@ def check(
     fix: Path | str | None = None,
     max_pixels: int | None = None,
     max_ram: float | None = None,
+    series: Sequence[str] = (),
+    dicom: Sequence[str] = (),
 ) -> Report:
     """Read every case of a data set to its last byte and list every problem at once.
 
@@ -129,6 +132,10 @@ def check(
         max_pixels: refuse images of more pixels or voxels than this, by what their headers declare. Left out, pictures may
             have a thousand million, and volumes what the memory holds.
         max_ram: GB of memory that may be taken: an image may unpack to half of it. Left out, all of the machine's.
+        series: of DICOM: the UID or the description of the series to take in every case, or of several that are its channels;
+            for training write it into dicom.json beside the data.
+        dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
+            mixed=refuse|largest; dicom.json says it for training.
 
     Returns:
         What was found; with `fix`, what is found in the copy, and in `repair` what was changed and left out.
@@ -139,11 +146,12 @@ def check(
     Example:
         ulna check data/nuclei --fix data/nuclei-fixed
     """
+    wishes = parse_wishes(series, dicom)
     if fix is not None:
         check_target(Path(fix), Path(data))
     with allowing(max_pixels, max_ram):
         try:
-            dataset, problems = Dataset.scan(data)
+            dataset, problems = Dataset.scan(data, wishes=wishes)
         except DataError as error:
             return Report(Path(data), problems=error.problems)
         found = check_dataset(dataset)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_image, read_labels
 from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, file_stat, readable, shown, suffix_of
 from ulna.data.formats.write import write_image, write_labels
@@ -231,7 +232,9 @@ def _write_files(
     if (image.channels, image.spatial_dims) != usual:
         what = f"is {image.spatial_dims}D with {image.channels} channels, most cases are {usual[1]}D with {usual[0]}"
         raise data_error(case.images[0], what, "keep such cases in a data set of their own")
-    label = _write_label(case.label, folder / "labels" / name, image, values, declared, changes)
+    label = _write_label(
+        case.label, folder / "labels" / name, image, values, declared, changes, case.images[0].series is not None
+    )
     made = Case(name, tuple(map(Source, files)), Source(label), spatial_dims=usual[1])
     found = scan_case(made, _declared(values, declared))
     if found.problems:
@@ -240,6 +243,10 @@ def _write_files(
 
 
 def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]], spatial_dims: int) -> Path:
+    if source.series is not None:  # the copy is of pairs: a series becomes one file
+        written = write_image(stem, fixed_image(read_image([source], spatial_dims))[0])
+        changes.append((written, Change("was a DICOM series")))
+        return written
     suffix = _true_suffix(source, changes, stem)
     copied = stem.with_name(stem.name + suffix)
     if suffix != ARRAY_SUFFIX:
@@ -263,14 +270,17 @@ def _write_label(
     values: Values,
     declared: Labels | None,
     changes: list[tuple[Path, Change]],
+    of_series: bool,
 ) -> Path:
-    as_it_is = source.path.is_file() and source.row is None
+    as_it_is = source.path.is_file() and source.row is None and not of_series
     if as_it_is:
         copied = stem.with_name(stem.name + _true_suffix(source, changes, stem))
         _copy(source.path, copied)
         volume = read_labels(Source(copied), image.spatial_dims)
     else:
         volume = read_labels(source, image.spatial_dims)
+    if of_series:
+        volume = replace(onto_grid(volume, image), meta=Meta())
     if source.row is not None:
         volume = replace(volume, meta=Meta(format="npy"))
     fixed, made = fixed_labels(volume, image, values, declared)
@@ -280,6 +290,7 @@ def _write_label(
         copied.unlink()
     array = fixed.array[0] if len(fixed.array) == 1 else fixed.array
     written = write_labels(stem, array, fixed)
+    made = [*made, Change("lies on the voxels of its DICOM series")] if of_series else made
     changes += [(written, change) for change in made]
     return written
 
