@@ -121,7 +121,7 @@ def test_transfer_syntaxes(tmp_path, name):
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80"])
 def test_packed_series(tmp_path, syntax):
-    """RLE, JPEG 2000 and JPEG-LS, all without loss."""
+    """RLE, and the JPEG of wavelets and that of prediction, all without loss."""
     values = np.random.default_rng(0).integers(0, 4000, (3, 64, 72)).astype(np.uint16)
     for k in range(3):
         made = dicom.dataset(values[k], number=k, position=(0, 0, 2.0 * k))

@@ -118,6 +118,8 @@ class Header:
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its first bytes, whatever its name: with the preamble, or (old files) without it."""
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return False
         with path.open("rb") as file:
             start = file.read(132)
     except OSError:
