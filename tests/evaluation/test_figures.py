@@ -16,13 +16,13 @@ from ulna.evaluation.figures import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     RIGHT,
-    best_slice,
     comparison,
     curves,
     overlay,
     panels,
     to_rgb,
 )
+from ulna.evaluation.views import Sides, best_slice, flat, view
 
 EPOCHS = [
     {"epoch": e, "lr": 1e-3, "train_loss": 1 / e, "val_dice": d, "val_iou": d / (2 - d), "seconds": 2.0}
@@ -194,7 +194,7 @@ def test_volumes_are_drawn_in_the_radiological_convention_however_they_are_store
     for letters in ALL_48[::5]:
         (other, its), (mask, _) = stored_as(image, affine, letters), stored_as(label, affine, letters)
         steps = tuple(np.linalg.norm(its[:3, :3], axis=0).tolist())
-        seen = figures.view(Volume(other[None], steps, "mm", its), mask)
+        seen = view(Volume(other[None], steps, "mm", its), mask)
         assert seen.sides is not None
         assert (seen.sides.plane, seen.sides.left, seen.sides.top) == (plane, left, top)
         assert (np.diff(seen.image[0], axis=1) < 0).all() and (np.diff(seen.image[0], axis=0) < 0).all()
@@ -206,15 +206,15 @@ def test_volumes_are_drawn_in_the_radiological_convention_however_they_are_store
 
 def test_what_has_no_orientation_is_drawn_as_before() -> None:
     image, mask = np.random.default_rng(0).random((1, 5, 6, 7)), np.zeros((5, 6, 7), np.uint8)
-    seen = figures.view(Volume(image, (1.0, 1.0, 1.0)), mask)
-    flat = figures.flat(image, mask)
+    seen = view(Volume(image, (1.0, 1.0, 1.0)), mask)
+    cut = flat(image, mask)
     assert seen.sides is None
-    assert np.array_equal(seen.image, flat[0]) and np.array_equal(seen.maps[0], flat[1])
+    assert np.array_equal(seen.image, cut[0]) and np.array_equal(seen.maps[0], cut[1])
 
 
 def test_sides_are_written_beside_a_picture(tmp_path) -> None:
     picture = np.zeros((20, 30, 3), np.uint8)
-    sides = figures.Sides("axial", "R", "L", "A", "P")
+    sides = Sides("axial", "R", "L", "A", "P")
     bare, lettered = tmp_path / "bare.png", tmp_path / "lettered.png"
     panels([("a case", [("image", picture)])], bare, legend=())
     panels([("a case", [figures.Picture("image", picture, sides)])], lettered, legend=())

@@ -12,8 +12,8 @@ from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError
 from ulna.planning.plan import read_training_data
 from ulna.recipe import Training
-from ulna.study.compare import _checked_sizes
 from ulna.study.publishing import _of_images
+from ulna.study.same_study import _checked_sizes
 from ulna.study.scores import MEASURES, read_scores
 from ulna.study.variants import make_variants, plan_variants, sizes_of
 

@@ -12,6 +12,7 @@ from ulna.planning.plan import plan_training
 from ulna.recipe import Fingerprint, Recipe, stated
 from ulna.recipe.library import recipe_file
 from ulna.study import compare as comparing
+from ulna.study import same_study
 from ulna.study.jobs import make_jobs
 from ulna.study.places import Places
 from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
@@ -108,9 +109,11 @@ def test_a_study_is_planned_once_whatever_its_trainings_run_on(monkeypatch, tmp_
         (one.plan.patch, one.plan.batch, *(getattr(one.recipe.training, name) for name in FIELDS)) for one in made
     }
     assert len(made) == 8 and shared == {((128, 128), 25, *BUDGETS["standard"])}
-    before, now = (comparing._settings(settled[kind], [], Report, None, variants, None) for kind in ("cuda", "cpu"))
+    before, now = (
+        same_study.settings_of_study(settled[kind], [], Report, None, variants, None) for kind in ("cuda", "cpu")
+    )
     with pytest.raises(UsageError, match=r"the recipe of unet: max_hours: 2.0 there, max_hours: null now"):
-        comparing._check_same(tmp_path, before, now)
+        same_study.check_same(tmp_path, before, now)
     fixed = make_variants(["unet", "nnunet"], {"training": {"budget": "quick"}}, [], [])
     both = [plan_variants(fixed, facts((128, 128)), match=None, fixed=before["plan"])]
     assert {tuple(one.recipe.training.model_dump()[name] for name in FIELDS) for one in both[0].planned} == {

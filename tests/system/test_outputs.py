@@ -5,8 +5,8 @@ import pytest
 from ulna import demonstration
 from ulna.benchmarking import implicit
 from ulna.errors import UsageError
-from ulna.study import compare as comparing
 from ulna.study import prune as pruning
+from ulna.study import same_study
 from ulna.system.outputs import (
     check_folder,
     check_free,
@@ -93,7 +93,7 @@ def test_what_a_killed_process_left_does_not_make_a_folder_somebody_elses(tmp_pa
     (tmp_path / ".lock").touch()
     (tmp_path / ".tmp-1-predict.json").touch()
     implicit._check_folder(tmp_path, None)
-    comparing._stored(tmp_path)
+    same_study.stored_study(tmp_path)
     train._refuse_taken(tmp_path)
     demonstration._clear(tmp_path)
 

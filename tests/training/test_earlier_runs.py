@@ -8,7 +8,7 @@ import pytest
 import ulna
 from tests.training.tiny import TINY
 from ulna.errors import UsageError
-from ulna.study import compare as comparing
+from ulna.study import same_study
 from ulna.system.files import Tensors, read_state, read_tensors, write_tensors
 from ulna.training.checkpoint import LAST, TRAINING_FORMAT, begun_format
 from ulna.training.train import train
@@ -60,6 +60,6 @@ def test_a_study_does_not_mix_training_formats(tmp_path):
     out.mkdir()
     stored = dict.fromkeys(("data", "splits", "folds", "match", "plan", "recipes", "architectures"))
     stored |= {"plan": {"patch": [32, 32], "batch": 2}, "recipes": {}, "architectures": {}}
-    (out / comparing.STUDY_FILE).write_text(json.dumps({**stored, "format": comparing.PLAN_FORMAT}))
+    (out / same_study.STUDY_FILE).write_text(json.dumps({**stored, "format": same_study.PLAN_FORMAT}))
     with pytest.raises(UsageError, match=r"training format 1, now 2.*another --out"):
-        comparing._check_same(out, comparing._stored(out), {})
+        same_study.check_same(out, same_study.stored_study(out), {})

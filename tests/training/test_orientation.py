@@ -1,5 +1,6 @@
 """Training sees every image in one orientation, plans along those axes, and does not go on with what was begun otherwise."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from ulna.planning.choosing import recommended
 from ulna.planning.plan import plan_training, training_data
 from ulna.recipe import PLAN_FORMAT, Labels, Plan, Split, from_yaml, set_value
 from ulna.study import compare as comparing
+from ulna.study import same_study
 from ulna.training.samples import PreparedCases
 from ulna.training.train import train
 
@@ -132,9 +134,9 @@ def test_a_study_does_not_mix_formats(tmp_path):
     out.mkdir()
     stored = dict.fromkeys(("data", "splits", "folds", "match", "plan", "recipes", "architectures"))
     stored |= {"plan": {"patch": [32, 32], "batch": 2}, "recipes": {}, "architectures": {}}
-    (out / comparing.STUDY_FILE).write_text(comparing.json.dumps(stored))
+    (out / same_study.STUDY_FILE).write_text(json.dumps(stored))
     with pytest.raises(UsageError, match=r"plan format 1, now 2.*another --out"):
-        comparing._check_same(out, comparing._stored(out), {"format": PLAN_FORMAT})
+        same_study.check_same(out, same_study.stored_study(out), {"format": PLAN_FORMAT})
     with pytest.raises(UsageError, match="leave it out of --beside"):
         comparing.compare(tmp_path, models="unet", out=tmp_path / "new", beside=[str(out)])
 

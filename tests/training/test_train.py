@@ -583,10 +583,10 @@ class Marked(NamedTuple):
 
 def test_the_epoch_is_chosen_without_the_cases_that_hold_nothing(discs, tmp_path, monkeypatch):
     """Once an empty validation case lifted the Dice of an epoch that finds nothing to a half."""
-    from ulna.training import loop
+    from ulna.training import validation
 
     data = discs_with(tmp_path / "data", discs, ["disc5"])
-    monkeypatch.setattr(loop, "predict_slabs", lambda net, plan, prepared, **_: Marked(prepared.size, 0))
+    monkeypatch.setattr(validation, "predict_slabs", lambda net, plan, prepared, **_: Marked(prepared.size, 0))
     run = train(data, model="unet", out=tmp_path / "run", epochs=1, set=TINY)
     assert run.summary["val_dice"] == 0
     papers = train(data, model="unet", out=tmp_path / "p", epochs=1, set=[*TINY, "evaluation.empty_score=1"])
@@ -594,11 +594,13 @@ def test_the_epoch_is_chosen_without_the_cases_that_hold_nothing(discs, tmp_path
 
 
 def test_where_nothing_is_to_be_found_an_epoch_that_invents_nothing_is_best(discs, tmp_path, monkeypatch):
-    from ulna.training import loop
+    from ulna.training import validation
 
     data = discs_with(tmp_path / "data", discs, ["disc5", "disc6", "disc7"])
     marked = iter([1, 0, 0, 0, 0, 0])  # the first epoch marks something in the first case
-    monkeypatch.setattr(loop, "predict_slabs", lambda net, plan, prepared, **_: Marked(prepared.size, next(marked)))
+    monkeypatch.setattr(
+        validation, "predict_slabs", lambda net, plan, prepared, **_: Marked(prepared.size, next(marked))
+    )
     run = train(data, model="unet", out=tmp_path / "run", epochs=3, set=TINY)
     assert [float(row["val_dice"]) for row in rows_of(run.folder)] == [0.0, 1.0, 1.0]
     assert run.summary["best_epoch"] == 2

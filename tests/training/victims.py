@@ -87,10 +87,10 @@ class Operations:
         return self.below(path) or path == Path(self.job.folder).parent
 
     def install(self) -> None:
-        from ulna.training import loop
+        from ulna.training import loop, validation
 
         operations, fsync, replace, rename = self, os.fsync, os.replace, os.rename
-        opened, scored, step = io.open, loop.score_labels, loop.Loop._step
+        opened, scored, step = io.open, validation.score_labels, loop.Loop._step
 
         class Raw(io.FileIO):
             def write(self, data: Any) -> int:
@@ -126,7 +126,7 @@ class Operations:
 
         io.open = builtins.open = open_counted
         os.fsync, os.replace, os.rename = synced, moved(replace), moved(rename)
-        loop.score_labels = counted("validation", scored)
+        validation.score_labels = counted("validation", scored)
         loop.Loop._step = counted("step", step)
 
 

@@ -25,9 +25,9 @@ from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, listed
-from ulna.evaluation.intervals import SOME_CASES, interval_note, mean_interval
 from ulna.evaluation.known import known_alone, read_as
-from ulna.evaluation.metrics import MEASURES, average, score_labels
+from ulna.evaluation.means import finite, summarise, tolerance_of
+from ulna.evaluation.metrics import score_labels
 from ulna.evaluation.predicted import predicted_masks
 from ulna.evaluation.units import Across, check_unit, pooled, slices_of
 from ulna.recipe import Labels, parse
@@ -38,9 +38,6 @@ from ulna.system.reading import read_json_object
 
 log = logging.getLogger(__name__)
 
-# NSD: how far apart two surfaces may be and still count as the same (docs/papers/losses_and_metrics.md, section 2)
-VOLUME_TOLERANCE_MM = 1.0
-IMAGE_TOLERANCE_PX = 2.0
 _SHOWN = 3  # ids in a message
 
 
@@ -82,7 +79,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        rows = [{k: _finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows]
+        rows = [{k: finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows]
         return {"summary": self.summary, "rows": rows}
 
     def write(self, folder: Path) -> None:
@@ -258,7 +255,7 @@ class Scores:
             reference,
             classes=len(self.labels.foreground),
             spacing=volume.spacing,
-            tolerance=_tolerance(volume),
+            tolerance=tolerance_of(volume),
             multilabel=self.labels.multilabel,
             empty_score=self.empty_score,
             surface=self.by != "group",
@@ -269,7 +266,7 @@ class Scores:
         """What was measured so far; `missing` are references without a prediction."""
         unit, dims = next(iter(self._kinds), ("px", 2))
         rows = pooled(self._rows, self.groups, self.empty_score) if self.by == "group" else self._rows
-        summary = _summary(rows, self.labels, unit, 2 if self.by == "slice" else dims, list(missing), self.empty_score)
+        summary = summarise(rows, self.labels, unit, 2 if self.by == "slice" else dims, list(missing), self.empty_score)
         if self.by != "case":
             images = len({row["case"] for row in self._rows})
             summary |= {"by": self.by, "images": images}
@@ -292,66 +289,6 @@ def _mean_dice(rows: Iterable[Mapping[str, Any]]) -> float:
     """Over the classes that count for a case; NaN if none does."""
     known = [row["dice"] for row in rows if not np.isnan(row["dice"])]
     return float(np.mean(known)) if known else float("nan")
-
-
-def _tolerance(volume: Volume) -> float:
-    """1 mm in a volume; 2 pixels in an image and where nothing states a size."""
-    if volume.unit == "mm" and volume.spatial_dims == 3:
-        return VOLUME_TOLERANCE_MM
-    return IMAGE_TOLERANCE_PX * max(volume.spacing)
-
-
-def _summary(
-    rows: list[dict[str, Any]], labels: Labels, unit: str, dims: int, missing: list[str], empty_score: float | None
-) -> dict[str, Any]:
-    in_mm = unit == "mm" and dims == 3
-    by_class = {name: [row for row in rows if row["class"] == name] for name in labels.foreground}
-    by_case: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        by_case.setdefault((row["case"], row.get("slice")), []).append(row)
-    over_classes = [
-        {**average(of_case, "per_image"), "empty": all(map(_both_empty, of_case))} for of_case in by_case.values()
-    ]
-    mean = _with_intervals(over_classes)
-    classes = {name: _with_intervals(some) for name, some in by_class.items()}
-    note = interval_note(min((one["n"] for one in (mean, *classes.values()) if one["n"] > 1), default=SOME_CASES))
-    notes = ({"interval_note": note} if note else {}) | ({} if empty_score is None else {"empty_score": empty_score})
-    return {
-        "cases": len(by_case),
-        "unit": unit,
-        "tolerance": VOLUME_TOLERANCE_MM if in_mm else IMAGE_TOLERANCE_PX,
-        "tolerance_unit": "mm" if in_mm else "px",
-        "missing": missing,
-        "mean": mean,
-        "classes": classes,
-        "pooled": {
-            name: {measure: _finite(value) for measure, value in average(some, "pooled", empty_score).items()}
-            for name, some in by_class.items()
-            if some
-        },
-        **notes,
-    }
-
-
-def _both_empty(row: Mapping[str, Any]) -> bool:
-    return bool(row["empty"]) if "empty" in row else not (row["tp"] or row["fp"] or row["fn"])
-
-
-def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Measure -> mean over the cases that count, its interval, and their number; None where no case does."""
-    means = average(rows, "per_image") if rows else {}
-    table: dict[str, Any] = {}
-    for name in MEASURES:
-        known = [row[name] for row in rows if not np.isnan(row[name])]
-        low, high = mean_interval(known)
-        values = {"mean": means.get(name, np.nan), "low": low, "high": high}
-        table[name] = {key: _finite(v) for key, v in values.items()} | {"n": len(known)}
-    return table | {"n": table["dice"]["n"], "both_empty": sum(map(_both_empty, rows))}
-
-
-def _finite(value: float) -> float | None:
-    """None for what is undefined: JSON has no NaN."""
-    return float(value) if np.isfinite(value) else None
 
 
 def _mask(source: Source, image: Source | None, names: Labels, reference: Volume, dims: int | None) -> Volume:

@@ -22,6 +22,7 @@ from scipy.ndimage import uniform_filter
 from ulna.errors import UsageError
 from ulna.evaluation import figures
 from ulna.evaluation.pages import page
+from ulna.evaluation.views import flat
 from ulna.system.files import write_text
 from ulna.system.reading import read_json_object, read_yaml
 
@@ -219,8 +220,8 @@ def _groups(cases: Sequence[ReportCase]) -> list[tuple[str, list[Drawn]]]:
 
 
 def _draw(case: ReportCase) -> Drawn:
-    flat = figures.flat(case.image, case.reference, case.prediction)
-    image, reference, prediction = _resize(flat[0], smooth=True), _resize(flat[1]), _resize(flat[2])
+    shown = flat(case.image, case.reference, case.prediction)
+    image, reference, prediction = _resize(shown[0], smooth=True), _resize(shown[1]), _resize(shown[2])
     pictures = figures.comparison(image, prediction, reference)
     return Drawn(case.case, _number(float(case.dice), 3), [(caption, _embed(picture)) for caption, picture in pictures])
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from ulna.evaluation import figures
+from ulna.evaluation.views import Sides
 from ulna.study.ranking import Ranking
 
 # Okabe and Ito's palette, those first that show on white paper
@@ -139,7 +140,7 @@ class Hard(NamedTuple):
     case: str
     image: NDArray[Any]
     reference: NDArray[Any]
-    sides: figures.Sides | None = None
+    sides: Sides | None = None
 
 
 def worst(

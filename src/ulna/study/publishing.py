@@ -14,9 +14,9 @@ import numpy as np
 from ulna.data.layout.case import read_reference
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import printable_text
-from ulna.evaluation import figures
 from ulna.evaluation.known import known_alone
 from ulna.evaluation.pages import page
+from ulna.evaluation.views import view
 from ulna.inference.segmenter import Segmenter
 from ulna.study import drawings
 from ulna.study.costs import conditions_in_words
@@ -225,7 +225,7 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
         volume = case.read_image()
         reference = read_reference(case, volume, plan)
         answers = [known_alone(segmenter.mask(volume), reference, plan.labels) for segmenter in segmenters.values()]
-        seen = figures.view(volume, answers[0][1], *(mask for mask, _ in answers))
+        seen = view(volume, answers[0][1], *(mask for mask, _ in answers))
         cases.append(drawings.Hard(name, seen.image, seen.maps[0], seen.sides))
         for model, mask in zip(segmenters, seen.maps[1:], strict=True):
             masks[model].append(mask)

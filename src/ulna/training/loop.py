@@ -23,10 +23,7 @@ from torch import Tensor
 from ulna.blocks import nd
 from ulna.data.pipeline.points import count_points, sample_points
 from ulna.errors import UsageError, brief, printable
-from ulna.evaluation.known import known_alone
-from ulna.evaluation.metrics import average, score_labels
 from ulna.inference.forward import Forward
-from ulna.inference.volume import predict_slabs
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.losses import check_targets, make_loss
 from ulna.networks.network import Network
@@ -55,6 +52,7 @@ from ulna.training.state import State, learning_rate, validated
 from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
 from ulna.training.stopwatch import Stopwatch, advice, parts
+from ulna.training.validation import score_case
 
 log = logging.getLogger(__name__)
 
@@ -203,27 +201,7 @@ class Loop:
         per_case: list[dict[str, float]] = []
         for index in range(len(self.val)):
             self.stop.check(self._save)
-            prepared, reference = self.val[index]
-            slabs = predict_slabs(
-                self.network,
-                self.plan,
-                prepared,
-                settings=self.recipe.inference.replaced(tta=False),
-                device=self.device,
-                precision=self.precision,
-                forward=self.forward,
-            )
-            mask = slabs.label_map(self.plan.labels, self.recipe.inference.threshold)
-            scores = score_labels(
-                *known_alone(mask, reference.numpy(), self.plan.labels),
-                classes=len(self.plan.labels.foreground),
-                spacing=(1.0,) * self.plan.image_dims,
-                tolerance=1.0,
-                multilabel=self.plan.labels.multilabel,
-                empty_score=self.recipe.evaluation.empty_score,
-                surface=False,
-            )
-            per_case.append(average(scores, "per_image"))
+            per_case.append(score_case(self.forward, self.recipe, *self.val[index]))
         self.network.train()
         known = {key: [case[key] for case in per_case if not math.isnan(case[key])] for key in ("dice", "iou")}
         if not known["dice"] and not self._said_empty:

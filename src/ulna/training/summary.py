@@ -17,6 +17,7 @@ from ulna.data.layout.case import Case
 from ulna.data.layout.splitting import split_hash
 from ulna.evaluation import figures
 from ulna.evaluation.evaluate import Evaluation, Pair
+from ulna.evaluation.views import view
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb
@@ -132,6 +133,6 @@ class Extremes:
 
 def _drawn(dice: float, pair: Pair) -> Panel:
     title = f"{pair.case}  {'empty' if np.isnan(dice) else f'Dice {dice:.3f}'}"
-    seen = figures.view(pair.volume, pair.reference, pair.prediction)
+    seen = view(pair.volume, pair.reference, pair.prediction)
     pictures = figures.comparison(seen.image, seen.maps[1], seen.maps[0])
     return title, [figures.Picture(*one, seen.sides) for one in pictures]
