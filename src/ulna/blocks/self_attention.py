@@ -134,9 +134,9 @@ class ChannelAttention(nn.Module):
 
     Source: omega-Net (wang2020), Eq. 12 and 13. Reading: i and j run over channels. It has no weights of its own.
 
-    Unscaled, it is not nearly the identity at the start, as one might expect of <M_i, M_i>. Measured on real nuclei, 92 to 100 %
-    of the rows of A are one-hot, but only 0.5 to 9 % at their own channel: each channel gets one of a few large ones added (128
-    channels at full resolution copy 7 to 20; docs/papers/omega_net.md, section 5).
+    Unscaled, it is not nearly the identity at the start, as one might expect of <M_i, M_i>. Measured on real nuclei, 92 to
+    100 % of the rows of A are one-hot, but only 0.5 to 9 % at their own channel: each channel gets one of a few large ones
+    added (128 channels at full resolution copy 7 to 20; docs/papers/omega_net.md, section 5).
 
     Args:
         scaled: divide the dot products by the root of P.

@@ -355,13 +355,8 @@ def _check_keys(varied: Sequence[str], changed: Sequence[str]) -> None:
     """Refuse the fields that a study sets by itself."""
     flags = {"model": "--models", "training.seed": "--seeds", "training.fold": "--folds"}
     wrong = [f"{key}: the study sets it itself; use {flags[key]}" for key in (*varied, *changed) if key in flags]
-    one_for_all = (
-        "training.split",
-        "training.split_seed",
-        "training.folds",
-        "planning.memory_gb",
-        "planning.gpu_memory_gb",
-    )
+    memory = ("planning.memory_gb", "planning.gpu_memory_gb")
+    one_for_all = ("training.split", "training.split_seed", "training.folds", *memory)
     wrong += [f"{key}: is one for all rows, it cannot be varied" for key in varied if key in one_for_all]
     if wrong:
         raise UsageError("\n".join(wrong))
