@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ulna.data.layout.declared import recipe_classes
 from ulna.data.pipeline.points import count_points
 from ulna.errors import UsageError, printable
 from ulna.losses import make_loss
@@ -112,6 +113,8 @@ def check_words(recipe: Recipe) -> None:
     """
     check_grid(recipe.planning)
     check_normalization(recipe.planning)
+    if recipe.classes is not None:
+        recipe_classes(recipe.classes)
     if recipe.augmentation.elastic_probability and not recipe.augmentation.elastic:
         raise UsageError(
             f"augmentation.elastic_probability={recipe.augmentation.elastic_probability:g}, but augmentation.elastic, the "

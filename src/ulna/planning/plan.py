@@ -92,7 +92,7 @@ def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
 
 def division(training: Training) -> Division:
     """How a recipe wants the cases to be divided."""
-    return Division(training.fold, training.folds, training.shares)
+    return Division(training.fold, training.folds, training.shares, training.test)
 
 
 def check_split_is_made(dataset: Dataset, shares: str | None) -> None:
@@ -108,11 +108,12 @@ def check_split_is_made(dataset: Dataset, shares: str | None) -> None:
 
 
 def unused_shares(dataset: Dataset, training: Training) -> list[str]:
-    """A note where a recipe asks for shares, and the cases are divided in another way."""
-    if training.split is None or not (dataset.given_splits or training.fold is not None):
+    """A note where a recipe says how to divide the cases, and they are divided in another way."""
+    said = [f"training.{name}={value}" for name in ("split", "test") if (value := getattr(training, name)) is not None]
+    if not said or not (dataset.given_splits or training.fold is not None):
         return []
     why = "the data set brings its own split" if dataset.given_splits else "one of its folds is trained"
-    return [f"training.split={training.split} is not used: {why}"]
+    return [f"{' and '.join(said)} {'is' if len(said) == 1 else 'are'} not used: {why}"]
 
 
 def training_data(dataset: Dataset, report: Report, parts: Split) -> TrainingData:

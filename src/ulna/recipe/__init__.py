@@ -13,7 +13,7 @@ from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Normalization, Plan, Split, Whitening
 from ulna.recipe.protocol import Protocol, Requires
-from ulna.recipe.shares import read_shares
+from ulna.recipe.shares import counted, read_shares
 from ulna.recipe.slices import Slices, count_drawn
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Training",
     "Whitening",
     "count_drawn",
+    "counted",
     "from_yaml",
     "merged",
     "parse",

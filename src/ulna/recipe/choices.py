@@ -11,7 +11,7 @@ from ulna.recipe.architecture import Architecture
 from ulna.recipe.bounds import MOST_NEIGHBOURS, Axis, Options, Voxels
 from ulna.recipe.former import renamed
 from ulna.recipe.model import Frozen
-from ulna.recipe.protocol import Protocol, Requires
+from ulna.recipe.protocol import Classes, Protocol, Requires
 from ulna.recipe.shares import read_shares
 
 
@@ -87,6 +87,9 @@ class Training(Frozen):
     fold: int | None = Field(default=None, ge=0)  # of the data set's folds
     folds: int | None = Field(default=None, ge=2)  # how many are made where the data set brings none; None: 5
     split: str | None = None  # shares where the data set brings no split: 80/10/10, or 80/20 without test cases
+    # ids of cases that are kept for the end where the data set brings no split, with * and ? and [0-9] for what varies;
+    # `split` divides the others in two
+    test: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=1000)
     # None, without `steps_per_epoch`: every case once, at least `min_steps` batches
     samples_per_epoch: int | None = Field(default=None, ge=1)
     min_steps: int = Field(default=20, ge=1)
@@ -112,6 +115,15 @@ class Training(Frozen):
         if text is not None:
             read_shares(text)
         return text
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Self:
+        if self.test is not None and self.shares is not None and self.shares[2]:
+            raise ValueError(
+                f"test says which cases are kept for the end, and split {self.split} keeps a share too; write two shares, of "
+                "train and val"
+            )
+        return self
 
     @property
     def shares(self) -> tuple[float, float, float] | None:
@@ -254,6 +266,8 @@ class Recipe(Frozen):
     points: Points = Points()
     inference: Inference = Inference()
     evaluation: Scoring = Scoring()
+    # what the values of label maps stand for, written as in classes.json; one beside the data must say the same
+    classes: Classes | None = None
     requires: Requires = Requires()  # of the data; others are refused
     study: Protocol = Protocol()  # for `ulna compare`
 

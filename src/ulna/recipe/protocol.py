@@ -11,6 +11,8 @@ from ulna.recipe.bounds import LONGEST_AXIS, MOST_CHANNELS_AT_ALL
 from ulna.recipe.model import Frozen
 
 Text = Annotated[str, Field(max_length=500)]
+# as classes.json has them: what it holds is read where data are (`ulna.data.layout.declared`)
+Classes = Annotated[dict[str | int, Any], Field(min_length=1, max_length=MOST_CHANNELS_AT_ALL)] | tuple[Text, ...]
 
 
 class Requires(Frozen):

@@ -128,7 +128,7 @@ def compare(
     before = stored_study(out)
     if before is None:
         check_folder(out, [data])
-    dataset, report = _read(data, split)
+    dataset, report = _read(data, split, variants[0].recipe, folds)
     splits = _splits(dataset, report, variants[0].recipe, folds)
     settled = plan_variants(
         variants,
@@ -240,9 +240,11 @@ def _study(base: Mapping[str, Any], changes: Sequence[str]) -> Protocol:
     return recipe.study
 
 
-def _read(data: Path, asked_split: str | None) -> tuple[Dataset, Report]:
-    dataset = Dataset.from_folder(data)
+def _read(data: Path, asked_split: str | None, recipe: Recipe, folds: int | None) -> tuple[Dataset, Report]:
+    dataset = Dataset.from_folder(data).declaring(recipe.classes)
     check_split_is_made(dataset, asked_split)
+    if folds is None:
+        dataset.check_divisible(division(recipe.training))
     report = check_dataset(dataset)
     report.raise_if_bad()
     return dataset.of_dims(report.spatial_dims), report

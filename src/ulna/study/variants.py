@@ -356,8 +356,9 @@ def _check_keys(varied: Sequence[str], changed: Sequence[str]) -> None:
     flags = {"model": "--models", "training.seed": "--seeds", "training.fold": "--folds"}
     wrong = [f"{key}: the study sets it itself; use {flags[key]}" for key in (*varied, *changed) if key in flags]
     memory = ("planning.memory_gb", "planning.gpu_memory_gb")
-    one_for_all = ("training.split", "training.split_seed", "training.folds", *memory)
-    wrong += [f"{key}: is one for all rows, it cannot be varied" for key in varied if key in one_for_all]
+    one_for_all = ("training.split", "training.test", "training.split_seed", "training.folds", *memory)
+    alike = [key for key in varied if key in one_for_all or key.partition(".")[0] == "classes"]
+    wrong += [f"{key}: is one for all rows, it cannot be varied" for key in alike]
     if wrong:
         raise UsageError("\n".join(wrong))
 

@@ -116,7 +116,7 @@ def plan(
         check_names(folder, own, "choose another name for --out")
     chosen = choose(model=model, recipe=recipe, seed=seed, fold=fold, max_ram=max_ram, set=set)
     check_words(chosen)
-    dataset = Dataset.from_folder(data)
+    dataset = Dataset.from_folder(data).declaring(chosen.classes)
     if preview is not None:
         check_preview(Path(preview), dataset)
     found = read_training_data(dataset, chosen.training)

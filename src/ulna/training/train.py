@@ -177,13 +177,13 @@ def _trained(
         if chosen is None:
             remove_leftovers(folder)
             planned = _stored(folder, data, epochs=epochs, max_hours=max_hours)
-            dataset = Dataset.from_folder(data).of_dims(planned.plan.image_dims)
+            dataset = Dataset.from_folder(data).declaring(planned.recipe.classes).of_dims(planned.plan.image_dims)
             if not any((folder / CHECKPOINTS).glob("*.safetensors")):
                 check_unfinished(folder)  # before data are read, and anything is written
             check_same(folder, data, dataset, planned.plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
-            dataset = Dataset.from_folder(data)
+            dataset = Dataset.from_folder(data).declaring(chosen.classes)
             check_split_is_made(dataset, asked_split)
             if given is not None:  # before all is read
                 check_plan(given, chosen, source, labels=dataset.labels, channel_names=dataset.channel_names)

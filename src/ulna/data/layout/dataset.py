@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ulna.data.formats.dicom.choosing import Wishes
 from ulna.data.formats.source import all_errors, id_problem, readable, shown
 from ulna.data.layout.case import Case
+from ulna.data.layout.declared import CLASSES_FILE, recipe_classes
 from ulna.data.layout.layouts import find
 from ulna.data.layout.metadata import check_split, read_groups, read_splits, split_file
 from ulna.data.layout.pairing import Found
-from ulna.data.layout.splitting import AS_IT_IS, Division, check_divisible, choose_split, split_hash, united
+from ulna.data.layout.splitting import (
+    AS_IT_IS,
+    Division,
+    check_counted,
+    check_divisible,
+    choose_split,
+    split_hash,
+    united,
+)
 from ulna.data.layout.unread import unread
-from ulna.errors import Problem, unknown
+from ulna.errors import Problem, UsageError, listed, unknown
 from ulna.recipe import Labels, Split
+
+RECIPE = "the recipe"  # where classes are declared
 
 __all__ = ["Case", "Dataset", "Division", "split", "split_hash"]
 
@@ -31,6 +44,7 @@ class Dataset:
         layout: "pairs", "decathlon", "nnunet", "case folders", "npz", "dicom", "cvc-clinicdb", "lits", "kits"; for
             prediction also "images" (a flat folder) and "image".
         labels: the classes as declared; None where nothing declares them.
+        declared_in: the file that declares them, or the recipe; None where no file does.
         channel_names: as declared.
         given_splits: one split, or several folds.
         notes: what was passed over or assumed.
@@ -40,6 +54,7 @@ class Dataset:
     layout: str
     cases: tuple[Case, ...]
     labels: Labels | None = None
+    declared_in: str | None = None
     channel_names: tuple[str, ...] | None = None
     given_splits: tuple[Split, ...] = ()
     notes: tuple[str, ...] = ()
@@ -102,7 +117,9 @@ class Dataset:
             found.notes += unread(found.root, cases)
         found.notes += _links_outside(found.root, cases)
         notes = tuple(found.notes)
-        dataset = cls(found.root, found.layout, tuple(cases), found.labels, found.channel_names, splits, notes)
+        dataset = cls(
+            found.root, found.layout, tuple(cases), found.labels, found.declared_in, found.channel_names, splits, notes
+        )
         return dataset, tuple(found.problems)
 
     def __len__(self) -> int:
@@ -129,6 +146,35 @@ class Dataset:
             known = [group for name in members if (group := patient.get(name)) is not None]
             names |= dict.fromkeys(members, min(known, default=f"copies of {members[0]}"))
         return replace(self, cases=tuple(replace(case, group=names.get(case.id)) for case in self.cases))
+
+    def declaring(self, classes: Any) -> Dataset:
+        """The same cases with the classes that a recipe declares, if it does.
+
+        They take the place of what dataset.json says or the layout is known to hold, as classes.json does.
+
+        Args:
+            classes: the section `classes` of a recipe, or None.
+
+        Raises:
+            UsageError: if they make no sense, or a classes.json beside the data says something else.
+        """
+        if classes is None:
+            return self
+        labels = recipe_classes(classes)
+        if self.declared_in == CLASSES_FILE and self.labels is not None:
+            if labels != self.labels:
+                folder = self.root if self.root.is_dir() else self.root.parent
+                raise UsageError(
+                    f"{shown(folder / CLASSES_FILE)}: declares the classes {listed(self.labels.described)}, the recipe "
+                    f"{listed(labels.described)}; take the file away, write {json.dumps(labels.declared())} into it, or "
+                    "go on by the file with --set classes=null"
+                )
+            return self
+        if self.labels is None or labels == self.labels:
+            return replace(self, labels=labels, declared_in=RECIPE)
+        of = f", in place of the labels of {self.declared_in}" if self.declared_in else ""
+        said = f"the recipe names the classes {listed(labels.described)}{of}"
+        return replace(self, labels=labels, declared_in=RECIPE, notes=(*self.notes, said))
 
     def of_dims(self, spatial_dims: int | None) -> Dataset:
         """The same cases, with files that could be 2D or 3D (volumes of one slice) read as the others are.
@@ -165,6 +211,7 @@ class Dataset:
             UsageError: if there are too few cases or groups, or no such fold.
         """
         check_divisible(self.labelled, self.given_splits, wanted)
+        check_counted(self.labelled, self.given_splits, wanted)
 
 
 def _links_outside(root: Path, cases: Sequence[Case]) -> list[str]:

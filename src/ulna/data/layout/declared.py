@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ulna.data.layout.metadata import read_json, whole
-from ulna.errors import Problem
+from ulna.errors import Problem, UsageError
 from ulna.recipe import Labels
 
 CLASSES_FILE = "classes.json"
@@ -41,6 +41,23 @@ def read_classes(root: Path, problems: list[Problem]) -> Labels | None:
         return None
     about = value if isinstance(value, Mapping) else {}
     return parse_classes(_named(value), about, path, problems)
+
+
+def recipe_classes(value: Any) -> Labels:
+    """The classes as the section `classes` of a recipe declares them, which is written as classes.json is.
+
+    Raises:
+        UsageError: if they make no sense.
+
+    Example:
+        >>> recipe_classes({"tumour": [1, 2, 3]}).names
+        ('background', 'tumour')
+    """
+    about = value if isinstance(value, Mapping) else {}
+    try:
+        return _labels(_named(list(value) if isinstance(value, tuple) else value), about)
+    except _NonsenseError as nonsense:
+        raise UsageError(f"classes (of the recipe): {nonsense.what}; {nonsense.remedy}") from None
 
 
 def _named(value: Any) -> Any:

@@ -122,6 +122,7 @@ def _one_file(found: Found, need_labels: bool) -> None:
     if suffix_of(path) == ARRAY_SUFFIX:
         _arrays(found, [path], need_labels)
         found.labels = read_classes(path.parent, found.problems)
+        found.declared_in = None if found.labels is None else CLASSES_FILE
     elif need_labels:
         raise data_error(path, "is one file, not a data set", remedy(need_labels))
     elif suffix_of(path) not in IMAGE_SUFFIXES and is_dicom(path):
@@ -150,11 +151,12 @@ def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
     structures = are_structures(found)  # classes.json names structures of DICOM labels, which are read with them
     declared = None if structures else read_classes(found.root, found.problems)
     if os.path.lexists(found.root / CLASSES_FILE) and not structures:
-        found.labels = declared
+        found.labels, found.declared_in = declared, CLASSES_FILE
         if "labels" in about:
             found.notes.append("classes.json names the classes, in place of the labels of dataset.json")
     elif "labels" in about:
         found.labels = parse_classes(about["labels"], about, found.root / "dataset.json", found.problems)
+        found.declared_in = "dataset.json"
     found.channel_names = parse_channels(about.get("channel_names", about.get("modality"))) or found.channel_names
 
 

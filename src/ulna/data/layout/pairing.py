@@ -33,6 +33,9 @@ class Found:
     layout: str = ""
     cases: list[Case] = field(default_factory=list)
     labels: Labels | None = None
+    declared_in: str | None = (
+        None  # the file that says the classes; None: the layout is known to hold them, or nothing does
+    )
     channel_names: tuple[str, ...] | None = None
     sets: dict[str, list[str]] | None = None
     groups: dict[str, str] = field(default_factory=dict)  # case id -> patient, as far as the layout tells

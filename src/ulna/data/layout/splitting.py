@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
 
 from ulna.data.layout.case import Case
 from ulna.errors import UsageError
-from ulna.recipe import Split
+from ulna.recipe import Split, counted
 
 Groups = tuple[tuple[str, ...], ...]
+Cases = dict[tuple[str, str], list[str]]  # group -> its cases
 FOLDS = 5
 _ENOUGH_FOR_TEST = 20  # groups; with fewer, a test set would say nothing
 _VAL_OF_TRAIN = 0.15
@@ -25,12 +27,14 @@ class Division(NamedTuple):
     Args:
         fold: which of the folds; None for the one split.
         folds: how many folds are made where the data set brings none; None: `FOLDS`.
-        shares: of train, val and test, where the data set brings no split.
+        shares: of train, val and test, where the data set brings no split; or numbers of groups (`counted`).
+        test: patterns of the ids of cases that are kept for the end, where the data set brings no split, and without a fold.
     """
 
     fold: int | None = None
     folds: int | None = None
     shares: tuple[float, float, float] | None = None
+    test: tuple[str, ...] | None = None
 
     @property
     def made_folds(self) -> int:
@@ -59,6 +63,8 @@ def choose_split(cases: Sequence[Case], given: Sequence[Split], seed: int, wante
     groups = _groups(cases)
     if wanted.fold is not None:
         return _fold(groups, seed, wanted.fold, wanted.made_folds)
+    if wanted.test is not None:
+        return _with_test(groups, seed, wanted)
     return _made(groups, seed) if wanted.shares is None else _shared(groups, seed, wanted.shares)
 
 
@@ -82,8 +88,54 @@ def check_divisible(cases: Sequence[Case], given: Sequence[Split], wanted: Divis
         raise UsageError(f"fold {fold}: the folds are 0..{folds - 1}")
     if fold is not None and groups < folds:
         raise UsageError(f"fold {fold}: {folds} folds need {folds} groups of cases, there are {groups}")
+    if fold is None and wanted.test is not None:
+        groups = len(_parted(_groups(cases), wanted.test)[1])
     if fold is None and wanted.shares is not None and (parts := sum(share > 0 for share in wanted.shares)) > groups:
         raise UsageError(f"a split in {parts} parts needs {parts} groups of cases, there are {groups}")
+
+
+def check_counted(cases: Sequence[Case], given: Sequence[Split], wanted: Division) -> None:
+    """Refuse numbers of groups that do not add up to all of them; those that copies of an image unite count as they were.
+
+    Raises:
+        UsageError: with both sums.
+    """
+    if given or wanted.fold is not None or wanted.shares is None or not counted(wanted.shares):
+        return
+    groups = _groups(cases)
+    count = len(groups if wanted.test is None else _parted(groups, wanted.test)[1])
+    if sum(wanted.shares) != count:
+        numbers = "/".join(f"{share:g}" for share in wanted.shares if share)
+        besides = " beside those that are kept for the end" if wanted.test is not None else ""
+        raise UsageError(
+            f"the split {numbers} groups adds up to {sum(wanted.shares):g}, and there are {count} groups of cases{besides}; "
+            "write shares, such as --split 80/10/10, or numbers that fit"
+        )
+
+
+def _parted(groups: Cases, test: Sequence[str]) -> tuple[Cases, Cases]:
+    """The groups that hold a case with such an id, which are kept for the end whole, and the others.
+
+    Raises:
+        UsageError: if there is no such case, or fewer than two other groups.
+    """
+    kept = {
+        name: members
+        for name, members in groups.items()
+        if any(fnmatchcase(case, pattern) for case in members for pattern in test)
+    }
+    told = f"training.test={json.dumps(list(test))}"
+    if not kept:
+        first = next(case for members in groups.values() for case in members)
+        raise UsageError(
+            f"{told} names no case, the first one is {first!r}; name cases that are there, or set it to null"
+        )
+    others = {name: members for name, members in groups.items() if name not in kept}
+    if len(others) < 2:
+        raise UsageError(
+            f"{told} leaves {len(others)} groups of cases to train and to choose the epoch, and two are needed; name fewer"
+        )
+    return kept, others
 
 
 def united(parts: Iterable[Sequence[str]]) -> Groups:
@@ -131,14 +183,14 @@ def _with_val(split: Split, cases: Sequence[Case], seed: int) -> Split:
     return Split(train=_members(rest, groups), val=_members(val, groups), test=split.test)
 
 
-def _groups_of(ids: Sequence[str], cases: Sequence[Case]) -> dict[tuple[str, str], list[str]]:
+def _groups_of(ids: Sequence[str], cases: Sequence[Case]) -> Cases:
     wanted = set(ids)
     return _groups([case for case in cases if case.id in wanted])
 
 
-def _groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[str]]:
+def _groups(cases: Sequence[Case]) -> Cases:
     """Group -> its cases. A case without a group is one; the kind keeps it apart from a patient of the same name."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: Cases = {}
     for case in sorted(cases, key=lambda case: case.id):
         key = ("case", case.id) if case.group is None else ("group", case.group)
         groups.setdefault(key, []).append(case.id)
@@ -148,7 +200,7 @@ def _groups(cases: Sequence[Case]) -> dict[tuple[str, str], list[str]]:
 Ordered = list[tuple[tuple[str, str], int]]
 
 
-def _shuffled(groups: dict[tuple[str, str], list[str]], seed: int) -> Ordered:
+def _shuffled(groups: Cases, seed: int) -> Ordered:
     names = sorted(groups)
     order = np.random.default_rng(seed).permutation(len(names))
     return [(names[i], len(groups[names[i]])) for i in order]
@@ -163,11 +215,11 @@ def _take(ordered: Ordered, cases: float, leave: int = 1) -> tuple[Ordered, Orde
     return ordered[:taken], ordered[taken:]
 
 
-def _members(ordered: Ordered, groups: dict[tuple[str, str], list[str]]) -> tuple[str, ...]:
+def _members(ordered: Ordered, groups: Cases) -> tuple[str, ...]:
     return tuple(sorted(case for name, _ in ordered for case in groups[name]))
 
 
-def _made(groups: dict[tuple[str, str], list[str]], seed: int) -> Split:
+def _made(groups: Cases, seed: int) -> Split:
     """70 / 15 / 15 with 20 groups and more, else 80 / 20 without a test set."""
     ordered, total = _shuffled(groups, seed), sum(len(members) for members in groups.values())
     test: Ordered = []
@@ -177,17 +229,41 @@ def _made(groups: dict[tuple[str, str], list[str]], seed: int) -> Split:
     return Split(train=_members(train, groups), val=_members(val, groups), test=_members(test, groups))
 
 
-def _shared(groups: dict[tuple[str, str], list[str]], seed: int, shares: tuple[float, float, float]) -> Split:
+def _shared(groups: Cases, seed: int, shares: tuple[float, float, float]) -> Split:
     """As near to the shares as whole groups come; every part has one at least."""
     ordered, total = _shuffled(groups, seed), sum(len(members) for members in groups.values())
     test: Ordered = []
+    if counted(shares):  # where copies have united some groups, as near as the others come
+        test_end, val_end = _ends(shares, len(ordered))
+        parts = {"train": ordered[val_end:], "val": ordered[test_end:val_end], "test": ordered[:test_end]}
+        return Split(**{name: _members(part, groups) for name, part in parts.items()})
     if shares[2]:
         test, ordered = _take(ordered, shares[2] * total, leave=2)
     val, train = _take(ordered, shares[1] * total)
     return Split(train=_members(train, groups), val=_members(val, groups), test=_members(test, groups))
 
 
-def _fold(groups: dict[tuple[str, str], list[str]], seed: int, fold: int, folds: int) -> Split:
+def _ends(counts: tuple[float, float, float], groups: int) -> tuple[int, int]:
+    """Where the groups that test end, and those that choose the epoch; each part has one at least.
+
+    Example:
+        >>> _ends((23.0, 3.0, 3.0), 29), _ends((23.0, 3.0, 3.0), 10), _ends((4.0, 1.0, 0.0), 5)
+        ((3, 6), (1, 2), (0, 1))
+    """
+    one = groups / sum(counts)
+    test = max(1, round(counts[2] * one)) if counts[2] else 0
+    return test, test + max(1, round(counts[1] * one))
+
+
+def _with_test(groups: Cases, seed: int, wanted: Division) -> Split:
+    """Cases that are named are kept for the end, the others divided as without a test set."""
+    kept, others = _parted(groups, wanted.test or ())
+    parts = _shared(others, seed, wanted.shares or (1 - _VAL_OF_TRAIN, _VAL_OF_TRAIN, 0.0))
+    test = sorted(case for members in kept.values() for case in members)
+    return Split(train=parts.train, val=parts.val, test=tuple(test))
+
+
+def _fold(groups: Cases, seed: int, fold: int, folds: int) -> Split:
     """Fold `fold` of `folds`: every case is in val of exactly one fold."""
     parts: list[Ordered] = [[] for _ in range(folds)]
     for entry in _shuffled(groups, seed):

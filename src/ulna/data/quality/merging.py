@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.dataset import RECIPE, Dataset
+from ulna.data.layout.declared import CLASSES_FILE
 from ulna.data.quality.objects import objects_found
 from ulna.data.quality.scan import CaseStats
 from ulna.errors import Problem, listed
@@ -36,15 +37,16 @@ def missing_values(dataset: Dataset, scans: Sequence[CaseStats], problems: list[
     held = {value for one in scans for value in one.stored}
     if not held:  # one map for every class
         return
-    where = next(
-        (name for name in ("classes.json", "dataset.json") if (Path(dataset.root) / name).exists()), "classes.json"
-    )
+    where = dataset.declared_in or CLASSES_FILE
+    source = str(dataset.root) if where == RECIPE else str(Path(dataset.root) / where)
+    subject = f"{RECIPE} " if where == RECIPE else ""
     for name, values in zip(labels.foreground, labels.stored, strict=True):
         absent = [value for value in values if value not in held]
         if len(absent) == len(values):
-            what = f"makes {name!r} of the label values {listed(values)}, and none of them occurs in {len(scans)} cases"
+            what = f"{subject}makes {name!r} of the label values {listed(values)}"
+            what += f", and none of them occurs in {len(scans)} cases"
             found = listed(sorted(held - {0})) or "0 alone"
-            problems.append(Problem(str(Path(dataset.root) / where), what, f"name values that occur: {found}"))
+            problems.append(Problem(source, what, f"name values that occur: {found}"))
         elif absent:
             notes.append(
                 f"{where} makes {name!r} of {listed(values)}; {listed(absent)} occur{'s' * (len(absent) == 1)} in no case"
