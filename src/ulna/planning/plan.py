@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -109,7 +110,9 @@ def check_split_is_made(dataset: Dataset, shares: str | None) -> None:
 
 def unused_shares(dataset: Dataset, training: Training) -> list[str]:
     """A note where a recipe says how to divide the cases, and they are divided in another way."""
-    said = [f"training.{name}={value}" for name in ("split", "test") if (value := getattr(training, name)) is not None]
+    said = [] if training.split is None else [f"training.split={training.split}"]
+    if training.test is not None:
+        said.append(f"training.test={json.dumps(training.test)}")
     if not said or not (dataset.given_splits or training.fold is not None):
         return []
     why = "the data set brings its own split" if dataset.given_splits else "one of its folds is trained"

@@ -90,8 +90,9 @@ class Training(Frozen):
     # ids of cases that are kept for the end where the data set brings no split, with * and ? and [0-9] for what varies;
     # `split` divides the others in two
     test: tuple[str, ...] | None = Field(default=None, min_length=1, max_length=1000)
-    # None, without `steps_per_epoch`: every case once, at least `min_steps` batches
-    samples_per_epoch: int | None = Field(default=None, ge=1)
+    # None, without `steps_per_epoch`: every case once, at least `min_steps` batches, and of slices no more than 250; all:
+    # every slice once, however many there are
+    samples_per_epoch: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     min_steps: int = Field(default=20, ge=1)
     clip_gradients: float | None = Field(default=12.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
@@ -158,12 +159,14 @@ class Training(Frozen):
 
     def samples_of_epoch(self, cases: int, batch: int, most_steps: int | None = None) -> int:
         """How many samples an epoch takes of so many training cases, or slices; at most `most_steps`, if nothing is said."""
-        if self.samples_per_epoch is not None:
+        if isinstance(self.samples_per_epoch, int):
             return self.samples_per_epoch
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch * batch
         count = max(cases, self.min_steps * batch)
-        return count if most_steps is None else min(count, max(most_steps, self.min_steps) * batch)
+        if most_steps is None or self.samples_per_epoch == "all":
+            return count
+        return min(count, max(most_steps, self.min_steps) * batch)
 
 
 SPARSE_POINTS = 30_000  # Implicit U-Net (marimont2022), Sec. 2: k

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ulna.recipe.bounds import LONGEST_AXIS, MOST_CHANNELS_AT_ALL
 from ulna.recipe.model import Frozen
 
 Text = Annotated[str, Field(max_length=500)]
 # as classes.json has them: what it holds is read where data are (`ulna.data.layout.declared`)
-Classes = Annotated[dict[str | int, Any], Field(min_length=1, max_length=MOST_CHANNELS_AT_ALL)] | tuple[Text, ...]
+Classes = (
+    Annotated[
+        dict[str | int, Any],
+        Field(min_length=1, max_length=MOST_CHANNELS_AT_ALL),
+        AfterValidator(lambda named: {str(key): value for key, value in named.items()}),  # YAML reads 1 as a number
+    ]
+    | tuple[Text, ...]
+)
 
 
 class Requires(Frozen):

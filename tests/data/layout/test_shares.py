@@ -9,7 +9,7 @@ from ulna.data.layout.dataset import Dataset, Division, split
 from ulna.data.layout.splitting import choose_split
 from ulna.data.quality.fixed_splits import fixed_folds
 from ulna.errors import UsageError
-from ulna.planning.plan import check_split_is_made, unused_shares
+from ulna.planning.plan import check_split_is_made, division, unused_shares
 from ulna.recipe import Training, read_shares
 
 
@@ -104,6 +104,78 @@ def test_too_few_groups_for_the_parts_are_refused():
     with pytest.raises(UsageError, match="a split in 3 parts needs 3 groups of cases, there are 2"):
         divided(cases([2, 5]), shares=(0.8, 0.1, 0.1))
     assert divided(cases([2, 5]), shares=(0.8, 0.2, 0.0)).val
+
+
+# numbers of groups, and cases that are named -------------------------------------------------------------------------
+
+
+def test_numbers_of_groups_are_met_to_the_group():
+    some = cases([20, 1, 1, 9, 3, 1, 1, 2])
+    made = divided(some, 1, shares=read_shares("5/1/2 groups"))
+    group = {case.id: case.group for case in some}
+    assert [len({group[case] for case in part}) for part in (made.train, made.val, made.test)] == [5, 1, 2]
+    assert sorted((*made.train, *made.val, *made.test)) == sorted(group)
+    assert made == divided(some[::-1], 1, shares=read_shares("5/1/2 groups"))
+    assert made != divided(some, 2, shares=read_shares("5/1/2 groups"))
+    united = divided(some[:-1][20:], 1, shares=read_shares("5/1/2 groups"))  # fewer, as where copies unite some
+    assert united.train and united.val and united.test
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("5/1/1 groups", "adds up to 7, and there are 9 groups of cases"),
+        ("8/2 groups", "adds up to 10, and there are 9"),
+    ],
+)
+def test_numbers_of_groups_must_add_up(text, said, tmp_path):
+    dataset = Dataset.from_folder(pairs(tmp_path, NINE))
+    with pytest.raises(UsageError, match=said):
+        dataset.check_divisible(Division(shares=read_shares(text)))
+    dataset.check_divisible(Division(shares=read_shares("6/2/1 groups")))
+    dataset.check_divisible(Division(shares=read_shares(text), fold=0))  # not used then
+
+
+@pytest.mark.parametrize("text", ["2.5/1.5 groups", "3 groups", "groups", "0/3 groups", "80/10/10 patients"])
+def test_what_is_no_number_of_groups_is_refused(text):
+    with pytest.raises(ValueError, match=r"whole, such as|write them as 80/10/10"):
+        read_shares(text)
+
+
+def test_named_cases_are_kept_for_the_end(tmp_path):
+    dataset = Dataset.from_folder(pairs(tmp_path, NINE, groups={"c1": "p", "c7": "p"}))
+    made = split(dataset, 3, wanted=Division(test=("c[01]", "c8")))
+    assert made.test == ("c0", "c1", "c7", "c8")  # the group of c1 stays whole
+    assert len(made.val) == 1 and len(made.train) == 4
+    half = split(dataset, 3, wanted=Division(test=("c0",), shares=read_shares("50/50")))
+    assert half.test == ("c0",) and len(half.val) in (3, 4, 5)
+    dataset.check_divisible(Division(test=("c0",), shares=read_shares("6/1 groups")))
+    with pytest.raises(UsageError, match="adds up to 8, and there are 7 groups of cases beside those that are kept"):
+        dataset.check_divisible(Division(test=("c0",), shares=read_shares("6/2 groups")))
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        (("x*",), r"""training\.test=\["x\*"\] names no case, the first one is 'c0'"""),
+        (("c*",), "leaves 0 groups of cases"),
+    ],
+)
+def test_named_cases_that_are_not_there_or_are_all_are_refused(test, said, tmp_path):
+    dataset = Dataset.from_folder(pairs(tmp_path, NINE))
+    with pytest.raises(UsageError, match=said):
+        dataset.check_divisible(Division(test=test))
+
+
+def test_named_cases_give_way_to_a_given_split_and_go_with_no_third_share(tmp_path):
+    given = {"train": NINE[:5], "val": NINE[5:7], "test": NINE[7:]}
+    dataset = Dataset.from_folder(pairs(tmp_path, NINE, splits=given))
+    training = Training(split="80/20", test=("c0",))
+    assert split(dataset, 0, wanted=division(training)).model_dump(mode="json") == given
+    (note,) = unused_shares(dataset, training)
+    assert note == 'training.split=80/20 and training.test=["c0"] are not used: the data set brings its own split'
+    with pytest.raises(ValueError, match="split 80/10/10 keeps a share too; write two shares"):
+        Training(split="80/10/10", test=("c0",))
 
 
 @pytest.mark.parametrize("folds", [2, 3, 7])

@@ -108,7 +108,10 @@ def _by_value(volume: Volume, array: NDArray[Any], labels: Labels) -> NDArray[An
     bad = [value for value in found if value not in known]
     if bad:
         what = f"label values {_shown(bad)} belong to no class ({', '.join(labels.described)})"
-        raise data_error(volume.path, what, 'add them in classes.json: to a class, to "background" or to "ignore"')
+        remedy = (
+            'add them where the classes are declared (classes.json, or the recipe): to a class, to "background" or to '
+        )
+        raise data_error(volume.path, what, f'{remedy}"ignore"')
     array = array.astype(label_dtype(int(max(found, default=0))), copy=False)
     if labels.multilabel:
         return _spread(array, labels.stored, labels.ignore)
