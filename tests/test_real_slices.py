@@ -65,6 +65,24 @@ def test_four_channels_are_overfitted(shared_data, tmp_path):
     assert run.summary["val_dice"] > 0.35
 
 
+def test_the_recipe_of_the_modular_unet_takes_a_real_volume(shared_data, tmp_path):
+    """Four channels, cropped, whitened, three classes as one: as `ulna train Task01_BrainTumour --recipe laird`."""
+    source = shared_data / "brain_tumour_4ch"
+    name = "BRATS_HG0015.nii.gz"
+    data = twice(source / "imagesTr" / name, source / "labelsTr" / name, tmp_path / "data")
+    narrow = ("architecture.channels=[8, 16, 32, 64, 128]", "planning.batch=4", "optimizer.lr=3e-3",
+              "training.steps_per_epoch=30", "planning.empty_slices=0.2")  # fmt: skip
+    run = ulna.train(data, recipe="laird", out=tmp_path / "run", epochs=8, set=narrow)
+    plan = read_yaml(run.folder / "plan.yaml")
+    assert (plan["crop"], plan["in_channels"], plan["labels"]["names"]) == (
+        [144, 144, None],
+        4,
+        ["background", "tumour"],
+    )
+    assert run.summary["val_iou"] > 0.25  # of a volume that it was trained on
+    assert run.summary["val"]["cases"] == 138  # slices
+
+
 def test_a_liver_is_overfitted(shared_data, tmp_path):
     folder = shared_data / "ct_liver" / "chaos_ct_set_3"
     data = twice(folder / "image.nii.gz", folder / "label_liver.nii.gz", tmp_path / "data")

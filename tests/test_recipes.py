@@ -3,15 +3,12 @@
 import json
 import re
 
-import nibabel
-import numpy as np
 import pytest
 import yaml
 
 import ulna
 from tests import miniatures
 from tests.places import ROOT
-from tests.training.tiny import rows_of
 from ulna.cli import main as cli
 from ulna.errors import UsageError
 from ulna.networks.build import validate
@@ -20,7 +17,6 @@ from ulna.planning.choosing import choose
 from ulna.recipe import Recipe, parse, stated
 from ulna.recipe.library import FIELDS, FOLDER, names, recipe_file
 from ulna.study.variants import make_variants
-from ulna.training.train import train
 
 PUBLISHED = yaml.safe_load((ROOT / "src" / "ulna" / "study" / "published.yaml").read_text(encoding="utf-8"))
 # changes of samples that the papers state; all others must be off
@@ -275,30 +271,3 @@ def test_the_verb_gives_plain_values(capsys):
     assert values["recipe"]["training"]["placement"] == "centred"
     assert cli.run(["recipes", "--json"]) == 0
     assert [one["name"] for one in json.loads(capsys.readouterr().out)] == list(names())
-
-
-@pytest.mark.slow
-def test_the_modular_protocol_runs_on_slices_of_a_real_volume(shared_data, tmp_path):
-    source = shared_data / "brain_tumour_4ch"
-    image = np.asanyarray(nibabel.load(source / "imagesTr" / "BRATS_HG0015.nii.gz").dataobj).astype(np.float32)
-    labels = np.asanyarray(nibabel.load(source / "labelsTr" / "BRATS_HG0015.nii.gz").dataobj) > 0
-    with_tumour = np.flatnonzero(labels.sum((0, 1)) > 300)
-    train_slices, val_slices = with_tumour[35:59:3], with_tumour[15:21:5]  # apart: neighbours count as copies
-    r, c = ((n - 144) // 2 for n in image.shape[:2])
-    for name, chosen in (("train", train_slices), ("val", val_slices)):
-        rows, columns = slice(max(r, 0), max(r, 0) + 144), slice(max(c, 0), max(c, 0) + 144)
-        images = np.stack([image[rows, columns, z] for z in chosen])
-        masks = np.stack([labels[rows, columns, z] for z in chosen]).astype(np.uint8)
-        np.savez(tmp_path / f"{name}.npz", images=images, masks=masks)
-    (tmp_path / "data").mkdir()
-    for name in ("train", "val"):
-        (tmp_path / f"{name}.npz").rename(tmp_path / "data" / f"{name}.npz")
-    narrow = (
-        "architecture.channels=[8, 16, 32, 64, 128]",
-        "planning.batch=2",
-        "optimizer.lr=3e-3",
-        "training.min_steps=8",
-        "requires.size=null",
-    )
-    run = train(tmp_path / "data", recipe="laird", epochs=6, out=tmp_path / "run", set=narrow)
-    assert max(float(row["val_iou"]) for row in rows_of(run.folder)) > 0.5  # slices of one patient: it can only be easy

@@ -265,6 +265,10 @@ def test_an_epoch_of_slices_is_bounded():
     made = planned(many, "planning.spatial_dims=2")
     training, batch = made.recipe.training, made.plan.batch
     assert training.samples_of_epoch(made.plan.slices.per_epoch, batch, 250) == 250 * batch
+    every = training.replaced(samples_per_epoch="all")
+    assert every.samples_of_epoch(10**6, batch, 250) == 10**6
+    assert every.samples_of_epoch(3, batch, 250) == training.min_steps * batch
+    assert every.replaced(steps_per_epoch=7).samples_of_epoch(10**6, batch, 250) == 7 * batch
     assert training.replaced(min_steps=400).samples_of_epoch(10**6, batch, 250) == 400 * batch
     assert training.replaced(steps_per_epoch=600).samples_of_epoch(10**6, batch, 250) == 600 * batch
     assert training.samples_of_epoch(3, batch, 250) == training.min_steps * batch

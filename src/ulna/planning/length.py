@@ -78,12 +78,12 @@ def resolve_length(recipe: Recipe, device: Device, *, slices: bool = False) -> t
 
 
 def _said(training: Training, slices: bool) -> str:
-    if training.samples_per_epoch == "all":
-        epoch = f"every {'slice' if slices else 'training case'} once, at least {training.min_steps} steps"
-    elif training.samples_per_epoch is not None:
+    if isinstance(training.samples_per_epoch, int):
         epoch = f"{training.samples_per_epoch:,} samples"
     elif training.steps_per_epoch is not None:
         epoch = f"{training.steps_per_epoch} steps"
+    elif training.samples_per_epoch == "all":
+        epoch = f"every {'slice' if slices else 'training case'} once, at least {training.min_steps} steps"
     elif slices:
         epoch = f"every slice once, at least {training.min_steps} and at most {MOST_SLICE_STEPS} steps"
     else:
