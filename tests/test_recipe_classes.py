@@ -56,6 +56,15 @@ def test_overlapping_classes_of_a_recipe_are_channels_and_the_run_repeats_them(t
     assert again.summary["test"]["mean"] == run.summary["test"]["mean"]
 
 
+def test_a_plan_file_brings_them_along_and_a_pruned_run_keeps_them(tmp_path):
+    data = drawn(tmp_path / "data", inner=3)
+    ulna.plan(data, model="unetpp", set=[*TINY, MERGED], out=tmp_path / "plan.yaml", untimed=True)
+    run = ulna.train(data, plan=tmp_path / "plan.yaml", out=tmp_path / "run", epochs=1)
+    assert [*run.summary["test"]["classes"]] == ["tumour"]
+    ulna.prune(tmp_path / "run", data=data, level=1, out=tmp_path / "small")
+    assert from_yaml(Plan, tmp_path / "small" / "plan.yaml").labels.values == ((1, 3),)
+
+
 def test_a_study_and_folds_take_them(tmp_path):
     data = drawn(tmp_path / "data", inner=3)
     (data / "splits.json").unlink()
