@@ -17,6 +17,7 @@ from ulna.cli import main as cli
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import Source
 from ulna.data.layout.dataset import Dataset
+from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.explaining import methods, pictures
 from ulna.explaining.explain import _mirrored_answer, explain
@@ -94,6 +95,43 @@ def test_a_picture_gives_pictures(tmp_path, picture):
     for about in facts["maps"].values():
         assert about["file"] in made.files
         assert about["method"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_sequence_is_shown_and_its_saliency_lies_over_it(dims):
+    """Fig. 6 and 7 of the modular U-Net: once only the first channel was drawn, under the saliency of all."""
+    ramp = np.arange(16.0).reshape(4, 4)
+    both = np.stack([ramp, ramp.T])
+    array = both if dims == 2 else np.repeat(both[..., None], 3, axis=-1)
+    volume, none = Volume(array, (1.0,) * dims, "px", None), np.zeros(array.shape[1:], np.float32)
+    inside = none == 0
+    layers = {
+        "saliency": [
+            pictures.Panel("saliency of it", f"{name}, 50%", none, 1.0, channel=name) for name in ("T1", "T2")
+        ],
+        "uncertainty": [pictures.Panel("uncertainty", "entropy", none, 1.0)],
+    }
+    (_, images), (title, maps) = pictures._rows(volume, none.astype(np.uint8), inside, layers, None)["overlay"]
+    assert title == "saliency over its channel"
+    assert [one.caption for one in images] == ["T1", "T2", "prediction", "entropy"]
+    assert [one.caption for one in maps] == ["T1, 50%", "T2, 50%"]
+    for first, second in (images[:2], maps):
+        turned = first.values.swapaxes(0, 1)
+        turned = turned if dims == 2 else turned[::-1, ::-1]  # slices are drawn with their second axis upwards
+        assert np.array_equal(second.values, turned)
+        assert not np.array_equal(second.values, first.values)
+
+
+def test_a_colour_is_one_picture_under_every_map():
+    volume, none = Volume(np.zeros((3, 4, 4), np.uint8), (1.0, 1.0), "px", None), np.zeros((4, 4), np.float32)
+    layers = {
+        "saliency": [
+            pictures.Panel("saliency of it", name, none, 1.0, channel=name) for name in ("red", "green", "blue")
+        ],
+        "uncertainty": [pictures.Panel("uncertainty", "entropy", none, 1.0)],
+    }
+    ((title, shown),) = pictures._rows(volume, none.astype(np.uint8), none == 0, layers, None)["overlay"]
+    assert (title, len(shown)) == ("over the image", 6)
 
 
 def test_an_image_that_is_too_large_is_refused_before_it_is_prepared(tmp_path, picture, monkeypatch):

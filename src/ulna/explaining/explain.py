@@ -78,8 +78,9 @@ def explain(
     """Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
 
     Writes PNG for a 2D image; for a volume NIfTI in its geometry, and a contact sheet of the slice with the most of the
-    class, in the radiological convention (the patient's right on the left) with letters at its sides. Saliency maps are no
-    proof of what a network uses.
+    class, in the radiological convention (the patient's right on the left) with letters at its sides. Channels that are no
+    colour, such as the sequences of MRI, are each drawn, under their own saliency. Saliency maps are no proof of what a
+    network uses.
 
     Args:
         run: a run folder of `ulna train`; of several, and of the folds of a cross-validation, the spread of their answers is
@@ -138,8 +139,8 @@ def explain(
     found = Found(
         about={
             "overlay": {
-                "method": "the predicted label map; in pictures its outline, and maps over the image; "
-                "drawn in the radiological convention where the image states an orientation"
+                "method": "the predicted label map; in pictures its outline, and maps over the image, those of channels that "
+                "are no colour over their own; drawn in the radiological convention where the image states an orientation"
             }
         }
     )

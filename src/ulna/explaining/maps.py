@@ -68,7 +68,7 @@ def add_saliency(segmenter: Segmenter, network: Network, subject: Subject, found
     values = methods.on_image_grid(maps, subject.prepared).numpy()
     most = float(np.percentile(values, BRIGHTEST)) or float(values.max())
     found.layers["saliency"] = [
-        Panel(f"saliency of {subject.name}", f"{name}, {share:.0%} of the sum", one, most)
+        Panel(f"saliency of {subject.name}", f"{name}, {share:.0%} of the sum", one, most, channel=name)
         for name, share, one in zip(plan.channel_names, shares, values, strict=True)
     ]
     whole = subject.size == tuple(image.shape[1:])

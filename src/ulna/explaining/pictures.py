@@ -21,13 +21,17 @@ Mask = NDArray[np.bool_]
 
 
 class Panel(NamedTuple):
-    """One map: (*S) on the grid of the image, or a matrix that has no place in it; drawn from 0 to `most`."""
+    """One map: (*S) on the grid of the image, or a matrix that has no place in it; drawn from 0 to `most`.
+
+    `channel` is the name of the input channel that it is of, if it is of one.
+    """
 
     title: str
     caption: str
     values: NDArray[np.float32]
     most: float
     in_image: bool = True
+    channel: str = ""
 
 
 Layers = dict[str, list[Panel]]  # name of the file -> its maps
@@ -76,17 +80,35 @@ def _rows(volume: Volume, mask: NDArray[Any], inside: Mask, layers: Layers, acro
         ]
         for name, layer in layers.items()
     }
-    over = [("image", to_rgb(image)), ("prediction", overlay(image, labels))]
-    over += [(f"saliency, {panel.caption}", _over(image, panel)) for panel in cut["saliency"]]
-    over += [(panel.caption, _over(image, panel)) for panel in cut["uncertainty"]]
-    how = "over the image" if sides is None else f"over the image, {sides.plane}"
-    rows: dict[str, Rows] = {"overlay": [(how, [Picture(*one, sides) for one in over])]}
+    answer = [("prediction", overlay(image, labels))]
+    doubt = [(panel.caption, _over(image, panel)) for panel in cut["uncertainty"]]
+    if _apart(volume):
+        own = [view(channel, guide, across=across).image for channel in _channels(volume)]
+        images = [(panel.channel, to_rgb(one)) for panel, one in zip(cut["saliency"], own, strict=True)]
+        maps = [(panel.caption, _over(one, panel)) for panel, one in zip(cut["saliency"], own, strict=True)]
+        over = {"over the image": images + answer + doubt, "saliency over its channel": maps}
+    else:
+        maps = [(f"saliency, {panel.caption}", _over(image, panel)) for panel in cut["saliency"]]
+        over = {"over the image": [("image", to_rgb(image)), *answer, *maps, *doubt]}
+    plane = "" if sides is None else f", {sides.plane}"
+    rows: dict[str, Rows] = {
+        "overlay": [(how + plane, [Picture(*one, sides) for one in some]) for how, some in over.items()]
+    }
     for name, layer in cut.items():
         rows[name] = [
             (title, [Picture(p.caption, _heat(p.values, p.most), sides if p.in_image else None) for p in group])
             for title, group in itertools.groupby(layer, key=lambda panel: panel.title)
         ]
     return rows
+
+
+def _apart(volume: Volume) -> bool:
+    """Whether channels are pictures of their own, such as the sequences of MRI: several that are no colour."""
+    return len(volume.array) > 1 and not (volume.spatial_dims == 2 and len(volume.array) == 3)
+
+
+def _channels(volume: Volume) -> list[Volume]:
+    return [volume.with_array(volume.array[number : number + 1]) for number in range(len(volume.array))]
 
 
 def _heat(values: NDArray[np.float32], most: float) -> RGB:
