@@ -4,7 +4,7 @@
     DATA/dataset.json, imagesTr/, labelsTr/               Decathlon and nnU-Net
     DATA/CASE/images/*, DATA/CASE/masks/*                 one folder per case, one mask per object
     DATA/train.npz, val.npz, test.npz                     arrays
-    DATA/CASE/...                                         DICOM series with SEG or RTSTRUCT files, nested as they come
+    DATA/CASE/...                                         DICOM series with SEG or RTSTRUCT files, at any depth
     as published: CVC-ClinicDB, LiTS, KiTS19              `published.py`
 
 A layout is found from names alone; no pixel is read. Everything that does not fit is collected.
