@@ -115,9 +115,9 @@ def test_models_as_table_and_as_json(capsys):
         (["models", "unet_pp"], "did you mean"),
         (["check", "no/such/folder"], "does not exist"),
         (["train", "no/such/folder"], "does not exist"),
-        (["predict", "no/run", "x", "--out", "y"], "not a run folder"),
-        (["train", "x", "--epochs", "many"], "invalid literal"),
-        (["train", "x", "--modle", "unet"], "--model"),
+        (["predict", "tests", "tests", "--out", "y"], "not a run folder"),
+        (["train", "tests", "--epochs", "many"], "invalid literal"),
+        (["train", "tests", "--modle", "unet"], "--model"),
         (["evaluate", "a", "b"], "does not exist"),
     ],
 )
@@ -126,6 +126,45 @@ def test_usage_errors_exit_with_2_and_without_a_traceback(arguments, words, capf
     out, err = capfd.readouterr()
     assert words in out + err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["check", "no"], ["no"]),
+        (["plan", "no", "--model", "unet"], ["no"]),
+        (["train", "--model", "unet", "no"], ["no"]),
+        (["train", "tests", "--plan", "no.yaml"], ["no.yaml"]),
+        (["predict", "no", "tests", "no2", "--out", "x"], ["no", "no2"]),
+        (["evaluate", "tests", "no"], ["no"]),
+        (["explain", "no", "--tta", "no2", "no3", "--out", "x"], ["no", "no3"]),  # --tta may have a value
+        (["prune", "--level=L1", "no", "--out", "x"], ["no"]),
+        (
+            ["compare", "no", "--models", "unet,fcn", "--vary", "seed=-1", "--beside", "no2", "--out", "x"],
+            ["no", "no2"],
+        ),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_before_the_verb_is_imported(arguments, missing, monkeypatch, capfd):
+    monkeypatch.setattr(cli, "find", lambda place: pytest.fail(f"{place} was imported"))
+    assert cli.run(arguments) == 2
+    err = capfd.readouterr().err
+    assert [line.removeprefix("error: ").strip() for line in err.splitlines()] == [
+        f"{path}: does not exist; check the path" for path in missing
+    ]
+
+
+def test_words_that_are_no_paths_are_left_to_the_verb(monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def reached(place):
+        raise Reached
+
+    monkeypatch.setattr(cli, "find", reached)
+    for arguments in (["models", "unet"], ["bench", "sweep"], ["train", "tests", "--out", "new", "--recipe", "laird"]):
+        with pytest.raises(Reached):
+            cli._call(arguments[0], arguments[1:])
 
 
 def test_a_defect_exits_with_1_and_says_so(monkeypatch, capfd):
@@ -141,7 +180,7 @@ def test_where_temporary_files_have_no_room_it_is_said(monkeypatch, capfd):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
     monkeypatch.setattr(cli, "find", full)
-    assert cli.run(["check", "x"]) == 2
+    assert cli.run(["check", "tests"]) == 2
     err = capfd.readouterr().err
     assert "temporary files cannot be written (No usable temporary directory found in ['/tmp'" in err
     assert "Traceback" not in err
@@ -152,7 +191,7 @@ def test_partial_failure_exits_with_3(monkeypatch, capfd):
         raise ulna.PartialFailure({"a": "truncated"}, 9)
 
     monkeypatch.setattr(cli, "find", fail)
-    assert cli.run(["predict", "r", "i", "--out", "o"]) == 3
+    assert cli.run(["predict", "tests", "tests", "--out", "o"]) == 3
     assert "1 of 10 cases failed" in capfd.readouterr().err
 
 

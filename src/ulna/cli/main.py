@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -18,8 +19,8 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines, unknown
-from ulna.verbs import VERBS, find
+from ulna.errors import Interrupted, PartialFailure, UsageError, printable, printable_lines, unknown
+from ulna.verbs import PATH_FLAGS, VERBS, Verb, find
 
 EVERYWHERE = ("--quiet", "--json")
 METAVARS = {
@@ -112,6 +113,7 @@ def _call(name: str, arguments: list[str]) -> int:
     as_json, arguments = _take(arguments, "--json")
     quiet, arguments = _take(arguments, "--quiet")
     _listen(quiet)
+    require(paths_of(VERBS[name], arguments))
     function = find(VERBS[name].place)
     call = functools.partial(
         tyro.cli,
@@ -136,6 +138,26 @@ def _call(name: str, arguments: list[str]) -> int:
 
         show(name, result)
     return 0 if getattr(result, "ok", True) else 2
+
+
+def paths_of(verb: Verb, arguments: Sequence[str]) -> list[str]:
+    """What a command line names that must be there, as far as that is seen without the verb, whose import takes seconds.
+
+    A flag has at most one value, so a word that follows no flag belongs to the verb.
+    """
+    found = []
+    for before, word in itertools.pairwise(["", *arguments]):
+        flag = before.startswith("-") and "=" not in before
+        if before in PATH_FLAGS or (verb.paths and not flag and not word.startswith("-")):
+            found.append(word)
+    return found
+
+
+def require(paths: Sequence[str]) -> None:
+    """Raises UsageError that names every path that is not there."""
+    missing = [path for path in paths if not os.path.lexists(path)]
+    if missing:
+        raise UsageError("\n".join(f"{printable(path)}: does not exist; check the path" for path in missing))
 
 
 def _tune_memory() -> None:
