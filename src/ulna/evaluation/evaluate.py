@@ -19,13 +19,14 @@ from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import DICOM_SUFFIX, Series, Source, data_error, suffix_of
+from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
 from ulna.data.layout.classes import classes_found
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, listed
-from ulna.evaluation.known import known_alone, read_as
+from ulna.evaluation.known import known_alone, read_as, values_in
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import score_labels
 from ulna.evaluation.predicted import predicted_masks
@@ -147,6 +148,7 @@ def evaluate(
         log.warning(text, len(notes["changed"]), listed(notes["changed"], _SHOWN))
     names = _classes(about, references, predicted, labels)
     of_references, of_masks = read_as(names, references.labels, written_by_ulna="labels" in about)
+    of_pictures = values_in(names, _mask_values(about)) if "labels" in about else of_masks
     if of_masks.merges and "labels" not in about:
         log.info(
             "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)
@@ -163,7 +165,7 @@ def evaluate(
                 prediction = np.zeros_like(reference)
                 if name in predicted.sources:
                     mask = _mask(predicted.sources[name], references.images.get(name), names, volume, dims)
-                    prediction = encode_labels(mask, of_masks)
+                    prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
                     if of_masks.ignored is not None:  # what a mask leaves open is not found
                         prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
                     _check_grid(predicted.sources[name], mask, volume)
@@ -338,6 +340,14 @@ def _empty_score(about: Mapping[str, Any]) -> float | None:
     """What the recipe of the run says of empty cases, as `predict` wrote it down."""
     value = about.get("empty_score")
     return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+
+
+def _mask_values(about: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The values in pictures of masks, as `predict` wrote them down; None of an earlier version: class indices."""
+    values = about.get("mask_values")
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        return None
+    return tuple(values)
 
 
 def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:

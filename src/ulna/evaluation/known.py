@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,19 @@ def known_alone(prediction: NDArray[Any], reference: NDArray[Any], labels: Label
     return np.where(known, prediction, 0).astype(prediction.dtype), np.where(known, reference, 0).astype(
         reference.dtype
     )
+
+
+def values_in(labels: Labels, mask_values: Sequence[int] | None) -> Labels:
+    """How pictures of masks that ulna wrote are read: as `Labels.of_masks`, or by the values of the training labels."""
+    if mask_values is None or labels.multilabel or tuple(mask_values) in (indices(labels), (0, 255)):
+        return labels.of_masks  # which takes 0 and 255 for 0 and 1
+    background, *values = mask_values
+    return Labels(names=labels.names, background=(background,), values=tuple((value,) for value in values))
+
+
+def indices(labels: Labels) -> tuple[int, ...]:
+    """Of the background and all classes."""
+    return tuple(range(len(labels.foreground) + 1))
 
 
 def read_as(names: Labels, declared: Labels | None, *, written_by_ulna: bool) -> tuple[Labels, Labels]:

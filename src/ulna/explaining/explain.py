@@ -110,7 +110,7 @@ def explain(
     wishes = parse_wishes(series, dicom)._replace(channels=channels_of(segmenter.plan))
     chosen = _choose(image, case, segmenter.plan, wishes)
     _make_folder(out, chosen)
-    volume = chosen.read_image()
+    volume = segmenter.as_trained(chosen.read_image())
     _need(segmenter, volume).check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
 
     kind, members = _members(segmenter, volume, tta)

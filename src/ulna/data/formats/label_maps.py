@@ -145,14 +145,19 @@ def _shown(values: Sequence[int | float]) -> str:
     return listed((f"{value:g}" for value in values), most=8)
 
 
-def in_file(mask: NDArray[Any], labels: Labels) -> NDArray[Any]:
-    """A mask as its file holds it: one map of the values of `Labels.order` where it has one, else as it is.
+def in_file(mask: NDArray[Any], labels: Labels, values: Sequence[int] | None = None) -> NDArray[Any]:
+    """A mask as its file holds it: one map of the values of `Labels.order` where it has one, else of `values`.
+
+    Args:
+        mask: class indices, or overlapping maps of 0 and 1.
+        labels: the classes.
+        values: what stands for every class index, or for 0 and 1 (`Plan.mask_values`); None: these themselves.
 
     Shape:
         (K, *S) -> (*S) with an order; else (*S) or (K, *S), as it is
     """
     if labels.order is None:
-        return mask
+        return mask if values is None else np.array(values, label_dtype(max(values)))[mask]
     written = np.zeros(mask.shape[1:], label_dtype(max(labels.order)))
     for value, one in zip(labels.order, mask, strict=True):  # the later over the earlier
         written[one != 0] = value
