@@ -38,6 +38,7 @@ from ulna.planning.memory import MemoryEstimate
 from ulna.recipe import Labels, Plan
 from ulna.system.files import move_whole, staged, unwritable, write_text
 from ulna.system.locking import locked
+from ulna.system.order import check_run_first
 from ulna.system.outputs import EXPLAIN_FILE, check_folder, check_names, file_digest, is_plain, make_folder
 from ulna.system.reading import read_json_object
 
@@ -103,6 +104,7 @@ def explain(
         ulna explain runs/nuclei-unetpp scan.png --out why
     """
     named, image, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(image), Path(out)
+    check_run_first("explain", named, image, {"--out": out, "--case": case, "--target": target, "--tta": tta})
     runs = each_run(named)
     segmenter = load(runs)
     labels = segmenter.plan.labels

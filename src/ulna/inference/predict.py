@@ -26,6 +26,7 @@ from ulna.inference.inputs import channels_of
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
 from ulna.recipe import Split
+from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
 from ulna.verbs import command, to_argv
 
@@ -108,6 +109,17 @@ def predict(
     """
     named, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
     formats, wishes = _formats(format), parse_wishes(series, dicom)
+    flags = {
+        "--split": split,
+        "--level": level,
+        "--tta": tta,
+        "--probabilities": probabilities,
+        "--overwrite": overwrite,
+        "--format": list(format),
+        "--series": list(series),
+        "--dicom": list(dicom),
+    }
+    check_run_first("predict", named, data, {"--out": out, **flags})
     runs = each_run(named)
     segmenter, digest = _loaded(runs, level)
     if tta:
@@ -149,16 +161,6 @@ def predict(
         "slices": None if across is None else across._asdict(),
         "asked": [case.id for case in cases],
         "notes": notes,
-    }
-    flags = {
-        "--split": split,
-        "--level": level,
-        "--tta": tta,
-        "--probabilities": probabilities,
-        "--overwrite": overwrite,
-        "--format": list(format),
-        "--series": list(series),
-        "--dicom": list(dicom),
     }
     number = work.run(cases, facts)
     if number:

@@ -18,6 +18,7 @@ from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.locking import LOCK
 
 RUN_FILE = "recipe.yaml"
+PLAN_FILE = "plan.yaml"
 FOLDS_FILE = "folds.yaml"  # of a folder with a run folder for every fold
 _SHOWN = 3  # names in a message
 # folders of a data set, in lower case: not every file system tells Labels from labels
