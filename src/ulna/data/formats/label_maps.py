@@ -93,7 +93,9 @@ def _checked(volume: Volume, array: NDArray[Any], highest: int, ignore: tuple[in
     bad = [value for value in values if value not in range(highest + 1) and value not in ignore]
     if bad:
         what = f"label values {_shown(bad)} do not fit {highest + 1} classes (0 is background, 1..{highest})"
-        raise data_error(volume.path, what, "name the extra ones in classes.json (or as `ignore`), or remap the file")
+        merged = "" if highest > 1 else f'; {{"NAME": [{_shown([v for v in values if v])}]}} makes one class of them'
+        remedy = f"name the extra ones in classes.json (or as `ignore`{merged}), or remap the file"
+        raise data_error(volume.path, what, remedy)
     present = [value for value in ignore if value in values]
     if not present:
         return array.astype(label_dtype(highest), copy=False)
