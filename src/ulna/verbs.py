@@ -18,10 +18,11 @@ class Verb(NamedTuple):
     summary: str  # the first line of its docstring; a test holds the two together
     computes: bool = False  # networks run in it, or are planned: the command line tunes the memory of its process
     paths: bool = False  # its words are files and folders that must be there
+    switches: tuple[str, ...] = ()  # its flags that take no value
 
 
 # flags whose value is a file or folder that must be there
-PATH_FLAGS = ("--plan", "--beside")
+PATH_FLAGS = ("--plan", "--beside", "--data", "--recipe")
 
 
 VERBS: dict[str, Verb] = {
@@ -29,6 +30,7 @@ VERBS: dict[str, Verb] = {
         "ulna.demonstration:demo",
         "Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.",
         computes=True,
+        switches=("--quick",),
     ),
     "check": Verb(
         "ulna.data.quality.check:check",
@@ -40,6 +42,7 @@ VERBS: dict[str, Verb] = {
         "Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.",
         computes=True,
         paths=True,
+        switches=("--untimed",),
     ),
     "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),
     "recipes": Verb(
@@ -51,12 +54,18 @@ VERBS: dict[str, Verb] = {
         "Train a network on a folder of images and evaluate it on the cases kept aside.",
         computes=True,
         paths=True,
+        switches=("--resume",),
     ),
     "predict": Verb(
         "ulna.inference.predict:predict",
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
         computes=True,
         paths=True,
+        switches=(
+            "--tta",
+            "--probabilities",
+            "--overwrite",
+        ),
     ),
     "evaluate": Verb(
         "ulna.evaluation.evaluate:evaluate",
@@ -68,6 +77,7 @@ VERBS: dict[str, Verb] = {
         "Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
         computes=True,
         paths=True,
+        switches=("--tta",),
     ),
     "prune": Verb(
         "ulna.study.prune:prune",
@@ -80,6 +90,7 @@ VERBS: dict[str, Verb] = {
         "Train several networks alike, and say with statistics which is better.",
         computes=True,
         paths=True,
+        switches=("--one-at-a-time",),
     ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",

@@ -17,9 +17,10 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from ulna.errors import Interrupted, PartialFailure, UsageError, printable, printable_lines, unknown
+from ulna.system.order import check_words
 from ulna.verbs import PATH_FLAGS, VERBS, Verb, find
 
 EVERYWHERE = ("--quiet", "--json")
@@ -113,7 +114,10 @@ def _call(name: str, arguments: list[str]) -> int:
     as_json, arguments = _take(arguments, "--json")
     quiet, arguments = _take(arguments, "--quiet")
     _listen(quiet)
-    require(paths_of(VERBS[name], arguments))
+    if not {"-h", "--help"}.intersection(arguments):
+        words = words_of(VERBS[name], arguments)
+        require(words.paths(VERBS[name]))
+        check_words(name, words.plain, words.flags)
     function = find(VERBS[name].place)
     call = functools.partial(
         tyro.cli,
@@ -140,17 +144,35 @@ def _call(name: str, arguments: list[str]) -> int:
     return 0 if getattr(result, "ok", True) else 2
 
 
-def paths_of(verb: Verb, arguments: Sequence[str]) -> list[str]:
-    """What a command line names that must be there, as far as that is seen without the verb, whose import takes seconds.
+class Words(NamedTuple):
+    """A command line as far as it is understood without the verb, whose import takes seconds.
 
-    A flag has at most one value, so a word that follows no flag belongs to the verb.
+    Args:
+        plain: words that follow no flag.
+        flags: the flags, with their values.
     """
-    found = []
+
+    plain: list[str]
+    flags: list[str]
+
+    def paths(self, verb: Verb) -> list[str]:
+        """What it names that must be there."""
+        named = [word for flag, word in itertools.pairwise(self.flags) if flag in PATH_FLAGS and _is_path(flag, word)]
+        return [*(self.plain if verb.paths else ()), *named]
+
+
+def words_of(verb: Verb, arguments: Sequence[str]) -> Words:
+    """Tell the words of a command line from its flags, which have at most one value."""
+    words = Words([], [])
     for before, word in itertools.pairwise(["", *arguments]):
-        flag = before.startswith("-") and "=" not in before
-        if before in PATH_FLAGS or (verb.paths and not flag and not word.startswith("-")):
-            found.append(word)
-    return found
+        valued = before.startswith("-") and "=" not in before and before not in verb.switches
+        (words.flags if word.startswith("-") or valued else words.plain).append(word)
+    return words
+
+
+def _is_path(flag: str, word: str) -> bool:
+    """A recipe may be the name of one that comes with ulna."""
+    return not word.startswith("-") and (flag != "--recipe" or os.sep in word or word.endswith((".yaml", ".yml")))
 
 
 def require(paths: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ from ulna.system.order import check_masks_first
 from ulna.system.outputs import check_folder, check_names
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
+from ulna.verbs import to_argv
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def evaluate(
     predictions, labels = Path(predictions), Path(labels)
     if by is not None:
         check_unit(by)
-    check_masks_first(predictions, labels, {"--out": out, "--by": by})
+    check_masks_first(predictions, labels, to_argv({"--out": out, "--by": by}))
     references = find_masks(labels)
     groups = groups_of(labels, references.sources) if by == "group" else None
     if out is not None:

@@ -41,6 +41,7 @@ from ulna.system.locking import locked
 from ulna.system.order import check_run_first
 from ulna.system.outputs import EXPLAIN_FILE, check_folder, check_names, file_digest, is_plain, make_folder
 from ulna.system.reading import read_json_object
+from ulna.verbs import to_argv
 
 LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")
 FILES = (*(f"{layer}{ending}" for layer in LAYERS for ending in (".png", ".nii.gz", ".nii")), SHEET_FILE)
@@ -104,7 +105,8 @@ def explain(
         ulna explain runs/nuclei-unetpp scan.png --out why
     """
     named, image, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(image), Path(out)
-    check_run_first("explain", named, image, {"--out": out, "--case": case, "--target": target, "--tta": tta})
+    flags = {"--out": out, "--case": case, "--target": target, "--tta": tta}
+    check_run_first("explain", named, image, to_argv(flags))
     runs = each_run(named)
     segmenter = load(runs)
     labels = segmenter.plan.labels

@@ -119,7 +119,7 @@ def predict(
         "--series": list(series),
         "--dicom": list(dicom),
     }
-    check_run_first("predict", named, data, {"--out": out, **flags})
+    check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run(named)
     segmenter, digest = _loaded(runs, level)
     if tta:

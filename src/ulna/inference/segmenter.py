@@ -37,6 +37,7 @@ from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
 from ulna.recipe import PLAN_FORMAT, Labels, Plan, Recipe, Split, from_yaml, parse
 from ulna.system.device import choose_precision, default_device, to_device
+from ulna.system.order import not_a_run
 from ulna.system.reading import read_json
 from ulna.version import version
 
@@ -128,7 +129,7 @@ class Segmenter:
                 f"{run}: is a cross-validation, whose folds are runs of their own; name one, such as {run / 'fold_0'}"
             )
         if not (run / "recipe.yaml").exists():
-            raise UsageError(f"{run}: not a run folder (no recipe.yaml); give the folder that `ulna train` wrote")
+            raise not_a_run(run)
         recipe, plan = from_yaml(Recipe, run / "recipe.yaml"), from_yaml(Plan, run / "plan.yaml")
         if not (run / "weights.safetensors").exists():
             raise UsageError(

@@ -3,12 +3,12 @@ is meant. Only names are looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ulna.errors import UsageError
-from ulna.system.outputs import FOLDS_FILE, PLAN_FILE, PREDICT_FILE, RUN_FILE
-from ulna.verbs import command, to_argv
+from ulna.system.names import FOLDS_FILE, PLAN_FILE, PREDICT_FILE, RUN_FILE
+from ulna.verbs import command
 
 _IMAGES = ("images", "imagesTr", "imagesTs")
 _LABELS = ("labels", "labelsTr", "labelsTs")
@@ -19,7 +19,35 @@ def is_run(path: Path) -> bool:
     return (path / FOLDS_FILE).is_file() or all((path / name).is_file() for name in (RUN_FILE, PLAN_FILE))
 
 
-def check_run_first(verb: str, runs: Sequence[Path], image: Path, flags: Mapping[str, object]) -> None:
+def check_words(verb: str, words: Sequence[str], flags: Sequence[str]) -> None:
+    """Refuse what the words of a command line cannot be, before the verb is imported, which takes seconds.
+
+    Args:
+        verb: its name.
+        words: those that follow no flag.
+        flags: all others.
+
+    Raises:
+        UsageError: with what is wrong.
+    """
+    paths = [Path(word) for word in words]
+    if verb == "evaluate" and len(paths) == 2:
+        predictions, labels = paths
+        check_masks_first(predictions, labels, flags)
+    runs = paths if verb == "prune" else paths[:-1] if verb in ("predict", "explain") else []
+    if runs and verb != "prune":
+        check_run_first(verb, runs, paths[-1], flags)
+    for path in runs:
+        if path.is_dir() and not any((path / name).exists() for name in (RUN_FILE, FOLDS_FILE)):
+            raise not_a_run(path)
+
+
+def not_a_run(path: Path) -> UsageError:
+    """The error for a folder that `ulna train` did not write."""
+    return UsageError(f"{path}: not a run folder (no {RUN_FILE}); give the folder that `ulna train` wrote")
+
+
+def check_run_first(verb: str, runs: Sequence[Path], image: Path, flags: Sequence[str]) -> None:
     """Refuse a run where the images are wanted, for `predict` and `explain`.
 
     Raises:
@@ -30,13 +58,13 @@ def check_run_first(verb: str, runs: Sequence[Path], image: Path, flags: Mapping
     words = [*runs, image]
     others = [path for path in words if not is_run(path)]
     if len(others) == 1:
-        meant = command([verb, *filter(is_run, words), *others, *to_argv(flags)])
+        meant = command([verb, *filter(is_run, words), *others, *flags])
         raise UsageError(f"{image}: is a run folder, where the image is wanted; the run comes first: {meant}")
-    meant = command([verb, *words, "INPUT", *to_argv(flags)])
+    meant = command([verb, *words, "INPUT", *flags])
     raise UsageError(f"{image}: is a run folder, where the image is wanted; the image comes last: {meant}")
 
 
-def check_masks_first(predictions: Path, labels: Path, flags: Mapping[str, object]) -> None:
+def check_masks_first(predictions: Path, labels: Path, flags: Sequence[str]) -> None:
     """Refuse runs and images where masks are wanted, and masks of `predict` where the references are, for `evaluate`.
 
     Raises:
@@ -62,8 +90,8 @@ def check_masks_first(predictions: Path, labels: Path, flags: Mapping[str, objec
         raise UsageError(f"{images}: holds images, where the references are wanted: {meant}")
 
 
-def _evaluate(predictions: Path | str, labels: Path | str, flags: Mapping[str, object]) -> str:
-    return command(["evaluate", predictions, labels, *to_argv(flags)])
+def _evaluate(predictions: Path | str, labels: Path | str, flags: Sequence[str]) -> str:
+    return command(["evaluate", predictions, labels, *flags])
 
 
 def _holds_references(path: Path) -> bool:
