@@ -38,8 +38,10 @@ from ulna.planning.memory import MemoryEstimate
 from ulna.recipe import Labels, Plan
 from ulna.system.files import move_whole, staged, unwritable, write_text
 from ulna.system.locking import locked
+from ulna.system.order import check_run_first
 from ulna.system.outputs import EXPLAIN_FILE, check_folder, check_names, file_digest, is_plain, make_folder
 from ulna.system.reading import read_json_object
+from ulna.verbs import to_argv
 
 LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")
 FILES = (*(f"{layer}{ending}" for layer in LAYERS for ending in (".png", ".nii.gz", ".nii")), SHEET_FILE)
@@ -103,6 +105,8 @@ def explain(
         ulna explain runs/nuclei-unetpp scan.png --out why
     """
     named, image, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(image), Path(out)
+    flags = {"--out": out, "--case": case, "--target": target, "--tta": tta}
+    check_run_first("explain", named, image, to_argv(flags))
     runs = each_run(named)
     segmenter = load(runs)
     labels = segmenter.plan.labels
@@ -110,7 +114,7 @@ def explain(
     wishes = parse_wishes(series, dicom)._replace(channels=channels_of(segmenter.plan))
     chosen = _choose(image, case, segmenter.plan, wishes)
     _make_folder(out, chosen)
-    volume = chosen.read_image()
+    volume = segmenter.as_trained(chosen.read_image())
     _need(segmenter, volume).check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
 
     kind, members = _members(segmenter, volume, tta)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.dicom.choosing import parse_wishes
+from ulna.data.formats.source import RASTER_SUFFIXES, TIFF_SUFFIXES, suffix_of
 from ulna.data.formats.write import FORMATS
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
@@ -25,6 +26,7 @@ from ulna.inference.inputs import channels_of
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
 from ulna.recipe import Split
+from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
 from ulna.verbs import command, to_argv
 
@@ -107,6 +109,17 @@ def predict(
     """
     named, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
     formats, wishes = _formats(format), parse_wishes(series, dicom)
+    flags = {
+        "--split": split,
+        "--level": level,
+        "--tta": tta,
+        "--probabilities": probabilities,
+        "--overwrite": overwrite,
+        "--format": list(format),
+        "--series": list(series),
+        "--dicom": list(dicom),
+    }
+    check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run(named)
     segmenter, digest = _loaded(runs, level)
     if tta:
@@ -118,9 +131,10 @@ def predict(
         wishes=wishes._replace(channels=channels_of(segmenter.plan)),
     )
     dataset = dataset.of_dims(segmenter.plan.image_dims)
-    for note in dataset.notes:
-        log.info("note: %s", note)
     cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
+    notes = [*dataset.notes, *_values_note(segmenter, cases, formats)]
+    for note in notes:
+        log.info("note: %s", note)
     sources = [source for case in cases for source in (*case.images, case.label) if source is not None]
     check_folder(out, [data, *dict.fromkeys(place for source in sources for place in source.places)])
     if dataset.layout == "dicom" and out.resolve().is_relative_to(data.resolve()):
@@ -140,22 +154,13 @@ def predict(
         "options": {**options, "split": split},
         "level": level,
         "labels": segmenter.plan.labels.model_dump(mode="json"),
+        "mask_values": segmenter.plan.mask_values,
         "tta": tta,
         "empty_score": segmenter.recipe.evaluation.empty_score,
         "scored_by": segmenter.recipe.evaluation.by,
         "slices": None if across is None else across._asdict(),
         "asked": [case.id for case in cases],
-        "notes": list(dataset.notes),
-    }
-    flags = {
-        "--split": split,
-        "--level": level,
-        "--tta": tta,
-        "--probabilities": probabilities,
-        "--overwrite": overwrite,
-        "--format": list(format),
-        "--series": list(series),
-        "--dicom": list(dicom),
+        "notes": notes,
     }
     number = work.run(cases, facts)
     if number:
@@ -180,6 +185,17 @@ def _formats(given: Sequence[str]) -> tuple[str, ...]:
         if one not in FORMATS:
             raise UsageError(f"--format: {unknown('format', one, FORMATS)}")
     return tuple(dict.fromkeys(given))
+
+
+def _values_note(segmenter: Segmenter, cases: Sequence[Case], formats: Sequence[str]) -> list[str]:
+    """What pictures of masks hold, where it is not what the training labels held; masks of 0 and 1 look black."""
+    plan, pictures = segmenter.plan, (*RASTER_SUFFIXES, *TIFF_SUFFIXES)
+    if formats or plan.image_dims != 2 or plan.mask_values is not None or plan.labels.order is not None:
+        return []
+    if not any(suffix_of(case.images[0].path) in pictures for case in cases):
+        return []
+    unknown = "class indices, which may look black: this run is of an ulna that kept no values of the training labels"
+    return [f"mask files hold {plan.reasons.get('mask_values', unknown)}"]
 
 
 def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:

@@ -18,6 +18,7 @@ from ulna.errors import printable_lines, printable_text
 T = TypeVar("T")
 _quiet = False
 _console: Any = None
+_shared: Any = None  # what draws the bars that stand now
 
 
 class Lines(logging.Formatter):
@@ -62,22 +63,54 @@ def make_console(file: Any = None) -> Any:
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar of `total` steps; yields `advance(steps=1, note="")`. Nothing is drawn unless standard error is a terminal."""
+    """A bar of `total` steps; yields `advance(steps=1, note="")`. Nothing is drawn unless standard error is a terminal.
+
+    A bar within another one stands on a line below it.
+    """
+    with _drawn() as drawn:
+        if drawn is None:
+            yield lambda steps=1, note="": None
+            return
+        task = drawn.add_task(description, total=total, note="")
+        try:
+            yield lambda steps=1, note="": drawn.update(task, advance=steps, note=note)
+        finally:
+            drawn.remove_task(task)
+
+
+@contextmanager
+def _drawn() -> Iterator[Any]:
+    """What draws bars: one for all that stand within each other; None where nobody is looking."""
+    global _shared
     if _quiet or not sys.stderr.isatty():
-        yield lambda steps=1, note="": None
+        yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    if _shared is not None:
+        yield _shared
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
+        TimeElapsedColumn(),  # moves however long a step takes
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console(), transient=True) as progress:
-        task = progress.add_task(description, total=total, note="")
-        yield lambda steps=1, note="": progress.update(task, advance=steps, note=note)
+    # the pace of the last hour: by that of half a minute, no time is left where a step takes longer
+    with Progress(*columns, console=console(), transient=True, speed_estimate_period=3600) as _shared:
+        try:
+            yield _shared
+        finally:
+            _shared = None
 
 
 def track(items: Sequence[T], description: str) -> Iterator[T]:

@@ -123,6 +123,8 @@ def _one_file(found: Found, need_labels: bool) -> None:
         _arrays(found, [path], need_labels)
         found.labels = read_classes(path.parent, found.problems)
         found.declared_in = None if found.labels is None else CLASSES_FILE
+    elif need_labels and path.suffix in (".yaml", ".yml"):
+        raise data_error(path, "is a YAML file, not a data set", "a plan goes with --plan, a recipe with --recipe")
     elif need_labels:
         raise data_error(path, "is one file, not a data set", remedy(need_labels))
     elif suffix_of(path) not in IMAGE_SUFFIXES and is_dicom(path):
