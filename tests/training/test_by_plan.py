@@ -236,7 +236,7 @@ def test_a_plan_that_no_training_can_follow_is_refused(discs, planned, tmp_path,
 
 
 def test_a_run_goes_on_by_its_own_plan(discs, planned, tmp_path):
-    run = train(discs, plan=planned, out=tmp_path / "run")
+    run = train(discs, plan=planned, out=tmp_path / "run", epochs=1)
     train(discs, plan=planned, out=run.folder, resume=True)
     other = changed(planned, tmp_path / "other.yaml", batch=from_yaml(Plan, planned).batch + 1)
     with pytest.raises(UsageError, match="is not the plan that it was begun with"):

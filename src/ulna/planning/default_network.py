@@ -74,8 +74,8 @@ def choose_network(
     for change in [set] if isinstance(set, str) else set:
         if change.strip().startswith("planning.spatial_dims"):
             wanted = set_value(Recipe(), change).planning.spatial_dims
-    sizes = _sizes(Dataset.from_folder(data))
-    if not sizes:  # none can be read: the check says why
+    sizes = _sizes(data)
+    if not sizes:  # none can be read: the check says why, after what is wrong with the words of the command
         return Default("unet")
     return by_size(sizes, wanted)
 
@@ -112,8 +112,12 @@ def with_reason(planned: Planned, why: str) -> Planned:
     return replace(planned, plan=planned.plan.replaced(reasons={"model": why, **planned.plan.reasons}))
 
 
-def _sizes(dataset: Dataset) -> list[tuple[int, ...]]:
+def _sizes(data: Path | str) -> list[tuple[int, ...]]:
     """The sides of a few images, of those that can be read."""
+    try:
+        dataset = Dataset.from_folder(data)
+    except UsageError:
+        return []
     cases = dataset.labelled or dataset.cases
     every = max(1, -(-len(cases) // LOOKED_AT))
     found = []
