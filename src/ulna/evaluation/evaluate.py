@@ -24,7 +24,8 @@ from ulna.data.layout.case import of_classes
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
-from ulna.errors import DataError, Problem, UsageError, listed
+from ulna.errors import DataError, Problem, UsageError, counted, listed
+from ulna.evaluation.intervals import told_mean
 from ulna.evaluation.known import classes_of, empty_score, known_alone, mask_values, read_as, values_in
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import score_labels
@@ -75,6 +76,11 @@ class Evaluation:
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        cases = counted(self.summary["cases"], "case")
+        missing = f", {len(self.summary['missing'])} without prediction" if self.summary.get("missing") else ""
+        return f"Evaluation: Dice {told_mean(self.summary['mean']['dice'])} over {cases}{missing}"
 
     def case_dice(self, case: str) -> float:
         """Mean Dice over the classes that count for one case; NaN if none does."""

@@ -21,7 +21,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.orientation import turned
 from ulna.data.pipeline.preprocess import prepare, prepare_labels
 from ulna.data.volume import Volume
-from ulna.errors import UsageError, listed, unknown
+from ulna.errors import UsageError, counted, listed, unknown
 from ulna.explaining import methods
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
@@ -211,7 +211,9 @@ def _choose(image: Path, case: str | None, plan: Plan, wishes: Wishes) -> Case:
         return dataset.case(case)
     if len(dataset.cases) != 1:
         some = listed((one.id for one in dataset.cases), most=3)
-        raise UsageError(f"{image}: holds {len(dataset.cases)} images; name one of them with --case ({some})")
+        raise UsageError(
+            f"{image}: holds {counted(len(dataset.cases), 'image')}; name one of them with --case ({some})"
+        )
     return dataset.cases[0]
 
 

@@ -18,7 +18,7 @@ from ulna.data.formats.write import FORMATS
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.record import Record
-from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
+from ulna.errors import Interrupted, PartialFailure, UsageError, counted, printable, unknown
 from ulna.evaluation.units import Across
 from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
@@ -28,6 +28,7 @@ from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
 from ulna.recipe import Split
 from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
+from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,11 @@ class Predictions:
     cases: list[dict[str, Any]]
     skipped: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        there = f", {len(self.skipped)} of them there already" if self.skipped else ""
+        failed = f"; {counted(len(self.failed), 'case')} failed" if self.failed else ""
+        return printable(f"Predictions {self.folder}: {counted(len(self.cases), 'mask')}{there}{failed}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -76,6 +82,7 @@ def predict(
     format: Sequence[str] = (),
     series: Sequence[str] = (),
     dicom: Sequence[str] = (),
+    threads: int | None = None,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
@@ -98,6 +105,7 @@ def predict(
         series: of DICOM: the UID or the description of the series to take; given several times, those that are the channels.
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
             mixed=refuse|largest; the first of each is the default.
+        threads: that compute; left out, those of OMP_NUM_THREADS, else no more than processors are free now.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -107,6 +115,7 @@ def predict(
     Example:
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
+    check_threads(threads)
     named, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
     formats, wishes = _formats(format), parse_wishes(series, dicom)
     flags = {
@@ -118,6 +127,7 @@ def predict(
         "--format": list(format),
         "--series": list(series),
         "--dicom": list(dicom),
+        "--threads": threads,
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run(named)
@@ -162,10 +172,11 @@ def predict(
         "asked": [case.id for case in cases],
         "notes": notes,
     }
-    number = work.run(cases, facts)
+    with computing_with(choose_threads(threads)):
+        number = work.run(cases, facts)
     if number:
         again = command(["predict", *named, data, "--out", out, *to_argv(flags)])
-        done = f"{len(work.done)} of {len(cases)} cases are done"
+        done = f"{len(work.done)} of {counted(len(cases), 'case')} {'is' if len(cases) == 1 else 'are'} done"
         done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
         raise Interrupted(number, again, done)
     made = Predictions(out, work.rows(cases), tuple(work.skipped), work.failed)
@@ -173,7 +184,9 @@ def predict(
         reasons = "\n".join(f"  {case}: {why}" for case, why in work.failed.items())
         raise UsageError(f"no case could be predicted\n{reasons}")
     if work.unwritten:
-        raise UsageError(f"{work.unwritten}; {len(work.done)} masks are written, the same command goes on from them")
+        raise UsageError(
+            f"{work.unwritten}; {counted(len(work.done), 'mask')} written, the same command goes on from them"
+        )
     if work.failed:
         raise PartialFailure(work.failed, len(work.done), result=made)
     return made
@@ -236,7 +249,9 @@ def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
     wanted = set(getattr(split, part))
     cases = tuple(case for case in dataset.cases if case.id in wanted)
     if not cases:
-        raise UsageError(f"--split {part}: none of the run's {len(wanted)} {part} cases stand in {dataset.root}")
+        raise UsageError(
+            f"--split {part}: none of the run's {counted(len(wanted), f'{part} case')} stands in {dataset.root}"
+        )
     return cases
 
 

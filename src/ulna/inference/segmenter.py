@@ -64,6 +64,16 @@ class Result:
     about: About | None = None
     mask_values: tuple[int, ...] | None = None
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.volume.size))
+        step = "" if self.volume.unit == "px" else f" of {' x '.join(f'{s:.3g}' for s in self.spacing)} mm"
+        name = "" if self.volume.path is None else f" {self.volume.path.name}"
+        maps = self.mask > 0 if self.labels.multilabel else [self.mask == k for k in range(1, len(self.labels.names))]
+        shown = ", ".join(
+            f"{one} {np.mean(where):.2%}" for one, where in zip(self.labels.foreground, maps, strict=True)
+        )
+        return printable(f"Result{name}: mask of {size}{step}, {shown}")
+
     @property
     def spacing(self) -> tuple[float, ...]:
         """Distance between neighbours along every axis of `mask`, in mm, or px where the file states none."""

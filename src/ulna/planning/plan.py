@@ -20,7 +20,7 @@ from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
 from ulna.data.quality.check import Report, check_dataset
 from ulna.data.quality.slices import SliceCount
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
@@ -317,7 +317,7 @@ def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: D
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
     """The plan with a ZCA matrix fitted on all voxels of these cases, which are the training cases."""
     fitted = fit_whitening(_prepared(case, plan) for case in track(cases, "whitening"))
-    why = f"zca: fitted on all voxels of the {len(cases)} training cases, as the recipe asks"
+    why = f"zca: fitted on all voxels of the {counted(len(cases), 'training case')}, as the recipe asks"
     return plan.replaced(whitening=fitted, reasons={**plan.reasons, "whitening": why})
 
 

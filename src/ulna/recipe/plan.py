@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ulna.errors import counted
 from ulna.recipe.bounds import MOST_CHANNELS_AT_ALL, MOST_LEVELS, Axis, Length, Steps, Voxels
 from ulna.recipe.choices import Recipe
 from ulna.recipe.fingerprint import Fingerprint
@@ -123,12 +124,12 @@ class Plan(Frozen):
             row = next((len(row) for row in self.whitening.matrix if len(row) != channels), channels)
             lengths["a row of whitening.matrix"] = (row, channels, "channels")
         wrong = [
-            f"{name} has {has} entries, the images have {want} {what}"
+            f"{name} has {counted(has, 'entry')}, the images have {want} {what}"
             for name, (has, want, what) in lengths.items()
             if has != want
         ]
         wrong += [
-            f"strides[{number}] has {len(step)} entries, the images have {dims} axes"
+            f"strides[{number}] has {counted(len(step), 'entry')}, the images have {dims} axes"
             for number, step in enumerate(self.strides)
             if len(step) != dims
         ]
@@ -218,5 +219,5 @@ class Split(Frozen):
         for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
             both = sorted(sets[a] & sets[b])
             if both:
-                raise ValueError(f"{len(both)} cases stand in {a} and in {b}, for example {both[0]}")
+                raise ValueError(f"{counted(len(both), 'case')} both in {a} and in {b}, for example {both[0]}")
         return self

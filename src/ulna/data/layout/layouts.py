@@ -44,7 +44,7 @@ from ulna.data.layout.published import patients_in_names, published
 from ulna.data.layout.structures import are_structures, name_labels
 from ulna.data.layout.unknown import half_of_a_pair, remedy, unknown_layout
 from ulna.data.layout.wishes import read_wishes
-from ulna.errors import DataError
+from ulna.errors import DataError, counted
 
 _LABEL_NAME = re.compile(r"(?:^|[_.-])(label|labels|mask|masks|seg|segmentation|gt|groundtruth)(?:[_.-]|$)")
 
@@ -164,13 +164,13 @@ def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
 
 def _say_name(found: Found) -> None:
     """Data sets whose folder has the name that their site gives it."""
-    name, count = found.root.resolve().name, len(found.cases)
+    name, cases = found.root.resolve().name, counted(len(found.cases), "case")
     if found.layout in ("decathlon", "nnunet") and re.fullmatch(r"Task\d\d_\w+", name):
         found.notes.append(
-            f"layout: {name} of the Medical Segmentation Decathlon (dataset.json, imagesTr/, labelsTr/), {count} cases"
+            f"layout: {name} of the Medical Segmentation Decathlon (dataset.json, imagesTr/, labelsTr/), {cases}"
         )
     elif found.layout == "case folders" and re.fullmatch(r"stage\d_(train|test)\w*", name):
-        found.notes.append(f"layout: {name} of the 2018 Data Science Bowl (CASE/images/, CASE/masks/), {count} cases")
+        found.notes.append(f"layout: {name} of the 2018 Data Science Bowl (CASE/images/, CASE/masks/), {cases}")
 
 
 def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:

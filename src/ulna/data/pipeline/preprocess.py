@@ -17,7 +17,7 @@ from ulna.data.pipeline.orientation import AS_STORED, PLANES, Turn, codes, turn_
 from ulna.data.pipeline.resampling import nearest, points, resample, restore, steps
 from ulna.data.pipeline.whitening import whiten
 from ulna.data.volume import Volume, spacing_text
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.recipe import Plan
 from ulna.system.device import to_device
 
@@ -74,7 +74,7 @@ def check_fit(volume: Volume, plan: Plan) -> None:
         )
     if volume.channels != plan.in_channels:
         raise UsageError(
-            f"{name}: {volume.channels} channel{'s' * (volume.channels != 1)}; this model reads {plan.in_channels} "
+            f"{name}: {counted(volume.channels, 'channel')}; this model reads {plan.in_channels} "
             f"({', '.join(plan.channel_names)}); {_give_channels(volume, plan)}"
         )
     if plan.spacing is None:

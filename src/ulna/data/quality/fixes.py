@@ -23,7 +23,7 @@ from ulna.data.formats.source import data_error
 from ulna.data.quality.label_values import NEARLY_WHOLE, colours, farthest_from_whole
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of, upright
 from ulna.data.volume import Volume, label_dtype, same_geometry
-from ulna.errors import listed
+from ulna.errors import counted, listed
 from ulna.recipe import Labels
 
 _MOST_CLASSES = 32
@@ -203,7 +203,7 @@ def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels
             array, change = _joined(volume, array)
             changes.append(change)
     if values.objects and int(array.max(initial=0)) > 1:
-        changes.append(Change(f"{len(value_counts(array[array > 0]))} numbered objects became one class"))
+        changes.append(Change(f"{counted(len(value_counts(array[array > 0])), 'numbered object')} became one class"))
         array = (array > 0).astype(np.uint8)
     if values.numbers:
         found = value_counts(array)

@@ -33,7 +33,7 @@ from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, 
 from ulna.data.quality.merging import numbered_objects
 from ulna.data.quality.scan import CaseStats, scan_case
 from ulna.data.volume import Meta, Volume
-from ulna.errors import DataError, Problem, UsageError
+from ulna.errors import DataError, Problem, UsageError, counted
 from ulna.recipe import Labels
 from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.outputs import check_folder
@@ -237,7 +237,8 @@ def _write_files(
     assert case.label is not None
     image = read_image([Source(file) for file in files], usual[1])
     if (image.channels, image.spatial_dims) != usual:
-        what = f"is {image.spatial_dims}D with {image.channels} channels, most cases are {usual[1]}D with {usual[0]}"
+        channels = counted(image.channels, "channel")
+        what = f"is {image.spatial_dims}D with {channels}, most cases are {usual[1]}D with {usual[0]}"
         raise data_error(case.images[0], what, "keep such cases in a data set of their own")
     label = _write_label(
         case.label, folder / "labels" / name, image, values, declared, changes, case.images[0].series is not None
