@@ -35,6 +35,8 @@ class Meta:
         white: the largest stored value of a TIFF in which white is zero, whose values were inverted; None for all others.
         colour: whether the file says that its three channels are red, green and blue.
         stored: what the writer of this format needs to write a map in the same geometry, in a type of its own.
+        modality: of DICOM, such as CT; empty where the file does not say.
+        body_part: of DICOM, such as ABDOMEN; empty where the file does not say.
     """
 
     format: Format | None = None
@@ -49,6 +51,8 @@ class Meta:
     white: int | None = None
     colour: bool = False
     stored: object = None
+    modality: str = ""
+    body_part: str = ""
 
 
 @dataclass(frozen=True, eq=False)

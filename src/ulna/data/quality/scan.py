@@ -58,6 +58,8 @@ class CaseStats:
         stored: the label values as stored, where several of them may be one class.
         objects: how many objects the label map numbers, where nothing declares classes; 0 where it holds none.
         slices: of a labelled volume, across every stored axis.
+        modality: of DICOM; empty where the file does not say.
+        body_part: of DICOM; empty where the file does not say.
     """
 
     case: str
@@ -82,6 +84,8 @@ class CaseStats:
     stored: tuple[int, ...] = ()
     objects: int = 0
     slices: tuple[SliceCount, ...] = ()
+    modality: str = ""
+    body_part: str = ""
 
     @property
     def spatial_dims(self) -> int:
@@ -125,6 +129,7 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.notes, "digest": _digest(image)}
         facts["thumbnail"], facts["either"] = thumbnail(_upright(image)), image.meta.either
         facts["oriented"] = image.meta.oriented
+        facts |= {"modality": image.meta.modality, "body_part": image.meta.body_part}
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
