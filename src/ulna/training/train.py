@@ -46,7 +46,7 @@ from ulna.training.samples import PreparedCases, device_room
 from ulna.training.slices import training_samples
 from ulna.training.state import State
 from ulna.training.stopping import Stop
-from ulna.training.summary import final_part, summarise
+from ulna.training.summary import Parts, summarise
 
 log = logging.getLogger("ulna")
 
@@ -205,8 +205,9 @@ def _trained(
             log.info("length: %s", planned.length)
             network, state = _train(folder, dataset, planned, stop, go_on=resume, extended=epochs is not None)
             stop.everything_is_saved()
-            cases = dataset.cases_of(getattr(planned.split, final_part(planned.split)))
-            summary = summarise(folder, data, cases, planned, network, state)
+            split = planned.split
+            parts = Parts(*(dataset.cases_of(part) for part in (split.train, split.val, split.test)))
+            summary = summarise(folder, data, parts, planned, network, state)
     return Run(folder, summary)
 
 
