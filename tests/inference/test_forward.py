@@ -16,6 +16,7 @@ from ulna.inference import volume as predicting
 from ulna.inference.finite import FiniteCheck
 from ulna.inference.forward import Forward
 from ulna.inference.replay import MOST_GRAPHS, Replayed
+from ulna.inference.spread import Agreement
 from ulna.inference.volume import predict_slabs
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels, Recipe
@@ -263,3 +264,37 @@ def test_a_gpu_gives_what_a_cpu_gives(dims, size, tta, caplog):
         made = predict_slabs(forward.network, plan, prepared, settings=settings, device=gpu, forward=forward)
         torch.testing.assert_close(made.maps(), expected, atol=5e-3, rtol=0)  # TF32 where torch takes it
     assert "without a CUDA graph" not in caplog.text
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("name", ["unet", "unetpp"])
+def test_heads_are_counted_window_by_window_and_change_no_answer(name, graph, monkeypatch):
+    """A head at a coarser level is compared on its own grid, and a window that only fills a graph counts for nothing."""
+    monkeypatch.setattr(running, "free_memory", lambda device: 12 * 10**5)
+    generator = torch.Generator().manual_seed(0)
+    network = build(
+        name, classes=4, spatial_dims=2, channels=(4, 8, 8), deep_supervision=True, generator=generator
+    ).eval()
+    plan = plan_of(2, strides=((2, 2),) * 2)
+    counting = Forward(network, plan, CPU, recorder=Notes(list) if graph else None, heads=True)
+    plain, agreement, windows = Forward(network, plan, CPU), Agreement(FOUR), []
+    image = image_of((37, 50))
+    logits = network.outputs
+    plain.together((16, 16)), counting.together((16, 16))  # which looks at the network before any window
+    with monkeypatch.context() as patched:
+        patched.setattr(network, "outputs", lambda batch: (windows.append(batch.clone()), logits(batch))[1])
+        expected = predicted(plain, image)
+    seen = torch.cat(windows)
+    maps = predict_slabs(
+        network, plan, prepare(image, plan), settings=Inference(), device=CPU, forward=counting, agreement=agreement
+    ).maps()
+    torch.testing.assert_close(maps, expected, atol=1e-5, rtol=1e-5)
+    outputs = logits(seen)
+    answer = outputs.logits.argmax(1)
+    for number, structure in enumerate(FOUR.foreground, start=1):
+        common = both = 0
+        for head in outputs.heads.values():
+            step = answer.shape[-1] // head.shape[-1]
+            ours, its = answer[:, ::step, ::step] == number, head.argmax(1) == number
+            common, both = common + int((ours & its).sum()), both + int(ours.sum() + its.sum())
+        assert agreement.by_class()[structure] == pytest.approx(2 * common / both, abs=2e-3)

@@ -212,8 +212,32 @@ def _train(console: Console, run: Any) -> None:
         f"peak memory {summary['peak_memory_mb'] / 1024:.1f} GB",
         highlight=False,
     )
+    for line in _trust(summary.get("trust", {})):
+        print_plain(console, line, style="dim")
     print_plain(console, f"run folder: {run.folder}")
     print_plain(console, f"next: ulna predict {quoted(run.folder)} IMAGES --out masks", style="dim")
+
+
+def _trust(told: Any) -> list[str]:
+    """What the validation cases said about the answers of a run."""
+    lines = [
+        f"post-processing of {name}: {kept['does']} (Dice {kept['dice_before']:.4f} to {kept['dice_after']:.4f} on "
+        f"{counted(kept['cases'], 'validation case')}, p {kept['p']:.1e})"
+        for name, kept in told.get("post_processing", {}).items()
+    ]
+    if temperature := told.get("temperature"):
+        before, after = (f"{temperature[f'ece_{when}']:.4f}" for when in ("before", "after"))
+        lines.append(f"probabilities: temperature {temperature['value']:.3g}, ECE {before} before and {after} after")
+    for origin, error in told.get("predicted_dice", {}).items():
+        held = told.get("predicted_dice_on_test")
+        on_test = (
+            f", {held['mean_absolute_error']:.4f} on {counted(held['cases'], 'test case')}"
+            if held and held["from"] == origin
+            else ""
+        )
+        own, mean = error["mean_absolute_error"], error["of_the_mean_alone"]
+        lines.append(f"predicted Dice (from {origin}): mean error {own:.4f}, of the mean alone {mean:.4f}{on_test}")
+    return lines
 
 
 def _best_epochs(summary: Any) -> str:
@@ -231,6 +255,12 @@ def _predict(console: Console, predictions: Any) -> None:
     made = [row["seconds"] for row in predictions.cases if row["case"] not in set(predictions.skipped)]
     there = f"; {len(predictions.skipped)} stood there already" if predictions.skipped else ""
     print_plain(console, f"{counted(len(made), 'mask')} written to {predictions.folder} ({sum(made):.1f} s){there}")
+    odd = sum(bool(row.get("trust", {}).get("flags")) for row in predictions.cases)
+    if odd:
+        text = (
+            f"{odd} of {counted(len(predictions.cases), 'case')} {'is' if odd == 1 else 'are'} unlike the training data"
+        )
+        print_plain(console, f"{text} in image or mask: see predict.json", style="yellow")
     print_plain(console, f"next: ulna evaluate {quoted(predictions.folder)} LABELS", style="dim")
 
 

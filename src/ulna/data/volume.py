@@ -36,6 +36,8 @@ class Meta:
         colour: whether the file says that its three channels are red, green and blue.
         drawn: the value of an object in the files of a folder of masks, which are united to a map of 0 and 1.
         stored: what the writer of this format needs to write a map in the same geometry, in a type of its own.
+        modality: of DICOM, such as CT; empty where the file does not say.
+        body_part: of DICOM, such as ABDOMEN; empty where the file does not say.
     """
 
     format: Format | None = None
@@ -51,6 +53,8 @@ class Meta:
     colour: bool = False
     drawn: int = 1
     stored: object = None
+    modality: str = ""
+    body_part: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,12 +33,14 @@ from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.pending import find_pending, input_digest
 from ulna.inference.pipeline import OneByOne, Pipeline, overlaps
-from ulna.inference.segmenter import Result, Segmenter
+from ulna.inference.result import Result
+from ulna.inference.segmenter import Segmenter
 from ulna.planning.memory import MemoryEstimate
 from ulna.system.files import Unwritable
 from ulna.system.outputs import JOURNAL
 from ulna.system.progress import track
 from ulna.system.signals import Interruption, Stopped
+from ulna.trust.comparing import Comparison, Finding, in_one_line
 from ulna.version import version
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Work:
         run_digest: of all runs.
         options: what changes the answer.
         formats: of the masks; none: the input's own.
+        strict: whether a case that is unlike the training data fails.
     """
 
     def __init__(
@@ -77,7 +80,10 @@ class Work:
         run_digest: str,
         options: dict[str, Any],
         formats: tuple[str, ...] = (),
+        *,
+        strict: bool = False,
     ) -> None:
+        self.strict = strict
         self.segmenter, self.out, self.probabilities, self.record = segmenter, out, probabilities, record
         self.run_digest, self.options, self.formats = run_digest, options, formats
         self.done: dict[str, Entry] = {}
@@ -175,6 +181,7 @@ class Work:
         need = segmenter.forecast(volume, probabilities=self.probabilities)
         need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
         log.debug("%s: about %s of memory", case.id, need)
+        compared = self._compared(case, volume)  # of one that fits the run
         if pipeline.side_by_side:
             if self._fits_beside(need, volume, [case, *following]):
                 for one in following:
@@ -184,7 +191,8 @@ class Work:
         result = segmenter.segment(volume, probabilities=self.probabilities)
         seconds += time.perf_counter() - start
 
-        write = partial(self._write, case, replace(entry, seconds=seconds), result, staging, pipeline.held)
+        entry = replace(entry, seconds=seconds)
+        write = partial(self._write, case, entry, result, compared, staging, pipeline.held)
         pipeline.put(partial(self._attempt, case, write))
         self._last = _bytes_of(result)
 
@@ -193,11 +201,13 @@ class Work:
         case: Case,
         entry: Entry,
         result: Result,
+        compared: Comparison,
         staging: Path,
         held: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Write one mask, or keep it for the npz that its image came from."""
         start, source, volume = time.perf_counter(), case.images[0], result.volume
+        entry = replace(entry, trust=self._trust(case, result, compared))
         written = []
         if result.probabilities is not None:
             written = [write_probabilities(staging / f"{case.id}_probabilities", result.probabilities, volume)]
@@ -218,6 +228,23 @@ class Work:
             return
         with held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
+
+    def _compared(self, case: Case, volume: Volume) -> Comparison:
+        """The case against the training data; what is far outside is said, and refused where it is to be."""
+        compared = self.segmenter.compare(volume)
+        if compared.findings:
+            said = f"unlike the training data: {in_one_line(compared.findings)}"
+            if self.strict:
+                raise UsageError(f"{case.images[0]}: {said}; leave --strict out to have it predicted all the same")
+            log.warning("note: %s: %s", case.id, said)
+        return compared
+
+    def _trust(self, case: Case, result: Result, compared: Comparison) -> dict[str, Any]:
+        told = self.segmenter.trust(result, compared)
+        flags = [Finding(**flag) for flag in told["flags"] if flag["about"] == "mask"]
+        if flags:
+            log.info("note: %s: the mask is unlike the training references: %s", case.id, in_one_line(flags))
+        return told
 
     def _fits_beside(self, need: MemoryEstimate, volume: Volume, cases: Sequence[Case]) -> bool:
         """Whether the memory holds the last result and the next image beside a case; images are as large as their files."""

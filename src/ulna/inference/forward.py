@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ulna.inference.replay import Replayed
+from ulna.inference.spread import count_agreement
 from ulna.networks.network import Network
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import Plan
@@ -36,6 +37,7 @@ class Forward:
         device: where the windows are computed.
         precision: "fp32" or "bf16".
         recorder: makes graphs of the network; by default CUDA graphs on a GPU, where the head reads no points.
+        heads: whether the heads of the network are compared with its answer, see `counted`.
     """
 
     def __init__(
@@ -45,7 +47,10 @@ class Forward:
         device: torch.device,
         precision: str = "fp32",
         recorder: Recorder | None = None,
+        *,
+        heads: bool = False,
     ) -> None:
+        self.heads = heads
         self.network, self.plan, self.device, self.precision = network, plan, device, precision
         if recorder is None and not network.head.sparse:  # how many points are read follows from their values
             recorder = graphs_for(device, draws=False)
@@ -55,7 +60,17 @@ class Forward:
 
     def logits(self, windows: Tensor) -> Tensor:
         """(N, C, *S) -> (N, K, *S); good until the next call."""
-        return self._logits(windows)
+        return self.counted(windows)[0]
+
+    def counted(self, windows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`logits`, and with `heads` how much every head agrees with them: (N, 2, classes), see `count_agreement`."""
+        answer = self._logits(windows)
+        if not self.heads:
+            return answer, None
+        classes = len(self.plan.labels.foreground)
+        maps, counts = answer[:, : -2 * classes], answer[:, -2 * classes :]
+        size = (len(windows), self.plan.labels.outputs, *windows.shape[2:])
+        return maps.reshape(size), counts.reshape(len(windows), 2, classes)
 
     def together(self, patch: Sequence[int]) -> int:
         """How many windows of a size are computed at once: what the free memory of a GPU holds, and one on a CPU.
@@ -93,7 +108,14 @@ class Forward:
     def _eager(self, windows: Tensor) -> Tensor:
         # a graph must not read casts of weights that autocast kept from an earlier call
         with autocast(self.precision, self.device, keep=self.device.type != "cuda"):
-            return self.network(windows)
+            return self.network(windows) if not self.heads else self._with_counts(windows)
+
+    def _with_counts(self, windows: Tensor) -> Tensor:
+        """Logits and counts in one row for every window, as a graph gives one tensor."""
+        outputs = self.network.outputs(windows)
+        labels = self.plan.labels
+        each = [count_agreement(outputs.logits, head, labels, logits=True) for head in outputs.heads.values()]
+        return torch.cat([outputs.logits.float().flatten(1), torch.stack(each).sum(dim=0).flatten(1)], dim=1)
 
     @cached_property
     def _bytes_per_voxel(self) -> float:

@@ -29,6 +29,8 @@ from ulna.recipe import Split
 from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
 from ulna.system.threads import check_threads, choose_threads, computing_with
+from ulna.trust.calibration import CALIBRATION_FILE
+from ulna.trust.report import TRUST_FORMAT
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger(__name__)
@@ -83,12 +85,16 @@ def predict(
     series: Sequence[str] = (),
     dicom: Sequence[str] = (),
     threads: int | None = None,
+    strict: bool = False,
+    no_post_processing: bool = False,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
     Called again, it does what is missing. A mask of another run, of other options or of an image that has changed is
     redone with `overwrite` only. Nothing that ulna did not write is ever replaced. A DICOM series gives a DICOM SEG, which is
-    read again and compared with the mask before it is put in place.
+    read again and compared with the mask before it is put in place. How far each mask can be trusted stands in
+    predict.json (docs/trust.md): what is unlike the training data in image or mask, volumes, and, where a run can tell, the
+    Dice to expect.
 
     Args:
         run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged, as do the folds of a
@@ -106,6 +112,9 @@ def predict(
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
             mixed=refuse|largest; the first of each is the default.
         threads: that compute; left out, those of OMP_NUM_THREADS, else no more than processors are free now.
+        strict: refuse a case that is unlike the training data, before it is predicted; it counts as failed. Else that is
+            said, and stands in predict.json.
+        no_post_processing: write masks as the network says them, also where the validation cases chose to clean them.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -128,10 +137,14 @@ def predict(
         "--series": list(series),
         "--dicom": list(dicom),
         "--threads": threads,
+        "--strict": strict,
+        "--no-post-processing": no_post_processing,
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run(named)
     segmenter, digest = _loaded(runs, level)
+    if no_post_processing:
+        segmenter = segmenter.unprocessed()
     if tta:
         segmenter = segmenter.mirrored()
     dataset = Dataset.from_folder(
@@ -152,9 +165,11 @@ def predict(
             f"{out}: lies in {data}, where its masks would pass for labels of the series; choose another --out"
         )
     options: dict[str, Any] = {"level": level, "tta": tta, "probabilities": probabilities}
+    if no_post_processing and segmenter.calibration is not None and segmenter.calibration.post_processing:
+        options["post_processing"] = False
     odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
-    work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats)
+    work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats, strict=strict)
     work.find_pending(cases, overwrite)
     across = Across.of(segmenter.plan)
     facts = {
@@ -166,6 +181,7 @@ def predict(
         "labels": segmenter.plan.labels.model_dump(mode="json"),
         "mask_values": segmenter.plan.mask_values,
         "tta": tta,
+        "trust": {"format": TRUST_FORMAT, "calibrated": segmenter.calibration is not None, "strict": strict},
         "empty_score": segmenter.recipe.evaluation.empty_score,
         "scored_by": segmenter.recipe.evaluation.by,
         "slices": None if across is None else across._asdict(),
@@ -226,9 +242,11 @@ def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
 
 
 def _run_digest(runs: Sequence[Path]) -> str:
-    """Of the weights, the plan and the recipe of all runs, in their order; empty text where one cannot be read."""
+    """Of the weights, plan, recipe and calibration (where there is one) of all runs, in their order; empty text where a file
+    cannot be read."""
     try:
-        return file_digest(*(run / name for run in dict.fromkeys(runs) for name in OF_A_RUN))
+        paths = [run / name for run in dict.fromkeys(runs) for name in (*OF_A_RUN, CALIBRATION_FILE)]
+        return file_digest(*(path for path in paths if path.name != CALIBRATION_FILE or path.exists()))
     except OSError:  # what is missing is told where it is loaded
         return ""
 

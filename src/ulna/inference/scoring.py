@@ -7,6 +7,7 @@ from ulna.data.volume import Volume
 from ulna.evaluation.evaluate import Pair, Scores
 from ulna.evaluation.known import known_alone
 from ulna.evaluation.units import Across
+from ulna.inference.result import Result
 from ulna.inference.segmenter import Segmenter
 
 
@@ -22,9 +23,15 @@ def predict_pair(segmenter: Segmenter, case: Case, volume: Volume | None = None)
     Raises:
         UsageError: if the image or the label map cannot be read, or does not fit the run.
     """
+    return predict_result(segmenter, case, volume)[0]
+
+
+def predict_result(segmenter: Segmenter, case: Case, volume: Volume | None = None) -> tuple[Pair, Result]:
+    """The same, with what the segmenter says of the case."""
     volume = case.read_image() if volume is None else volume
     reference = read_reference(case, volume, segmenter.plan)
-    return Pair(case.id, *known_alone(segmenter.mask(volume), reference, segmenter.plan.labels), volume)
+    result = segmenter.segment(volume)
+    return Pair(case.id, *known_alone(result.mask, reference, segmenter.plan.labels), volume), result
 
 
 def scores_for(segmenter: Segmenter) -> Scores:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,6 @@ from torch import Tensor
 
 from ulna.blocks import nd
 from ulna.data.formats.dicom.about import About
-from ulna.data.formats.label_maps import in_file
-from ulna.data.formats.source import case_name
-from ulna.data.formats.write import keeps_values, write_labels
 from ulna.data.pipeline.colour import as_trained
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
 from ulna.data.pipeline.preprocess import Prepared, check_fit, differences, prepare
@@ -29,83 +25,28 @@ from ulna.inference.fold_runs import each_run, is_cross_validation
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.forward import Forward
 from ulna.inference.inputs import as_volume, is_case
+from ulna.inference.result import Beside, Result
 from ulna.inference.sparse import PointCounts
+from ulna.inference.spread import MOST_CLASSES, Agreement
+from ulna.inference.trusting import Comparing, clean_up, compares
 from ulna.inference.volume import Slabs, axis_of_slabs, mean_slabs, predict_slabs, to_labels
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
-from ulna.recipe import PLAN_FORMAT, Labels, Plan, Recipe, Split, from_yaml, parse
+from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
 from ulna.system.device import choose_precision, default_device, to_device
 from ulna.system.order import not_a_run
 from ulna.system.reading import read_json
+from ulna.trust.calibration import Calibration, in_common, read_calibration
+from ulna.trust.dice import Origin
+from ulna.trust.temperature import scaled
 from ulna.version import version
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """One segmented image.
-
-    Args:
-        mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
-        probabilities: (K, *S), float32; one map for a single structure. None where they were not asked for.
-        volume: the image, with its geometry.
-        labels: the classes.
-        about: names of the classes and of the network, for files that say so.
-        mask_values: what a picture of the mask holds for every class, see `Plan.mask_values`.
-    """
-
-    mask: NDArray[Any]
-    probabilities: NDArray[np.float32] | None
-    volume: Volume
-    labels: Labels = field(default_factory=Labels)
-    about: About | None = None
-    mask_values: tuple[int, ...] | None = None
-
-    def __repr__(self) -> str:
-        size = "x".join(map(str, self.volume.size))
-        step = "" if self.volume.unit == "px" else f" of {' x '.join(f'{s:.3g}' for s in self.spacing)} mm"
-        name = "" if self.volume.path is None else f" {self.volume.path.name}"
-        maps = self.mask > 0 if self.labels.multilabel else [self.mask == k for k in range(1, len(self.labels.names))]
-        shown = ", ".join(
-            f"{one} {np.mean(where):.2%}" for one, where in zip(self.labels.foreground, maps, strict=True)
-        )
-        return printable(f"Result{name}: mask of {size}{step}, {shown}")
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Distance between neighbours along every axis of `mask`, in mm, or px where the file states none."""
-        return self.volume.spacing
-
-    @property
-    def affine(self) -> NDArray[np.float64] | None:
-        """(4, 4), index in `mask` -> RAS mm; None where the file has none."""
-        return self.volume.affine
-
-    def save(self, path: str | Path) -> Path:
-        """Write the mask in the image's own format and geometry; its ending takes the place of a known one. Returns the file.
-
-        A picture (2D PNG, TIFF) holds the values that the labels of the training had, such as 0 and 255; overlapping
-        classes with an order (`Labels.order`) are one map. What follows another dot belongs to the name:
-        `patient.1` becomes patient.1.nii.gz.
-        """
-        path = Path(path)
-        return write_labels(path.with_name(case_name(path)), self.in_file(), self.volume, self.about)
-
-    def in_file(self, format: str | None = None) -> NDArray[Any]:
-        """The mask as a file of that format holds it; None is the format of the image.
-
-        DICOM names its structures, and has a segment for each; elsewhere overlapping classes with an order are one map.
-        """
-        own = self.volume.meta.format == "dicom" and self.volume.affine is not None
-        of_dicom = own if format is None else format in ("seg", "rtstruct")
-        picture = format is None and keeps_values(self.volume)
-        return self.mask if of_dicom else in_file(self.mask, self.labels, self.mask_values if picture else None)
-
-
-class Segmenter:
+class Segmenter(Comparing):
     """A trained network with the plan and the recipe that it needs; predicts with a copy of the network in which
     batch norm is fused.
 
@@ -116,14 +57,23 @@ class Segmenter:
         segment("scan.nii.gz").save("scan_mask")
     """
 
-    def __init__(self, network: Network, plan: Plan, recipe: Recipe, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan,
+        recipe: Recipe,
+        device: torch.device | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         self.device = device or default_device()
         self.network = network.eval().to(self.device)
-        self.plan, self.recipe = plan, recipe
+        self.plan, self.recipe, self.calibration = plan, recipe, calibration
+        self.compares = compares(recipe, plan, calibration)  # which answers are compared beside the prediction
         self.precision = choose_precision(recipe.training.precision, self.device)
         layout = nd.layout(plan.spatial_dims, True, self.device, self.precision)
         self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self._noted: set[str] = set()
+        self._beside = Beside()  # what the last mask left beside it
         self.tally = PointCounts()  # what a head that reads points was asked for so far
 
     @classmethod
@@ -148,7 +98,7 @@ class Segmenter:
         if plan.format < PLAN_FORMAT:
             _note_format(plan.format)
         network = load_network(lambda: network_for(recipe, plan), run / "weights.safetensors")
-        return cls(network, plan, recipe)
+        return cls(network, plan, recipe, calibration=read_calibration(run))
 
     def __call__(self, image: Any, *, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Any:
         """Segment a file, an array, a volume, or a list of these.
@@ -192,11 +142,11 @@ class Segmenter:
         Raises:
             UsageError: if it does not fit the plan.
         """
-        if not probabilities:
-            return Result(self.mask(volume), None, volume, self.plan.labels, self.about, self.plan.mask_values)
-        maps = self.probabilities(volume)
-        mask = self.label_map(maps)
-        return Result(mask, maps.numpy(), volume, self.plan.labels, self.about, self.plan.mask_values)
+        self._beside = Beside()
+        maps = self.probabilities(volume) if probabilities else None
+        mask = self.mask(volume) if maps is None else self._cleaned(self.label_map(maps), volume)
+        shown = None if maps is None else self._calibrated(maps).numpy()
+        return Result(mask, shown, volume, self.plan.labels, self.about, self.plan.mask_values, self._beside)
 
     @property
     def about(self) -> About:
@@ -206,15 +156,33 @@ class Segmenter:
     def mask(self, volume: Volume) -> NDArray[Any]:
         """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""
         self._check(volume)
-        return self.slabs(volume).label_map(self.plan.labels, self.recipe.inference.threshold)
+        mask = self._watched(volume).label_map(self.plan.labels, self.recipe.inference.threshold)
+        return self._cleaned(mask, volume)
+
+    def _watched(self, volume: Volume) -> Slabs:
+        """Slabs of which it is counted how much several answers agree, where the run has a use for it."""
+        agreement = None if self.compares is None else Agreement(self.plan.labels)
+        self._beside = self._beside._replace(agreement=agreement)
+        return self.slabs(volume, agreement)
+
+    def _cleaned(self, mask: NDArray[Any], volume: Volume) -> NDArray[Any]:
+        """A mask after the post-processing of the run; the same array."""
+        if self.recipe.inference.post_processing:
+            self._beside = self._beside._replace(changed=clean_up(mask, volume, self))
+        return mask
+
+    def _calibrated(self, maps: Tensor) -> Tensor:
+        found = None if self.calibration is None else self.calibration.temperature
+        exclusive = self.plan.labels.outputs > 1 and not self.plan.labels.multilabel
+        return maps if found is None else scaled(maps, found.value, exclusive=exclusive)
 
     def probabilities(self, volume: Volume) -> Tensor:
-        """Volume (C, *S) -> probabilities (K, *S), float32, on the volume's grid."""
+        """Volume (C, *S) -> probabilities (K, *S), float32, on the volume's grid; not calibrated."""
         self._check(volume)
-        return self.slabs(volume).maps()
+        return self._watched(volume).maps()
 
     def label_map(self, probabilities: Tensor) -> NDArray[Any]:
-        """What probabilities of all classes say: (K, *S) -> (*S), or (K, *S) if multilabel."""
+        """What probabilities of all classes say: (K, *S) -> (*S), or (K, *S) if multilabel; without post-processing."""
         return to_labels(probabilities, self.plan.labels, self.recipe.inference.threshold)
 
     def turn(self, volume: Volume) -> Turn:
@@ -245,12 +213,19 @@ class Segmenter:
             self.plan, volume, self.network, maps_per_voxel=self._maps_per_voxel, probabilities=probabilities
         )
 
+    def unprocessed(self) -> Segmenter:
+        """The same, whose masks are as the network says them; this segmenter itself is changed."""
+        self.recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(post_processing=False))
+        for member in getattr(self, "members", ()):
+            member.unprocessed()
+        return self
+
     def mirrored(self) -> Segmenter:
         """The same, averaging over mirrored copies of every image."""
         recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
-        return Segmenter(self.network, self.plan, recipe, self.device)
+        return Segmenter(self.network, self.plan, recipe, self.device, self.calibration)
 
-    def slabs(self, volume: Volume) -> Slabs:
+    def slabs(self, volume: Volume, agreement: Agreement | None = None) -> Slabs:
         """The probabilities in slabs, computed as they are asked for; see `predict_slabs`."""
         return predict_slabs(
             self._forward.network,
@@ -261,6 +236,7 @@ class Segmenter:
             precision=self.precision,
             tally=self.tally,
             forward=self._forward,
+            agreement=agreement,
         )
 
     def _prepared(self, volume: Volume) -> Prepared:
@@ -278,7 +254,8 @@ class Segmenter:
     @cached_property
     def _forward(self) -> Forward:
         """Kept from image to image."""
-        return Forward(fuse_batchnorm(self.network), self.plan, self.device, self.precision)
+        heads = self.compares == "heads"
+        return Forward(fuse_batchnorm(self.network), self.plan, self.device, self.precision, heads=heads)
 
 
 class Ensemble(Segmenter):
@@ -295,7 +272,9 @@ class Ensemble(Segmenter):
 
     def __init__(self, members: Mapping[str, Segmenter]) -> None:
         (first_name, first), *others = members.items()
-        super().__init__(first.network, first.plan, first.recipe, first.device)
+        common = in_common([member.calibration for member in members.values()])
+        super().__init__(first.network, first.plan, first.recipe, first.device, common)
+        self.compares: Origin | None = "folds" if len(first.plan.labels.foreground) <= MOST_CLASSES else None
         self.members = tuple(members.values())
         for member in self.members:
             member.tally = self.tally
@@ -311,14 +290,11 @@ class Ensemble(Segmenter):
     def _plans(self) -> tuple[Plan, ...]:
         return tuple(member.plan for member in self.members)
 
-    def slabs(self, volume: Volume) -> Slabs:
+    def slabs(self, volume: Volume, agreement: Agreement | None = None) -> Slabs:
         """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""
-        turn = self.turn(volume)
-        size = turn.order(volume.size)
-        axis = self._axis(volume)
-        return Slabs(
-            mean_slabs([_along(turn, axis, member, volume) for member in self.members], axis), size, axis, turn
-        )
+        turn, axis = self.turn(volume), self._axis(volume)
+        parts = mean_slabs([_along(turn, axis, member, volume) for member in self.members], axis, agreement)
+        return Slabs(parts, turn.order(volume.size), axis, turn)
 
     def _axis(self, volume: Volume) -> int:
         """The axis, turned, that the slabs lie along: that of the first member which is turned as all are."""
@@ -366,10 +342,14 @@ def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
     )
 
 
-def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
+def load(run: str | Path | Sequence[str | Path], *, post_processing: bool = True) -> Segmenter:
     """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
 
-    So do the folds of a cross-validation.
+    So do the folds of a cross-validation. `segment.trust(result)` says how far a result can be trusted.
+
+    Args:
+        run: a run folder, that of a cross-validation, or several.
+        post_processing: False leaves masks as the network says them, see docs/trust.md.
 
     Raises:
         UsageError: if a folder holds no run, or the runs have other classes or channels.
@@ -378,7 +358,9 @@ def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
     runs = list(dict.fromkeys(map(str, each_run(named))))
     if not runs:
         raise UsageError("no run is given; name one run folder or more")
-    return Segmenter.load(runs[0]) if len(runs) == 1 else Ensemble({name: Segmenter.load(name) for name in runs})
+    found = {name: Segmenter.load(name) for name in runs}
+    segmenter = next(iter(found.values())) if len(runs) == 1 else Ensemble(found)
+    return segmenter if post_processing else segmenter.unprocessed()
 
 
 def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = None) -> Network:

@@ -26,6 +26,7 @@ from ulna.inference.forward import Forward
 from ulna.inference.slices import by_slices, smoothed_in_plane
 from ulna.inference.sliding import by_windows, count_windows
 from ulna.inference.sparse import PointCounts, by_stages, smoothed
+from ulna.inference.spread import Agreement, count_agreement
 from ulna.networks.heads import probabilities
 from ulna.networks.network import Network
 from ulna.recipe import Inference, Labels, Plan
@@ -104,6 +105,7 @@ def predict_slabs(
     axis: int | None = None,
     tally: PointCounts | None = None,
     forward: Forward | None = None,
+    agreement: Agreement | None = None,
 ) -> Slabs:
     """Probabilities of an image; they are computed as they are asked for.
 
@@ -117,12 +119,14 @@ def predict_slabs(
         axis: that the slabs lie along, turned; by default `axis_of_slabs`, and never another one with slices.
         tally: what a head that reads points is asked for is added to it.
         forward: how this very network is run on this device in this precision, kept from an image before.
+        agreement: how much the heads agree with the answer is added to it where `forward` compares them, else how much
+            mirrored copies do.
     """
     if axis is None or plan.slices is not None:
         axis = axis_of_slabs(prepared.size, plan)
     prepared = as_given(prepared, network, plan)
     forward = forward or Forward(network, plan, device, precision)
-    parts = _windowed(forward, prepared, axis, settings, tally)
+    parts = _windowed(forward, prepared, axis, settings, tally, agreement)
     return on_own_grid(parts, prepared, axis, _background(plan.labels))
 
 
@@ -147,7 +151,12 @@ def _background(labels: Labels) -> Tensor:
 
 
 def _windowed(
-    forward: Forward, prepared: Prepared, axis: int, settings: Inference, tally: PointCounts | None
+    forward: Forward,
+    prepared: Prepared,
+    axis: int,
+    settings: Inference,
+    tally: PointCounts | None,
+    agreement: Agreement | None = None,
 ) -> Iterator[Tensor]:
     """Probabilities on the grid of the plan, without margins, windows by windows."""
     network, plan, device = forward.network, forward.plan, forward.device
@@ -165,8 +174,10 @@ def _windowed(
         if sparse:
             with autocast(forward.precision, device):
                 return by_stages(network, windows, settings=settings, multilabel=multilabel, tally=tally)
-        logits = forward.logits(windows)
+        logits, counts = forward.counted(windows)
         finite.add(logits)
+        if counts is not None and agreement is not None:
+            agreement.add(counts)
         return probabilities(logits, multilabel=multilabel)
 
     @torch.inference_mode()
@@ -176,6 +187,7 @@ def _windowed(
         windows = windows.contiguous(memory_format=layout)
         at_once = max(1, batch // len(windows))  # flipped copies, where windows alone do not fill a batch
         maps: Tensor | None = None
+        straight: Tensor | None = None  # the answer to the image as it is
         for first in range(0, len(flipped), at_once):
             axes = flipped[first : first + at_once]
             copies = [windows.flip(along) if along else windows for along in axes]
@@ -183,6 +195,11 @@ def _windowed(
             advance(len(axes) * len(windows))
             for along, p in zip(axes, torch.split(answers, len(windows)), strict=True):
                 p = p.flip(along) if along else p
+                if agreement is not None and not forward.heads:
+                    if straight is None:
+                        straight = p.clone()
+                    else:
+                        agreement.add(count_agreement(straight, p, plan.labels))
                 maps = p if maps is None else maps + p
         assert maps is not None
         return maps if len(flipped) == 1 else maps / len(flipped)
@@ -207,8 +224,11 @@ def _untold(steps: int) -> None:
     """Of an image that is one window nothing is drawn."""
 
 
-def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tensor]:
-    """The mean of several streams of slabs of one volume, whatever the heights of their slabs."""
+def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int, agreement: Agreement | None = None) -> Iterator[Tensor]:
+    """The mean of several streams of slabs of one volume, whatever the heights of their slabs.
+
+    How much each two of them agree is added to `agreement`.
+    """
     held: list[Tensor | None] = [None] * len(members)
     while True:
         slabs = [next(stream, None) if slab is None else slab for slab, stream in zip(held, members, strict=True)]
@@ -216,7 +236,11 @@ def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tenso
         if len(here) < len(members):
             return
         rows = min(slab.shape[axis + 1] for slab in here)
-        yield torch.stack([slab.narrow(axis + 1, 0, rows) for slab in here]).mean(0)
+        alike = torch.stack([slab.narrow(axis + 1, 0, rows) for slab in here])
+        if agreement is not None:
+            for a, b in itertools.combinations(alike, 2):
+                agreement.add(count_agreement(a[None], b[None], agreement.labels))
+        yield alike.mean(0)
         rest = [slab.narrow(axis + 1, rows, slab.shape[axis + 1] - rows) for slab in here]
         held = [slab if slab.numel() else None for slab in rest]
 

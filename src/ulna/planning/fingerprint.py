@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.pipeline.orientation import AS_STORED, Turn, codes, to_canonical, world_of
+from ulna.data.pipeline.orientation import AS_STORED, Turn, codes, tilt_of, to_canonical, world_of
 from ulna.data.quality.check import Report
+from ulna.data.quality.intensity import Shape, shape_of
 from ulna.data.quality.scan import CaseStats
 from ulna.errors import UsageError
 from ulna.planning.symmetry import slice_axes, world_axes
@@ -57,6 +58,11 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
         ],
         "foreground": foreground,
         "classes": report.labels.names if report.labels else (),
+        "extent": _extent(sizes * spacings),
+        "values": _shapes(scans),
+        "tilt": None if found.orientation is None else max(tilt_of(np.array(s.affine), len(s.size)) for s in scans),
+        "modalities": dict(Counter(s.modality for s in scans if s.modality)),
+        "body_parts": dict(Counter(s.body_part for s in scans if s.body_part)),
     }
     return parse(Fingerprint, facts, source=str(report.root))
 
@@ -69,6 +75,19 @@ def turns_of(scans: Sequence[CaseStats]) -> list[Turn]:
 def _extent(values: NDArray[Any]) -> Extent:
     """(cases, axes) -> what they reach from and to."""
     return Extent(min=values.min(0).tolist(), median=np.median(values, 0).tolist(), max=values.max(0).tolist())
+
+
+def _shapes(scans: Sequence[CaseStats]) -> list[dict[str, Any]]:
+    """A channel: what the distributions of its values reach from and to; none where a channel has one value alone."""
+    channels = []
+    for c in range(scans[0].channels):
+        shapes = [shape for s in scans if (shape := shape_of(s.image[c])) is not None]
+        if not shapes:
+            return []
+        low, high = np.min(shapes, axis=0).tolist(), np.max(shapes, axis=0).tolist()
+        names = Shape._fields
+        channels.append({name: {"min": a, "max": b} for name, a, b in zip(names, low, high, strict=True)})
+    return channels
 
 
 def _foreground(values: NDArray[np.float32]) -> Foreground:

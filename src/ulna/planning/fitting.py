@@ -134,12 +134,17 @@ def _held(plan: Plan, name: str, wanted: Any) -> Any:
 
 def other_cases(plan: Plan, found: Fingerprint) -> tuple[str, ...]:
     """A note where a plan was made for other training cases of the same data, by another split or seed."""
-    if plan.fingerprint == found:
+    if _compared(plan.fingerprint) == _compared(found):
         return ()
     return (
         f"the plan was made for other training cases of these data ({plan.fingerprint.cases} there, {found.cases} here): "
         "cases that now choose the epoch, or are kept for the end, may have shaped it",
     )
+
+
+def _compared(told: Fingerprint) -> Fingerprint:
+    """Without what earlier plans do not hold, and what follows from the same images."""
+    return told.replaced(extent=None, values=(), tilt=None, modalities={}, body_parts={})
 
 
 def _format(plan: Plan) -> Iterator[str]:

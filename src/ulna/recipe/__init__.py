@@ -7,7 +7,7 @@ JSON schema of `Recipe` documents every field.
 from ulna.recipe.architecture import MOST_CHANNELS, Architecture, Slot
 from ulna.recipe.changing import merged, set_value, stated
 from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimizer, Planning, Points, Recipe, Training
-from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground
+from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground, Spread
 from ulna.recipe.former import renamed_path
 from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
@@ -39,6 +39,7 @@ __all__ = [
     "Slices",
     "Slot",
     "Split",
+    "Spread",
     "Training",
     "Whitening",
     "count_drawn",

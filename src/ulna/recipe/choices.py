@@ -238,6 +238,7 @@ class Inference(Frozen):
     overlap: float = Field(default=0.5, ge=0, lt=1)
     threshold: float = Field(default=0.5, gt=0, lt=1)  # sigmoid outputs only
     tta: bool = False  # mirror along every axis that training mirrored
+    post_processing: bool = True  # of masks, as the validation cases chose it (docs/trust.md); false: none
     # heads that read points only (marimont2022, Sec. 2): the step of the coarse mesh, 1 to ask every voxel; whether cells
     # on a boundary are asked voxel by voxel at once, as in the paper, or at half the step first; and a 3 x 3 x 3 mean of
     # the probabilities at the end

@@ -33,6 +33,18 @@ class Range(Frozen):
     max: Number
 
 
+class Spread(Frozen):
+    """The distribution of a channel's values: the smallest and the largest that training cases had of each number.
+
+    width: log10 of the distance from the 0.5 to the 99.5 percentile; low: the 0.5 percentile over that distance; middle:
+    where the median lies between both.
+    """
+
+    width: Range
+    low: Range
+    middle: Range
+
+
 class Foreground(Frozen):
     """The values of a channel within all structures: the 0.5 and 99.5 percentiles, mean and deviation between them."""
 
@@ -65,6 +77,14 @@ class Fingerprint(Frozen):
     intensity: tuple[Range, ...] = ()  # one a channel
     foreground: tuple[Foreground, ...] = ()  # one a channel; none where no training case has a structure
     classes: tuple[str, ...]
+    # what a case is compared with before it is predicted; absent from earlier plans
+    extent: Extent | None = None  # size times spacing
+    values: tuple[Spread, ...] = ()  # one a channel
+    tilt: float | None = Field(
+        default=None, ge=0, le=90
+    )  # degrees between the axes and those of `orientation`, at most
+    modalities: dict[str, int] = Field(default_factory=dict)  # of DICOM -> cases
+    body_parts: dict[str, int] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -74,9 +94,11 @@ class Fingerprint(Frozen):
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
         dims = self.spatial_dims
+        extents = [("size", self.size), ("spacing", self.spacing)]
+        extents += [] if self.extent is None else [("extent", self.extent)]
         ends = {
             f"{group}.{end}": len(values)
-            for group, extent in (("size", self.size), ("spacing", self.spacing))
+            for group, extent in extents
             for end, values in (("min", extent.min), ("median", extent.median), ("max", extent.max))
         }
         wrong = [
@@ -86,7 +108,11 @@ class Fingerprint(Frozen):
         ]
         if self.worlds is not None and len(self.worlds) < dims:
             wrong.append(f"worlds has {counted(len(self.worlds), 'entry')}, the images have {dims} axes")
-        for name, per_channel in (("intensity", self.intensity), ("foreground", self.foreground)):
+        for name, per_channel in (
+            ("intensity", self.intensity),
+            ("foreground", self.foreground),
+            ("values", self.values),
+        ):
             if per_channel and len(per_channel) != self.channels:
                 wrong.append(
                     f"{name} has {counted(len(per_channel), 'entry')}, the images have {counted(self.channels, 'channel')}"

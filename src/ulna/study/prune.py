@@ -129,6 +129,8 @@ def prune(
     flags = {"--data": data, "--level": level, "--head": head, "--latency": latency}
     typed = command(["prune", run, *to_argv(flags), "--out", "NEW_FOLDER"])
     parent = Segmenter.load(run)
+    # levels are compared as they are: what the whole network was calibrated for holds for none of them
+    parent = Segmenter(parent.network, parent.plan, parent.recipe, parent.device)
     levels = levels_of(run, parent.recipe)
     chosen = named_level(levels, level=level, head=head)
     split = read_split(run)

@@ -185,6 +185,7 @@ def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -
                 "cases": of_fold[of_fold["evaluated_on"]]["cases"],
                 "dice": of_fold[of_fold["evaluated_on"]]["mean"]["dice"]["mean"],
                 "split_hash": of_fold["split_hash"],
+                **({"trust": of_fold["trust"]} if "trust" in of_fold else {}),
             }
             for run, of_fold in zip(runs, summaries, strict=True)
         ],

@@ -8,17 +8,18 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ulna.data.layout.case import Case
+from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.splitting import split_hash
 from ulna.evaluation import figures
 from ulna.evaluation.evaluate import Evaluation, Pair
 from ulna.evaluation.views import view
-from ulna.inference.scoring import predict_pair, scores_for
+from ulna.inference.scoring import predict_result, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.networks.network import Network
@@ -28,6 +29,7 @@ from ulna.recipe import Plan, Recipe, Split
 from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
 from ulna.system.progress import track
+from ulna.training.calibrating import error_of, tried
 from ulna.training.state import State
 from ulna.verbs import command
 from ulna.version import version
@@ -49,14 +51,14 @@ def final_predictions(plan: Plan, recipe: Recipe, split: Split) -> int:
 
 
 def summarise(
-    folder: Path, data: Path, cases: Sequence[Case], planned: Planned, network: Network, state: State
+    folder: Path, data: Path, parts: Parts, planned: Planned, network: Network, state: State
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down.
 
     Args:
         folder: of the run.
         data: the data set.
-        cases: of `final_part`.
+        parts: the labelled cases of the split.
         planned: what was trained.
         network: it gets the best weights.
         state: where the training stands.
@@ -65,7 +67,9 @@ def summarise(
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     part = final_part(split)
     best = Segmenter(load_weights(network, folder / "weights.safetensors"), plan, recipe)
-    evaluation, drawn = _final(best, cases)
+    calibration = tried(folder, best, parts.train, parts.val, state.elapsed_s)
+    best = Segmenter(best.network, plan, recipe, calibration=calibration)
+    evaluation, drawn, error = _final(best, getattr(parts, part))
     facts = read_tensors(folder / "weights.safetensors").state
     summary = {
         "model": recipe.model,
@@ -80,6 +84,7 @@ def summarise(
         "limits": {name: getattr(recipe.training, name) for name in LIMITS},
         "evaluated_on": part,
         part: evaluation.summary,
+        **({} if calibration is None else {"trust": calibration.summary(error if part == "test" else None)}),
         "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),
         "training_seconds": round(state.elapsed_s, 1),
         "seconds": {phase: round(spent, 1) for phase, spent in state.seconds.items()},  # of the training
@@ -102,13 +107,31 @@ def summarise(
     return summary
 
 
-def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, list[Panel]]:
-    """Measures over the cases, each predicted once, and pictures of those with the lowest and the highest Dice."""
+def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, list[Panel], dict[str, Any] | None]:
+    """Measures over the cases, each predicted once; pictures of those with the lowest and the highest Dice; and the error of
+    the predicted Dice."""
     scores, extremes = scores_for(segmenter), Extremes()
+    predicted: list[tuple[float | None, float]] = []
     for case in track(cases, "evaluating"):
-        pair = predict_pair(segmenter, case)
-        extremes.offer(scores.add(pair), pair)
-    return scores.evaluation(), extremes.panels
+        pair, result = predict_result(segmenter, case)
+        dice = scores.add(pair)
+        extremes.offer(dice, pair)
+        predicted.append((segmenter.predicted_mean(result), dice))
+    error = error_of(predicted)
+    return scores.evaluation(), extremes.panels, None if error is None else {"from": segmenter.compares, **error}
+
+
+class Parts(NamedTuple):
+    """The cases of a split."""
+
+    train: Sequence[Case]
+    val: Sequence[Case]
+    test: Sequence[Case]
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: Split) -> Parts:
+        """Those of a data set."""
+        return cls(*(dataset.cases_of(part) for part in (split.train, split.val, split.test)))
 
 
 class Extremes:

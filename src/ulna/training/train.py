@@ -51,7 +51,7 @@ from ulna.training.samples import PreparedCases, device_room
 from ulna.training.slices import training_samples
 from ulna.training.state import State
 from ulna.training.stopping import Stop
-from ulna.training.summary import final_part, final_predictions, summarise
+from ulna.training.summary import Parts, final_predictions, summarise
 
 log = logging.getLogger("ulna")
 
@@ -225,8 +225,7 @@ def _trained(
                 log.info("network: %s", model_because)
             network, state = _train(folder, dataset, planned, stop, before=before)
             stop.everything_is_saved()
-            cases = dataset.cases_of(getattr(planned.split, final_part(planned.split)))
-            summary = summarise(folder, data, cases, planned, network, state)
+            summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
             keep_last(folder / CHECKPOINTS)
     return Run(folder, summary)
 

@@ -37,6 +37,7 @@ class Entry:
         version: of ulna.
         verified: name -> how a DICOM file was compared with the mask after it was written.
         notes: what the reader of a DICOM series changed or took for granted.
+        trust: how far the mask can be trusted, see `ulna.trust.report`; empty where an earlier version wrote it.
     """
 
     case: str
@@ -50,6 +51,7 @@ class Entry:
     version: str = ""
     verified: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    trust: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], run: str = "", options: Mapping[str, Any] | None = None) -> Entry:
@@ -70,12 +72,13 @@ class Entry:
             str(values.get("version", "")),
             {str(name): str(how) for name, how in dict(values.get("verified", {})).items()},
             tuple(map(str, values.get("notes", ()))),
+            dict(values.get("trust", {})),
         )
 
     def to_json(self, *, whole: bool = True) -> dict[str, Any]:
         """Plain values; without run and options where those stand above all rows."""
         values = {**asdict(self), "size": list(self.size), "notes": list(self.notes)}
-        values = {name: value for name, value in values.items() if value or name not in ("verified", "notes")}
+        values = {name: value for name, value in values.items() if value or name not in ("verified", "notes", "trust")}
         return values if whole else {name: v for name, v in values.items() if name not in ("run", "options")}
 
     def made_as(self, other: Entry) -> bool:

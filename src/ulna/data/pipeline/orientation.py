@@ -129,6 +129,19 @@ def world_of(affine: NDArray[np.float64], dims: int) -> tuple[int, ...]:
     return _closest(affine, dims)[1]
 
 
+def tilt_of(affine: NDArray[np.float64], dims: int) -> float:
+    """The largest angle, in degrees, between an axis of an image and the canonical one that it is taken for.
+
+    Example:
+        >>> tilt_of(np.diag([-1.0, -1.0, 4.0, 1.0]), 3)
+        0.0
+    """
+    turn, worlds = _closest(affine, dims)
+    steps = affine[:3, :dims] / np.linalg.norm(affine[:3, :dims], axis=0)
+    along = [abs(float(steps[world, axis])) for world, axis in zip(worlds, turn.axes or range(dims), strict=True)]
+    return float(np.degrees(np.arccos(np.clip(min(along), 0.0, 1.0))))
+
+
 def _closest(affine: NDArray[np.float64], dims: int) -> tuple[Turn, tuple[int, ...]]:
     """The turn, and the world axes that the turned axes go along."""
     steps = affine[:3, :dims] / np.linalg.norm(affine[:3, :dims], axis=0)

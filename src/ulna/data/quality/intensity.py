@@ -29,6 +29,33 @@ class Intensity:
     p99_5: float
 
 
+class Shape(NamedTuple):
+    """The distribution of a channel in three numbers; but for the first they do not depend on its unit.
+
+    Args:
+        width: from the 0.5 to the 99.5 percentile, as a logarithm to the base 10.
+        low: the 0.5 percentile over the width.
+        middle: where the median lies between both, from 0 to 1.
+    """
+
+    width: float
+    low: float
+    middle: float
+
+
+def shape_of(channel: Intensity) -> Shape | None:
+    """The shape of a distribution; None where it has no width.
+
+    Example:
+        >>> shape_of(Intensity(mean=0, std=1, min=-1, max=9, p00_5=0, p50=2, p99_5=10))
+        Shape(width=1.0, low=0.0, middle=0.2)
+    """
+    width = channel.p99_5 - channel.p00_5
+    if not 0 < width < math.inf:
+        return None
+    return Shape(math.log10(width), channel.p00_5 / width, (channel.p50 - channel.p00_5) / width)
+
+
 class Measured(NamedTuple):
     """What one channel holds.
 

@@ -60,6 +60,8 @@ class CaseStats:
         objects: how many objects the label map numbers, where nothing declares classes; 0 where it holds none.
         slices: of a labelled volume, across every stored axis.
         colour: the image is a picture of red, green and blue.
+        modality: of DICOM; empty where the file does not say.
+        body_part: of DICOM; empty where the file does not say.
     """
 
     case: str
@@ -85,6 +87,8 @@ class CaseStats:
     objects: int = 0
     slices: tuple[SliceCount, ...] = ()
     colour: bool = False
+    modality: str = ""
+    body_part: str = ""
 
     @property
     def spatial_dims(self) -> int:
@@ -128,6 +132,7 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.notes, "digest": _digest(image)}
         facts["thumbnail"], facts["either"] = thumbnail(_upright(image)), image.meta.either
         facts["oriented"], facts["colour"] = image.meta.oriented, len(case.images) == 1 and is_colour(image)
+        facts |= {"modality": image.meta.modality, "body_part": image.meta.body_part}
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))

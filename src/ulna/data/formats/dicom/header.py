@@ -26,6 +26,7 @@ _TAGS = [
     "FrameOfReferenceUID",
     "Modality",
     "SeriesDescription",
+    "BodyPartExamined",
     "ImageType",
     "Rows",
     "Columns",
@@ -101,6 +102,7 @@ class Header:
     frame_of_reference: str = ""
     modality: str = ""
     description: str = ""
+    body_part: str = ""
     image_type: tuple[str, ...] = ()
     rows: int = 0
     columns: int = 0
@@ -189,6 +191,7 @@ def header_of(dataset: Any, path: Path) -> Header:
     slices = tuple(read.slices())
     bits, allocated = read.whole("BitsStored"), read.whole("BitsAllocated")
     image: dict[str, Any] = {
+        "body_part": read.text("BodyPartExamined").strip().upper(),
         "image_type": tuple(str(part).upper() for part in _values(dataset.get("ImageType"))),
         "rows": rows,
         "columns": columns,

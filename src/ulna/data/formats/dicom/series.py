@@ -55,6 +55,8 @@ def volume_of(
         either=alone and whole.affine is not None,
         oriented=whole.affine is not None,
         stored=DicomStored(whole),
+        modality=whole.frames[0].header.modality,
+        body_part=whole.frames[0].header.body_part,
     )
     if whole.affine is None:  # a picture: rows first, as in other pictures
         spacing = (1.0, 1.0) if whole.spacing is None else (whole.spacing[1], whole.spacing[0])

@@ -1,0 +1,99 @@
+"""A segmenter's word on its own answers: the case against its plan, the mask against the structures of its training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ulna.data.volume import Volume
+from ulna.inference.result import Result
+from ulna.inference.spread import MOST_CLASSES
+from ulna.recipe import Plan, Recipe
+from ulna.trust.calibration import Calibration
+from ulna.trust.cleaning import Changed, clean
+from ulna.trust.comparing import Comparison, compare_case
+from ulna.trust.dice import MEAN, Origin, uncalibrated
+from ulna.trust.report import Predicted, trust_json
+from ulna.trust.structures import find_structures, odd_structures, unit_of
+
+
+class Comparing:
+    """What a segmenter can say of a case.
+
+    Attributes:
+        plan: of the training.
+        calibration: None for an earlier run, and for one whose training has not ended.
+        compares: which answers are compared beside the prediction.
+    """
+
+    plan: Plan
+    calibration: Calibration | None
+    compares: Origin | None
+
+    def compare(self, volume: Volume) -> Comparison:
+        """The case against the training data, before it is predicted."""
+        return compare_case(volume, self.plan)
+
+    def trust(self, result: Result, comparison: Comparison | None = None) -> dict[str, Any]:
+        """How far a result can be trusted, as `predict.json` has it; docs/trust.md tells every field.
+
+        Args:
+            result: of this segmenter.
+            comparison: of its image, where it was made already.
+
+        Example:
+            segment.trust(result)["flags"]
+        """
+        comparison = self.compare(result.volume) if comparison is None else comparison
+        unit, voxel = unit_of(result.volume)
+        found = find_structures(result.mask, result.labels, voxel)
+        known = None if self.calibration is None else self.calibration.structures
+        left_out = {}
+        if known is None:
+            left_out["structures"] = "the run holds no calibration.json for its weights"
+        elif known.unit != unit:
+            left_out["volume"] = f"the image is measured in {unit}, the training references in {known.unit}"
+        flags = () if known is None else odd_structures(found, known, unit)
+        predicted = self._predicted(result)
+        if predicted is None:
+            left_out["predicted Dice"] = "no answers were compared, or the run was not calibrated for them"
+        return trust_json(comparison, found, unit, flags, predicted, result.beside.changed, left_out)
+
+    def _predicted(self, result: Result) -> Predicted | None:
+        agreement = {} if result.beside.agreement is None else result.beside.agreement.by_class()
+        if self.compares is None or not agreement:
+            return None
+        if self.compares == "folds":
+            estimates = uncalibrated(agreement)
+            return Predicted("folds", False, estimates) if estimates else None
+        lines = None if self.calibration is None else self.calibration.dice.get(self.compares)
+        estimates = {} if lines is None else lines.estimate(agreement)
+        by_case = lines is not None and lines.mean is not None and lines.mean.slope > 0
+        return Predicted(self.compares, True, estimates, by_case) if estimates else None
+
+    def predicted_mean(self, result: Result) -> float | None:
+        """The predicted mean Dice of a result; None where nothing tells."""
+        predicted = self._predicted(result)
+        return None if predicted is None or MEAN not in predicted.estimates else predicted.estimates[MEAN].dice
+
+
+def compares(recipe: Recipe, plan: Plan, calibration: Calibration | None) -> Origin | None:
+    """Which answers a calibrated network compares: mirrored copies where it makes them, else its heads."""
+    if calibration is None or len(plan.labels.foreground) > MOST_CLASSES:
+        return None
+    if recipe.inference.tta and "mirrored" in calibration.dice:
+        return "mirrored"
+    return "heads" if "heads" in calibration.dice else None
+
+
+def clean_up(mask: NDArray[Any], volume: Volume, segmenter: Comparing) -> dict[str, Changed]:
+    """Apply the post-processing of a run to a mask, in place."""
+    found = segmenter.calibration
+    if found is None or not found.post_processing or found.structures is None:
+        return {}
+    unit, voxel = unit_of(volume)
+    rules = found.rules
+    if unit != found.structures.unit:  # a volume in px is none in ml
+        rules = {name: rule.replaced(smallest=None) for name, rule in rules.items()}
+    return clean(mask, segmenter.plan.labels, rules, voxel)
