@@ -95,7 +95,14 @@ def make_jobs(variants: Sequence[Variant], seeds: int, folds: int | None, runs: 
     ]
 
 
-def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Places = ONE_BY_ONE) -> dict[str, str]:
+def run_jobs(
+    jobs: Sequence[Job],
+    data: Path,
+    *,
+    resume_command: str,
+    places: Places = ONE_BY_ONE,
+    pseudonyms: Path | None = None,
+) -> dict[str, str]:
     """Train what is not done yet; returns the reasons of those that failed.
 
     A training that was killed, or found no memory, while others ran beside it is tried once more, alone, and goes on from its
@@ -106,6 +113,7 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Pl
         data: the data set.
         resume_command: what a person types to go on.
         places: which of them run beside each other; they share the threads of the machine.
+        pseudonyms: the file that gives the ids of cases other names.
 
     Raises:
         Interrupted: after a signal, when every training has left a checkpoint.
@@ -130,7 +138,7 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Pl
                 while not signals and (job := _next(queue, [one for one, _ in running.values()], places, alone)):
                     queue.remove(job)
                     log.info("%s: %s (%s)", job.name, "goes on" if job.begun else "begins", job.run)
-                    running[job.name] = (job, _begin(job, data, at_once))
+                    running[job.name] = (job, _begin(job, data, at_once, pseudonyms))
                     if len(running) > 1:
                         crowded |= running.keys()
                 if signals:
@@ -183,7 +191,7 @@ def _score(evaluated: Mapping[str, Any]) -> str:
     return "no structure" if dice is None else f"Dice {dice:.4f}"
 
 
-def _begin(job: Job, data: Path, at_once: int) -> subprocess.Popen[bytes]:
+def _begin(job: Job, data: Path, at_once: int, pseudonyms: Path | None) -> subprocess.Popen[bytes]:
     make_folder(job.run.parent)
     recipe = job.run.with_name(job.run.name + ".yaml")
     write_text(recipe, to_yaml(job.recipe))
@@ -191,9 +199,10 @@ def _begin(job: Job, data: Path, at_once: int) -> subprocess.Popen[bytes]:
     if at_once > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
     told = job.run.with_name(job.run.name + ".txt")
+    words = [str(os.getpid()), str(data), str(recipe), str(job.run), *([str(pseudonyms)] if pseudonyms else [])]
     with told.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ulna.study.worker", str(os.getpid()), str(data), str(recipe), str(job.run)],
+            [sys.executable, "-P", "-m", "ulna.study.worker", *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.pseudonyms import DATA_FILE, Pseudonyms, check_key, named, opened, texts_of
 from ulna.errors import UsageError, printable
 from ulna.evaluation import figures
 from ulna.inference.fold_runs import is_cross_validation
@@ -35,13 +36,14 @@ from ulna.system.device import choose_precision, default_device
 from ulna.system.files import remove_leftovers, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
+from ulna.system.passed_on import Shown
 from ulna.system.progress import Lines
 from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.folds import cross_validate
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
-from ulna.training.same_data import DATA_FILE, check_same, describe
+from ulna.training.same_data import check_same, describe
 from ulna.training.samples import PreparedCases, device_room
 from ulna.training.slices import training_samples
 from ulna.training.state import State
@@ -85,6 +87,7 @@ def train(
     plan: Path | str | None = None,
     set: Sequence[str] = (),
     resume: bool = False,
+    pseudonymise: Path | str | None = None,
 ) -> Run:
     """Train a network on a folder of images and evaluate it on the cases kept aside.
 
@@ -108,6 +111,8 @@ def train(
             agree with it.
         set: changes of single fields, KEY=VALUE, such as optimizer.lr=3e-4.
         resume: go on with the run in `out` after a stop, or for more epochs.
+        pseudonymise: a file of yours, made where there is none: in all that is written, ids of cases and patients are hashes
+            under the key in it, and it says which is which. Keep it apart from the run; --resume needs it.
 
     Raises:
         UsageError: if anything about the data, the model or the folder is wrong; nothing is written then.
@@ -150,13 +155,14 @@ def train(
         check_words(chosen)
         compiles(chosen.training, default_device())  # says what is missing before data are read
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
+    names = opened(pseudonymise, folder)
     if folds is not None:
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
-            return _trained(data, run, own, **limits).summary
+            return _trained(data, run, own, names=names, **limits).summary
 
-        return Run(folder, cross_validate(data, folder, chosen, one_fold, limits))
-    return _trained(data, folder, chosen, given=given, source=str(plan), asked_split=split, **limits)
+        return Run(folder, cross_validate(data, folder, chosen, one_fold, limits, key=_key_words(names)))
+    return _trained(data, folder, chosen, given=given, source=str(plan), asked_split=split, names=names, **limits)
 
 
 def _trained(
@@ -169,6 +175,7 @@ def _trained(
     asked_split: str | None = None,
     epochs: int | None = None,
     max_hours: float | None = None,
+    names: Pseudonyms | None = None,
 ) -> Run:
     """One training into a folder: by the recipe that was chosen, or without one where it stopped."""
     resume = chosen is None
@@ -176,14 +183,16 @@ def _trained(
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
+            check_key(folder, names)
             planned = _stored(folder, data, epochs=epochs, max_hours=max_hours)
-            dataset = Dataset.from_folder(data).declaring(planned.recipe.classes).of_dims(planned.plan.image_dims)
+            dataset = named(names, Dataset.from_folder(data)).declaring(planned.recipe.classes)
+            dataset = dataset.of_dims(planned.plan.image_dims)
             if not any((folder / CHECKPOINTS).glob("*.safetensors")):
                 check_unfinished(folder)  # before data are read, and anything is written
             check_same(folder, data, dataset, planned.plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
-            dataset = Dataset.from_folder(data).declaring(chosen.classes)
+            dataset = named(names, Dataset.from_folder(data)).declaring(chosen.classes)
             check_split_is_made(dataset, asked_split)
             if given is not None:  # before all is read
                 check_plan(given, chosen, source, labels=dataset.labels, channel_names=dataset.channel_names)
@@ -194,9 +203,9 @@ def _trained(
         if chosen is not None and chosen.training.budget == "full" and not planned.device.gpu:
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
-        described = "" if resume else describe(dataset, planned.plan.labels)
-        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
-        with stop.listening(), _logged_to(folder / LOG_FILE):
+        described = "" if resume else describe(dataset, planned.plan.labels, None if names is None else names.digest)
+        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *_key_words(names)]))
+        with stop.listening(), _logged_to(folder / LOG_FILE, texts_of(names, data, folder)):
             if not resume:
                 _start(folder, planned, described)
             for note in notes:
@@ -208,6 +217,11 @@ def _trained(
             cases = dataset.cases_of(getattr(planned.split, final_part(planned.split)))
             summary = summarise(folder, data, cases, planned, network, state)
     return Run(folder, summary)
+
+
+def _key_words(names: Pseudonyms | None) -> list[str]:
+    """The words of a command that goes on under the same pseudonyms."""
+    return [] if names is None else ["--pseudonymise", str(names.path)]
 
 
 def _read_plan(path: Path, *, named: bool) -> Plan:
@@ -346,15 +360,15 @@ def _record(folder: Path, state: State) -> None:
 class _LogFile(logging.Handler):
     """Lines at the end of a file; where they cannot be written, that is said once and the work goes on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, shown: Shown) -> None:
         super().__init__()
-        self.path, self.failed = path, False
+        self.path, self.shown, self.failed = path, shown, False
         self.setFormatter(Lines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(self.format(record) + "\n")
+                file.write(self.shown(self.format(record)) + "\n")
         except OSError as error:
             if not self.failed:
                 self.failed = True
@@ -362,9 +376,9 @@ class _LogFile(logging.Handler):
 
 
 @contextmanager
-def _logged_to(path: Path) -> Iterator[None]:
+def _logged_to(path: Path, shown: Shown) -> Iterator[None]:
     """Everything that ulna logs while this runs also goes to the run's log.txt."""
-    handler = _LogFile(path)
+    handler = _LogFile(path, shown)
     log.addHandler(handler)
     level = log.level
     log.setLevel(min(level or logging.INFO, logging.INFO))  # also when called from a script that set no level
