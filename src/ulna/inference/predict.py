@@ -16,9 +16,12 @@ from ulna.data.formats.dicom.choosing import parse_wishes
 from ulna.data.formats.write import FORMATS
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.pseudonyms import check_key, opened, texts_of
+from ulna.data.layout.pseudonyms import named as under
 from ulna.data.layout.record import Record
 from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
 from ulna.evaluation.units import Across
+from ulna.inference.batches import usable
 from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.inputs import channels_of
@@ -74,12 +77,14 @@ def predict(
     format: Sequence[str] = (),
     series: Sequence[str] = (),
     dicom: Sequence[str] = (),
+    pseudonymise: Path | str | None = None,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
     Called again, it does what is missing. A mask of another run, of other options or of an image that has changed is
     redone with `overwrite` only. Nothing that ulna did not write is ever replaced. A DICOM series gives a DICOM SEG, which is
-    read again and compared with the mask before it is put in place.
+    read again and compared with the mask before it is put in place. In a tree of studies, a folder that cannot be used fails
+    alone.
 
     Args:
         run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged, as do the folds of a
@@ -96,6 +101,8 @@ def predict(
         series: of DICOM: the UID or the description of the series to take; given several times, those that are the channels.
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
             mixed=refuse|largest; the first of each is the default.
+        pseudonymise: a file of yours, made where there is none: masks and predict.json name cases by hashes under the key in
+            it. A SEG or RTSTRUCT says whose it is all the same; --format nifti does not.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -111,15 +118,21 @@ def predict(
     segmenter, digest = _loaded(runs, level)
     if tta:
         segmenter = segmenter.mirrored()
-    dataset = Dataset.from_folder(
+    found, problems = Dataset.scan(
         data,
         need_labels=False,
         channels=segmenter.plan.in_channels,
         wishes=wishes._replace(channels=channels_of(segmenter.plan)),
     )
-    dataset = dataset.of_dims(segmenter.plan.image_dims)
+    sound, broken = usable(found, problems)
+    names = opened(pseudonymise, out, *named)
+    dataset = under(names, sound).of_dims(segmenter.plan.image_dims)
+    if names is not None:
+        broken = {names.remembered(name): why for name, why in broken.items()}
     for note in dataset.notes:
         log.info("note: %s", note)
+    for one in runs if split is not None else ():
+        check_key(one, names)
     cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
     sources = [source for case in cases for source in (*case.images, case.label) if source is not None]
     check_folder(out, [data, *dict.fromkeys(place for source in sources for place in source.places)])
@@ -130,7 +143,9 @@ def predict(
     options: dict[str, Any] = {"level": level, "tta": tta, "probabilities": probabilities}
     odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
-    work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats)
+    work = Work(
+        segmenter, out, probabilities, Record.read(out), digest, options, formats, broken, texts_of(names, data, out)
+    )
     work.find_pending(cases, overwrite)
     across = Across.of(segmenter.plan)
     facts = {
@@ -144,8 +159,8 @@ def predict(
         "empty_score": segmenter.recipe.evaluation.empty_score,
         "scored_by": segmenter.recipe.evaluation.by,
         "slices": None if across is None else across._asdict(),
-        "asked": [case.id for case in cases],
-        "notes": list(dataset.notes),
+        "asked": [*(case.id for case in cases), *broken],
+        "notes": list(map(work.shown, dataset.notes)),
     }
     flags = {
         "--split": split,
@@ -156,6 +171,7 @@ def predict(
         "--format": list(format),
         "--series": list(series),
         "--dicom": list(dicom),
+        "--pseudonymise": pseudonymise,
     }
     number = work.run(cases, facts)
     if number:

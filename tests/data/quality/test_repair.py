@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import os
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
