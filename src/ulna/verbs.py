@@ -65,6 +65,8 @@ VERBS: dict[str, Verb] = {
             "--tta",
             "--probabilities",
             "--overwrite",
+            "--strict",
+            "--no-post-processing",
         ),
     ),
     "evaluate": Verb(

@@ -112,7 +112,7 @@ def machine(monkeypatch):
             self.job.said = self.said
             return self.returncode
 
-    def begin(job, data, at_once):
+    def begin(job, data, at_once, pseudonyms):
         process = Process(job)
         beside.append(sorted(one.name for one in running))
         return process

@@ -60,6 +60,15 @@ def test_the_plan_of_a_file_trains_as_its_command_does(discs, planned, tmp_path)
     assert (by_file.folder / "plan.yaml").read_bytes() == planned.read_bytes()
 
 
+def repeated(run, data, out):
+    """The stored command with the places put back: it names folders and files alone."""
+    words = shlex.split(run.summary["command"])
+    places = {data.name: data, "NEW_FOLDER": out}
+    places |= {name: run.folder / name for name in ("recipe.yaml", "plan.yaml")}
+    assert words[:2] == ["ulna", "train"] and not any("/" in word for word in words)
+    return [str(places.get(word, word)) for word in words]
+
+
 def test_every_field_of_the_file_holds_and_the_run_can_be_repeated(discs, planned, tmp_path):
     rescale = {"kind": "rescale", "low": 10.0, "high": 99.0, "mean": 0.0, "std": 1.0}
     own = {"patch": [16, 24], "batch": 1, "spacing": [1.25, 1.0], "mirror_axes": [1], "turn_axes": None,
@@ -70,9 +79,7 @@ def test_every_field_of_the_file_holds_and_the_run_can_be_repeated(discs, planne
     assert stored == from_yaml(Plan, file)
     assert yaml.safe_load((run.folder / "plan.yaml").read_text()) == yaml.safe_load(file.read_text())
     assert "patch 16x24, batch 1" in (run.folder / "log.txt").read_text()
-    words = shlex.split(run.summary["command"])
-    assert words[:2] == ["ulna", "train"]
-    words[words.index("NEW_FOLDER")] = str(tmp_path / "again")
+    words = repeated(run, discs, tmp_path / "again")
     assert cli.run([*words[1:], "--quiet"]) == 0
     assert from_yaml(Plan, tmp_path / "again" / "plan.yaml") == stored
     assert same(weights(run.folder), weights(tmp_path / "again"))
@@ -82,8 +89,7 @@ def test_the_command_of_a_run_that_planned_itself_repeats_it(discs, tmp_path, mo
     """On a machine where the planner would choose another batch."""
     run = train(discs, model="unetpp", out=tmp_path / "run", epochs=1, set=("architecture.base_channels=4", TINY[2]))
     monkeypatch.setattr("ulna.planning.sizes.LARGEST_BATCH", {2: 1, 3: 1})
-    words = shlex.split(run.summary["command"])
-    words[words.index("NEW_FOLDER")] = str(tmp_path / "again")
+    words = repeated(run, discs, tmp_path / "again")
     assert cli.run([*words[1:], "--quiet"]) == 0
     assert same(weights(run.folder), weights(tmp_path / "again"))
 

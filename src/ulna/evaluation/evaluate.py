@@ -22,6 +22,7 @@ from ulna.data.formats.source import DICOM_SUFFIX, Series, Source, data_error, s
 from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
 from ulna.data.layout.masks import Masks, find_masks, groups_of
+from ulna.data.layout.pseudonyms import opened
 from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, counted, listed
@@ -106,7 +107,13 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None, by: str | None = None
+    predictions: Path | str,
+    labels: Path | str,
+    /,
+    *,
+    out: Path | str | None = None,
+    by: str | None = None,
+    pseudonymise: Path | str | None = None,
 ) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
 
@@ -121,6 +128,7 @@ def evaluate(
         by: what counts as one: case (by default, or as the recipe of the run says); slice, every slice of a volume, those of
             the run or across the largest spacing; group, all cases of a group of groups.json pooled, such as the slices of a
             volume that are files of their own.
+        pseudonymise: the file of pseudonyms under which the masks were predicted (`ulna predict --pseudonymise`).
 
     Raises:
         DataError: for every pair that does not fit, all at once.
@@ -135,9 +143,15 @@ def evaluate(
     check_masks_first(predictions, labels, to_argv({"--out": out, "--by": by}))
     references = find_masks(labels)
     groups = groups_of(labels, references.sources) if by == "group" else None
+    names_of = opened(pseudonymise, None if out is None else Path(out), predictions)
     if out is not None:
         _check_out(Path(out), labels, references)
     predicted, notes, about = predicted_masks(predictions)
+    if names_of is not None:
+        references, predicted = names_of.apply_to_masks(references), names_of.apply_to_masks(predicted)
+        groups = None if groups is None else names_of.apply_to_groups(groups)
+        about = {**about, "asked": [names_of.of(id) for id in about.get("asked", ())]}
+        notes = {name: [names_of.of(id) for id in told] for name, told in notes.items()}
     asked = set(about.get("asked") or references.sources)
     wanted = [name for name in references.sources if name in asked]
     missing = [name for name in wanted if name not in predicted.sources]

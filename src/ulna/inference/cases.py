@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry, Record
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
+from ulna.inference.batches import Pace
 from ulna.inference.pending import find_pending, input_digest
 from ulna.inference.pipeline import OneByOne, Pipeline, overlaps
 from ulna.inference.result import Result
@@ -38,6 +40,7 @@ from ulna.inference.segmenter import Segmenter
 from ulna.planning.memory import MemoryEstimate
 from ulna.system.files import Unwritable
 from ulna.system.outputs import JOURNAL
+from ulna.system.passed_on import Shown, as_it_is
 from ulna.system.progress import track
 from ulna.system.signals import Interruption, Stopped
 from ulna.trust.comparing import Comparison, Finding, in_one_line
@@ -68,6 +71,8 @@ class Work:
         run_digest: of all runs.
         options: what changes the answer.
         formats: of the masks; none: the input's own.
+        failed: case, or folder, -> why it cannot be predicted, known before any work.
+        shown: how texts are written into predict.json.
         strict: whether a case that is unlike the training data fails.
     """
 
@@ -80,6 +85,8 @@ class Work:
         run_digest: str,
         options: dict[str, Any],
         formats: tuple[str, ...] = (),
+        failed: Mapping[str, str] = MappingProxyType({}),
+        shown: Shown = as_it_is,
         *,
         strict: bool = False,
     ) -> None:
@@ -88,7 +95,7 @@ class Work:
         self.run_digest, self.options, self.formats = run_digest, options, formats
         self.done: dict[str, Entry] = {}
         self.skipped: list[str] = []
-        self.failed: dict[str, str] = {}
+        self.failed, self.shown, self._pace = dict(failed), shown, Pace(0, every=False)
         self._blocked = False  # nothing at all can be written
         self._last = 0  # bytes of the result that is being written
         self.unwritten = ""  # why predict.json could not be written
@@ -138,6 +145,8 @@ class Work:
         return [self.done[case.id].to_json(whole=False) for case in cases if case.id in self.done]
 
     def _predict_all(self, todo: Sequence[Case], staging: Path, interruption: Interruption) -> None:
+        dicom = any(case.images[0].series is not None for case in todo)
+        self._pace = Pace(len(todo), every=dicom)
         form = Pipeline if overlaps(self.segmenter.device) else OneByOne
         with form(self._read, interruption) as pipeline:
             for number, case in enumerate(track(todo, "predicting"), start=1):
@@ -155,6 +164,7 @@ class Work:
             self._blocked = self._blocked or error.everything
         except Exception as error:
             self.failed[case.id] = _reason(error)
+            self._pace.done(case.id, "failed")
 
     def _read(self, case: Case) -> Read:
         start = time.perf_counter()
@@ -165,7 +175,7 @@ class Work:
         if volume.meta.format == "dicom":
             for note in volume.meta.notes:
                 log.info("note: %s: %s", case.id, note)
-            entry = replace(entry, notes=volume.meta.notes)
+            entry = replace(entry, notes=tuple(map(self.shown, volume.meta.notes)))
         return Read(entry, volume, time.perf_counter() - start)
 
     def _segment(
@@ -225,9 +235,11 @@ class Work:
         entry = replace(entry, file=file, files={file: ""} | files, size=volume.size, seconds=seconds)
         if in_npz:
             self._arrays.setdefault(source.path, []).append((entry, result.in_file()))
+            self._pace.done(case.id, f"{seconds:.1f} s")
             return
         with held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
+        self._pace.done(case.id, f"{seconds:.1f} s")
 
     def _compared(self, case: Case, volume: Volume) -> Comparison:
         """The case against the training data; what is far outside is said, and refused where it is to be."""
@@ -274,7 +286,7 @@ class Work:
                 self.failed |= {entry.case: _reason(error) for entry, _ in masks}
         order = [case.id for case in cases if case.id in self.failed]
         self.failed = {case: self.failed[case] for case in order} | self.failed
-        facts = {**facts, "failed": self.failed}
+        facts = {**facts, "failed": {case: self.shown(why) for case, why in self.failed.items()}}
         tally = self.segmenter.tally
         if tally.voxels:
             facts["points"] = asdict(tally)

@@ -17,9 +17,12 @@ from ulna.data.formats.source import RASTER_SUFFIXES, TIFF_SUFFIXES, suffix_of
 from ulna.data.formats.write import FORMATS
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.pseudonyms import check_key, opened, texts_of
+from ulna.data.layout.pseudonyms import named as under
 from ulna.data.layout.record import Record
 from ulna.errors import Interrupted, PartialFailure, UsageError, counted, printable, unknown
 from ulna.evaluation.units import Across
+from ulna.inference.batches import usable
 from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.inputs import channels_of
@@ -87,6 +90,7 @@ def predict(
     threads: int | None = None,
     strict: bool = False,
     no_post_processing: bool = False,
+    pseudonymise: Path | str | None = None,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
@@ -94,7 +98,8 @@ def predict(
     redone with `overwrite` only. Nothing that ulna did not write is ever replaced. A DICOM series gives a DICOM SEG, which is
     read again and compared with the mask before it is put in place. How far each mask can be trusted stands in
     predict.json (docs/trust.md): what is unlike the training data in image or mask, volumes, and, where a run can tell, the
-    Dice to expect.
+    Dice to expect. In a tree of studies, a folder
+    that cannot be used fails alone.
 
     Args:
         run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged, as do the folds of a
@@ -115,6 +120,8 @@ def predict(
         strict: refuse a case that is unlike the training data, before it is predicted; it counts as failed. Else that is
             said, and stands in predict.json.
         no_post_processing: write masks as the network says them, also where the validation cases chose to clean them.
+        pseudonymise: a file of yours, made where there is none: masks and predict.json name cases by hashes under the key in
+            it. A SEG or RTSTRUCT says whose it is all the same; --format nifti does not.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -139,6 +146,7 @@ def predict(
         "--threads": threads,
         "--strict": strict,
         "--no-post-processing": no_post_processing,
+        "--pseudonymise": pseudonymise,
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run(named)
@@ -147,13 +155,19 @@ def predict(
         segmenter = segmenter.unprocessed()
     if tta:
         segmenter = segmenter.mirrored()
-    dataset = Dataset.from_folder(
+    found, problems = Dataset.scan(
         data,
         need_labels=False,
         channels=segmenter.plan.in_channels,
         wishes=wishes._replace(channels=channels_of(segmenter.plan)),
     )
-    dataset = dataset.of_dims(segmenter.plan.image_dims)
+    sound, broken = usable(found, problems)
+    names = opened(pseudonymise, out, *named)
+    dataset = under(names, sound).of_dims(segmenter.plan.image_dims)
+    if names is not None:
+        broken = {names.remembered(name): why for name, why in broken.items()}
+    for one in runs if split is not None else ():
+        check_key(one, names)
     cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
     notes = [*dataset.notes, *_values_note(segmenter, cases, formats)]
     for note in notes:
@@ -169,7 +183,8 @@ def predict(
         options["post_processing"] = False
     odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
-    work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats, strict=strict)
+    shown = texts_of(names, data, out)
+    work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats, broken, shown, strict=strict)
     work.find_pending(cases, overwrite)
     across = Across.of(segmenter.plan)
     facts = {
@@ -185,8 +200,8 @@ def predict(
         "empty_score": segmenter.recipe.evaluation.empty_score,
         "scored_by": segmenter.recipe.evaluation.by,
         "slices": None if across is None else across._asdict(),
-        "asked": [case.id for case in cases],
-        "notes": notes,
+        "asked": [*(case.id for case in cases), *broken],
+        "notes": list(map(shown, notes)),
     }
     with computing_with(choose_threads(threads)):
         number = work.run(cases, facts)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
+from ulna.data.layout.pseudonyms import Pseudonyms, named, opened
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, counted, printable
 from ulna.planning.choosing import check_division
@@ -28,6 +29,7 @@ from ulna.study.scores import read_scores
 from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants
 from ulna.system.files import write_text
 from ulna.system.outputs import check_folder
+from ulna.system.passed_on import stored_command
 from ulna.system.threads import check_threads
 from ulna.training.duration import hours_in_words
 from ulna.verbs import command, to_argv
@@ -84,6 +86,7 @@ def compare(
     jobs: str | int = "1",
     threads: int | None = None,
     beside: Sequence[str] = (),
+    pseudonymise: Path | str | None = None,
 ) -> Study:
     """Train several networks alike, and say with statistics which is better.
 
@@ -112,6 +115,8 @@ def compare(
         threads: of each training; left out, as many as are free when the study begins, shared among trainings at once. The
             study keeps the number.
         beside: finished studies of the same networks on other data, for the ranking.
+        pseudonymise: a file of yours, made where there is none: ids of cases and patients are hashes under the key in it, as
+            in `ulna train`; give the same file each time the study goes on.
 
     Raises:
         UsageError: if anything about the data, a network or the folder is wrong; nothing is lost then.
@@ -140,7 +145,8 @@ def compare(
     before = stored_study(out)
     if before is None:
         check_folder(out, [data])
-    dataset, report = _read(data, split, variants[0].recipe, folds)
+    pseudonyms = opened(pseudonymise, out)
+    dataset, report = _read(data, split, variants[0].recipe, folds, pseudonyms)
     splits = _splits(dataset, report, variants[0].recipe, folds)
     settled = plan_variants(
         variants,
@@ -162,9 +168,10 @@ def compare(
         "--match": match, "--vary": vary, "--one-at-a-time": one_at_a_time,
         "--epochs": epochs, "--max-hours": max_hours, "--budget": budget, "--recipe": recipe, "--set": set,
         "--margin": None if margin == 0.01 else margin, "--jobs": None if most == 1 else jobs, "--threads": threads,
-        "--beside": beside,
+        "--beside": beside, "--pseudonymise": pseudonymise,
     }  # fmt: skip
-    again = command(["compare", data, *to_argv(flags), "--out", out])
+    words = ["compare", data, *to_argv(flags), "--out", out]
+    again = command(words)
     told = counted(len(variants), "network"), counted(len(todo), "training")
     log.info("%s, %s; split %s", *told, ", ".join(map(split_hash, splits)))
     for variant, planned in zip(variants, settled.planned, strict=True):
@@ -177,7 +184,8 @@ def compare(
     if most is not None and fit < min(most, len(todo)):
         log.info("note: %s at once: cores and memory carry no more", counted(fit, "training"))
     log.info("%s a training", counted(each, "thread"))
-    failed = run_jobs(todo, data, places=places, resume_command=again, threads=each)
+    key = None if pseudonyms is None else pseudonyms.path
+    failed = run_jobs(todo, data, places=places, resume_command=again, threads=each, pseudonyms=key)
 
     with stoppable(again):
         complete = _complete(settled.variants, todo)
@@ -186,7 +194,7 @@ def compare(
                 "no network has all its trainings:\n" + "\n".join(f"  {job}: {why}" for job, why in failed.items())
             )
         groups = {case.id: case.group for case in dataset.grouped(report.copies).cases if case.group is not None}
-        named = any(case.group is not None for case in dataset.cases)
+        by_patient = any(case.group is not None for case in dataset.cases)
         done = [job for job in todo if job.variant.name in complete]
         costs = _costs(done, data, dataset, splits[0], out)
         outcome = analyse(
@@ -194,10 +202,10 @@ def compare(
             done,
             costs,
             margin=margin,
-            unit="patient" if named else "image" if groups else "case",
+            unit="patient" if by_patient else "image" if groups else "case",
             footnotes=_footnotes(settled, size, failed),
             data=printable(data.resolve().name),
-            command=again,
+            command=stored_command(words),
             beside=others,
         )
         write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
@@ -255,8 +263,10 @@ def _study(base: Mapping[str, Any], changes: Sequence[str]) -> Protocol:
     return recipe.study
 
 
-def _read(data: Path, asked_split: str | None, recipe: Recipe, folds: int | None) -> tuple[Dataset, Report]:
-    dataset = Dataset.from_folder(data).declaring(recipe.classes)
+def _read(
+    data: Path, asked_split: str | None, recipe: Recipe, folds: int | None, pseudonyms: Pseudonyms | None
+) -> tuple[Dataset, Report]:
+    dataset = named(pseudonyms, Dataset.from_folder(data)).declaring(recipe.classes)
     check_split_is_made(dataset, asked_split)
     if folds is None:
         dataset.check_divisible(division(recipe.training))

@@ -206,7 +206,8 @@ from ulna.recipe import set_value
 from ulna.inference.segmenter import Segmenter
 tune_memory()
 segmenter = Segmenter.load(sys.argv[1])
-case = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.image_dims).case(sys.argv[3])
+dataset = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.image_dims)
+case = next(case for case in dataset.cases if str(case.images[0]) == sys.argv[3])  # ids may be pseudonyms
 for assignment in sys.argv[4:]:
     segmenter.recipe = set_value(segmenter.recipe, assignment)
 segmenter.mask(case.read_image())
@@ -222,7 +223,7 @@ def prediction_mb(run: Path, data: Path, case: Case, *changes: str) -> float | N
     if default_device().type == "cuda":
         return None
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _PREDICT, str(run), str(data), case.id, *changes],
+        [sys.executable, "-P", "-c", _PREDICT, str(run), str(data), str(case.images[0]), *changes],
         capture_output=True,
         text=True,
         check=False,

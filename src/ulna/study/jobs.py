@@ -100,7 +100,13 @@ def make_jobs(variants: Sequence[Variant], seeds: int, folds: int | None, runs: 
 
 
 def run_jobs(
-    jobs: Sequence[Job], data: Path, *, resume_command: str, places: Places = ONE_BY_ONE, threads: int | None = None
+    jobs: Sequence[Job],
+    data: Path,
+    *,
+    resume_command: str,
+    places: Places = ONE_BY_ONE,
+    threads: int | None = None,
+    pseudonyms: Path | None = None,
 ) -> dict[str, str]:
     """Train what is not done yet; returns the reasons of those that failed.
 
@@ -113,6 +119,7 @@ def run_jobs(
         resume_command: what a person types to go on.
         places: which of them run beside each other.
         threads: of each; None: those of this process, shared among as many as run beside each other.
+        pseudonyms: the file that gives the ids of cases other names.
 
     Raises:
         Interrupted: after a signal, when every training has left a checkpoint.
@@ -138,7 +145,7 @@ def run_jobs(
                 while not signals and (job := _next(queue, [one for one, _ in running.values()], places, alone)):
                     queue.remove(job)
                     log.info("%s: %s (%s)", job.name, "goes on" if job.begun else "begins", job.run)
-                    running[job.name] = (job, _begin(job, data, threads))
+                    running[job.name] = (job, _begin(job, data, threads, pseudonyms))
                     if len(running) > 1:
                         crowded |= running.keys()
                 if signals:
@@ -202,7 +209,7 @@ def _score(evaluated: Mapping[str, Any]) -> str:
     return "no structure" if dice is None else f"Dice {dice:.4f}"
 
 
-def _begin(job: Job, data: Path, threads: int) -> subprocess.Popen[bytes]:
+def _begin(job: Job, data: Path, threads: int, pseudonyms: Path | None) -> subprocess.Popen[bytes]:
     make_folder(job.run.parent)
     recipe = job.run.with_name(job.run.name + ".yaml")
     write_text(recipe, to_yaml(job.recipe))
@@ -212,9 +219,10 @@ def _begin(job: Job, data: Path, threads: int) -> subprocess.Popen[bytes]:
         "OMP_NUM_THREADS": str(threads),
     }  # a training that goes on keeps the number it began with
     told = job.run.with_name(job.run.name + ".txt")
+    words = [str(os.getpid()), str(data), str(recipe), str(job.run), *([str(pseudonyms)] if pseudonyms else [])]
     with told.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ulna.study.worker", str(os.getpid()), str(data), str(recipe), str(job.run)],
+            [sys.executable, "-P", "-m", "ulna.study.worker", *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

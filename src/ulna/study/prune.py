@@ -25,6 +25,7 @@ import torch
 
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.pseudonyms import check_key, named, opened
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, counted
 from ulna.evaluation.evaluate import Evaluation
@@ -41,10 +42,11 @@ from ulna.system.device import device_name
 from ulna.system.files import Tensors, move_whole, read_tensors, staged, write_tensors, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import RUN_FILE, check_folder, check_free
+from ulna.system.passed_on import stored_command
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
 from ulna.training.summary import final_part
-from ulna.verbs import command, to_argv
+from ulna.verbs import to_argv
 from ulna.version import version
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ def prune(
     level: int | None = None,
     head: str | None = None,
     latency: str | None = None,
+    pseudonymise: Path | str | None = None,
 ) -> Pruned:
     """Measure every pruning level of a deep-supervised run on this machine, or write the smaller network of one.
 
@@ -116,6 +119,7 @@ def prune(
         level: take this level, counted from 1.
         head: take the level that ends at this head, such as x0_2.
         latency: take the most accurate level whose median time an image is within this, such as 50ms.
+        pseudonymise: the file that a run whose ids are pseudonyms was begun with.
 
     Raises:
         UsageError: if the run has one head, the level does not exist, none is fast enough, or `out` holds something.
@@ -126,8 +130,8 @@ def prune(
     run, out = Path(run), Path(out)
     _check_one_choice(level=level, head=head, latency=latency)
     limit = None if latency is None else seconds_in(latency)
-    flags = {"--data": data, "--level": level, "--head": head, "--latency": latency}
-    typed = command(["prune", run, *to_argv(flags), "--out", "NEW_FOLDER"])
+    flags = {"--data": data, "--level": level, "--head": head, "--latency": latency, "--pseudonymise": pseudonymise}
+    stored = stored_command(["prune", run, *to_argv(flags), "--out", "NEW_FOLDER"])
     parent = Segmenter.load(run)
     # levels are compared as they are: what the whole network was calibrated for holds for none of them
     parent = Segmenter(parent.network, parent.plan, parent.recipe, parent.device)
@@ -138,7 +142,10 @@ def prune(
         raise UsageError(
             "levels are measured on labelled images: add --data with the data set of the run, or choose with --level"
         )
-    dataset = None if data is None else Dataset.from_folder(data).of_dims(parent.plan.image_dims)
+    names = opened(pseudonymise, out, run)
+    if data is not None:
+        check_key(run, names)
+    dataset = None if data is None else named(names, Dataset.from_folder(data)).of_dims(parent.plan.image_dims)
     val, final = _cases(dataset, split, "val"), _cases(dataset, split, final_part(split))
     if dataset is not None and not val:
         raise UsageError(f"{run}: its split has no validation cases to measure levels on")
@@ -158,7 +165,7 @@ def prune(
                 done = evaluations[chosen.name] if part == "val" else None
                 done = done or _evaluate(segmenters[chosen.name], final, f"evaluating {chosen.name} on {part} cases")
                 scores = {"evaluated_on": part, part: done.summary}
-            _write_run(folder, run, segmenters[chosen.name], chosen, {**scores, "command": typed})
+            _write_run(folder, run, segmenters[chosen.name], chosen, {**scores, "command": stored})
         facts |= {"latency_ms": None if limit is None else 1000 * limit, "chosen": chosen and chosen.name, "rows": rows}
         write_text(folder / "prune.csv", _table(rows))
         write_text(folder / "prune.json", json.dumps(facts, indent=1, allow_nan=False))

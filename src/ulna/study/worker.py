@@ -1,4 +1,4 @@
-"""One training of a study in a process of its own: `python -m ulna.study.worker STUDY_PID DATA RECIPE RUN`.
+"""One training of a study in a process of its own: `python -m ulna.study.worker STUDY_PID DATA RECIPE RUN [KEY]`.
 
 It ends with the study: where the study was killed, it leaves a checkpoint at its next step. Two workers never write one
 run folder: the second waits for the lock of the first.
@@ -18,6 +18,7 @@ from pathlib import Path
 from ulna.errors import Interrupted, UsageError
 from ulna.kernels.allocator import tune_memory
 from ulna.system.locking import locked
+from ulna.system.passed_on import without_places
 from ulna.system.progress import Lines, report_to
 from ulna.system.telling import Teller
 
@@ -25,17 +26,17 @@ from ulna.system.telling import Teller
 LOOK_S = 0.5
 
 
-def standing_file(run: Path) -> Path:
+def standing_file(run: Path, key: Path | None = None) -> Path:
     """Where a training leaves how far it has come, for the study: beside its run folder."""
     return run.with_name(run.name + ".now")
 
 
-def main(study: int, data: Path, recipe: Path, run: Path) -> int:
+def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = None) -> int:
     """Train, or go on; returns the exit code of `ulna train`."""
     tune_memory()  # as the command line does: this process is a study's own
     report_to(Teller(standing_file(run)))
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines())
+    handler.setFormatter(_Stored(data, run))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     threading.Thread(target=_follow, args=(study,), daemon=True).start()
     try:
@@ -45,19 +46,32 @@ def main(study: int, data: Path, recipe: Path, run: Path) -> int:
             if (run / "summary.json").exists() and (run / "cases.csv").exists():
                 return 0  # the worker before, whose lock this one waited for, has done it
             if (run / "recipe.yaml").exists():
-                train(data, out=run, resume=True)
+                train(data, out=run, resume=True, pseudonymise=key)
             else:
-                train(data, out=run, recipe=recipe)
+                train(data, out=run, recipe=recipe, pseudonymise=key)
     except Interrupted as error:
         return 128 + error.signal
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - what the study reads when this training fails
+        # what lies in the study's folder is passed on with it
+        print(f"error: {without_places(data, run)(str(error))}", file=sys.stderr)  # noqa: T201 - what the study reads when this training fails
         return 2
     except Exception as error:
         traceback.print_exc()
         print(f"error: a defect of ulna: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+class _Stored(Lines):
+    """Log lines for the study's folder, which is passed on: without the places of the data and the run."""
+
+    def __init__(self, data: Path, run: Path) -> None:
+        super().__init__()
+        self.shown = without_places(data, run)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As `Lines`."""
+        return self.shown(super().format(record))
 
 
 def _follow(study: int) -> None:

@@ -25,6 +25,7 @@ from ulna.recipe import Plan, Recipe, Split, from_yaml, to_yaml
 from ulna.system.files import from_cell, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import FOLDS_FILE, RUN_FILE
+from ulna.system.passed_on import stored_command
 from ulna.system.reading import read_json_object
 from ulna.training.summary import LIMITS, final_part
 from ulna.verbs import command
@@ -77,7 +78,7 @@ def _seed(recipe: Recipe) -> int:
 
 
 def cross_validate(
-    data: Path, folder: Path, recipe: Recipe | None, one_fold: OneFold, limits: Limits
+    data: Path, folder: Path, recipe: Recipe | None, one_fold: OneFold, limits: Limits, *, key: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Train all folds that are not finished, and summarise; returns what stands in the summary.
 
@@ -87,6 +88,7 @@ def cross_validate(
         recipe: of all folds; None to go on.
         one_fold: trains one.
         limits: `epochs` and `max_hours` of a cross-validation that goes on, where they change.
+        key: words of the command that goes on: where the pseudonyms come from.
 
     Raises:
         Interrupted: after a signal, with the command that goes on with all folds.
@@ -110,7 +112,7 @@ def cross_validate(
                 try:
                     summary = one_fold(run, None if begun else own, _other_limits(run, recipe) if begun else {})
                 except Interrupted as stopped:
-                    again = command(["train", data, "--out", folder, "--resume"])
+                    again = command(["train", data, "--out", folder, "--resume", *key])
                     raise Interrupted(stopped.signal, again, f"{run.name}: {stopped.done}") from None
                 trained += 1
                 left = (len(todo) - trained) * (time.perf_counter() - start) / trained
@@ -194,7 +196,7 @@ def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -
         "note": f"every case is scored by the network of the fold that did not train on it{chose}",
         **{name: round(sum(one[name] for one in summaries), 1) for name in ("wall_seconds", "training_seconds")},
         "peak_memory_mb": max(of_fold["peak_memory_mb"] for of_fold in summaries),
-        "command": command(
+        "command": stored_command(
             ["train", data, "--recipe", folder / FOLDS_FILE, "--folds", len(runs), "--out", "NEW_FOLDER"]
         ),
     }

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from ulna.data.formats.source import beside
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.pseudonyms import DATA_FILE
 from ulna.errors import UsageError, counted, listed, printable
 from ulna.recipe import Labels
 from ulna.system.outputs import file_digest
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
 
-DATA_FILE = "data.json"
 _SHOWN = 6  # ids in a message
 
 
@@ -45,9 +46,15 @@ def _of_file(path: Path) -> str:
         raise UsageError(f"{printable(path)}: cannot be read ({why}); check the path") from None
 
 
-def describe(dataset: Dataset, labels: Labels) -> str:
-    """What `data.json` of a run holds: the digests of all cases of the data set, and the classes."""
-    facts = {"classes": list(labels.names), "cases": digests(dataset.cases)}
+def describe(dataset: Dataset, labels: Labels, key: str | None = None) -> str:
+    """What `data.json` of a run holds: the digests of all cases of the data set, and the classes.
+
+    Args:
+        key: the digest of the key of the pseudonyms that stand there in place of ids.
+    """
+    facts: dict[str, Any] = {"classes": list(labels.names), "cases": digests(dataset.cases)}
+    if key is not None:
+        facts["pseudonyms"] = key
     return json.dumps(facts, indent=1)
 
 

@@ -28,10 +28,10 @@ from ulna.planning.plan import Planned
 from ulna.recipe import Plan, Recipe, Split
 from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
+from ulna.system.passed_on import stored_command
 from ulna.system.progress import track
 from ulna.training.calibrating import error_of, tried
 from ulna.training.state import State
-from ulna.verbs import command
 from ulna.version import version
 
 Panel = tuple[str, list[figures.Picture]]
@@ -97,7 +97,7 @@ def summarise(
         "data_fingerprint": plan.fingerprint.digest,
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy")}
         | {"python": platform.python_version()},
-        "command": command(
+        "command": stored_command(
             ["train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml", "--out", "NEW_FOLDER"]
         ),
     }

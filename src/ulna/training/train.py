@@ -6,8 +6,7 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.pseudonyms import DATA_FILE, Pseudonyms, check_key, named, opened, texts_of
 from ulna.errors import UsageError, counted, printable
 from ulna.evaluation import figures
 from ulna.evaluation.intervals import told_mean
@@ -37,16 +37,16 @@ from ulna.system.device import choose_precision, default_device
 from ulna.system.files import remove_leftovers, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
-from ulna.system.progress import Lines
 from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format, keep_last, stored_threads
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
 from ulna.training.folds import cross_validate
+from ulna.training.log_file import logged_to
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
 from ulna.training.same_command import check_same_command, same_threads
-from ulna.training.same_data import DATA_FILE, check_same, describe
+from ulna.training.same_data import check_same, describe
 from ulna.training.samples import PreparedCases, device_room
 from ulna.training.slices import training_samples
 from ulna.training.state import State
@@ -99,6 +99,7 @@ def train(
     set: Sequence[str] = (),
     threads: int | None = None,
     resume: bool = False,
+    pseudonymise: Path | str | None = None,
 ) -> Run:
     """Train a network on a folder of images and evaluate it on the cases kept aside.
 
@@ -126,6 +127,8 @@ def train(
         threads: that compute, kept by the run; left out, those of OMP_NUM_THREADS, else no more than processors are free.
         resume: go on with the run in `out` after a stop, or for more epochs or hours; other flags must be those that it began
             with.
+        pseudonymise: a file of yours, made where there is none: in all that is written, ids of cases and patients are hashes
+            under the key in it, and it says which is which. Keep it apart from the run; --resume needs it.
 
     Raises:
         UsageError: if anything about the data, the model or the folder is wrong; nothing is written then.
@@ -161,16 +164,18 @@ def train(
         check_words(chosen)
         compiles(chosen.training, default_device())  # says what is missing before data are read
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
+    names = opened(pseudonymise, folder)
     with computing_with(choose_threads(threads)):
         if folds is None:
             return _trained(
-                data, folder, chosen, given=given, source=str(plan), asked_split=split, model_because=why, **limits
-            )
+                data, folder, chosen, given=given, source=str(plan), asked_split=split, model_because=why, names=names,
+                **limits,
+            )  # fmt: skip
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
-            return _trained(data, run, own, model_because=why, **limits).summary
+            return _trained(data, run, own, model_because=why, names=names, **limits).summary
 
-        return Run(folder, cross_validate(data, folder, chosen, one_fold, limits))
+        return Run(folder, cross_validate(data, folder, chosen, one_fold, limits, key=_key_words(names)))
 
 
 def _trained(
@@ -184,6 +189,7 @@ def _trained(
     model_because: str = "",
     epochs: int | None = None,
     max_hours: float | None = None,
+    names: Pseudonyms | None = None,
 ) -> Run:
     """One training into a folder: by the recipe that was chosen, or without one where it stopped."""
     resume = chosen is None
@@ -192,14 +198,16 @@ def _trained(
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
+            check_key(folder, names)
             before, planned = _stored(folder, data, epochs=epochs, max_hours=max_hours)
-            dataset = Dataset.from_folder(data).declaring(planned.recipe.classes).of_dims(planned.plan.image_dims)
+            dataset = named(names, Dataset.from_folder(data)).declaring(planned.recipe.classes)
+            dataset = dataset.of_dims(planned.plan.image_dims)
             if not any((folder / CHECKPOINTS).glob("*.safetensors")):
                 check_unfinished(folder)  # before data are read, and anything is written
             check_same(folder, data, dataset, planned.plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
-            dataset = Dataset.from_folder(data).declaring(chosen.classes)
+            dataset = named(names, Dataset.from_folder(data)).declaring(chosen.classes)
             check_split_is_made(dataset, asked_split)
             if given is not None:  # before all is read
                 check_plan(given, chosen, source, labels=dataset.labels, channel_names=dataset.channel_names)
@@ -210,9 +218,9 @@ def _trained(
         if chosen is not None and chosen.training.budget == "full" and not planned.device.gpu:
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
-        described = "" if resume else describe(dataset, planned.plan.labels)
-        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
-        with stop.listening(), _logged_to(folder / LOG_FILE):
+        described = "" if resume else describe(dataset, planned.plan.labels, None if names is None else names.digest)
+        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *_key_words(names)]))
+        with stop.listening(), logged_to(folder / LOG_FILE, texts_of(names, data, folder)):
             if not resume:
                 _start(folder, planned, described)
             for note in notes:
@@ -228,6 +236,11 @@ def _trained(
             summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
             keep_last(folder / CHECKPOINTS)
     return Run(folder, summary)
+
+
+def _key_words(names: Pseudonyms | None) -> list[str]:
+    """The words of a command that goes on under the same pseudonyms."""
+    return [] if names is None else ["--pseudonymise", str(names.path)]
 
 
 def _read_plan(path: Path, *, named: bool) -> Plan:
@@ -365,35 +378,3 @@ def _record(folder: Path, state: State) -> None:
     cells = [["" if (value := row[name]) is None else repr(value) for name in METRICS] for row in state.rows]
     write_text(folder / "metrics.csv", "\n".join(map(",".join, [METRICS, *cells])) + "\n")
     figures.curves(state.rows, folder / "figures" / "curves.png", monitor=state.monitor)
-
-
-class _LogFile(logging.Handler):
-    """Lines at the end of a file; where they cannot be written, that is said once and the work goes on."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path, self.failed = path, False
-        self.setFormatter(Lines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(self.format(record) + "\n")
-        except OSError as error:
-            if not self.failed:
-                self.failed = True
-                log.warning("%s: cannot be written (%s); the training goes on", self.path, error.strerror or error)
-
-
-@contextmanager
-def _logged_to(path: Path) -> Iterator[None]:
-    """Everything that ulna logs while this runs also goes to the run's log.txt."""
-    handler = _LogFile(path)
-    log.addHandler(handler)
-    level = log.level
-    log.setLevel(min(level or logging.INFO, logging.INFO))  # also when called from a script that set no level
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        log.removeHandler(handler)

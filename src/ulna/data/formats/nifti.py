@@ -314,7 +314,9 @@ def write_nifti(path: Path, maps: NDArray[Any], like: Volume) -> None:
     header["vox_offset"] = 0  # wherever the input's data began
     for field in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
         header[field] = 0
-    header["intent_name"] = header["descrip"] = b""
+    for field in ("intent_name", "descrip", "aux_file", "db_name", "data_type"):  # texts: may hold the patient's name
+        if field in header:  # NIfTI-2 has fewer
+            header[field] = b""
     header.set_data_dtype(maps.dtype)
     array = maps.reshape(spatial) if maps.ndim == like.spatial_dims else np.moveaxis(maps, 0, -1)
     if maps.ndim > like.spatial_dims:  # channels stand on the fourth axis, also for a 2D image

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ulna.data.formats.dicom.choosing import Wishes, choose, source_of
 from ulna.data.formats.dicom.finding import Looked, by_series, look
 from ulna.data.formats.dicom.header import Header
-from ulna.data.formats.source import IMAGE_SUFFIXES, Series, Source, composed, shown, suffix_of
+from ulna.data.formats.source import IMAGE_SUFFIXES, Series, Source, beside, composed, shown, suffix_of
 from ulna.data.layout.case import Case
 from ulna.data.layout.pairing import Found
 from ulna.data.layout.structures import LABEL_KINDS, name_structures
@@ -39,6 +39,8 @@ def dicom_tree(found: Found, need_labels: bool) -> set[str]:
     found.layout = "dicom"
     found.problems += looked.problems
     _tell_others(found, looked)
+    if not need_labels:
+        _tell_skipped(found, looked)
     cases, places = _cases(found, looked)
     labels = _matched(found, looked, cases, places)
     with_labels = {places[name].group for name, _ in labels}
@@ -83,6 +85,22 @@ def _tell_others(found: Found, looked: Looked) -> None:
         found.wrong(
             found.root, f"holds no DICOM image, only {listed(kinds) or 'files that cannot be read'}", "add the series"
         )
+
+
+def _tell_skipped(found: Found, looked: Looked) -> None:
+    """Name every folder in the root that holds no image, and say what it holds."""
+    kinds = {**_KINDS, "directory": "an index (DICOMDIR)", "other": "DICOM files without pixels"}
+    wrong = [Path(problem.file) for problem in looked.problems]
+    for folder in sorted(path for path in found.root.iterdir() if path.is_dir() and not beside(path.name)):
+        inside = [header for header in looked.headers if header.path.is_relative_to(folder)]
+        if any(header.kind == "image" for header in inside) or any(path.is_relative_to(folder) for path in wrong):
+            continue
+        others = sum(path.is_relative_to(folder) for path in looked.others)
+        what = [
+            *sorted({kinds[header.kind] for header in inside}),
+            *([f"{others} files that are no DICOM"] if others else []),
+        ]
+        found.notes.append(f"{shown(folder.name)}/: skipped, it holds {listed(what) or 'no file'} and no image")
 
 
 def _cases(found: Found, looked: Looked) -> tuple[dict[str, dict[str, list[Header]]], dict[str, _Place]]:

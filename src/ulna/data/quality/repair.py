@@ -37,6 +37,7 @@ from ulna.errors import DataError, Problem, UsageError, counted
 from ulna.recipe import Labels
 from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.outputs import check_folder
+from ulna.system.passed_on import without_places
 from ulna.system.progress import track
 
 RECORD = "changes.json"
@@ -357,20 +358,21 @@ def _record(
 ) -> None:
     """For every file where it came from, what was changed, and what is not here."""
     origin: dict[str, str] = {}
+    told = without_places(dataset.root)
     by_id = {case.id: case for case in dataset.cases}
     for id, one in made.items():
         case = by_id[id]
         for file, source in zip((*one.images, one.label), (*case.images, case.label), strict=True):
-            origin[file.as_posix()] = shown(source)
+            origin[file.as_posix()] = told(shown(source))
     _json(
         folder / RECORD,
         {
-            "made_from": shown(os.path.realpath(dataset.root)),
+            "made_from": shown(dataset.root.resolve().name),
             "changes": [
                 {"file": file.as_posix(), "what": change.what, **({"values": change.values} if change.values else {})}
                 for file, change in changes
             ],
-            "left_out": [problem._asdict() for problem in left],
+            "left_out": [{name: told(text) for name, text in problem._asdict().items()} for problem in left],
             "files": origin,
         },
     )

@@ -290,6 +290,20 @@ def test_a_planted_fault_is_named(tmp_path, fault):
     assert ";" in told  # and a way out
 
 
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("damage", [truncated, cut_in_the_header, emptied, text_file, picture])
+def test_a_damaged_file_at_an_end_of_the_series_is_named_too(tmp_path, damage, place):
+    """Without it the other slices look like a whole series."""
+    path = dicom.write_series(tmp_path / "tree" / "case", VALUES)[place]
+    damage(path)
+    with pytest.raises(UsageError, match=rf"{path.name}.*;") as error:
+        sources, _ = series_in(tmp_path / "tree" / "case", Wishes())
+        read_image(sources, 3)
+    assert dicom.CANARY not in str(error.value)
+    with pytest.raises(UsageError, match=path.name):
+        Dataset.from_folder(tmp_path / "tree", need_labels=False).cases[0].read_image()
+
+
 def test_there_are_enough_of_them():
     assert len(FAULTS) >= 40
 

@@ -118,9 +118,9 @@ def series_in(path: Path, wishes: Wishes) -> tuple[list[Source], str]:
         return [Source(path, None, Series((path,), wishes.fixes))], ""
     looked = look(path)
     found = by_series(looked.headers)
+    for problem in looked.problems:  # a slice that is lost at an end of the series would not be missed
+        raise data_error(*problem)
     if not found:
-        for problem in looked.problems:
-            raise data_error(*problem)
         kinds = {"seg": "segmentations (SEG)", "rtstruct": "structures (RTSTRUCT)"}
         labels = [kinds[header.kind] for header in looked.headers if header.kind in kinds]
         what = f"holds {labels[0]} and no image" if labels else "holds no DICOM image"

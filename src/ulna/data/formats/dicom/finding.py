@@ -93,6 +93,6 @@ def described(headers: Sequence[Header]) -> str:
     """
     first = headers[0]
     frames = sum(max(len(header.slices), 1) for header in headers)
-    name = f" {brief(first.description)}" if first.description else ""
+    name = f" {brief(first.shown)}" if first.shown else ""
     uid = f", {first.series}" if first.series else ""
     return f"{first.modality or 'unknown'}{name}, {first.columns} x {first.rows} x {frames}{uid}"

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ulna.data.formats.dicom.identity import NAMING, without_names
 from ulna.data.formats.dicom.library import pydicom
 from ulna.data.formats.source import AGAIN, data_error, file_stat
+from ulna.errors import DataError
 
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _KINDS = {  # SOP class -> kind
@@ -17,6 +19,9 @@ _KINDS = {  # SOP class -> kind
     "1.2.840.10008.5.1.4.1.1.66.7": "seg",  # label map
     "1.2.840.10008.5.1.4.1.1.481.3": "rtstruct",
     _DIRECTORY: "directory",
+}
+_PLAIN_IMAGES = {  # SOP classes whose files hold nothing but an image: CT, MR, PET, and the enhanced ones
+    *(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "2.1", "4", "4.1", "128", "130")),
 }
 _TAGS = [
     "SOPClassUID",
@@ -59,6 +64,7 @@ _TAGS = [
     "ReferencedImageSequence",
     "ReferencedInstanceSequence",
     "SourceImageSequence",
+    *NAMING,  # to take them out of what is shown; no header keeps them
 ]
 _NUMBERS = "write the element anew, or take the file out"
 
@@ -90,6 +96,7 @@ class Header:
         slices: one for every frame of an image.
         bits: that are stored of every value.
         references: UIDs of the series and of the instances that a label file belongs to.
+        shown: the description without words that name the patient: what may be printed of it.
         between: what the file calls the spacing between slices, which is often wrong; positions count.
         faults: what is wrong with an image, and what to do.
     """
@@ -113,6 +120,7 @@ class Header:
     transfer_syntax: str = ""
     slices: tuple[Slice, ...] = ()
     between: float | None = None
+    shown: str = ""
     references: frozenset[str] = frozenset()
     faults: tuple[tuple[str, str], ...] = field(default=())
 
@@ -143,7 +151,14 @@ def read_header(path: Path) -> Header:
     file_stat(path)
     if not is_dicom(path):
         raise data_error(path, "is no DICOM file", "take it out, or export it again")
-    return header_of(read_dataset(path, pixels=False), path)
+    dataset = read_dataset(path, pixels=False)
+    try:
+        return header_of(dataset, path)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # what it says may hold values of the header
+        what = f"has elements that cannot be read ({type(error).__name__})"
+        raise data_error(path, what, "write the file anew, or take it out") from None
 
 
 def read_dataset(path: Path, *, pixels: bool, tags: Sequence[str] | None = _TAGS) -> Any:
@@ -173,6 +188,8 @@ def header_of(dataset: Any, path: Path) -> Header:
     rows, columns = read.whole("Rows"), read.whole("Columns")
     kind = _KINDS.get(sop_class) or _KINDS.get(media) or {"SEG": "seg", "RTSTRUCT": "rtstruct"}.get(modality)
     kind = kind or ("image" if rows or columns or "BitsAllocated" in dataset else "other")
+    if kind == "other" and sop_class in _PLAIN_IMAGES and modality in ("", "CT", "MR", "PT"):
+        raise data_error(path, "is an image whose header ends before it says how many rows it has", AGAIN)
     same: dict[str, Any] = {
         "path": path,
         "kind": kind,
@@ -182,6 +199,7 @@ def header_of(dataset: Any, path: Path) -> Header:
         "frame_of_reference": read.text("FrameOfReferenceUID"),
         "modality": modality,
         "description": read.text("SeriesDescription"),
+        "shown": without_names(read.text("SeriesDescription"), dataset),
         "transfer_syntax": syntax,
     }
     if kind != "image":

@@ -22,7 +22,7 @@ IDENTITY = [
     "StudyTime",
     "ReferringPhysicianName",
 ]
-
+_SEXES = ("M", "F", "O")
 
 _PLACE = [
     "SOPClassUID",
@@ -116,6 +116,8 @@ def _copy(source: Any, target: Any, keyword: str) -> None:
     try:
         if keyword in source and source.get(keyword) is not None:
             value = source.get(keyword)
+            if keyword == "PatientSex" and value not in _SEXES:
+                return
             if keyword in IDENTITY:
                 setattr(target, keyword, str(value))  # an odd value raises here, and not when a file is written
             else:

@@ -18,6 +18,7 @@ from ulna.data.formats.dicom.seg import read_seg
 from ulna.data.formats.dicom.seg_writing import write_seg
 from ulna.data.formats.dicom.stack import Stack
 from ulna.data.formats.source import data_error
+from ulna.errors import UlnaError
 
 LEAST_DICE = 0.99
 MOST_VOLUME = 0.01  # by which the volume of a structure may differ
@@ -43,7 +44,13 @@ def write_verified(kind: Kind, path: Path, labels: NDArray[Any], stack: Stack, a
     if stack.affine is None:
         what = "has no place in the patient, which a SEG and an RTSTRUCT need"
         raise data_error(stack.frames[0].header.path, what, "leave --format out")
-    notes = _WRITERS[kind](path, labels, stack, about)
+    try:
+        notes = _WRITERS[kind](path, labels, stack, about)
+    except (UlnaError, MemoryError, OSError):
+        raise
+    except Exception as error:  # what highdicom says may hold values of the patient's header
+        what = f"cannot be written as {kind.upper()} from the headers of its series ({type(error).__name__})"
+        raise data_error(path.name, what, "please report it, and write the mask as NIfTI (--format nifti)") from None
     check_written(kind, path, labels, stack)
     return notes
 
