@@ -61,6 +61,7 @@ def plant(made: Any, number: int = 0) -> set[str]:
     item.PatientName, item.PatientID, item.PatientBirthDate = f"{CANARY}^In^Sequence", f"{CANARY}{number}", DATE
     made.OtherPatientIDsSequence = made.RequestAttributesSequence = [item]
     made.SeriesDescription = f"axial {CANARY} 5 mm"
+    made.BodyPartExamined = f"{CANARY} LEG"  # a plan keeps the rest of it
     return planted | {"SQ"}
 
 

@@ -109,6 +109,19 @@ def test_no_canary_is_written_but_into_dicom_files(outputs):
     assert any(".dcm: holds" in told for told in canaries.found_in([out]))  # the search does find them
 
 
+def test_what_tells_of_trust_is_among_it(outputs):
+    """The test above looks into all of these: they are there, and hold what headers say."""
+    out, _ = outputs
+    for plan in (out / "plan.yaml", out / "run" / "plan.yaml"):
+        assert "modalities:" in plan.read_text() and "body_parts:" in plan.read_text()
+    assert (out / "run" / "calibration.json").is_file()
+    rows = json.loads((out / "masks" / "predict.json").read_text())["cases"]
+    (leg,) = (row["trust"] for row in rows if row["case"] == IDS[0])
+    assert {"modality", "body part"} & {*leg["compared"], *leg["left_out"]} == {"modality", "body part"}
+    if "LEG: " in (out / "run" / "plan.yaml").read_text():  # where the case is one of the training
+        assert "body part" in leg["compared"]
+
+
 def test_a_seg_and_an_rtstruct_hold_of_a_patient_what_the_standard_asks_for_and_no_more(outputs):
     out, _ = outputs
     for name in (f"{IDS[0]}.dcm", f"{IDS[0]}_rtstruct.dcm"):

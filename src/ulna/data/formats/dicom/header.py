@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ulna.data.formats.dicom.identity import NAMING, without_names
+from ulna.data.formats.dicom.identity import NAMING, code_of, without_names
 from ulna.data.formats.dicom.library import pydicom
 from ulna.data.formats.source import AGAIN, data_error, file_stat
 from ulna.errors import DataError
@@ -96,6 +96,7 @@ class Header:
         slices: one for every frame of an image.
         bits: that are stored of every value.
         references: UIDs of the series and of the instances that a label file belongs to.
+        modality, body_part: words of letters alone that do not name the patient.
         shown: the description without words that name the patient: what may be printed of it.
         between: what the file calls the spacing between slices, which is often wrong; positions count.
         faults: what is wrong with an image, and what to do.
@@ -197,7 +198,7 @@ def header_of(dataset: Any, path: Path) -> Header:
         "series": read.text("SeriesInstanceUID"),
         "instance": read.text("SOPInstanceUID"),
         "frame_of_reference": read.text("FrameOfReferenceUID"),
-        "modality": modality,
+        "modality": code_of(modality, dataset),
         "description": read.text("SeriesDescription"),
         "shown": without_names(read.text("SeriesDescription"), dataset),
         "transfer_syntax": syntax,
@@ -209,7 +210,7 @@ def header_of(dataset: Any, path: Path) -> Header:
     slices = tuple(read.slices())
     bits, allocated = read.whole("BitsStored"), read.whole("BitsAllocated")
     image: dict[str, Any] = {
-        "body_part": read.text("BodyPartExamined").strip().upper(),
+        "body_part": code_of(read.text("BodyPartExamined"), dataset),
         "image_type": tuple(str(part).upper() for part in _values(dataset.get("ImageType"))),
         "rows": rows,
         "columns": columns,

@@ -19,6 +19,17 @@ def without_names(text: str, dataset: Any) -> str:
     return re.sub(r"[^\W_]+", lambda word: HIDDEN if word[0].casefold() in named else word[0], text)
 
 
+def code_of(text: str, dataset: Any) -> str:
+    """A code of a file, such as that of the body part, without what may name somebody: its words of letters alone that do not
+    name the patient.
+
+    Anything can be typed into such a field, and plans and predict.json keep it; codes of the standard hold no digit.
+    """
+    named = _words(dataset)
+    words = re.findall(r"[^\W_]+", text.upper())
+    return " ".join(word for word in words if word.isalpha() and word.casefold() not in named)
+
+
 def _words(dataset: Any) -> set[str]:
     words: set[str] = set()
     for keyword in NAMING:
