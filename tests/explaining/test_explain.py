@@ -25,8 +25,13 @@ from ulna.inference.segmenter import Segmenter, network_for
 from ulna.recipe import Labels, Normalization, Recipe, Split, to_yaml
 from ulna.system.files import Tensors, move_whole, write_tensors, write_text
 from ulna.system.outputs import file_digest
+from ulna.trust.calibration import Calibration
+from ulna.trust.choosing import Kept
+from ulna.trust.cleaning import Rule
+from ulna.trust.structures import Structures
 from ulna.verbs import Verb
 
+SEEN = {"cases": 9, "volume_min": 1, "volume_max": 2, "objects_max": 1, "smallest_object": 1, "border": 0}
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, 0.8, 0, -20], [0, 0, 2.0, 5], [0, 0, 0, 1.0]])
 
 
@@ -191,6 +196,22 @@ def test_a_volume_gives_nifti_in_its_own_geometry_and_one_sheet(tmp_path, scan):
     assert 0 <= gate.min() < gate.max() <= 1
     mask = ulna.load(run).mirrored()(scan).mask
     assert np.array_equal(maps["overlay.nii.gz"].get_fdata(), mask)
+
+
+def test_the_mask_that_is_explained_is_the_one_that_predict_writes(tmp_path, scan):
+    """A run with post-processing: what that takes away is explained as little as it is written."""
+    run = run_folder(tmp_path / "run", spatial_dims=3, bias=[0.1], **channels(2))
+    kept = Kept(rule=Rule(largest=True), dice_before=0.8, dice_after=0.9, cases=9, changed=9, p=0.001)
+    seen = dict.fromkeys(ulna.load(run).plan.labels.foreground, SEEN)
+    Calibration(
+        weights=file_digest(run / "weights.safetensors"), cases=9, seconds=0.0,
+        structures=Structures(cases=9, unit="ml", seen=seen), post_processing=dict.fromkeys(seen, kept),
+    ).write(run)  # fmt: skip
+    explain(run, scan, out=tmp_path / "why")
+    ulna.predict(run, scan, out=tmp_path / "answer")
+    drawn, mask = (nib.load(tmp_path / place).get_fdata() for place in ("why/overlay.nii.gz", "answer/scan.nii.gz"))
+    assert np.array_equal(drawn, mask)
+    assert np.count_nonzero(mask) < np.count_nonzero(ulna.load(run, post_processing=False)(scan).mask)
 
 
 def test_large_volumes_go_by_windows_and_come_back_on_their_own_grid(tmp_path, scan):

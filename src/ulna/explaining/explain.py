@@ -121,7 +121,7 @@ def explain(
     doubt = methods.uncertainty(members, exclusive=not labels.multilabel)
     # heads differ from the network's answer, which may be the last of them
     answer = segmenter.probabilities(volume) if kind == "heads" else doubt.mean
-    mask = segmenter.label_map(answer)
+    mask = segmenter.cleaned(segmenter.label_map(answer), volume)  # as predict writes it
     index = _largest(mask, labels) if wanted is None else wanted
     inside = _region(mask, index, labels)
     prepared = as_given(prepare(volume, segmenter.plan), segmenter.network, segmenter.plan)

@@ -144,7 +144,7 @@ class Segmenter(Comparing):
         """
         self._beside = Beside()
         maps = self.probabilities(volume) if probabilities else None
-        mask = self.mask(volume) if maps is None else self._cleaned(self.label_map(maps), volume)
+        mask = self.mask(volume) if maps is None else self.cleaned(self.label_map(maps), volume)
         shown = None if maps is None else self._calibrated(maps).numpy()
         return Result(mask, shown, volume, self.plan.labels, self.about, self.plan.mask_values, self._beside)
 
@@ -157,7 +157,7 @@ class Segmenter(Comparing):
         """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""
         self._check(volume)
         mask = self._watched(volume).label_map(self.plan.labels, self.recipe.inference.threshold)
-        return self._cleaned(mask, volume)
+        return self.cleaned(mask, volume)
 
     def _watched(self, volume: Volume) -> Slabs:
         """Slabs of which it is counted how much several answers agree, where the run has a use for it."""
@@ -165,7 +165,7 @@ class Segmenter(Comparing):
         self._beside = self._beside._replace(agreement=agreement)
         return self.slabs(volume, agreement)
 
-    def _cleaned(self, mask: NDArray[Any], volume: Volume) -> NDArray[Any]:
+    def cleaned(self, mask: NDArray[Any], volume: Volume) -> NDArray[Any]:
         """A mask after the post-processing of the run; the same array."""
         if self.recipe.inference.post_processing:
             self._beside = self._beside._replace(changed=clean_up(mask, volume, self))
