@@ -8,6 +8,7 @@ import pytest
 import ulna
 from tests.discs import draw_discs
 from ulna.inference.segmenter import Segmenter
+from ulna.planning.choosing import choose
 from ulna.system.outputs import file_digest
 from ulna.training import calibrating
 from ulna.trust.calibration import read_calibration
@@ -91,11 +92,23 @@ def test_few_cases_and_no_time_bound_what_it_costs(run, data, tmp_path, monkeypa
     bare = Segmenter(segmenter.network, segmenter.plan, segmenter.recipe)
     monkeypatch.setattr(calibrating, "MOST_CASES", 3)
     monkeypatch.setattr(calibrating, "MOST_MIRRORED", 3)
-    found = calibrating.calibrate(tmp_path_with_weights(run, tmp_path), bare, *parts, elapsed_s=1.0)
+    found = calibrating.calibrate(tmp_path_with_weights(run, tmp_path), bare, *parts, most_s=60.0)
     assert found.cases == 3 and not found.cut_short and not found.dice  # five cases tell of Dice
-    monkeypatch.setattr(calibrating, "LEAST_S", 0.0)
-    found = calibrating.calibrate(tmp_path, bare, *parts, elapsed_s=0.0)
-    assert (found.cases, found.structures.cases) == (1, 1) and found.cut_short
+    monkeypatch.setattr(calibrating, "LEAST_REFERENCES", 5)
+    found = calibrating.calibrate(tmp_path, bare, *parts, most_s=0.0)
+    assert (found.cases, found.structures.cases) == (1, 5) and found.cut_short
+
+
+def test_a_limit_of_hours_bounds_the_calibration_and_counts_its_predictions(run):
+    limited = choose(model="unet", recipe=None, set=("training.max_hours=0.01",)).training
+    assert calibrating.calibration_s(limited, elapsed_s=30.0) == pytest.approx(3.6)
+    free = choose(model="unet", recipe=None, set=()).training
+    assert calibrating.calibration_s(free, elapsed_s=30.0) == 60 and calibrating.calibration_s(free, 1000.0) == 100
+    plan, recipe = (getattr(Segmenter.load(run.folder), name) for name in ("plan", "recipe"))
+    ways = 2 ** len(plan.mirror_axes)
+    assert calibrating.calibrating_predictions(plan, recipe, 8) == 8 + 8 * ways
+    mirrored = recipe.replaced(inference=recipe.inference.replaced(tta=True))
+    assert calibrating.calibrating_predictions(plan, mirrored, 100) == 40 * ways
 
 
 def tmp_path_with_weights(run, folder):

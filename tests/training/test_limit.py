@@ -41,6 +41,12 @@ def test_a_final_evaluation_that_does_not_fit_is_told_and_leaves_half_to_the_res
     assert "takes about 5 min, and will end after the limit" in shares.said[0]
 
 
+def test_the_calibration_gets_a_tenth_at_most():
+    facts = {"step_s": 2, "steps": 100, "case_s": 1, "val_cases": 10, "final_cases": 10}
+    shares = [share_out(60, **facts, calibrating_cases=cases) for cases in (0, 4, 100)]
+    assert [one.final_s for one in shares] == [15, 19, 21] and [one.steps for one in shares] == [17, 15, 14]
+
+
 @pytest.mark.parametrize("left", [0, -5])
 def test_where_nothing_is_left_one_case_is_validated_at_once(left):
     shares = share_out(left, step_s=1, steps=10, case_s=1, val_cases=3, final_cases=3)
@@ -137,8 +143,10 @@ def test_a_limit_shorter_than_an_epoch_is_kept_and_leaves_weights(discs, tmp_pat
     clock = Clock(monkeypatch, step_s=1.0, case_s=2.0)
     run = train(discs, out=tmp_path / "run", max_hours=54 / 3600, **LIMITED)
     [loop] = loops
-    # two cases validate, one is scored at the end, in half as long again
-    assert loop.state.elapsed_s + 3 <= 54 < loop.state.elapsed_s + 3 + 2
+    # two cases validate, one is scored at the end, in half as long again; calibration gets a tenth of what is left
+    kept = loop.state.final_s
+    assert 3 + 0.1 * 40 < kept < 3 + 0.1 * 54
+    assert loop.state.elapsed_s + kept <= 54 < loop.state.elapsed_s + kept + 2
     assert clock.cases == 1 + 2, "one to know how long it takes, and the validation"
     assert run.summary["epochs"] == run.summary["best_epoch"] == 1 and "val_cases" not in run.summary
     log = (run.folder / "log.txt").read_text()

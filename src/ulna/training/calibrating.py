@@ -24,10 +24,11 @@ from ulna.evaluation.known import known_alone
 from ulna.inference.segmenter import Segmenter
 from ulna.inference.spread import MOST_CLASSES, Agreement
 from ulna.inference.volume import Slabs
-from ulna.recipe import Labels
+from ulna.recipe import Labels, Plan, Recipe, Training
 from ulna.system.device import to_host
 from ulna.system.outputs import file_digest
 from ulna.system.progress import track
+from ulna.training.limit import MOST_CALIBRATION
 from ulna.trust.calibration import Calibration
 from ulna.trust.choosing import Dices, candidates, choose_rules, dice_by_rule
 from ulna.trust.cleaning import Rule
@@ -39,6 +40,7 @@ from ulna.trust.temperature import Sample, fit_temperature
 log = logging.getLogger("ulna")
 
 MOST_REFERENCES = 200  # of the training: their label maps are read again
+LEAST_REFERENCES = 20  # also where the time is over: of fewer, much that is well looks odd
 MOST_CASES = 40  # of validation: each is predicted once
 MOST_MIRRORED = 16  # of these: predicted with mirrored copies
 SHARE, LEAST_S = 0.1, 60.0  # of the training's time, and at least, after which no further case is begun
@@ -61,7 +63,7 @@ class Seen(NamedTuple):
 
 
 def calibrate(
-    folder: Path, segmenter: Segmenter, train: Sequence[Case], val: Sequence[Case], elapsed_s: float
+    folder: Path, segmenter: Segmenter, train: Sequence[Case], val: Sequence[Case], most_s: float
 ) -> Calibration:
     """Look at the training references and the validation cases of a run, and write calibration.json.
 
@@ -70,12 +72,12 @@ def calibrate(
         segmenter: of these weights, without a calibration.
         train: labelled.
         val: labelled.
-        elapsed_s: what the training took.
+        most_s: after which no further case is begun.
     """
     start = time.perf_counter()
-    clock = _Clock(start + max(LEAST_S, SHARE * elapsed_s))
+    clock = _Clock(start + most_s)
     plan, labels = segmenter.plan, segmenter.plan.labels
-    structures = _structures(segmenter, clock.within(spread_out(train, MOST_REFERENCES)))
+    structures = _structures(segmenter, clock.within(spread_out(train, MOST_REFERENCES), LEAST_REFERENCES))
     segmenter.compares = _with_heads(segmenter)
     chosen = clock.within(track(spread_out(val, MOST_CASES), "calibrating"))
     seen = [_seen(segmenter, case, structures) for case in chosen]
@@ -84,7 +86,7 @@ def calibrate(
     plain = [{name: rows[Rule()] for name, rows in one.dice.items()} for one in seen]
     if segmenter.compares == "heads":
         dice["heads"] = fit_lines([one.agreement for one in seen], plain)
-    if plan.mirror_axes and len(labels.foreground) <= MOST_CLASSES and not segmenter.recipe.inference.tta:
+    if _mirrors(plan, segmenter.recipe):
         dice["mirrored"] = _mirrored(segmenter, clock.within(spread_out(val, MOST_MIRRORED)))
     found = Calibration(
         weights=file_digest(folder / "weights.safetensors"),
@@ -101,15 +103,36 @@ def calibrate(
     return found
 
 
+def calibration_s(training: Training, elapsed_s: float) -> float:
+    """After how many seconds no further case is begun: a tenth of the training, or a minute if that is more; with a limit of
+    hours a tenth of that."""
+    if training.max_hours is not None:
+        return MOST_CALIBRATION * 3600 * training.max_hours
+    return max(LEAST_S, SHARE * elapsed_s)
+
+
+def calibrating_predictions(plan: Plan, recipe: Recipe, val_cases: int) -> int:
+    """How many predictions a calibration makes: one a case, and one more for every way that it is mirrored."""
+    ways = 2 ** len(plan.mirror_axes)
+    mirrored = ways * min(MOST_MIRRORED, val_cases) if _mirrors(plan, recipe) else 0
+    return (ways if recipe.inference.tta else 1) * min(MOST_CASES, val_cases) + mirrored
+
+
+def _mirrors(plan: Plan, recipe: Recipe) -> bool:
+    """Whether mirrored copies are compared beside the answers."""
+    return bool(plan.mirror_axes) and len(plan.labels.foreground) <= MOST_CLASSES and not recipe.inference.tta
+
+
 class _Clock:
-    """Cases until the time is over; at least one each time."""
+    """Cases until the time is over."""
 
     def __init__(self, end: float) -> None:
         self.end, self.said = end, ""
 
-    def within(self, cases: Any) -> Iterator[Case]:
+    def within(self, cases: Any, least: int = 1) -> Iterator[Case]:
+        """Those that are begun in time, and so many in any case."""
         for number, case in enumerate(cases):
-            if number and time.perf_counter() > self.end:
+            if number >= least and time.perf_counter() > self.end:
                 self.said = "the time for it was over"
                 return
             yield case
@@ -247,12 +270,12 @@ def _say(found: Calibration) -> None:
 
 
 def tried(
-    folder: Path, segmenter: Segmenter, train: Sequence[Case], val: Sequence[Case], elapsed_s: float
+    folder: Path, segmenter: Segmenter, train: Sequence[Case], val: Sequence[Case], most_s: float
 ) -> Calibration | None:
     """`calibrate`, or a line in the log where a case cannot be predicted: a finished training stays one."""
     try:
         with torch.inference_mode():
-            return calibrate(folder, segmenter, train, val, elapsed_s)
+            return calibrate(folder, segmenter, train, val, most_s)
     except UsageError as error:
         log.warning("note: the run is not calibrated: %s", error)
         return None

@@ -1,7 +1,8 @@
-"""What `--max-hours` leaves: the shares of steps, validation and final evaluation, and when a training ends.
+"""What `--max-hours` leaves: the shares of steps, validation, calibration and final evaluation, and when a training ends.
 
-Reading the cases, steps, validations and the final evaluation count; what comes before (starting, checking and planning the
-data) does not. A training makes one step, validates one case and scores every case at the end, however little that leaves.
+Reading the cases, steps, validations, the calibration and the final evaluation count; what comes before (starting, checking
+and planning the data) does not. A training makes one step, validates one case and scores every case at the end, however
+little that leaves.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ulna.training.state import State
 
 SCORING = 1.5  # a case at the end, of one in validation: surface distances, and its files are read again
 MOST_FINAL = 0.5  # of what is left, kept for the final evaluation; one that takes longer ends after the limit
+MOST_CALIBRATION = 0.1  # of what is left, kept for the calibration, which begins no case beyond that share of the limit
 MOST_VALIDATION = 1 / 3  # of what is left, for one validation, where not even an epoch has room
 TIMED = 3  # steps at the beginning
 EARLY = 0.05  # of the limit, after which fewer have to do
@@ -65,7 +67,7 @@ class Shares(NamedTuple):
     Args:
         steps: that are still made of the first epoch; None: all of it.
         val_cases: that a validation predicts; None: all.
-        final_s: kept for the final evaluation.
+        final_s: kept for calibration and final evaluation.
         said: what a person should know of it.
     """
 
@@ -75,7 +77,16 @@ class Shares(NamedTuple):
     said: Sequence[str]
 
 
-def share_out(left_s: float, *, step_s: float, steps: int, case_s: float, val_cases: int, final_cases: float) -> Shares:
+def share_out(
+    left_s: float,
+    *,
+    step_s: float,
+    steps: int,
+    case_s: float,
+    val_cases: int,
+    final_cases: float,
+    calibrating_cases: float = 0,
+) -> Shares:
     """Divide what is left of a limit after the first steps: an epoch that does not fit is cut, as is its validation.
 
     Args:
@@ -85,6 +96,7 @@ def share_out(left_s: float, *, step_s: float, steps: int, case_s: float, val_ca
         case_s: of a case in validation.
         val_cases: how many there are.
         final_cases: how many times that the final evaluation predicts.
+        calibrating_cases: and the calibration before it.
 
     Example:
         >>> share_out(60, step_s=2, steps=100, case_s=1, val_cases=10, final_cases=10)[:3]
@@ -97,6 +109,7 @@ def share_out(left_s: float, *, step_s: float, steps: int, case_s: float, val_ca
             f"the final evaluation takes about {told_duration(final_s)}, and will end after the limit: it scores every case"
         )
         final_s = max(0.0, MOST_FINAL * left_s)
+    final_s += max(0.0, min(case_s * calibrating_cases, MOST_CALIBRATION * left_s))
     room_s, validation_s = max(0.0, left_s - final_s), case_s * val_cases
     if steps * step_s + validation_s <= room_s:
         return Shares(None, None, final_s, said)

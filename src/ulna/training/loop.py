@@ -74,7 +74,7 @@ class Loop:
         folder: the run folder; `weights.safetensors` and `checkpoints/` are written.
         stop: asked at every step and between the cases of a validation.
         on_epoch: called after every epoch with the state.
-        final_cases: predictions of the final evaluation, for which a limit of hours keeps time.
+        final_cases, calibrating_cases: predictions at the end, for which a limit of hours keeps time.
         clock: seconds from any moment on.
     """
 
@@ -90,6 +90,7 @@ class Loop:
         stop: Stop,
         on_epoch: Callable[[State], None] = lambda state: None,
         final_cases: int = 0,
+        calibrating_cases: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.device = default_device()
@@ -128,7 +129,7 @@ class Loop:
         self.watch = Stopwatch()
         self.pace = Pace(
             self.state, recipe.training, self.batches, self.validation,
-            final_cases=final_cases, watch=self.watch, clock=clock,
+            final_cases=final_cases, calibrating_cases=calibrating_cases, watch=self.watch, clock=clock,
         )  # fmt: skip
         self._clock = clock
         self._saved_at = clock()

@@ -23,7 +23,7 @@ class Pace:
         training: how long it is.
         batches: of its epochs.
         validation: of the training.
-        final_cases: predictions of the final evaluation, for which a limit of hours keeps time.
+        final_cases, calibrating_cases: predictions at the end, for which a limit of hours keeps time.
         watch: of what the time goes to.
         clock: seconds from any moment on.
     """
@@ -36,11 +36,13 @@ class Pace:
         validation: Validation,
         *,
         final_cases: int,
+        calibrating_cases: int = 0,
         watch: Stopwatch,
         clock: Callable[[], float],
     ) -> None:
         self.state, self.training, self.batches = state, training, batches
-        self.validation, self.final_cases, self.watch, self.clock = validation, final_cases, watch, clock
+        self.validation, self.watch, self.clock = validation, watch, clock
+        self.final_cases, self.calibrating_cases = final_cases, calibrating_cases
         self._first: FirstSteps | None = None
 
     @property
@@ -81,6 +83,7 @@ class Pace:
             state.left_s(self.training),
             step_s=step_s, steps=steps, case_s=state.case_s,
             val_cases=len(self.validation), final_cases=self.final_cases,
+            calibrating_cases=self.calibrating_cases,
         )  # fmt: skip
         for said in shares.said:
             log.info("note: %s", said)

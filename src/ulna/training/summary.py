@@ -30,7 +30,7 @@ from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
 from ulna.system.passed_on import stored_command
 from ulna.system.progress import track
-from ulna.training.calibrating import error_of, tried
+from ulna.training.calibrating import calibration_s, error_of, tried
 from ulna.training.state import State
 from ulna.version import version
 
@@ -67,7 +67,7 @@ def summarise(
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     part = final_part(split)
     best = Segmenter(load_weights(network, folder / "weights.safetensors"), plan, recipe)
-    calibration = tried(folder, best, parts.train, parts.val, state.elapsed_s)
+    calibration = tried(folder, best, parts.train, parts.val, calibration_s(recipe.training, state.elapsed_s))
     best = Segmenter(best.network, plan, recipe, calibration=calibration)
     evaluation, drawn, error = _final(best, getattr(parts, part))
     facts = read_tensors(folder / "weights.safetensors").state

@@ -38,6 +38,7 @@ from ulna.system.files import remove_leftovers, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
 from ulna.system.threads import check_threads, choose_threads, computing_with
+from ulna.training.calibrating import calibrating_predictions
 from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format, keep_last, stored_threads
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
@@ -363,6 +364,7 @@ def _train(
         stop=stop,
         on_epoch=lambda state: _record(folder, state),
         final_cases=final_predictions(plan, recipe, split),
+        calibrating_cases=calibrating_predictions(plan, recipe, len(split.val)),
     )
     if before is not None:
         if loop.resume():
