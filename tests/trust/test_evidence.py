@@ -152,6 +152,12 @@ def test_few_references_do_not_say_how_large_a_structure_may_be():
         assert {one.what for one in odd_structures(found, few, "ml")} == by_few
 
 
+def test_one_reference_shows_no_range():
+    """Its own volume is no measure of what others may have."""
+    one = sum_up([{"a": Found(10.0, 1, 10.0, 1.0, False)}], "ml")
+    assert odd_structures({"a": Found(20.0, 1, 20.0, 1.0, False)}, one, "ml") == ()
+
+
 @pytest.mark.parametrize(
     ("found", "flags"),
     [

@@ -16,6 +16,7 @@ from ulna.trust.comparing import Finding
 from ulna.trust.components import box_of, find_components
 
 RARE = 0.05  # what fewer training cases had is worth a word: a missing structure, one at the border
+LEAST = 2  # references that show how volumes spread
 LARGER = 1.05  # beyond the largest seen, and below the smallest: what resampling alone may change
 FEW = 5.0  # and FEW / n of the range that n references span, as a factor: few do not show how large a structure may be
 
@@ -146,7 +147,7 @@ def _odd(one: Found, seen: Seen, known: Structures, unit: str) -> Iterator[tuple
         yield "border", f"touches the border of the image; {seen.border} of {known.cases} training references did"
     if one.objects > max(1, seen.objects_max):
         yield "pieces", f"has {one.objects} pieces; training references have at most {max(1, seen.objects_max)}"
-    if unit != known.unit or not seen.cases:
+    if unit != known.unit or seen.cases < LEAST:
         return
     room = max(LARGER, (seen.volume_max / seen.volume_min) ** (FEW / seen.cases)) if seen.volume_min else LARGER
     if one.volume > room * seen.volume_max:
