@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import ulna
 from tests.discs import draw_discs
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
@@ -25,6 +26,7 @@ from ulna.study import compare as comparing
 from ulna.study.compare import compare
 from ulna.study.publishing import _escaped
 from ulna.study.scores import MEASURES
+from ulna.trust.calibration import read_calibration
 
 # what is trained once for all of them is trained in one process
 pytestmark = pytest.mark.xdist_group("compare")
@@ -80,6 +82,17 @@ def test_results_hold_a_row_per_case_seed_and_model(study):
         run = study.folder / "runs" / row["model"] / f"seed{row['seed']}" / "cases.csv"
         own = {r["case"]: r for r in csv.DictReader(run.read_text().splitlines())}
         assert all(float(row[name]) == pytest.approx(float(own[row["case"]][name]), nan_ok=True) for name in MEASURES)
+
+
+def test_figures_are_of_the_masks_that_predict_writes(study, many, tmp_path):
+    """Every training is calibrated; with the post-processing that it chose."""
+    run = study.folder / "runs" / "unet" / "seed0"
+    assert all(read_calibration(folder) is not None for folder in study.folder.glob("runs/*/seed*/"))
+    ulna.predict(run, many, out=tmp_path / "masks", split="test")
+    scores = ulna.evaluate(tmp_path / "masks", many)
+    rows = csv.DictReader((study.folder / "results.csv").read_text().splitlines())
+    told = {row["case"]: float(row["dice"]) for row in rows if (row["model"], row["seed"]) == ("unet", "0")}
+    assert {case: scores.case_dice(case) for case in told} == pytest.approx(told, nan_ok=True)
 
 
 def test_the_trainings_differ_in_architecture_and_seed_alone(study):
