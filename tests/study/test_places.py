@@ -185,9 +185,9 @@ def test_lines_show_how_far_trainings_have_come(machine, tmp_path, monkeypatch):
     job = Training("small", looks=2, run=tmp_path / "run")
     begin = jobs._begin
 
-    def begins(job, data, threads):
+    def begins(job, data, threads, pseudonyms):
         Teller(jobs.standing_file(job.run))(Standing("epoch 3", 4, 20, "at most 5 min left"))
-        return begin(job, data, threads)
+        return begin(job, data, threads, pseudonyms)
 
     monkeypatch.setattr(jobs, "_begin", begins)
     assert run_jobs([job], Path("data"), resume_command="") == {}

@@ -67,6 +67,8 @@ def test_masks_come_before_references(place, capfd):
     right = meant(said(capfd, "evaluate", "data", "masks", "--out", "scores"))
     assert right == ["evaluate", "masks", "data", "--out", "scores"] and cli.run(right) == 0
     assert cli.run(["evaluate", "masks", "data/labels"]) == 0
+    with pytest.raises(UsageError, match=r"ulna evaluate masks data --pseudonymise key\.json$"):
+        ulna.evaluate("data", "masks", pseudonymise="key.json")
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def evaluate(
     predictions, labels = Path(predictions), Path(labels)
     if by is not None:
         check_unit(by)
-    check_masks_first(predictions, labels, to_argv({"--out": out, "--by": by}))
+    check_masks_first(predictions, labels, to_argv({"--out": out, "--by": by, "--pseudonymise": pseudonymise}))
     references = find_masks(labels)
     groups = groups_of(labels, references.sources) if by == "group" else None
     names_of = opened(pseudonymise, None if out is None else Path(out), predictions)
