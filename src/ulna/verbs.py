@@ -22,7 +22,7 @@ class Verb(NamedTuple):
 
 
 # flags whose value is a file or folder that must be there
-PATH_FLAGS = ("--plan", "--beside", "--data", "--recipe")
+PATH_FLAGS = ("--plan", "--beside", "--data")
 
 
 VERBS: dict[str, Verb] = {

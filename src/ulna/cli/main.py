@@ -116,7 +116,7 @@ def _call(name: str, arguments: list[str]) -> int:
     _listen(quiet)
     if not {"-h", "--help"}.intersection(arguments):
         words = words_of(VERBS[name], arguments)
-        require(words.paths(VERBS[name]))
+        require(words.paths(VERBS[name]), words.behind("--recipe"))
         check_words(name, words.plain, words.flags)
     function = find(VERBS[name].place)
     call = functools.partial(
@@ -156,9 +156,12 @@ class Words(NamedTuple):
     flags: list[str]
 
     def paths(self, verb: Verb) -> list[str]:
-        """What it names that must be there."""
-        named = [word for flag, word in itertools.pairwise(self.flags) if flag in PATH_FLAGS and _is_path(flag, word)]
-        return [*(self.plain if verb.paths else ()), *named]
+        """What it names that must be there, but for recipes."""
+        return [*(self.plain if verb.paths else ()), *self.behind(*PATH_FLAGS)]
+
+    def behind(self, *flags: str) -> list[str]:
+        """The values of these flags."""
+        return [word for flag, word in itertools.pairwise(self.flags) if flag in flags and not word.startswith("-")]
 
 
 def words_of(verb: Verb, arguments: Sequence[str]) -> Words:
@@ -170,16 +173,23 @@ def words_of(verb: Verb, arguments: Sequence[str]) -> Words:
     return words
 
 
-def _is_path(flag: str, word: str) -> bool:
-    """A recipe may be the name of one that comes with ulna."""
-    return not word.startswith("-") and (flag != "--recipe" or os.sep in word or word.endswith((".yaml", ".yml")))
-
-
-def require(paths: Sequence[str]) -> None:
-    """Raises UsageError that names every path that is not there."""
-    missing = [path for path in paths if not os.path.lexists(path)]
+def require(paths: Sequence[str], recipes: Sequence[str] = ()) -> None:
+    """Raises UsageError that names every path that is not there, and every recipe that is neither a file nor a name."""
+    missing = [f"{printable(path)}: does not exist; check the path" for path in paths if not os.path.lexists(path)]
+    missing += [said for recipe in recipes if (said := _no_recipe(recipe))]
     if missing:
-        raise UsageError("\n".join(f"{printable(path)}: does not exist; check the path" for path in missing))
+        raise UsageError("\n".join(missing))
+
+
+def _no_recipe(word: str) -> str:
+    """What is wrong with a word that names no recipe; else nothing."""
+    from ulna.recipe.library import recipe_file  # only where one is named: starting is quick
+
+    try:
+        recipe_file(word)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def _tune_memory() -> None:
