@@ -31,7 +31,19 @@ def test_help_shows_every_flag_and_an_example(verb, capsys):
     for name, parameter in inspect.signature(find(VERBS[verb].place)).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             assert f"--{name.replace('_', '-')}" in out
-    assert "Example" in out
+    assert "Example" in out and "--quiet" in out and "--json" in out
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_what_is_said_of_several_words_is_said_whole(verb):
+    """Positionals of which one may be several are told in one line of the help; a docstring may have more."""
+    function = find(VERBS[verb].place)
+    whole = " ".join(inspect.getdoc(function).split())
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            said = cli._said(function, name)
+            after = whole.partition(f" {name}: {said}")[2]
+            assert said and re.match(r"\.? \w+: ", after), said
 
 
 POSITIONALS = {

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 import types
@@ -31,6 +32,7 @@ METAVARS = {
     "vary": "KEY=V1,V2",
     "beside": "STUDY",
 }
+FOR_ALL = "every verb: --quiet (no bars, no log), --json (plain values instead of a table)"
 RESEARCH_USE = "Research use only; not a medical device."
 
 
@@ -101,8 +103,7 @@ def overview() -> str:
         "usage: ulna VERB ...      ulna VERB --help shows a verb's options and an example\n\n"
         "From a folder of medical images to a trained, evaluated segmenter: the U-Net family in 2D and 3D.\n\n"
         f"{verbs}\n\n"
-        "every verb: --quiet (no bars, no log), --json (plain values instead of a table)\n"
-        f"{RESEARCH_USE}"
+        f"{FOR_ALL}\n{RESEARCH_USE}"
     )
 
 
@@ -204,11 +205,11 @@ def _print_json(result: Any) -> None:
 
 
 def description(function: Callable[..., Any]) -> str:
-    """A verb's docstring up to its arguments, and its example."""
+    """A verb's docstring up to its arguments, its example, and the flags that all verbs have."""
     text = inspect.getdoc(function) or ""
     before = text.split("\nArgs:")[0].strip()
     example = text.split("\nExample:\n")[1].split("\n\n")[0] if "\nExample:\n" in text else ""
-    return before + (f"\n\nExample:\n{example}" if example else "")
+    return before + (f"\n\nExample:\n{example}" if example else "") + f"\n\n{FOR_ALL}"
 
 
 def for_command_line(function: Callable[..., Any], prepare: Callable[[], object] | None = None) -> Callable[..., Any]:
@@ -273,9 +274,9 @@ def _annotated(parameter: inspect.Parameter, hint: Any) -> Any:
 
 
 def _said(function: Callable[..., Any], name: str) -> str:
-    """What the docstring says of an argument, in its first line."""
-    lines = (inspect.getdoc(function) or "").splitlines()
-    return next((line.partition(": ")[2].rstrip(".") for line in lines if line.startswith(f"    {name}: ")), "")
+    """What the docstring says of an argument, in however many lines."""
+    found = re.search(rf"^    {name}: (.*(?:\n {{5,}}.*)*)", inspect.getdoc(function) or "", flags=re.M)
+    return " ".join(found[1].split()).rstrip(".") if found else ""
 
 
 def _plain(hint: Any) -> Any:
