@@ -1,5 +1,6 @@
 """What `make docs` adds to the pages: tables from schema, functions and registries; links; formulas. Without mkdocs."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Literal
@@ -69,6 +70,7 @@ def test_every_key_of_a_recipe_is_there_with_its_default_and_meaning():
     assert keys["optimizer.lr"].default == "`0.001`" and keys["optimizer.lr"].values == "number, above 0"
     assert keys["schedule.kind"].values == "`cosine`, `poly`, `constant`"
     assert keys["training.epochs"].default == "left open"
+    assert keys["model"].default == "by the images"  # of a command that names none; planning/default_network.py
     assert keys["architecture.conv"].default == "`double_conv`"
     page = recipe_keys.page()
     assert all(f"<code>{path.replace('.', '.<wbr>')}</code>" in page for path in keys)
@@ -109,7 +111,11 @@ def test_a_command_is_there_with_its_flags_and_its_example(verb):
     for name in said:
         flag = f"--{name.replace('_', '-')}"
         (row,) = re.findall(rf"^\| `(?:{flag}|{name.upper()})[ `].*$", told, re.M)
-        assert said[name].replace("|", "\\|") in row
+        assert said[name].replace("|", "\\|").removesuffix(".") in row
+        assert ".;" not in row
+    parameters = inspect.signature(commands.find(VERBS[verb].place)).parameters.values()
+    must = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    assert re.findall(r"^\| `--(\w+) [^|]*\| required \|", told, re.M) == must
 
 
 @pytest.mark.parametrize(
