@@ -17,6 +17,7 @@ from ulna.recipe import Frozen, Recipe
 from ulna.verbs import VERBS
 
 DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", *(ROOT / name for name in links.ELSEWHERE)]
 
 
 class Loader(yaml.SafeLoader):
@@ -40,6 +41,15 @@ def test_every_page_has_a_place_in_the_menu():
     assert sorted(pages - set(shown)) == [], "name it under `nav` in mkdocs.yml"
     assert sorted(set(shown) - pages) == []
     assert len(shown) == len(set(shown))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_row_of_a_table_is_one_line_with_all_cells(page):
+    """What is left of a row that was broken in two becomes a row of its own in the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for table in re.findall(r"^\|.*\n\|[-:|]+\|\n(?:.+\n?)*", text, re.M):
+        cells = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in table.splitlines()]
+        assert set(cells) == {cells[0]}, table.splitlines()[cells.index(min(cells))]
 
 
 def test_nothing_in_the_site_comes_from_a_server():
