@@ -14,6 +14,7 @@ from tests.training.tiny import TINY
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Source
 from ulna.data.layout.dataset import Dataset
+from ulna.errors import UsageError
 from ulna.planning.plan import plan_training, read_training_data
 from ulna.recipe import Labels, Plan, Recipe, Training, from_yaml, to_yaml
 
@@ -148,3 +149,13 @@ def test_a_mask_of_listed_values_reads_back_as_its_classes(tmp_path):
     for path in (tmp_path / "masks").glob("*.png"):  # as references: the same values, so nothing differs
         shutil.copy(path, tmp_path / "data" / "labels")
     assert ulna.evaluate(tmp_path / "masks", tmp_path / "data").summary["mean"]["dice"]["mean"] == 1.0
+
+
+@pytest.mark.parametrize("damaged", [[], [0], [0, -1], [0, 0], [0, 1, 2], [0, "1"], "0, 255", 3, {"a": 1}])
+def test_values_that_are_none_are_no_reason_to_read_other_masks(tmp_path, damaged):
+    images = drawn(tmp_path / "data", [255]) / "images"
+    ulna.predict(run_folder(tmp_path / "run", 0, mask_values=(0, 255)), images, out=tmp_path / "masks")
+    facts = json.loads((tmp_path / "masks" / "predict.json").read_text())
+    (tmp_path / "masks" / "predict.json").write_text(json.dumps(facts | {"mask_values": damaged}))
+    with pytest.raises(UsageError, match=r"predict\.json: mask_values is .*expected 2 different whole numbers"):
+        ulna.evaluate(tmp_path / "masks", tmp_path / "data")
