@@ -206,6 +206,7 @@ class Loop:
         """Dice and IoU on the whole validation images."""
         state, start = self.state, self._clock() - self.state.step_s
         with bar(f"validating epoch {state.epoch + 1}", self.pace.val_cases) as advance:
+            advance(0, note=self.pace.told_end())
 
             def after(scored: int) -> bool:
                 state.step_s = self._clock() - start
