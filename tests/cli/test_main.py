@@ -116,13 +116,13 @@ def test_models_as_table_and_as_json(capsys):
         (["check", "no/such/folder"], "does not exist"),
         (["train", "no/such/folder"], "does not exist"),
         (["predict", "tests", "tests", "--out", "y"], "not a run folder"),
-        (["train", "tests", "--epochs", "many"], "invalid literal"),
+        (["train", "DISCS", "--epochs", "many"], "invalid literal"),
         (["train", "tests", "--modle", "unet"], "--model"),
         (["evaluate", "a", "b"], "does not exist"),
     ],
 )
-def test_usage_errors_exit_with_2_and_without_a_traceback(arguments, words, capfd):
-    assert cli.run(arguments) == 2
+def test_usage_errors_exit_with_2_and_without_a_traceback(arguments, words, capfd, discs):
+    assert cli.run([str(discs) if word == "DISCS" else word for word in arguments]) == 2
     out, err = capfd.readouterr()
     assert words in out + err
     assert "Traceback" not in out + err
@@ -158,12 +158,39 @@ def test_a_path_that_is_not_there_is_told_before_the_verb_is_imported(arguments,
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "DATA", "--modle", "unet"], "did you mean '--model'?"),
+        (["predict", "tests", "DATA", "--ouput=masks"], "did you mean '--out'?"),
+        (["train", "DATA", "--model", "unett"], "no model named 'unett'; did you mean 'unet'?"),
+        (["compare", "DATA", "--models=unet,unetpq", "--out", "x"], "no model named 'unetpq'; did you mean 'unetpp'?"),
+        (["models", "unett"], "did you mean 'unet'?"),
+        (["plan", "DATA", "--recipe", "lairt"], "no recipe named 'lairt'; did you mean 'laird'?"),
+        (["bench", "implicit", "no"], "no: does not exist"),
+        (["check", "DATA/images"], "nearest is the data set that these images belong to"),
+        (["plan", "DATA/images/disc0.png"], "is one file, not a data set"),
+        (["train", "empty"], "has a layout that is not known; it holds nothing"),
+        (["train", "half"], "holds images/ and no labels/ beside it"),
+        (["compare", "empty", "--models", "unet", "--out", "x"], "has a layout that is not known"),
+    ],
+)
+def test_what_names_and_folders_tell_is_said_without_torch(words, said, discs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half" / "images").mkdir(parents=True)
+    (tmp_path / "DATA").symlink_to(discs)
+    code = f"import sys; from ulna.cli.main import run; print(run({words}), 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert said in " ".join(found.stderr.split()) and found.stdout.split() == ["2", "False"]
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_flags_without_a_value_are_those_of_the_function(verb):
+def test_the_flags_are_those_of_the_function(verb):
     """What follows any other flag is its value, and no path of the verb."""
     parameters = inspect.signature(find(VERBS[verb].place)).parameters.values()
-    switches = ["--" + one.name.replace("_", "-") for one in parameters if one.default is False]
-    assert list(VERBS[verb].switches) == switches
+    named = {"--" + one.name.replace("_", "-"): one for one in parameters if one.kind is one.KEYWORD_ONLY}
+    assert VERBS[verb].switches.split() == [flag for flag, one in named.items() if one.default is False]
+    assert VERBS[verb].flags.split() == [flag for flag, one in named.items() if one.default is not False]
 
 
 @pytest.mark.parametrize("verb", ["predict", "explain", "prune"])
@@ -179,7 +206,7 @@ def test_help_is_shown_whatever_stands_beside_it(capsys):
     assert "Example" in capsys.readouterr().out
 
 
-def test_words_that_are_no_paths_are_left_to_the_verb(monkeypatch):
+def test_words_that_are_no_paths_are_left_to_the_verb(monkeypatch, discs):
     class Reached(Exception):
         pass
 
@@ -187,7 +214,7 @@ def test_words_that_are_no_paths_are_left_to_the_verb(monkeypatch):
         raise Reached
 
     monkeypatch.setattr(cli, "find", reached)
-    for arguments in (["models", "unet"], ["bench", "sweep"], ["train", "tests", "--out", "new", "--recipe", "laird"]):
+    for arguments in (["models", "unet"], ["bench", "sweep"], ["train", str(discs), "--recipe", "laird"]):
         with pytest.raises(Reached):
             cli._call(arguments[0], arguments[1:])
 
