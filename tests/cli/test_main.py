@@ -225,14 +225,14 @@ def test_a_defect_exits_with_1_and_says_so(monkeypatch, capfd):
     assert "defect of ulna" in capfd.readouterr().err
 
 
-def test_where_temporary_files_have_no_room_it_is_said(monkeypatch, capfd):
+def test_where_temporary_files_have_no_room_it_is_said(monkeypatch, capfd, discs):
     """torch imports its compiler within a training, which asks for a folder of temporary files."""
 
     def full(place):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
     monkeypatch.setattr(cli, "find", full)
-    assert cli.run(["check", "tests"]) == 2
+    assert cli.run(["check", str(discs)]) == 2
     err = capfd.readouterr().err
     assert "temporary files cannot be written (No usable temporary directory found in ['/tmp'" in err
     assert "Traceback" not in err
