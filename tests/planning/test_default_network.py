@@ -1,6 +1,7 @@
 """The network where nobody names one: by the images, with the evidence, which is that of the studies."""
 
 import csv
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -94,11 +95,20 @@ def test_the_plan_of_a_run_says_why(discs, tmp_path):
     assert "model" not in plan(discs, model="fcn", untimed=True).reasons
 
 
+def test_a_check_and_an_estimate_are_short_to_read(discs):
+    assert repr(ulna.check(discs)) == f"{discs}: 8 cases, no problems"
+    said = repr(plan(discs, model="fcn", untimed=True))
+    assert re.fullmatch(
+        rf"Estimate for fcn on {discs}: [\d,]+ parameters, 2D, patch 32x40, batch \d; memory about .*", said
+    )
+
+
 def test_a_result_a_run_and_an_evaluation_are_short_to_read(discs, tmp_path):
     run = ulna.train(discs, out=tmp_path / "run", epochs=1, set=TINY)
     found = run.summary["test"]["mean"]["dice"]["mean"]
     assert repr(run) == f"Run {run.folder}: unet on discs0: Dice {found:.3f} over 1 test case, best epoch 1 of 1"
     segment = ulna.load(run.folder)
+    assert repr(segment) == "Segmenter unet: foreground in 2D, 1 channel, patch 32x40"
     result = segment(discs / "images" / "disc0.png")
     share = np.mean(result.mask == 1)
     assert str(result) == f"Result disc0.png: mask of 32x40, foreground {share:.2%}"

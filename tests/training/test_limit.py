@@ -7,6 +7,7 @@ import pytest
 from tests.training.tiny import TINY, rows_of
 from ulna.inference.segmenter import Segmenter
 from ulna.planning.choosing import choose
+from ulna.system.progress import report_to
 from ulna.training import loop as room
 from ulna.training.limit import FirstSteps, must_validate, share_out, time_left, told_end
 from ulna.training.state import State, learning_rate
@@ -168,6 +169,32 @@ def test_a_validation_longer_than_the_limit_takes_one_case(discs, tmp_path, monk
     assert (
         "the final evaluation takes about 5 min, and will end after the limit" in (run.folder / "log.txt").read_text()
     )
+
+
+def test_a_machine_that_gets_slower_ends_the_validation_in_time(discs, tmp_path, monkeypatch, loops):
+    clock = Clock(monkeypatch, step_s=1.0, case_s=2.0)
+    score = Validation._score
+
+    def slower(validation, index):
+        clock.now += 40 if clock.cases else 0
+        return score(validation, index)
+
+    monkeypatch.setattr(Validation, "_score", slower)
+    run = train(discs, out=tmp_path / "run", max_hours=54 / 3600, **LIMITED)
+    assert clock.cases == 1 + 1 and run.summary["val_cases"] == 1
+    assert "the weights are chosen by 1 of 2 validation cases" in (run.folder / "log.txt").read_text()
+
+
+def test_the_time_left_goes_on_while_it_validates(discs, tmp_path, monkeypatch, loops):
+    Clock(monkeypatch, step_s=1.0, case_s=2.0)
+    told = []
+    report_to(told.append)
+    try:
+        train(discs, out=tmp_path / "run", max_hours=54 / 3600, **LIMITED)
+    finally:
+        report_to(None)
+    left = [one.note.split(", ")[-1] for one in told if one.what == "validating epoch 1" and one.done]
+    assert len(left) == 2 and int(left[0].split()[0]) == int(left[1].split()[0]) + 2
 
 
 class Killed(BaseException):

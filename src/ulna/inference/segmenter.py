@@ -24,7 +24,7 @@ from ulna.data.pipeline.colour import as_trained
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
 from ulna.data.pipeline.preprocess import Prepared, check_fit, differences, prepare
 from ulna.data.volume import Volume
-from ulna.errors import UsageError, printable
+from ulna.errors import UsageError, counted, listed, printable
 from ulna.inference.fold_runs import each_run, is_cross_validation
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.forward import Forward
@@ -125,6 +125,12 @@ class Segmenter:
         self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self._noted: set[str] = set()
         self.tally = PointCounts()  # what a head that reads points was asked for so far
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        size, classes = "x".join(map(str, plan.patch)), listed(plan.labels.foreground, 6)
+        channels = counted(plan.in_channels, "channel")
+        return printable(f"Segmenter {self.recipe.model}: {classes} in {plan.image_dims}D, {channels}, patch {size}")
 
     @classmethod
     def load(cls, run: str | Path) -> Segmenter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from ulna.errors import counted
 from ulna.recipe import Training
 from ulna.training.limit import FirstSteps, must_validate, share_out, time_left, told_end
 from ulna.training.samples import Batches
@@ -88,6 +89,21 @@ class Pace:
         if shares.steps is not None:
             group = self.training.accumulate
             state.last_step = state.step + -(-shares.steps // group) * group
+
+    def ends_validation(self, scored: int) -> bool:
+        """Whether the first validation ends after so many cases: the machine got slower, and a limit of hours is over.
+
+        Later ones score all: their epochs would not be comparable, and there are weights already.
+        """
+        state, training = self.state, self.training
+        every = self.val_cases
+        over = training.max_hours is not None and state.elapsed_s + state.step_s >= state.allowed_s(training)
+        if not over or scored >= every or state.best_epoch >= 0:
+            return False
+        cases = counted(every, "validation case")
+        log.info("note: the limit ends before the validation: the weights are chosen by %d of %s", scored, cases)
+        state.val_cases = scored
+        return True
 
     def validated(self, seconds: float) -> None:
         """A validation took so long, which tells more than its first case did."""
