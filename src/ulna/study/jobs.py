@@ -26,6 +26,7 @@ from ulna.system.progress import Board, board
 from ulna.system.reading import read_json_object
 from ulna.system.signals import Stopped, on_first_signal
 from ulna.system.telling import read_standing
+from ulna.training.limit import told_duration
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def run_jobs(
                     finished += 1
                     shown.advance()
                     each = (time.perf_counter() - start) / finished
-                    left = f"about {_duration(each * (len(queue) + len(running)))} to go"
+                    left = f"about {told_duration(each * (len(queue) + len(running)))} to go"
                     if job.done:  # its figures are there, whatever came after them
                         summary = job.summary()
                         part = summary["evaluated_on"]
@@ -282,7 +283,3 @@ def _signals() -> Iterator[list[int]]:
 
     with on_first_signal(note):
         yield seen
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
