@@ -99,6 +99,20 @@ def test_a_run_of_an_earlier_version_predicts_as_it_did(tmp_path, caplog):
     assert ulna.evaluate(tmp_path / "masks", tmp_path / "data").summary["cases"] == 6
 
 
+@pytest.mark.parametrize("plan", ["of other values", "of an earlier version"])
+def test_a_plan_from_a_file_takes_the_values_of_the_labels_it_trains_on(tmp_path, plan):
+    data = drawn(tmp_path / "data", [255])
+    made = planned(data)
+    other = made.replaced(
+        mask_values=(0, 1) if plan == "of other values" else None, colour=True, reasons={"mask_values": "x"}
+    )
+    file = write(tmp_path / "plan.yaml", other)
+    found = read_training_data(Dataset.from_folder(data), Training())
+    again = plan_training(found, Recipe(model="unet"), given=from_yaml(Plan, file)).plan
+    assert (again.mask_values, again.colour) == ((0, 255), False)
+    assert again.reasons["mask_values"] == made.reasons["mask_values"]
+
+
 def test_an_npz_holds_classes(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (3, 24, 32), np.uint8)
     np.savez(tmp_path / "new.npz", images=images)

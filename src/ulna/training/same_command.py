@@ -137,4 +137,5 @@ def _plain(value: Any) -> Any:
 
 
 def _bare(plan: Plan) -> Plan:
-    return plan.replaced(recipe=None, reasons={})
+    """Without what is told of the data of a run alone."""
+    return plan.replaced(recipe=None, reasons={}, colour=False, mask_values=None)
