@@ -161,14 +161,15 @@ def run_jobs(
                     finished += 1
                     shown.advance()
                     each = (time.perf_counter() - start) / finished
-                    left = f"about {told_duration(each * (len(queue) + len(running)))} to go"
+                    waits = len(queue) + len(running)
+                    left = f"; about {told_duration(each * waits)} to go" if waits else ""
                     if job.done:  # its figures are there, whatever came after them
                         summary = job.summary()
                         part = summary["evaluated_on"]
-                        log.info("%s: %s on %s; %s", job.name, _score(summary[part]), part, left)
+                        log.info("%s: %s on %s%s", job.name, _score(summary[part]), part, left)
                     else:
                         failed[job.name] = why
-                        log.warning("%s: failed (%s); %s", job.name, failed[job.name], left)
+                        log.warning("%s: failed (%s)%s", job.name, failed[job.name], left)
         finally:
             _end([process for _, process in running.values()])
             for job, _ in running.values():
