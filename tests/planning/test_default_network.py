@@ -76,6 +76,14 @@ def test_volumes_and_their_slices(tmp_path):
     assert choose_network(data, model=None, recipe=None, set="planning.spatial_dims=2").model == "unet"
 
 
+@pytest.mark.parametrize("said", ["3", "[2]", "{spatial_dims: two}"])
+def test_a_section_that_is_none_is_told_with_the_recipe(discs, tmp_path, said):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"planning: {said}\n")
+    with pytest.raises(ulna.UsageError, match="planning"):
+        ulna.train(discs, recipe=recipe, out=tmp_path / "run")
+
+
 def test_what_cannot_be_read_is_left_to_the_check(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()

@@ -227,6 +227,22 @@ def test_more_hours_validate_all_cases_and_forget_what_fewer_chose(discs, tmp_pa
     assert clock.cases == 2 * (run.summary["epochs"] - 1)
 
 
+@pytest.mark.parametrize("before", [{"epochs": 2}, {"epochs": 1, "set": (*TINY, "training.min_steps=1")}])
+def test_a_limit_that_comes_later_keeps_time_for_the_final_evaluation(discs, tmp_path, monkeypatch, loops, before):
+    Clock(monkeypatch, step_s=1.0, case_s=10.0)
+    train(discs, out=tmp_path / "run", **{"model": "unet", "set": TINY, **before})
+    train(discs, out=tmp_path / "run", resume=True, epochs=50, max_hours=100 / 3600)
+    assert len(loops[1].state.rows) > before["epochs"]
+    assert loops[1].state.elapsed_s + 15 <= 100, "one case is scored at the end, in half as long again"
+
+
+def test_epochs_too_short_to_be_timed_keep_time_for_the_final_evaluation(discs, tmp_path, monkeypatch, loops):
+    Clock(monkeypatch, step_s=1.0, case_s=10.0)
+    short = (*TINY, "training.steps_per_epoch=1", "training.min_steps=1")
+    train(discs, model="unet", out=tmp_path / "run", epochs=50, max_hours=90 / 3600, set=short)
+    assert len(loops[0].state.rows) > 1 and loops[0].state.elapsed_s + 15 <= 90
+
+
 def test_an_epoch_count_is_told_where_epochs_end_the_training():
     from ulna.training.pace import Pace
 

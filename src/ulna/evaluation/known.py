@@ -39,7 +39,9 @@ def values_in(labels: Labels, mask_values: Sequence[int] | None) -> Labels:
     if mask_values is None or labels.multilabel or tuple(mask_values) in (indices(labels), (0, 255)):
         return labels.of_masks  # which takes 0 and 255 for 0 and 1
     background, *values = mask_values
-    return Labels(names=labels.names, background=(background,), values=tuple((value,) for value in values))
+    read = {"names": labels.names, "background": (background,), "values": [(value,) for value in values]}
+    # a background of another value leaves 0 to what nobody knows the class of
+    return parse(Labels, {**read, "ignore": (0,) if background else ()}, source=PREDICT_FILE)
 
 
 def indices(labels: Labels) -> tuple[int, ...]:

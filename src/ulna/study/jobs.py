@@ -162,8 +162,8 @@ def run_jobs(
                     finished += 1
                     shown.advance()
                     each = (time.perf_counter() - start) / finished
-                    undone = len(queue) + len(running)
-                    left = f"; about {told_duration(each * undone)} to go" if undone else ""
+                    waits = len(queue) + len(running)
+                    left = f"; about {told_duration(each * waits)} to go" if waits else ""
                     if job.done:  # its figures are there, whatever came after them
                         summary = job.summary()
                         part = summary["evaluated_on"]

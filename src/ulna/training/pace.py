@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ulna.errors import counted
 from ulna.recipe import Training
-from ulna.training.limit import FirstSteps, must_validate, share_out, time_left, told_end
+from ulna.training.limit import FirstSteps, final_evaluation_s, must_validate, share_out, time_left, told_end
 from ulna.training.samples import Batches
 from ulna.training.state import State
 from ulna.training.stopwatch import Stopwatch
@@ -107,9 +107,12 @@ class Pace:
 
     def validated(self, seconds: float) -> None:
         """A validation took so long, which tells more than its first case did."""
-        before, self.state.case_s = self.state.case_s, seconds / max(1, self.val_cases)
-        if before:
-            self.state.final_s *= min(2.0, self.state.case_s / before)
+        state = self.state
+        before, state.case_s = state.case_s, seconds / max(1, self.val_cases)
+        if before and state.final_s:
+            state.final_s *= min(2.0, state.case_s / before)
+        else:  # no steps were timed: epochs are short, or a limit of hours may come later
+            state.final_s = final_evaluation_s(state.case_s, self.final_cases)
 
     def told_epoch(self) -> str:
         """The epoch under way; how many there are is told where they end the training, as far as that is known."""
