@@ -210,3 +210,13 @@ def test_the_picture_that_a_dicom_file_without_a_place_gets_holds_them_too(tmp_p
     saved = result.save(tmp_path / "mask")
     assert saved.suffix == ".tif" and result.mask.any()
     assert np.array_equal(np.asarray(Image.open(saved)), 255 * result.mask)
+
+
+def test_networks_of_labels_with_other_values_write_class_indices_together(tmp_path):
+    images = drawn(tmp_path / "data", [255]) / "images"
+    runs = [run_folder(tmp_path / f"run{top}", 0, mask_values=(0, top)) for top in (255, 1)]
+    ulna.predict(runs, images, out=tmp_path / "masks")
+    assert values_of(tmp_path / "masks") == {0, 1}
+    facts = json.loads((tmp_path / "masks" / "predict.json").read_text())
+    assert facts["mask_values"] is None
+    assert any("trained on hold different values" in note for note in facts["notes"])

@@ -65,6 +65,7 @@ def test_places_of_a_machine_and_of_a_gpu(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     cpu, gpu = Device("cpu"), Device("cuda", 80.0)
     assert Places.of(cpu, {}, None) == Places(16, {}, Need(100, 0))
+    assert Places.of(cpu, {}, None, threads=3).most == 5 and Places.of(cpu, {}, None, threads=40).most == 1
     assert Places.of(gpu, {}, None) == Places(8, {}, Need(100, GPU_SHARE * 80))
     assert Places.of(cpu, {}, 3).most == 3 and Places.of(cpu, {}, 99).most == 16
     taken = MemoryEstimate({"maps of a step": 5.0, "CUDA": 1.0, "cases kept": 2.0, "program": 4.0})

@@ -237,7 +237,11 @@ class Ensemble(Segmenter):
 
     def __init__(self, members: Mapping[str, Segmenter]) -> None:
         (first_name, first), *others = members.items()
-        super().__init__(first.network, first.plan, first.recipe, first.device)
+        plan = first.plan
+        if len({member.plan.mask_values for member in members.values()}) > 1:
+            why = "class indices: the labels that these networks were trained on hold different values"
+            plan = plan.replaced(mask_values=None, reasons=plan.reasons | {"mask_values": why})
+        super().__init__(first.network, plan, first.recipe, first.device)
         self.members = tuple(members.values())
         for member in self.members:
             member.tally = self.tally
