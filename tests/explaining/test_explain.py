@@ -29,7 +29,6 @@ from ulna.trust.calibration import Calibration
 from ulna.trust.choosing import Kept
 from ulna.trust.cleaning import Rule
 from ulna.trust.structures import Structures
-from ulna.verbs import Verb
 
 SEEN = {"cases": 9, "volume_min": 1, "volume_max": 2, "objects_max": 1, "smallest_object": 1, "border": 0}
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, 0.8, 0, -20], [0, 0, 2.0, 5], [0, 0, 0, 1.0]])
@@ -386,8 +385,7 @@ def scan_of_another_kind(tmp_path):
     return path
 
 
-def test_the_command_line_takes_several_runs_and_then_the_image(tmp_path, picture, monkeypatch, capfd):
-    monkeypatch.setitem(cli.VERBS, "explain", Verb("ulna.explaining.explain:explain", cli.description(explain)))
+def test_the_command_line_takes_several_runs_and_then_the_image(tmp_path, picture, capfd):
     runs, out = [str(run_folder(tmp_path / name, seed)) for seed, name in enumerate("ab")], tmp_path / "why"
     assert (
         cli.run(["explain", *runs, str(picture), "--out", str(out), "--target", "foreground", "--tta", "--json"]) == 0

@@ -1,6 +1,7 @@
 """Trainings side by side: placed by what they need, and tried again alone where others took their memory."""
 
 import itertools
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,7 @@ def test_places_of_a_machine_and_of_a_gpu(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     cpu, gpu = Device("cpu"), Device("cuda", 80.0)
     assert Places.of(cpu, {}, None) == Places(16, {}, Need(100, 0))
+    assert Places.of(cpu, {}, None, threads=3).most == 5 and Places.of(cpu, {}, None, threads=40).most == 1
     assert Places.of(gpu, {}, None) == Places(8, {}, Need(100, GPU_SHARE * 80))
     assert Places.of(cpu, {}, 3).most == 3 and Places.of(cpu, {}, 99).most == 16
     taken = MemoryEstimate({"maps of a step": 5.0, "CUDA": 1.0, "cases kept": 2.0, "program": 4.0})
@@ -191,5 +193,16 @@ def test_lines_show_how_far_trainings_have_come(machine, tmp_path, monkeypatch):
 
     monkeypatch.setattr(jobs, "_begin", begins)
     assert run_jobs([job], Path("data"), resume_command="") == {}
-    assert shown == [0, ("small 0", Standing("epoch 3", 4, 20, "at most 5 min left")), "small 0", 1]
+    epoch = Standing("epoch 3", 4, 20, "at most 5 min left")
+    assert shown == [0, ("small 0", Standing("starting")), ("small 0", epoch), "small 0", 1]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_to_go_is_told_while_there_is_something(machine, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("ulna"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="ulna")
+    clock = itertools.count(0, 20.0)
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
+    assert run_jobs([Training("small", 2), Training("wide", 2)], tmp_path, resume_command="") == {}
+    first, last = (line for line in caplog.messages if "Dice" in line)
+    assert first.endswith("0.5000 on val; about 20 s to go") and last.endswith("0.5000 on val")

@@ -61,10 +61,9 @@ class Result:
         size = "x".join(map(str, self.volume.size))
         step = "" if self.volume.unit == "px" else f" of {' x '.join(f'{s:.3g}' for s in self.spacing)} mm"
         name = "" if self.volume.path is None else f" {self.volume.path.name}"
-        maps = self.mask > 0 if self.labels.multilabel else [self.mask == k for k in range(1, len(self.labels.names))]
-        shown = ", ".join(
-            f"{one} {np.mean(where):.2%}" for one, where in zip(self.labels.foreground, maps, strict=True)
-        )
+        structures = enumerate(self.labels.foreground)
+        maps = ((one, self.mask[k] if self.labels.multilabel else self.mask == k + 1) for k, one in structures)
+        shown = ", ".join(f"{one} {np.count_nonzero(inside) / inside.size:.2%}" for one, inside in maps)
         return printable(f"Result{name}: mask of {size}{step}, {shown}")
 
     @property

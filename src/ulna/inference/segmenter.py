@@ -20,7 +20,7 @@ from ulna.data.pipeline.colour import as_trained
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
 from ulna.data.pipeline.preprocess import Prepared, check_fit, differences, prepare
 from ulna.data.volume import Volume
-from ulna.errors import UsageError, printable
+from ulna.errors import UsageError, counted, listed, printable
 from ulna.inference.fold_runs import each_run, is_cross_validation
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.forward import Forward
@@ -75,6 +75,12 @@ class Segmenter(Comparing):
         self._noted: set[str] = set()
         self._beside = Beside()  # what the last mask left beside it
         self.tally = PointCounts()  # what a head that reads points was asked for so far
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        size, classes = "x".join(map(str, plan.patch)), listed(plan.labels.foreground, 6)
+        channels = counted(plan.in_channels, "channel")
+        return printable(f"Segmenter {self.recipe.model}: {classes} in {plan.image_dims}D, {channels}, patch {size}")
 
     @classmethod
     def load(cls, run: str | Path) -> Segmenter:
@@ -273,8 +279,12 @@ class Ensemble(Segmenter):
     def __init__(self, members: Mapping[str, Segmenter]) -> None:
         (first_name, first), *others = members.items()
         common = in_common([member.calibration for member in members.values()])
-        super().__init__(first.network, first.plan, first.recipe, first.device, common)
-        self.compares: Origin | None = "folds" if len(first.plan.labels.foreground) <= MOST_CLASSES else None
+        plan = first.plan
+        if len({member.plan.mask_values for member in members.values()}) > 1:
+            why = "class indices: the labels that these networks were trained on hold different values"
+            plan = plan.replaced(mask_values=None, reasons=plan.reasons | {"mask_values": why})
+        super().__init__(first.network, plan, first.recipe, first.device, common)
+        self.compares: Origin | None = "folds" if len(plan.labels.foreground) <= MOST_CLASSES else None
         self.members = tuple(members.values())
         for member in self.members:
             member.tally = self.tally

@@ -158,7 +158,8 @@ def compare(
     if before is not None:
         check_same(out, before, settings)
     todo = make_jobs(settled.variants, seeds, folds, out / "runs")
-    places = Places.of(settled.planned[0].device, _needs(settled), most)
+    kept = threads or (before or {}).get("threads")
+    places = Places.of(settled.planned[0].device, _needs(settled), most, kept)
     fit = places.at_once([job.network for job in todo])
     settings["threads"] = each = study_threads(out, before, threads, fit)
     write_text(out / STUDY_FILE, json.dumps(settings, indent=1))

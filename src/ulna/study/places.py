@@ -72,17 +72,18 @@ class Places:
     room: Need = ENDLESS
 
     @classmethod
-    def of(cls, device: Device, needs: Mapping[str, Need], wanted: int | None) -> Places:
+    def of(cls, device: Device, needs: Mapping[str, Need], wanted: int | None, threads: int | None = None) -> Places:
         """Those of this machine.
 
         Args:
             device: that trainings run on.
             needs: network -> what a training of it takes.
             wanted: at once; None: as many as the cores carry.
+            threads: of each; None: those that are free are shared among them.
         """
         cores = os.cpu_count() or 1
         if wanted is None:
-            wanted = max(1, cores // CORES_WITH_A_GPU) if device.gpu else cores
+            wanted = max(1, cores // max(threads or 1, CORES_WITH_A_GPU if device.gpu else 1))
         return cls(min(wanted, cores), needs, Need(machine_memory(), GPU_SHARE * device.memory_bytes))
 
     def fits(self, network: str, running: Sequence[str]) -> bool:

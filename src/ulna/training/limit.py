@@ -103,13 +103,13 @@ def share_out(
         (17, None, 15.0)
     """
     said = []
-    final_s = SCORING * case_s * final_cases
+    final_s = final_evaluation_s(case_s, final_cases)
     if final_s > MOST_FINAL * left_s:
         said.append(
             f"the final evaluation takes about {told_duration(final_s)}, and will end after the limit: it scores every case"
         )
         final_s = max(0.0, MOST_FINAL * left_s)
-    final_s += max(0.0, min(case_s * calibrating_cases, MOST_CALIBRATION * left_s))
+    final_s += calibration_s(case_s, calibrating_cases, left_s)
     room_s, validation_s = max(0.0, left_s - final_s), case_s * val_cases
     if steps * step_s + validation_s <= room_s:
         return Shares(None, None, final_s, said)
@@ -127,6 +127,27 @@ def share_out(
         "and keeps those weights"
     )
     return Shares(cut, fewer if fewer < val_cases else None, final_s, said)
+
+
+def final_evaluation_s(case_s: float, final_cases: float) -> float:
+    """Seconds of the final evaluation.
+
+    Args:
+        case_s: of a case in validation.
+        final_cases: how many times that the final evaluation predicts.
+    """
+    return SCORING * case_s * final_cases
+
+
+def calibration_s(case_s: float, cases: float, left_s: float) -> float:
+    """Seconds of the calibration, which takes a part of what is left at most.
+
+    Args:
+        case_s: of a case in validation.
+        cases: how many times that it predicts.
+        left_s: of the limit.
+    """
+    return max(0.0, min(case_s * cases, MOST_CALIBRATION * left_s))
 
 
 def must_validate(state: State, training: Training, val_cases: int) -> bool:
