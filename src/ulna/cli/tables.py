@@ -258,6 +258,8 @@ def _predict(console: Console, predictions: Any) -> None:
             f"{odd} of {len(predictions.cases)} cases are unlike the training data in image or mask: see predict.json"
         )
         print_plain(console, text, style="yellow")
+    if predictions.report is not None:
+        print_plain(console, f"page: {predictions.report}")
     print_plain(console, f"next: ulna evaluate {quoted(predictions.folder)} LABELS", style="dim")
 
 
