@@ -184,3 +184,27 @@ def test_pairs_of_folders_and_labels_of_any_kind(tmp_path):
         image, labels = case.read_image(), case.read_labels()
         assert labels.size == image.size
         assert (image.array[0][labels.array[0] == 2] > 250).all() and (labels.array[0] == 2).any()
+
+
+@pytest.mark.parametrize("formats", [[], ["rtstruct"], ["nifti", "seg"]])
+def test_the_page_of_a_tree_shows_every_case_and_nothing_of_a_header(tree, trained, tmp_path, formats):
+    ulna.predict(trained, tree, out=tmp_path / "m", format=formats, report=True)
+    text = (tmp_path / "m" / "report.html").read_text("utf-8")
+    assert dicom.CANARY not in text and "axial 5 mm" not in text and dicom.uid("study 1") not in text
+    assert all(f"P{number}</" in text for number in range(6))
+    assert "no picture" not in text and text.count('class="lines"') >= 6
+    assert ("read again and verified" in text) == (formats != ["nifti"])
+    facts = json.loads((tmp_path / "m" / "predict.json").read_text())
+    assert len(facts["cases"]) == 6
+
+
+def test_the_page_quotes_no_header_where_the_modality_or_body_part_is_another(tree, trained, tmp_path):
+    def named(made, number):
+        made.BodyPartExamined = dicom.CANARY
+
+    (tmp_path / "new").mkdir()
+    values = np.random.default_rng(0).integers(0, 40, (8, 18, 20)).astype(np.int16)
+    dicom.write_series(tmp_path / "new" / "X", values, spacing=(1.5, 1.5), modality="MR", change=named)
+    ulna.predict(trained, tmp_path / "new", out=tmp_path / "m", report=True)
+    text = (tmp_path / "m" / "report.html").read_text("utf-8")
+    assert "modality is another than that of the training images" in text and dicom.CANARY not in text

@@ -14,6 +14,7 @@ from ulna.errors import UsageError
 from ulna.inference.forward import Forward
 from ulna.inference.segmenter import Ensemble, Segmenter, network_for
 from ulna.inference.slices import by_slices
+from ulna.inference.spread import Agreement
 from ulna.inference.volume import predict_slabs
 from ulna.networks.build import build
 from ulna.planning.memory import maps_per_voxel, prediction_memory
@@ -262,3 +263,31 @@ def test_memory_is_that_of_a_slice_not_of_the_volume():
     assert needed(100)["maps of a window"] == needed(1)["maps of a window"]
     assert needed(100)["slab"] == pytest.approx(needed(1)["slab"])
     assert needed(100)["image"] == 100 * needed(1)["image"]
+
+
+@pytest.mark.parametrize("kind", ["slices", "points", "volume"])
+def test_copies_that_are_made_beside_an_answer_change_no_bit_of_it_and_agree_as_averaged_ones(kind):
+    labels = Labels(names=("background", "a", "b"))
+    if kind == "volume":
+        plan = make(spatial_dims=3, labels=labels, patch=(8, 8, 8), whole_image_limit=0, mirror_axes=(0, 2))
+        network = build(
+            "unet", classes=3, spatial_dims=3, channels=(3, 4), generator=torch.Generator().manual_seed(0)
+        ).eval()
+    else:
+        plan = plan_of(1, labels=labels, patch=(16, 24), mirror_axes=(0, 1))
+        network = points_network(2, 3) if kind == "points" else net_of(plan)
+    size = (9, 5, 30)
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(3))
+
+    def maps(agreement, tta):
+        settings = Inference(mesh_step=1, tta=tta)
+        slabs = predict_slabs(network, plan, Prepared(image, size), settings=settings, device=CPU, agreement=agreement)
+        return slabs.maps()
+
+    beside, averaged, unasked = Agreement(labels, copies=True), Agreement(labels), Agreement(labels)
+    straight = maps(None, False)
+    assert torch.equal(maps(beside, False), straight)
+    assert not torch.equal(maps(averaged, True), straight)
+    assert beside.by_class() == pytest.approx(averaged.by_class(), nan_ok=True) and beside.by_class()
+    maps(unasked, False)
+    assert not unasked.by_class()

@@ -77,8 +77,8 @@ def test_mirrored_copies_are_calibrated_with_and_without_heads(run, data, tmp_pa
     plain = ulna.train(
         data, model="unet", out=tmp_path / "run", epochs=2, set=(*SMALL, "architecture.deep_supervision=false")
     )
-    assert set(read_calibration(plain.folder).dice) == {"mirrored"}
-    assert set(read_calibration(run.folder).dice) == {"heads", "mirrored"}
+    assert set(read_calibration(plain.folder).dice) == {"mirrored", "copies"}
+    assert set(read_calibration(run.folder).dice) == {"heads", "mirrored", "copies"}
     assert "predicted_dice_on_test" not in plain.summary["trust"]  # the figures are made without mirrored copies
 
 

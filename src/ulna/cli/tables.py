@@ -261,6 +261,8 @@ def _predict(console: Console, predictions: Any) -> None:
             f"{odd} of {counted(len(predictions.cases), 'case')} {'is' if odd == 1 else 'are'} unlike the training data"
         )
         print_plain(console, f"{text} in image or mask: see predict.json", style="yellow")
+    if predictions.report is not None:
+        print_plain(console, f"page: {predictions.report}")
     print_plain(console, f"next: ulna evaluate {quoted(predictions.folder)} LABELS", style="dim")
 
 

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import DICOM_SUFFIX, Series, Source, data_error, suffix_of
+from ulna.data.formats.source import Source, data_error
 from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
 from ulna.data.layout.masks import Masks, find_masks, groups_of
@@ -31,7 +30,7 @@ from ulna.evaluation.known import classes_of, empty_score, known_alone, mask_val
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import score_labels
 from ulna.evaluation.order import told_as_images
-from ulna.evaluation.predicted import predicted_masks
+from ulna.evaluation.predicted import predicted_masks, read_mask
 from ulna.evaluation.units import Across, check_unit, pooled, slices_of
 from ulna.recipe import Labels
 from ulna.system.files import cell, write_text
@@ -188,7 +187,7 @@ def evaluate(
                 reference = encode_labels(volume, of_references)
                 prediction = np.zeros_like(reference)
                 if name in predicted.sources:
-                    mask = _mask(predicted.sources[name], references.images.get(name), names, volume, dims)
+                    mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
                     prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
                     if of_masks.ignored is not None:  # what a mask leaves open is not found
                         prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
@@ -316,17 +315,6 @@ def _mean_dice(rows: Iterable[Mapping[str, Any]]) -> float:
     """Over the classes that count for a case; NaN if none does."""
     known = [row["dice"] for row in rows if not np.isnan(row["dice"])]
     return float(np.mean(known)) if known else float("nan")
-
-
-def _mask(source: Source, image: Source | None, names: Labels, reference: Volume, dims: int | None) -> Volume:
-    """A predicted mask; one of DICOM is read on the slices that it was made for, whatever the order of the reference's."""
-    if source.row is None and suffix_of(source.path) == DICOM_SUFFIX:
-        of_image = None if image is None else image.series
-        grid, fixes = ((), ()) if of_image is None else (of_image.files, of_image.fixes)
-        source = Source(source.path, None, Series((source.path,), fixes, grid, (), names.multilabel))
-    mask = read_labels(source, dims)
-    of_dicom = image is not None or "dicom" in (mask.meta.format, reference.meta.format)
-    return onto_grid(mask, reference) if of_dicom else mask
 
 
 def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:

@@ -120,6 +120,18 @@ def outlined(picture: RGB, labels: NDArray[Any]) -> RGB:
     return _outlines(picture.astype(np.float64), labels)
 
 
+def outlines_alone(labels: NDArray[Any], width: int = 1) -> NDArray[np.uint8]:
+    """The outlines of all classes to lay over a picture, as wide as so many pixels and transparent between them.
+
+    Shape:
+        (H, W) or (K, H, W) -> (H, W, 4)
+    """
+    canvas = np.zeros((*labels.shape[-2:], 4), np.uint8)
+    for number, layer in _layers(labels):
+        canvas[_edge(layer, width)] = (*CLASS_COLOURS[number % len(CLASS_COLOURS)], 255)
+    return canvas
+
+
 def comparison(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any]) -> list[tuple[str, RGB]]:
     """Image, reference, prediction and errors of one case, each with its caption; of a volume all show the same slice.
 
@@ -160,9 +172,9 @@ def _layers(labels: NDArray[Any]) -> list[tuple[int, Mask]]:
     return [(int(value) - 1, labels == value) for value in np.unique(labels[labels != 0])]
 
 
-def _edge(layer: Mask) -> Mask:
-    """The pixels of a mask that touch what is outside; the image's border is no edge."""
-    return layer & ~binary_erosion(layer, border_value=1)
+def _edge(layer: Mask, width: int = 1) -> Mask:
+    """The pixels of a mask that touch what is outside, or lie so near; the image's border is no edge."""
+    return layer & ~binary_erosion(layer, iterations=width, border_value=1)
 
 
 def _paint(canvas: NDArray[np.float64], where: NDArray[np.bool_], colour: Colour, alpha: float) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
 from ulna.errors import printable_text
 
 
 def page(package: str, name: str) -> Template:
-    """The template of a package by its file name."""
+    """The template of a package by its file name; `{% include "page.css" %}` in it is the look that pages share."""
     environment = Environment(
-        loader=PackageLoader(package, "."),
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("ulna.evaluation", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ulna.data.formats.source import ARRAY_SUFFIX, Source, suffix_of
+from ulna.data.formats.dicom.onto import onto_grid
+from ulna.data.formats.read import read_labels
+from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, suffix_of
 from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
-from ulna.data.layout.record import Record
+from ulna.data.layout.record import Entry, Record
+from ulna.data.volume import Volume
 from ulna.errors import UsageError
+from ulna.recipe import Labels
 from ulna.system.outputs import JOURNAL
 
 
@@ -27,17 +32,49 @@ def predicted_masks(predictions: Path) -> tuple[Masks, dict[str, list[str]], dic
     rows = record.current()
     if not record.facts or (predictions != folder and not any(entry.file == predictions.name for entry in rows)):
         return find_masks(predictions), {}, {}
+    names = None if predictions == folder else {predictions.name}
+    sources = sources_of(folder, rows, names)
+    known = {name for entry in rows for name in entry.files}
+    stray = [path.name for path in mask_files(folder) if path.name not in known] if predictions == folder else []
+    changed = [entry.case for entry in rows if entry.case in sources and record.changed(entry)]
+    return Masks(sources, None), {"not_listed": stray, "changed": changed}, record.facts
+
+
+def sources_of(folder: Path, rows: Sequence[Entry], names: Collection[str] | None = None) -> dict[str, Source]:
+    """Case -> its mask, of those that predict.json lists and that lie there.
+
+    Args:
+        folder: of the masks.
+        rows: of predict.json.
+        names: of the files that are meant; None for all.
+    """
     sources: dict[str, Source] = {}
     for name in dict.fromkeys(entry.file for entry in rows):
         path = folder / name
-        if not path.exists() or (predictions != folder and path.name != predictions.name):
+        if not path.exists() or (names is not None and name not in names):
             continue
         if suffix_of(path) == ARRAY_SUFFIX:
             inside = rows_of(path)
             sources |= {e.case: inside[e.case] for e in rows if e.file == name and e.case in inside}
         else:
             sources |= {entry.case: Source(path) for entry in rows if entry.file == name}
-    known = {name for entry in rows for name in entry.files}
-    stray = [path.name for path in mask_files(folder) if path.name not in known] if predictions == folder else []
-    changed = [entry.case for entry in rows if entry.case in sources and record.changed(entry)]
-    return Masks(sources, None), {"not_listed": stray, "changed": changed}, record.facts
+    return sources
+
+
+def read_mask(source: Source, image: Source | None, names: Labels, like: Volume, dims: int | None) -> Volume:
+    """A predicted mask; one of DICOM is read on the slices that it was made for, whatever the order of others'.
+
+    Args:
+        source: the mask.
+        image: of the case, where it is a DICOM series.
+        names: the classes.
+        like: its image or its reference, on whose grid it is wanted.
+        dims: that it has, where a file may be read in two ways.
+    """
+    if source.row is None and suffix_of(source.path) == DICOM_SUFFIX:
+        of_image = None if image is None else image.series
+        grid, fixes = ((), ()) if of_image is None else (of_image.files, of_image.fixes)
+        source = Source(source.path, None, Series((source.path,), fixes, grid, (), names.multilabel))
+    mask = read_labels(source, dims)
+    of_dicom = image is not None or "dicom" in (mask.meta.format, like.meta.format)
+    return onto_grid(mask, like) if of_dicom else mask

@@ -5,22 +5,21 @@ The page is a single file without scripts and without anything to fetch; a conte
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from ulna.errors import UsageError
 from ulna.evaluation import figures
+from ulna.evaluation.embedding import address, css, embed
 from ulna.evaluation.pages import page
 from ulna.evaluation.views import flat
 from ulna.system.files import write_text
@@ -29,7 +28,6 @@ from ulna.system.reading import read_json_object, read_yaml
 DASH = "–"
 SHOWN = 3  # best cases, and as many worst
 PICTURE = 256  # pixels along the longer side, about
-LARGEST = 60_000  # bytes of a picture, so that a page stays below 3 MB
 MEASURES = {
     "dice": "Dice",
     "iou": "IoU",
@@ -113,7 +111,7 @@ def write_report(
         "curves": _curves(run / "metrics.csv", summary.get("monitor", "dice")),
         "groups": _groups(cases),
         "classes": _classes(scores),
-        "errors": [(meaning, _css(colour)) for meaning, colour in figures.LEGEND],
+        "errors": [(meaning, css(colour)) for meaning, colour in figures.LEGEND],
         "volumes": any(case.image.ndim == 4 for case in cases),
         "reasons": _reasons(plan),
         "facts": _facts(summary, run, predictions),
@@ -199,7 +197,7 @@ def _curves(path: Path, monitor: str) -> dict[str, str] | None:
             name: figures.curves(rows, Path(folder, name), monitor=monitor, dark=name == "dark")
             for name in ("light", "dark")
         }
-        return {name: _address(file.read_bytes(), "png") for name, file in drawn.items()}
+        return {name: address(file.read_bytes(), "png") for name, file in drawn.items()}
 
 
 def _value(text: Any) -> float:
@@ -223,7 +221,7 @@ def _draw(case: ReportCase) -> Drawn:
     shown = flat(case.image, case.reference, case.prediction)
     image, reference, prediction = _resize(shown[0], smooth=True), _resize(shown[1]), _resize(shown[2])
     pictures = figures.comparison(image, prediction, reference)
-    return Drawn(case.case, _number(float(case.dice), 3), [(caption, _embed(picture)) for caption, picture in pictures])
+    return Drawn(case.case, _number(float(case.dice), 3), [(caption, embed(picture)) for caption, picture in pictures])
 
 
 def _resize(array: NDArray[Any], *, smooth: bool = False) -> NDArray[Any]:
@@ -237,36 +235,10 @@ def _resize(array: NDArray[Any], *, smooth: bool = False) -> NDArray[Any]:
     return array.repeat(factor, -2).repeat(factor, -1)
 
 
-def _embed(picture: figures.RGB) -> str:
-    """A data address: PNG where that is small, else the best JPEG that is."""
-    data = _encoded(picture, "png", optimize=True)
-    if len(data) <= LARGEST:
-        return _address(data, "png")
-    for quality in (88, 75, 60, 40):
-        data = _encoded(picture, "jpeg", quality=quality, subsampling=0)
-        if len(data) <= LARGEST:
-            break
-    return _address(data, "jpeg")
-
-
-def _encoded(picture: figures.RGB, kind: str, **options: Any) -> bytes:
-    with io.BytesIO() as file:
-        Image.fromarray(picture).save(file, kind, **options)
-        return file.getvalue()
-
-
-def _address(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
 def _classes(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(class, colour of its outline)."""
     colours = figures.CLASS_COLOURS
-    return [(str(name), _css(colours[k % len(colours)])) for k, name in enumerate(scores.get("classes", {}))]
-
-
-def _css(colour: Iterable[int]) -> str:
-    return "#" + "".join(f"{part:02x}" for part in colour)
+    return [(str(name), css(colours[k % len(colours)])) for k, name in enumerate(scores.get("classes", {}))]
 
 
 def _reasons(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

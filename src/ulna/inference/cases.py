@@ -44,6 +44,7 @@ from ulna.system.passed_on import Shown, as_it_is
 from ulna.system.progress import track
 from ulna.system.signals import Interruption, Stopped
 from ulna.trust.comparing import Comparison, Finding, in_one_line
+from ulna.trust.page import retire_page
 from ulna.version import version
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class Work:
             return 0
         try:
             with self.record.writing() as staging, Interruption() as interruption:
+                retire_page(self.out)
                 try:
                     self._predict_all(todo, staging, interruption)
                 finally:  # what is done is kept, also when a person stops the rest

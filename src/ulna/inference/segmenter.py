@@ -167,7 +167,7 @@ class Segmenter(Comparing):
 
     def _watched(self, volume: Volume) -> Slabs:
         """Slabs of which it is counted how much several answers agree, where the run has a use for it."""
-        agreement = None if self.compares is None else Agreement(self.plan.labels)
+        agreement = None if self.compares is None else Agreement(self.plan.labels, copies=self.compares == "copies")
         self._beside = self._beside._replace(agreement=agreement)
         return self.slabs(volume, agreement)
 

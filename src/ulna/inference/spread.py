@@ -19,10 +19,11 @@ class Agreement:
 
     Args:
         labels: the classes.
+        copies: whether mirrored copies are made for it alone, and the answer stays that to the image as it is.
     """
 
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
+    def __init__(self, labels: Labels, *, copies: bool = False) -> None:
+        self.labels, self.copies = labels, copies
         self._sums: Tensor | None = None  # (2, K): twice what is common, and all
 
     def add(self, counts: Tensor) -> None:

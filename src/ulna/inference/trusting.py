@@ -23,13 +23,31 @@ class Comparing:
 
     Attributes:
         plan: of the training.
+        recipe: of the training.
         calibration: None for an earlier run, and for one whose training has not ended.
         compares: which answers are compared beside the prediction.
     """
 
     plan: Plan
+    recipe: Recipe
     calibration: Calibration | None
     compares: Origin | None
+
+    def with_copies(self) -> int:
+        """Tell the Dice to expect from mirrored copies too, where the run was calibrated for them; masks stay as they are.
+
+        Call it before the first image.
+
+        Returns:
+            How often every image is predicted.
+        """
+        copies = 2 ** len(self.plan.mirror_axes)
+        if self.compares == "folds" or self.recipe.inference.tta or self.calibration is None or copies == 1:
+            return 1
+        if "copies" not in self.calibration.dice or len(self.plan.labels.foreground) > MOST_CLASSES:
+            return 1
+        self.compares = "copies"
+        return copies
 
     def compare(self, volume: Volume) -> Comparison:
         """The case against the training data, before it is predicted."""

@@ -120,7 +120,7 @@ def predict_slabs(
         tally: what a head that reads points is asked for is added to it.
         forward: how this very network is run on this device in this precision, kept from an image before.
         agreement: how much the heads agree with the answer is added to it where `forward` compares them, else how much
-            mirrored copies do.
+            mirrored copies do, which may be made for it alone.
     """
     if axis is None or plan.slices is not None:
         axis = axis_of_slabs(prepared.size, plan)
@@ -160,7 +160,8 @@ def _windowed(
 ) -> Iterator[Tensor]:
     """Probabilities on the grid of the plan, without margins, windows by windows."""
     network, plan, device = forward.network, forward.plan, forward.device
-    flipped = flips([a + 2 for a in plan.mirror_axes] if settings.tta else ())  # axes of (N, C, *S)
+    aside = agreement is not None and agreement.copies and not settings.tta  # the copies change no answer
+    flipped = flips([a + 2 for a in plan.mirror_axes] if settings.tta or aside else ())  # axes of (N, C, *S)
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
     image = to_device(prepared.image, device)
     grid = tuple(image.shape[1 + along] for along in plan.patch_axes)
@@ -185,7 +186,8 @@ def _windowed(
         # the layout that is fastest here, whatever layout the weights came in
         layout = nd.layout(plan.spatial_dims, True, device, forward.precision)
         windows = windows.contiguous(memory_format=layout)
-        at_once = max(1, batch // len(windows))  # flipped copies, where windows alone do not fill a batch
+        # flipped copies, where windows alone do not fill a batch; beside others an answer may change in its last bit
+        at_once = 1 if aside else max(1, batch // len(windows))
         maps: Tensor | None = None
         straight: Tensor | None = None  # the answer to the image as it is
         for first in range(0, len(flipped), at_once):
@@ -200,9 +202,10 @@ def _windowed(
                         straight = p.clone()
                     else:
                         agreement.add(count_agreement(straight, p, plan.labels))
-                maps = p if maps is None else maps + p
+                if maps is None or not aside:
+                    maps = p if maps is None else maps + p
         assert maps is not None
-        return maps if len(flipped) == 1 else maps / len(flipped)
+        return maps if len(flipped) == 1 or aside else maps / len(flipped)
 
     if plan.slices is None:
         windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis, batch=batch)

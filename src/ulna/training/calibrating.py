@@ -87,7 +87,7 @@ def calibrate(
     if segmenter.compares == "heads":
         dice["heads"] = fit_lines([one.agreement for one in seen], plain)
     if _mirrors(plan, segmenter.recipe):
-        dice["mirrored"] = _mirrored(segmenter, clock.within(spread_out(val, MOST_MIRRORED)))
+        dice |= _mirrored(segmenter, clock.within(spread_out(val, MOST_MIRRORED)))
     found = Calibration(
         weights=file_digest(folder / "weights.safetensors"),
         cases=len(seen),
@@ -233,20 +233,26 @@ def _sample(
     return Sample(maps[:, inside], classes[..., inside])
 
 
-def _mirrored(segmenter: Segmenter, cases: Iterator[Case]) -> Lines:
-    """From the agreement of mirrored copies to Dice."""
+def _mirrored(segmenter: Segmenter, cases: Iterator[Case]) -> dict[Origin, Lines]:
+    """From the agreement of mirrored copies to the Dice of their average, and to that of the answer to the image as it is."""
     mirrored, labels = segmenter.mirrored(), segmenter.plan.labels
     mirrored.compares = "mirrored"
     agreements: list[Mapping[str, float]] = []
-    dice: list[Mapping[str, float]] = []
+    dice: dict[Origin, list[Mapping[str, float]]] = {"mirrored": [], "copies": []}
     for case in cases:
         volume = case.read_image()
         agreement = Agreement(labels)
-        mask = mirrored.slabs(volume, agreement).label_map(labels, segmenter.recipe.inference.threshold)
-        mask, reference = known_alone(mask, read_reference(case, volume, segmenter.plan), labels)
+        answers: dict[Origin, Slabs] = {
+            "mirrored": mirrored.slabs(volume, agreement),
+            "copies": segmenter.slabs(volume),
+        }
+        whole = read_reference(case, volume, segmenter.plan)
+        for origin, slabs in answers.items():
+            mask = slabs.label_map(labels, segmenter.recipe.inference.threshold)
+            mask, reference = known_alone(mask, whole, labels)
+            dice[origin].append({name: _dice(mask, reference, labels, name) for name in labels.foreground})
         agreements.append(agreement.by_class())
-        dice.append({name: _dice(mask, reference, labels, name) for name in labels.foreground})
-    return fit_lines(agreements, dice)
+    return {origin: fit_lines(agreements, of_origin) for origin, of_origin in dice.items()}
 
 
 def _dice(mask: NDArray[Any], reference: NDArray[Any], labels: Labels, name: str) -> float:

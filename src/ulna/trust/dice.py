@@ -19,7 +19,7 @@ from ulna.recipe import Frozen
 
 LEAST_CASES = 5  # below that nothing is estimated
 SHARE = 0.9  # of cases that an interval is to hold
-Origin = Literal["heads", "mirrored", "folds"]
+Origin = Literal["heads", "mirrored", "copies", "folds"]  # mirrored: averaged; copies: beside an answer that stays
 MEAN = ""  # stands for the mean over the classes
 
 
