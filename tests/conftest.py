@@ -11,6 +11,7 @@ import torch
 
 from tests.discs import draw_discs
 from tests.places import SHARED
+from ulna.system import progress
 
 torch.set_num_threads(int(os.environ.get("ULNA_TEST_THREADS", "1")))
 
@@ -44,12 +45,15 @@ def discs(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def log_left_as_it_was():
-    """A command line takes the log to itself; the next test finds it as if none had been called."""
+def log_and_bars_left_as_they_were():
+    """A command line and a training of a study take them to themselves; the next test finds them as if it were the first."""
     logger = logging.getLogger("ulna")
     before = logger.handlers[:], logger.level, logger.propagate
+    bars = {name: getattr(progress, name) for name in ("_listener", "_quiet", "_shared")}
     yield
     logger.handlers[:], logger.level, logger.propagate = before
+    for name, value in bars.items():
+        setattr(progress, name, value)
 
 
 def pytest_collection_modifyitems(items):

@@ -111,7 +111,7 @@ def test_a_training_of_a_study_tunes_its_memory(monkeypatch, tmp_path):
     assert asked == ["tuned"]
 
 
-def test_the_command_line_tunes_the_memory_of_verbs_that_compute(monkeypatch, tmp_path):
+def test_the_command_line_tunes_the_memory_of_verbs_that_compute(monkeypatch, tmp_path, discs):
     asked = []
     monkeypatch.setattr("ulna.kernels.allocator.tune_memory", lambda: asked.append("tuned"))
     for verb in ("models", "check"):
@@ -120,7 +120,7 @@ def test_the_command_line_tunes_the_memory_of_verbs_that_compute(monkeypatch, tm
     assert not asked
     cli.run(["train", "no-such-folder"])  # answered before anything computes
     assert not asked
-    cli.run(["train", str(tmp_path)])
+    cli.run(["train", str(discs), "--out", str(tmp_path / "run"), "--max-hours", "-1"])
     assert asked == ["tuned"]
     assert [name for name, verb in VERBS.items() if not verb.computes] == ["check", "models", "recipes", "evaluate"]
 

@@ -16,7 +16,7 @@ from ulna.study.jobs import run_jobs
 from ulna.study.places import Need, Places, read_jobs
 from ulna.system.device import Device
 from ulna.system.progress import Standing
-from ulna.system.telling import Teller
+from ulna.system.progress_file import ProgressFile
 
 NEEDS = {"small": Need(1, 2), "large": Need(3, 5), "wide": Need(6, 1)}
 ROOM = Need(7, 10)
@@ -188,7 +188,7 @@ def test_lines_show_how_far_trainings_have_come(machine, tmp_path, monkeypatch):
     begin = jobs._begin
 
     def begins(job, data, threads, pseudonyms):
-        Teller(jobs.standing_file(job.run))(Standing("epoch 3", 4, 20, "at most 5 min left"))
+        ProgressFile(jobs.standing_file(job.run))(Standing("epoch 3", 4, 20, "at most 5 min left"))
         return begin(job, data, threads, pseudonyms)
 
     monkeypatch.setattr(jobs, "_begin", begins)

@@ -8,7 +8,7 @@ import pytest
 
 from ulna.system import progress as room
 from ulna.system.progress import Standing, bar, board, report_to, track
-from ulna.system.telling import EVERY_S, Teller, read_standing
+from ulna.system.progress_file import EVERY_S, ProgressFile, read_standing
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_board_where_nobody_looks_draws_nothing(capsys):
 
 def test_a_teller_writes_now_and_then_and_another_bar_at_once(tmp_path):
     now, file = 0.0, tmp_path / "run.now"
-    tell = Teller(file, lambda: now)
+    tell = ProgressFile(file, lambda: now)
     tell(Standing("epoch 1", 1, 9))
     tell(Standing("epoch 1", 2, 9))
     assert read_standing(file) == Standing("epoch 1", 1, 9)
@@ -135,7 +135,7 @@ def test_a_teller_writes_now_and_then_and_another_bar_at_once(tmp_path):
 
 
 def test_a_teller_that_cannot_write_stops_no_work(tmp_path):
-    Teller(tmp_path / "absent" / "run.now")(Standing("epoch 1"))
+    ProgressFile(tmp_path / "absent" / "run.now")(Standing("epoch 1"))
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from ulna.study.worker import standing_file
 from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, make_folder
 from ulna.system.progress import Board, Standing, board
+from ulna.system.progress_file import read_standing
 from ulna.system.reading import read_json_object
 from ulna.system.signals import Stopped, on_first_signal
-from ulna.system.telling import read_standing
 from ulna.training.limit import told_duration
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from ulna.kernels.allocator import tune_memory
 from ulna.system.locking import locked
 from ulna.system.passed_on import without_places
 from ulna.system.progress import Lines, report_to
-from ulna.system.telling import Teller
+from ulna.system.progress_file import ProgressFile
 
 # How often a worker looks whether its study is still there.
 LOOK_S = 0.5
@@ -34,7 +34,7 @@ def standing_file(run: Path, key: Path | None = None) -> Path:
 def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = None) -> int:
     """Train, or go on; returns the exit code of `ulna train`."""
     tune_memory()  # as the command line does: this process is a study's own
-    report_to(Teller(standing_file(run)))
+    report_to(ProgressFile(standing_file(run)))
     handler = logging.StreamHandler()
     handler.setFormatter(_Stored(data, run))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

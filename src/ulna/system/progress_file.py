@@ -1,4 +1,4 @@
-"""Where the work of another process stands: it leaves that in a small file, which whoever began it reads."""
+"""The progress of another process: it writes it to a small file, which the process that started it reads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ulna.system.reading import read_json_object
 EVERY_S = 0.5  # a file is written
 
 
-class Teller:
-    """Listens to the bars of this process, and leaves where they stand in a file: the newest one, whole or not at all.
+class ProgressFile:
+    """Listens to the bars of this process and writes the progress of the newest one to a file, whole or not at all.
 
     A file that cannot be written stops no work.
 
@@ -37,13 +37,13 @@ class Teller:
             return
         self._written, self._what = now, standing.what
         beside = self._path.with_name(self._path.name + ".new")
-        with suppress(OSError):  # no fsync: what is lost here is told again
+        with suppress(OSError):  # no fsync: what is lost here is written again
             beside.write_text(json.dumps(asdict(standing)), encoding="utf-8")
             beside.replace(self._path)
 
 
 def read_standing(path: Path) -> Standing | None:
-    """What a `Teller` left in a file; None where there is none, or something else."""
+    """The progress in a file; None where there is none, or something else."""
     with suppress(OSError, UsageError, ValueError, TypeError, KeyError):
         told = read_json_object(path) if path.is_file() else {}
         return Standing(
