@@ -154,6 +154,12 @@ def test_curves_show_every_value_and_mark_the_networks_own(tmp_path, monkeypatch
     plt.close("all")
 
 
+def test_curves_of_nothing_measurable_have_a_scale(tmp_path):
+    """A training or a prediction too short for the clock costs 0."""
+    row = {"field": "a", "value": 1, "base": True, "dice": [0.8, 0.8, 0.8], "epoch_s": 0.0, "training_mb": 0.0}
+    assert draw_curves([row], {"a": "first"}, tmp_path / "curves.png", conditions="here").exists()
+
+
 @pytest.mark.slow
 def test_every_choice_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(implicit, "VARIED", FEW)

@@ -55,7 +55,7 @@ def _panel(axes: Any, rows: Sequence[Mapping[str, Any]], key: str) -> None:
         reach += [[(v if row[key][2] is None else row[key][2]) - v for v, row in zip(values, rows, strict=True)]]
         axes.errorbar(at, values, yerr=reach, fmt="none", ecolor=_MUTED, elinewidth=0.9, capsize=2.5, zorder=1)
     else:
-        axes.set_ylim(0, 1.12 * max(values, default=1))
+        axes.set_ylim(0, 1.12 * max(values, default=0) or 1)  # a scale for what is too short to measure, too
     for (x, row), value in zip(known, values, strict=True):
         axes.plot(x, value, "o", color=DICE, markerfacecolor=DICE if row["base"] else _PAPER, markersize=6, zorder=3)
     axes.set_xlim(-0.4, len(rows) - 0.6)

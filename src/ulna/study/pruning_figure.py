@@ -78,7 +78,7 @@ def _against_time(axes: Any, rows: Sequence[Mapping[str, Any]], limit_ms: float 
             fontsize=9.5,
             color=_INK,
         )
-    end = 1.06 * max(row["p95_ms"] for row in rows)
+    end = 1.06 * max(row["p95_ms"] for row in rows) or 1.0
     title = "Dice against time"
     if limit_ms is not None:
         title += f", {limit_ms:g} ms allowed"

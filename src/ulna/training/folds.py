@@ -192,7 +192,7 @@ def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -
         "evaluated_on": ALL,
         ALL: evaluation.summary,
         "note": f"every case is scored by the network of the fold that did not train on it{chose}",
-        **{name: round(sum(one[name] for one in summaries), 1) for name in ("wall_seconds", "training_seconds")},
+        **{name: round(sum(one[name] for one in summaries), 3) for name in ("wall_seconds", "training_seconds")},
         "peak_memory_mb": max(of_fold["peak_memory_mb"] for of_fold in summaries),
         "command": stored_command(
             ["train", data, "--recipe", folder / FOLDS_FILE, "--folds", len(runs), "--out", "NEW_FOLDER"]

@@ -96,9 +96,9 @@ def summarise(
         "evaluated_on": part,
         part: evaluation.summary,
         **({} if calibration is None else {"trust": calibration.summary(error if part == "test" else None)}),
-        "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),
-        "training_seconds": round(state.elapsed_s, 1),
-        "seconds": {phase: round(spent, 1) for phase, spent in state.seconds.items()},  # of the training
+        "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 3),
+        "training_seconds": round(state.elapsed_s, 3),
+        "seconds": {phase: round(spent, 3) for phase, spent in state.seconds.items()},  # of the training
         "peak_memory_mb": max(state.peak_mb, peak_memory_mb()),
         "device": device_name(),
         "precision": choose_precision(recipe.training.precision, default_device()),
