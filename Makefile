@@ -58,6 +58,7 @@ $(BIN)/python:
 
 .venv/.test: .venv/.core
 	$(PIP) --editable '.[test]'
+	$(PIP) --editable ./packages/runtime
 	@touch $@
 
 .venv/.dev: .venv/.test

@@ -68,6 +68,15 @@ VERBS: dict[str, Verb] = {
         "Train several networks alike, and say with statistics which is better.",
         computes=True,
     ),
+    "export": Verb(
+        "ulna.exporting.export:export",
+        "Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.",
+        computes=True,
+    ),
+    "info": Verb(
+        "ulna.exporting.info:info",
+        "Print the model card of a run or of an exported file: what it was trained on, its scores, limits and licence.",
+    ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",

@@ -11,6 +11,7 @@ from rich.console import Console
 from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
 from ulna.cli.study_tables import print_bench, print_levels, print_study
 from ulna.errors import listed, printable_text
+from ulna.exporting.card import page as card_page
 from ulna.system.progress import make_console
 
 MEASURES = {
@@ -308,6 +309,24 @@ def _demo(console: Console, made: Any) -> None:
     print_plain(console, f"report: {made.report}")
 
 
+def _export(console: Console, made: Any) -> None:
+    parity = made.parity
+    seen = "made-up images" if parity.made_up else "cases"
+    print_plain(
+        console,
+        f"{parity.identical:.4%} of {parity.voxels:,} voxels of {parity.cases} {seen} as ulna predict has them; logits differ by "
+        f"up to {parity.logits:.1e}, probabilities by {parity.probabilities:.1e}",
+    )
+    against = "against the references" if parity.against_references else "against the masks of the run"
+    if made.precision != "fp32":
+        print_plain(console, f"Dice lost in {made.precision}, {against}: {parity.dice_lost:.4f}")
+    print_plain(console, f"file: {made.file} ({made.bytes / 1e6:.1f} MB)")
+
+
+def _info(console: Console, made: Any) -> None:
+    print_plain(console, card_page(made.card, made.name).rstrip())
+
+
 SHOW: dict[str, Callable[[Console, Any], None]] = {
     "bench": print_bench,
     "check": _check,
@@ -315,6 +334,8 @@ SHOW: dict[str, Callable[[Console, Any], None]] = {
     "demo": _demo,
     "evaluate": _evaluate,
     "explain": _explain,
+    "export": _export,
+    "info": _info,
     "models": _models,
     "plan": _plan,
     "predict": _predict,

@@ -82,8 +82,8 @@ def predict(
     read again and compared with the mask before it is put in place.
 
     Args:
-        run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged, as do the folds of a
-            cross-validation.
+        run: a run folder of `ulna train`, or a file of `ulna export`; several make an ensemble, whose probabilities are
+            averaged, as do the folds of a cross-validation.
         data: an image, a folder of images, a data set, an .npz file, or a folder with DICOM series.
         out: folder for the masks and predict.json.
         split: only the cases of this part of the run's own split: train, val or test.
@@ -199,15 +199,22 @@ def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
 def _run_digest(runs: Sequence[Path]) -> str:
     """Of the weights, the plan and the recipe of all runs, in their order; empty text where one cannot be read."""
     try:
-        return file_digest(*(run / name for run in dict.fromkeys(runs) for name in OF_A_RUN))
+        return file_digest(*(file for run in dict.fromkeys(runs) for file in _files_of(run)))
     except OSError:  # what is missing is told where it is loaded
         return ""
+
+
+def _files_of(run: Path) -> list[Path]:
+    """What a run's answers depend on: three files of its folder, or the exported file that it is."""
+    return [run] if run.is_file() else [run / name for name in OF_A_RUN]
 
 
 def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
     """The smaller network of every run."""
     members: dict[str, Segmenter] = {}
     for run in runs:
+        if run.is_file():
+            raise UsageError(f"{run}: is an exported file, whose level was chosen when it was exported; leave --level out")
         segmenter = Segmenter.load(run)
         chosen = named_level(levels_of(run, segmenter.recipe), level=level, head=None)
         members[str(run)] = pruned(segmenter, chosen.head if chosen else None)
@@ -225,6 +232,9 @@ def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
 
 
 def _common_split(runs: Sequence[Path]) -> Split:
+    for run in runs:
+        if run.is_file():
+            raise UsageError(f"--split: {run} is an exported file, which holds no split; name the images, or the run")
     splits = {run: read_split(run) for run in runs}
     first, *others = splits
     for other in others:

@@ -344,7 +344,7 @@ def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
 def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
     """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
 
-    So do the folds of a cross-validation.
+    So do the folds of a cross-validation. A file of `ulna export` is read too, by `ulna-runtime`.
 
     Raises:
         UsageError: if a folder holds no run, or the runs have other classes or channels.
@@ -353,7 +353,16 @@ def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
     runs = list(dict.fromkeys(map(str, each_run(named))))
     if not runs:
         raise UsageError("no run is given; name one run folder or more")
-    return Segmenter.load(runs[0]) if len(runs) == 1 else Ensemble({name: Segmenter.load(name) for name in runs})
+    return _one(runs[0]) if len(runs) == 1 else Ensemble({name: _one(name) for name in runs})
+
+
+def _one(run: str) -> Segmenter:
+    """A run folder, or a file of `ulna export`."""
+    if not Path(run).is_file():
+        return Segmenter.load(run)
+    from ulna.inference.exported import ExportedSegmenter  # it is a segmenter
+
+    return ExportedSegmenter.load(run)
 
 
 def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = None) -> Network:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,16 @@ class Network:
         """Whether it takes windows of one size alone: it never sees an image in one piece, nor a smaller one."""
         return self.member.graphs.kind == "points" or self.member.graphs.fixed is not None
 
-    def logits(self, window: Maps) -> Maps:
+    def dense_logits(self, window: Maps) -> Maps:
+        """As `logits`, but every voxel is asked of a head that reads points."""
+        return self.logits(window, mesh_step=1)
+
+    def logits(self, window: Maps, mesh_step: int | None = None) -> Maps:
         """(C, *S) -> (K, *S).
+
+        Args:
+            window: of an image.
+            mesh_step: of a head that reads points; None: as its settings say.
 
         Raises:
             UsageError: if what comes out is not finite: a label map would turn NaN into background.
@@ -53,7 +62,7 @@ class Network:
         padded = np.pad(window, [(0, 0), *((0, -n % d) for n, d in zip(size, divisor, strict=True))], mode="edge")
         maps = self._run(0, padded[None])
         if self.member.graphs.kind == "points":
-            logits = self._decoded(maps, padded.shape[1:], size)
+            logits = self._decoded(maps, padded.shape[1:], size, mesh_step)
         else:
             logits = maps[0][0][(..., *(slice(n) for n in size))]
         if logits.shape != (self.member.plan.labels.outputs, *size):
@@ -66,15 +75,19 @@ class Network:
             )
         return np.asarray(logits, np.float32)
 
-    def _decoded(self, maps: list[Maps], padded: tuple[int, ...], size: tuple[int, ...]) -> Maps:
-        graphs, plan = self.member.graphs, self.member.plan
+    def _decoded(
+        self, maps: list[Maps], padded: tuple[int, ...], size: tuple[int, ...], mesh_step: int | None
+    ) -> Maps:
+        graphs, plan, settings = self.member.graphs, self.member.plan, self.member.settings
+        if mesh_step is not None:
+            settings = replace(settings, mesh_step=mesh_step)
 
         def read(points: NDArray[np.int64]) -> Maps:
             entered = [vectors(one[0], points, padded, graphs.gather) for one in maps]
             entered.append(encode(points, padded, graphs.frequencies))
             return self._run(1, np.concatenate(entered, 1))[0].T
 
-        return by_stages(read, size, self.member.settings, plan.labels.multilabel)
+        return by_stages(read, size, settings, plan.labels.multilabel)
 
     def _run(self, number: int, values: Maps) -> list[Any]:
         session = self._sessions[number]

@@ -58,7 +58,7 @@ class Segmenter:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.card, self.digest, self.path = bundle.card, bundle.digest, bundle.path
         self.members = read_pipeline(bundle.pipeline, bundle.path)
-        self._networks = [Network(member, bundle.graphs, bundle.path, threads) for member in self.members]
+        self.networks = [Network(member, bundle.graphs, bundle.path, threads) for member in self.members]
 
     @property
     def labels(self) -> Labels:
@@ -103,7 +103,7 @@ class Segmenter:
         """
         for member in self.members:
             check_fit(volume, member.plan)
-        return mean_of(self._networks, volume, tta=tta)
+        return mean_of(self.networks, volume, tta=tta)
 
     def _volume(self, image: Any, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Volume:
         plan = self.members[0].plan

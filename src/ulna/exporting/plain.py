@@ -1,0 +1,46 @@
+"""The network alone, for other programs: an ONNX file, or one of OpenVINO."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ulna.errors import UsageError
+from ulna.exporting.runtime import need
+
+
+def write_onnx(path: Path, members: Mapping[str, bytes], format: str) -> None:
+    """Write the graph of an export alone, with its pipeline and card as metadata; OpenVINO's two files in a zip.
+
+    Args:
+        path: the file.
+        members: of the exported file.
+        format: onnx or openvino.
+
+    Raises:
+        UsageError: if the export has several graphs.
+    """
+    graphs = [name for name in members if name.endswith(".onnx")]
+    if len(graphs) != 1:
+        raise UsageError(f"--format {format} holds one graph, and this export has {len(graphs)}; take --format ulna")
+    onnx = need("onnx")
+    model = onnx.load_from_string(members[graphs[0]])
+    onnx.helper.set_model_props(model, {name: members[name].decode() for name in ("pipeline.json", "card.json")})
+    if format == "onnx":
+        path.write_bytes(model.SerializeToString())
+        return
+    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLED", "1")
+    openvino: Any = need("openvino")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "network.onnx", Path(folder) / "network.xml"
+        onnx.save(model, source)
+        openvino.save_model(openvino.convert_model(str(source)), str(target), compress_to_fp16=False)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in (target, target.with_suffix(".bin")):
+                archive.write(file, file.name)
+            for name in ("pipeline.json", "card.json"):
+                archive.writestr(name, members[name])
