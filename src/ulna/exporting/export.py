@@ -115,7 +115,9 @@ def export(
     calibration = cases.windows(segmenters) if cases is not None and precision == "int8" else None
     made = [_graphs(one, precision, calibration and calibration[n]) for n, one in enumerate(segmenters)]
     members = {"pipeline.json": _pipeline(segmenters, made, precision)} | {
-        name: model for n, graphs in enumerate(made) for name, model in zip(_names(n, graphs), graphs.models, strict=True)
+        name: model
+        for n, graphs in enumerate(made)
+        for name, model in zip(_names(n, graphs), graphs.models, strict=True)
     }
     card = card_of(runs, segmenters[0].plan, segmenters[0].recipe, licence)
     card["export"] = {"precision": precision, "level": "whole" if level is None else f"L{level}"}
@@ -161,10 +163,13 @@ class _Cases:
         dataset = Dataset.from_folder(data, need_labels=False, channels=segmenter.plan.in_channels)
         dataset = dataset.of_dims(segmenter.plan.image_dims)
         if not dataset.cases:
-            raise UsageError(f"{data}: holds no case; name the data set that the run was trained on, or leave --data out")
+            raise UsageError(
+                f"{data}: holds no case; name the data set that the run was trained on, or leave --data out"
+            )
         split = read_split(run)
         known = {
-            part: [case for case in dataset.cases if case.id in set(getattr(split, part))] for part in ("train", "val", "test")
+            part: [case for case in dataset.cases if case.id in set(ids)]
+            for part, ids in (("train", split.train), ("val", split.val), ("test", split.test))
         }
         compared = known["test"] or known["val"] or list(dataset.cases)
         return cls(compared, known["train"] or list(dataset.cases))

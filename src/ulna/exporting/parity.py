@@ -151,7 +151,10 @@ def logits_apart(run: Segmenter, network: Any, windows: Sequence[NDArray[np.floa
         for window in windows:
             expected = run.network(torch.from_numpy(window))[0].numpy()
             found = network.dense_logits(window[0])
-            apart, largest = max(apart, float(np.abs(found - expected).max())), max(largest, float(np.abs(expected).max()))
+            apart, largest = (
+                max(apart, float(np.abs(found - expected).max())),
+                max(largest, float(np.abs(expected).max())),
+            )
     return apart / largest
 
 
@@ -162,7 +165,7 @@ def _dice_lost(ours: NDArray[Any], theirs: NDArray[Any], reference: NDArray[Any]
 
 
 def _dice(a: NDArray[Any], b: NDArray[Any], plan: Plan) -> float:
-    """The mean Dice of the structures that either holds; 1 where none does. What the reference does not know counts for none."""
+    """The mean Dice of the structures that either holds, 1 where none does; without what the reference does not know."""
     labels = plan.labels
     if labels.ignored is not None:
         known = b != labels.ignored

@@ -214,7 +214,9 @@ def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
     members: dict[str, Segmenter] = {}
     for run in runs:
         if run.is_file():
-            raise UsageError(f"{run}: is an exported file, whose level was chosen when it was exported; leave --level out")
+            raise UsageError(
+                f"{run}: is an exported file, whose level was chosen when it was exported; leave --level out"
+            )
         segmenter = Segmenter.load(run)
         chosen = named_level(levels_of(run, segmenter.recipe), level=level, head=None)
         members[str(run)] = pruned(segmenter, chosen.head if chosen else None)

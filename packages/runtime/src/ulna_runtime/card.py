@@ -31,7 +31,9 @@ def _lines(name: str, value: Any, depth: int) -> list[str]:
 
 
 def _line(name: str, value: Any, depth: int) -> str:
-    shown = ", ".join(map(_plain, value)) if isinstance(value, list) else "not known" if value is None else _plain(value)
+    shown = (
+        ", ".join(map(_plain, value)) if isinstance(value, list) else "not known" if value is None else _plain(value)
+    )
     return f"{'  ' * depth}{_plain(name)}: {shown}"
 
 

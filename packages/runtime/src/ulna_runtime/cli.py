@@ -41,7 +41,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     from ulna_runtime import __version__
 
-    parser = argparse.ArgumentParser("ulna-runtime", description=f"Segment images with an exported file. {RESEARCH_USE}")
+    parser = argparse.ArgumentParser(
+        "ulna-runtime", description=f"Segment images with an exported file. {RESEARCH_USE}"
+    )
     parser.add_argument("--version", action="version", version=f"ulna-runtime {__version__}. {RESEARCH_USE}")
     verbs = parser.add_subparsers(dest="verb", required=True)
     predict = verbs.add_parser(
@@ -77,7 +79,9 @@ def _predict(asked: argparse.Namespace) -> int:
         raise UsageError(f"{asked.images}: has two images named {twice!r}, whose masks would have one name; rename one")
     standing = [path for path in images for left in out.glob(case_of(path) + ".*") if suffix_of(left) in READ]
     if standing and not asked.overwrite:
-        raise UsageError(f"{out}: holds a mask of {standing[0].name} already; give --overwrite, or choose another --out")
+        raise UsageError(
+            f"{out}: holds a mask of {standing[0].name} already; give --overwrite, or choose another --out"
+        )
     segment = load(asked.file, asked.threads)
     failed: dict[str, str] = {}
     for path, case in zip(images, cases, strict=True):

@@ -104,7 +104,9 @@ def _read_nifti(path: Path, dims: int) -> Volume:
     image: Any = nibabel.load(path)
     shape = tuple(int(n) for n in image.shape)
     if not 2 <= len(shape) <= 5 or min(shape) < 1 or (len(shape) == 5 and shape[3] != 1):
-        raise UsageError(f"{path}: has the shape {shape}; save a 2D or 3D image, with the channels along the fourth axis")
+        raise UsageError(
+            f"{path}: has the shape {shape}; save a 2D or 3D image, with the channels along the fourth axis"
+        )
     if math.prod(shape) > MOST_VOXELS:
         raise UsageError(f"{path}: its header promises {shape} voxels, more than are read; cut the image")
     header = image.header

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna_runtime.errors import UsageError
-from ulna_runtime.points import by_stages, encode, vectors
 from ulna_runtime.pipeline import Member
+from ulna_runtime.points import by_stages, encode, vectors
 
 Maps = NDArray[np.float32]
 
@@ -75,9 +75,7 @@ class Network:
             )
         return np.asarray(logits, np.float32)
 
-    def _decoded(
-        self, maps: list[Maps], padded: tuple[int, ...], size: tuple[int, ...], mesh_step: int | None
-    ) -> Maps:
+    def _decoded(self, maps: list[Maps], padded: tuple[int, ...], size: tuple[int, ...], mesh_step: int | None) -> Maps:
         graphs, plan, settings = self.member.graphs, self.member.plan, self.member.settings
         if mesh_step is not None:
             settings = replace(settings, mesh_step=mesh_step)

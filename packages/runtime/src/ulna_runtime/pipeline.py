@@ -194,9 +194,7 @@ def _member(values: Mapping[str, Any]) -> Member:
             crop=_maybe(plan.get("crop"), _counts),
             slices=_maybe(slices, lambda v: Slices(_one(v["axis"], int), _one(v["neighbours"], int))),
             normalization=tuple(map(_normalization, plan["normalization"])),
-            whitening=_maybe(
-                whitening, lambda v: Whitening(_numbers(v["mean"]), tuple(map(_numbers, v["matrix"])))
-            ),
+            whitening=_maybe(whitening, lambda v: Whitening(_numbers(v["mean"]), tuple(map(_numbers, v["matrix"])))),
             patch=_ints(plan["patch"]),
             whole_image_limit=_one(plan["whole_image_limit"], int),
             mirror_axes=_ints(plan["mirror_axes"]),

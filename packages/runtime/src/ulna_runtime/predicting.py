@@ -47,9 +47,7 @@ class Slabs(NamedTuple):
             if whole is None:
                 whole = np.empty((*values.shape[: values.ndim - dims], *self.turn.stored(self.size)), values.dtype)
             rows = values.shape[values.ndim - dims + self.axis]
-            self.turn.forward(whole)[
-                (..., slice(row, row + rows), *(slice(None),) * (dims - self.axis - 1))
-            ] = values
+            self.turn.forward(whole)[(..., slice(row, row + rows), *(slice(None),) * (dims - self.axis - 1))] = values
             row += rows
         assert whole is not None
         return whole
