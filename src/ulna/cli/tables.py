@@ -314,8 +314,8 @@ def _export(console: Console, made: Any) -> None:
     seen = "made-up images" if parity.made_up else "cases"
     print_plain(
         console,
-        f"{parity.identical:.4%} of {parity.voxels:,} voxels of {parity.cases} {seen} as ulna predict has them; logits differ by "
-        f"up to {parity.logits:.1e}, probabilities by {parity.probabilities:.1e}",
+        f"{parity.identical:.4%} of {parity.voxels:,} voxels of {parity.cases} {seen} are as `ulna predict` has them in "
+        f"float32; logits differ by up to {parity.logits:.1e}, probabilities by {parity.probabilities:.1e}",
     )
     against = "against the references" if parity.against_references else "against the masks of the run"
     if made.precision != "fp32":

@@ -79,10 +79,25 @@ def _of_any_size(network: Network, plan: Plan, size: tuple[int, ...]) -> bytes |
         else torch.export.Dim(f"s{axis}", min=1, max=LONGEST)
         for axis, d in enumerate(network.divisor, start=2)
     }
-    # an example of two or more multiples: a length of one would be taken for fixed
-    example = tuple(max(n, 2 * d, 2) for n, d in zip(size, network.divisor, strict=True))
+    example = _unequal(size, network.divisor)
     found = _exported(network, torch.zeros(1, plan.inputs, *example), ({**shapes},))
     return found if found is not None and _agrees(network, found, plan, [size, larger, smaller]) else None
+
+
+def _unequal(size: tuple[int, ...], divisor: tuple[int, ...]) -> tuple[int, ...]:
+    """Lengths like these, each another multiple: equal ones the exporter takes for one, and a length of one for fixed.
+
+    Example:
+        >>> _unequal((16, 16, 4), (2, 2, 4))
+        (16, 18, 8)
+    """
+    example: list[int] = []
+    for n, d in zip(size, divisor, strict=True):
+        n = max(n, 2 * d, 2)
+        while n in example:
+            n += d
+        example.append(n)
+    return tuple(example)
 
 
 def _encoder_and_decoder(network: Network, head: Points, plan: Plan, size: tuple[int, ...]) -> tuple[bytes, ...]:
