@@ -23,7 +23,8 @@ from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.inputs import channels_of
 from ulna.inference.levels import levels_of, named_level, pruned
-from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
+from ulna.inference.loading import load
+from ulna.inference.segmenter import Ensemble, Segmenter, read_split
 from ulna.recipe import Split
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
 from ulna.verbs import command, to_argv

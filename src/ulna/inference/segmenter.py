@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -341,28 +341,22 @@ def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
     )
 
 
-def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
-    """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
-
-    So do the folds of a cross-validation. A file of `ulna export` is read too, by `ulna-runtime`.
+def load_runs(run: str | Path | Sequence[str | Path]) -> Segmenter:
+    """Read run folders alone: one, or several and the folds of a cross-validation, which make an ensemble.
 
     Raises:
         UsageError: if a folder holds no run, or the runs have other classes or channels.
     """
+    return together(run, Segmenter.load)
+
+
+def together(run: str | Path | Sequence[str | Path], read: Callable[[str], Segmenter]) -> Segmenter:
+    """What `read` makes of each that is named, with all folds in place of a cross-validation; several are an ensemble."""
     named = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)]
     runs = list(dict.fromkeys(map(str, each_run(named))))
     if not runs:
         raise UsageError("no run is given; name one run folder or more")
-    return _one(runs[0]) if len(runs) == 1 else Ensemble({name: _one(name) for name in runs})
-
-
-def _one(run: str) -> Segmenter:
-    """A run folder, or a file of `ulna export`."""
-    if not Path(run).is_file():
-        return Segmenter.load(run)
-    from ulna.inference.exported import ExportedSegmenter  # it is a segmenter
-
-    return ExportedSegmenter.load(run)
+    return read(runs[0]) if len(runs) == 1 else Ensemble({name: read(name) for name in runs})
 
 
 def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = None) -> Network:

@@ -132,7 +132,8 @@ def _read_nifti(path: Path, dims: int) -> Volume:
 def _write_nifti(path: Path, mask: NDArray[Any], like: Volume) -> None:
     import nibabel
 
-    stored, spatial = like.stored  # type: ignore[misc]
+    kept: Any = like.stored
+    stored, spatial = kept
     header = stored.copy()
     header.extensions.clear()  # may hold the patient's name
     header.set_slope_inter(1, 0)

@@ -50,7 +50,7 @@ def vectors(fmap: Maps, points: Points, size: Sequence[int], gather: str) -> Map
     total = np.zeros((len(points), len(fmap)), np.float32)
     for corner in itertools.product((0, 1), repeat=len(size)):
         index = [np.minimum(i + c, m - 1) for i, c, m in zip(low, corner, shape, strict=True)]
-        weight = math.prod((s if c else 1 - s) for s, c in zip(share, corner, strict=True))
+        weight = np.stack([s if c else 1 - s for s, c in zip(share, corner, strict=True)]).prod(0)
         total += fmap[(slice(None), *index)].T * weight[:, None]
     return total
 

@@ -47,7 +47,8 @@ class Slabs(NamedTuple):
             if whole is None:
                 whole = np.empty((*values.shape[: values.ndim - dims], *self.turn.stored(self.size)), values.dtype)
             rows = values.shape[values.ndim - dims + self.axis]
-            self.turn.forward(whole)[(..., slice(row, row + rows), *(slice(None),) * (dims - self.axis - 1))] = values
+            here: tuple[Any, ...] = (..., slice(row, row + rows), *(slice(None),) * (dims - self.axis - 1))
+            self.turn.forward(whole)[here] = values
             row += rows
         assert whole is not None
         return whole
@@ -113,7 +114,7 @@ def _windowed(network: Network, prepared: Prepared, axis: int, tta: bool) -> Ite
     def ask(window: Maps) -> Maps:
         total: Maps | None = None
         for axes in flipped:
-            along = [a + 1 for a in axes]
+            along = tuple(a + 1 for a in axes)
             copy = np.flip(window, along) if along else window
             maps = probabilities(network.logits(copy), plan.labels.multilabel)
             maps = np.flip(maps, along) if along else maps

@@ -29,7 +29,8 @@ class Turn(NamedTuple):
         """The turned array, a view: (..., *S) -> (..., *S turned)."""
         lead = array.ndim - len(self.axes)
         turned = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return turned[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flipped))]
+        flips: tuple[Any, ...] = (..., *(slice(None, None, -1 if flip else 1) for flip in self.flipped))
+        return turned[flips]
 
     def order(self, values: Sequence[V]) -> tuple[V, ...]:
         """One value for every stored axis, in the order of the turned axes."""
