@@ -37,7 +37,7 @@ def test_help_shows_every_flag_and_an_example(verb, capsys):
 POSITIONALS = {
     "check": "DATA", "plan": "DATA", "models": "[NAME]", "train": "DATA", "predict": "RUN [RUN ...] DATA",
     "evaluate": "PREDICTIONS LABELS", "explain": "RUN [RUN ...] IMAGE", "prune": "RUN", "compare": "DATA",
-    "bench": "[NAME] [DATA]", "recipes": "[NAME]",
+    "bench": "[NAME] [DATA]", "recipes": "[NAME]", "export": "RUN [RUN ...]", "info": "RUN",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A run as one file: parity, levels, folds, precision, the card, and what is refused."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ulna.errors import UsageError
 from ulna.exporting import export as exporting
 from ulna.exporting.graphs import make_graphs
 from ulna.exporting.parity import Parity, logits_apart
+from ulna.exporting.plain import need_openvino
 from ulna.inference.segmenter import Segmenter, network_for
 from ulna.recipe import Recipe, Split, to_yaml
 from ulna.system.files import Tensors, write_tensors, write_text
@@ -177,12 +179,26 @@ def test_files_that_stand_there_and_former_runs_are_refused(exported, run, tmp_p
 
 
 def test_without_the_extra_the_command_that_installs_it_is_said(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UsageError, match=r"need onnx, which is not installed; pip install 'ulna\[export\]'"):
         ulna.export(run, out=tmp_path / "a.ulna")
-    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UsageError, match="--format openvino needs openvino"):
         ulna.export(run, out=tmp_path / "a.ulna", format="openvino")
+
+
+def test_openvino_finds_no_telemetry(tmp_path, monkeypatch):
+    """Its code takes a stub where the package cannot be imported; a package that can be would be found here."""
+    (tmp_path / "openvino_telemetry.py").write_text("")
+    (tmp_path / "openvino.py").write_text(
+        "try:\n    import openvino_telemetry\n    sends = True\nexcept ImportError:\n    sends = False\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("openvino", "openvino_telemetry"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert not need_openvino().sends
+    monkeypatch.delitem(sys.modules, "openvino")
+    monkeypatch.delitem(sys.modules, "openvino_telemetry")
 
 
 def test_predict_skips_what_the_same_file_made(exported, images, tmp_path):

@@ -17,7 +17,7 @@ from ulna.errors import UsageError, unknown
 from ulna.exporting.card import as_json, card_of
 from ulna.exporting.graphs import Graphs, make_graphs
 from ulna.exporting.parity import Parity, cases_to_compare, compare, logits_apart, made_up_images, windows_of
-from ulna.exporting.plain import write_onnx
+from ulna.exporting.plain import need_openvino, write_onnx
 from ulna.exporting.precision import half_weights, quantized
 from ulna.exporting.runtime import need
 from ulna.inference.fold_runs import each_run
@@ -136,20 +136,6 @@ def export(
 
     write_whole(out, write)
     return Exported(out, format, precision, out.stat().st_size, digest[0], parity)
-
-
-def need_openvino() -> None:
-    """Refuse where OpenVINO is not installed.
-
-    Raises:
-        UsageError: with the command that installs it.
-    """
-    try:
-        import openvino  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "--format openvino needs openvino, which is not installed; pip install 'ulna[openvino]', or export --format onnx"
-        ) from None
 
 
 class _Cases:

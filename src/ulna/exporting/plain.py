@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ulna.errors import UsageError
 from ulna.exporting.runtime import need
+
+
+def need_openvino() -> Any:
+    """OpenVINO, with its telemetry switched off: it knows no setting for that, and does without where the package is missing.
+
+    Raises:
+        UsageError: if it is not installed, with the command that installs it.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try:
+        return import_module("openvino")
+    except ImportError:
+        raise UsageError(
+            "--format openvino needs openvino, which is not installed; pip install 'ulna[openvino]', or export --format onnx"
+        ) from None
 
 
 def write_onnx(path: Path, members: Mapping[str, bytes], format: str) -> None:
@@ -33,8 +49,7 @@ def write_onnx(path: Path, members: Mapping[str, bytes], format: str) -> None:
     if format == "onnx":
         path.write_bytes(model.SerializeToString())
         return
-    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLED", "1")
-    openvino: Any = need("openvino")
+    openvino = need_openvino()
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "network.onnx", Path(folder) / "network.xml"
         onnx.save(model, source)
