@@ -2,6 +2,7 @@
 # make test   set up with the test extras, and run the tests
 # make check  set up with the developers' extras: lint, format, types, import rules
 # make slow   the tests that take minutes
+# make docs   set up with the extra docs, and build the documentation: site/index.html
 # make coverage  the quick tests, and which lines of the source they run
 # make wheel  dist/ulna-...whl with the C++ kernels compiled for kinds of processors (Linux, x86-64)
 # make processors  all tests under settings that imitate other processors; PROCESSORS=--slow: the slow ones too
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow coverage wheel processors check format clean
+.PHONY: demo test slow docs coverage wheel processors check format clean
 
 demo: .venv/.core
 	$(BIN)/ulna demo --out demo
@@ -20,6 +21,10 @@ test: .venv/.test
 
 slow: .venv/.test
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow --timeout 1800
+
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
 
 coverage: .venv/.test
 	$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term:skip-covered
@@ -43,7 +48,7 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -59,6 +64,10 @@ $(BIN)/python:
 .venv/.test: .venv/.core
 	$(PIP) --editable '.[test]'
 	$(PIP) --editable ./packages/runtime
+	@touch $@
+
+.venv/.docs: .venv/.core
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 .venv/.dev: .venv/.test

@@ -15,7 +15,7 @@ from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Source
 from ulna.data.quality.check import check
 from ulna.errors import UsageError
-from ulna.recipe import Plan, from_yaml
+from ulna.recipe import Plan, from_yaml, to_yaml
 
 KIDNEY = {"kidney": [1, 2], "tumour": [2]}
 
@@ -73,17 +73,22 @@ def dice(prediction, reference):
     return 2 * np.sum(prediction & reference) / (np.sum(prediction) + np.sum(reference))
 
 
-def test_class_indices_in_masks_are_not_read_as_stored_values(tmp_path):
-    """`inner` is class 1 and the value 3: the mask says 1, the reference 3, and both are the same."""
+@pytest.mark.parametrize("earlier", [False, True])
+def test_class_indices_in_masks_are_not_read_as_stored_values(tmp_path, earlier):
+    """`inner` is class 1 and the value 3: a picture of the mask holds 3, that of an earlier run 1, and both are the same."""
     data = declare(drawn(tmp_path / "data", inner=3), {"inner": [3], "outer": [1]})
     run = ulna.train(data, model="unet", out=tmp_path / "run", epochs=6, set=TINY)
+    if earlier:
+        plan = from_yaml(Plan, run.folder / "plan.yaml").replaced(mask_values=None)
+        (run.folder / "plan.yaml").write_text(to_yaml(plan))
     ulna.predict(run.folder, data, out=tmp_path / "masks", split="test")
     mask, reference = (np.asarray(Image.open(p / "c5.png")) for p in (tmp_path / "masks", data / "labels"))
-    assert set(np.unique(mask)) <= {0, 1, 2} and mask.any()
+    written = {"inner": 1, "outer": 2} if earlier else {"inner": 3, "outer": 1}
+    assert set(np.unique(mask)) <= {0, *written.values()} and mask.any()
     scored = ulna.evaluate(tmp_path / "masks", data)
-    for name, index, value in (("inner", 1, 3), ("outer", 2, 1)):
+    for name, value in (("inner", 3), ("outer", 1)):
         measured = scored.summary["classes"][name]["dice"]["mean"]
-        assert measured == pytest.approx(dice(mask == index, reference == value))
+        assert measured == pytest.approx(dice(mask == written[name], reference == value))
     assert scored.summary["mean"]["dice"]["mean"] == pytest.approx(run.summary["test"]["mean"]["dice"]["mean"])
     own = ulna.evaluate(data / "labels", data)  # masks of others hold what the references hold
     assert own.summary["mean"]["dice"]["mean"] == 1.0

@@ -99,7 +99,7 @@ def test_labels_tell_the_maps_of_the_network():
 
 
 def test_a_case_in_two_sets_is_refused():
-    with pytest.raises(ValueError, match="1 cases stand in train and in val"):
+    with pytest.raises(ValueError, match="1 case both in train and in val"):
         Split(train=("a", "b"), val=("b",))
 
 
@@ -115,14 +115,14 @@ def test_recipes_cannot_be_changed_in_place():
         ({"spacing": (1.0, 0.0)}, "greater than"),
         ({"spacing": None}, "spacing is missing"),
         ({"spacing": (1.0, 1.0, 1.0)}, "spacing has 3 entries, the images have 2 axes"),
-        ({"patch": (16,)}, "patch has 1 entries"),
+        ({"patch": (16,)}, "patch has 1 entry"),
         ({"patch": (16, 0)}, "greater than or equal to 1"),
         ({"patch": (16, 10**12)}, "less than or equal to"),
-        ({"strides": ((2, 2), (2,))}, r"strides\[1\] has 1 entries"),
+        ({"strides": ((2, 2), (2,))}, r"strides\[1\] has 1 entry"),
         ({"strides": ((2, 0),)}, "greater than or equal to 1"),
         ({"batch": 0}, "greater than or equal to 1"),
         ({"in_channels": 0}, "greater than or equal to 1"),
-        ({"in_channels": 2}, "channel_names has 1 entries, the images have 2 channels; normalization has 1 entries"),
+        ({"in_channels": 2}, "channel_names has 1 entry, the images have 2 channels; normalization has 1 entry"),
         ({"normalization": ({"kind": "ct", "std": float("inf")},)}, "finite number"),
         ({"normalization": ({"kind": "ct", "std": -1.0},)}, "greater than or equal to 0"),
         ({"normalization": ({"kind": "rescale", "low": 2.0, "high": 1.0},)}, "low 2 lies above high 1"),
@@ -135,7 +135,7 @@ def test_recipes_cannot_be_changed_in_place():
         ({"labels": {"names": ("background",)}}, "background only"),
         (
             {"fingerprint": {"spacing": dict.fromkeys(("min", "median", "max"), (1.0,))}},
-            "spacing.min has 1 entries",
+            "spacing.min has 1 entry",
         ),
         ({"fingerprint": {"spacing": {"min": [1.0, 1.0]}}}, r"fingerprint\.spacing\.median: field required"),
         ({"fingerprint": {"spacing": {"min": [1.0, float("nan")]}}}, r"fingerprint\.spacing\.min\.1"),

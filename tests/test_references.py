@@ -22,7 +22,8 @@ from ulna.recipe.changing import set_value
 
 PAPERS = ROOT / "docs" / "papers"
 PAGES = sorted(PAPERS.glob("*.md"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+NETWORKS = ROOT / "docs" / "networks.md"
 SOURCES = sorted(
     path
     for room, kinds in (("src", "py cpp yaml"), ("tests", "py"), ("benchmarks", "py"))
@@ -198,12 +199,12 @@ def test_a_page_names_keys_that_exist_and_counts_that_are_checked(page):
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_the_index_has_every_network_and_the_readme_every_paper():
+def test_the_index_has_every_network_and_the_list_every_paper():
     rows = tables(PAPERS / "README.md", INDEX)
     patterns = [pattern for row in rows for pattern in code(row[INDEX[1]][0])]
     assert [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in NAMED)] == []
     assert [name for name in NAMED if not any(fnmatch(name, pattern) for pattern in patterns)] == []
-    (papers,) = re.findall(r"^- Papers: .*?(?=^\S|\Z)", (ROOT / "README.md").read_text("utf-8"), re.M | re.S)
+    (papers,) = re.findall(r"^- Papers: .*?(?=^\S|\Z)", NETWORKS.read_text("utf-8"), re.M | re.S)
     for row in rows:
         (key,) = code(row["key"][0])
         listed = rf"{surname(key)}(?: et al\.| and \w+)?\s+{entries()[key]['year']} \("
@@ -249,8 +250,15 @@ def test_a_spatial_dependency_layer_has_the_counted_parameters(row):
         assert f"{count_parameters(layer):,}" == row[column][0]
 
 
-@pytest.mark.parametrize("row", tables(ROOT / "README.md", ("name", "network", "parameters", "published")))
-def test_the_readme_has_the_counted_parameters(row):
+@pytest.mark.parametrize("row", tables(NETWORKS, ("name", "network", "parameters", "published")))
+def test_the_list_of_networks_has_the_counted_parameters(row):
     (model,) = models(*code(row["name"][0]))
     assert f"{model.parameters():,}" == row["parameters"][0]
     assert row["published"][0] in ("", "not printed", f"{model.entry.published} M")
+
+
+def test_the_readme_has_every_recommended_network_as_the_list_has_it():
+    columns = ("name", "network", "parameters")
+    shown = {row["name"][0]: row["parameters"] for row in tables(ROOT / "README.md", columns)}
+    listed = {row["name"][0]: row["parameters"] for row in tables(NETWORKS, (*columns, "published"))}
+    assert shown == {f"`{name}`": listed.get(f"`{name}`") for name in NAMED if "/" not in name}

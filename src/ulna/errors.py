@@ -58,6 +58,23 @@ def listed(names: Iterable[object], most: int = MOST_LINES) -> str:
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
+def counted(number: float, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one.
+
+    Example:
+        >>> counted(1, "case"), counted(1200, "training case"), counted(0, "class"), counted(2, "entry of the list")
+        ('1 case', '1,200 training cases', '0 classes', '2 entries of the list')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    named, of, rest = noun.partition(" of ")
+    if named.endswith("y"):
+        named, ending = named[:-1], "ies"
+    else:
+        ending = "es" if named.endswith(("s", "x", "tch")) else "s"
+    return f"{number:,} {named}{ending}{of}{rest}"
+
+
 def brief(value: object) -> str:
     """A value as a message shows it: its type is seen, its length is bounded, whatever was read from a file."""
     short = reprlib.Repr()
@@ -110,7 +127,7 @@ class DataError(UsageError):
         if len(lines) == 1:
             message = lines[0]
         else:
-            message = f"{root or 'data'}: {len(lines)} problems\n" + "\n".join(f"  {line}" for line in lines)
+            message = f"{root or 'data'}: {counted(len(lines), 'problem')}\n" + "\n".join(f"  {line}" for line in lines)
         super().__init__(message)
 
 

@@ -17,6 +17,12 @@ class Verb(NamedTuple):
     place: str  # module:function
     summary: str  # the first line of its docstring; a test holds the two together
     computes: bool = False  # networks run in it, or are planned: the command line tunes the memory of its process
+    paths: bool = False  # its words are files and folders that must be there
+    switches: tuple[str, ...] = ()  # its flags that take no value
+
+
+# flags whose value is a file or folder that must be there
+PATH_FLAGS = ("--plan", "--beside", "--data")
 
 
 VERBS: dict[str, Verb] = {
@@ -24,15 +30,19 @@ VERBS: dict[str, Verb] = {
         "ulna.demonstration:demo",
         "Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.",
         computes=True,
+        switches=("--quick",),
     ),
     "check": Verb(
         "ulna.data.quality.check:check",
         "Read every case of a data set to its last byte and list every problem at once.",
+        paths=True,
     ),
     "plan": Verb(
         "ulna.training.estimate:plan",
         "Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.",
         computes=True,
+        paths=True,
+        switches=("--untimed",),
     ),
     "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),
     "recipes": Verb(
@@ -43,30 +53,44 @@ VERBS: dict[str, Verb] = {
         "ulna.training.train:train",
         "Train a network on a folder of images and evaluate it on the cases kept aside.",
         computes=True,
+        paths=True,
+        switches=("--resume",),
     ),
     "predict": Verb(
         "ulna.inference.predict:predict",
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
         computes=True,
+        paths=True,
+        switches=(
+            "--tta",
+            "--probabilities",
+            "--overwrite",
+        ),
     ),
     "evaluate": Verb(
         "ulna.evaluation.evaluate:evaluate",
         "Compare predicted masks with references, case by case and class by class.",
+        paths=True,
     ),
     "explain": Verb(
         "ulna.explaining.explain:explain",
         "Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
         computes=True,
+        paths=True,
+        switches=("--tta",),
     ),
     "prune": Verb(
         "ulna.study.prune:prune",
         "Measure every pruning level of a deep-supervised run on this machine, or write the smaller network of one.",
         computes=True,
+        paths=True,
     ),
     "compare": Verb(
         "ulna.study.compare:compare",
         "Train several networks alike, and say with statistics which is better.",
         computes=True,
+        paths=True,
+        switches=("--one-at-a-time",),
     ),
     "export": Verb(
         "ulna.exporting.export:export",

@@ -96,7 +96,7 @@ def test_spread_puts_zeros_between_pixels_and_keeps_the_layout(stride):
     layout = torch.channels_last if len(stride) == 2 else torch.channels_last_3d
     expected = torch.zeros(2, 3, *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)))
     expected[(..., *(slice(None, None, s) for s in stride))] = x
-    assert torch.equal(spread(x, stride), expected)
+    assert torch.equal(spread(x, stride), expected)  # it moves values and computes none
     last = spread(x.contiguous(memory_format=layout), stride)
     assert torch.equal(last, expected) and last.is_contiguous(memory_format=layout)
 

@@ -115,9 +115,9 @@ def test_models_as_table_and_as_json(capsys):
         (["models", "unet_pp"], "did you mean"),
         (["check", "no/such/folder"], "does not exist"),
         (["train", "no/such/folder"], "does not exist"),
-        (["predict", "no/run", "x", "--out", "y"], "not a run folder"),
-        (["train", "x", "--epochs", "many"], "invalid literal"),
-        (["train", "x", "--modle", "unet"], "--model"),
+        (["predict", "tests", "tests", "--out", "y"], "not a run folder"),
+        (["train", "tests", "--epochs", "many"], "invalid literal"),
+        (["train", "tests", "--modle", "unet"], "--model"),
         (["evaluate", "a", "b"], "does not exist"),
     ],
 )
@@ -126,6 +126,73 @@ def test_usage_errors_exit_with_2_and_without_a_traceback(arguments, words, capf
     out, err = capfd.readouterr()
     assert words in out + err
     assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["check", "no"], ["no"]),
+        (["plan", "no", "--model", "unet"], ["no"]),
+        (["train", "--model", "unet", "no"], ["no"]),
+        (["train", "tests", "--plan", "no.yaml"], ["no.yaml"]),
+        (["predict", "no", "tests", "no2", "--out", "x"], ["no", "no2"]),
+        (["evaluate", "tests", "no"], ["no"]),
+        (["explain", "no", "--tta", "no2", "--out", "x"], ["no", "no2"]),
+        (["predict", "--tta", "no", "no2", "--overwrite", "--out", "x"], ["no", "no2"]),
+        (["prune", "tests", "--data", "no", "--out", "x"], ["no"]),
+        (["train", "tests", "--recipe", "my/no"], ["my/no"]),
+        (["compare", "tests", "--recipe", "no.yaml", "--out", "x"], ["no.yaml"]),
+        (["prune", "--level=L1", "no", "--out", "x"], ["no"]),
+        (
+            ["compare", "no", "--models", "unet,fcn", "--vary", "seed=-1", "--beside", "no2", "--out", "x"],
+            ["no", "no2"],
+        ),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_before_the_verb_is_imported(arguments, missing, monkeypatch, capfd):
+    monkeypatch.setattr(cli, "find", lambda place: pytest.fail(f"{place} was imported"))
+    assert cli.run(arguments) == 2
+    err = capfd.readouterr().err
+    said = [line.removeprefix("error: ").strip() for line in err.splitlines()]
+    for line, path in zip(said, missing, strict=True):
+        assert line in (
+            f"{path}: does not exist; check the path",
+            f"{path}: no such file; `ulna recipes` lists those that come with ulna",
+        )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_flags_without_a_value_are_those_of_the_function(verb):
+    """What follows any other flag is its value, and no path of the verb."""
+    parameters = inspect.signature(find(VERBS[verb].place)).parameters.values()
+    switches = ["--" + one.name.replace("_", "-") for one in parameters if one.default is False]
+    assert list(VERBS[verb].switches) == switches
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain", "prune"])
+def test_a_folder_that_is_no_run_is_told_before_the_verb_is_imported(verb, monkeypatch, capfd):
+    monkeypatch.setattr(cli, "find", lambda place: pytest.fail(f"{place} was imported"))
+    words = ["tests"] if verb == "prune" else ["tests", "docs"]
+    assert cli.run([verb, *words, "--out", "x"]) == 2
+    assert "tests: not a run folder (no recipe.yaml)" in capfd.readouterr().err
+
+
+def test_help_is_shown_whatever_stands_beside_it(capsys):
+    assert cli.run(["predict", "no", "tests", "--help"]) == 0
+    assert "Example" in capsys.readouterr().out
+
+
+def test_words_that_are_no_paths_are_left_to_the_verb(monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def reached(place):
+        raise Reached
+
+    monkeypatch.setattr(cli, "find", reached)
+    for arguments in (["models", "unet"], ["bench", "sweep"], ["train", "tests", "--out", "new", "--recipe", "laird"]):
+        with pytest.raises(Reached):
+            cli._call(arguments[0], arguments[1:])
 
 
 def test_a_defect_exits_with_1_and_says_so(monkeypatch, capfd):
@@ -141,7 +208,7 @@ def test_where_temporary_files_have_no_room_it_is_said(monkeypatch, capfd):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
     monkeypatch.setattr(cli, "find", full)
-    assert cli.run(["check", "x"]) == 2
+    assert cli.run(["check", "tests"]) == 2
     err = capfd.readouterr().err
     assert "temporary files cannot be written (No usable temporary directory found in ['/tmp'" in err
     assert "Traceback" not in err
@@ -152,7 +219,7 @@ def test_partial_failure_exits_with_3(monkeypatch, capfd):
         raise ulna.PartialFailure({"a": "truncated"}, 9)
 
     monkeypatch.setattr(cli, "find", fail)
-    assert cli.run(["predict", "r", "i", "--out", "o"]) == 3
+    assert cli.run(["evaluate", "tests", "tests"]) == 3
     assert "1 of 10 cases failed" in capfd.readouterr().err
 
 

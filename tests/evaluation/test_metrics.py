@@ -381,7 +381,7 @@ def test_failures_say_what_came_and_what_to_do():
         average([overlap(1, 0, 0), score(a, a, **on)], "per_image")
     with pytest.raises(UsageError, match="at least one"):
         average([], "pooled")
-    with pytest.raises(UsageError, match="1 scores and 2 groups"):
+    with pytest.raises(UsageError, match="1 score and 2 groups"):
         pool_by([overlap(1, 0, 0)], "ab")
 
 

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ulna.data.volume import Volume
 from ulna.inference.sliding import gaussian, window_starts
 from ulna.inference.volume import predict_slabs
 from ulna.networks.build import build
-from ulna.recipe import Inference, Labels
+from ulna.recipe import Inference, Labels, Slices
 
 CPU = torch.device("cpu")
 
@@ -122,3 +123,30 @@ def test_memory_for_sixty_classes_does_not_grow_with_the_volume():
     short = peak_bytes(60, 32) - peak_bytes(3, 32)
     assert long <= 1.05 * short
     assert long < whole_maps / 4
+
+
+ACROSS = Slices(axis=0, full_count=1, empty_count=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "slices", "tta"),
+    [((20, 9, 9), None, False), ((20, 9, 9), None, True), ((37, 50), None, False), ((6, 20, 20), ACROSS, False)],
+)
+def test_every_window_is_told_and_no_more(monkeypatch, size, slices, tta):
+    """So the bar of a large volume ends where the volume does."""
+    told = []
+
+    @contextmanager
+    def bar(what, total):
+        steps = []
+        yield steps.append
+        told.append((what, total, sum(steps)))
+
+    monkeypatch.setattr("ulna.inference.volume.bar", bar)
+    dims = len(size) if slices is None else 2
+    plan = make(spatial_dims=dims, spacing=(1.0,) * len(size), patch=(8,) * dims, whole_image_limit=0, slices=slices)
+    volume = Volume(np.random.default_rng(0).normal(size=(1, *size)).astype(np.float32), (1.0,) * len(size))
+    settings = Inference(tta=tta)
+    predict_slabs(network_of(2, dims), plan, prepare(volume, plan), settings=settings, device=CPU).maps()
+    ((what, total, done),) = told
+    assert what == "windows" and total == done > 1

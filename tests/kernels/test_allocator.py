@@ -111,14 +111,16 @@ def test_a_training_of_a_study_tunes_its_memory(monkeypatch, tmp_path):
     assert asked == ["tuned"]
 
 
-def test_the_command_line_tunes_the_memory_of_verbs_that_compute(monkeypatch):
+def test_the_command_line_tunes_the_memory_of_verbs_that_compute(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("ulna.kernels.allocator.tune_memory", lambda: asked.append("tuned"))
     for verb in ("models", "check"):
         cli.run([verb, "nothing-of-that-name"])
     cli.run(["train", "--help"])
     assert not asked
-    cli.run(["train", "no-such-folder"])
+    cli.run(["train", "no-such-folder"])  # answered before anything computes
+    assert not asked
+    cli.run(["train", str(tmp_path)])
     assert asked == ["tuned"]
     assert [name for name, verb in VERBS.items() if not verb.computes] == ["check", "models", "recipes", "evaluate"]
 

@@ -14,6 +14,12 @@ def narrow(name, **options):
     return build(name, channels=WIDTHS, generator=generator, **options).eval()
 
 
+def check_program(exported, net, image):
+    """The answers agree to what float32 rounds over some thirty layers: how sums are ordered depends on the processor."""
+    expected = net(image).detach()
+    torch.testing.assert_close(exported(image), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("classes", [1, 5])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("name", NAMED)
@@ -118,4 +124,4 @@ def test_networks_can_be_exported(name):
     net = narrow(name, spatial_dims=2)
     image = torch.randn(1, 1, 16, 12)
     program = torch.export.export(net, (image,))
-    torch.testing.assert_close(program.module()(image), net(image))
+    check_program(program.module(), net, image)

@@ -192,9 +192,9 @@ def test_the_axes_of_a_slice_are_told_from_those_of_its_volume():
         (["planning.spatial_dims=4"], "planning.spatial_dims: .*got 4"),
         (["planning.spatial_dims=2", "planning.patch=[8, 8, 8]"], r"planning.patch=\[8, 8, 8\] does not fit 2D"),
         (["planning.spatial_dims=2", "planning.size=[8, 8, 8]"], "planning.size has 3 entries, .*give 2 numbers"),
-        (["planning.spatial_dims=2", "planning.crop=[8]"], "planning.crop has 1 entries, .*give 2 numbers"),
+        (["planning.spatial_dims=2", "planning.crop=[8]"], "planning.crop has 1 entry, .*give 2 numbers"),
         (["planning.size=[8, 8]"], "does not fit 3D images"),
-        (["planning.spatial_dims=2", "planning.spacing=[1]"], "planning.spacing has 1 entries, .*give 2 lengths"),
+        (["planning.spatial_dims=2", "planning.spacing=[1]"], "planning.spacing has 1 entry, .*give 2 lengths"),
     ],
 )
 def test_what_is_wrong_about_slices_gets_one_sentence(changes, message):

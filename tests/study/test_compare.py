@@ -51,6 +51,18 @@ def study(many, tmp_path_factory):
     return compare(many, models=MODELS, out=out, seeds=2, epochs=2, set=TINY, jobs=2)
 
 
+def test_the_study_keeps_its_threads_and_leaves_no_trace_of_what_was_under_way(study, many):
+    assert json.loads((study.folder / "study.json").read_text())["threads"] == 1
+    assert not list(study.folder.rglob("*.now*"))
+    with pytest.raises(UsageError, match="was begun with --threads 1, not 2; leave it out"):
+        compare(many, models=MODELS, out=study.folder, seeds=2, epochs=2, set=TINY, threads=2)
+
+
+def test_a_study_is_short_to_read(study):
+    means = ", ".join(f"{name} {study.outcome.described[name]['dice'].mean:.3f}" for name in ("unet", "unetpp"))
+    assert repr(study) == f"Study {study.folder}: Dice {means} over 8 test cases, 2 seeds"
+
+
 def test_every_file_is_there(study):
     names = {path.relative_to(study.folder).as_posix() for path in study.folder.rglob("*") if path.is_file()}
     drawn = {f"figures/{name}.png" for name in ("cases", "tradeoff", "curves", "worst")}

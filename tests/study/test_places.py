@@ -1,6 +1,7 @@
 """Trainings side by side: placed by what they need, and tried again alone where others took their memory."""
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from ulna.study import jobs, places
 from ulna.study.jobs import run_jobs
 from ulna.study.places import Need, Places, read_jobs
 from ulna.system.device import Device
+from ulna.system.progress import Standing
+from ulna.system.telling import Teller
 
 NEEDS = {"small": Need(1, 2), "large": Need(3, 5), "wide": Need(6, 1)}
 ROOM = Need(7, 10)
@@ -160,3 +163,33 @@ def test_other_failures_are_told_and_not_tried_again(machine, tmp_path, most):
     assert told == {"small 0": "the loss became nan"} and some[1].done
     alone = Training("small", 1, [(-9, "killed")])
     assert run_jobs([alone], tmp_path, resume_command="", places=Places(most, NEEDS, ROOM)) == {"small 0": "killed"}
+
+
+def test_lines_show_how_far_trainings_have_come(machine, tmp_path, monkeypatch):
+    """As their processes leave it beside their run folders; the lines go with them, and so do the files."""
+    shown = []
+
+    class Seen:
+        seen = True
+
+        def advance(self, steps=1):
+            shown.append(steps)
+
+        def show(self, name, standing):
+            shown.append((name, standing))
+
+        def drop(self, name):
+            shown.append(name)
+
+    monkeypatch.setattr(jobs, "board", lambda what, total: nullcontext(Seen()))
+    job = Training("small", looks=2, run=tmp_path / "run")
+    begin = jobs._begin
+
+    def begins(job, data, threads):
+        Teller(jobs.standing_file(job.run))(Standing("epoch 3", 4, 20, "at most 5 min left"))
+        return begin(job, data, threads)
+
+    monkeypatch.setattr(jobs, "_begin", begins)
+    assert run_jobs([job], Path("data"), resume_command="") == {}
+    assert shown == [0, ("small 0", Standing("epoch 3", 4, 20, "at most 5 min left")), "small 0", 1]
+    assert not list(tmp_path.iterdir())

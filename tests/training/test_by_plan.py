@@ -224,7 +224,7 @@ def test_a_plan_that_names_no_network_needs_one_beside_it(discs, planned, tmp_pa
     [
         ({"format": 1}, "its format is 1, of an earlier ulna"),
         ({"patch": [1, 2]}, "its strides divide 1 pixels of the patch by 4, and the deepest map would have none"),
-        ({"patch": [16]}, "patch has 1 entries"),
+        ({"patch": [16]}, "patch has 1 entry"),
         ({"bach": 3}, "did you mean 'batch'"),
     ],
 )
@@ -236,10 +236,13 @@ def test_a_plan_that_no_training_can_follow_is_refused(discs, planned, tmp_path,
 
 
 def test_a_run_goes_on_by_its_own_plan(discs, planned, tmp_path):
-    with pytest.raises(UsageError, match="--plan: a run goes on as it began"):
-        train(discs, plan=planned, out=tmp_path / "run", resume=True)
+    run = train(discs, plan=planned, out=tmp_path / "run", epochs=1)
+    train(discs, plan=planned, out=run.folder, resume=True)
+    other = changed(planned, tmp_path / "other.yaml", batch=from_yaml(Plan, planned).batch + 1)
+    with pytest.raises(UsageError, match="is not the plan that it was begun with"):
+        train(discs, plan=other, out=run.folder, resume=True)
     with pytest.raises(UsageError, match=r"none\.yaml"):
-        train(discs, plan=tmp_path / "none.yaml", out=tmp_path / "run")
+        train(discs, plan=tmp_path / "none.yaml", out=tmp_path / "new")
 
 
 def test_the_next_command_is_told(discs, tmp_path, capsys):

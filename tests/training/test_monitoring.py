@@ -62,7 +62,7 @@ def test_patience_counts_what_is_monitored(discs, tmp_path, scripted):
     settings = (*TINY, "training.monitor=iou", "training.patience=1")
     run = train(discs, model="unet", out=tmp_path / "run", epochs=9, set=settings)
     assert run.summary["epochs"] == 4
-    assert "finished: no better validation IoU for 1 epochs" in (run.folder / "log.txt").read_text()
+    assert "finished: no better validation IoU for 1 epoch;" in (run.folder / "log.txt").read_text()
 
 
 def test_only_every_nth_epoch_is_validated_and_the_last(discs, tmp_path, scripted):

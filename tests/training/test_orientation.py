@@ -18,6 +18,7 @@ from ulna.data.quality.check import check_dataset
 from ulna.errors import UsageError
 from ulna.inference import segmenter
 from ulna.planning.choosing import recommended
+from ulna.planning.mask_values import AS_CLASSES
 from ulna.planning.plan import plan_training, training_data
 from ulna.recipe import PLAN_FORMAT, Labels, Plan, Split, from_yaml, set_value
 from ulna.study import compare as comparing
@@ -54,7 +55,7 @@ def planned(root, *changes, recipe=None):
     recipe = recipe or recommended("unet")
     for change in changes:
         recipe = set_value(recipe, change)
-    return dataset, plan_training(replace(found, labels=SIDED), recipe).plan
+    return dataset, plan_training(replace(found, labels=SIDED, mask_values=AS_CLASSES), recipe).plan
 
 
 def test_the_plan_goes_along_canonical_axes(mixed):

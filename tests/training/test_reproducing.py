@@ -22,13 +22,11 @@ def one_thread():
 
 
 def test_a_run_goes_on_with_its_own_number_of_threads(discs, tmp_path, one_thread, caplog):
-    torch.set_num_threads(2)
-    whole = train(discs, model="unet", out=tmp_path / "whole", epochs=2, set=TINY)
-    part = train(discs, model="unet", out=tmp_path / "part", epochs=1, set=TINY)
-    torch.set_num_threads(1)
+    whole = train(discs, model="unet", out=tmp_path / "whole", epochs=2, threads=2, set=TINY)
+    part = train(discs, model="unet", out=tmp_path / "part", epochs=1, threads=2, set=TINY)
     train(discs, out=part.folder, resume=True, epochs=2)
-    assert torch.get_num_threads() == 2
-    assert "computing with 2 threads, as this run began, and not with 1" in caplog.text
+    assert torch.get_num_threads() == 1, "what calls a training computes as before"
+    assert "threads: 2, as this run began" in caplog.text
     assert load_checkpoint(part.folder / "checkpoints").state["arithmetic"]["threads"] == 2
     assert whole.summary["threads"] == 2
 

@@ -21,6 +21,7 @@ from ulna.recipe import Plan, Recipe, from_yaml
 from ulna.study.prune import prune
 from ulna.system.files import read_tensors, write_tensors
 from ulna.system.locking import locked
+from ulna.system.progress import report_to
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.loop import State, learning_rate
 from ulna.training.train import train
@@ -29,6 +30,23 @@ from ulna.training.train import train
 @pytest.fixture(scope="module")
 def run(discs, tmp_path_factory):
     return train(discs, model="unetpp", out=tmp_path_factory.mktemp("runs") / "a", epochs=12, set=TINY)
+
+
+def test_bars_tell_what_a_training_does(discs, tmp_path):
+    heard = []
+    report_to(heard.append)
+    try:
+        train(discs, model="unet", out=tmp_path / "run", epochs=2, set=TINY)
+        train(discs, model="unet", out=tmp_path / "limited", epochs=2, max_hours=100, set=TINY)
+    finally:
+        report_to(None)
+    first, second = heard[: len(heard) // 2], heard[len(heard) // 2 :]
+    done = dict.fromkeys(standing.what for standing in first)
+    wanted = ["reading cases", "epoch 1/2", "validating epoch 1", "epoch 2/2", "validating epoch 2", "evaluating"]
+    assert [what for what in done if what in wanted] == wanted
+    last = next(standing for standing in reversed(first) if standing.what == "epoch 2/2")
+    assert last.done == last.total == 4 and "s left, loss " in last.note
+    assert any(standing.what == "epoch 1" for standing in second), "the hours may end it first, as far as is known"
 
 
 def test_it_learns(run):
@@ -146,7 +164,7 @@ def test_predict_writes_masks_in_the_format_and_geometry_of_the_images(run, disc
     assert [row["case"] for row in made.cases] == ["disc7"]
     mask = np.asarray(Image.open(tmp_path / "masks" / "disc7.png"))
     assert mask.shape == (32, 40)
-    assert set(np.unique(mask)) <= {0, 1}
+    assert set(np.unique(mask)) == {0, 255}  # as the training labels
     scores = ulna.evaluate(tmp_path / "masks", discs, out=tmp_path / "scores")
     assert scores.summary["mean"]["dice"]["mean"] == pytest.approx(run.summary["test"]["mean"]["dice"]["mean"])
     assert (tmp_path / "scores" / "metrics.csv").exists()

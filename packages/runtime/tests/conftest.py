@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.plans import make
 
+from tests.plans import make
 from ulna.exporting.graphs import make_graphs
 from ulna.inference.segmenter import Segmenter, network_for
 from ulna.recipe import Inference, Labels, Recipe

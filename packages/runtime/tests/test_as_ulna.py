@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from packages.runtime.tests.conftest import CLASSES, OVERLAPPING, plan_for, recipe_of
 
+from packages.runtime.tests.conftest import CLASSES, OVERLAPPING, plan_for, recipe_of
 from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.volume import Volume
 from ulna.inference.segmenter import Ensemble

@@ -7,8 +7,8 @@ import zipfile
 
 import onnx
 import pytest
-from packages.runtime.tests.conftest import plan_for, recipe_of
 
+from packages.runtime.tests.conftest import plan_for, recipe_of
 from ulna_runtime import UsageError, bundle, load
 from ulna_runtime.graph_check import check_graph
 

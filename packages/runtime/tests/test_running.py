@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from packages.runtime.tests.conftest import plan_for
 from PIL import Image
 
+from packages.runtime.tests.conftest import plan_for
 from ulna_runtime import UsageError, load
 from ulna_runtime.card import card_text
 from ulna_runtime.cli import run as command

@@ -14,7 +14,7 @@ from typing import Any
 from ulna.benchmarking.curves import draw_curves
 from ulna.data.layout.dataset import Dataset
 from ulna.demonstration import STATEMENT, make_phantom
-from ulna.errors import Interrupted, PartialFailure, UsageError
+from ulna.errors import Interrupted, PartialFailure, UsageError, counted
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
 from ulna.inference.sparse import PointCounts
@@ -107,10 +107,10 @@ def measure(
         "max_hours": training.max_hours,
         "changes": list(changes),
     }
-    limit = _many(training.most_epochs, "epoch") if training.max_hours is None else f"{training.max_hours:g} hours"
+    limit = counted(training.most_epochs, "epoch") if training.max_hours is None else f"{training.max_hours:g} hours"
     said = (
-        f"{_many(outcome.cases, f'{outcome.part} case')} of {conditions['data']}{' (made by ulna, not real)' * synthetic}, "
-        f"{_many(seeds, 'seed')}, {limit} a training, {conditions['device']}, {_many(conditions['threads'], 'thread')}"
+        f"{counted(outcome.cases, f'{outcome.part} case')} of {conditions['data']}{' (made by ulna, not real)' * synthetic}, "
+        f"{counted(seeds, 'seed')}, {limit} a training, {conditions['device']}, {counted(conditions['threads'], 'thread')}"
     )
     names = {field: name for field, (name, _) in VARIED.items()} | {MESH_STEP: "mesh step, voxels"}
     draw_curves(rows, names, out / "curves.png", conditions=said)
@@ -123,10 +123,6 @@ def measure(
         "trainings": seeds * len(variants),
         "figure": str(out / "curves.png"),
     }
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _own(recipe: Recipe) -> dict[str, float | None]:

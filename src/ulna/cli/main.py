@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -16,10 +17,11 @@ import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines, unknown
-from ulna.verbs import VERBS, find
+from ulna.errors import Interrupted, PartialFailure, UsageError, printable, printable_lines, unknown
+from ulna.system.order import check_words
+from ulna.verbs import PATH_FLAGS, VERBS, Verb, find
 
 EVERYWHERE = ("--quiet", "--json")
 METAVARS = {
@@ -112,6 +114,10 @@ def _call(name: str, arguments: list[str]) -> int:
     as_json, arguments = _take(arguments, "--json")
     quiet, arguments = _take(arguments, "--quiet")
     _listen(quiet)
+    if not {"-h", "--help"}.intersection(arguments):
+        words = words_of(VERBS[name], arguments)
+        require(words.paths(VERBS[name]), words.behind("--recipe"))
+        check_words(name, words.plain, words.flags)
     function = find(VERBS[name].place)
     call = functools.partial(
         tyro.cli,
@@ -136,6 +142,54 @@ def _call(name: str, arguments: list[str]) -> int:
 
         show(name, result)
     return 0 if getattr(result, "ok", True) else 2
+
+
+class Words(NamedTuple):
+    """A command line as far as it is understood without the verb, whose import takes seconds.
+
+    Args:
+        plain: words that follow no flag.
+        flags: the flags, with their values.
+    """
+
+    plain: list[str]
+    flags: list[str]
+
+    def paths(self, verb: Verb) -> list[str]:
+        """What it names that must be there, but for recipes."""
+        return [*(self.plain if verb.paths else ()), *self.behind(*PATH_FLAGS)]
+
+    def behind(self, *flags: str) -> list[str]:
+        """The values of these flags."""
+        return [word for flag, word in itertools.pairwise(self.flags) if flag in flags and not word.startswith("-")]
+
+
+def words_of(verb: Verb, arguments: Sequence[str]) -> Words:
+    """Tell the words of a command line from its flags, which have at most one value."""
+    words = Words([], [])
+    for before, word in itertools.pairwise(["", *arguments]):
+        valued = before.startswith("-") and "=" not in before and before not in verb.switches
+        (words.flags if word.startswith("-") or valued else words.plain).append(word)
+    return words
+
+
+def require(paths: Sequence[str], recipes: Sequence[str] = ()) -> None:
+    """Raises UsageError that names every path that is not there, and every recipe that is neither a file nor a name."""
+    missing = [f"{printable(path)}: does not exist; check the path" for path in paths if not os.path.lexists(path)]
+    missing += [said for recipe in recipes if (said := _no_recipe(recipe))]
+    if missing:
+        raise UsageError("\n".join(missing))
+
+
+def _no_recipe(word: str) -> str:
+    """What is wrong with a word that names no recipe; else nothing."""
+    from ulna.recipe.library import recipe_file  # only where one is named: starting is quick
+
+    try:
+        recipe_file(word)
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def _tune_memory() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
+from ulna.errors import counted
 
 
 def print_study(console: Console, study: Any) -> None:
@@ -103,7 +104,8 @@ def print_levels(console: Console, made: Any) -> None:
     console.print(table)
     if measured:
         said = (
-            f"mean over {made.rows[0]['n']} of {made.rows[0]['cases']} validation cases, those that hold a structure or "
+            f"mean over {made.rows[0]['n']} of {counted(made.rows[0]['cases'], 'validation case')}, those that "
+            "hold a structure or "
             "are said to [95 % bootstrap interval]; ms: median wall time an "
             "image; MiB: estimate of what a prediction adds to the program"
         )

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
 from ulna.cli.study_tables import print_bench, print_levels, print_study
-from ulna.errors import listed, printable_text
+from ulna.errors import counted, listed, printable_text
 from ulna.exporting.card import page as card_page
 from ulna.system.progress import make_console
 
@@ -131,11 +131,11 @@ def _check(console: Console, report: Any) -> None:
         print_plain(console, f"note     {note}", style="dim")
     cases = len(report.scans)
     if report.problems:
-        count = "1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems"
-        console.print(f"[bold red]{count}[/] in {cases} cases", highlight=False)
+        count = counted(len(report.problems), "problem")
+        console.print(f"[bold red]{count}[/] in {counted(cases, 'case')}", highlight=False)
     else:
         names = ", ".join(map(safe, report.labels.described))
-        console.print(f"[bold green]no problems[/] in {cases} cases: {names}", highlight=False)
+        console.print(f"[bold green]no problems[/] in {counted(cases, 'case')}: {names}", highlight=False)
         if said := report.slices_in_words():
             print_plain(console, said, style="dim")
         print_plain(console, f"next: ulna train {quoted(report.root)}", style="dim")
@@ -161,11 +161,14 @@ def _plan(console: Console, estimate: Any) -> None:
     table = make_table("", "choice and reason")
     table.columns[1].justify = "left"
     table.columns[1].no_wrap = False
-    table.add_row("images", f"{plan.image_dims}D{read}, {plan.in_channels} channels, {plan.fingerprint.cases} cases")
+    table.add_row(
+        "images",
+        f"{plan.image_dims}D{read}, {counted(plan.in_channels, 'channel')}, {counted(plan.fingerprint.cases, 'case')}",
+    )
     table.add_row("classes", ", ".join(map(safe, plan.labels.described)))
     for field, reason in plan.reasons.items():
         table.add_row(safe(field), safe(reason))
-    read = "a patch" if planned.points is None else f"a patch, read at {planned.points:,} points"
+    read = "a patch" if planned.points is None else f"a patch, read at {counted(planned.points, 'point')}"
     work = f"{planned.parameters:,} parameters, {planned.gmacs:.3g} GMACs {read}"
     table.add_row("network", f"{safe(planned.recipe.model)}: {work}")
     table.add_row("time", safe(_duration(estimate)))
@@ -185,12 +188,12 @@ def _duration(estimate: Any) -> str:
     timing = estimate.timing
     if timing is None:
         return f"not estimated: {estimate.untimed}"
-    epochs = f"{timing.epochs} epochs"
+    epochs = counted(timing.epochs, "epoch")
     if timing.epochs * timing.epoch_s > 3600 * timing.hours:
         epochs = f"{3600 * timing.hours / timing.epoch_s:.0f} of {epochs}, as training.max_hours allows,"
-    threads = "" if timing.threads is None else f", {timing.threads} thread{'s' * (timing.threads > 1)}"
+    threads = "" if timing.threads is None else f", {counted(timing.threads, 'thread')}"
     return (
-        f"about {_long(timing.hours)} for {epochs} of {timing.steps} steps, {timing.step_s:.3g} s each, and "
+        f"about {_long(timing.hours)} for {epochs} of {counted(timing.steps, 'step')}, {timing.step_s:.3g} s each, and "
         f"{timing.validation_s:.3g} s of validation: an estimate from steps on made data, on {timing.device}{threads}; a "
         "training that gets no better ends sooner"
     )
@@ -203,7 +206,7 @@ def _long(hours: float) -> str:
 def _train(console: Console, run: Any) -> None:
     summary = run.summary
     part = summary["evaluated_on"]
-    scored = _scored(summary[part], "cases of all folds" if "folds" in summary else f"{part} cases")
+    scored = _scored(summary[part], "case of all folds" if "folds" in summary else f"{part} case")
     _evaluation_table(console, summary[part], title=f"{safe(summary['model'])} on {scored}")
     console.print(
         f"{_best_epochs(summary)}; {summary['wall_seconds'] / 60:.1f} min, "
@@ -228,7 +231,7 @@ def _best_epochs(summary: Any) -> str:
 def _predict(console: Console, predictions: Any) -> None:
     made = [row["seconds"] for row in predictions.cases if row["case"] not in set(predictions.skipped)]
     there = f"; {len(predictions.skipped)} stood there already" if predictions.skipped else ""
-    print_plain(console, f"{len(made)} masks written to {predictions.folder} ({sum(made):.1f} s){there}")
+    print_plain(console, f"{counted(len(made), 'mask')} written to {predictions.folder} ({sum(made):.1f} s){there}")
     print_plain(console, f"next: ulna evaluate {quoted(predictions.folder)} LABELS", style="dim")
 
 
@@ -236,15 +239,15 @@ def _evaluate(console: Console, evaluation: Any) -> None:
     _evaluation_table(console, evaluation.summary, title=_scored(evaluation.summary))
     missing = evaluation.summary["missing"]
     if missing:
-        text = f"{len(missing)} references have no prediction and count as missed: {listed(missing, 5)}"
+        text = f"{counted(len(missing), 'reference')} without a prediction, counted as missed: {listed(missing, 5)}"
         print_plain(console, text, style="yellow")
 
 
-def _scored(summary: Any, cases: str = "cases") -> str:
+def _scored(summary: Any, case: str = "case") -> str:
     """What was scored, in words."""
-    what = {"slice": "slices", "group": "groups"}.get(summary.get("by", ""), "")
-    images = f"{summary.get('images', summary['cases'])} {cases}"
-    return f"{summary['cases']} {what} of {images}" if what else images
+    images = counted(summary.get("images", summary["cases"]), case)
+    what = summary.get("by", "")
+    return f"{counted(summary['cases'], what)} of {images}" if what in ("slice", "group") else images
 
 
 def _evaluation_table(console: Console, summary: Any, title: str) -> None:
@@ -304,7 +307,7 @@ def _explain(console: Console, explanation: Any) -> None:
 
 
 def _demo(console: Console, made: Any) -> None:
-    _evaluation_table(console, made.evaluation.summary, title=f"{made.evaluation.summary['cases']} test cases")
+    _evaluation_table(console, made.evaluation.summary, title=counted(made.evaluation.summary["cases"], "test case"))
     print_plain(console, SYNTHETIC, style="yellow")
     print_plain(console, f"report: {made.report}")
 

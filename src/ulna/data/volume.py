@@ -34,6 +34,7 @@ class Meta:
         palette: class -> the colour in which the file draws it.
         white: the largest stored value of a TIFF in which white is zero, whose values were inverted; None for all others.
         colour: whether the file says that its three channels are red, green and blue.
+        drawn: the value of an object in the files of a folder of masks, which are united to a map of 0 and 1.
         stored: what the writer of this format needs to write a map in the same geometry, in a type of its own.
     """
 
@@ -48,6 +49,7 @@ class Meta:
     palette: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
     white: int | None = None
     colour: bool = False
+    drawn: int = 1
     stored: object = None
 
 

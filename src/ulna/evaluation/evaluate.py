@@ -16,25 +16,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.dicom.onto import onto_grid
-from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
+from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import DICOM_SUFFIX, Series, Source, data_error, suffix_of
+from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
-from ulna.data.layout.classes import classes_found
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
-from ulna.errors import DataError, Problem, UsageError, listed
-from ulna.evaluation.known import known_alone, read_as
+from ulna.errors import DataError, Problem, UsageError, counted, listed
+from ulna.evaluation.intervals import told_mean
+from ulna.evaluation.known import classes_of, empty_score, known_alone, mask_values, read_as, values_in
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import score_labels
+from ulna.evaluation.order import told_as_images
 from ulna.evaluation.predicted import predicted_masks
 from ulna.evaluation.units import Across, check_unit, pooled, slices_of
-from ulna.recipe import Labels, parse
+from ulna.recipe import Labels
 from ulna.system.files import cell, write_text
-from ulna.system.outputs import PREDICT_FILE, check_folder, check_names
+from ulna.system.order import check_masks_first
+from ulna.system.outputs import check_folder, check_names
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
+from ulna.verbs import to_argv
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,11 @@ class Evaluation:
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        cases = counted(self.summary["cases"], "case")
+        missing = f", {len(self.summary['missing'])} without prediction" if self.summary.get("missing") else ""
+        return f"Evaluation: Dice {told_mean(self.summary['mean']['dice'])} over {cases}{missing}"
 
     def case_dice(self, case: str) -> float:
         """Mean Dice over the classes that count for one case; NaN if none does."""
@@ -123,6 +132,7 @@ def evaluate(
     predictions, labels = Path(predictions), Path(labels)
     if by is not None:
         check_unit(by)
+    check_masks_first(predictions, labels, to_argv({"--out": out, "--by": by}))
     references = find_masks(labels)
     groups = groups_of(labels, references.sources) if by == "group" else None
     if out is not None:
@@ -145,8 +155,10 @@ def evaluate(
     if notes.get("changed"):
         text = "masks changed after predict wrote them, scored as they are (%d): %s"
         log.warning(text, len(notes["changed"]), listed(notes["changed"], _SHOWN))
-    names = _classes(about, references, predicted, labels)
+    with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
+        names = classes_of(about, references, predicted, labels)
     of_references, of_masks = read_as(names, references.labels, written_by_ulna="labels" in about)
+    of_pictures = values_in(names, mask_values(about)) if "labels" in about else of_masks
     if of_masks.merges and "labels" not in about:
         log.info(
             "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)
@@ -163,7 +175,7 @@ def evaluate(
                 prediction = np.zeros_like(reference)
                 if name in predicted.sources:
                     mask = _mask(predicted.sources[name], references.images.get(name), names, volume, dims)
-                    prediction = encode_labels(mask, of_masks)
+                    prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
                     if of_masks.ignored is not None:  # what a mask leaves open is not found
                         prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
                     _check_grid(predicted.sources[name], mask, volume)
@@ -175,11 +187,12 @@ def evaluate(
             yield Pair(name, *known_alone(prediction, reference, of_references), volume)
 
     unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
-    scores = Scores(names, _empty_score(about), by=unit, across=Across.read(about.get("slices")), groups=groups)
+    scores = Scores(names, empty_score(about), by=unit, across=Across.read(about.get("slices")), groups=groups)
     for pair in pairs():
         scores.add(pair)
     if problems:
-        raise DataError(problems, predictions)
+        with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
+            raise DataError(problems, predictions)
     evaluation = scores.evaluation(missing)
     evaluation.summary.update(notes)
     if of_references.ignore:
@@ -332,24 +345,3 @@ def _check_out(out: Path, labels: Path, references: Masks) -> None:
         "summary.json": lambda path: {"tolerance", "classes", "missing"} <= read_json_object(path).keys(),
     }
     check_names(out, own)
-
-
-def _empty_score(about: Mapping[str, Any]) -> float | None:
-    """What the recipe of the run says of empty cases, as `predict` wrote it down."""
-    value = about.get("empty_score")
-    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
-
-
-def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:
-    """The classes as `predict` wrote them down, as a data set declares them, or as many as the masks hold."""
-    if "labels" in about:
-        return parse(Labels, about["labels"], source=PREDICT_FILE)
-    declared = references.labels or predicted.labels
-    if declared is not None:
-        return declared
-    values = {
-        f"{kind} {name}": value_counts(without_colour(read_labels(source)))
-        for kind, masks in (("reference", references), ("prediction", predicted))
-        for name, source in masks.sources.items()
-    }
-    return classes_found(values, where)

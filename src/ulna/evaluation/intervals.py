@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -76,6 +77,20 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, resamples: int = 20
         wide = 2 * norm.cdf(t.ppf((1 + level) / 2, n - 1) * math.sqrt(n / (n - 1))) - 1
         level = min(float(wide), 1 - 1e-9)  # of two or three units it is 1 in floats
     return bootstrap_interval(values, level=level, resamples=resamples)
+
+
+def told_mean(measure: Mapping[str, float | None]) -> str:
+    """A mean with its interval, in a line; a dash where it is not defined.
+
+    Example:
+        >>> told_mean({"mean": 0.9123, "low": 0.88, "high": 0.93}), told_mean({"mean": None, "low": None, "high": None})
+        ('0.912 [0.880, 0.930]', '-')
+    """
+    mean, low, high = measure["mean"], measure["low"], measure["high"]
+    if mean is None or not math.isfinite(mean):
+        return "-"
+    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+    return f"{mean:.3f}" + (f" [{low:.3f}, {high:.3f}]" if known else "")
 
 
 def interval_note(n: int) -> str:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.recipe import Labels
+from ulna.data.formats.label_maps import value_counts, without_colour
+from ulna.data.formats.read import read_labels
+from ulna.data.layout.classes import classes_found
+from ulna.data.layout.masks import Masks
+from ulna.recipe import Labels, parse
+from ulna.system.outputs import PREDICT_FILE
 
 
 def known_alone(prediction: NDArray[Any], reference: NDArray[Any], labels: Labels) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -26,6 +33,19 @@ def known_alone(prediction: NDArray[Any], reference: NDArray[Any], labels: Label
     )
 
 
+def values_in(labels: Labels, mask_values: Sequence[int] | None) -> Labels:
+    """How pictures of masks that ulna wrote are read: as `Labels.of_masks`, or by the values of the training labels."""
+    if mask_values is None or labels.multilabel or tuple(mask_values) in (indices(labels), (0, 255)):
+        return labels.of_masks  # which takes 0 and 255 for 0 and 1
+    background, *values = mask_values
+    return Labels(names=labels.names, background=(background,), values=tuple((value,) for value in values))
+
+
+def indices(labels: Labels) -> tuple[int, ...]:
+    """Of the background and all classes."""
+    return tuple(range(len(labels.foreground) + 1))
+
+
 def read_as(names: Labels, declared: Labels | None, *, written_by_ulna: bool) -> tuple[Labels, Labels]:
     """How the values of the references are read, and those of the masks.
 
@@ -38,3 +58,32 @@ def read_as(names: Labels, declared: Labels | None, *, written_by_ulna: bool) ->
 
 def _kind(labels: Labels) -> tuple[tuple[str, ...], bool]:
     return labels.foreground, labels.multilabel
+
+
+def empty_score(about: Mapping[str, Any]) -> float | None:
+    """What the recipe of the run says of empty cases, as `predict` wrote it down."""
+    value = about.get("empty_score")
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+
+
+def mask_values(about: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The values in pictures of masks, as `predict` wrote them down; None of an earlier version: class indices."""
+    values = about.get("mask_values")
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        return None
+    return tuple(values)
+
+
+def classes_of(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:
+    """The classes as `predict` wrote them down, as a data set declares them, or as many as the masks hold."""
+    if "labels" in about:
+        return parse(Labels, about["labels"], source=PREDICT_FILE)
+    declared = references.labels or predicted.labels
+    if declared is not None:
+        return declared
+    values = {
+        f"{kind} {name}": value_counts(without_colour(read_labels(source)))
+        for kind, masks in (("reference", references), ("prediction", predicted))
+        for name, source in masks.sources.items()
+    }
+    return classes_found(values, where)

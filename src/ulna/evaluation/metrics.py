@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
-from ulna.errors import UsageError, unknown
+from ulna.errors import UsageError, counted, unknown
 
 OVERLAP = ("dice", "iou", "ppv", "sensitivity")
 SURFACE = ("hd95", "assd", "nsd")
@@ -329,7 +329,9 @@ def pool_by(scores: Sequence[Score], groups: Sequence[Hashable], empty_score: fl
         UsageError: if there is not one group for each score.
     """
     if len(scores) != len(groups):
-        raise UsageError(f"{len(scores)} scores and {len(groups)} groups; give one group for each score")
+        raise UsageError(
+            f"{counted(len(scores), 'score')} and {counted(len(groups), 'group')}; give one group for each score"
+        )
     members: dict[Hashable, list[Score]] = {}
     for group, each in zip(groups, scores, strict=True):
         members.setdefault(group, []).append(each)

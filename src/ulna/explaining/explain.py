@@ -21,7 +21,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.orientation import turned
 from ulna.data.pipeline.preprocess import prepare, prepare_labels
 from ulna.data.volume import Volume
-from ulna.errors import UsageError, listed, unknown
+from ulna.errors import UsageError, counted, listed, unknown
 from ulna.explaining import methods
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
@@ -38,8 +38,10 @@ from ulna.planning.memory import MemoryEstimate
 from ulna.recipe import Labels, Plan
 from ulna.system.files import move_whole, staged, unwritable, write_text
 from ulna.system.locking import locked
+from ulna.system.order import check_run_first
 from ulna.system.outputs import EXPLAIN_FILE, check_folder, check_names, file_digest, is_plain, make_folder
 from ulna.system.reading import read_json_object
+from ulna.verbs import to_argv
 
 LAYERS = ("overlay", "saliency", "uncertainty", "gradcam", "attention")
 FILES = (*(f"{layer}{ending}" for layer in LAYERS for ending in (".png", ".nii.gz", ".nii")), SHEET_FILE)
@@ -103,6 +105,8 @@ def explain(
         ulna explain runs/nuclei-unetpp scan.png --out why
     """
     named, image, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(image), Path(out)
+    flags = {"--out": out, "--case": case, "--target": target, "--tta": tta}
+    check_run_first("explain", named, image, to_argv(flags))
     runs = each_run(named)
     segmenter = load_runs(runs)
     labels = segmenter.plan.labels
@@ -110,7 +114,7 @@ def explain(
     wishes = parse_wishes(series, dicom)._replace(channels=channels_of(segmenter.plan))
     chosen = _choose(image, case, segmenter.plan, wishes)
     _make_folder(out, chosen)
-    volume = chosen.read_image()
+    volume = segmenter.as_trained(chosen.read_image())
     _need(segmenter, volume).check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
 
     kind, members = _members(segmenter, volume, tta)
@@ -207,7 +211,9 @@ def _choose(image: Path, case: str | None, plan: Plan, wishes: Wishes) -> Case:
         return dataset.case(case)
     if len(dataset.cases) != 1:
         some = listed((one.id for one in dataset.cases), most=3)
-        raise UsageError(f"{image}: holds {len(dataset.cases)} images; name one of them with --case ({some})")
+        raise UsageError(
+            f"{image}: holds {counted(len(dataset.cases), 'image')}; name one of them with --case ({some})"
+        )
     return dataset.cases[0]
 
 

@@ -155,7 +155,7 @@ class Work:
         entry = self._wanted[case.id]
         if not entry.input:  # before the image is read: if it changes in between, the next call sees another image
             entry = replace(entry, input=self._input(case))
-        volume = case.read_image()
+        volume = self.segmenter.as_trained(case.read_image())
         if volume.meta.format == "dicom":
             for note in volume.meta.notes:
                 log.info("note: %s: %s", case.id, note)

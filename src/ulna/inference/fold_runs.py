@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ulna.errors import UsageError, printable
+from ulna.errors import UsageError, counted, printable
 from ulna.recipe import Recipe, from_yaml
 from ulna.system.outputs import FOLDS_FILE
 
@@ -43,7 +43,7 @@ def each_run(runs: Sequence[Path]) -> list[Path]:
         missing = [fold.name for fold in folds if not (fold / "weights.safetensors").exists()]
         if missing:
             raise UsageError(
-                f"{printable(run)}: {', '.join(missing)} of its {len(folds)} folds hold no weights yet; go on with "
+                f"{printable(run)}: {', '.join(missing)} of its {counted(len(folds), 'fold')} without weights; go on with "
                 "ulna train --resume, or name the folds that are to predict"
             )
         found += folds

@@ -99,7 +99,7 @@ def _read(files: Sequence[str | Path], plan: Plan) -> Volume:
             raise UsageError(f"{file}: holds many images; predict it with `ulna predict`, or give one as an array")
     sources = [source for file in files for source in _sources(Path(file), plan)]
     volume = read_image(sources, plan.image_dims)
-    if len(sources) == 1 and volume.channels == 1 < plan.in_channels:
+    if len(sources) == 1 and volume.channels == 1 < plan.in_channels and not plan.colour:
         raise UsageError(
             f"{files[0]}: 1 channel; this model reads {plan.in_channels} ({', '.join(plan.channel_names)}); give the channel "
             "files of a case as a list in the list: segment([[file_0, file_1]])"
@@ -187,8 +187,20 @@ def _channels_first(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
         plural = "" if found == 1 else "s"
         raise UsageError(
             f"an array of shape {array.shape}: {found} channel{plural}; this model reads {channels} "
-            f"({', '.join(plan.channel_names)}), and arrays are (C, *S) or (*S, C)"
+            f"({', '.join(plan.channel_names)}), and arrays are (C, *S) or (*S, C){_how(array, plan)}"
         )
     raise UsageError(
         f"an array of shape {array.shape}; this model reads (C, *S) with C = {channels} and {dims} spatial axes"
+        f"{_how(array, plan)}"
     )
+
+
+def _how(array: NDArray[Any], plan: Plan) -> str:
+    """How a grey array is given to a network of colour pictures, and the reverse; empty for other arrays."""
+    if plan.image_dims != 2:
+        return ""
+    if plan.in_channels == 3 and (array.ndim == 2 or (array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]))):
+        return "; a grey picture is given as colour by numpy.stack([grey] * 3)"
+    if plan.in_channels == 1 and array.ndim == 3 and array.shape[-1] == 3:
+        return "; a picture in colour is given as grey by picture @ [0.299, 0.587, 0.114]"
+    return ""

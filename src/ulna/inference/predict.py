@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.dicom.choosing import parse_wishes
+from ulna.data.formats.source import RASTER_SUFFIXES, TIFF_SUFFIXES, suffix_of
 from ulna.data.formats.write import FORMATS
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.record import Record
-from ulna.errors import Interrupted, PartialFailure, UsageError, unknown
+from ulna.errors import Interrupted, PartialFailure, UsageError, counted, printable, unknown
 from ulna.evaluation.units import Across
 from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
@@ -26,7 +27,9 @@ from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.loading import load
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
 from ulna.recipe import Split
+from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
+from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,11 @@ class Predictions:
     cases: list[dict[str, Any]]
     skipped: tuple[str, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        there = f", {len(self.skipped)} of them there already" if self.skipped else ""
+        failed = f"; {counted(len(self.failed), 'case')} failed" if self.failed else ""
+        return printable(f"Predictions {self.folder}: {counted(len(self.cases), 'mask')}{there}{failed}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -75,6 +83,7 @@ def predict(
     format: Sequence[str] = (),
     series: Sequence[str] = (),
     dicom: Sequence[str] = (),
+    threads: int | None = None,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
@@ -97,6 +106,7 @@ def predict(
         series: of DICOM: the UID or the description of the series to take; given several times, those that are the channels.
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
             mixed=refuse|largest; the first of each is the default.
+        threads: that compute; left out, those of OMP_NUM_THREADS, else no more than processors are free now.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -106,8 +116,21 @@ def predict(
     Example:
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
+    check_threads(threads)
     named, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
     formats, wishes = _formats(format), parse_wishes(series, dicom)
+    flags = {
+        "--split": split,
+        "--level": level,
+        "--tta": tta,
+        "--probabilities": probabilities,
+        "--overwrite": overwrite,
+        "--format": list(format),
+        "--series": list(series),
+        "--dicom": list(dicom),
+        "--threads": threads,
+    }
+    check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run(named)
     segmenter, digest = _loaded(runs, level)
     if tta:
@@ -119,9 +142,10 @@ def predict(
         wishes=wishes._replace(channels=channels_of(segmenter.plan)),
     )
     dataset = dataset.of_dims(segmenter.plan.image_dims)
-    for note in dataset.notes:
-        log.info("note: %s", note)
     cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
+    notes = [*dataset.notes, *_values_note(segmenter, cases, formats)]
+    for note in notes:
+        log.info("note: %s", note)
     sources = [source for case in cases for source in (*case.images, case.label) if source is not None]
     check_folder(out, [data, *dict.fromkeys(place for source in sources for place in source.places)])
     if dataset.layout == "dicom" and out.resolve().is_relative_to(data.resolve()):
@@ -141,27 +165,19 @@ def predict(
         "options": {**options, "split": split},
         "level": level,
         "labels": segmenter.plan.labels.model_dump(mode="json"),
+        "mask_values": segmenter.plan.mask_values,
         "tta": tta,
         "empty_score": segmenter.recipe.evaluation.empty_score,
         "scored_by": segmenter.recipe.evaluation.by,
         "slices": None if across is None else across._asdict(),
         "asked": [case.id for case in cases],
-        "notes": list(dataset.notes),
+        "notes": notes,
     }
-    flags = {
-        "--split": split,
-        "--level": level,
-        "--tta": tta,
-        "--probabilities": probabilities,
-        "--overwrite": overwrite,
-        "--format": list(format),
-        "--series": list(series),
-        "--dicom": list(dicom),
-    }
-    number = work.run(cases, facts)
+    with computing_with(choose_threads(threads)):
+        number = work.run(cases, facts)
     if number:
         again = command(["predict", *named, data, "--out", out, *to_argv(flags)])
-        done = f"{len(work.done)} of {len(cases)} cases are done"
+        done = f"{len(work.done)} of {counted(len(cases), 'case')} {'is' if len(cases) == 1 else 'are'} done"
         done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
         raise Interrupted(number, again, done)
     made = Predictions(out, work.rows(cases), tuple(work.skipped), work.failed)
@@ -169,7 +185,9 @@ def predict(
         reasons = "\n".join(f"  {case}: {why}" for case, why in work.failed.items())
         raise UsageError(f"no case could be predicted\n{reasons}")
     if work.unwritten:
-        raise UsageError(f"{work.unwritten}; {len(work.done)} masks are written, the same command goes on from them")
+        raise UsageError(
+            f"{work.unwritten}; {counted(len(work.done), 'mask')} written, the same command goes on from them"
+        )
     if work.failed:
         raise PartialFailure(work.failed, len(work.done), result=made)
     return made
@@ -181,6 +199,17 @@ def _formats(given: Sequence[str]) -> tuple[str, ...]:
         if one not in FORMATS:
             raise UsageError(f"--format: {unknown('format', one, FORMATS)}")
     return tuple(dict.fromkeys(given))
+
+
+def _values_note(segmenter: Segmenter, cases: Sequence[Case], formats: Sequence[str]) -> list[str]:
+    """What pictures of masks hold, where it is not what the training labels held; masks of 0 and 1 look black."""
+    plan, pictures = segmenter.plan, (*RASTER_SUFFIXES, *TIFF_SUFFIXES)
+    if formats or plan.image_dims != 2 or plan.mask_values is not None or plan.labels.order is not None:
+        return []
+    if not any(suffix_of(case.images[0].path) in pictures for case in cases):
+        return []
+    unknown = "class indices, which may look black: this run is of an ulna that kept no values of the training labels"
+    return [f"mask files hold {plan.reasons.get('mask_values', unknown)}"]
 
 
 def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
@@ -230,7 +259,9 @@ def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
     wanted = set(getattr(split, part))
     cases = tuple(case for case in dataset.cases if case.id in wanted)
     if not cases:
-        raise UsageError(f"--split {part}: none of the run's {len(wanted)} {part} cases stand in {dataset.root}")
+        raise UsageError(
+            f"--split {part}: none of the run's {counted(len(wanted), f'{part} case')} stands in {dataset.root}"
+        )
     return cases
 
 

@@ -19,7 +19,8 @@ from ulna.blocks import nd
 from ulna.data.formats.dicom.about import About
 from ulna.data.formats.label_maps import in_file
 from ulna.data.formats.source import case_name
-from ulna.data.formats.write import write_labels
+from ulna.data.formats.write import keeps_values, write_labels
+from ulna.data.pipeline.colour import as_trained
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
 from ulna.data.pipeline.preprocess import Prepared, check_fit, differences, prepare
 from ulna.data.volume import Volume
@@ -36,6 +37,7 @@ from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
 from ulna.recipe import PLAN_FORMAT, Labels, Plan, Recipe, Split, from_yaml, parse
 from ulna.system.device import choose_precision, default_device, to_device
+from ulna.system.order import not_a_run
 from ulna.system.reading import read_json
 from ulna.version import version
 
@@ -52,6 +54,7 @@ class Result:
         volume: the image, with its geometry.
         labels: the classes.
         about: names of the classes and of the network, for files that say so.
+        mask_values: what a picture of the mask holds for every class, see `Plan.mask_values`.
     """
 
     mask: NDArray[Any]
@@ -59,6 +62,17 @@ class Result:
     volume: Volume
     labels: Labels = field(default_factory=Labels)
     about: About | None = None
+    mask_values: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.volume.size))
+        step = "" if self.volume.unit == "px" else f" of {' x '.join(f'{s:.3g}' for s in self.spacing)} mm"
+        name = "" if self.volume.path is None else f" {self.volume.path.name}"
+        maps = self.mask > 0 if self.labels.multilabel else [self.mask == k for k in range(1, len(self.labels.names))]
+        shown = ", ".join(
+            f"{one} {np.mean(where):.2%}" for one, where in zip(self.labels.foreground, maps, strict=True)
+        )
+        return printable(f"Result{name}: mask of {size}{step}, {shown}")
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -73,7 +87,8 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the mask in the image's own format and geometry; its ending takes the place of a known one. Returns the file.
 
-        Overlapping classes with an order (`Labels.order`) are one map there. What follows another dot belongs to the name:
+        A picture (2D PNG, TIFF) holds the values that the labels of the training had, such as 0 and 255; overlapping
+        classes with an order (`Labels.order`) are one map. What follows another dot belongs to the name:
         `patient.1` becomes patient.1.nii.gz.
         """
         path = Path(path)
@@ -86,7 +101,8 @@ class Result:
         """
         own = self.volume.meta.format == "dicom" and self.volume.affine is not None
         of_dicom = own if format is None else format in ("seg", "rtstruct")
-        return self.mask if of_dicom else in_file(self.mask, self.labels)
+        picture = format is None and keeps_values(self.volume)
+        return self.mask if of_dicom else in_file(self.mask, self.labels, self.mask_values if picture else None)
 
 
 class Segmenter:
@@ -123,7 +139,7 @@ class Segmenter:
                 f"{run}: is a cross-validation, whose folds are runs of their own; name one, such as {run / 'fold_0'}"
             )
         if not (run / "recipe.yaml").exists():
-            raise UsageError(f"{run}: not a run folder (no recipe.yaml); give the folder that `ulna train` wrote")
+            raise not_a_run(run)
         recipe, plan = from_yaml(Recipe, run / "recipe.yaml"), from_yaml(Plan, run / "plan.yaml")
         if not (run / "weights.safetensors").exists():
             raise UsageError(
@@ -160,7 +176,15 @@ class Segmenter:
         return self.segment(self._volume(image, spacing, affine), probabilities=True)
 
     def _volume(self, image: Any, spacing: Sequence[float] | None = None, affine: ArrayLike | None = None) -> Volume:
-        return as_volume(image, self.plan, spacing, affine)
+        return self.as_trained(as_volume(image, self.plan, spacing, affine))
+
+    def as_trained(self, volume: Volume) -> Volume:
+        """A picture with the channels of the training: grey from colour and the reverse, which is noted once."""
+        volume, done = as_trained(volume, self.plan)
+        if done and done not in self._noted:
+            self._noted.add(done)
+            log.warning("note: %s: %s (and so with others like it)", volume.path or "the image", done)
+        return volume
 
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Result:
         """Segment one volume, with the probabilities where they are asked for.
@@ -169,9 +193,10 @@ class Segmenter:
             UsageError: if it does not fit the plan.
         """
         if not probabilities:
-            return Result(self.mask(volume), None, volume, self.plan.labels, self.about)
+            return Result(self.mask(volume), None, volume, self.plan.labels, self.about, self.plan.mask_values)
         maps = self.probabilities(volume)
-        return Result(self.label_map(maps), maps.numpy(), volume, self.plan.labels, self.about)
+        mask = self.label_map(maps)
+        return Result(mask, maps.numpy(), volume, self.plan.labels, self.about, self.plan.mask_values)
 
     @property
     def about(self) -> About:

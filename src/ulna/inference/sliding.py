@@ -30,6 +30,16 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [round(i * (size - patch) / (count - 1)) for i in range(count)]
 
 
+def count_windows(size: Sequence[int], patch: Sequence[int], overlap: float) -> int:
+    """How many windows cover an image.
+
+    Example:
+        >>> count_windows((10, 3), (4, 4), 0.5)
+        4
+    """
+    return math.prod(len(window_starts(n, p, overlap)) for n, p in zip(size, patch, strict=True))
+
+
 def gaussian(patch: Sequence[int]) -> Tensor:
     """Weights of a window's pixels, (*patch): highest in the middle, sigma an eighth of the side, above 0 everywhere.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,12 +24,13 @@ from ulna.data.volume import label_dtype
 from ulna.inference.finite import FiniteCheck
 from ulna.inference.forward import Forward
 from ulna.inference.slices import by_slices, smoothed_in_plane
-from ulna.inference.sliding import by_windows
+from ulna.inference.sliding import by_windows, count_windows
 from ulna.inference.sparse import PointCounts, by_stages, smoothed
 from ulna.networks.heads import probabilities
 from ulna.networks.network import Network
 from ulna.recipe import Inference, Labels, Plan
 from ulna.system.device import autocast, to_device, to_host
+from ulna.system.progress import bar
 
 
 class Slabs(NamedTuple):
@@ -178,6 +180,7 @@ def _windowed(
             axes = flipped[first : first + at_once]
             copies = [windows.flip(along) if along else windows for along in axes]
             answers = forward.within_memory(ask, copies[0] if len(copies) == 1 else torch.cat(copies))
+            advance(len(axes) * len(windows))
             for along, p in zip(axes, torch.split(answers, len(windows)), strict=True):
                 p = p.flip(along) if along else p
                 maps = p if maps is None else maps + p
@@ -191,9 +194,17 @@ def _windowed(
     slabs = without_margins(windows, prepared.margins, axis)
     if sparse and settings.smooth:
         slabs = smoothed(slabs, axis) if plan.slices is None else smoothed_in_plane(slabs, plan.slices)
-    for slab in slabs:
-        finite.finish()
-        yield slab
+    count = count_windows(grid, patch, settings.overlap) * len(flipped)
+    if plan.slices is not None:
+        count *= image.shape[plan.slices.axis + 1]
+    with bar("windows", count) if count > 1 else nullcontext(_untold) as advance:
+        for slab in slabs:
+            finite.finish()
+            yield slab
+
+
+def _untold(steps: int) -> None:
+    """Of an image that is one window nothing is drawn."""
 
 
 def mean_slabs(members: Sequence[Iterator[Tensor]], axis: int) -> Iterator[Tensor]:

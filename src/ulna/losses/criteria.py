@@ -142,7 +142,29 @@ def mean_of(each: Tensor, known: Tensor | None) -> Tensor:
     return (each * inside).sum() / inside.sum().clamp_min(1)
 
 
-class DiceCrossEntropy(nn.Module):
+class DiceAnd(nn.Module):
+    """`dice` * soft Dice + `share` * another criterion.
+
+    Args:
+        soft_dice: soft Dice.
+        other: the criterion beside it.
+        dice: how much soft Dice counts.
+        share: how much the other counts.
+
+    Shape:
+        (N, K, *S), (N, *S) -> ()
+    """
+
+    def __init__(self, soft_dice: SoftDice, other: nn.Module, *, dice: float, share: float) -> None:
+        super().__init__()
+        self.soft_dice, self.other, self.shares = soft_dice, other, (dice, share)
+
+    def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        dice, other = (one(logits, target, known) for one in (self.soft_dice, self.other))
+        return self.shares[0] * dice + self.shares[1] * other
+
+
+class DiceCrossEntropy(DiceAnd):
     """`dice` * soft Dice + `cross_entropy` * cross-entropy.
 
     Source: SDU-Net (carvalho2021), Sec. 3.2, and Implicit U-Net (marimont2022), Sec. 3.1. Reading: weights 1 and 1.
@@ -159,14 +181,9 @@ class DiceCrossEntropy(nn.Module):
         reduction: str = "image",
         multilabel: bool = False,
     ) -> None:
-        super().__init__()
-        self.shares = (dice, cross_entropy)
-        self.dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
-        self.cross_entropy = CrossEntropy(weights=weights, multilabel=multilabel)
-
-    def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
-        dice, cross_entropy = (one(logits, target, known) for one in (self.dice, self.cross_entropy))
-        return self.shares[0] * dice + self.shares[1] * cross_entropy
+        soft_dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
+        other = CrossEntropy(weights=weights, multilabel=multilabel)
+        super().__init__(soft_dice, other, dice=dice, share=cross_entropy)
 
 
 class UNetPlusPlusLoss(DiceCrossEntropy):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ulna.errors import UsageError
-from ulna.losses.criteria import SoftDice, as_maps, entropies, mean_of
+from ulna.losses.criteria import DiceAnd, SoftDice, as_maps, entropies, mean_of
 from ulna.losses.weights import class_weights
 
 
@@ -94,7 +94,7 @@ class TopK(nn.Module):
         return (hardest * first).sum() / count
 
 
-class DiceFocal(nn.Module):
+class DiceFocal(DiceAnd):
     """`dice` * soft Dice + `focal` * focal loss.
 
     Shape:
@@ -112,16 +112,11 @@ class DiceFocal(nn.Module):
         reduction: str = "image",
         multilabel: bool = False,
     ) -> None:
-        super().__init__()
-        self.shares = (dice, focal)
-        self.dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
-        self.focal = Focal(gamma=gamma, weights=weights, multilabel=multilabel)
-
-    def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
-        return self.shares[0] * self.dice(logits, target, known) + self.shares[1] * self.focal(logits, target, known)
+        soft_dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
+        super().__init__(soft_dice, Focal(gamma=gamma, weights=weights, multilabel=multilabel), dice=dice, share=focal)
 
 
-class DiceTopK(nn.Module):
+class DiceTopK(DiceAnd):
     """`dice` * soft Dice + `topk` * cross-entropy over the hardest voxels.
 
     Shape:
@@ -138,10 +133,5 @@ class DiceTopK(nn.Module):
         reduction: str = "image",
         multilabel: bool = False,
     ) -> None:
-        super().__init__()
-        self.shares = (dice, topk)
-        self.dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
-        self.topk = TopK(share=share, multilabel=multilabel)
-
-    def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
-        return self.shares[0] * self.dice(logits, target, known) + self.shares[1] * self.topk(logits, target, known)
+        soft_dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
+        super().__init__(soft_dice, TopK(share=share, multilabel=multilabel), dice=dice, share=topk)

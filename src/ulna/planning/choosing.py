@@ -39,8 +39,9 @@ def choose(
 ) -> Recipe:
     """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
 
-    Left out, the model is that of the file, else unetpp; `max_ram` is GB that a training may take. What was `planned` stands
-    in place of model and file where neither is given. A `budget` takes the place of what all of these say of the length.
+    Left out, the model is that of the file, else unet (`choose_network` looks at the data before); `max_ram` is GB that a
+    training may take. What was `planned` stands in place of model and file where neither is given. A `budget` takes the
+    place of what all of these say of the length.
 
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
@@ -50,7 +51,7 @@ def choose(
     own = stated(recipe)
     if model is not None:
         own.pop("architecture", None)  # a model named in the command replaces the file's network
-    name = model or own.get("model", "unetpp")
+    name = model or own.get("model", Recipe().model)
     base = recommended(str(name)).model_dump()
     chosen = parse(Recipe, merged(base, {**own, "model": name}), source=str(recipe or ""))
     if planned is not None and model is None and recipe is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ulna.errors import OtherDataError, UsageError, brief, listed, printable
+from ulna.errors import OtherDataError, UsageError, brief, counted, listed, printable
 from ulna.networks.build import levels
 from ulna.planning.drafts import Drafts, shape_of
 from ulna.planning.grid import stated_spacing
@@ -209,7 +209,7 @@ def _depth(plan: Plan, recipe: Recipe) -> Iterator[str]:
     count = levels(architecture)
     fixed = architecture.channels is not None or architecture.levels is not None
     if count < plan.levels or (fixed and count != plan.levels):
-        yield f"the architecture of {recipe.model} has {count} levels, the plan {plan.levels}"
+        yield f"the architecture of {recipe.model} has {counted(count, 'level')}, the plan {plan.levels}"
 
 
 def _network(recipe: Recipe) -> tuple[Architecture, int | None]:

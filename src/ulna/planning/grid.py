@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.planning.levels import divisor_of, product, unplanned_strides
 from ulna.recipe import Architecture, Fingerprint, Plan
 from ulna.recipe.choices import Planning
@@ -116,7 +116,8 @@ def check_divisor(planning: Planning, size: tuple[int, ...], architecture: Archi
     name = _fixing(planning)
     if name and any(d > n for d, n in zip(divisor, size, strict=True)):
         raise UsageError(
-            f"planning.{name}={_list(getattr(planning, name))} is smaller than what the {len(strides) + 1} levels of {model} "
+            f"planning.{name}={_list(getattr(planning, name))} is smaller than what the "
+            f"{counted(len(strides) + 1, 'level')} of {model} "
             f"divide an image by, {product(divisor)}; take a larger one, or fewer levels"
         )
 

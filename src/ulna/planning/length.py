@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ulna.errors import UsageError, printable, unknown
+from ulna.errors import UsageError, counted, printable, unknown
 from ulna.recipe import Recipe, Training
 from ulna.system.device import Device
 
@@ -79,21 +79,29 @@ def resolve_length(recipe: Recipe, device: Device, *, slices: bool = False) -> t
 
 def _said(training: Training, slices: bool) -> str:
     if isinstance(training.samples_per_epoch, int):
-        epoch = f"{training.samples_per_epoch:,} samples"
+        epoch = f"{counted(training.samples_per_epoch, 'sample')}"
     elif training.steps_per_epoch is not None:
-        epoch = f"{training.steps_per_epoch} steps"
+        epoch = f"{counted(training.steps_per_epoch, 'step')}"
     elif training.samples_per_epoch == "all":
-        epoch = f"every {'slice' if slices else 'training case'} once, at least {training.min_steps} steps"
+        epoch = f"every {'slice' if slices else 'training case'} once, at least {counted(training.min_steps, 'step')}"
     elif slices:
         epoch = f"every slice once, at least {training.min_steps} and at most {MOST_SLICE_STEPS} steps"
     else:
-        epoch = f"every training case once, at least {training.min_steps} steps"
+        epoch = f"every training case once, at least {counted(training.min_steps, 'step')}"
     hours = "" if training.max_hours is None else f", {training.max_hours:g} h at most"
-    many = f"{training.epochs} epochs" if training.epochs is not None else f"{training.steps:,} steps, in epochs"
+    many = (
+        counted(training.epochs, "epoch")
+        if training.epochs is not None
+        else f"{counted(training.steps or 0, 'step')}, in epochs"
+    )
     if training.epochs is not None and training.steps is not None:
-        many = f"{training.steps:,} steps at most, in {many}"
+        many = f"{counted(training.steps, 'step')} at most, in {many}"
     every = training.validate_every
-    waited = f"{training.patience}" if every == 1 else f"{training.patience} validations, one every {every} epochs,"
+    waited = (
+        f"{training.patience}"
+        if every == 1
+        else f"{counted(training.most_patience, 'validation')}, one every {every} epochs,"
+    )
     return f"{many} of {epoch}{hours}; {waited} without a better {training.measure} on whole validation images end it"
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
 from ulna.data.pipeline.percentile import percentiles
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.recipe import Fingerprint, Normalization, Plan
 from ulna.recipe.choices import Planning
 from ulna.system.progress import track
@@ -96,6 +96,6 @@ def capped(plan: Plan, cap: float, cases: Sequence[Case]) -> Plan:
         for one, bound in zip(plan.normalization, bounds, strict=True)
     )
     each = ", ".join(f"{bound:g}" for bound in bounds)
-    what = f"percentile {cap:g} of all values of the {len(cases)} training cases, as the recipe asks"
+    what = f"percentile {cap:g} of all values of the {counted(len(cases), 'training case')}, as the recipe asks"
     reasons = {**plan.reasons, "cap": f"{each}: {what}; larger values count as it"}
     return plan.replaced(normalization=normalization, reasons=reasons)

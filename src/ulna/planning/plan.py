@@ -20,7 +20,7 @@ from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.whitening import fit_whitening
 from ulna.data.quality.check import Report, check_dataset
 from ulna.data.quality.slices import SliceCount
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.losses import make_loss
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
@@ -31,6 +31,7 @@ from ulna.planning.fitting import check_plan, check_requires
 from ulna.planning.grid import check_axes, check_divisor, check_grid, check_patch, fixed_sizes, kept_axes
 from ulna.planning.length import in_epochs, resolve_length
 from ulna.planning.levels import divisor_of
+from ulna.planning.mask_values import AS_CLASSES, MaskValues, choose_mask_values
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.normalising import capped, choose_normalization
 from ulna.planning.sizes import choose_sizes
@@ -65,6 +66,8 @@ class TrainingData:
         fingerprint: of the training cases alone.
         notes: what is worth knowing.
         slices: of the training volumes across every axis that the network sees; empty for 2D images.
+        mask_values: what mask files hold.
+        colour: whether the training images are pictures of red, green and blue.
     """
 
     dataset: Dataset
@@ -73,6 +76,8 @@ class TrainingData:
     fingerprint: Fingerprint
     notes: tuple[str, ...] = ()
     slices: tuple[SliceCount, ...] = ()
+    mask_values: MaskValues = AS_CLASSES
+    colour: bool = False
 
 
 def read_training_data(dataset: Dataset, training: Training) -> TrainingData:
@@ -123,8 +128,17 @@ def training_data(dataset: Dataset, report: Report, parts: Split) -> TrainingDat
     """What a check found, for one split."""
     found = fingerprint(report, parts.train, dataset.channel_names)
     counts = slices_of(report, parts.train)
+    labels, train = report.labels or Labels(), set(parts.train)
+    scans = [one for one in report.scans if one.case in train]
     return TrainingData(
-        dataset.of_dims(report.spatial_dims), parts, report.labels or Labels(), found, report.notes, counts
+        dataset.of_dims(report.spatial_dims),
+        parts,
+        labels,
+        found,
+        report.notes,
+        counts,
+        choose_mask_values(scans, labels),
+        all(one.colour for one in scans),
     )
 
 
@@ -241,12 +255,16 @@ def plan_training(
     )
     oriented = found.spatial_dims == 3 and orientation is not None
     turn, reasons["turn_axes"] = turn_axes(patch, patch_spacing, mirror, oriented=oriented)
+    if data.mask_values.reason:
+        reasons["mask_values"] = data.mask_values.reason
     plan = Plan(
         format=PLAN_FORMAT,
         spatial_dims=dims,
         in_channels=found.channels,
         channel_names=found.channel_names,
+        colour=data.colour,
         labels=labels,
+        mask_values=data.mask_values.values,
         orientation=orientation,
         spacing=spacing,
         unit=found.unit,
@@ -299,7 +317,7 @@ def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: D
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:
     """The plan with a ZCA matrix fitted on all voxels of these cases, which are the training cases."""
     fitted = fit_whitening(_prepared(case, plan) for case in track(cases, "whitening"))
-    why = f"zca: fitted on all voxels of the {len(cases)} training cases, as the recipe asks"
+    why = f"zca: fitted on all voxels of the {counted(len(cases), 'training case')}, as the recipe asks"
     return plan.replaced(whitening=fitted, reasons={**plan.reasons, "whitening": why})
 
 

@@ -8,7 +8,7 @@ from ulna.data.pipeline.orientation import DIRECTIONS
 from ulna.data.pipeline.slices import ALIKE, coarsest_axis
 from ulna.data.quality.check import Report
 from ulna.data.quality.slices import SliceCount, added
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.networks.build import validate
 from ulna.planning.fingerprint import turns_of
 from ulna.planning.symmetry import ASKEW
@@ -111,7 +111,9 @@ def of_volumes(planning: Planning, slices: Slices) -> Planning:
                 if name == "spacing"
                 else ("2 numbers of voxels, of the plane of a slice, or null along an axis that it leaves open")
             )
-            raise UsageError(f"planning.{name} has {len(values)} entries, and the network reads slices; give {wanted}")
+            raise UsageError(
+                f"planning.{name} has {counted(len(values), 'entry')}, and the network reads slices; give {wanted}"
+            )
     return planning.replaced(patch=None, **lifted)
 
 

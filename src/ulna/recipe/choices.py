@@ -258,7 +258,7 @@ class Scoring(Frozen):
 class Recipe(Frozen):
     """Everything a person chooses. Stored, fully resolved, as `recipe.yaml` in a run folder."""
 
-    model: str = "unetpp"
+    model: str = "unet"
     architecture: Architecture = Architecture()
     planning: Planning = Planning()
     loss: Loss = Loss()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StrictFloat, StrictInt, model_validator
 
+from ulna.errors import counted
 from ulna.recipe.bounds import MOST_CHANNELS_AT_ALL, Axis
 from ulna.recipe.model import Frozen
 
@@ -79,13 +80,17 @@ class Fingerprint(Frozen):
             for end, values in (("min", extent.min), ("median", extent.median), ("max", extent.max))
         }
         wrong = [
-            f"{name} has {count} entries, the images have {dims} axes" for name, count in ends.items() if count != dims
+            f"{name} has {counted(count, 'entry')}, the images have {dims} axes"
+            for name, count in ends.items()
+            if count != dims
         ]
         if self.worlds is not None and len(self.worlds) < dims:
-            wrong.append(f"worlds has {len(self.worlds)} entries, the images have {dims} axes")
+            wrong.append(f"worlds has {counted(len(self.worlds), 'entry')}, the images have {dims} axes")
         for name, per_channel in (("intensity", self.intensity), ("foreground", self.foreground)):
             if per_channel and len(per_channel) != self.channels:
-                wrong.append(f"{name} has {len(per_channel)} entries, the images have {self.channels} channels")
+                wrong.append(
+                    f"{name} has {counted(len(per_channel), 'entry')}, the images have {counted(self.channels, 'channel')}"
+                )
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ulna.errors import counted
 from ulna.recipe.bounds import MOST_CHANNELS_AT_ALL
 from ulna.recipe.model import Frozen
 
@@ -136,7 +137,7 @@ def _faults(labels: Labels) -> Iterator[str]:
     if not names:
         return  # the plan says it
     if labels.values is not None and len(labels.values) != len(names):
-        yield f"values has {len(labels.values)} entries, there are {len(names)} structures"
+        yield f"values has {counted(len(labels.values), 'entry')} for {counted(len(names), 'structure')}"
         return
     if not labels.background or 0 not in (*labels.background, *labels.ignore):
         yield f"gives the background the values {_shown(labels.background)}; 0 is one of them, or it is ignored"
@@ -167,7 +168,7 @@ def _unordered(labels: Labels, order: tuple[int, ...], holders: dict[int, list[s
         yield "has a regions_class_order, and no structures that overlap"
         return
     if len(order) != len(names):
-        yield f"has a regions_class_order of {len(order)} values for {len(names)} structures"
+        yield f"has a regions_class_order of {counted(len(order), 'value')} for {counted(len(names), 'structure')}"
         return
     for value, name, values in zip(order, names, labels.values, strict=True):
         if value not in values:

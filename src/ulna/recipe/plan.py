@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ulna.errors import counted
 from ulna.recipe.bounds import MOST_CHANNELS_AT_ALL, MOST_LEVELS, Axis, Length, Steps, Voxels
 from ulna.recipe.choices import Recipe
 from ulna.recipe.fingerprint import Fingerprint
-from ulna.recipe.labels import Labels
+from ulna.recipe.labels import Labels, Value
 from ulna.recipe.model import Frozen
 from ulna.recipe.slices import Slices
 
@@ -68,7 +69,11 @@ class Plan(Frozen):
     spatial_dims: Literal[2, 3]  # of the network
     in_channels: int = Field(ge=1, le=MOST_CHANNELS_AT_ALL)  # of an image
     channel_names: tuple[str, ...]
+    colour: bool = False  # whether the images are pictures of red, green and blue
     labels: Labels
+    mask_values: Annotated[tuple[Value, ...], Field(max_length=MOST_CHANNELS_AT_ALL + 1)] | None = (
+        None  # of the background and every class in mask files of 2D PNG, TIFF and BMP; None: class indices
+    )
     orientation: Literal["RAS"] | None = None  # images are turned to it; None: the axes stay as the files store them
     spacing: tuple[Length, ...] | None  # of the network's grid, in `unit`; None (format 1 only): every image's own
     unit: Literal["mm", "px"]
@@ -93,7 +98,9 @@ class Plan(Frozen):
     @model_serializer(mode="wrap")
     def _without_absent(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = serialise(self)
-        absent = {name for name in ("recipe", "slices", "kept_axes") if not getattr(self, name)}
+        absent = {
+            name for name in ("recipe", "slices", "kept_axes", "mask_values", "colour") if not getattr(self, name)
+        }
         return {name: value for name, value in values.items() if name not in absent}
 
     @model_validator(mode="after")
@@ -105,6 +112,9 @@ class Plan(Frozen):
             "channel_names": (len(self.channel_names), channels, "channels"),
             "normalization": (len(self.normalization), channels, "channels"),
         }
+        if self.mask_values is not None:
+            wanted = 2 if self.labels.stacked else len(self.labels.foreground) + 1
+            lengths["mask_values"] = (len(self.mask_values), wanted, "values in mask files")
         for name in ("spacing", "size", "crop"):
             if (given := getattr(self, name)) is not None:
                 lengths[name] = (len(given), self.image_dims, "axes")
@@ -114,12 +124,12 @@ class Plan(Frozen):
             row = next((len(row) for row in self.whitening.matrix if len(row) != channels), channels)
             lengths["a row of whitening.matrix"] = (row, channels, "channels")
         wrong = [
-            f"{name} has {has} entries, the images have {want} {what}"
+            f"{name} has {counted(has, 'entry')}, the images have {want} {what}"
             for name, (has, want, what) in lengths.items()
             if has != want
         ]
         wrong += [
-            f"strides[{number}] has {len(step)} entries, the images have {dims} axes"
+            f"strides[{number}] has {counted(len(step), 'entry')}, the images have {dims} axes"
             for number, step in enumerate(self.strides)
             if len(step) != dims
         ]
@@ -209,5 +219,5 @@ class Split(Frozen):
         for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
             both = sorted(sets[a] & sets[b])
             if both:
-                raise ValueError(f"{len(both)} cases stand in {a} and in {b}, for example {both[0]}")
+                raise ValueError(f"{counted(len(both), 'case')} both in {a} and in {b}, for example {both[0]}")
         return self

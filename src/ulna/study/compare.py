@@ -12,7 +12,7 @@ from typing import Any
 from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.dataset import split as split_cases
 from ulna.data.quality.check import Report, check_dataset
-from ulna.errors import PartialFailure, UsageError, printable
+from ulna.errors import PartialFailure, UsageError, counted, printable
 from ulna.planning.choosing import check_division
 from ulna.planning.length import STATED, check_budget
 from ulna.planning.plan import check_split_is_made, division, training_data, unused_shares
@@ -23,11 +23,12 @@ from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
 from ulna.study.places import Need, Places, read_jobs
 from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
-from ulna.study.same_study import STUDY_FILE, check_format, check_same, settings_of_study, stored_study
+from ulna.study.same_study import STUDY_FILE, check_format, check_same, settings_of_study, stored_study, study_threads
 from ulna.study.scores import read_scores
 from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants
 from ulna.system.files import write_text
 from ulna.system.outputs import check_folder
+from ulna.system.threads import check_threads
 from ulna.training.duration import hours_in_words
 from ulna.verbs import command, to_argv
 
@@ -49,6 +50,13 @@ class Study:
     folder: Path
     outcome: Outcome
     failed: dict[str, str]
+
+    def __repr__(self) -> str:
+        found = self.outcome
+        each = ", ".join(f"{name} {found.described[name]['dice'].mean:.3f}" for name in found.models)
+        failed = f"; {counted(len(self.failed), 'training')} failed" if self.failed else ""
+        cases = counted(found.cases, f"{found.part} case")
+        return printable(f"Study {self.folder}: Dice {each} over {cases}, {counted(found.seeds, 'seed')}{failed}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -74,6 +82,7 @@ def compare(
     set: Sequence[str] = (),
     margin: float = 0.01,
     jobs: str | int = "1",
+    threads: int | None = None,
     beside: Sequence[str] = (),
 ) -> Study:
     """Train several networks alike, and say with statistics which is better.
@@ -100,6 +109,8 @@ def compare(
         margin: the smallest difference of mean Dice that matters.
         jobs: trainings at once, as far as cores and memory allow; auto: as many as they carry. What was killed beside others
             is tried once more alone.
+        threads: of each training; left out, as many as are free when the study begins, shared among trainings at once. The
+            study keeps the number.
         beside: finished studies of the same networks on other data, for the ranking.
 
     Raises:
@@ -112,6 +123,7 @@ def compare(
     data, out = Path(data), Path(out)
     names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
     most = read_jobs(jobs)
+    check_threads(threads)
     check_division(split=split, fold=None, folds=folds)
     base = _base(recipe, epochs, max_hours, budget, split)
     meant = _study(base, _listed(set))
@@ -139,18 +151,22 @@ def compare(
     settings = settings_of_study(settled, splits, report, size, variants, folds)
     if before is not None:
         check_same(out, before, settings)
-    needs = _needs(settled)
+    todo = make_jobs(settled.variants, seeds, folds, out / "runs")
+    places = Places.of(settled.planned[0].device, _needs(settled), most)
+    fit = places.at_once([job.network for job in todo])
+    settings["threads"] = each = study_threads(out, before, threads, fit)
     write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
 
-    todo = make_jobs(settled.variants, seeds, folds, out / "runs")
     flags = {
         "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--split": split,
         "--match": match, "--vary": vary, "--one-at-a-time": one_at_a_time,
         "--epochs": epochs, "--max-hours": max_hours, "--budget": budget, "--recipe": recipe, "--set": set,
-        "--margin": None if margin == 0.01 else margin, "--jobs": None if most == 1 else jobs, "--beside": beside,
+        "--margin": None if margin == 0.01 else margin, "--jobs": None if most == 1 else jobs, "--threads": threads,
+        "--beside": beside,
     }  # fmt: skip
     again = command(["compare", data, *to_argv(flags), "--out", out])
-    log.info("%d networks, %d trainings; split %s", len(variants), len(todo), ", ".join(map(split_hash, splits)))
+    told = counted(len(variants), "network"), counted(len(todo), "training")
+    log.info("%s, %s; split %s", *told, ", ".join(map(split_hash, splits)))
     for variant, planned in zip(variants, settled.planned, strict=True):
         if before is None and variant.recipe.training.budget == "full" and not planned.device.gpu:
             log.info(
@@ -158,11 +174,10 @@ def compare(
             )
     for note in unused_shares(dataset, todo[0].recipe.training):
         log.info("note: %s", note)
-    places = Places.of(settled.planned[0].device, needs, most)
-    fit = places.at_once([job.network for job in todo])
     if most is not None and fit < min(most, len(todo)):
-        log.info("note: %d trainings at once: cores and memory carry no more", fit)
-    failed = run_jobs(todo, data, places=places, resume_command=again)
+        log.info("note: %s at once: cores and memory carry no more", counted(fit, "training"))
+    log.info("%s a training", counted(each, "thread"))
+    failed = run_jobs(todo, data, places=places, resume_command=again, threads=each)
 
     with stoppable(again):
         complete = _complete(settled.variants, todo)

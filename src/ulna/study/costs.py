@@ -17,6 +17,7 @@ import torch
 
 from ulna.data.layout.case import Case
 from ulna.data.pipeline.points import count_points
+from ulna.errors import counted
 from ulna.inference.segmenter import Segmenter, network_for
 from ulna.networks.build import count_parameters
 from ulna.networks.profile.cost import count_gmacs
@@ -239,10 +240,10 @@ def conditions_in_words(conditions: Mapping[str, Any]) -> str:
     points = f", or {' or '.join(f'{n:,}' for n in numbers)} points of it as in training" if numbers else ""
     return (
         f"times: one image of {'x'.join(map(str, conditions['image']))}, {conditions['rounds']} rounds in turn, "
-        f"{conditions['device_name']}, {conditions['threads']} threads, "
+        f"{conditions['device_name']}, {counted(conditions['threads'], 'thread')}, "
         f"{'with' if conditions['tta'] else 'no'} mirrored copies, torch {conditions['torch']}"
         + (f", load before {load:.2f}" if load is not None else "")
-        + (f"; seconds an image: mean of {images} images; 100 steps: on made samples" if images else "")
+        + (f"; seconds an image: mean of {counted(images, 'image')}; 100 steps: on made samples" if images else "")
         + f"; GMACs of a forward pass over {'x'.join(map(str, conditions['patch']))}{points}"
         + (f"; not timed, for their weights are gone: {', '.join(untimed)}" if untimed else "")
     )

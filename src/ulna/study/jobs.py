@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulna.errors import Interrupted
+import torch
+
+from ulna.errors import Interrupted, counted
 from ulna.recipe import Recipe, to_yaml
 from ulna.study.places import Places
 from ulna.study.variants import Variant
+from ulna.study.worker import standing_file
 from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, make_folder
-from ulna.system.progress import bar
+from ulna.system.progress import Board, board
 from ulna.system.reading import read_json_object
 from ulna.system.signals import Stopped, on_first_signal
+from ulna.system.telling import read_standing
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +99,9 @@ def make_jobs(variants: Sequence[Variant], seeds: int, folds: int | None, runs: 
     ]
 
 
-def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Places = ONE_BY_ONE) -> dict[str, str]:
+def run_jobs(
+    jobs: Sequence[Job], data: Path, *, resume_command: str, places: Places = ONE_BY_ONE, threads: int | None = None
+) -> dict[str, str]:
     """Train what is not done yet; returns the reasons of those that failed.
 
     A training that was killed, or found no memory, while others ran beside it is tried once more, alone, and goes on from its
@@ -105,7 +111,8 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Pl
         jobs: in the order to begin them; one that fits beside those that run may overtake one that does not.
         data: the data set.
         resume_command: what a person types to go on.
-        places: which of them run beside each other; they share the threads of the machine.
+        places: which of them run beside each other.
+        threads: of each; None: those of this process, shared among as many as run beside each other.
 
     Raises:
         Interrupted: after a signal, when every training has left a checkpoint.
@@ -113,24 +120,25 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Pl
     waiting = [job for job in jobs if not job.done]
     if not waiting:
         return {}
-    log.info("%d of %d trainings are to be done", len(waiting), len(jobs))
+    log.info("%d of %s to be done", len(waiting), counted(len(jobs), "training"))
     failed: dict[str, str] = {}
     running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
     start, finished = time.perf_counter(), 0
     at_once = places.at_once([job.network for job in waiting])
     if at_once > 1:
-        log.info("up to %d trainings at once", at_once)
+        log.info("up to %s at once", counted(at_once, "training"))
     crowded: set[str] = set()  # trainings that had others beside them
     alone: set[str] = set()  # and failed for it, so that they are tried alone
-    with _signals() as signals, bar("trainings", len(jobs)) as advance:
-        advance(len(jobs) - len(waiting))
+    threads = max(1, torch.get_num_threads() // at_once) if threads is None else threads
+    with _signals() as signals, board("trainings", len(jobs)) as shown:
+        shown.advance(len(jobs) - len(waiting))
         queue = list(waiting)
         try:
             while queue or running:
                 while not signals and (job := _next(queue, [one for one, _ in running.values()], places, alone)):
                     queue.remove(job)
                     log.info("%s: %s (%s)", job.name, "goes on" if job.begun else "begins", job.run)
-                    running[job.name] = (job, _begin(job, data, at_once))
+                    running[job.name] = (job, _begin(job, data, threads))
                     if len(running) > 1:
                         crowded |= running.keys()
                 if signals:
@@ -138,8 +146,11 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Pl
                 time.sleep(0.1)
                 for job, process in list(running.values()):
                     if process.poll() is None:
+                        _show(job, shown)
                         continue
                     del running[job.name]
+                    shown.drop(job.name)
+                    standing_file(job.run).unlink(missing_ok=True)
                     why = "" if job.done else _why(job, process.returncode)
                     if why and job.name in crowded - alone and _wants_memory(process.returncode, why):
                         log.warning("%s: cut off (%s); it is tried once more, alone", job.name, why)
@@ -147,7 +158,7 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Pl
                         queue.append(job)
                         continue
                     finished += 1
-                    advance()
+                    shown.advance()
                     each = (time.perf_counter() - start) / finished
                     left = f"about {_duration(each * (len(queue) + len(running)))} to go"
                     if job.done:  # its figures are there, whatever came after them
@@ -159,7 +170,15 @@ def run_jobs(jobs: Sequence[Job], data: Path, *, resume_command: str, places: Pl
                         log.warning("%s: failed (%s); %s", job.name, failed[job.name], left)
         finally:
             _end([process for _, process in running.values()])
+            for job, _ in running.values():
+                standing_file(job.run).unlink(missing_ok=True)
     return failed
+
+
+def _show(job: Job, shown: Board) -> None:
+    """How far a training has come, as it says itself; nothing is read where nobody is looking."""
+    if shown.seen and (standing := read_standing(standing_file(job.run))):
+        shown.show(job.name, standing)
 
 
 def _next(queue: Sequence[Job], running: Sequence[Job], places: Places, alone: Collection[str]) -> Job | None:
@@ -183,13 +202,15 @@ def _score(evaluated: Mapping[str, Any]) -> str:
     return "no structure" if dice is None else f"Dice {dice:.4f}"
 
 
-def _begin(job: Job, data: Path, at_once: int) -> subprocess.Popen[bytes]:
+def _begin(job: Job, data: Path, threads: int) -> subprocess.Popen[bytes]:
     make_folder(job.run.parent)
     recipe = job.run.with_name(job.run.name + ".yaml")
     write_text(recipe, to_yaml(job.recipe))
-    environment = dict(os.environ)
-    if at_once > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
+    standing_file(job.run).unlink(missing_ok=True)  # of an earlier study that was killed
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+    }  # a training that goes on keeps the number it began with
     told = job.run.with_name(job.run.name + ".txt")
     with told.open("wb") as file:
         return subprocess.Popen(

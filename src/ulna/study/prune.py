@@ -26,7 +26,7 @@ import torch
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.volume import Volume
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.evaluation.evaluate import Evaluation
 from ulna.inference.cases import TOO_LARGE
 from ulna.inference.levels import Level, levels_of, named_level, pruned
@@ -298,9 +298,10 @@ def _memory_mb(segmenter: Segmenter, volume: Volume) -> float:
 
 def _conditions_line(facts: Mapping[str, Any]) -> str:
     size = " × ".join(f"{n:g}" for n in facts["image_size"]["median"])
-    threads = "1 thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+    threads = counted(facts["threads"], "thread")
     return (
-        f"{len(facts['cases'])} validation cases, median size {size}; {facts['device']}, {threads}, {facts['precision']}, "
+        f"{counted(len(facts['cases']), 'validation case')}, median size {size}; {facts['device']}, {threads}, "
+        f"{facts['precision']}, "
         f"{facts['rounds']} interleaved rounds"
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ulna.data.layout.case import read_reference
 from ulna.data.layout.dataset import Dataset
-from ulna.errors import printable_text
+from ulna.errors import counted, printable_text
 from ulna.evaluation.known import known_alone
 from ulna.evaluation.pages import page
 from ulna.evaluation.views import view
@@ -169,7 +169,7 @@ def title(outcome: Outcome) -> str:
 def subtitle(outcome: Outcome) -> str:
     """How much was measured."""
     seeds = "1 seed" if outcome.seeds == 1 else f"{outcome.seeds} seeds"
-    of = f" of {outcome.cases} cases" if outcome.unit != "case" else ""
+    of = f" of {counted(outcome.cases, 'case')}" if outcome.unit != "case" else ""
     hashes = ", ".join(outcome.splits)
     return f"{outcome.units} {outcome.unit}s{of} ({outcome.part}), {seeds}, all trained alike; split {hashes}"
 

@@ -14,6 +14,7 @@ from ulna.recipe import PLAN_FORMAT, Recipe, Split, parse
 from ulna.study.variants import Budget, Settled, Variant, settings_of, sizes_of
 from ulna.system.outputs import check_free
 from ulna.system.reading import parse_yaml, read_json_object
+from ulna.system.threads import choose_threads
 from ulna.training.checkpoint import TRAINING_FORMAT
 
 STUDY_FILE = "study.json"
@@ -59,11 +60,25 @@ def stored_study(out: Path) -> dict[str, Any] | None:
             "recipes": {name: str(text) for name, text in values["recipes"].items()},
             "architectures": {name: dict(fields) for name, fields in values["architectures"].items()},
         }
+        if values.get("threads") is not None:  # earlier versions did not say it
+            checked["threads"] = int(values["threads"])
         return {**checked, **{name: values[name] for name in ("data", "splits", "folds", "match")}}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{path}: damaged ({brief(str(error))}); restore it, or choose another --out") from None
+
+
+def study_threads(out: Path, before: Mapping[str, Any] | None, wanted: int | None, at_once: int) -> int:
+    """Of each training: those the study began with, else those wanted, else what is free, shared among those at once."""
+    began = None if before is None else before.get("threads")
+    if began is not None:
+        if wanted not in (None, began):
+            raise UsageError(
+                f"{out}: was begun with --threads {began}, not {wanted}; leave it out, or choose another --out"
+            )
+        return int(began)
+    return wanted or max(1, choose_threads() // at_once)
 
 
 def _checked_sizes(shared: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,15 +18,22 @@ from pathlib import Path
 from ulna.errors import Interrupted, UsageError
 from ulna.kernels.allocator import tune_memory
 from ulna.system.locking import locked
-from ulna.system.progress import Lines
+from ulna.system.progress import Lines, report_to
+from ulna.system.telling import Teller
 
 # How often a worker looks whether its study is still there.
 LOOK_S = 0.5
 
 
+def standing_file(run: Path) -> Path:
+    """Where a training leaves how far it has come, for the study: beside its run folder."""
+    return run.with_name(run.name + ".now")
+
+
 def main(study: int, data: Path, recipe: Path, run: Path) -> int:
     """Train, or go on; returns the exit code of `ulna train`."""
     tune_memory()  # as the command line does: this process is a study's own
+    report_to(Teller(standing_file(run)))
     handler = logging.StreamHandler()
     handler.setFormatter(Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

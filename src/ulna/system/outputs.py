@@ -14,18 +14,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from ulna.errors import UsageError, listed
+from ulna.system import names
 from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.locking import LOCK
 
-RUN_FILE = "recipe.yaml"
-FOLDS_FILE = "folds.yaml"  # of a folder with a run folder for every fold
+RUN_FILE, FOLDS_FILE, PREDICT_FILE = names.RUN_FILE, names.FOLDS_FILE, names.PREDICT_FILE
 _SHOWN = 3  # names in a message
 # folders of a data set, in lower case: not every file system tells Labels from labels
 DATA_FOLDERS = frozenset({"images", "labels", "imagestr", "labelstr", "imagests", "labelsts"})
 # where one case has a folder of its own, and where the folders of a data set have other names: only beside each other
 PAIRED = {"images": "masks", "masks": "images", "original": "ground truth", "ground truth": "original"}
-# what `predict` says of a folder of masks, what it notes there while it works, and what `explain` says of its maps
-PREDICT_FILE, JOURNAL, EXPLAIN_FILE = "predict.json", "predict.unfinished.jsonl", "explain.json"
+# what `predict` notes in a folder while it works, and what `explain` says of its maps
+JOURNAL, EXPLAIN_FILE = "predict.unfinished.jsonl", "explain.json"
 WRITTEN = frozenset({PREDICT_FILE, JOURNAL, EXPLAIN_FILE, "summary.json"})  # marks of ulna's own
 
 

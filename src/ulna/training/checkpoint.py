@@ -12,10 +12,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ulna.errors import UsageError, printable
+from ulna.errors import UsageError, counted, printable
 from ulna.networks.weights import check_finite
 from ulna.recipe import Frozen
 from ulna.system.files import Tensors, move_whole, read_state, read_tensors, write_tensors
+from ulna.system.threads import MOST_THREADS
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,24 @@ def save_checkpoint(folder: Path, checkpoint: Tensors) -> None:
     if (folder / LAST).exists():
         move_whole(folder / LAST, folder / PREVIOUS)
     move_whole(folder / NEXT, folder / LAST)
+
+
+def keep_last(folder: Path) -> None:
+    """Leave the last checkpoint of a finished training alone; nothing is removed unless that one is there."""
+    if (folder / LAST).exists():
+        for name in (NEXT, PREVIOUS):
+            with suppress(OSError):  # it costs room, and nothing else
+                (folder / name).unlink(missing_ok=True)
+
+
+def stored_threads(folder: Path) -> int | None:
+    """With how many threads the newest checkpoint that can be read was computed; None without one."""
+    for name in (NEXT, LAST, PREVIOUS):
+        with suppress(UsageError):
+            found = read_state(folder / name).get("arithmetic", {})
+            number = found.get("threads") if isinstance(found, dict) else None
+            return number if isinstance(number, int) and 1 <= number <= MOST_THREADS else None
+    return None
 
 
 def load_checkpoint(folder: Path, largest: int | None = None) -> Tensors | None:
@@ -116,17 +135,26 @@ class Progress(Frozen):
     losses: tuple[float, ...]
     step_s: float = Field(ge=0)
     peak_mb: float = Field(ge=0)
+    # checkpoints of earlier versions have none of these
+    reading_s: float = Field(default=0.0, ge=0)
+    final_s: float = Field(default=0.0, ge=0)
+    case_s: float = Field(default=0.0, ge=0)
+    last_step: int | None = Field(default=None, ge=1)
+    val_cases: int | None = Field(default=None, ge=1)
+    time_is_up: bool = False
+    extended_epoch: int = Field(default=0, ge=0)
+    extended_s: float = Field(default=0.0, ge=0)
     seconds: Spent = Spent()  # checkpoints of earlier versions have none
     epoch_seconds: Spent = Spent()
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:
         if len(self.rows) != self.epoch or any(not {*METRICS} <= set(row) for row in self.rows):
-            raise ValueError(f"{len(self.rows)} rows of measures do not fit {self.epoch} epochs")
+            raise ValueError(f"{counted(len(self.rows), 'row of measures')} against {counted(self.epoch, 'epoch')}")
         if self.best_epoch >= self.epoch or (self.best_epoch >= 0 and None in self.rows[self.best_epoch].values()):
             raise ValueError(f"epoch {self.best_epoch + 1}, the best one, is none of those that were validated")
         if len(self.losses) != self.step:
-            raise ValueError(f"{len(self.losses)} losses do not fit {self.step} steps")
+            raise ValueError(f"{counted(len(self.losses), 'loss')} against {counted(self.step, 'step')}")
         return self
 
 

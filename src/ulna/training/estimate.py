@@ -13,6 +13,7 @@ from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError
 from ulna.planning.choosing import check_words, choose
+from ulna.planning.default_network import choose_network, with_reason
 from ulna.planning.plan import Planned, plan_training, read_training_data
 from ulna.recipe import Plan, to_yaml
 from ulna.system.files import write_text
@@ -91,7 +92,7 @@ def plan(
 
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
-        model: name of a network, see `ulna models`; unetpp by default.
+        model: name of a network, see `ulna models`; left out, chosen by the images, and the plan says why.
         max_ram: GB that a training may take.
         recipe: everything else: a YAML file, or the name of one that comes with ulna, see `ulna recipes`.
         set: changes of single fields, KEY=VALUE, such as planning.batch=4.
@@ -114,7 +115,8 @@ def plan(
         of_a_run = (folder / RUN_FILE).exists()
         own = {name: lambda path: not of_a_run and {"fingerprint", "reasons"} <= read_yaml(path).keys()}
         check_names(folder, own, "choose another name for --out")
-    chosen = choose(model=model, recipe=recipe, seed=seed, fold=fold, max_ram=max_ram, set=set)
+    named = choose_network(data, model=model, recipe=recipe, set=set)
+    chosen = choose(model=named.model, recipe=recipe, seed=seed, fold=fold, max_ram=max_ram, set=set)
     check_words(chosen)
     dataset = Dataset.from_folder(data).declaring(chosen.classes)
     if preview is not None:
@@ -122,7 +124,7 @@ def plan(
     found = read_training_data(dataset, chosen.training)
     for note in found.notes:
         log.info("note: %s", note)
-    planned = plan_training(found, chosen)
+    planned = with_reason(plan_training(found, chosen), named.why)
     why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
     if planned.device.gpu:
         why += f", its GPU {planned.device.memory_bytes / 1e9:.1f} GB"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.layout.dataset import Dataset, Division, split
-from ulna.errors import Interrupted, UsageError, listed, printable
+from ulna.errors import Interrupted, UsageError, counted, listed, printable
 from ulna.evaluation.evaluate import Scores
 from ulna.inference.fold_runs import fold_runs
 from ulna.recipe import Plan, Recipe, Split, from_yaml, to_yaml
@@ -51,7 +51,9 @@ def check_folds(dataset: Dataset, recipe: Recipe) -> None:
             f"--folds {folds}: the data set brings one split, not folds; leave --folds out, or take the split away"
         )
     if given and len(given) != folds:
-        raise UsageError(f"--folds {folds}: the data set brings {len(given)} folds; write --folds {len(given)}")
+        raise UsageError(
+            f"--folds {folds}: the data set brings {counted(len(given), 'fold')}; write --folds {len(given)}"
+        )
     for number in range(folds):
         dataset.check_divisible(Division(number, folds))
     if given:
@@ -64,7 +66,7 @@ def _check_once(splits: Sequence[Split]) -> None:
     twice = [case for case, count in times.items() if count > 1]
     if twice:
         raise UsageError(
-            f"--folds {len(splits)}: {len(twice)} cases are kept aside by several folds ({listed(twice, 3)}), and a "
+            f"--folds {len(splits)}: {counted(len(twice), 'case')} kept aside by several folds ({listed(twice, 3)}), and a "
             "cross-validation scores every case once; train the folds one by one with --fold"
         )
 
@@ -158,7 +160,7 @@ def _told(summary: dict[str, Any], left_s: float) -> str:
     dice = summary[part]["mean"]["dice"]["mean"]
     scored = "no structure" if dice is None else f"Dice {dice:.4f}"
     hours = f"about {left_s / 3600:.1f} h to go" if left_s >= 5400 else f"about {left_s / 60:.0f} min to go"
-    return f"{scored} on {summary[part]['cases']} {part} cases" + (f"; {hours}" if left_s >= 30 else "")
+    return f"{scored} on {counted(summary[part]['cases'], f'{part} case')}" + (f"; {hours}" if left_s >= 30 else "")
 
 
 def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -> dict[str, Any]:

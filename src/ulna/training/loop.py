@@ -23,7 +23,6 @@ from torch import Tensor
 from ulna.blocks import nd
 from ulna.data.pipeline.points import count_points, sample_points
 from ulna.errors import UsageError, brief, printable
-from ulna.inference.forward import Forward
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.losses import check_targets, make_loss
 from ulna.networks.network import Network
@@ -46,13 +45,14 @@ from ulna.training.compiling import compiles
 from ulna.training.feed import Feed, thread_count
 from ulna.training.late import LateNumbers
 from ulna.training.optimizers import lr_of, make_optimizer, set_lr
+from ulna.training.pace import Pace
 from ulna.training.reproducing import environment, restore_environment
 from ulna.training.samples import PreparedCases, Samples
 from ulna.training.state import State, learning_rate, validated
 from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
 from ulna.training.stopwatch import Stopwatch, advice, parts
-from ulna.training.validation import score_case
+from ulna.training.validating import Validation
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,8 @@ class Loop:
         folder: the run folder; `weights.safetensors` and `checkpoints/` are written.
         stop: asked at every step and between the cases of a validation.
         on_epoch: called after every epoch with the state.
+        final_cases: predictions of the final evaluation, for which a limit of hours keeps time.
+        clock: seconds from any moment on.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class Loop:
         folder: Path,
         stop: Stop,
         on_epoch: Callable[[State], None] = lambda state: None,
+        final_cases: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.device = default_device()
         self.precision = choose_precision(recipe.training.precision, self.device)
@@ -95,7 +99,7 @@ class Loop:
         self.network = network.to(self.device)
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.forward = Forward(self.network, plan, self.device, self.precision)  # of validation
+        self.validation = Validation(self.network, plan, recipe, val, self.device, self.precision)
         recorder = graphs_for(self.device, draws=True)
         self.optimizer = make_optimizer(recipe.optimizer, self.network.parameters(), recorded=recorder is not None)
         self.step = Step(
@@ -122,8 +126,12 @@ class Loop:
         self.feed = Feed(samples, self.batches, self.device, threads)
         self.state = State(recipe.training.monitor)
         self.watch = Stopwatch()
-        self._saved_at = time.perf_counter()
-        self._said_empty = False
+        self.pace = Pace(
+            self.state, recipe.training, self.batches, self.validation,
+            final_cases=final_cases, watch=self.watch, clock=clock,
+        )  # fmt: skip
+        self._clock = clock
+        self._saved_at = clock()
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False if no epoch was ever finished and there is none.
@@ -169,13 +177,13 @@ class Loop:
         self._save()  # from here on a kill costs no more than `checkpoint_minutes`, and the number of threads is known
         while not (why := self.state.finished(self.recipe)):
             self.stop.check(self._save)
-            start = time.perf_counter() - self.state.step_s
+            start = self._clock() - self.state.step_s
             with self.watch.of("steps"):
                 train_loss = self._train_epoch(start)
-            self.state.step_s = time.perf_counter() - start
+            self.state.step_s = self._clock() - start
             due = (self.state.epoch + 1) % self.recipe.training.validate_every == 0
             scores = self._validated() if due else None
-            self._finish_epoch(train_loss, scores, time.perf_counter() - start)
+            self._finish_epoch(train_loss, scores, self._clock() - start)
         if self.state.rows and not validated(self.state.rows[-1]):
             self._validate_last()
         self._save()
@@ -187,51 +195,52 @@ class Loop:
         return self.state
 
     def _validated(self) -> dict[str, float]:
+        start = self._clock()
         with self.watch.of("validation"):
             self._check_weights()
-            return self.validate()
+            scores = self.validate()
+        self.pace.validated(self._clock() - start)
+        return scores
 
     def validate(self) -> dict[str, float]:
-        """Dice and IoU on the whole validation images: the mean over cases of the mean over structures.
-
-        What neither reference nor prediction holds is left out, unless the recipe says how it counts. Where nothing is left
-        - no structure to find, and none marked - both are 1: the best that an epoch can do there.
-        """
-        self.network.eval()
-        per_case: list[dict[str, float]] = []
-        for index in range(len(self.val)):
-            self.stop.check(self._save)
-            per_case.append(score_case(self.forward, self.recipe, *self.val[index]))
-        self.network.train()
-        known = {key: [case[key] for case in per_case if not math.isnan(case[key])] for key in ("dice", "iou")}
-        if not known["dice"] and not self._said_empty:
-            log.warning("no validation case holds a structure: the epoch is chosen by what it does not invent alone")
-            self._said_empty = True
-        return {key: float(np.mean(values)) if values else 1.0 for key, values in known.items()}
+        """Dice and IoU on the whole validation images."""
+        with bar(f"validating epoch {self.state.epoch + 1}", self.pace.val_cases) as advance:
+            return self.validation.scores(
+                self.state.val_cases,
+                before=lambda: self.stop.check(self._save),
+                after=lambda: advance(note=self.pace.told_end()),
+            )
 
     def _read_cases(self) -> None:
         kept = [self.val, self.samples.cases]
+        start = self._clock()
         with bar("reading cases", sum(map(len, kept))) as advance:
             for _ in itertools.chain.from_iterable(cases.fill(self.feed.threads) for cases in kept):
                 self.stop.check(self._save)
                 advance()
+        self.state.reading_s = self._clock() - start
 
     def _train_epoch(self, start: float) -> float:
         self.network.train()
-        state, steps = self.state, self.batches.steps
-        end = self.recipe.training.steps_of(state.epoch, steps)
+        state, training, steps = self.state, self.recipe.training, self.batches.steps
+        # a training that was stopped in the validation of an epoch that time had cut goes on there
+        end = state.step if state.time_is_up else training.steps_of(state.epoch, steps)
         self.batches.epoch, self.batches.first_step, self.batches.end = state.epoch, state.step, end
-        with bar(f"epoch {state.epoch + 1}/{self.recipe.training.most_epochs}", end) as advance:
+        self.pace.epoch_begins()
+        with bar(self.pace.told_epoch(), state.last_step or end) as advance:
             advance(state.step)
             for images, labels in self._batches():
                 set_lr(self.optimizer, learning_rate(self.recipe, state, state.step / steps))
                 self._step(images, labels, state.step)
                 state.step += 1
-                advance(note=f"loss {np.mean(state.losses):.4f}" if state.losses else "")
-                if state.step % self.recipe.training.accumulate == 0 and state.step < end:
-                    state.step_s = time.perf_counter() - start
+                state.step_s = self._clock() - start
+                loss = f"loss {np.mean(state.losses):.4f}" if state.losses else ""
+                advance(note=", ".join(filter(None, [self.pace.told_end(), loss])))
+                if state.step % training.accumulate == 0 and state.step < end:
                     self.stop.check(self._save)
                     self._save_now_and_then()
+                    if self.pace.ends_epoch(end, settled=self.step.settled):
+                        break
         self._note(self._late.rest())
         return float(np.mean(state.losses))
 
@@ -328,9 +337,9 @@ class Loop:
 
     def _validate_last(self) -> None:
         """The last epoch, which none of the epochs to be validated was: it may be the best, or the only one."""
-        start = time.perf_counter()
+        start = self._clock()
         said, best = self._rank(self._validated())
-        self.state.elapsed_s += time.perf_counter() - start
+        self.state.elapsed_s += self._clock() - start
         log.info("epoch %d, the last one: %s%s", self.state.epoch, said, "  best" if best else "")
         self._note_epoch()
 
@@ -343,7 +352,7 @@ class Loop:
             self.watch.spent[phase] = 0.0
 
     def _save_now_and_then(self) -> None:
-        if time.perf_counter() - self._saved_at >= self.recipe.training.checkpoint_minutes * 60:
+        if self._clock() - self._saved_at >= self.recipe.training.checkpoint_minutes * 60:
             self._save()
 
     def _check_weights(self) -> None:
@@ -368,7 +377,7 @@ class Loop:
             values: dict[str, Any] = {"format": TRAINING_FORMAT, "loop": vars(self.state), "optimizer": plain}
             values["arithmetic"] = environment(self.device, self.precision)
             save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
-        self._saved_at = time.perf_counter()
+        self._saved_at = self._clock()
 
 
 def check_unfinished(folder: Path) -> None:

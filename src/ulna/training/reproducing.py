@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from ulna.errors import UsageError, brief, printable
+from ulna.errors import UsageError, brief, counted, printable
 from ulna.kernels import gpu, native
 from ulna.system.graphs import graphs_allowed
+from ulna.system.threads import MOST_THREADS
 from ulna.version import version
 
 log = logging.getLogger(__name__)
 
-MOST_THREADS = 4096
 KERNEL = "kernel "  # what the names of compiled libraries begin with
 # of those that compute; one that was stored is asked for before it is compared
 KERNELS = ("convolution", "normalize", "sweep", "sweep_matrices")
@@ -65,7 +65,8 @@ def restore_environment(stored: dict[str, Any], device: torch.device, precision:
         torch.set_num_threads(wanted)
         if torch.get_num_threads() != wanted:
             raise UsageError(
-                f"this run computes with {wanted} threads, and goes on exactly only with as many; this process keeps to "
+                f"this run computes with {counted(wanted, 'thread')}, and goes on exactly only with as many; "
+                "this process keeps to "
                 f"{torch.get_num_threads()}: start it with OMP_NUM_THREADS={wanted}"
             )
         log.info(

@@ -9,7 +9,7 @@ from pathlib import Path
 from ulna.data.formats.source import beside
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
-from ulna.errors import UsageError, listed, printable
+from ulna.errors import UsageError, counted, listed, printable
 from ulna.recipe import Labels
 from ulna.system.outputs import file_digest
 from ulna.system.progress import track
@@ -84,5 +84,5 @@ def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> No
     if told:
         raise UsageError(
             f"{printable(data)}: is not the data that the run {printable(folder)} began with: {', '.join(told)} of "
-            f"{len(stored)} cases; give those data, or train again into another folder"
+            f"{counted(len(stored), 'case')}; give those data, or train again into another folder"
         )

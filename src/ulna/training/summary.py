@@ -24,7 +24,7 @@ from ulna.kernels.allocator import peak_memory_mb
 from ulna.networks.network import Network
 from ulna.networks.weights import load_weights
 from ulna.planning.plan import Planned
-from ulna.recipe import Split
+from ulna.recipe import Plan, Recipe, Split
 from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
 from ulna.system.progress import track
@@ -40,6 +40,12 @@ EACH = 3  # cases drawn of those with the lowest Dice, and of those with the hig
 def final_part(split: Split) -> str:
     """Where the final figures come from: the test cases, or the validation cases where there are none."""
     return "test" if split.test else "val"
+
+
+def final_predictions(plan: Plan, recipe: Recipe, split: Split) -> int:
+    """How many the final evaluation makes: one a case, and one more for every way that it is mirrored."""
+    mirrored = 2 ** len(plan.mirror_axes) if recipe.inference.tta else 1
+    return mirrored * len(getattr(split, final_part(split)))
 
 
 def summarise(
@@ -70,6 +76,7 @@ def summarise(
         "val_dice": facts["val_dice"],
         "val_iou": facts.get("val_iou"),
         "monitor": recipe.training.monitor,
+        **({} if state.val_cases is None else {"val_cases": state.val_cases}),  # a limit of hours left time for no more
         "limits": {name: getattr(recipe.training, name) for name in LIMITS},
         "evaluated_on": part,
         part: evaluation.summary,

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 
 from ulna.data.layout.dataset import Dataset
-from ulna.errors import UsageError, printable
+from ulna.errors import UsageError, counted, printable
 from ulna.evaluation import figures
+from ulna.evaluation.intervals import told_mean
 from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.segmenter import network_for, read_split
 from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
+from ulna.planning.default_network import choose_network, with_reason
 from ulna.planning.fitting import check_plan, other_cases, recipe_of
 from ulna.planning.memory import ON_THE_GPU
 from ulna.planning.plan import Planned, check_split_is_made, plan_training, planned_by, read_training_data
@@ -36,17 +38,20 @@ from ulna.system.files import remove_leftovers, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
 from ulna.system.progress import Lines
-from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format
+from ulna.system.threads import check_threads, choose_threads, computing_with
+from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format, keep_last, stored_threads
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
+from ulna.training.extending import extend
 from ulna.training.folds import cross_validate
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
+from ulna.training.same_command import check_same_command, same_threads
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, device_room
 from ulna.training.slices import training_samples
 from ulna.training.state import State
 from ulna.training.stopping import Stop
-from ulna.training.summary import final_part, summarise
+from ulna.training.summary import final_part, final_predictions, summarise
 
 log = logging.getLogger("ulna")
 
@@ -62,6 +67,14 @@ class Run:
 
     folder: Path
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        told, part = self.summary, self.summary["evaluated_on"]
+        cases = counted(told[part]["cases"], "case" if part == "all" else f"{part} case")
+        parts = [f"{told['model']} on {told['data']}: Dice {told_mean(told[part]['mean']['dice'])} over {cases}"]
+        parts += [f"{counted(len(told['folds']), 'fold')}"] if "folds" in told else []
+        parts += [f"best epoch {told['best_epoch']} of {told['epochs']}"] if "best_epoch" in told else []
+        return printable(f"Run {self.folder}: {', '.join(parts)}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -84,16 +97,19 @@ def train(
     recipe: Path | str | None = None,
     plan: Path | str | None = None,
     set: Sequence[str] = (),
+    threads: int | None = None,
     resume: bool = False,
 ) -> Run:
     """Train a network on a folder of images and evaluate it on the cases kept aside.
 
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
-        model: name of a network, see `ulna models`; unetpp by default.
+        model: name of a network, see `ulna models`; left out, chosen by the images, and plan.yaml says why.
         out: the run folder; runs/DATA-MODEL by default.
         epochs: at most so many.
-        max_hours: at most so long; the learning rate falls over this time.
+        max_hours: at most so long, from the reading of the cases to the final evaluation; the learning rate falls over
+            this time. Where it ends before the first epoch, that is told after the first steps, and the weights of then are
+            validated and kept.
         budget: how long: quick (minutes), standard (two hours at most) or full (250,000 steps, as nnU-Net); --epochs and
             --max-hours change a part of it. Without any of the three: standard on a GPU, 100 epochs on a CPU.
         seed: of the weights, the split where none is given, and every random change.
@@ -107,7 +123,9 @@ def train(
         plan: a file of `ulna plan --out`: train by exactly this plan, and by the recipe in it; what is given beside it must
             agree with it.
         set: changes of single fields, KEY=VALUE, such as optimizer.lr=3e-4.
-        resume: go on with the run in `out` after a stop, or for more epochs.
+        threads: that compute, kept by the run; left out, those of OMP_NUM_THREADS, else no more than processors are free.
+        resume: go on with the run in `out` after a stop, or for more epochs or hours; other flags must be those that it began
+            with.
 
     Raises:
         UsageError: if anything about the data, the model or the folder is wrong; nothing is written then.
@@ -116,25 +134,17 @@ def train(
         ulna train data/nuclei --model unetpp --max-hours 1
     """
     data, out = Path(data), None if out is None else Path(out)
+    check_threads(threads)
+    given, why = None, ""
     if resume:
-        fixed = {
-            "--budget": budget,
-            "--model": model,
-            "--seed": seed,
-            "--fold": fold,
-            "--folds": folds,
-            "--split": split,
-            "--recipe": recipe,
-            "--plan": plan,
-            "--set": [*set],
-        }
-        flags = [flag for flag, value in fixed.items() if value not in (None, [])]
-        if flags:
-            raise UsageError(
-                f"{', '.join(flags)}: a run goes on as it began; with --resume only --epochs and --max-hours change"
-            )
-        folder, chosen, given = _existing(out, data), None, None
+        folder, chosen = _existing(out, data), None
+        flags = {
+            "model": model, "epochs": epochs, "max_hours": max_hours, "budget": budget, "seed": seed, "fold": fold,
+            "folds": folds, "split": split, "recipe": recipe, "plan": plan, "set": [set] if isinstance(set, str) else [*set],
+        }  # fmt: skip
         folds = 2 if is_cross_validation(folder) else None  # any number: it says it itself
+        check_same_command(folder, flags)
+        threads = same_threads(folder, threads)
     else:
         if plan is not None and folds is not None:
             raise UsageError(
@@ -142,6 +152,7 @@ def train(
                 "leave --plan out, or train one fold with --fold"
             )
         given = None if plan is None else _read_plan(Path(plan), named=model is not None or recipe is not None)
+        model, why = choose_network(data, model=model, recipe=recipe, set=set, planned=given is not None)
         chosen = choose(
             model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, budget=budget, seed=seed, fold=fold,
             folds=folds, split=split, set=set, planned=None if given is None else recipe_of(given),
@@ -150,13 +161,16 @@ def train(
         check_words(chosen)
         compiles(chosen.training, default_device())  # says what is missing before data are read
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
-    if folds is not None:
+    with computing_with(choose_threads(threads)):
+        if folds is None:
+            return _trained(
+                data, folder, chosen, given=given, source=str(plan), asked_split=split, model_because=why, **limits
+            )
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
-            return _trained(data, run, own, **limits).summary
+            return _trained(data, run, own, model_because=why, **limits).summary
 
         return Run(folder, cross_validate(data, folder, chosen, one_fold, limits))
-    return _trained(data, folder, chosen, given=given, source=str(plan), asked_split=split, **limits)
 
 
 def _trained(
@@ -167,16 +181,18 @@ def _trained(
     given: Plan | None = None,
     source: str = "",
     asked_split: str | None = None,
+    model_because: str = "",
     epochs: int | None = None,
     max_hours: float | None = None,
 ) -> Run:
     """One training into a folder: by the recipe that was chosen, or without one where it stopped."""
     resume = chosen is None
+    before: Recipe | None = None  # of a run that goes on
     notes: tuple[str, ...] = ()
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
-            planned = _stored(folder, data, epochs=epochs, max_hours=max_hours)
+            before, planned = _stored(folder, data, epochs=epochs, max_hours=max_hours)
             dataset = Dataset.from_folder(data).declaring(planned.recipe.classes).of_dims(planned.plan.image_dims)
             if not any((folder / CHECKPOINTS).glob("*.safetensors")):
                 check_unfinished(folder)  # before data are read, and anything is written
@@ -188,7 +204,7 @@ def _trained(
             if given is not None:  # before all is read
                 check_plan(given, chosen, source, labels=dataset.labels, channel_names=dataset.channel_names)
             found = read_training_data(dataset, chosen.training)
-            planned = plan_training(found, chosen, given=given, source=source)
+            planned = with_reason(plan_training(found, chosen, given=given, source=source), model_because)
             dataset, notes = found.dataset, (*found.notes, *other_cases(planned.plan, found.fingerprint))
         planned.memory.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
         if chosen is not None and chosen.training.budget == "full" and not planned.device.gpu:
@@ -203,10 +219,15 @@ def _trained(
                 log.info("note: %s", note)
             log.info("memory: about %s", planned.memory)
             log.info("length: %s", planned.length)
-            network, state = _train(folder, dataset, planned, stop, go_on=resume, extended=epochs is not None)
+            began = ", as this run began" if resume and stored_threads(folder / CHECKPOINTS) else ""
+            log.info("threads: %d%s", torch.get_num_threads(), began)
+            if model_because:
+                log.info("network: %s", model_because)
+            network, state = _train(folder, dataset, planned, stop, before=before)
             stop.everything_is_saved()
             cases = dataset.cases_of(getattr(planned.split, final_part(planned.split)))
             summary = summarise(folder, data, cases, planned, network, state)
+            keep_last(folder / CHECKPOINTS)
     return Run(folder, summary)
 
 
@@ -276,9 +297,10 @@ def _start(folder: Path, planned: Planned, data: str) -> None:
     remove_leftovers(folder)
 
 
-def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | None) -> Planned:
-    recipe, plan = from_yaml(Recipe, folder / "recipe.yaml"), from_yaml(Plan, folder / "plan.yaml")
-    anew = shlex.join(["ulna", "train", str(data), "--model", recipe.model, "--out", "NEW_FOLDER"])
+def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | None) -> tuple[Recipe, Planned]:
+    """The recipe of a run as it stands in its folder, and the training with other limits where they are given."""
+    before, plan = from_yaml(Recipe, folder / "recipe.yaml"), from_yaml(Plan, folder / "plan.yaml")
+    anew = shlex.join(["ulna", "train", str(data), "--model", before.model, "--out", "NEW_FOLDER"])
     remedy = f"it predicts as it did, but cannot go on; train anew: {anew} (what you set stands in recipe.yaml)"
     if plan.format != PLAN_FORMAT:
         raise UsageError(
@@ -291,16 +313,18 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
             f"{folder}: begun by {'an earlier' if begun < TRAINING_FORMAT else 'a later'} ulna (training format {begun}, now "
             f"{TRAINING_FORMAT}), which draws other samples from the same seed; {remedy}"
         )
-    split = read_split(folder)
+    recipe, split = before, read_split(folder)
     changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
     if changes:
-        steps = recipe.training.steps if epochs is None else None
-        recipe = recipe.replaced(training=recipe.training.replaced(**changes, steps=steps))
-    return planned_by(plan, recipe, split)
+        same = epochs is None or epochs == recipe.training.epochs
+        recipe = recipe.replaced(
+            training=recipe.training.replaced(**changes, steps=recipe.training.steps if same else None)
+        )
+    return before, planned_by(plan, recipe, split)
 
 
 def _train(
-    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, *, go_on: bool, extended: bool
+    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, *, before: Recipe | None
 ) -> tuple[Network, State]:
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
@@ -326,13 +350,14 @@ def _train(
         folder=folder,
         stop=stop,
         on_epoch=lambda state: _record(folder, state),
+        final_cases=final_predictions(plan, recipe, split),
     )
-    if go_on:
-        if not loop.resume():
+    if before is not None:
+        if loop.resume():
+            extend(loop.state, folder, before, recipe)
+        else:
             log.info("no checkpoint yet: starting from the first epoch")
         write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
-    if extended:
-        loop.state.patience_from = loop.state.epoch
     return network, loop.run()
 
 

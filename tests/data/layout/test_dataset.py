@@ -182,7 +182,7 @@ def test_decathlon_lists_its_cases(tmp_path):
     assert [case.id for case in dataset.cases] == ["a", "b", "t"] and len(dataset.labelled) == 2
     assert dataset.labels == Labels(names=("background", "liver")) and dataset.channel_names == ("CT",)
     assert "dataset.json says numTraining 5, lists 2 cases" in dataset.notes
-    assert any("imagesTr holds 1 files that dataset.json does not list" in note for note in dataset.notes)
+    assert any("imagesTr holds 1 file that dataset.json does not list" in note for note in dataset.notes)
 
 
 def test_decathlon_lies_are_told_at_once(tmp_path):
@@ -476,7 +476,7 @@ def test_split_faults(tmp_path, splits, text):
     ("groups", "text"),
     [
         ({"c0.png": "p", "c1.png": "p"}, "names 2 files in place of case ids, for example 'c0.png'; write ids without"),
-        ({"c0": "p", "images/c1.png": "p"}, "names 1 files in place of case ids, for example 'images/c1.png'"),
+        ({"c0": "p", "images/c1.png": "p"}, "names 1 file in place of case ids, for example 'images/c1.png'"),
         ({"x": "p", "y": "p"}, "names no case of the data set: its first entry is 'x', the first case 'c0'"),
     ],
 )

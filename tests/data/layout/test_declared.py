@@ -96,7 +96,7 @@ def test_what_makes_no_sense_is_one_sentence(tmp_path, text, words):
 
 def test_damaged_labels_of_a_plan_are_refused():
     for fields, words in (
-        ({"names": ["background", "a"], "values": [[1], [2]]}, "values has 2 entries, there are 1 structures"),
+        ({"names": ["background", "a"], "values": [[1], [2]]}, "values has 2 entries for 1 structure"),
         ({"names": ["background", "a"], "order": [1]}, "no structures that overlap"),
         ({"names": ["background", "a"], "ignore": [-3]}, "greater than or equal to 0"),
     ):

@@ -245,20 +245,20 @@ def test_channels_and_dimensions_must_agree(tmp_path):
     report = check(root)
     assert whats(report)[:2] == ["has 3 channels, most cases have 1", "is 3D, most cases are 2D"]
     units = report.problems[2]
-    assert units.what == "1 cases state a spacing in mm, 3 none (for example c0)" and len(report.problems) == 3
+    assert units.what == "1 case with a spacing in mm, 3 with none (for example c0)" and len(report.problems) == 3
     assert units.remedy == "state the spacing in all files or in none"
 
 
 def test_declared_channels_must_be_there(tmp_path):
     png_set(tmp_path, [half()] * 2, dataset={"channel_names": ["T1", "T2"]})
-    assert whats(check(tmp_path)) == ["has 1 channels, dataset.json names 2"] * 2
+    assert whats(check(tmp_path)) == ["has 1 channel, dataset.json names 2"] * 2
 
 
 def test_copies_in_two_sets_are_a_problem_and_in_one_set_a_note(tmp_path):
     root = png_set(tmp_path, [half()] * 4, splits={"train": ["c0", "c1"], "val": ["c2", "c3"]})
     shutil.copy(root / "images" / "c0.png", root / "images" / "c1.png")
     same = check(root)
-    assert same.ok and "1 images stand more than once, for example c0 and c1" in same.notes
+    assert same.ok and "1 image more than once, for example c0 and c1" in same.notes
     shutil.copy(root / "images" / "c0.png", root / "images" / "c3.png")
     crossing = check(root)
     assert whats(crossing) == ["is the same image as c0 of train, and stands in val"]
@@ -269,7 +269,7 @@ def test_copies_in_another_container_are_found(tmp_path):
     Image.fromarray(pixels(1)).save(tmp_path / "images" / "b.bmp")
     for name in "ab":
         save(tmp_path / "labels" / f"{name}.png", half())
-    assert any("1 images stand more than once, for example a and b" in note for note in check(tmp_path).notes)
+    assert any("1 image more than once, for example a and b" in note for note in check(tmp_path).notes)
 
 
 def test_a_blank_image_is_told_and_is_a_fault_only_if_all_are_blank(tmp_path):
@@ -384,7 +384,7 @@ def test_copies_stay_in_one_set_where_ulna_makes_the_split(tmp_path):
     dataset = Dataset.from_folder(frames(tmp_path, 12))
     report = check_dataset(dataset)
     assert report.ok and report.copies == tuple(tuple(f"c{n:02d}" for n in range(start, 12, 3)) for start in range(3))
-    assert any("look nearly the same as another" in note and "keeps them in one set" in note for note in report.notes)
+    assert any("nearly the same as another" in note and "keeps them in one set" in note for note in report.notes)
     for seed in range(5):
         made = split(dataset.grouped(report.copies), seed)
         assert {int(name[1:]) % 3 for name in made.train}.isdisjoint(int(name[1:]) % 3 for name in made.val)

@@ -297,11 +297,11 @@ FAULTS = [
     ("spaces differ", png_set, rename("labels/c1.png", "labels/C 1.png"), "has no label map", True),
     ("ending of a role", png_set, rename("labels/c1.png", "labels/c1_mask.png"), "c1_mask.png is nearly its name", True),
     ("hidden", png_set, rename("images/c1.png", "images/.c1.png"), "has no image images/c1.*", True),
-    ("hidden image", png_set, image(random(9, 9, 9), ".d.png"), "1 images whose names say that they are none", False),
+    ("hidden image", png_set, image(random(9, 9, 9), ".d.png"), "1 image, by the name none of the data", False),
     # links and special files
     ("link in a circle", png_set, link("images/c1.png", "c1.png"), "Too many levels of symbolic links", True),
     ("link to nothing", png_set, link("images/c1.png", "/nowhere/x.png"), "is a link to nothing", True),
-    ("link outside", png_set, link("images/c1.png", outside), "1 files are links that lead outside the folder", False),
+    ("link outside", png_set, link("images/c1.png", outside), "1 link to files outside the folder", False),
     ("pipe", png_set, special("images/c1.png", os.mkfifo), "is a named pipe, not a file", True),
     ("pipe of labels", png_set, special("labels/c1.png", os.mkfifo), "is a named pipe, not a file", True),
     ("pipe for JSON", png_set, special("dataset.json", os.mkfifo), "is a named pipe, not a file", True),
@@ -406,7 +406,7 @@ FAULTS = [
     ("unknown ids", png_set, split(val=["c2", "c9"]), "`val` names 'c9', which is no case", True),
     ("groups over sets", png_set, several(split(), declared("groups", {"c0": "p", "c2": "p"})), "cases of the group 'p' stand in train and in val", True),
     ("an id in two sets", png_set, split(val=["c0", "c2"]), "'c0' stands in train and in val", True),
-    ("channels that are not there", png_set, declared("dataset", {"channel_names": {"0": "a", "1": "b"}}), "has 1 channels, dataset.json names 2", True),
+    ("channels that are not there", png_set, declared("dataset", {"channel_names": {"0": "a", "1": "b"}}), "has 1 channel, dataset.json names 2", True),
     ("a file outside", png_set, declared("dataset", {"training": [{"image": "../../etc/passwd", "label": "labels/c1.png"}]}), "which lies outside the folder", True),
     ("a file that is not there", png_set, declared("dataset", {"training": [{"image": "images/x.png", "label": "labels/c1.png"}]}), "names images/x.png, which does not exist", True),
     # copies

@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +15,7 @@ import tifffile
 from PIL import Image
 
 from tests.data.quality.test_faults import (
+    FAULTS,
     MOVED,
     NAN,
     PALETTE,
@@ -45,6 +48,7 @@ from ulna.data.quality.check import check
 from ulna.data.quality.fixed_splits import safe_names
 from ulna.data.turning import upright
 from ulna.errors import UsageError
+from ulna.system.files import TEMPORARY
 
 
 def state(root):
@@ -152,7 +156,7 @@ def test_255_is_a_class_beside_others_and_a_stretched_1_alone(tmp_path):
     )
     report, record = repaired(tmp_path, png_set, mixed)
     assert report.labels.names == ("background", "value 64", "value 128", "value 255")
-    tables = {change["file"]: change["values"] for change in record["changes"]}
+    tables = {change["file"]: change["values"] for change in record["changes"] if "values" in change}
     assert tables["labels/c2.png"] == {"0": 0, "255": 3} and tables["labels/c1.png"] == {"0": 0, "128": 2}
 
 
@@ -180,8 +184,78 @@ def test_what_check_advises_is_accepted_by_check(tmp_path):
     many = png_set(tmp_path / "many")
     every_label(lambda n: np.maximum(shapes((24, 20), 128, at=n), shapes((24, 20), 255, at=12)))(many)
     (problem,) = check(many).problems
-    assert "check --fix OUT does so" in problem.remedy and "classes.json" not in problem.remedy
-    assert check(many, fix=tmp_path / "fixed").ok
+    assert "check --fix OUT does so" in problem.remedy
+    fixed = check(many, fix=tmp_path / "fixed")
+    assert fixed.ok and fixed.labels.names == ("background", "value 128", "value 255")
+    for said, names in zip(re.findall(r"{.*?}", problem.remedy), ["ab", "a"], strict=True):  # apart, and as one
+        (many / "classes.json").write_text(said)
+        assert check(many).ok and check(many).labels.foreground == tuple(names)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_128_and_255_are_never_merged_and_a_person_is_asked(tmp_path, alone):
+    """Alone: no case holds both, so that nothing in the files tells 255 from a stretched 1."""
+
+    def drawn(n):
+        both = np.maximum(shapes((24, 20), 128, at=n), shapes((24, 20), 255, at=12))
+        return shapes((24, 20), 128 if n == 3 else 255, at=n) if alone else both
+
+    report, _ = repaired(tmp_path, png_set, every_label(drawn))
+    assert report.labels.names == ("background", "value 128", "value 255")
+    asked = report.repair.changes[0]
+    assert asked.startswith("classes.json: the label values 128, 255 stay classes of their own; if they are one, write")
+    (report.root / "classes.json").write_text(re.search(r"{.*}", asked)[0])
+    again = check(report.root)
+    assert again.ok and again.labels.names == ("background", "object")
+
+
+def test_what_is_said_of_255_beside_classes_can_be_done(tmp_path):
+    (tmp_path / "data").mkdir()
+    root = png_set(tmp_path / "data")
+    label(np.maximum(shapes((24, 20)), shapes((24, 20), 255, at=9)))(root)
+    report = check(root, fix=tmp_path / "fixed")
+    (left,) = report.repair.left_out
+    assert '"ignore": 255' in left.remedy and '{"NAME": [255]}' in left.remedy
+    for said in ({"labels": {"1": "a"}, "ignore": 255}, {"a": [1], "b": [255]}):
+        (tmp_path / "fixed" / "classes.json").write_text(json.dumps(said))
+        assert check(tmp_path / "fixed").ok
+
+
+def test_values_beyond_one_class_are_told_how_they_become_one(tmp_path):
+    (tmp_path / "data").mkdir()
+    root = png_set(tmp_path / "data")
+    several(declared("classes", ["cell"]), label(shapes((24, 20), 2)))(root)
+    (problem,) = check(root).problems
+    assert '{"NAME": [2]} makes one class of them' in problem.remedy
+
+
+def test_an_image_that_could_be_read_only_after_the_repair_is_no_copy_across_sets(tmp_path):
+    """Its copy in another set is not seen before, and would be a fault of the repaired set."""
+
+    def plant(root):
+        shutil.copy(root / "images" / "c0.png", root / "images" / "c2.tif")
+        (root / "images" / "c2.png").unlink()
+        split(train=["c0", "c1"], val=["c2", "c3"])(root)
+
+    report, _ = repaired(tmp_path, png_set, plant)
+    assert any("was taken out of train" in change for change in report.repair.changes)
+
+
+ALL = {row[0]: row[1:3] for row in [*FAULTS, *MENDED, *LEFT]}
+
+
+@pytest.mark.parametrize(("make", "plant"), ALL.values(), ids=ALL)
+def test_no_message_names_a_file_that_is_gone(tmp_path, make, plant):
+    """While a copy is made, its files lie in a folder of their own."""
+    (tmp_path / "data").mkdir()
+    make(tmp_path / "data")
+    plant(tmp_path / "data")
+    try:
+        report = check(tmp_path / "data", fix=tmp_path / "fixed")
+        said = f"{report} {report.repair}"
+    except UsageError as error:
+        said = str(error)
+    assert ".case" not in said and TEMPORARY not in said
 
 
 def test_labels_that_a_program_scaled_are_rounded(tmp_path):

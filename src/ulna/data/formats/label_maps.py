@@ -93,7 +93,9 @@ def _checked(volume: Volume, array: NDArray[Any], highest: int, ignore: tuple[in
     bad = [value for value in values if value not in range(highest + 1) and value not in ignore]
     if bad:
         what = f"label values {_shown(bad)} do not fit {highest + 1} classes (0 is background, 1..{highest})"
-        raise data_error(volume.path, what, "name the extra ones in classes.json (or as `ignore`), or remap the file")
+        merged = "" if highest > 1 else f'; {{"NAME": [{_shown([v for v in values if v])}]}} makes one class of them'
+        remedy = f"name the extra ones in classes.json (or as `ignore`{merged}), or remap the file"
+        raise data_error(volume.path, what, remedy)
     present = [value for value in ignore if value in values]
     if not present:
         return array.astype(label_dtype(highest), copy=False)
@@ -145,14 +147,19 @@ def _shown(values: Sequence[int | float]) -> str:
     return listed((f"{value:g}" for value in values), most=8)
 
 
-def in_file(mask: NDArray[Any], labels: Labels) -> NDArray[Any]:
-    """A mask as its file holds it: one map of the values of `Labels.order` where it has one, else as it is.
+def in_file(mask: NDArray[Any], labels: Labels, values: Sequence[int] | None = None) -> NDArray[Any]:
+    """A mask as its file holds it: one map of the values of `Labels.order` where it has one, else of `values`.
+
+    Args:
+        mask: class indices, or overlapping maps of 0 and 1.
+        labels: the classes.
+        values: what stands for every class index, or for 0 and 1 (`Plan.mask_values`); None: these themselves.
 
     Shape:
         (K, *S) -> (*S) with an order; else (*S) or (K, *S), as it is
     """
     if labels.order is None:
-        return mask
+        return mask if values is None else np.array(values, label_dtype(max(values)))[mask]
     written = np.zeros(mask.shape[1:], label_dtype(max(labels.order)))
     for value, one in zip(labels.order, mask, strict=True):  # the later over the earlier
         written[one != 0] = value

@@ -22,6 +22,7 @@ from ulna.data.formats.npy import MOST_COLOURS, NUMBERS, array_header
 from ulna.data.formats.slabs import as_float32, native
 from ulna.data.formats.source import AGAIN, Source, case_name, composed, data_error, file_stat
 from ulna.data.volume import Meta, Volume
+from ulna.errors import counted
 
 _WANTED = "save `images` (N, *S[, C]) and `masks` (N, *S) as numbers"
 _FILES_KEPT = 4
@@ -65,7 +66,7 @@ def read_npz(source: Source, key: str) -> Volume:
         raise data_error(source.path, f"holds no `{key}`", _WANTED)
     if source.row is None or not 0 <= source.row < len(array):
         raise data_error(
-            source.path, f"has no row {source.row}, it holds {len(array)} cases", "read the data set again"
+            source.path, f"has no row {source.row}, it holds {counted(len(array), 'case')}", "read the data set again"
         )
     row, large = np.ascontiguousarray(array[source.row]), None
     if row.dtype.kind == "f":

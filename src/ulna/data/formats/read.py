@@ -114,22 +114,25 @@ def _united(folder: Path) -> Volume:
     paths = masks_in(folder)
     united: Volume | None = None
     notes: dict[str, None] = {}
+    drawn: set[int | float] = set()
     for path in paths:
         volume = _read(Source(path), as_labels=True)
         array = without_colour(volume)
-        if len(array) != 1 or len(value_counts(array)) > 2:
+        values = value_counts(array)
+        if len(array) != 1 or len(values) > 2:
             raise data_error(
                 path, "is no mask of one object: it holds more than two values", "save 0 and 255, or 0 and 1"
             )
         if united is not None and volume.size != united.size:
             what = f"has the size {volume.size}, {paths[0].name} has {united.size}"
             raise data_error(path, what, "give all masks of a case the size of its image")
+        drawn |= values.keys() - {0}
         inside = array > 0 if united is None else np.logical_or(united.array, array > 0)
         united = replace(volume, array=inside.astype(np.uint8), path=folder)
         notes |= dict.fromkeys(volume.meta.notes)
     if united is None:
         raise data_error(folder, "holds no mask", "add the masks, or take the case out")
-    return replace(united, meta=replace(united.meta, notes=tuple(notes)))
+    return replace(united, meta=replace(united.meta, notes=tuple(notes), drawn=255 if drawn == {255} else 1))
 
 
 def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Volume:

@@ -116,6 +116,14 @@ def write_labels(
 FORMAT_SUFFIXES = {"seg": DICOM_SUFFIX, "rtstruct": f"_rtstruct{DICOM_SUFFIX}", "nifti": ".nii.gz"}
 
 
+def keeps_values(like: Volume) -> bool:
+    """Whether the mask of an image is a picture, which holds the values of the training labels (`Plan.mask_values`).
+
+    Those of volumes and arrays hold class indices.
+    """
+    return like.spatial_dims == 2 and _format(like) in ("raster", "tiff")
+
+
 def mask_suffix(source: Source, *, multilabel: bool, format: str | None = None) -> str:
     """The ending that `write_labels` gives to the mask of an image, from the image's name."""
     if format is not None:

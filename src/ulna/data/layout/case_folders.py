@@ -8,6 +8,7 @@ from pathlib import Path
 from ulna.data.formats.source import Source, composed
 from ulna.data.layout.case import Case
 from ulna.data.layout.pairing import Found, files_in, grouped, image_sources
+from ulna.errors import counted
 
 
 def case_folders(found: Found, names: Iterable[str], need_labels: bool, channels: int | None) -> set[str]:
@@ -19,7 +20,7 @@ def case_folders(found: Found, names: Iterable[str], need_labels: bool, channels
     for folder in folders:
         images = grouped(found, files_in(found, folder / "images"), (), channels)
         if len(images) != 1:
-            what = f"holds {len(images) or 'no'} images"
+            what = f"holds {counted(len(images), 'image') if images else 'no images'}"
             found.wrong(folder / "images", what, "give every case a folder of its own, with one image")
             continue
         (paths,) = images.values()

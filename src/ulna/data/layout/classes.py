@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from string import ascii_lowercase
 
 from ulna.data.formats.source import data_error
 from ulna.errors import listed
 from ulna.recipe import Labels
 
 _MOST_UNNAMED = 32  # more classes than this are named by a person, or they are numbered objects
+_MOST_ASKED = 4  # values that are written out
 _NAMES = "name the classes in classes.json, or remap the label maps to 0..K"
 _GAPS = "remap the label maps to 0..K; check --fix OUT does so and keeps a table of the values"
 _NOT_KNOWN = (
@@ -48,7 +51,10 @@ def classes_found(found: Mapping[str, Mapping[int | float, int]], where: object)
     highest = int(max(holders, default=0))
     if highest > 1 and stretched:
         what = f"{summarise_ids(stretched)}: label values 0 and 255, other cases hold values up to {highest}"
-        raise data_error(where, what, "store the same values in all label maps, 0..K")
+        values = sorted(
+            {255, *(int(value) for case, counts in found.items() if case not in stretched for value in counts)}
+        )
+        raise data_error(where, what, f"store the same values in all label maps, 0..K{_asked(values)}")
     values = sorted(int(value) for value in holders)
     gaps = highest + 1 != len(values)
     if highest > 0 and (gaps or highest > _MOST_UNNAMED):
@@ -65,7 +71,19 @@ def _remedy(values: list[int]) -> str:
     """What to do about values with gaps; each of it is accepted by the next check."""
     if values[-1] == 255 and values[:-1] == list(range(len(values) - 1)):
         return _NOT_KNOWN
-    return _FEW_GAPS.format(values[-1]) if values[-1] <= _MOST_UNNAMED else _GAPS
+    if values[-1] <= _MOST_UNNAMED:
+        return _FEW_GAPS.format(values[-1])
+    return _GAPS + (_asked(values) if values[-1] == 255 else "")
+
+
+def _asked(values: list[int]) -> str:
+    """How a person says whether several grey values, as drawing programs leave them, are several classes or one."""
+    drawn = [value for value in values if value]
+    if not 2 <= len(drawn) <= _MOST_ASKED:
+        return ""
+    apart = {name: [value] for name, value in zip(ascii_lowercase, drawn, strict=False)}
+    one = json.dumps({"a": drawn})
+    return f"; or say in classes.json what they are: {json.dumps(apart)} for classes of their own, {one} for one"
 
 
 def summarise_ids(cases: list[str]) -> str:

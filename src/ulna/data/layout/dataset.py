@@ -27,7 +27,7 @@ from ulna.data.layout.splitting import (
     united,
 )
 from ulna.data.layout.unread import unread
-from ulna.errors import Problem, UsageError, listed, unknown
+from ulna.errors import Problem, UsageError, counted, listed, unknown
 from ulna.recipe import Labels, Split
 
 RECIPE = "the recipe"  # where classes are declared
@@ -221,7 +221,7 @@ def _links_outside(root: Path, cases: Sequence[Case]) -> list[str]:
     outside = [path for path in dict.fromkeys(sources) if not os.path.realpath(path).startswith(inside)]
     if not outside:
         return []
-    what = f"{len(outside)} files are links that lead outside the folder, for example {shown(outside[0])}"
+    what = f"{counted(len(outside), 'link')} to files outside the folder, for example {shown(outside[0])}"
     return [f"{what}; a copy of the folder would miss them"]
 
 

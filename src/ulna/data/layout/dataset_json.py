@@ -12,13 +12,14 @@ from ulna.data.formats.source import Source, beside, case_name, composed, suffix
 from ulna.data.layout.case import Case
 from ulna.data.layout.metadata import parse_channels
 from ulna.data.layout.pairing import Found, files_in, grouped, image_sources, pairs
+from ulna.errors import counted
 
 
 def note_number(found: Found, about: Mapping[str, Any], where: str) -> None:
     """Tell where `numTraining` is another number than that of the cases found so far."""
     promised = about.get("numTraining")
     if promised is not None and str(promised) != str(len(found.cases)):
-        found.notes.append(f"dataset.json says numTraining {promised}, {where} {len(found.cases)} cases")
+        found.notes.append(f"dataset.json says numTraining {promised}, {where} {counted(len(found.cases), 'case')}")
 
 
 def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: int | None, declared: bool) -> set[str]:
@@ -31,7 +32,7 @@ def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: 
     path, ending = found.root / "dataset.json", about.get("file_ending")
     counts = {len(case.images) for case in found.cases}
     if names and counts - {1, len(names)}:
-        what = f"names {len(names)} channels, imagesTr holds {max(counts)} files per case"
+        what = f"names {counted(len(names), 'channel')}, imagesTr holds {counted(max(counts), 'file')} per case"
         found.wrong(path, what, "name every channel")
     note_number(found, about, "imagesTr holds")
     if isinstance(ending, str) and found.cases and not any(c.images[0].path.name.endswith(ending) for c in found.cases):
@@ -40,7 +41,7 @@ def nnunet(found: Found, about: Mapping[str, Any], need_labels: bool, channels: 
     if tests.is_dir():
         extra = grouped(found, files_in(found, tests), (), channels or (len(names) if names else None))
         found.cases += [Case(case, image_sources(found, paths), None) for case, paths in extra.items()]
-        found.notes.append(f"imagesTs holds {len(extra)} cases without label maps")
+        found.notes.append(f"imagesTs holds {counted(len(extra), 'case')} without label maps")
     return {"imagesTr", "labelsTr", "imagesTs"}
 
 
@@ -74,7 +75,9 @@ def listed(found: Found, about: Mapping[str, Any], need_labels: bool) -> set[str
     spare = [p.name for p in sorted(folder.iterdir()) if p.is_file() and not beside(p.name)] if folder.is_dir() else []
     spare = [name for name in spare if name not in listed]
     if spare:
-        found.notes.append(f"imagesTr holds {len(spare)} files that dataset.json does not list, for example {spare[0]}")
+        found.notes.append(
+            f"imagesTr holds {counted(len(spare), 'file')} that dataset.json does not list, for example {spare[0]}"
+        )
     return {"imagesTr", "labelsTr", "imagesTs", "labelsTs", "images", "labels"}
 
 
@@ -84,7 +87,7 @@ def _listed_tests(found: Found, about: Mapping[str, Any], path: Path) -> None:
         found.wrong(path, "`test` is no list", 'write "test": ["./imagesTs/CASE.nii.gz", ...]')
         return
     if tests and not (found.root / "imagesTs").is_dir():
-        found.notes.append(f"dataset.json lists {len(tests)} test images, imagesTs/ is not there")
+        found.notes.append(f"dataset.json lists {counted(len(tests), 'test image')}, imagesTs/ is not there")
         return
     for entry in tests:
         named = entry.get("image") if isinstance(entry, Mapping) else entry

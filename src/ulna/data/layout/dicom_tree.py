@@ -1,6 +1,6 @@
 """A tree of DICOM files: series, and the SEG and RTSTRUCT files that refer to them, wherever they lie.
 
-    DATA/CASE/...          every folder is a case, nested as it comes
+    DATA/CASE/...          every folder is a case, whatever folders lie in it
     STUDY/...              a folder of one study is one case
 
 Labels find their series by the UIDs that they hold, never by names of folders.

@@ -4,7 +4,7 @@
     DATA/dataset.json, imagesTr/, labelsTr/               Decathlon and nnU-Net
     DATA/CASE/images/*, DATA/CASE/masks/*                 one folder per case, one mask per object
     DATA/train.npz, val.npz, test.npz                     arrays
-    DATA/CASE/...                                         DICOM series with SEG or RTSTRUCT files, nested as they come
+    DATA/CASE/...                                         DICOM series with SEG or RTSTRUCT files, at any depth
     as published: CVC-ClinicDB, LiTS, KiTS19              `published.py`
 
 A layout is found from names alone; no pixel is read. Everything that does not fit is collected.
@@ -44,7 +44,7 @@ from ulna.data.layout.published import patients_in_names, published
 from ulna.data.layout.structures import are_structures, name_labels
 from ulna.data.layout.unknown import half_of_a_pair, remedy, unknown_layout
 from ulna.data.layout.wishes import read_wishes
-from ulna.errors import DataError
+from ulna.errors import DataError, counted
 
 _LABEL_NAME = re.compile(r"(?:^|[_.-])(label|labels|mask|masks|seg|segmentation|gt|groundtruth)(?:[_.-]|$)")
 
@@ -123,6 +123,8 @@ def _one_file(found: Found, need_labels: bool) -> None:
         _arrays(found, [path], need_labels)
         found.labels = read_classes(path.parent, found.problems)
         found.declared_in = None if found.labels is None else CLASSES_FILE
+    elif need_labels and path.suffix in (".yaml", ".yml"):
+        raise data_error(path, "is a YAML file, not a data set", "a plan goes with --plan, a recipe with --recipe")
     elif need_labels:
         raise data_error(path, "is one file, not a data set", remedy(need_labels))
     elif suffix_of(path) not in IMAGE_SUFFIXES and is_dicom(path):
@@ -162,13 +164,13 @@ def _declared_names(found: Found, about: Mapping[str, Any]) -> None:
 
 def _say_name(found: Found) -> None:
     """Data sets whose folder has the name that their site gives it."""
-    name, count = found.root.resolve().name, len(found.cases)
+    name, cases = found.root.resolve().name, counted(len(found.cases), "case")
     if found.layout in ("decathlon", "nnunet") and re.fullmatch(r"Task\d\d_\w+", name):
         found.notes.append(
-            f"layout: {name} of the Medical Segmentation Decathlon (dataset.json, imagesTr/, labelsTr/), {count} cases"
+            f"layout: {name} of the Medical Segmentation Decathlon (dataset.json, imagesTr/, labelsTr/), {cases}"
         )
     elif found.layout == "case folders" and re.fullmatch(r"stage\d_(train|test)\w*", name):
-        found.notes.append(f"layout: {name} of the 2018 Data Science Bowl (CASE/images/, CASE/masks/), {count} cases")
+        found.notes.append(f"layout: {name} of the 2018 Data Science Bowl (CASE/images/, CASE/masks/), {cases}")
 
 
 def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:

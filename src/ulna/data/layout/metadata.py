@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.source import case_name, composed, file_stat
-from ulna.errors import DataError, Problem
+from ulna.errors import DataError, Problem, counted
 from ulna.recipe import Split
 from ulna.system.reading import LARGEST_JSON, parse_json, read_text
 
@@ -76,16 +76,18 @@ def read_groups(root: Path, ids: Sequence[str], problems: list[Problem], notes: 
     known = set(ids)
     files = [key for key in value if key not in known and case_name(key) in known]
     if files:
-        what = f"names {len(files)} files in place of case ids, for example {files[0]!r}"
+        what = f"names {counted(len(files), 'file')} in place of case ids, for example {files[0]!r}"
         problems.append(Problem(str(path), what, f"write ids without extension, such as {case_name(files[0])!r}"))
     elif value and ids and not known & set(value):
         what = f"names no case of the data set: its first entry is {next(iter(value))!r}, the first case {ids[0]!r}"
         problems.append(Problem(str(path), what, 'write {"case id": "patient"}'))
     foreign, alone = [key for key in value if key not in known], [case for case in ids if case not in value]
     if foreign:
-        notes.append(f"groups.json names {len(foreign)} ids that are no case, for example {foreign[0]}")
+        notes.append(f"groups.json names {counted(len(foreign), 'id')} of no case, for example {foreign[0]}")
     if alone:
-        notes.append(f"groups.json leaves out {len(alone)} cases, for example {alone[0]}: each is a group of its own")
+        notes.append(
+            f"groups.json leaves out {counted(len(alone), 'case')}, for example {alone[0]}: each is a group of its own"
+        )
     return {case: str(group) for case, group in value.items() if case in known and group is not None}
 
 
@@ -130,9 +132,9 @@ def read_splits(
     used = {case for sets in splits for members in sets.values() for case in members}
     idle = [case for case, has_label in labelled.items() if has_label and case not in used]
     if idle:
-        notes.append(f"{path.name} leaves out {len(idle)} labelled cases, for example {idle[0]}")
+        notes.append(f"{path.name} leaves out {counted(len(idle), 'labelled case')}, for example {idle[0]}")
     if len(splits) > 1:
-        notes.append(f"{path.name} lists {len(splits)} folds; without a choice the first is used")
+        notes.append(f"{path.name} lists {counted(len(splits), 'fold')}; without a choice the first is used")
     if not all(sets["val"] for sets in splits):
         notes.append(f"{path.name} names no val: 15 % of train are taken to choose the epoch")
     return tuple(Split(**{name: tuple(members) for name, members in sets.items()}) for sets in splits)

@@ -14,7 +14,7 @@ from ulna.data.formats.dicom.finding import NAMED, holds_dicom, known_header
 from ulna.data.formats.dicom.header import is_dicom
 from ulna.data.formats.source import IMAGE_SUFFIXES, Source, beside, case_name, composed, shown, suffix_of
 from ulna.data.layout.case import Case
-from ulna.errors import DataError, Problem, listed
+from ulna.errors import DataError, Problem, counted, listed
 from ulna.recipe import Labels
 
 _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
@@ -78,7 +78,7 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
         else:
             _add(found, files, path)
     if hidden:
-        what = f"holds {len(hidden)} images whose names say that they are none of the data ({hidden[0]})"
+        what = f"holds {counted(len(hidden), 'image')}, by the name none of the data ({hidden[0]})"
         found.notes.append(f"{folder.name}/ {what}; they are not read")
     if spare:
         kinds = listed((f"{count} {suffix}" for suffix, count in spare.most_common()), most=_KINDS)

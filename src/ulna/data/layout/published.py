@@ -18,7 +18,7 @@ from pathlib import Path
 from ulna.data.formats.source import Source, beside, shown, suffix_of
 from ulna.data.layout.case import Case
 from ulna.data.layout.pairing import Found, pairs
-from ulna.errors import listed
+from ulna.errors import counted, listed
 from ulna.recipe import Labels
 
 FRAMES, MASKS = "Original", "Ground Truth"
@@ -102,7 +102,7 @@ def _lits(found: Found, names: Iterable[str], need_labels: bool) -> set[str]:
             found.wrong(path, f"has no {id}.nii", "add the volume, or take the segmentation out")
     tests = sum(id.startswith("test-") for id in volumes)
     folders = sorted({shown(path.parent.name) for id, path in volumes.items() if not id.startswith("test-")})
-    what = f"LiTS (volume-N.nii, segmentation-N.nii), {len(volumes) - tests} volumes"
+    what = f"LiTS (volume-N.nii, segmentation-N.nii), {counted(len(volumes) - tests, 'volume')}"
     what += (
         f" in {' and '.join(folders)}" if len(folders) == 2 else f" in {len(folders)} folders" if folders[2:] else ""
     )
@@ -140,7 +140,7 @@ def _kits(found: Found, names: set[str], need_labels: bool) -> set[str]:
         if need_labels and label is None and not is_test:
             found.wrong(folder, f"holds no {_LABELS[0]}", "add the segmentation, or take the case out")
         found.cases.append(Case(folder.name, (Source(image),), Source(label) if label else None))
-    what = f"KiTS19 (case_N/{_IMAGES[0]}, {_LABELS[0]}), {len(found.cases)} cases"
+    what = f"KiTS19 (case_N/{_IMAGES[0]}, {_LABELS[0]}), {counted(len(found.cases), 'case')}"
     found.notes.append(f"layout: {what}" + (f"; without label maps: {tests}" if tests else ""))
     return names if not inside else {inside}
 
@@ -163,5 +163,6 @@ def patients_in_names(found: Found) -> None:
         found.groups = patients
         count = len(set(patients.values()))
         found.notes.append(
-            f"layout: LIDC-IDRI, {len(patients)} crops of {count} patients by their names, each patient a group"
+            f"layout: LIDC-IDRI, {counted(len(patients), 'crop')} of {counted(count, 'patient')} by their "
+            "names, each patient a group"
         )

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ulna.data.formats.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, beside, case_name, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, IMAGE_SUFFIXES, beside, case_name, data_error, suffix_of
 from ulna.data.layout.pairing import Found
 from ulna.errors import DataError, Problem
+from ulna.system.order import is_run
+from ulna.verbs import command
 
 TRAINING = """lay the data out as
     DATA/images/CASE.png   (or .nii.gz, .tif, ...)
@@ -33,6 +35,11 @@ def remedy(need_labels: bool) -> str:
     return TRAINING if need_labels else PREDICTION
 
 
+def _run_in_place_of_data(root: Path) -> DataError:
+    do = f"give the data; to go on with the run: {command(['train', 'DATA', '--out', root, '--resume'])}"
+    return data_error(root, "is a run folder, where a data set is wanted", do)
+
+
 def half_of_a_pair(found: Found, names: set[str]) -> DataError | None:
     """The error where one of two folders is there."""
     pair = next((pair for pair in _PAIRS if len(names & set(pair)) == 1), None)
@@ -49,6 +56,8 @@ def half_of_a_pair(found: Found, names: set[str]) -> DataError | None:
 def unknown_layout(found: Found, names: Iterable[str], need_labels: bool) -> DataError:
     """The error that lists what a folder holds, and how far it is from the nearest layout."""
     root, names = found.root, sorted(names)
+    if is_run(root):
+        return _run_in_place_of_data(root)
     folders = [name for name in names if (root / name).is_dir()]
     files = [name for name in names if (root / name).is_file()]
     suffixes: dict[str, int] = {}
@@ -78,6 +87,9 @@ def _nearest(root: Path, folders: list[str], files: list[str], need_labels: bool
     stems = {case_name(name) for name in files if suffix_of(name) in IMAGE_SUFFIXES}
     if any(_IN_NAME.sub("", stem) in stems - {stem} for stem in stems):
         return "nearest are pairs, in one folder: move the images to images/, the label maps to labels/, under the same names"
+    parent = root.resolve().parent
+    if need_labels and _IMAGES.fullmatch(root.name) and any((parent / name).is_dir() for _, name in _PAIRS):
+        return f"nearest is the data set that these images belong to: give the folder {parent} itself"
     if need_labels and stems:
         return "nearest are images without label maps, which can be predicted: move them to images/, and add labels/"
     return ""

@@ -17,7 +17,7 @@ from ulna.data.pipeline.orientation import AS_STORED, PLANES, Turn, codes, turn_
 from ulna.data.pipeline.resampling import nearest, points, resample, restore, steps
 from ulna.data.pipeline.whitening import whiten
 from ulna.data.volume import Volume, spacing_text
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.recipe import Plan
 from ulna.system.device import to_device
 
@@ -74,7 +74,8 @@ def check_fit(volume: Volume, plan: Plan) -> None:
         )
     if volume.channels != plan.in_channels:
         raise UsageError(
-            f"{name}: {volume.channels} channels; this model reads {plan.in_channels} ({', '.join(plan.channel_names)})"
+            f"{name}: {counted(volume.channels, 'channel')}; this model reads {plan.in_channels} "
+            f"({', '.join(plan.channel_names)}); {_give_channels(volume, plan)}"
         )
     if plan.spacing is None:
         return
@@ -90,6 +91,16 @@ def check_fit(volume: Volume, plan: Plan) -> None:
             f"{name}: states no orientation, and this model reads images turned to {plan.orientation}; "
             "give a file that states it, such as NIfTI"
         )
+
+
+def _give_channels(volume: Volume, plan: Plan) -> str:
+    """What to do about other channels than those of the training."""
+    if plan.in_channels == 1:
+        return "save the channel that it was trained on as an image of its own"
+    files = f"CASE_0000 to CASE_{plan.in_channels - 1:04d}"
+    if volume.channels == 1 and plan.in_channels == 3 and plan.image_dims == 2:
+        return f"save it as red, green and blue, or give a file for every channel ({files})"
+    return f"give a file for every channel ({files})"
 
 
 def _one_spacing(plan: Plan) -> bool:

@@ -27,7 +27,7 @@ from ulna.data.quality.merging import MERGE_OBJECTS, missing_values, numbered_ob
 from ulna.data.quality.repair import Repair, check_target, repair
 from ulna.data.quality.scan import TURNED, CaseStats, scan_dataset
 from ulna.data.quality.slices import SliceCount
-from ulna.errors import DataError, Problem, UsageError, listed
+from ulna.errors import DataError, Problem, UsageError, counted, listed
 from ulna.recipe import Labels
 
 
@@ -75,7 +75,8 @@ class Report:
             return ""
         count = SliceCount(*map(sum, zip(*(one.slices[_coarsest(one)] for one in scans), strict=True)))
         return (
-            f"slices across the largest spacing: {count.all:,} in {len(scans)} volumes, {count.full:,} hold a structure; "
+            f"slices across the largest spacing: {count.all:,} in {counted(len(scans), 'volume')}, "
+            f"{count.full:,} hold a structure; "
             "--set planning.spatial_dims=2 trains a 2D network on them"
         )
 
@@ -93,7 +94,10 @@ class Report:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.root}: {len(self.scans)} cases, {_counted(len(self.problems), 'problem')}"]
+        lines = [
+            f"{self.root}: {counted(len(self.scans), 'case')}, "
+            f"{counted(len(self.problems), 'problem') if self.problems else 'no problems'}"
+        ]
         lines += [f"  {problem}" for problem in condensed(self.problems, self.root)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -106,10 +110,6 @@ def _coarsest(one: CaseStats) -> int:
     turn = to_canonical(np.array(one.affine), 3)
     axis = coarsest_axis(turn.order(one.spacing), oriented=True)
     return turn.axes[axis] if turn.axes else axis
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
 
 
 def check(

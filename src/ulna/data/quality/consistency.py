@@ -11,7 +11,7 @@ from ulna.data.layout.classes import summarise_ids
 from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.orientation import PLANES, codes, world_of
 from ulna.data.quality.scan import CaseStats
-from ulna.errors import Problem, listed
+from ulna.errors import Problem, counted, listed
 
 _FAR = 10  # times the median spacing: a wrong unit, most likely
 
@@ -29,7 +29,7 @@ def compare_images(dataset: Dataset, scans: Sequence[CaseStats], problems: list[
     for one in read:
         where = str(by_id[one.case].images[0])
         if one.channels != usual:
-            what = f"has {one.channels} channels, {whose} {usual}"
+            what = f"has {counted(one.channels, 'channel')}, {whose} {usual}"
             problems.append(Problem(where, what, "give every case the same channels, or take the case out"))
         if one.spatial_dims != dims:
             what = f"is {one.spatial_dims}D, most cases are {dims}D"
@@ -54,7 +54,7 @@ def compare_grids(dataset: Dataset, scans: Sequence[CaseStats], problems: list[P
     units = Counter(one.unit for one in read)
     if len(units) > 1:
         example = next(one.case for one in read if one.unit == "px")
-        what = f"{units['mm']} cases state a spacing in mm, {units['px']} none (for example {example})"
+        what = f"{counted(units['mm'], 'case')} with a spacing in mm, {units['px']} with none (for example {example})"
         problems.append(Problem(str(dataset.root), what, "state the spacing in all files or in none"))
     elif read and units["mm"]:
         steps = {one.case: float(np.prod(one.spacing)) ** (1 / one.spatial_dims) for one in read}

@@ -9,7 +9,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.splitting import Groups, united
 from ulna.data.quality.scan import CaseStats
 from ulna.data.quality.similarity import MOST_IMAGES, alike
-from ulna.errors import Problem
+from ulna.errors import Problem, counted
 
 _REMEDY = "keep copies of an image in one set, or take one out"
 
@@ -44,10 +44,10 @@ def find_duplicates(dataset: Dataset, scans: Sequence[CaseStats]) -> Duplicates:
     groups = united([*same, *near])
     if groups and max(map(len, groups)) > len(told) // 2:  # a film, not copies: a split must remain possible
         notes.append(
-            f"{max(map(len, groups))} of {len(told)} images run into one another; name the groups in groups.json"
+            f"{max(map(len, groups))} of {counted(len(told), 'image')} run into one another; name the groups in groups.json"
         )
         groups = united(same)
-    standing = _noted(same, "stand more than once", dataset) + _noted(near, "look nearly the same as another", dataset)
+    standing = _noted(same, "more than once", dataset) + _noted(near, "nearly the same as another", dataset)
     return Duplicates(groups, problems, notes + standing)
 
 
@@ -58,7 +58,7 @@ def _noted(parts: Sequence[Sequence[str]], what: str, dataset: Dataset) -> list[
     if not inside:
         return []
     kept = "" if dataset.given_splits else "; a split that ulna makes keeps them in one set"
-    return [f"{len(inside)} images {what}, for example {' and '.join(inside[0][:2])}{kept}"]
+    return [f"{counted(len(inside), 'image')} {what}, for example {' and '.join(inside[0][:2])}{kept}"]
 
 
 def _crossing(dataset: Dataset, parts: Iterable[Sequence[str]], what: str) -> list[Problem]:

@@ -5,6 +5,7 @@ What would need a guess - a cut file, a class that nobody declared, voxels that 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ from ulna.data.formats.source import data_error
 from ulna.data.quality.label_values import NEARLY_WHOLE, colours, farthest_from_whole
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of, upright
 from ulna.data.volume import Volume, label_dtype, same_geometry
-from ulna.errors import listed
+from ulna.errors import counted, listed
 from ulna.recipe import Labels
 
 _MOST_CLASSES = 32
@@ -54,14 +55,16 @@ class Values(NamedTuple):
         numbers: stored value -> class; empty where they are classes already.
         colours: stored colour -> class.
         names: of the classes 1..K; None: as declared, or as found.
-        why_not: why gaps in the values are left as they are; empty where there is no gap, or all are closed.
+        why_not: why gaps in the values are left as they are, and what to do; None where there is no gap, or all are closed.
+        ask: what only a person can say of values that were numbered anew, and how; empty for nothing.
         objects: the values number objects, which become one class.
     """
 
     numbers: dict[int, int]
     colours: dict[Colour, int]
     names: tuple[str, ...] | None
-    why_not: str = ""
+    why_not: tuple[str, str] | None = None
+    ask: str = ""
     objects: bool = False
 
 
@@ -94,7 +97,15 @@ def choose_values(maps: Iterable[Volume], declared: Labels | None) -> Values:
     if why_not:
         return Values({}, palette, None, why_not)
     table = {value: number for number, value in enumerate(ordered)}
-    return Values(table, palette, tuple(f"value {value}" for value in ordered[1:]))
+    return Values(table, palette, tuple(f"value {value}" for value in ordered[1:]), ask=_ask(ordered[1:]))
+
+
+def _ask(drawn: list[int]) -> str:
+    """Whether several grey values up to 255, as drawing programs leave them, are several classes or one."""
+    if drawn[-1] != 255 or len(drawn) < 2:
+        return ""
+    one = json.dumps({"labels": {"object": list(range(1, len(drawn) + 1))}})
+    return f"the label values {listed(drawn)} stay classes of their own; if they are one, write {one} there"
 
 
 def _whole_values(volume: Volume) -> set[int]:
@@ -108,13 +119,15 @@ def _whole_values(volume: Volume) -> set[int]:
     return set() if min(values) < 0 else {int(value) for value in values}
 
 
-def _why_not(ordered: list[int]) -> str:
-    """Why these values are not numbered anew; empty where they are."""
+def _why_not(ordered: list[int]) -> tuple[str, str] | None:
+    """Why these values are not numbered anew, and what to do; None where they are."""
     if len(ordered) > _MOST_CLASSES:
-        return f"{len(ordered)} label values are too many to be classes that nobody named"
+        what = f"{len(ordered)} label values are too many to be classes that nobody named"
+        return what, 'name them in classes.json; with "instances": true they are numbered objects of one class'
     if ordered[-1] == 255 and len(ordered) > 2 and ordered[:-1] == list(range(len(ordered) - 1)):
-        return f"255 beside 0..{ordered[-2]} may mean 'not known', and nobody has said so"
-    return ""
+        what = f"255 beside 0..{ordered[-2]} may mean 'not known', and nobody has said so"
+        return what, 'name the classes in classes.json, with "ignore": 255 if it does, or with {"NAME": [255]} if not'
+    return None
 
 
 def _is_colour(volume: Volume) -> bool:
@@ -190,7 +203,7 @@ def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels
             array, change = _joined(volume, array)
             changes.append(change)
     if values.objects and int(array.max(initial=0)) > 1:
-        changes.append(Change(f"{len(value_counts(array[array > 0]))} numbered objects became one class"))
+        changes.append(Change(f"{counted(len(value_counts(array[array > 0])), 'numbered object')} became one class"))
         array = (array > 0).astype(np.uint8)
     if values.numbers:
         found = value_counts(array)

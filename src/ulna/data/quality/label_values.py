@@ -12,7 +12,7 @@ from ulna.data.formats.palettes import Colour
 from ulna.data.formats.slabs import slabs
 from ulna.data.quality.objects import count_objects
 from ulna.data.volume import Volume
-from ulna.errors import DataError, Problem
+from ulna.errors import DataError, Problem, counted
 from ulna.recipe import Labels
 
 MOST_VALUES = 256  # label values that are counted one by one
@@ -164,7 +164,7 @@ def _real_fault(reference: Volume) -> tuple[str, str]:
         return f"holds {bad} label values that are not finite", "save the label map with whole numbers"
     if not broken:
         return f"holds more than {MOST_VALUES} label values", "give a label map of classes, not of grey values"
-    what = f"holds {broken} fractional label values, such as {', '.join(f'{value:.4g}' for value in shown)}"
+    what = f"holds {counted(broken, 'fractional label value')}, such as {', '.join(f'{value:.4g}' for value in shown)}"
     error = farthest_from_whole(reference.array)
     if error < NEARLY_WHOLE:
         what += f"; all lie within {error:.2g} of whole numbers, as programs write them through a scaled header"

@@ -9,7 +9,7 @@ from ulna.data.layout.dataset import RECIPE, Dataset
 from ulna.data.layout.declared import CLASSES_FILE
 from ulna.data.quality.objects import objects_found
 from ulna.data.quality.scan import CaseStats
-from ulna.errors import Problem, listed
+from ulna.errors import Problem, counted, listed
 
 MERGE_OBJECTS = (
     'write {"labels": {"1": "object"}, "instances": true} to classes.json for one class, or use check --fix OUT'
@@ -43,8 +43,9 @@ def missing_values(dataset: Dataset, scans: Sequence[CaseStats], problems: list[
     for name, values in zip(labels.foreground, labels.stored, strict=True):
         absent = [value for value in values if value not in held]
         if len(absent) == len(values):
+            whole = counted(len(scans), "case")
             what = f"{subject}makes {name!r} of the label values {listed(values)}"
-            what += f", and none of them occurs in {len(scans)} cases"
+            what += f", and none of them occurs in {whole}"
             found = listed(sorted(held - {0})) or "0 alone"
             problems.append(Problem(source, what, f"name values that occur: {found}"))
         elif absent:

@@ -23,15 +23,17 @@ from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, file_stat
 from ulna.data.formats.write import write_image, write_labels
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.declared import CLASSES_FILE
 from ulna.data.layout.metadata import SPLIT_FILES
 from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
+from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.fixed_splits import fixed_folds, safe_names
 from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels, own_suffix
 from ulna.data.quality.merging import numbered_objects
 from ulna.data.quality.scan import CaseStats, scan_case
 from ulna.data.volume import Meta, Volume
-from ulna.errors import DataError, Problem, UsageError
+from ulna.errors import DataError, Problem, UsageError, counted
 from ulna.recipe import Labels
 from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.outputs import check_folder
@@ -68,6 +70,7 @@ class _Made(NamedTuple):
     images: tuple[Path, ...]
     label: Path
     changes: list[tuple[Path, Change]]
+    scan: CaseStats
 
 
 def check_target(out: Path, root: Path) -> None:
@@ -115,7 +118,7 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
     names = safe_names(case.id for case in dataset.cases)
     values = choose_values(_label_maps(dataset.cases), dataset.labels)
     if dataset.labels is None and numbered_objects(scans):
-        values = values._replace(numbers={}, names=("object",), why_not="", objects=True)
+        values = values._replace(numbers={}, names=("object",), why_not=None, ask="", objects=True)
     usual = _usual_kind(dataset, scans)
     made: dict[str, _Made] = {}
     left: list[Problem] = []
@@ -132,12 +135,16 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
             shutil.rmtree(work, ignore_errors=True)
     if not made:
         raise DataError(
-            [Problem(str(dataset.root), "no case can be repaired", "see the problems without --fix"), *left]
+            [Problem(str(dataset.root), "no case can be repaired", "see the problems without --fix"), *left],
+            dataset.root,
         )
+    # images that could not be read before may show what others show
+    dataset = dataset.grouped(find_duplicates(dataset, [one.scan for one in made.values()]).groups)
     folds, split_changes = fixed_folds(dataset, {id: names[id] for id in made})
     groups = {names[case.id]: case.group for case in dataset.cases if case.id in made and case.group is not None}
     _declare(folder, dataset, values, folds, groups)
-    changes = [entry for one in made.values() for entry in one.changes]
+    changes = [(Path(CLASSES_FILE), Change(values.ask))] if values.ask else []
+    changes += [entry for one in made.values() for entry in one.changes]
     for id in made:
         if names[id] != id:
             changes.append((Path("labels") / names[id], Change(f"the case was called {shown(id)!r}")))
@@ -150,7 +157,7 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
     handled |= {problem.file for problem in left}
     left += [problem for problem in problems if problem.file not in handled]
     if values.why_not:
-        left.append(Problem(str(dataset.root), values.why_not, "remap the label maps to 0..K, or name all classes"))
+        left.append(Problem(str(dataset.root), *values.why_not))
     _record(folder, dataset, made, changes, left)
     return Repair(folder, tuple(f"{file.as_posix()}: {change.what}" for file, change in changes), tuple(left))
 
@@ -190,11 +197,11 @@ def _write_case(
         (folder / kind).mkdir(parents=True)
     changes: list[tuple[Path, Change]] = []
     try:
-        files, label = _write_files(case, name, values, declared, usual, folder, changes)
+        files, label, scan = _write_files(case, name, values, declared, usual, folder, changes)
     except DataError as error:
         raise DataError([_of_original(problem, case, folder) for problem in error.problems]) from None
     relative = [(file.relative_to(folder), change) for file, change in changes]
-    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative)
+    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative, scan)
 
 
 def _of_original(problem: Problem, case: Case, folder: Path) -> Problem:
@@ -217,8 +224,8 @@ def _write_files(
     usual: tuple[int, int],
     folder: Path,
     changes: list[tuple[Path, Change]],
-) -> tuple[list[Path], Path]:
-    """Images and label map of a case, as far as they can be repaired.
+) -> tuple[list[Path], Path, CaseStats]:
+    """Images and label map of a case, as far as they can be repaired, and what they are then.
 
     Raises:
         DataError: if something is wrong still.
@@ -230,7 +237,8 @@ def _write_files(
     assert case.label is not None
     image = read_image([Source(file) for file in files], usual[1])
     if (image.channels, image.spatial_dims) != usual:
-        what = f"is {image.spatial_dims}D with {image.channels} channels, most cases are {usual[1]}D with {usual[0]}"
+        channels = counted(image.channels, "channel")
+        what = f"is {image.spatial_dims}D with {channels}, most cases are {usual[1]}D with {usual[0]}"
         raise data_error(case.images[0], what, "keep such cases in a data set of their own")
     label = _write_label(
         case.label, folder / "labels" / name, image, values, declared, changes, case.images[0].series is not None
@@ -239,7 +247,7 @@ def _write_files(
     found = scan_case(made, _declared(values, declared))
     if found.problems:
         raise DataError(found.problems)
-    return files, label
+    return files, label, replace(found, case=case.id)
 
 
 def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]], spatial_dims: int) -> Path:
@@ -330,7 +338,7 @@ def _declare(
     """Classes, channels, splits and patients, as far as there is something to declare."""
     labels = _declared(values, dataset.labels)
     if labels is not None:
-        _json(folder / "classes.json", labels.declared())
+        _json(folder / CLASSES_FILE, labels.declared())
     if dataset.channel_names:
         names = {str(number): name for number, name in enumerate(dataset.channel_names)}
         _json(folder / "dataset.json", {"channel_names": names})

@@ -17,6 +17,7 @@ from ulna.data.formats.limits import within_memory
 from ulna.data.formats.slabs import slabs
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.pipeline.colour import is_colour
 from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.quality.intensity import Intensity, measure
 from ulna.data.quality.label_values import label_values
@@ -58,6 +59,7 @@ class CaseStats:
         stored: the label values as stored, where several of them may be one class.
         objects: how many objects the label map numbers, where nothing declares classes; 0 where it holds none.
         slices: of a labelled volume, across every stored axis.
+        colour: the image is a picture of red, green and blue.
     """
 
     case: str
@@ -82,6 +84,7 @@ class CaseStats:
     stored: tuple[int, ...] = ()
     objects: int = 0
     slices: tuple[SliceCount, ...] = ()
+    colour: bool = False
 
     @property
     def spatial_dims(self) -> int:
@@ -124,7 +127,7 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.notes, "digest": _digest(image)}
         facts["thumbnail"], facts["either"] = thumbnail(_upright(image)), image.meta.either
-        facts["oriented"] = image.meta.oriented
+        facts["oriented"], facts["colour"] = image.meta.oriented, len(case.images) == 1 and is_colour(image)
         if image.affine is not None:
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
@@ -135,7 +138,12 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
         return
     held = label_values(reference, labels, problems)
     values, classes = held.counts, held.classes
-    facts |= {"label_values": values, "two_valued_255": held.stretched, "stored": held.stored, "objects": held.objects}
+    facts |= {
+        "label_values": values,
+        "two_valued_255": held.stretched or reference.meta.drawn == 255,
+        "stored": held.stored,
+        "objects": held.objects,
+    }
     facts["palette"] = dict(reference.meta.palette)
     facts["notes"] = (*facts.get("notes", ()), *reference.meta.notes, *_one_class(values))
     problems += _readable_faults(reference, case.label)

@@ -59,10 +59,12 @@ def test_a_seg_is_read_voxel_by_voxel(tmp_path, kind):
 
 def test_a_fractional_seg_counts_from_a_half(tmp_path):
     files = dicom.write_series(tmp_path / "s", dicom.ramp(3, 4, 5))
-    mask = np.random.default_rng(0).random((3, 4, 5)).astype(np.float32)
+    hundredths = np.random.default_rng(0).integers(0, 101, (3, 4, 5))
+    hundredths.flat[:3] = 49, 50, 51
+    mask = (hundredths / 100).astype(np.float32)  # no value lies between two of the file
     path = seg(tmp_path / "seg.dcm", files, mask, "FRACTIONAL", ("a",), max_fractional_value=100)
     volume = read_labels(on(tmp_path / "s", path), 3)
-    assert np.array_equal(volume.array[0] == 1, (np.rint(mask * 100) >= 50).transpose(2, 1, 0))
+    assert np.array_equal(volume.array[0] == 1, (hundredths >= 50).transpose(2, 1, 0))
     assert any("fractional" in note for note in volume.meta.notes)
 
 

@@ -1,0 +1,49 @@
+"""More epochs, or hours, for a run: where its extension begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ulna.recipe import Recipe
+from ulna.system.reading import read_json_object
+from ulna.training.state import State
+from ulna.training.summary import LIMITS
+
+SUMMARY = "summary.json"
+
+
+def extend(state: State, folder: Path, before: Recipe, recipe: Recipe) -> None:
+    """Note where an extension began, if limits of a run were raised; rate, patience and choice of the epoch follow.
+
+    A finished run is known by its summary, which names the limits that it was finished with until the extension is. So an
+    extension that was stopped goes on as one.
+
+    Args:
+        state: as its checkpoint has it.
+        folder: of the run.
+        before: its recipe so far.
+        recipe: that from now on.
+    """
+    changed = before.training != recipe.training
+    over = _finished(folder, recipe)
+    begins = over is not None and state.extended_epoch != over[0] <= state.epoch
+    if over is not None and begins:
+        state.extend(*over)
+    elif changed and state.finished(before):
+        state.extend(state.epoch, state.elapsed_s)
+    elif changed:
+        state.patience_from = state.epoch
+        state.time_is_up, state.last_step = False, None
+    if (begins or changed) and state.val_cases is not None and not state.finished(recipe):
+        state.forget_choice()
+
+
+def _finished(folder: Path, recipe: Recipe) -> tuple[int, float] | None:
+    """The epochs and seconds after which a run was finished with other limits than these; None for one that was not."""
+    if not (folder / SUMMARY).exists():
+        return None
+    summary = read_json_object(folder / SUMMARY)
+    epoch, seconds = summary.get("epochs"), summary.get("training_seconds")
+    same = summary.get("limits") == {name: getattr(recipe.training, name) for name in LIMITS}
+    told = isinstance(epoch, int) and isinstance(seconds, int | float)
+    return (int(epoch), float(seconds)) if epoch and seconds is not None and told and not same else None

@@ -1,0 +1,108 @@
+"""How far a training has come in its time: what a bar tells of it, and when a limit of hours ends the steps of an epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from ulna.recipe import Training
+from ulna.training.limit import FirstSteps, must_validate, share_out, time_left, told_end
+from ulna.training.samples import Batches
+from ulna.training.state import State
+from ulna.training.stopwatch import Stopwatch
+from ulna.training.validating import Validation
+
+log = logging.getLogger(__name__)
+
+
+class Pace:
+    """Keeps the time of a training.
+
+    Args:
+        state: where the training stands; what is found about its time is noted there.
+        training: how long it is.
+        batches: of its epochs.
+        validation: of the training.
+        final_cases: predictions of the final evaluation, for which a limit of hours keeps time.
+        watch: of what the time goes to.
+        clock: seconds from any moment on.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        training: Training,
+        batches: Batches,
+        validation: Validation,
+        *,
+        final_cases: int,
+        watch: Stopwatch,
+        clock: Callable[[], float],
+    ) -> None:
+        self.state, self.training, self.batches = state, training, batches
+        self.validation, self.final_cases, self.watch, self.clock = validation, final_cases, watch, clock
+        self._first: FirstSteps | None = None
+
+    @property
+    def val_cases(self) -> int:
+        """How many cases are validated."""
+        every = len(self.validation)
+        return every if self.state.val_cases is None else min(every, self.state.val_cases)
+
+    def epoch_begins(self) -> None:
+        """Where nothing is known of its time yet, the first steps of a training with a limit of hours are timed."""
+        limit, state = self.training.max_hours, self.state
+        unknown = not state.rows and not state.case_s
+        self._first = FirstSteps(3600 * limit, state.step, self.clock) if limit is not None and unknown else None
+
+    def ends_epoch(self, end: int, *, settled: bool) -> bool:
+        """Whether the steps of an epoch end after this one, since a limit of hours leaves time for no more.
+
+        Args:
+            end: the step at which the epoch would end.
+            settled: whether steps from now on take as long as they will.
+        """
+        state = self.state
+        if self._first and (step_s := self._first.timed(state.step, settled=settled)) is not None:
+            self._first = None
+            self._share_time(step_s, end - state.step)
+        planned = state.last_step is not None and state.step >= state.last_step
+        state.time_is_up = planned or must_validate(state, self.training, self.val_cases)
+        return state.time_is_up
+
+    def _share_time(self, step_s: float, steps: int) -> None:
+        """After the first steps: what has room in the limit is told, and kept for the rest of the training."""
+        state, start = self.state, self.clock()
+        with self.watch.of("validation"):
+            self.validation.try_one()
+        state.case_s = self.clock() - start
+        state.step_s += state.case_s
+        shares = share_out(
+            state.left_s(self.training),
+            step_s=step_s, steps=steps, case_s=state.case_s,
+            val_cases=len(self.validation), final_cases=self.final_cases,
+        )  # fmt: skip
+        for said in shares.said:
+            log.info("note: %s", said)
+        state.final_s, state.val_cases = shares.final_s, shares.val_cases
+        if shares.steps is not None:
+            group = self.training.accumulate
+            state.last_step = state.step + -(-shares.steps // group) * group
+
+    def validated(self, seconds: float) -> None:
+        """A validation took so long, which tells more than its first case did."""
+        before, self.state.case_s = self.state.case_s, seconds / max(1, self.val_cases)
+        if before:
+            self.state.final_s *= min(2.0, self.state.case_s / before)
+
+    def told_epoch(self) -> str:
+        """The epoch under way; how many there are is told where they end the training, as far as that is known."""
+        state, training = self.state, self.training
+        by_epochs = training.max_hours is None or (
+            bool(state.rows) and state.epoch_s * training.length <= state.allowed_s(training)
+        )
+        return f"epoch {state.epoch + 1}" + (f"/{training.most_epochs}" if by_epochs else "")
+
+    def told_end(self) -> str:
+        """When the training ends at the latest."""
+        return told_end(*time_left(self.state, self.training, self.batches.steps))

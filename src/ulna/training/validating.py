@@ -1,0 +1,85 @@
+"""The validation of an epoch: whole images that do not train, predicted and scored, so that one can be chosen."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from ulna.inference.forward import Forward
+from ulna.networks.network import Network
+from ulna.recipe import Plan, Recipe
+from ulna.training.samples import PreparedCases
+from ulna.training.validation import score_case
+
+log = logging.getLogger(__name__)
+
+
+class Validation:
+    """The validation cases of a training, scored by its network as it stands.
+
+    Args:
+        network: on its device.
+        plan: of the data set.
+        recipe: resolved.
+        cases: with their references on their own grid.
+        device: of the network.
+        precision: "bf16" or "fp32".
+    """
+
+    def __init__(
+        self, network: Network, plan: Plan, recipe: Recipe, cases: PreparedCases, device: torch.device, precision: str
+    ) -> None:
+        self.network, self.recipe, self.cases = network, recipe, cases
+        self.forward = Forward(network, plan, device, precision)
+        self._said_empty = False
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def scores(
+        self,
+        count: int | None = None,
+        *,
+        before: Callable[[], object] = lambda: None,
+        after: Callable[[], object] = lambda: None,
+    ) -> dict[str, float]:
+        """Dice and IoU on the whole images: the mean over cases of the mean over structures.
+
+        What neither reference nor prediction holds is left out, unless the recipe says how it counts. Where nothing is left
+        - no structure to find, and none marked - both are 1: the best that an epoch can do there.
+
+        Args:
+            count: of the cases, spread over them; all where it is left out.
+            before: called before every case.
+            after: called after every case.
+        """
+        self.network.eval()
+        per_case: list[dict[str, float]] = []
+        for index in self.chosen(count):
+            before()
+            per_case.append(self._score(index))
+            after()
+        self.network.train()
+        known = {key: [case[key] for case in per_case if not math.isnan(case[key])] for key in ("dice", "iou")}
+        if not known["dice"] and not self._said_empty:
+            log.warning("no validation case holds a structure: the epoch is chosen by what it does not invent alone")
+            self._said_empty = True
+        return {key: float(np.mean(values)) if values else 1.0 for key, values in known.items()}
+
+    def chosen(self, count: int | None) -> list[int]:
+        """The numbers of the cases that are scored: the same ones for the same count."""
+        count = len(self.cases) if count is None else min(count, len(self.cases))
+        return [number * len(self.cases) // count for number in range(count)]
+
+    def try_one(self) -> None:
+        """Predict and score one case, to time it; nothing of the training changes."""
+        self.network.eval()
+        self._score(0)
+        self.network.train()
+
+    def _score(self, index: int) -> dict[str, float]:
+        return score_case(self.forward, self.recipe, *self.cases[index])
