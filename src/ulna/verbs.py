@@ -96,10 +96,15 @@ VERBS: dict[str, Verb] = {
         "ulna.exporting.export:export",
         "Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.",
         computes=True,
+        switches=("--overwrite",),
     ),
     "info": Verb(
         "ulna.exporting.info:info",
         "Print the model card of a run or of an exported file: what it was trained on, its scores, limits and licence.",
+    ),
+    "zoo": Verb(
+        "ulna.exporting.zoo:zoo",
+        "List the small segmenters that come with ulna-runtime: `zoo:NAME` stands for one wherever a file is asked for.",
     ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from ulna.errors import Interrupted, PartialFailure, UsageError, printable, printable_lines, unknown
+from ulna.system.names import is_of_the_zoo
 from ulna.system.order import check_words
 from ulna.verbs import PATH_FLAGS, VERBS, Verb, find
 
@@ -175,7 +176,11 @@ def words_of(verb: Verb, arguments: Sequence[str]) -> Words:
 
 def require(paths: Sequence[str], recipes: Sequence[str] = ()) -> None:
     """Raises UsageError that names every path that is not there, and every recipe that is neither a file nor a name."""
-    missing = [f"{printable(path)}: does not exist; check the path" for path in paths if not os.path.lexists(path)]
+    missing = [
+        f"{printable(path)}: does not exist; check the path"
+        for path in paths
+        if not os.path.lexists(path) and not is_of_the_zoo(path)
+    ]
     missing += [said for recipe in recipes if (said := _no_recipe(recipe))]
     if missing:
         raise UsageError("\n".join(missing))

@@ -330,6 +330,16 @@ def _info(console: Console, made: Any) -> None:
     print_plain(console, card_page(made.card, made.name).rstrip())
 
 
+def _zoo(console: Console, made: Any) -> None:
+    for entry in made.entries:
+        print_plain(
+            console, f"{entry['name']}: finds {entry['structures']} in images of {entry['images']}", style="bold"
+        )
+        print_plain(console, f"  Dice {entry['dice']} on cases that it never saw; {entry['bytes'] / 1e6:.1f} MB")
+        print_plain(console, f"  licence: {entry['licence']}")
+    print_plain(console, "next: ulna info zoo:NAME; ulna predict zoo:NAME IMAGES --out masks", style="dim")
+
+
 SHOW: dict[str, Callable[[Console, Any], None]] = {
     "bench": print_bench,
     "check": _check,
@@ -340,6 +350,7 @@ SHOW: dict[str, Callable[[Console, Any], None]] = {
     "export": _export,
     "info": _info,
     "models": _models,
+    "zoo": _zoo,
     "plan": _plan,
     "predict": _predict,
     "prune": print_levels,

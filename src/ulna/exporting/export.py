@@ -19,12 +19,12 @@ from ulna.exporting.graphs import Graphs, make_graphs
 from ulna.exporting.parity import Parity, cases_to_compare, compare, logits_apart, made_up_images, windows_of
 from ulna.exporting.plain import need_openvino, write_onnx
 from ulna.exporting.precision import half_weights, quantized
-from ulna.exporting.runtime import need
 from ulna.inference.fold_runs import each_run
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import PLAN_FORMAT
+from ulna.system.extras import need
 from ulna.system.files import write_whole
 from ulna.system.outputs import check_folder
 from ulna.version import version

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError
-from ulna.exporting.runtime import EXTRA, need
 from ulna.inference.folding import fuse_batchnorm
 from ulna.networks.heads.points import Points
 from ulna.networks.network import Network
 from ulna.recipe import Plan
+from ulna.system.extras import EXTRA, need
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from ulna.errors import UsageError
 from ulna.exporting.card import card_of, page
-from ulna.exporting.runtime import need
 from ulna.inference.fold_runs import each_run
+from ulna.inference.zoo import located
 from ulna.recipe import Plan, Recipe, from_yaml
+from ulna.system.extras import need
 from ulna.system.files import write_text
 
 
@@ -36,7 +37,7 @@ def info(run: Path | str, /, *, out: Path | str | None = None) -> Info:
     """Print the model card of a run or of an exported file: what it was trained on, its scores, limits and licence.
 
     Args:
-        run: a run folder, the folds of a cross-validation, or a file of `ulna export`.
+        run: a run folder, the folds of a cross-validation, a file of `ulna export`, or zoo:NAME.
         out: also write the card as a page, in Markdown.
 
     Raises:
@@ -45,7 +46,7 @@ def info(run: Path | str, /, *, out: Path | str | None = None) -> Info:
     Example:
         ulna info liver.ulna
     """
-    run = Path(run)
+    run = located(run)
     if run.is_file():
         card = read_card(run)
     else:

@@ -16,12 +16,12 @@ from ulna.data.layout.case import Case, read_reference
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.slices import neighbourhoods
 from ulna.data.volume import Volume
-from ulna.exporting.runtime import need
 from ulna.inference.inputs import assumed_affine
 from ulna.inference.segmenter import Segmenter
 from ulna.inference.volume import as_given
 from ulna.networks.network import pad_to_multiple
 from ulna.recipe import Plan
+from ulna.system.extras import need
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ulna.errors import UsageError
-from ulna.exporting.runtime import need
+from ulna.system.extras import need
 
 
 def need_openvino() -> Any:

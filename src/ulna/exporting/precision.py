@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.exporting.runtime import need
+from ulna.system.extras import need
 
 LEAST = 64  # values of a tensor that is worth storing in half precision
 LARGEST = 65504.0  # of float16

@@ -26,6 +26,7 @@ from ulna.inference.inputs import channels_of
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.loading import load
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
+from ulna.inference.zoo import located
 from ulna.recipe import Split
 from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
@@ -92,8 +93,8 @@ def predict(
     read again and compared with the mask before it is put in place.
 
     Args:
-        run: a run folder of `ulna train`, or a file of `ulna export`; several make an ensemble, whose probabilities are
-            averaged, as do the folds of a cross-validation.
+        run: a run folder of `ulna train`, a file of `ulna export`, or zoo:NAME, see `ulna zoo`; several make an ensemble,
+            whose probabilities are averaged, as do the folds of a cross-validation.
         data: an image, a folder of images, a data set, an .npz file, or a folder with DICOM series.
         out: folder for the masks and predict.json.
         split: only the cases of this part of the run's own split: train, val or test.
@@ -131,7 +132,7 @@ def predict(
         "--threads": threads,
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
-    runs = each_run(named)
+    runs = each_run([located(one) for one in named])
     segmenter, digest = _loaded(runs, level)
     if tta:
         segmenter = segmenter.mirrored()

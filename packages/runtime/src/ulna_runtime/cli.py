@@ -1,4 +1,4 @@
-"""The command line: `ulna-runtime predict FILE IMAGES --out DIR` and `ulna-runtime info FILE`.
+"""The command line: `ulna-runtime predict FILE IMAGES --out DIR`, `ulna-runtime info FILE`, `ulna-runtime zoo`.
 
 Exit codes: 0 done; 2 the input or the usage is wrong; 3 some images failed, the rest is written.
 """
@@ -16,8 +16,10 @@ from ulna_runtime.card import card_text
 from ulna_runtime.errors import UsageError
 from ulna_runtime.files import READ, case_of, suffix_of
 from ulna_runtime.segmenter import load
+from ulna_runtime.zoo import PREFIX, entries, located
 
 RESEARCH_USE = "Research use only; not a medical device."
+FILE = "a file of `ulna export`, or zoo:NAME"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +31,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     asked = _parser().parse_args(arguments)
     try:
-        return _info(asked) if asked.verb == "info" else _predict(asked)
+        return {"info": _info, "predict": _predict, "zoo": _zoo}[asked.verb](asked)
     except UsageError as error:
         _complain(str(error))
         return 2
@@ -51,26 +53,40 @@ def _parser() -> argparse.ArgumentParser:
         help="segment images",
         epilog="example: ulna-runtime predict liver.ulna scans --out masks",
     )
-    predict.add_argument("file", type=Path, help="a file of `ulna export`")
+    predict.add_argument("file", type=Path, help=FILE)
     predict.add_argument("images", type=Path, help="an image, or a folder of images")
     predict.add_argument("--out", type=Path, required=True, help="folder for the masks")
     predict.add_argument("--tta", action="store_true", help="average over mirrored copies of every image")
     predict.add_argument("--overwrite", action="store_true", help="write over masks that stand there")
     predict.add_argument("--threads", type=int, help="that compute; by default all cores")
     info = verbs.add_parser("info", help="print the model card", epilog="example: ulna-runtime info liver.ulna")
-    info.add_argument("file", type=Path, help="a file of `ulna export`")
-    info.add_argument("--json", action="store_true", help="as plain values")
+    info.add_argument("file", type=Path, help=FILE)
+    zoo = verbs.add_parser("zoo", help="list the segmenters that come with it", epilog="example: ulna-runtime zoo")
+    for verb in (info, zoo):
+        verb.add_argument("--json", action="store_true", help="as plain values")
     return parser
 
 
 def _info(asked: argparse.Namespace) -> int:
-    bundle = read_bundle(asked.file, graphs=False)
+    bundle = read_bundle(located(asked.file), graphs=False)
     sys.stdout.write((json.dumps(bundle.card, indent=1) if asked.json else card_text(bundle.card)) + "\n")
     return 0
 
 
+def _zoo(asked: argparse.Namespace) -> int:
+    found = entries()
+    if asked.json:
+        sys.stdout.write(json.dumps([entry.to_json() for entry in found], indent=1) + "\n")
+        return 0
+    for entry in found:
+        told = {"finds": entry.structures, "reads": entry.images, "Dice on cases it never saw": entry.dice}
+        told |= {"licence": entry.licence, "file": f"{entry.bytes / 1e6:.1f} MB"}
+        sys.stdout.write(card_text({PREFIX + entry.name: told}).lstrip() + "\n\n")
+    return 0
+
+
 def _predict(asked: argparse.Namespace) -> int:
-    images, out = _images(asked.images), asked.out
+    file, images, out = located(asked.file), _images(asked.images), asked.out
     if asked.images.is_dir() and out.resolve() == asked.images.resolve():
         raise UsageError(f"{out}: holds the images; choose another --out")
     cases = [case_of(path) for path in images]
@@ -82,7 +98,7 @@ def _predict(asked: argparse.Namespace) -> int:
         raise UsageError(
             f"{out}: holds a mask of {standing[0].name} already; give --overwrite, or choose another --out"
         )
-    segment = load(asked.file, asked.threads)
+    segment = load(file, asked.threads)
     failed: dict[str, str] = {}
     for path, case in zip(images, cases, strict=True):
         try:

@@ -19,6 +19,7 @@ from ulna_runtime.pipeline import Labels, read_pipeline
 from ulna_runtime.predicting import Slabs, mean_of
 from ulna_runtime.preparing import check_fit
 from ulna_runtime.volume import Volume
+from ulna_runtime.zoo import located
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +138,10 @@ def load(path: str | Path, threads: int | None = None) -> Segmenter:
     """Read an exported file and check all of it: `load("liver.ulna")("scan.nii.gz").save("mask.nii.gz")`.
 
     Args:
-        path: a file of `ulna export`.
+        path: a file of `ulna export`, or `zoo:NAME` for one that comes with this package.
         threads: that compute; None for all cores.
 
     Raises:
         UsageError: if it is damaged, was changed, or is no exported file.
     """
-    return Segmenter(read_bundle(path), threads)
+    return Segmenter(read_bundle(located(path)), threads)
