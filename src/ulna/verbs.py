@@ -22,7 +22,7 @@ class Verb(NamedTuple):
 
 
 # flags whose value is a file or folder that must be there
-PATH_FLAGS = ("--plan", "--beside", "--data")
+PATH_FLAGS = ("--plan", "--beside", "--data", "--init")
 
 
 VERBS: dict[str, Verb] = {
@@ -96,7 +96,7 @@ VERBS: dict[str, Verb] = {
         "ulna.exporting.export:export",
         "Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.",
         computes=True,
-        switches=("--overwrite",),
+        switches=("--with-weights", "--overwrite"),
     ),
     "info": Verb(
         "ulna.exporting.info:info",

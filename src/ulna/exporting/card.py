@@ -45,6 +45,7 @@ def card_of(runs: Sequence[Path], plan: Plan, recipe: Recipe, licence: str | Non
             "data": first.get("data") or "not known",
             "data_fingerprint": first.get("data_fingerprint") or told.digest or "not known",
             **_counts(runs[0]),
+            **({} if recipe.training.init is None else {"begun_with": recipe.training.init}),
             "size": f"{_extent(told.size.min)} to {_extent(told.size.max)}, median {_extent(told.size.median)}",
             "spacing": f"{_extent(told.spacing.min)} to {_extent(told.spacing.max)} {told.unit}",
             **({"intensity": [f"{r.min:g} to {r.max:g}" for r in told.intensity]} if told.intensity else {}),

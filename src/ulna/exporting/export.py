@@ -18,7 +18,7 @@ from ulna.exporting.card import as_json, card_of
 from ulna.exporting.graphs import Graphs, make_graphs
 from ulna.exporting.parity import Parity, cases_to_compare, compare, logits_apart, made_up_images, windows_of
 from ulna.exporting.plain import need_openvino, write_onnx
-from ulna.exporting.precision import half_weights, quantized
+from ulna.exporting.precision import half_weights, quantized, weights_of
 from ulna.inference.fold_runs import each_run
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
@@ -75,6 +75,7 @@ def export(
     precision: str = "fp32",
     most_dice_lost: float = 0.01,
     licence: str | None = None,
+    with_weights: bool = False,
     overwrite: bool = False,
 ) -> Exported:
     """Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.
@@ -91,6 +92,7 @@ def export(
         precision: fp32; fp16, weights in half precision; int8, convolutions in 8 bits by the training cases of `data`.
         most_dice_lost: fp16 and int8 are refused if the mean Dice falls by more.
         licence: of the weights, for the card.
+        with_weights: the file also holds the weights themselves, with which `ulna train --init FILE` begins.
         overwrite: write over a file that stands there.
 
     Raises:
@@ -110,6 +112,8 @@ def export(
     if format == "openvino":
         need_openvino()
     runs = list(dict.fromkeys(each_run(named)))
+    if with_weights and (len(runs) > 1 or format != "ulna"):
+        raise UsageError("--with-weights: a training begins with one network; give one run, and --format ulna")
     segmenters = [_segmenter(one, level) for one in runs]
     cases = _Cases.of(Path(data), runs[0], segmenters[0]) if data is not None else None
     calibration = cases.windows(segmenters) if cases is not None and precision == "int8" else None
@@ -119,6 +123,8 @@ def export(
         for n, graphs in enumerate(made)
         for name, model in zip(_names(n, graphs), graphs.models, strict=True)
     }
+    if with_weights:
+        members[bundle.WEIGHTS] = weights_of(segmenters[0].network, precision)
     card = card_of(runs, segmenters[0].plan, segmenters[0].recipe, licence)
     card["export"] = {"precision": precision, "level": "whole" if level is None else f"L{level}"}
     card["versions"]["exported_with_torch"] = str(torch.__version__)

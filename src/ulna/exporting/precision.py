@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import nn
 
 from ulna.system.extras import need
 
@@ -37,6 +40,18 @@ def half_weights(model: bytes) -> bytes:
     graph.initializer.extend(kept)
     graph.node.extend(nodes)
     return bytes(made.SerializeToString())
+
+
+def weights_of(network: nn.Module, precision: str) -> bytes:
+    """The weights as a safetensors file: in half precision where the graph is not in full."""
+    half = precision != "fp32"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return save(
+        {
+            name: tensor.half() if half and tensor.dtype == torch.float32 and tensor.abs().max() <= LARGEST else tensor
+            for name, tensor in tensors.items()
+        }
+    )
 
 
 def quantized(model: bytes, windows: Sequence[NDArray[np.float32]]) -> bytes:

@@ -21,7 +21,7 @@ from ulna.training.loop import CHECKPOINTS
 
 LIMITS = ("epochs", "max_hours")  # what --resume may change
 PLANNED = (("training", "budget"), ("planning", "parameters"))  # a run has them in numbers
-TRAINING = ("seed", "fold", "folds", "split")  # flags that are fields of the section `training`
+TRAINING = ("seed", "fold", "folds", "split", "init")  # flags that are fields of the section `training`
 
 
 def check_same_command(folder: Path, flags: Mapping[str, Any]) -> None:

@@ -88,12 +88,17 @@ def summarise(
         "precision": choose_precision(recipe.training.precision, default_device()),
         "threads": torch.get_num_threads(),
         "seed": recipe.training.seed,
+        **({} if recipe.training.init is None else {"init": recipe.training.init}),
         "split_hash": split_hash(split),
         "data_fingerprint": plan.fingerprint.digest,
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy")}
         | {"python": platform.python_version()},
         "command": command(
-            ["train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml", "--out", "NEW_FOLDER"]
+            [
+                *("train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml"),
+                *(() if recipe.training.init is None else ("--init", recipe.training.init)),
+                *("--out", "NEW_FOLDER"),
+            ]
         ),
     }
     evaluation.write_rows(folder / "cases.csv")

@@ -1,7 +1,8 @@
 """The exported file: a zip whose members are all listed with their sizes and digests, and nothing else.
 
 manifest.json lists the members; pipeline.json says how an image becomes a mask; card.json is the model card; networks/*.onnx
-are the graphs. Everything is checked before anything is run: what is no such file is refused.
+are the graphs; weights.safetensors, where it is, begins another training. Everything is checked before anything is run: what
+is no such file is refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ulna_runtime.graph_check import check_graph
 
 FORMAT, VERSION = "ulna-export", 1
 MANIFEST, PIPELINE, CARD = "manifest.json", "pipeline.json", "card.json"
+WEIGHTS = "weights.safetensors"
 GRAPHS = "networks/"
 MOST_MEMBERS = 256
 MOST_TEXT = 1 << 24  # bytes of a JSON member
@@ -39,6 +41,7 @@ class Bundle(NamedTuple):
         pipeline: how an image becomes a mask.
         card: the model card.
         graphs: name -> bytes of an ONNX model.
+        weights: of the network as it was trained, a safetensors file; None where it has none.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class Bundle(NamedTuple):
     pipeline: dict[str, Any]
     card: dict[str, Any]
     graphs: dict[str, bytes]
+    weights: bytes | None = None
 
 
 def members_digest(members: Mapping[str, Mapping[str, Any]]) -> str:
@@ -126,29 +130,33 @@ def _read(path: Path, archive: zipfile.ZipFile, graphs: bool) -> Bundle:
     for name in (PIPELINE, CARD):
         if name not in listed:
             raise UsageError(f"{path}: has no {name}; {AGAIN}")
-    found = {name: _bytes(path, archive, name, listed[name]) for name in listed if graphs or not _is_graph(name)}
+    found = {name: _bytes(path, archive, name, listed[name]) for name in listed if graphs or not _is_large(name)}
     for name, data in found.items():
         if _is_graph(name):
             check_graph(data, f"{path}: {name}")
-    texts = {name: _object(path, name, data) for name, data in found.items() if not _is_graph(name)}
+    texts = {name: _object(path, name, data) for name, data in found.items() if not _is_large(name)}
     kept = {name: data for name, data in found.items() if _is_graph(name)}
-    return Bundle(path, str(manifest["digest"]), texts[PIPELINE], texts[CARD], kept)
+    return Bundle(path, str(manifest["digest"]), texts[PIPELINE], texts[CARD], kept, found.get(WEIGHTS))
 
 
 def _is_graph(name: str) -> bool:
     return name.startswith(GRAPHS) and name.endswith(".onnx")
 
 
+def _is_large(name: str) -> bool:
+    return name == WEIGHTS or _is_graph(name)
+
+
 def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
     name, mode = info.filename, info.external_attr >> 16
-    plain = name in (MANIFEST, PIPELINE, CARD) or (_is_graph(name) and "/" not in name[len(GRAPHS) :])
+    plain = name in (MANIFEST, PIPELINE, CARD, WEIGHTS) or (_is_graph(name) and "/" not in name[len(GRAPHS) :])
     if not plain or "\\" in name or ".." in name or info.is_dir():
         raise UsageError(f"{path}: has a member {name[:80]!r}, which an exported file does not have; {AGAIN}")
     if mode and not stat.S_ISREG(mode) and stat.S_IFMT(mode):
         raise UsageError(f"{path}: its member {name!r} is a link or no plain file; {AGAIN}")
     if info.flag_bits & 1:
         raise UsageError(f"{path}: its member {name!r} is encrypted; {AGAIN}")
-    most = MOST_GRAPH if _is_graph(name) else MOST_TEXT
+    most = MOST_GRAPH if _is_large(name) else MOST_TEXT
     if info.file_size > most:
         raise UsageError(f"{path}: its member {name!r} has {info.file_size} bytes, of which {most} are read; {AGAIN}")
 
