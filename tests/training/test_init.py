@@ -17,6 +17,7 @@ from ulna.system.files import read_tensors
 from ulna.training import train as room
 from ulna.training.init import begin_with, check_start, read_start, started
 from ulna.training.train import train
+from ulna_runtime import zoo
 
 THREE = Labels(names=("background", "a", "b"))
 STRIDES = ((2, 2), (2, 2))
@@ -177,3 +178,13 @@ def test_an_exported_file_that_holds_its_weights(discs, first, tmp_path):
     assert json.loads((run.folder / "summary.json").read_text())["init"].endswith("a.ulna")
     with pytest.raises(UsageError, match="--with-weights"):
         export(first, out=tmp_path / "c.onnx", format="onnx", with_weights=True)
+
+
+@pytest.mark.skipif("nuclei" not in zoo.names(), reason="ulna-runtime has no zoo:nuclei")
+def test_a_segmenter_of_the_zoo_begins_a_training_of_other_channels_and_classes(discs, tmp_path):
+    start = read_start("zoo:nuclei")
+    assert check_start(start, start.recipe, plan_of(channels=3, strides=start.recipe.architecture.strides)) == []
+    run = train(discs, init="zoo:nuclei", out=tmp_path / "a", epochs=1, set=TINY[1:])
+    assert run.summary["init"] == "zoo:nuclei"
+    told = next(line for line in (run.folder / "log.txt").read_text().splitlines() if "begun with" in line)
+    assert "channels or classes differ: stages.x0_0.conv.layers.0.conv.weight (12x3x3x3 there, 12x1x3x3 here)" in told

@@ -1,6 +1,7 @@
 """`zoo:NAME` stands for a file that comes with the package; the files say what their users must know."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image
 from packages.runtime.tests.conftest import plan_for, recipe_of
 from ulna_runtime import UsageError, bundle, load, zoo
 from ulna_runtime.cli import run as command
+
+MOST_BYTES = 6_000_000
 
 
 @pytest.fixture
@@ -72,3 +75,29 @@ def test_ulna_takes_the_same_names(made, rng, tmp_path, capsys):
     assert "0.9000 (0.8000 to 0.9500, n = 34)" in capsys.readouterr().out
     with pytest.raises(ulna.UsageError, match="did you mean"):
         ulna.load("zoo:mad")
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_file_that_comes_with_it_is_small_and_says_what_it_must(name):
+    (entry,) = [entry for entry in zoo.entries() if entry.name == name]
+    assert entry.bytes <= MOST_BYTES
+    assert re.fullmatch(r"0\.\d{4} \(0\.\d{4} to 0\.\d{4}, n = \d+\)", entry.dice)
+    card, told = entry.card, entry.card["trained_on"]
+    assert card["scores"]["evaluated_on"] == "test"
+    assert card["export"]["precision"] == "fp16"
+    assert all(told[field] for field in ("source", "cite", "data_licence", "split", "steps", "hours"))
+    whole = bundle.read_bundle(entry.file)
+    assert whole.weights is not None
+    assert not re.search(r"/(tmp|work|home|root)/", json.dumps([whole.pipeline, whole.card]))
+    if "CC BY-SA" in told["data_licence"]:
+        assert "CC BY-SA 4.0" in entry.licence
+        assert "ShareAlike" in (zoo.FOLDER / f"LICENCE-{name}.txt").read_text()
+
+
+@pytest.mark.skipif("nuclei" not in zoo.names(), reason="this package has no zoo:nuclei")
+def test_the_nuclei_are_found_in_discs_on_a_dark_ground():
+    rows, columns = np.mgrid[:96, :96]
+    disc = (rows - 40) ** 2 + (columns - 50) ** 2 < 12**2
+    image = np.where(disc, 120, 12)[None].repeat(3, 0).astype(np.uint8)
+    mask = load("zoo:nuclei", threads=1)(image).mask
+    assert 2 * np.sum(disc & (mask > 0)) / (disc.sum() + np.sum(mask > 0)) > 0.8
