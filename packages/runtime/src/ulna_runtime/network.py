@@ -105,6 +105,8 @@ def _session(data: bytes, name: str, threads: int | None) -> Any:
     options.log_severity_level = 4
     options.enable_mem_pattern = False  # windows of several sizes, of which each would keep memory of its own
     options.enable_cpu_mem_arena = False
+    # threads that wait rather than spin: others share the processors, and work for which windows wait is long
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads:
         options.intra_op_num_threads = threads
     try:
