@@ -134,6 +134,8 @@ def test_demo_refuses_what_is_not_an_earlier_demo(tmp_path) -> None:
         with pytest.raises(UsageError, match="name a new folder"):
             demo(out=out)
     assert (tmp_path / "thesis" / "data").read_text() == "precious"
+    with pytest.raises(UsageError, match="cannot be written"):
+        demo(out=tmp_path / "file" / "demo")
 
 
 def test_an_earlier_demo_is_cleared_of_what_demos_write_and_of_nothing_else(tmp_path) -> None:

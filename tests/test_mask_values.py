@@ -14,6 +14,7 @@ from tests.training.tiny import TINY
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Source
 from ulna.data.layout.dataset import Dataset
+from ulna.errors import UsageError
 from ulna.planning.plan import plan_training, read_training_data
 from ulna.recipe import Labels, Plan, Recipe, Training, from_yaml, to_yaml
 
@@ -98,6 +99,20 @@ def test_a_run_of_an_earlier_version_predicts_as_it_did(tmp_path, caplog):
     assert ulna.evaluate(tmp_path / "masks", tmp_path / "data").summary["cases"] == 6
 
 
+@pytest.mark.parametrize("plan", ["of other values", "of an earlier version"])
+def test_a_plan_from_a_file_takes_the_values_of_the_labels_it_trains_on(tmp_path, plan):
+    data = drawn(tmp_path / "data", [255])
+    made = planned(data)
+    other = made.replaced(
+        mask_values=(0, 1) if plan == "of other values" else None, colour=True, reasons={"mask_values": "x"}
+    )
+    file = write(tmp_path / "plan.yaml", other)
+    found = read_training_data(Dataset.from_folder(data), Training())
+    again = plan_training(found, Recipe(model="unet"), given=from_yaml(Plan, file)).plan
+    assert (again.mask_values, again.colour) == ((0, 255), False)
+    assert again.reasons["mask_values"] == made.reasons["mask_values"]
+
+
 def test_an_npz_holds_classes(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (3, 24, 32), np.uint8)
     np.savez(tmp_path / "new.npz", images=images)
@@ -148,3 +163,50 @@ def test_a_mask_of_listed_values_reads_back_as_its_classes(tmp_path):
     for path in (tmp_path / "masks").glob("*.png"):  # as references: the same values, so nothing differs
         shutil.copy(path, tmp_path / "data" / "labels")
     assert ulna.evaluate(tmp_path / "masks", tmp_path / "data").summary["mean"]["dice"]["mean"] == 1.0
+
+
+@pytest.mark.parametrize("damaged", [[], [0], [0, -1], [0, 0], [0, 1, 2], [0, "1"], "0, 255", 3, {"a": 1}])
+def test_values_that_are_none_are_no_reason_to_read_other_masks(tmp_path, damaged):
+    images = drawn(tmp_path / "data", [255]) / "images"
+    ulna.predict(run_folder(tmp_path / "run", 0, mask_values=(0, 255)), images, out=tmp_path / "masks")
+    facts = json.loads((tmp_path / "masks" / "predict.json").read_text())
+    (tmp_path / "masks" / "predict.json").write_text(json.dumps(facts | {"mask_values": damaged}))
+    with pytest.raises(UsageError, match=r"predict\.json: mask_values is .*expected 2 different whole numbers"):
+        ulna.evaluate(tmp_path / "masks", tmp_path / "data")
+
+
+def test_a_background_of_another_value_is_read_again(tmp_path):
+    """0 is then what nobody knows the class of, and stands in no mask."""
+    labels = Labels(names=("background", "a"), values=((1,),), background=(255,), ignore=(0,))
+    run = run_folder(tmp_path / "run", 3, labels=labels, mask_values=(255, 1))
+    data = drawn(tmp_path / "data", [1])
+    ulna.predict(run, data / "images", out=tmp_path / "masks")
+    assert values_of(tmp_path / "masks") == {1, 255}
+    (data / "classes.json").write_text(json.dumps({"labels": {"background": [255], "a": [1]}, "ignore": 0}))
+    for path in (tmp_path / "masks").glob("*.png"):
+        shutil.copy(path, data / "labels")
+    assert ulna.evaluate(tmp_path / "masks", data).summary["mean"]["dice"]["mean"] == 1.0
+
+
+def test_a_value_that_no_file_holds_is_told_with_the_file(tmp_path):
+    labels = Labels(names=("background", "a", "b"), values=((128,), (255,)))
+    run = run_folder(tmp_path / "run", 3, labels=labels, mask_values=(0, 128, 255))
+    data = drawn(tmp_path / "data", [128, 255])
+    ulna.predict(run, data / "images", out=tmp_path / "masks")
+    told = tmp_path / "masks" / "predict.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"mask_values": [0, 1, 1 << 40]}))
+    with pytest.raises(UsageError, match=r"predict\.json"):
+        ulna.evaluate(tmp_path / "masks", data)
+
+
+def test_the_picture_that_a_dicom_file_without_a_place_gets_holds_them_too(tmp_path):
+    from tests import dicom_series as dicom  # skips where pydicom is absent
+
+    made = dicom.dataset(dicom.ramp(1, 32, 32)[0], modality="CR")
+    del made.ImagePositionPatient, made.ImageOrientationPatient, made.FrameOfReferenceUID
+    image = dicom.save(made, tmp_path / "a.dcm")
+    segment = ulna.load(run_folder(tmp_path / "run", 3, mask_values=(0, 255)))
+    result = segment(image)
+    saved = result.save(tmp_path / "mask")
+    assert saved.suffix == ".tif" and result.mask.any()
+    assert np.array_equal(np.asarray(Image.open(saved)), 255 * result.mask)

@@ -90,10 +90,10 @@ def test_tables_and_pages_of_a_study_show_names_and_obey_none(nasty, tmp_path, c
     assert {row["case"] for row in rows} == {"'=3", "'@4"}
 
 
-def test_an_unknown_field_is_shown_and_not_obeyed(tmp_path, capfd):
+def test_an_unknown_field_is_shown_and_not_obeyed(tmp_path, discs, capfd):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(json.dumps({NASTY: 1, "model": "unet", "training": {"epochs": NASTY}}))
-    code, _, err = run(capfd, "train", tmp_path, "--recipe", recipe)
+    code, _, err = run(capfd, "train", discs, "--recipe", recipe)
     assert code == 2
     assert "not a field" in err
 

@@ -106,13 +106,13 @@ def _clear(out: Path) -> None:
     statement = out / "SYNTHETIC"
     if not (statement.is_file() and statement.read_bytes() == DEMO):
         check_free(out, what="exists and is not an earlier demo", remedy="name a new folder with --out")
+    make_folder(out)
     for name in WRITTEN:
         path = out / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    make_folder(out)
     statement.write_bytes(DEMO)
 
 

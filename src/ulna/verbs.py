@@ -18,7 +18,8 @@ class Verb(NamedTuple):
     summary: str  # the first line of its docstring; a test holds the two together
     computes: bool = False  # networks run in it, or are planned: the command line tunes the memory of its process
     paths: bool = False  # its words are files and folders that must be there
-    switches: tuple[str, ...] = ()  # its flags that take no value
+    flags: str = ""  # those that take a value
+    switches: str = ""  # those that take none
 
 
 # flags whose value is a file or folder that must be there
@@ -30,19 +31,22 @@ VERBS: dict[str, Verb] = {
         "ulna.demonstration:demo",
         "Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.",
         computes=True,
-        switches=("--quick",),
+        flags="--out",
+        switches="--quick",
     ),
     "check": Verb(
         "ulna.data.quality.check:check",
         "Read every case of a data set to its last byte and list every problem at once.",
         paths=True,
+        flags="--fix --max-pixels --max-ram --series --dicom",
     ),
     "plan": Verb(
         "ulna.training.estimate:plan",
         "Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.",
         computes=True,
         paths=True,
-        switches=("--untimed",),
+        flags="--model --max-ram --recipe --set --seed --fold --out --preview",
+        switches="--untimed",
     ),
     "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),
     "recipes": Verb(
@@ -54,53 +58,59 @@ VERBS: dict[str, Verb] = {
         "Train a network on a folder of images and evaluate it on the cases kept aside.",
         computes=True,
         paths=True,
-        switches=("--resume",),
+        flags="--model --out --epochs --max-hours --budget --seed "
+        "--fold --folds --split --recipe --plan --init --set --threads",
+        switches="--resume",
     ),
     "predict": Verb(
         "ulna.inference.predict:predict",
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
         computes=True,
         paths=True,
-        switches=(
-            "--tta",
-            "--probabilities",
-            "--overwrite",
-        ),
+        flags="--out --split --level --format --series --dicom --threads",
+        switches="--tta --probabilities --overwrite",
     ),
     "evaluate": Verb(
         "ulna.evaluation.evaluate:evaluate",
         "Compare predicted masks with references, case by case and class by class.",
         paths=True,
+        flags="--out --by",
     ),
     "explain": Verb(
         "ulna.explaining.explain:explain",
         "Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.",
         computes=True,
         paths=True,
-        switches=("--tta",),
+        flags="--out --case --target --series --dicom",
+        switches="--tta",
     ),
     "prune": Verb(
         "ulna.study.prune:prune",
         "Measure every pruning level of a deep-supervised run on this machine, or write the smaller network of one.",
         computes=True,
         paths=True,
+        flags="--data --out --level --head --latency",
     ),
     "compare": Verb(
         "ulna.study.compare:compare",
         "Train several networks alike, and say with statistics which is better.",
         computes=True,
         paths=True,
-        switches=("--one-at-a-time",),
+        flags="--models --out --seeds --folds --split --match --vary --epochs "
+        "--max-hours --budget --recipe --set --margin --jobs --threads --beside",
+        switches="--one-at-a-time",
     ),
     "export": Verb(
         "ulna.exporting.export:export",
         "Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.",
         computes=True,
-        switches=("--with-weights", "--overwrite"),
+        flags="--out --data --level --format --precision --most-dice-lost --licence",
+        switches="--with-weights --overwrite",
     ),
     "info": Verb(
         "ulna.exporting.info:info",
         "Print the model card of a run or of an exported file: what it was trained on, its scores, limits and licence.",
+        flags="--out",
     ),
     "zoo": Verb(
         "ulna.exporting.zoo:zoo",
@@ -110,6 +120,7 @@ VERBS: dict[str, Verb] = {
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",
         computes=True,
+        flags="--out --epochs --max-hours --seeds --set",
     ),
 }
 

@@ -31,7 +31,19 @@ def test_help_shows_every_flag_and_an_example(verb, capsys):
     for name, parameter in inspect.signature(find(VERBS[verb].place)).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
             assert f"--{name.replace('_', '-')}" in out
-    assert "Example" in out
+    assert "Example" in out and "--quiet" in out and "--json" in out
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_what_is_said_of_several_words_is_said_whole(verb):
+    """Positionals of which one may be several are told in one line of the help; a docstring may have more."""
+    function = find(VERBS[verb].place)
+    whole = " ".join(inspect.getdoc(function).split())
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            said = cli._said(function, name)
+            after = whole.partition(f" {name}: {said}")[2]
+            assert said and re.match(r"\.? \w+: ", after), said
 
 
 POSITIONALS = {
@@ -116,13 +128,13 @@ def test_models_as_table_and_as_json(capsys):
         (["check", "no/such/folder"], "does not exist"),
         (["train", "no/such/folder"], "does not exist"),
         (["predict", "tests", "tests", "--out", "y"], "not a run folder"),
-        (["train", "tests", "--epochs", "many"], "invalid literal"),
+        (["train", "DISCS", "--epochs", "many"], "invalid literal"),
         (["train", "tests", "--modle", "unet"], "--model"),
         (["evaluate", "a", "b"], "does not exist"),
     ],
 )
-def test_usage_errors_exit_with_2_and_without_a_traceback(arguments, words, capfd):
-    assert cli.run(arguments) == 2
+def test_usage_errors_exit_with_2_and_without_a_traceback(arguments, words, capfd, discs):
+    assert cli.run([str(discs) if word == "DISCS" else word for word in arguments]) == 2
     out, err = capfd.readouterr()
     assert words in out + err
     assert "Traceback" not in out + err
@@ -161,12 +173,39 @@ def test_a_path_that_is_not_there_is_told_before_the_verb_is_imported(arguments,
         )
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "DATA", "--modle", "unet"], "did you mean '--model'?"),
+        (["predict", "tests", "DATA", "--ouput=masks"], "did you mean '--out'?"),
+        (["train", "DATA", "--model", "unett"], "no model named 'unett'; did you mean 'unet'?"),
+        (["compare", "DATA", "--models=unet,unetpq", "--out", "x"], "no model named 'unetpq'; did you mean 'unetpp'?"),
+        (["models", "unett"], "did you mean 'unet'?"),
+        (["plan", "DATA", "--recipe", "lairt"], "no recipe named 'lairt'; did you mean 'laird'?"),
+        (["bench", "implicit", "no"], "no: does not exist"),
+        (["check", "DATA/images"], "nearest is the data set that these images belong to"),
+        (["plan", "DATA/images/disc0.png"], "is one file, not a data set"),
+        (["train", "empty"], "has a layout that is not known; it holds nothing"),
+        (["train", "half"], "holds images/ and no labels/ beside it"),
+        (["compare", "empty", "--models", "unet", "--out", "x"], "has a layout that is not known"),
+    ],
+)
+def test_what_names_and_folders_tell_is_said_without_torch(words, said, discs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half" / "images").mkdir(parents=True)
+    (tmp_path / "DATA").symlink_to(discs)
+    code = f"import sys; from ulna.cli.main import run; print(run({words}), 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert said in " ".join(found.stderr.split()) and found.stdout.split() == ["2", "False"]
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_flags_without_a_value_are_those_of_the_function(verb):
+def test_the_flags_are_those_of_the_function(verb):
     """What follows any other flag is its value, and no path of the verb."""
     parameters = inspect.signature(find(VERBS[verb].place)).parameters.values()
-    switches = ["--" + one.name.replace("_", "-") for one in parameters if one.default is False]
-    assert list(VERBS[verb].switches) == switches
+    named = {"--" + one.name.replace("_", "-"): one for one in parameters if one.kind is one.KEYWORD_ONLY}
+    assert VERBS[verb].switches.split() == [flag for flag, one in named.items() if one.default is False]
+    assert VERBS[verb].flags.split() == [flag for flag, one in named.items() if one.default is not False]
 
 
 @pytest.mark.parametrize("verb", ["predict", "explain", "prune"])
@@ -182,7 +221,7 @@ def test_help_is_shown_whatever_stands_beside_it(capsys):
     assert "Example" in capsys.readouterr().out
 
 
-def test_words_that_are_no_paths_are_left_to_the_verb(monkeypatch):
+def test_words_that_are_no_paths_are_left_to_the_verb(monkeypatch, discs):
     class Reached(Exception):
         pass
 
@@ -190,7 +229,7 @@ def test_words_that_are_no_paths_are_left_to_the_verb(monkeypatch):
         raise Reached
 
     monkeypatch.setattr(cli, "find", reached)
-    for arguments in (["models", "unet"], ["bench", "sweep"], ["train", "tests", "--out", "new", "--recipe", "laird"]):
+    for arguments in (["models", "unet"], ["bench", "sweep"], ["train", str(discs), "--recipe", "laird"]):
         with pytest.raises(Reached):
             cli._call(arguments[0], arguments[1:])
 
@@ -201,14 +240,14 @@ def test_a_defect_exits_with_1_and_says_so(monkeypatch, capfd):
     assert "defect of ulna" in capfd.readouterr().err
 
 
-def test_where_temporary_files_have_no_room_it_is_said(monkeypatch, capfd):
+def test_where_temporary_files_have_no_room_it_is_said(monkeypatch, capfd, discs):
     """torch imports its compiler within a training, which asks for a folder of temporary files."""
 
     def full(place):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
     monkeypatch.setattr(cli, "find", full)
-    assert cli.run(["check", "tests"]) == 2
+    assert cli.run(["check", str(discs)]) == 2
     err = capfd.readouterr().err
     assert "temporary files cannot be written (No usable temporary directory found in ['/tmp'" in err
     assert "Traceback" not in err

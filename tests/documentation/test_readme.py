@@ -6,6 +6,7 @@ import pytest
 
 from tests.places import ROOT
 from tools.docs.badges import BADGES, badges, project
+from ulna.networks.catalog import NAMED
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 WHY = re.search(r"## Why ulna\n\n(.*?)\n\n## ", README, re.S)[1]
@@ -32,6 +33,11 @@ def test_every_figure_stands_in_the_page_that_is_linked(reason):
     figures = re.findall(r"\b\d+\.\d+\b|\d+ %|\d,\d{3}", reason)
     assert figures
     assert [figure for figure in figures if figure not in page] == []
+
+
+def test_the_number_of_networks_is_that_of_the_catalogue():
+    named = [name for name in NAMED if "/" not in name]
+    assert len(named) == 17 and section("Networks").strip().startswith("Seventeen by name")
 
 
 def test_pictures_are_there_for_light_and_dark_pages():

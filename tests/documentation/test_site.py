@@ -1,5 +1,6 @@
 """What `make docs` adds to the pages: tables from schema, functions and registries; links; formulas. Without mkdocs."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from ulna.recipe import Frozen, Recipe
 from ulna.verbs import VERBS
 
 DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", *(ROOT / name for name in links.ELSEWHERE)]
 
 
 class Loader(yaml.SafeLoader):
@@ -39,6 +41,15 @@ def test_every_page_has_a_place_in_the_menu():
     assert sorted(pages - set(shown)) == [], "name it under `nav` in mkdocs.yml"
     assert sorted(set(shown) - pages) == []
     assert len(shown) == len(set(shown))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_row_of_a_table_is_one_line_with_all_cells(page):
+    """What is left of a row that was broken in two becomes a row of its own in the site."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for table in re.findall(r"^\|.*\n\|[-:|]+\|\n(?:.+\n?)*", text, re.M):
+        cells = [len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", row))) for row in table.splitlines()]
+        assert set(cells) == {cells[0]}, table.splitlines()[cells.index(min(cells))]
 
 
 def test_nothing_in_the_site_comes_from_a_server():
@@ -69,6 +80,7 @@ def test_every_key_of_a_recipe_is_there_with_its_default_and_meaning():
     assert keys["optimizer.lr"].default == "`0.001`" and keys["optimizer.lr"].values == "number, above 0"
     assert keys["schedule.kind"].values == "`cosine`, `poly`, `constant`"
     assert keys["training.epochs"].default == "left open"
+    assert keys["model"].default == "by the images"  # of a command that names none; planning/default_network.py
     assert keys["architecture.conv"].default == "`double_conv`"
     page = recipe_keys.page()
     assert all(f"<code>{path.replace('.', '.<wbr>')}</code>" in page for path in keys)
@@ -109,7 +121,11 @@ def test_a_command_is_there_with_its_flags_and_its_example(verb):
     for name in said:
         flag = f"--{name.replace('_', '-')}"
         (row,) = re.findall(rf"^\| `(?:{flag}|{name.upper()})[ `].*$", told, re.M)
-        assert said[name].replace("|", "\\|") in row
+        assert said[name].replace("|", "\\|").removesuffix(".") in row
+        assert ".;" not in row
+    parameters = inspect.signature(commands.find(VERBS[verb].place)).parameters.values()
+    must = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
+    assert re.findall(r"^\| `--(\w+) [^|]*\| required \|", told, re.M) == must
 
 
 @pytest.mark.parametrize(

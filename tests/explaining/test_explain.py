@@ -25,7 +25,6 @@ from ulna.inference.segmenter import Segmenter, network_for
 from ulna.recipe import Labels, Normalization, Recipe, Split, to_yaml
 from ulna.system.files import Tensors, move_whole, write_tensors, write_text
 from ulna.system.outputs import file_digest
-from ulna.verbs import Verb
 
 AFFINE = np.array([[-1.5, 0, 0, 10], [0, 0.8, 0, -20], [0, 0, 2.0, 5], [0, 0, 0, 1.0]])
 
@@ -365,8 +364,7 @@ def scan_of_another_kind(tmp_path):
     return path
 
 
-def test_the_command_line_takes_several_runs_and_then_the_image(tmp_path, picture, monkeypatch, capfd):
-    monkeypatch.setitem(cli.VERBS, "explain", Verb("ulna.explaining.explain:explain", cli.description(explain)))
+def test_the_command_line_takes_several_runs_and_then_the_image(tmp_path, picture, capfd):
     runs, out = [str(run_folder(tmp_path / name, seed)) for seed, name in enumerate("ab")], tmp_path / "why"
     assert (
         cli.run(["explain", *runs, str(picture), "--out", str(out), "--target", "foreground", "--tta", "--json"]) == 0

@@ -1,6 +1,7 @@
 """The network where nobody names one: by the images, with the evidence, which is that of the studies."""
 
 import csv
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -75,6 +76,14 @@ def test_volumes_and_their_slices(tmp_path):
     assert choose_network(data, model=None, recipe=None, set="planning.spatial_dims=2").model == "unet"
 
 
+@pytest.mark.parametrize("said", ["3", "[2]", "{spatial_dims: two}"])
+def test_a_section_that_is_none_is_told_with_the_recipe(discs, tmp_path, said):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"planning: {said}\n")
+    with pytest.raises(ulna.UsageError, match="planning"):
+        ulna.train(discs, recipe=recipe, out=tmp_path / "run")
+
+
 def test_what_cannot_be_read_is_left_to_the_check(tmp_path):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
@@ -94,11 +103,20 @@ def test_the_plan_of_a_run_says_why(discs, tmp_path):
     assert "model" not in plan(discs, model="fcn", untimed=True).reasons
 
 
+def test_a_check_and_an_estimate_are_short_to_read(discs):
+    assert repr(ulna.check(discs)) == f"{discs}: 8 cases, no problems"
+    said = repr(plan(discs, model="fcn", untimed=True))
+    assert re.fullmatch(
+        rf"Estimate for fcn on {discs}: [\d,]+ parameters, 2D, patch 32x40, batch \d; memory about .*", said
+    )
+
+
 def test_a_result_a_run_and_an_evaluation_are_short_to_read(discs, tmp_path):
     run = ulna.train(discs, out=tmp_path / "run", epochs=1, set=TINY)
     found = run.summary["test"]["mean"]["dice"]["mean"]
     assert repr(run) == f"Run {run.folder}: unet on discs0: Dice {found:.3f} over 1 test case, best epoch 1 of 1"
     segment = ulna.load(run.folder)
+    assert repr(segment) == "Segmenter unet: foreground in 2D, 1 channel, patch 32x40"
     result = segment(discs / "images" / "disc0.png")
     share = np.mean(result.mask == 1)
     assert str(result) == f"Result disc0.png: mask of 32x40, foreground {share:.2%}"

@@ -243,7 +243,7 @@ def test_a_training_that_fails_is_listed_and_does_not_stop_the_others(many, tmp_
 @pytest.mark.parametrize(
     "damage",
     [{"plan": None}, {"plan": {"patch": [32, 32]}}, {"plan": {"patch": 32, "batch": 2}}, {"recipes": []},
-     {"architectures": {"unet": None}}, {"format": "new"}],
+     {"architectures": {"unet": None}}, {"format": "new"}, {"threads": -3}, {"threads": "2"}],
     ids=str,
 )  # fmt: skip
 def test_a_damaged_study_is_refused_with_the_name_of_its_file(study, many, tmp_path, damage):

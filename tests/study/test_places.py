@@ -1,6 +1,7 @@
 """Trainings side by side: placed by what they need, and tried again alone where others took their memory."""
 
 import itertools
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,5 +192,16 @@ def test_lines_show_how_far_trainings_have_come(machine, tmp_path, monkeypatch):
 
     monkeypatch.setattr(jobs, "_begin", begins)
     assert run_jobs([job], Path("data"), resume_command="") == {}
-    assert shown == [0, ("small 0", Standing("epoch 3", 4, 20, "at most 5 min left")), "small 0", 1]
+    epoch = Standing("epoch 3", 4, 20, "at most 5 min left")
+    assert shown == [0, ("small 0", Standing("starting")), ("small 0", epoch), "small 0", 1]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_to_go_is_told_while_there_is_something(machine, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("ulna"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="ulna")
+    clock = itertools.count(0, 20.0)
+    monkeypatch.setattr(jobs.time, "perf_counter", lambda: next(clock))
+    assert run_jobs([Training("small", 2), Training("wide", 2)], tmp_path, resume_command="") == {}
+    first, last = (line for line in caplog.messages if "Dice" in line)
+    assert first.endswith("0.5000 on val; about 20 s to go") and last.endswith("0.5000 on val")

@@ -73,6 +73,15 @@ def test_bars_fit_a_narrow_terminal(terminal, monkeypatch):
     assert all(len(line) <= 80 for line in drawn)
 
 
+def test_a_line_of_the_log_takes_the_place_of_the_bar(terminal):
+    screen = terminal()
+    with bar("epoch 1", 3) as advance:
+        advance(note="loss 1")
+        room._shared.refresh()
+        room.console().print("note: the limit ends", markup=False)
+    assert re.search(r"\x1b\[2Knote: the limit ends", screen.getvalue())
+
+
 def test_a_slow_step_still_tells_the_time_that_is_left(terminal):
     terminal()
     clock = [0.0]

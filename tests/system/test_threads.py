@@ -67,6 +67,12 @@ def test_where_the_system_does_not_tell_the_load_does(monkeypatch, tmp_path):
     monkeypatch.setattr(room, "usable_cores", lambda: set(range(8)))
     monkeypatch.setattr(os, "getloadavg", lambda: (2.9, 0.0, 0.0))
     assert free_cores(wait=lambda s: None) == 5
+    monkeypatch.setattr(room, "QUOTA", tmp_path / "cpu.max")
+    room.QUOTA.write_text("200000 100000\n")
+    assert free_cores(wait=lambda s: None) == 2
+    monkeypatch.delattr(os, "getloadavg")  # as on Windows
+    room.QUOTA.write_text("max 100000\n")
+    assert free_cores(wait=lambda s: None) == 8
 
 
 def test_threads_are_those_wanted_else_those_named_else_what_is_free(monkeypatch):

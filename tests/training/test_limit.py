@@ -7,6 +7,7 @@ import pytest
 from tests.training.tiny import TINY, rows_of
 from ulna.inference.segmenter import Segmenter
 from ulna.planning.choosing import choose
+from ulna.system.progress import report_to
 from ulna.training import loop as room
 from ulna.training.limit import FirstSteps, must_validate, share_out, time_left, told_end
 from ulna.training.state import State, learning_rate
@@ -170,6 +171,32 @@ def test_a_validation_longer_than_the_limit_takes_one_case(discs, tmp_path, monk
     )
 
 
+def test_a_machine_that_gets_slower_ends_the_validation_in_time(discs, tmp_path, monkeypatch, loops):
+    clock = Clock(monkeypatch, step_s=1.0, case_s=2.0)
+    score = Validation._score
+
+    def slower(validation, index):
+        clock.now += 40 if clock.cases else 0
+        return score(validation, index)
+
+    monkeypatch.setattr(Validation, "_score", slower)
+    run = train(discs, out=tmp_path / "run", max_hours=54 / 3600, **LIMITED)
+    assert clock.cases == 1 + 1 and run.summary["val_cases"] == 1
+    assert "the weights are chosen by 1 of 2 validation cases" in (run.folder / "log.txt").read_text()
+
+
+def test_the_time_left_goes_on_while_it_validates(discs, tmp_path, monkeypatch, loops):
+    Clock(monkeypatch, step_s=1.0, case_s=2.0)
+    told = []
+    report_to(told.append)
+    try:
+        train(discs, out=tmp_path / "run", max_hours=54 / 3600, **LIMITED)
+    finally:
+        report_to(None)
+    left = [one.note.split(", ")[-1] for one in told if one.what == "validating epoch 1" and one.done]
+    assert len(left) == 2 and int(left[0].split()[0]) == int(left[1].split()[0]) + 2
+
+
 class Killed(BaseException):
     pass
 
@@ -198,6 +225,22 @@ def test_more_hours_validate_all_cases_and_forget_what_fewer_chose(discs, tmp_pa
     assert "val_cases" not in run.summary and run.summary["epochs"] > 1
     assert run.summary["best_epoch"] > 1, "the first epoch was chosen by one case"
     assert clock.cases == 2 * (run.summary["epochs"] - 1)
+
+
+@pytest.mark.parametrize("before", [{"epochs": 2}, {"epochs": 1, "set": (*TINY, "training.min_steps=1")}])
+def test_a_limit_that_comes_later_keeps_time_for_the_final_evaluation(discs, tmp_path, monkeypatch, loops, before):
+    Clock(monkeypatch, step_s=1.0, case_s=10.0)
+    train(discs, out=tmp_path / "run", **{"model": "unet", "set": TINY, **before})
+    train(discs, out=tmp_path / "run", resume=True, epochs=50, max_hours=100 / 3600)
+    assert len(loops[1].state.rows) > before["epochs"]
+    assert loops[1].state.elapsed_s + 15 <= 100, "one case is scored at the end, in half as long again"
+
+
+def test_epochs_too_short_to_be_timed_keep_time_for_the_final_evaluation(discs, tmp_path, monkeypatch, loops):
+    Clock(monkeypatch, step_s=1.0, case_s=10.0)
+    short = (*TINY, "training.steps_per_epoch=1", "training.min_steps=1")
+    train(discs, model="unet", out=tmp_path / "run", epochs=50, max_hours=90 / 3600, set=short)
+    assert len(loops[0].state.rows) > 1 and loops[0].state.elapsed_s + 15 <= 90
 
 
 def test_an_epoch_count_is_told_where_epochs_end_the_training():

@@ -12,6 +12,7 @@ from ulna.system.files import read_state
 from ulna.training.checkpoint import LAST, keep_last
 from ulna.training.extending import extend
 from ulna.training.state import State, learning_rate
+from ulna.training.summary import with_limits
 from ulna.training.train import train
 
 COMMAND = {
@@ -53,6 +54,8 @@ def test_a_part_of_the_command_is_enough(discs, run, flags):
         ({"set": ("architecture.skip=attention_gate",)}, "architecture.skip is "),
         ({"split": "80/20"}, "training.split is None there, '80/20' now"),
         ({"fold": 1}, "training.fold is None there, 1 now"),
+        ({"set": ("planning.parameters=9000",)}, "architecture.channels is "),
+        ({"set": ("architecture.levels=2",)}, "the number of levels is not clear"),
         ({"recipe": "laird"}, "architecture"),
     ],
 )
@@ -143,3 +146,19 @@ def test_a_run_that_is_not_over_is_no_extension(tmp_path):
     state.epoch, state.rows = 10, [{"val_dice": 0.5}] * 10
     extend(state, tmp_path, before, longer)
     assert state.extended_epoch == 10, "it was stopped in its final evaluation"
+
+
+def test_a_summary_of_an_earlier_version_that_names_no_limits_begins_no_extension(tmp_path):
+    """A training that its patience had ended would train on, with nothing changed."""
+    (tmp_path / "summary.json").write_text('{"epochs": 4, "training_seconds": 9.0}')
+    recipe, state = choose(model="unet", recipe=None), State()
+    state.epoch, state.rows = 4, [{"val_dice": 0.5}] * 4
+    extend(state, tmp_path, recipe, recipe)
+    assert (state.extended_epoch, state.patience_from) == (0, 0)
+
+
+def test_epochs_take_the_place_of_steps_only_where_they_change():
+    training = choose(model="unet", recipe=None, set=("training.epochs=10", "training.steps=99")).training
+    assert with_limits(training, epochs=10, max_hours=2.0) == training.replaced(max_hours=2.0)
+    assert with_limits(training, epochs=20, max_hours=None) == training.replaced(epochs=20, steps=None)
+    assert with_limits(training, epochs=None, max_hours=None) == training

@@ -44,7 +44,7 @@ def badges(project: dict[str, Any]) -> dict[str, str]:
         "torch": badge("torch", torch.removeprefix("torch").replace(">=", "≥ ")),
     }
     if "Typing :: Typed" in project["classifiers"]:
-        made["typed"] = badge("typed", "mypy strict")
+        made["typed"] = badge("typed", "mypy")
     return {f"badge-{name}.svg": text for name, text in made.items()}
 
 

@@ -39,7 +39,7 @@ def section(verb: str) -> str:
     usage, rows = [f"ulna {verb}"], []
     hints = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
-        meaning = said.get(name, "").replace("|", "\\|")
+        meaning = said.get(name, "").replace("|", "\\|").removesuffix(".")
         hint = hints[name]
         if parameter.kind is parameter.POSITIONAL_ONLY:
             shown = name.upper() + (f" [{name.upper()} ...]" if _several(hint) else "")
@@ -73,6 +73,8 @@ def _value(name: str, hint: Any) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None or value is False or value == () or value is inspect.Parameter.empty:
+    if value is inspect.Parameter.empty:
+        return "required"
+    if value is None or value is False or value == ():
         return ""
     return f"`{value}`"

@@ -30,8 +30,12 @@ SECTIONS = {
     "study": ("`study`", "What `ulna compare` takes where its command does not say it."),
 }
 
+# what holds where a key is left out, and the schema cannot know it
+DEFAULTS = {"model": "by the images"}
+
 MEANINGS = {
-    "model": "name of the network, from `ulna models`",
+    "model": "name of the network, from `ulna models`; left out of command and recipe, [by the images]"
+    "(../training.md#which-network); beside an `architecture`, `unet`",
     "architecture.topology": "how the nodes are joined: one of the [topologies](#topologies)",
     "architecture.levels": "number of resolutions; left open: as many as the images carry, at most `max_levels`",
     "architecture.max_levels": "most levels that planning chooses",
@@ -96,7 +100,8 @@ MEANINGS = {
     "augmentation.blur": "probability of a Gaussian blur of 0.5 to 1 voxels",
     "training.budget": "length by name: epochs, hours and patience together",
     "training.epochs": "most epochs; left open: planned",
-    "training.max_hours": "most hours",
+    "training.max_hours": "most hours, from the reading of the cases to the final evaluation: "
+    "[what the limit does](../training.md#how-long)",
     "training.steps": "steps of the whole training; with `epochs`, what ends first",
     "training.patience": "validations without a better `monitor` that end the training; left open: planned",
     "training.monitor": "measure on whole validation images that chooses the best epoch",

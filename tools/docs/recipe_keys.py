@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from tools.docs.meanings import MEANINGS, SECTIONS
+from tools.docs.meanings import DEFAULTS, MEANINGS, SECTIONS
 from ulna.recipe import Frozen, Recipe
 from ulna.recipe.model import field_type
 
@@ -61,7 +61,7 @@ def _keys(section: str, model: type[Frozen], schema: dict[str, Any], root: dict[
             shown = f"`{default['kind']}`"
         else:
             values, shown = _values(field, root), "" if name in required else _default(field.get("default"))
-        yield Key(path, values, shown, _sentence(meaning))
+        yield Key(path, values, DEFAULTS.get(path, shown), _sentence(meaning))
 
 
 def _reference(field: dict[str, Any], root: dict[str, Any]) -> dict[str, Any] | None:
@@ -155,7 +155,8 @@ def missing() -> list[str]:
     known = {key.path: key for keys in sections().values() for key in keys}
     silent = [f"{path}: no meaning; write a comment at the field" for path, key in known.items() if not key.meaning]
     headings = set(sections())
-    silent += [f"{path}: a meaning of no key (tools/docs/meanings.py)" for path in MEANINGS if path not in known]
+    said = (*MEANINGS, *DEFAULTS)
+    silent += [f"{path}: a meaning of no key (tools/docs/meanings.py)" for path in said if path not in known]
     return silent + [f"{name}: no heading (tools/docs/meanings.py)" for name in headings - set(SECTIONS)]
 
 

@@ -107,7 +107,9 @@ def measure(
         "max_hours": training.max_hours,
         "changes": list(changes),
     }
-    limit = counted(training.most_epochs, "epoch") if training.max_hours is None else f"{training.max_hours:g} hours"
+    limit = (
+        counted(training.most_epochs, "epoch") if training.max_hours is None else counted(training.max_hours, "hour")
+    )
     said = (
         f"{counted(outcome.cases, f'{outcome.part} case')} of {conditions['data']}{' (made by ulna, not real)' * synthetic}, "
         f"{counted(seeds, 'seed')}, {limit} a training, {conditions['device']}, {counted(conditions['threads'], 'thread')}"

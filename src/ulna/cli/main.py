@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-from ulna.errors import Interrupted, PartialFailure, UsageError, printable, printable_lines, unknown
-from ulna.system.names import is_of_the_zoo
-from ulna.system.order import check_words
-from ulna.verbs import PATH_FLAGS, VERBS, Verb, find
+from ulna.cli.early import check_early
+from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines, unknown
+from ulna.verbs import VERBS, find
 
 EVERYWHERE = ("--quiet", "--json")
 METAVARS = {
@@ -32,6 +31,7 @@ METAVARS = {
     "vary": "KEY=V1,V2",
     "beside": "STUDY",
 }
+FOR_ALL = "every verb: --quiet (no bars, no log), --json (plain values instead of a table)"
 RESEARCH_USE = "Research use only; not a medical device."
 
 
@@ -102,23 +102,20 @@ def overview() -> str:
         "usage: ulna VERB ...      ulna VERB --help shows a verb's options and an example\n\n"
         "From a folder of medical images to a trained, evaluated segmenter: the U-Net family in 2D and 3D.\n\n"
         f"{verbs}\n\n"
-        "every verb: --quiet (no bars, no log), --json (plain values instead of a table)\n"
-        f"{RESEARCH_USE}"
+        f"{FOR_ALL}\n{RESEARCH_USE}"
     )
 
 
 def _call(name: str, arguments: list[str]) -> int:
     if name not in VERBS:
         raise unknown("verb", name, VERBS)
-    import tyro
-
     as_json, arguments = _take(arguments, "--json")
     quiet, arguments = _take(arguments, "--quiet")
     _listen(quiet)
     if not {"-h", "--help"}.intersection(arguments):
-        words = words_of(VERBS[name], arguments)
-        require(words.paths(VERBS[name]), words.behind("--recipe"))
-        check_words(name, words.plain, words.flags)
+        check_early(name, arguments)
+    import tyro  # no sooner: what is wrong so far is told at once
+
     function = find(VERBS[name].place)
     call = functools.partial(
         tyro.cli,
@@ -145,58 +142,6 @@ def _call(name: str, arguments: list[str]) -> int:
     return 0 if getattr(result, "ok", True) else 2
 
 
-class Words(NamedTuple):
-    """A command line as far as it is understood without the verb, whose import takes seconds.
-
-    Args:
-        plain: words that follow no flag.
-        flags: the flags, with their values.
-    """
-
-    plain: list[str]
-    flags: list[str]
-
-    def paths(self, verb: Verb) -> list[str]:
-        """What it names that must be there, but for recipes."""
-        return [*(self.plain if verb.paths else ()), *self.behind(*PATH_FLAGS)]
-
-    def behind(self, *flags: str) -> list[str]:
-        """The values of these flags."""
-        return [word for flag, word in itertools.pairwise(self.flags) if flag in flags and not word.startswith("-")]
-
-
-def words_of(verb: Verb, arguments: Sequence[str]) -> Words:
-    """Tell the words of a command line from its flags, which have at most one value."""
-    words = Words([], [])
-    for before, word in itertools.pairwise(["", *arguments]):
-        valued = before.startswith("-") and "=" not in before and before not in verb.switches
-        (words.flags if word.startswith("-") or valued else words.plain).append(word)
-    return words
-
-
-def require(paths: Sequence[str], recipes: Sequence[str] = ()) -> None:
-    """Raises UsageError that names every path that is not there, and every recipe that is neither a file nor a name."""
-    missing = [
-        f"{printable(path)}: does not exist; check the path"
-        for path in paths
-        if not os.path.lexists(path) and not is_of_the_zoo(path)
-    ]
-    missing += [said for recipe in recipes if (said := _no_recipe(recipe))]
-    if missing:
-        raise UsageError("\n".join(missing))
-
-
-def _no_recipe(word: str) -> str:
-    """What is wrong with a word that names no recipe; else nothing."""
-    from ulna.recipe.library import recipe_file  # only where one is named: starting is quick
-
-    try:
-        recipe_file(word)
-    except UsageError as error:
-        return str(error)
-    return ""
-
-
 def _tune_memory() -> None:
     from ulna.kernels.allocator import tune_memory  # torch, which takes over a second to import
 
@@ -209,11 +154,11 @@ def _print_json(result: Any) -> None:
 
 
 def description(function: Callable[..., Any]) -> str:
-    """A verb's docstring up to its arguments, and its example."""
+    """A verb's docstring up to its arguments, its example, and the flags that all verbs have."""
     text = inspect.getdoc(function) or ""
     before = text.split("\nArgs:")[0].strip()
     example = text.split("\nExample:\n")[1].split("\n\n")[0] if "\nExample:\n" in text else ""
-    return before + (f"\n\nExample:\n{example}" if example else "")
+    return before + (f"\n\nExample:\n{example}" if example else "") + f"\n\n{FOR_ALL}"
 
 
 def for_command_line(function: Callable[..., Any], prepare: Callable[[], object] | None = None) -> Callable[..., Any]:
@@ -278,9 +223,9 @@ def _annotated(parameter: inspect.Parameter, hint: Any) -> Any:
 
 
 def _said(function: Callable[..., Any], name: str) -> str:
-    """What the docstring says of an argument, in its first line."""
-    lines = (inspect.getdoc(function) or "").splitlines()
-    return next((line.partition(": ")[2].rstrip(".") for line in lines if line.startswith(f"    {name}: ")), "")
+    """What the docstring says of an argument, in however many lines."""
+    found = re.search(rf"^    {name}: (.*(?:\n {{5,}}.*)*)", inspect.getdoc(function) or "", flags=re.M)
+    return " ".join(found[1].split()).rstrip(".") if found else ""
 
 
 def _plain(hint: Any) -> Any:

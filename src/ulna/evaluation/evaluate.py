@@ -158,7 +158,7 @@ def evaluate(
     with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
         names = classes_of(about, references, predicted, labels)
     of_references, of_masks = read_as(names, references.labels, written_by_ulna="labels" in about)
-    of_pictures = values_in(names, mask_values(about)) if "labels" in about else of_masks
+    of_pictures = values_in(names, mask_values(about, names)) if "labels" in about else of_masks
     if of_masks.merges and "labels" not in about:
         log.info(
             "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)

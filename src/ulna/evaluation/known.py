@@ -13,6 +13,7 @@ from ulna.data.formats.label_maps import value_counts, without_colour
 from ulna.data.formats.read import read_labels
 from ulna.data.layout.classes import classes_found
 from ulna.data.layout.masks import Masks
+from ulna.errors import UsageError, printable
 from ulna.recipe import Labels, parse
 from ulna.system.outputs import PREDICT_FILE
 
@@ -38,7 +39,9 @@ def values_in(labels: Labels, mask_values: Sequence[int] | None) -> Labels:
     if mask_values is None or labels.multilabel or tuple(mask_values) in (indices(labels), (0, 255)):
         return labels.of_masks  # which takes 0 and 255 for 0 and 1
     background, *values = mask_values
-    return Labels(names=labels.names, background=(background,), values=tuple((value,) for value in values))
+    read = {"names": labels.names, "background": (background,), "values": [(value,) for value in values]}
+    # a background of another value leaves 0 to what nobody knows the class of
+    return parse(Labels, {**read, "ignore": (0,) if background else ()}, source=PREDICT_FILE)
 
 
 def indices(labels: Labels) -> tuple[int, ...]:
@@ -66,11 +69,21 @@ def empty_score(about: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
 
 
-def mask_values(about: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """The values in pictures of masks, as `predict` wrote them down; None of an earlier version: class indices."""
-    values = about.get("mask_values")
-    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+def mask_values(about: Mapping[str, Any], labels: Labels) -> tuple[int, ...] | None:
+    """The values in pictures of masks, as `predict` wrote them down; None of an earlier version: class indices.
+
+    Raises:
+        UsageError: if they are not one value for the background and each class: other masks would be read than were written.
+    """
+    values, wanted = about.get("mask_values"), 2 if labels.stacked else len(labels.foreground) + 1
+    if values is None:
         return None
+    whole = isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    if not whole or len(set(values)) != wanted or len(values) != wanted:
+        raise UsageError(
+            f"{PREDICT_FILE}: mask_values is {printable(str(values))}; expected {wanted} different whole numbers, "
+            "one a class; predict again"
+        )
     return tuple(values)
 
 

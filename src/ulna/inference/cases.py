@@ -33,7 +33,8 @@ from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.pending import find_pending, input_digest
 from ulna.inference.pipeline import OneByOne, Pipeline, overlaps
-from ulna.inference.segmenter import Result, Segmenter
+from ulna.inference.result import Result
+from ulna.inference.segmenter import Segmenter
 from ulna.planning.memory import MemoryEstimate
 from ulna.system.files import Unwritable
 from ulna.system.outputs import JOURNAL

@@ -17,7 +17,7 @@ from ulna.data.formats.read import read_image
 from ulna.data.formats.source import Source, suffix_of
 from ulna.data.pipeline.orientation import DIRECTIONS
 from ulna.data.volume import Volume, spacing_text
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.recipe import Plan
 
 log = logging.getLogger("ulna")
@@ -184,9 +184,8 @@ def _channels_first(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
             _note(f"an array of shape {array.shape}: its fourth channel is taken for alpha and dropped")
             return np.moveaxis(array[..., :3], -1, 0)
         found = min(array.shape[0], array.shape[-1])
-        plural = "" if found == 1 else "s"
         raise UsageError(
-            f"an array of shape {array.shape}: {found} channel{plural}; this model reads {channels} "
+            f"an array of shape {array.shape}: {counted(found, 'channel')}; this model reads {channels} "
             f"({', '.join(plan.channel_names)}), and arrays are (C, *S) or (*S, C){_how(array, plan)}"
         )
     raise UsageError(

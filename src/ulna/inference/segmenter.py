@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -17,92 +16,29 @@ from torch import Tensor
 
 from ulna.blocks import nd
 from ulna.data.formats.dicom.about import About
-from ulna.data.formats.label_maps import in_file
-from ulna.data.formats.source import case_name
-from ulna.data.formats.write import keeps_values, write_labels
 from ulna.data.pipeline.colour import as_trained
 from ulna.data.pipeline.orientation import AS_STORED, Turn, turn_of
 from ulna.data.pipeline.preprocess import Prepared, check_fit, differences, prepare
 from ulna.data.volume import Volume
-from ulna.errors import UsageError, printable
+from ulna.errors import UsageError, counted, listed, printable
 from ulna.inference.fold_runs import each_run, is_cross_validation
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.forward import Forward
 from ulna.inference.inputs import as_volume, is_case
+from ulna.inference.result import Result
 from ulna.inference.sparse import PointCounts
 from ulna.inference.volume import Slabs, axis_of_slabs, mean_slabs, predict_slabs, to_labels
 from ulna.networks.build import from_architecture
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
-from ulna.recipe import PLAN_FORMAT, Labels, Plan, Recipe, Split, from_yaml, parse
+from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
 from ulna.system.device import choose_precision, default_device, to_device
 from ulna.system.order import not_a_run
 from ulna.system.reading import read_json
 from ulna.version import version
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """One segmented image.
-
-    Args:
-        mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
-        probabilities: (K, *S), float32; one map for a single structure. None where they were not asked for.
-        volume: the image, with its geometry.
-        labels: the classes.
-        about: names of the classes and of the network, for files that say so.
-        mask_values: what a picture of the mask holds for every class, see `Plan.mask_values`.
-    """
-
-    mask: NDArray[Any]
-    probabilities: NDArray[np.float32] | None
-    volume: Volume
-    labels: Labels = field(default_factory=Labels)
-    about: About | None = None
-    mask_values: tuple[int, ...] | None = None
-
-    def __repr__(self) -> str:
-        size = "x".join(map(str, self.volume.size))
-        step = "" if self.volume.unit == "px" else f" of {' x '.join(f'{s:.3g}' for s in self.spacing)} mm"
-        name = "" if self.volume.path is None else f" {self.volume.path.name}"
-        maps = self.mask > 0 if self.labels.multilabel else [self.mask == k for k in range(1, len(self.labels.names))]
-        shown = ", ".join(
-            f"{one} {np.mean(where):.2%}" for one, where in zip(self.labels.foreground, maps, strict=True)
-        )
-        return printable(f"Result{name}: mask of {size}{step}, {shown}")
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """Distance between neighbours along every axis of `mask`, in mm, or px where the file states none."""
-        return self.volume.spacing
-
-    @property
-    def affine(self) -> NDArray[np.float64] | None:
-        """(4, 4), index in `mask` -> RAS mm; None where the file has none."""
-        return self.volume.affine
-
-    def save(self, path: str | Path) -> Path:
-        """Write the mask in the image's own format and geometry; its ending takes the place of a known one. Returns the file.
-
-        A picture (2D PNG, TIFF) holds the values that the labels of the training had, such as 0 and 255; overlapping
-        classes with an order (`Labels.order`) are one map. What follows another dot belongs to the name:
-        `patient.1` becomes patient.1.nii.gz.
-        """
-        path = Path(path)
-        return write_labels(path.with_name(case_name(path)), self.in_file(), self.volume, self.about)
-
-    def in_file(self, format: str | None = None) -> NDArray[Any]:
-        """The mask as a file of that format holds it; None is the format of the image.
-
-        DICOM names its structures, and has a segment for each; elsewhere overlapping classes with an order are one map.
-        """
-        own = self.volume.meta.format == "dicom" and self.volume.affine is not None
-        of_dicom = own if format is None else format in ("seg", "rtstruct")
-        picture = format is None and keeps_values(self.volume)
-        return self.mask if of_dicom else in_file(self.mask, self.labels, self.mask_values if picture else None)
 
 
 class Segmenter:
@@ -125,6 +61,12 @@ class Segmenter:
         self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self._noted: set[str] = set()
         self.tally = PointCounts()  # what a head that reads points was asked for so far
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        size, classes = "x".join(map(str, plan.patch)), listed(plan.labels.foreground, 6)
+        channels = counted(plan.in_channels, "channel")
+        return printable(f"Segmenter {self.recipe.model}: {classes} in {plan.image_dims}D, {channels}, patch {size}")
 
     @classmethod
     def load(cls, run: str | Path) -> Segmenter:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -70,7 +70,8 @@ def choose_network(
     fields = stated(recipe)
     if model is not None or planned or {"model", "architecture"} & fields.keys():
         return Default(model)
-    wanted = (fields.get("planning") or {}).get("spatial_dims")
+    planning = fields.get("planning")
+    wanted = planning.get("spatial_dims") if isinstance(planning, Mapping) else None
     for change in [set] if isinstance(set, str) else set:
         if change.strip().startswith("planning.spatial_dims"):
             wanted = set_value(Recipe(), change).planning.spatial_dims

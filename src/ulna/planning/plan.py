@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -222,13 +222,14 @@ def plan_training(
             not fit, with everything that differs.
     """
     found, labels, device = data.fingerprint, data.labels, device or find_device()
+    reasons: dict[str, str] = {} if given is None else dict(given.reasons)
     if given is not None:
         across = None if given.slices is None else given.slices.plane
         check_requires(recipe, found, labels, dims=given.spatial_dims, plane=across, source=data.dataset.root)
         recipe, length = resolve_length(recipe, device, slices=given.slices is not None)
         check_plan(given, recipe, source, labels=labels, channel_names=found.channel_names, found=found)
+        given = given.replaced(**_pictures(data, reasons), reasons=reasons)  # of these data, whatever it was made for
         return replace(planned_by(given, recipe, data.split, device), length=length)
-    reasons: dict[str, str] = {}
     slices = choose_slices(found, data.slices, recipe, labels, reasons)
     recipe, length = resolve_length(recipe, device, slices=slices is not None)
     dims, thickness = (found.spatial_dims, 1) if slices is None else (2, slices.thickness)
@@ -255,16 +256,14 @@ def plan_training(
     )
     oriented = found.spatial_dims == 3 and orientation is not None
     turn, reasons["turn_axes"] = turn_axes(patch, patch_spacing, mirror, oriented=oriented)
-    if data.mask_values.reason:
-        reasons["mask_values"] = data.mask_values.reason
+    pictures = _pictures(data, reasons)
     plan = Plan(
         format=PLAN_FORMAT,
         spatial_dims=dims,
         in_channels=found.channels,
         channel_names=found.channel_names,
-        colour=data.colour,
         labels=labels,
-        mask_values=data.mask_values.values,
+        **pictures,
         orientation=orientation,
         spacing=spacing,
         unit=found.unit,
@@ -312,6 +311,15 @@ def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: D
         training=in_epochs(recipe.training, samples, plan.batch, slices=plan.slices is not None),
     )
     return Planned(recipe, plan, parts, network, device)
+
+
+def _pictures(data: TrainingData, reasons: dict[str, str]) -> dict[str, Any]:
+    """What pictures of images and masks hold; adds the reason."""
+    if data.mask_values.reason:
+        reasons["mask_values"] = data.mask_values.reason
+    else:
+        reasons.pop("mask_values", None)
+    return {"colour": data.colour, "mask_values": data.mask_values.values}
 
 
 def whitened(plan: Plan, cases: Sequence[Case]) -> Plan:

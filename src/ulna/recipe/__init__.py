@@ -13,7 +13,7 @@ from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Normalization, Plan, Split, Whitening
 from ulna.recipe.protocol import Protocol, Requires
-from ulna.recipe.shares import counted, read_shares
+from ulna.recipe.shares import are_counts, read_shares
 from ulna.recipe.slices import Slices, count_drawn
 
 __all__ = [
@@ -41,8 +41,8 @@ __all__ = [
     "Split",
     "Training",
     "Whitening",
+    "are_counts",
     "count_drawn",
-    "counted",
     "from_yaml",
     "merged",
     "parse",

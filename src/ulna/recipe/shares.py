@@ -11,7 +11,7 @@ GROUPS = "groups"
 def read_shares(text: str) -> tuple[float, float, float]:
     """Shares of train, val and test, which add up to 1; that of test is 0 where it is left out.
 
-    Of a text that ends in "groups" they are numbers of groups (`counted`).
+    Of a text that ends in "groups" they are numbers of groups (`are_counts`).
 
     Raises:
         ValueError: if these are no two or three shares above 0 that add up to 100 or to 1, or no whole numbers of groups.
@@ -42,11 +42,11 @@ def read_shares(text: str) -> tuple[float, float, float]:
     return train / whole, val / whole, test / whole
 
 
-def counted(shares: tuple[float, float, float]) -> bool:
+def are_counts(shares: tuple[float, float, float]) -> bool:
     """Whether these are numbers of groups, of which there are two at least, and no shares of 1.
 
     Example:
-        >>> counted(read_shares("80/20")), counted(read_shares("1/1 groups"))
+        >>> are_counts(read_shares("80/20")), are_counts(read_shares("1/1 groups"))
         (False, True)
     """
     return sum(shares) > 1.5

@@ -22,10 +22,11 @@ from ulna.study.variants import Variant
 from ulna.study.worker import standing_file
 from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, make_folder
-from ulna.system.progress import Board, board
+from ulna.system.progress import Board, Standing, board
 from ulna.system.reading import read_json_object
 from ulna.system.signals import Stopped, on_first_signal
 from ulna.system.telling import read_standing
+from ulna.training.limit import told_duration
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +140,7 @@ def run_jobs(
                     queue.remove(job)
                     log.info("%s: %s (%s)", job.name, "goes on" if job.begun else "begins", job.run)
                     running[job.name] = (job, _begin(job, data, threads))
+                    shown.show(job.name, Standing("starting"))  # until it tells more, seconds later
                     if len(running) > 1:
                         crowded |= running.keys()
                 if signals:
@@ -160,14 +162,15 @@ def run_jobs(
                     finished += 1
                     shown.advance()
                     each = (time.perf_counter() - start) / finished
-                    left = f"about {_duration(each * (len(queue) + len(running)))} to go"
+                    waits = len(queue) + len(running)
+                    left = f"; about {told_duration(each * waits)} to go" if waits else ""
                     if job.done:  # its figures are there, whatever came after them
                         summary = job.summary()
                         part = summary["evaluated_on"]
-                        log.info("%s: %s on %s; %s", job.name, _score(summary[part]), part, left)
+                        log.info("%s: %s on %s%s", job.name, _score(summary[part]), part, left)
                     else:
                         failed[job.name] = why
-                        log.warning("%s: failed (%s); %s", job.name, failed[job.name], left)
+                        log.warning("%s: failed (%s)%s", job.name, failed[job.name], left)
         finally:
             _end([process for _, process in running.values()])
             for job, _ in running.values():
@@ -282,7 +285,3 @@ def _signals() -> Iterator[list[int]]:
 
     with on_first_signal(note):
         yield seen
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"

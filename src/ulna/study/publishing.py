@@ -162,16 +162,16 @@ def latex(outcome: Outcome) -> str:
 
 def title(outcome: Outcome) -> str:
     """Of page and table."""
-    networks = "1 network" if len(outcome.models) == 1 else f"{len(outcome.models)} networks compared"
+    networks = counted(len(outcome.models), "network") + " compared" * (len(outcome.models) > 1)
     return f"{outcome.data}: {networks}"
 
 
 def subtitle(outcome: Outcome) -> str:
     """How much was measured."""
-    seeds = "1 seed" if outcome.seeds == 1 else f"{outcome.seeds} seeds"
+    seeds = counted(outcome.seeds, "seed")
     of = f" of {counted(outcome.cases, 'case')}" if outcome.unit != "case" else ""
     hashes = ", ".join(outcome.splits)
-    return f"{outcome.units} {outcome.unit}s{of} ({outcome.part}), {seeds}, all trained alike; split {hashes}"
+    return f"{counted(outcome.units, outcome.unit)}{of} ({outcome.part}), {seeds}, all trained alike; split {hashes}"
 
 
 def method(outcome: Outcome) -> str:

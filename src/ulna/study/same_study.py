@@ -14,7 +14,7 @@ from ulna.recipe import PLAN_FORMAT, Recipe, Split, parse
 from ulna.study.variants import Budget, Settled, Variant, settings_of, sizes_of
 from ulna.system.outputs import check_free
 from ulna.system.reading import parse_yaml, read_json_object
-from ulna.system.threads import choose_threads
+from ulna.system.threads import MOST_THREADS, choose_threads
 from ulna.training.checkpoint import TRAINING_FORMAT
 
 STUDY_FILE = "study.json"
@@ -61,12 +61,18 @@ def stored_study(out: Path) -> dict[str, Any] | None:
             "architectures": {name: dict(fields) for name, fields in values["architectures"].items()},
         }
         if values.get("threads") is not None:  # earlier versions did not say it
-            checked["threads"] = int(values["threads"])
+            checked["threads"] = _checked_threads(values["threads"])
         return {**checked, **{name: values[name] for name in ("data", "splits", "folds", "match")}}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{path}: damaged ({brief(str(error))}); restore it, or choose another --out") from None
+
+
+def _checked_threads(number: Any) -> int:
+    if type(number) is not int or not 1 <= number <= MOST_THREADS:
+        raise ValueError(f"threads are {brief(number)}")
+    return number
 
 
 def study_threads(out: Path, before: Mapping[str, Any] | None, wanted: int | None, at_once: int) -> int:

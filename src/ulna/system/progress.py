@@ -40,8 +40,9 @@ def quiet(on: bool = True) -> None:
 def console() -> Any:
     """The one rich console on standard error: bars and log lines share it, so that they do not overwrite each other."""
     global _console
-    if _console is None or _console.file is not sys.stderr:
-        _console = make_console(sys.stderr)
+    stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # bars stand before it while they are drawn
+    if _console is None or _console.file is not stderr:
+        _console = make_console(stderr)
     return _console
 
 

@@ -64,9 +64,9 @@ def free_cores(*, wait: Callable[[float], object] = time.sleep) -> int:
     if spent and all(total > 0 for _, total in spent):
         free = sum(idle / total for idle, total in spent)
     else:
-        with suppress(OSError):
-            return _at_least_one(len(own) - os.getloadavg()[0])
         free = float(len(own))
+        with suppress(OSError, AttributeError):  # Windows has no load
+            free -= os.getloadavg()[0]
     return _at_least_one(min(free, _quota()))
 
 

@@ -20,7 +20,7 @@ from ulna.data.pipeline.preprocess import Prepared
 from ulna.data.pipeline.slices import stacked
 from ulna.errors import UsageError
 from ulna.inference.segmenter import network_for
-from ulna.inference.sliding import window_starts
+from ulna.inference.sliding import count_windows
 from ulna.planning.grid import median_grid
 from ulna.planning.length import BUDGETS, Budget
 from ulna.planning.plan import Planned
@@ -251,8 +251,7 @@ def windows(planned: Planned) -> float:
     slices = 1 if plan.slices is None else whole[plan.slices.axis]
     if plan.takes_whole(grid, sparse=planned.network.head.sparse):
         return slices * math.prod(grid) / math.prod(plan.patch)
-    overlap = planned.recipe.inference.overlap
-    return slices * math.prod(len(window_starts(n, patch, overlap)) for n, patch in zip(grid, plan.patch, strict=True))
+    return slices * count_windows(grid, plan.patch, planned.recipe.inference.overlap)
 
 
 def _several(make: Callable[[int], Any], what: str) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from ulna.data.formats.limits import is_memory_error
 from ulna.data.formats.limits import memory as machine_memory
 from ulna.data.layout.dataset import Dataset
-from ulna.errors import UsageError
+from ulna.errors import UsageError, printable
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.default_network import choose_network, with_reason
 from ulna.planning.plan import Planned, plan_training, read_training_data
@@ -44,6 +44,12 @@ class Estimate:
     untimed: str = ""
     file: Path | None = None
     preview: Path | None = None
+
+    def __repr__(self) -> str:
+        plan, planned = self.plan, self.planned
+        size = "x".join(map(str, plan.patch))
+        what = f"{planned.parameters:,} parameters, {plan.spatial_dims}D, patch {size}, batch {plan.batch}"
+        return printable(f"Estimate for {planned.recipe.model} on {self.data}: {what}; memory about {planned.memory}")
 
     @property
     def plan(self) -> Plan:

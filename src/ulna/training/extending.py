@@ -7,7 +7,7 @@ from pathlib import Path
 from ulna.recipe import Recipe
 from ulna.system.reading import read_json_object
 from ulna.training.state import State
-from ulna.training.summary import LIMITS
+from ulna.training.summary import limits_of
 
 SUMMARY = "summary.json"
 
@@ -43,7 +43,9 @@ def _finished(folder: Path, recipe: Recipe) -> tuple[int, float] | None:
     if not (folder / SUMMARY).exists():
         return None
     summary = read_json_object(folder / SUMMARY)
-    epoch, seconds = summary.get("epochs"), summary.get("training_seconds")
-    same = summary.get("limits") == {name: getattr(recipe.training, name) for name in LIMITS}
-    told = isinstance(epoch, int) and isinstance(seconds, int | float)
-    return (int(epoch), float(seconds)) if epoch and seconds is not None and told and not same else None
+    epoch, seconds, limits = (summary.get(name) for name in ("epochs", "training_seconds", "limits"))
+    if limits in (None, limits_of(recipe.training)):  # earlier versions named none
+        return None
+    if isinstance(epoch, int) and epoch > 0 and isinstance(seconds, int | float):
+        return epoch, float(seconds)
+    return None

@@ -26,7 +26,8 @@ from ulna.system.files import from_cell, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import FOLDS_FILE, RUN_FILE
 from ulna.system.reading import read_json_object
-from ulna.training.summary import LIMITS, final_part
+from ulna.training.limit import told_duration
+from ulna.training.summary import final_part, limits_of, with_limits
 from ulna.verbs import command
 
 log = logging.getLogger("ulna")
@@ -133,10 +134,7 @@ def _begun(folder: Path, recipe: Recipe) -> Iterator[None]:
 def _changed(folder: Path, limits: Limits) -> Recipe:
     """The recipe of a cross-validation that goes on, with other limits where they are given."""
     recipe = from_yaml(Recipe, folder / FOLDS_FILE)
-    changes = {name: value for name, value in limits.items() if value is not None}
-    if "epochs" in changes:
-        changes["steps"] = None
-    return recipe.replaced(training=recipe.training.replaced(**changes)) if changes else recipe
+    return recipe.replaced(training=with_limits(recipe.training, **limits))
 
 
 def finished(run: Path, recipe: Recipe) -> bool:
@@ -144,7 +142,7 @@ def finished(run: Path, recipe: Recipe) -> bool:
     if not all((run / name).exists() for name in (RUN_FILE, CASES, SUMMARY)):
         return False
     told, own = read_json_object(run / SUMMARY).get("limits"), from_yaml(Recipe, run / RUN_FILE).training
-    being_extended = told != {name: getattr(own, name) for name in LIMITS}
+    being_extended = told != limits_of(own)
     return not being_extended and not _other_limits(run, recipe)
 
 
@@ -159,8 +157,8 @@ def _told(summary: dict[str, Any], left_s: float) -> str:
     part = summary["evaluated_on"]
     dice = summary[part]["mean"]["dice"]["mean"]
     scored = "no structure" if dice is None else f"Dice {dice:.4f}"
-    hours = f"about {left_s / 3600:.1f} h to go" if left_s >= 5400 else f"about {left_s / 60:.0f} min to go"
-    return f"{scored} on {counted(summary[part]['cases'], f'{part} case')}" + (f"; {hours}" if left_s >= 30 else "")
+    left = f"; about {told_duration(left_s)} to go" if left_s >= 30 else ""
+    return f"{scored} on {counted(summary[part]['cases'], f'{part} case')}{left}"
 
 
 def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def share_out(left_s: float, *, step_s: float, steps: int, case_s: float, val_ca
         (17, None, 15.0)
     """
     said = []
-    final_s = SCORING * case_s * final_cases
+    final_s = final_evaluation_s(case_s, final_cases)
     if final_s > MOST_FINAL * left_s:
         said.append(
             f"the final evaluation takes about {told_duration(final_s)}, and will end after the limit: it scores every case"
@@ -114,6 +114,16 @@ def share_out(left_s: float, *, step_s: float, steps: int, case_s: float, val_ca
         "and keeps those weights"
     )
     return Shares(cut, fewer if fewer < val_cases else None, final_s, said)
+
+
+def final_evaluation_s(case_s: float, final_cases: float) -> float:
+    """Seconds of the final evaluation.
+
+    Args:
+        case_s: of a case in validation.
+        final_cases: how many times that the final evaluation predicts.
+    """
+    return SCORING * case_s * final_cases
 
 
 def must_validate(state: State, training: Training, val_cases: int) -> bool:

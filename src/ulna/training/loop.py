@@ -204,12 +204,16 @@ class Loop:
 
     def validate(self) -> dict[str, float]:
         """Dice and IoU on the whole validation images."""
-        with bar(f"validating epoch {self.state.epoch + 1}", self.pace.val_cases) as advance:
-            return self.validation.scores(
-                self.state.val_cases,
-                before=lambda: self.stop.check(self._save),
-                after=lambda: advance(note=self.pace.told_end()),
-            )
+        state, start = self.state, self._clock() - self.state.step_s
+        with bar(f"validating epoch {state.epoch + 1}", self.pace.val_cases) as advance:
+            advance(0, note=self.pace.told_end())
+
+            def after(scored: int) -> bool:
+                state.step_s = self._clock() - start
+                advance(note=self.pace.told_end())
+                return self.pace.ends_validation(scored)
+
+            return self.validation.scores(state.val_cases, before=lambda: self.stop.check(self._save), after=after)
 
     def _read_cases(self) -> None:
         kept = [self.val, self.samples.cases]
@@ -228,7 +232,7 @@ class Loop:
         self.batches.epoch, self.batches.first_step, self.batches.end = state.epoch, state.step, end
         self.pace.epoch_begins()
         with bar(self.pace.told_epoch(), state.last_step or end) as advance:
-            advance(state.step)
+            advance(state.step, note=self.pace.told_end())
             for images, labels in self._batches():
                 set_lr(self.optimizer, learning_rate(self.recipe, state, state.step / steps))
                 self._step(images, labels, state.step)
@@ -340,6 +344,7 @@ class Loop:
         start = self._clock()
         said, best = self._rank(self._validated())
         self.state.elapsed_s += self._clock() - start
+        self.state.step_s = 0.0
         log.info("epoch %d, the last one: %s%s", self.state.epoch, said, "  best" if best else "")
         self._note_epoch()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,11 @@ from ulna.training.checkpoint import stored_threads
 from ulna.training.loop import CHECKPOINTS
 
 LIMITS = ("epochs", "max_hours")  # what --resume may change
-PLANNED = (("training", "budget"), ("planning", "parameters"))  # a run has them in numbers
+# what a run has in numbers alone, and where it has them; those of a budget are `FIELDS`
+PLANNED: dict[tuple[str, ...], Sequence[tuple[str, ...]]] = {
+    ("training", "budget"): (),
+    ("planning", "parameters"): (("architecture", "channels"),),
+}
 TRAINING = ("seed", "fold", "folds", "split", "init")  # flags that are fields of the section `training`
 
 
@@ -44,16 +48,25 @@ def check_same_command(folder: Path, flags: Mapping[str, Any]) -> None:
     wanted = _wanted(given, stored, began)
     if plan is not None:  # with what planning makes of it: widths of every level, a length in numbers
         wanted, _ = resolve_length(wanted, find_device(), slices=plan.slices is not None)
-        wanted = planned_by(plan, wanted, read_split(folder)).recipe
-    paths = [path for path in _paths(given, began) if plan is None or path not in PLANNED]
+        try:
+            wanted = planned_by(plan, wanted, read_split(folder)).recipe
+        except UsageError as error:
+            raise _other_settings(folder, str(error).splitlines()[0]) from None
+    paths: Iterable[tuple[str, ...]] = _paths(given, began)
+    if plan is not None:
+        paths = [place for path in paths for place in PLANNED.get(path, (path,))]
     differing = list(_differing(stored, wanted, paths))
     if began is not None and (plan is None or _bare(began) != _bare(plan)):
         differing.append(f"--plan {given['plan']} is not the plan that it was begun with")
     if differing:
-        raise UsageError(
-            f"{printable(folder)}: was begun with other settings ({listed(differing, 6)}); leave them out to go on with it, "
-            "or train again into another folder"
-        )
+        raise _other_settings(folder, listed(differing, 6))
+
+
+def _other_settings(folder: Path, what: str) -> UsageError:
+    return UsageError(
+        f"{printable(folder)}: was begun with other settings ({what}); leave them out to go on with it, "
+        "or train again into another folder"
+    )
 
 
 def same_threads(folder: Path, wanted: int | None) -> int | None:
@@ -103,7 +116,7 @@ def _paths(given: Mapping[str, Any], began: Plan | None) -> Iterator[tuple[str, 
         yield tuple(renamed_path(key.strip(), value).split(".")[:2])
 
 
-def _differing(stored: Recipe, wanted: Recipe, paths: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def _differing(stored: Recipe, wanted: Recipe, paths: Iterable[tuple[str, ...]]) -> Iterator[str]:
     for path in dict.fromkeys(paths):
         before, now = _at(stored, path), _at(wanted, path)
         if before != now:
@@ -124,4 +137,5 @@ def _plain(value: Any) -> Any:
 
 
 def _bare(plan: Plan) -> Plan:
-    return plan.replaced(recipe=None, reasons={})
+    """Without what is told of the data of a run alone."""
+    return plan.replaced(recipe=None, reasons={}, colour=False, mask_values=None)

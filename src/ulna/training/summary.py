@@ -24,7 +24,7 @@ from ulna.kernels.allocator import peak_memory_mb
 from ulna.networks.network import Network
 from ulna.networks.weights import load_weights
 from ulna.planning.plan import Planned
-from ulna.recipe import Plan, Recipe, Split
+from ulna.recipe import Plan, Recipe, Split, Training
 from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
 from ulna.system.progress import track
@@ -35,6 +35,17 @@ from ulna.version import version
 Panel = tuple[str, list[figures.Picture]]
 LIMITS = ("epochs", "steps", "max_hours", "patience", "validate_every")  # of a training
 EACH = 3  # cases drawn of those with the lowest Dice, and of those with the highest
+
+
+def limits_of(training: Training) -> dict[str, float | None]:
+    """As a summary names those that its run was finished with."""
+    return {name: getattr(training, name) for name in LIMITS}
+
+
+def with_limits(training: Training, *, epochs: int | None, max_hours: float | None) -> Training:
+    """A training with other limits where they are given; other epochs than before take the place of steps."""
+    changes = {name: value for name, value in (("epochs", epochs), ("max_hours", max_hours)) if value is not None}
+    return training.replaced(**changes, steps=training.steps if epochs in (None, training.epochs) else None)
 
 
 def final_part(split: Split) -> str:
@@ -77,7 +88,7 @@ def summarise(
         "val_iou": facts.get("val_iou"),
         "monitor": recipe.training.monitor,
         **({} if state.val_cases is None else {"val_cases": state.val_cases}),  # a limit of hours left time for no more
-        "limits": {name: getattr(recipe.training, name) for name in LIMITS},
+        "limits": limits_of(recipe.training),
         "evaluated_on": part,
         part: evaluation.summary,
         "wall_seconds": round(state.elapsed_s + time.perf_counter() - start, 1),

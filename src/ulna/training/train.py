@@ -51,7 +51,7 @@ from ulna.training.samples import PreparedCases, device_room
 from ulna.training.slices import training_samples
 from ulna.training.state import State
 from ulna.training.stopping import Stop
-from ulna.training.summary import final_part, final_predictions, summarise
+from ulna.training.summary import final_part, final_predictions, summarise, with_limits
 
 log = logging.getLogger("ulna")
 
@@ -329,14 +329,8 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
             f"{folder}: begun by {'an earlier' if begun < TRAINING_FORMAT else 'a later'} ulna (training format {begun}, now "
             f"{TRAINING_FORMAT}), which draws other samples from the same seed; {remedy}"
         )
-    recipe, split = before, read_split(folder)
-    changes = {k: v for k, v in {"epochs": epochs, "max_hours": max_hours}.items() if v is not None}
-    if changes:
-        same = epochs is None or epochs == recipe.training.epochs
-        recipe = recipe.replaced(
-            training=recipe.training.replaced(**changes, steps=recipe.training.steps if same else None)
-        )
-    return before, planned_by(plan, recipe, split)
+    recipe = before.replaced(training=with_limits(before.training, epochs=epochs, max_hours=max_hours))
+    return before, planned_by(plan, recipe, read_split(folder))
 
 
 def _train(

@@ -45,7 +45,7 @@ class Validation:
         count: int | None = None,
         *,
         before: Callable[[], object] = lambda: None,
-        after: Callable[[], object] = lambda: None,
+        after: Callable[[int], bool] = lambda scored: False,
     ) -> dict[str, float]:
         """Dice and IoU on the whole images: the mean over cases of the mean over structures.
 
@@ -55,14 +55,15 @@ class Validation:
         Args:
             count: of the cases, spread over them; all where it is left out.
             before: called before every case.
-            after: called after every case.
+            after: called after every case, with how many are scored; where it says so, no more are.
         """
         self.network.eval()
         per_case: list[dict[str, float]] = []
         for index in self.chosen(count):
             before()
             per_case.append(self._score(index))
-            after()
+            if after(len(per_case)):
+                break
         self.network.train()
         known = {key: [case[key] for case in per_case if not math.isnan(case[key])] for key in ("dice", "iou")}
         if not known["dice"] and not self._said_empty:

@@ -184,7 +184,7 @@ def test_other_images_beside_are_not_read_and_that_is_said(tmp_path):
     case(tmp_path, "a"), case(tmp_path, "b")
     (tmp_path / "mask.nii.gz").write_bytes(b"x")
     dataset = Dataset.from_folder(tmp_path, need_labels=False)
-    assert any("1 images of other formats are not read: mask.nii.gz" in note for note in dataset.notes)
+    assert any("not read beside DICOM files: 1 image of other formats, mask.nii.gz" in note for note in dataset.notes)
 
 
 def test_slices_laid_side_by_side_in_images_are_not_cases(tmp_path):

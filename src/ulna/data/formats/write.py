@@ -121,7 +121,8 @@ def keeps_values(like: Volume) -> bool:
 
     Those of volumes and arrays hold class indices.
     """
-    return like.spatial_dims == 2 and _format(like) in ("raster", "tiff")
+    kind = _format(like)
+    return like.spatial_dims == 2 and (kind in ("raster", "tiff") or (kind == "dicom" and like.affine is None))
 
 
 def mask_suffix(source: Source, *, multilabel: bool, format: str | None = None) -> str:

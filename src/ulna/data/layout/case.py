@@ -13,7 +13,6 @@ from ulna.data.formats.dicom.onto import onto
 from ulna.data.formats.dicom.series import stack_of
 from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.source import Source, Structure
-from ulna.data.pipeline import format_1
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.recipe import Labels, Plan
@@ -73,4 +72,8 @@ def of_classes(label: Source, labels: Labels) -> Source:
 def read_reference(case: Case, volume: Volume, plan: Plan) -> NDArray[Any]:
     """The classes of a case on the grid of its image, (*S), or (K, *S) if multilabel; as the run of the plan saw them."""
     labels = case.of_classes(plan.labels).read_labels()
-    return encode_labels(format_1.labels_of(labels, volume) if plan.format == 1 else labels, plan.labels)
+    if plan.format == 1:
+        from ulna.data.pipeline import format_1  # torch, without which folders are looked through in half a second
+
+        labels = format_1.labels_of(labels, volume)
+    return encode_labels(labels, plan.labels)

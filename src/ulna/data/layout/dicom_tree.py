@@ -19,7 +19,7 @@ from ulna.data.formats.source import IMAGE_SUFFIXES, Series, Source, composed, s
 from ulna.data.layout.case import Case
 from ulna.data.layout.pairing import Found
 from ulna.data.layout.structures import LABEL_KINDS, name_structures
-from ulna.errors import DataError, listed
+from ulna.errors import DataError, counted, listed
 
 _KINDS = {"seg": "SEG", "rtstruct": "RTSTRUCT"}
 
@@ -77,7 +77,7 @@ def _tell_others(found: Found, looked: Looked) -> None:
     images = [path for path in looked.others if suffix_of(path) in IMAGE_SUFFIXES]
     if images:
         names = listed((path.relative_to(found.root) for path in images), most=3)
-        found.notes.append(f"beside DICOM files, {len(images)} images of other formats are not read: {names}")
+        found.notes.append(f"not read beside DICOM files: {counted(len(images), 'image')} of other formats, {names}")
     if not any(header.kind == "image" for header in looked.headers):
         kinds = sorted({_KINDS.get(header.kind, header.kind) for header in looked.headers})
         found.wrong(

@@ -42,10 +42,11 @@ from ulna.data.layout.metadata import parse_channels, read_json
 from ulna.data.layout.pairing import Found, convert, files_in, grouped, image_sources, pairs
 from ulna.data.layout.published import patients_in_names, published
 from ulna.data.layout.structures import are_structures, name_labels
-from ulna.data.layout.unknown import half_of_a_pair, remedy, unknown_layout
+from ulna.data.layout.unknown import PAIRS, half_of_a_pair, remedy, unknown_layout
 from ulna.data.layout.wishes import read_wishes
 from ulna.errors import DataError, counted
 
+_FEW = 64  # files that tell a DICOM tree
 _LABEL_NAME = re.compile(r"(?:^|[_.-])(label|labels|mask|masks|seg|segmentation|gt|groundtruth)(?:[_.-]|$)")
 
 
@@ -68,6 +69,20 @@ def find(root: Path, *, need_labels: bool, channels: int | None = None, wishes: 
         found = _looked_through(found, need_labels, channels)
         name_labels(found)
         return found
+
+
+def check_layout(root: Path, *, need_labels: bool) -> None:
+    """Refuse what is no data set, as `find` does. What is one by its first names is not looked through, nor is a DICOM tree.
+
+    Raises:
+        DataError: if there is nothing to read, or the layout is unknown.
+    """
+    with readable(root):
+        names = {entry.name for entry in root.iterdir()} if root.is_dir() else set()
+        paired = any(image in names and (label in names or not need_labels) for image, label in PAIRS)
+        if paired or "dataset.json" in names or (names and holds_dicom(root, most=_FEW)):
+            return
+    find(root, need_labels=need_labels)
 
 
 def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Found:

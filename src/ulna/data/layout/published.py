@@ -51,7 +51,7 @@ def _cvc_clinicdb(found: Found, need_labels: bool, channels: int | None) -> set[
     found.labels = Labels(names=("background", "polyp"))
     frames = {case.id: int(case.id) for case in found.cases if case.id.isdecimal()}
     numbered = len(frames) == len(found.cases) and all(0 < frame <= LAST_FRAMES[-1] for frame in frames.values())
-    what = f"CVC-ClinicDB ({FRAMES}/, {MASKS}/), {len(found.cases)} frames"
+    what = f"CVC-ClinicDB ({FRAMES}/, {MASKS}/), {counted(len(found.cases), 'frame')}"
     if numbered:
         found.groups = {id: f"sequence {sequence_of(frame)}" for id, frame in frames.items()}
         what += f" of {len(set(found.groups.values()))} sequences, each a group"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ulna.data.layout.case import Case
-from ulna.errors import UsageError
-from ulna.recipe import Split, counted
+from ulna.errors import UsageError, counted
+from ulna.recipe import Split, are_counts
 
 Groups = tuple[tuple[str, ...], ...]
 Cases = dict[tuple[str, str], list[str]]  # group -> its cases
@@ -27,7 +27,7 @@ class Division(NamedTuple):
     Args:
         fold: which of the folds; None for the one split.
         folds: how many folds are made where the data set brings none; None: `FOLDS`.
-        shares: of train, val and test, where the data set brings no split; or numbers of groups (`counted`).
+        shares: of train, val and test, where the data set brings no split; or numbers of groups (`are_counts`).
         test: patterns of the ids of cases that are kept for the end, where the data set brings no split, and without a fold.
     """
 
@@ -100,7 +100,7 @@ def check_counted(cases: Sequence[Case], given: Sequence[Split], wanted: Divisio
     Raises:
         UsageError: with both sums.
     """
-    if given or wanted.fold is not None or wanted.shares is None or not counted(wanted.shares):
+    if given or wanted.fold is not None or wanted.shares is None or not are_counts(wanted.shares):
         return
     groups = _groups(cases)
     count = len(groups if wanted.test is None else _parted(groups, wanted.test)[1])
@@ -133,7 +133,8 @@ def _parted(groups: Cases, test: Sequence[str]) -> tuple[Cases, Cases]:
     others = {name: members for name, members in groups.items() if name not in kept}
     if len(others) < 2:
         raise UsageError(
-            f"{told} leaves {len(others)} groups of cases to train and to choose the epoch, and two are needed; name fewer"
+            f"{told} leaves {counted(len(others), 'group of cases')} to train and to choose the epoch, and two are needed; "
+            "name fewer"
         )
     return kept, others
 
@@ -233,7 +234,7 @@ def _shared(groups: Cases, seed: int, shares: tuple[float, float, float]) -> Spl
     """As near to the shares as whole groups come; every part has one at least."""
     ordered, total = _shuffled(groups, seed), sum(len(members) for members in groups.values())
     test: Ordered = []
-    if counted(shares):  # where copies have united some groups, as near as the others come
+    if are_counts(shares):  # where copies have united some groups, as near as the others come
         test_end, val_end = _ends(shares, len(ordered))
         parts = {"train": ordered[val_end:], "val": ordered[test_end:val_end], "test": ordered[:test_end]}
         return Split(**{name: _members(part, groups) for name, part in parts.items()})

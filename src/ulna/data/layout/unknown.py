@@ -21,7 +21,7 @@ PREDICTION = (
     "give an image, a folder of images or of DICOM series, a data set with images/, or an .npz with `images`; label maps "
     "are not needed"
 )
-_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
+PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 _IMAGES = re.compile(r"(images?|imgs?|imagestr|inputs?|originals?|frames?|scans?|volumes?|x)", re.IGNORECASE)
 _LABELS = re.compile(
     r"(labels?|labelstr|masks?|segs?|segmentations?|annotations?|gts?|ground[ _-]?truths?|targets?|y)", re.IGNORECASE
@@ -42,7 +42,7 @@ def _run_in_place_of_data(root: Path) -> DataError:
 
 def half_of_a_pair(found: Found, names: set[str]) -> DataError | None:
     """The error where one of two folders is there."""
-    pair = next((pair for pair in _PAIRS if len(names & set(pair)) == 1), None)
+    pair = next((pair for pair in PAIRS if len(names & set(pair)) == 1), None)
     if pair is None:
         return None
     there, missing = pair if pair[0] in names else pair[::-1]
@@ -88,7 +88,7 @@ def _nearest(root: Path, folders: list[str], files: list[str], need_labels: bool
     if any(_IN_NAME.sub("", stem) in stems - {stem} for stem in stems):
         return "nearest are pairs, in one folder: move the images to images/, the label maps to labels/, under the same names"
     parent = root.resolve().parent
-    if need_labels and _IMAGES.fullmatch(root.name) and any((parent / name).is_dir() for _, name in _PAIRS):
+    if need_labels and _IMAGES.fullmatch(root.name) and any((parent / name).is_dir() for _, name in PAIRS):
         return f"nearest is the data set that these images belong to: give the folder {parent} itself"
     if need_labels and stems:
         return "nearest are images without label maps, which can be predicted: move them to images/, and add labels/"
@@ -98,7 +98,7 @@ def _nearest(root: Path, folders: list[str], files: list[str], need_labels: bool
 def _inside(folder: Path, need_labels: bool) -> str:
     """The layout of a folder one level down, by the names in it; empty where it is none."""
     names = {path.name for path in folder.iterdir() if not beside(path.name)}
-    for images, labels in _PAIRS:
+    for images, labels in PAIRS:
         if images in names and (labels in names or not need_labels):
             return f"a data set ({images}/{f', {labels}/' if labels in names else ''})"
     if {"Original", "Ground Truth"} <= names:

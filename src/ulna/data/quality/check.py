@@ -27,7 +27,7 @@ from ulna.data.quality.merging import MERGE_OBJECTS, missing_values, numbered_ob
 from ulna.data.quality.repair import Repair, check_target, repair
 from ulna.data.quality.scan import TURNED, CaseStats, scan_dataset
 from ulna.data.quality.slices import SliceCount
-from ulna.errors import DataError, Problem, UsageError, counted, listed
+from ulna.errors import DataError, Problem, UsageError, counted, listed, printable
 from ulna.recipe import Labels
 
 
@@ -93,11 +93,12 @@ class Report:
             "repair": self.repair.to_json() if self.repair else None,
         }
 
+    def __repr__(self) -> str:
+        problems = counted(len(self.problems), "problem") if self.problems else "no problems"
+        return printable(f"{self.root}: {counted(len(self.scans), 'case')}, {problems}")
+
     def __str__(self) -> str:
-        lines = [
-            f"{self.root}: {counted(len(self.scans), 'case')}, "
-            f"{counted(len(self.problems), 'problem') if self.problems else 'no problems'}"
-        ]
+        lines = [repr(self)]
         lines += [f"  {problem}" for problem in condensed(self.problems, self.root)]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)

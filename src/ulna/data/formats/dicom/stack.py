@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ulna.data.formats.dicom.fixes import Fixes
 from ulna.data.formats.dicom.header import Header, Slice
 from ulna.data.formats.source import data_error
+from ulna.errors import counted
 
 _SAME_PLACE = 0.05  # of the usual distance
 _REGULAR = 0.1  # of a slice's distance: positions are rounded in many files
@@ -228,10 +229,10 @@ def _without_doubles(
         if len(frames) % count == 0 and len(frames) // count > 1 and len(double) > 1:
             several = f"holds {len(frames) // count} slices at each of {count} places (time points, echoes or copies)"
         else:
-            several = f"holds {len(double)} slices at places where another lies already"
+            several = f"holds {counted(len(double), 'slice')} where another lies already"
         remedy = "sort them apart, or take the first at every place (duplicates=first)"
         raise data_error(where, f"{several}, such as {a} and {b}", remedy)
-    notes.append(f"{len(double)} slices at places where another lies already are left out, such as {b}")
+    notes.append(f"left out: {counted(len(double), 'slice')} where another lies already, such as {b}")
     return [frame for n, frame in enumerate(frames) if n not in set(double)]
 
 
