@@ -1,7 +1,7 @@
 """Makes the segmenters that come with ulna-runtime: trains, scores on cases that were never seen, exports.
 
     python packages/runtime/make_zoo.py nuclei DATA [--steps 2400] [--hours H] [--work runs/zoo] [--threads N]
-    python packages/runtime/make_zoo.py hippocampus DATA [--steps 600] [--hours H] [--work runs/zoo] [--threads N]
+    python packages/runtime/make_zoo.py hippocampus DATA [--steps 1000] [--hours H] [--work runs/zoo] [--threads N]
 
 A training in --work that was stopped goes on, and one that is finished is not repeated. DATA is the 2018 Data Science Bowl as
 pairs of images and labels with its splits.json, or Task04 of the Medical Segmentation Decathlon with a splits.json of train
@@ -91,7 +91,7 @@ HIPPOCAMPUS = Segmenter(
         "Trained shortly, with few channels, as an example: train on your own images for work of your own.",
         "Reads small T1-weighted MRI crops around one hippocampus (about 35 x 51 x 35 voxels of 1 mm), no whole heads.",
     ),
-    steps=600,
+    steps=1000,
     settings=(
         "architecture.base_channels=12",
         "architecture.levels=4",
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(SEGMENTERS))
     parser.add_argument("data", type=Path)
-    parser.add_argument("--steps", type=int, help="of the training; 2400 and 600 by default")
+    parser.add_argument("--steps", type=int, help="of the training; 2400 and 1000 by default")
     parser.add_argument("--hours", type=float, help="of the training, at most")
     parser.add_argument("--work", type=Path, default=Path("runs/zoo"), help="folder for the training")
     parser.add_argument("--threads", type=int, default=None)
