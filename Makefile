@@ -63,6 +63,7 @@ $(BIN)/python:
 
 .venv/.test: .venv/.core
 	$(PIP) --editable '.[test]'
+	$(PIP) --editable ./packages/runtime
 	@touch $@
 
 .venv/.docs: .venv/.core

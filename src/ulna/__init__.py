@@ -21,7 +21,7 @@ __version__ = _version("ulna")
 _PLACES = {name: verb.place for name, verb in _VERBS.items()} | {
     "build": "ulna.networks.build:build",
     "tune_memory": "ulna.kernels.allocator:tune_memory",
-    "load": "ulna.inference.segmenter:load",
+    "load": "ulna.inference.loading:load",
     "Segmenter": "ulna.inference.segmenter:Segmenter",
     "Dataset": "ulna.data.layout.dataset:Dataset",
     "Recipe": "ulna.recipe:Recipe",

@@ -23,7 +23,7 @@ class Verb(NamedTuple):
 
 
 # flags whose value is a file or folder that must be there
-PATH_FLAGS = ("--plan", "--beside", "--data")
+PATH_FLAGS = ("--plan", "--beside", "--data", "--init")
 
 
 VERBS: dict[str, Verb] = {
@@ -59,7 +59,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--model --out --epochs --max-hours --budget --seed "
-        "--fold --folds --split --recipe --plan --set --threads --pseudonymise",
+        "--fold --folds --split --recipe --plan --init --set --threads --pseudonymise",
         switches="--resume",
     ),
     "predict": Verb(
@@ -99,6 +99,22 @@ VERBS: dict[str, Verb] = {
         flags="--models --out --seeds --folds --split --match --vary --epochs "
         "--max-hours --budget --recipe --set --margin --jobs --threads --beside --pseudonymise",
         switches="--one-at-a-time",
+    ),
+    "export": Verb(
+        "ulna.exporting.export:export",
+        "Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.",
+        computes=True,
+        flags="--out --data --level --format --precision --most-dice-lost --licence",
+        switches="--with-weights --overwrite",
+    ),
+    "info": Verb(
+        "ulna.exporting.info:info",
+        "Print the model card of a run or of an exported file: what it was trained on, its scores, limits and licence.",
+        flags="--out",
+    ),
+    "zoo": Verb(
+        "ulna.exporting.zoo:zoo",
+        "List the small segmenters that come with ulna-runtime: `zoo:NAME` stands for one wherever a file is asked for.",
     ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",

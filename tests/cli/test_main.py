@@ -49,7 +49,7 @@ def test_what_is_said_of_several_words_is_said_whole(verb):
 POSITIONALS = {
     "check": "DATA", "plan": "DATA", "models": "[NAME]", "train": "DATA", "predict": "RUN [RUN ...] DATA",
     "evaluate": "PREDICTIONS LABELS", "explain": "RUN [RUN ...] IMAGE", "prune": "RUN", "compare": "DATA",
-    "bench": "[NAME] [DATA]", "recipes": "[NAME]",
+    "bench": "[NAME] [DATA]", "recipes": "[NAME]", "export": "RUN [RUN ...]", "info": "RUN",
 }  # fmt: skip
 
 

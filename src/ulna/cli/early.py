@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ulna.errors import UsageError, printable, unknown
+from ulna.system.names import is_of_the_zoo
 from ulna.system.order import check_words
 from ulna.verbs import PATH_FLAGS, VERBS, Verb
 
@@ -66,7 +67,8 @@ def words_of(verb: Verb, arguments: Sequence[str]) -> Words:
 
 def require(paths: Sequence[str], recipes: Sequence[str] = ()) -> None:
     """Raises UsageError that names every path that is not there, and every recipe that is neither a file nor a name."""
-    missing = [f"{printable(path)}: does not exist; check the path" for path in paths if not os.path.lexists(path)]
+    there = [path for path in paths if os.path.lexists(path) or is_of_the_zoo(path)]
+    missing = [f"{printable(path)}: does not exist; check the path" for path in paths if path not in there]
     missing += [said for recipe in recipes if (said := _no_recipe(recipe))]
     if missing:
         raise UsageError("\n".join(missing))

@@ -11,6 +11,7 @@ from rich.console import Console
 from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
 from ulna.cli.study_tables import print_bench, print_levels, print_study
 from ulna.errors import counted, listed, printable_text
+from ulna.exporting.card import page as card_page
 from ulna.system.progress import make_console
 
 MEASURES = {
@@ -343,6 +344,34 @@ def _demo(console: Console, made: Any) -> None:
     print_plain(console, f"report: {made.report}")
 
 
+def _export(console: Console, made: Any) -> None:
+    parity = made.parity
+    seen = "made-up images" if parity.made_up else "cases"
+    print_plain(
+        console,
+        f"{parity.identical:.4%} of {parity.voxels:,} voxels of {parity.cases} {seen} are as `ulna predict` has them in "
+        f"float32; logits differ by up to {parity.logits:.1e}, probabilities by {parity.probabilities:.1e}",
+    )
+    against = "against the references" if parity.against_references else "against the masks of the run"
+    if made.precision != "fp32":
+        print_plain(console, f"Dice lost in {made.precision}, {against}: {parity.dice_lost:.4f}")
+    print_plain(console, f"file: {made.file} ({made.bytes / 1e6:.1f} MB)")
+
+
+def _info(console: Console, made: Any) -> None:
+    print_plain(console, card_page(made.card, made.name).rstrip())
+
+
+def _zoo(console: Console, made: Any) -> None:
+    for entry in made.entries:
+        print_plain(
+            console, f"{entry['name']}: finds {entry['structures']} in images of {entry['images']}", style="bold"
+        )
+        print_plain(console, f"  Dice {entry['dice']} on cases that it never saw; {entry['bytes'] / 1e6:.1f} MB")
+        print_plain(console, f"  licence: {entry['licence']}")
+    print_plain(console, "next: ulna info zoo:NAME; ulna predict zoo:NAME IMAGES --out masks", style="dim")
+
+
 SHOW: dict[str, Callable[[Console, Any], None]] = {
     "bench": print_bench,
     "check": _check,
@@ -350,7 +379,10 @@ SHOW: dict[str, Callable[[Console, Any], None]] = {
     "demo": _demo,
     "evaluate": _evaluate,
     "explain": _explain,
+    "export": _export,
+    "info": _info,
     "models": _models,
+    "zoo": _zoo,
     "plan": _plan,
     "predict": _predict,
     "prune": print_levels,

@@ -30,7 +30,7 @@ from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.inputs import channels_of
 from ulna.inference.levels import pruned
-from ulna.inference.segmenter import Ensemble, Segmenter, load
+from ulna.inference.segmenter import Ensemble, Segmenter, load_runs
 from ulna.inference.volume import as_given, flips
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network
@@ -108,7 +108,7 @@ def explain(
     flags = {"--out": out, "--case": case, "--target": target, "--tta": tta}
     check_run_first("explain", named, image, to_argv(flags))
     runs = each_run(named)
-    segmenter = load(runs)
+    segmenter = load_runs(runs)
     labels = segmenter.plan.labels
     wanted = None if target is None else _index(target, labels)
     wishes = parse_wishes(series, dicom)._replace(channels=channels_of(segmenter.plan))

@@ -27,7 +27,9 @@ from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.inputs import channels_of
 from ulna.inference.levels import levels_of, named_level, pruned
-from ulna.inference.segmenter import Ensemble, Segmenter, load, read_split
+from ulna.inference.loading import load
+from ulna.inference.segmenter import Ensemble, Segmenter, read_split
+from ulna.inference.zoo import located
 from ulna.recipe import Split
 from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
@@ -107,8 +109,8 @@ def predict(
     that cannot be used fails alone.
 
     Args:
-        run: a run folder of `ulna train`; several make an ensemble, whose probabilities are averaged, as do the folds of a
-            cross-validation.
+        run: a run folder of `ulna train`, a file of `ulna export`, or zoo:NAME, see `ulna zoo`; several make an ensemble,
+            whose probabilities are averaged, as do the folds of a cross-validation.
         data: an image, a folder of images, a data set, an .npz file, or a folder with DICOM series.
         out: folder for the masks and predict.json.
         split: only the cases of this part of the run's own split: train, val or test.
@@ -158,7 +160,7 @@ def predict(
         "--report": report,
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
-    runs = each_run(named)
+    runs = each_run([located(one) for one in named])
     segmenter, digest = _loaded(runs, level)
     if no_post_processing:
         segmenter = segmenter.unprocessed()
@@ -284,16 +286,27 @@ def _run_digest(runs: Sequence[Path]) -> str:
     """Of the weights, plan, recipe and calibration (where there is one) of all runs, in their order; empty text where a file
     cannot be read."""
     try:
-        paths = [run / name for run in dict.fromkeys(runs) for name in (*OF_A_RUN, CALIBRATION_FILE)]
-        return file_digest(*(path for path in paths if path.name != CALIBRATION_FILE or path.exists()))
+        return file_digest(*(file for run in dict.fromkeys(runs) for file in _files_of(run)))
     except OSError:  # what is missing is told where it is loaded
         return ""
+
+
+def _files_of(run: Path) -> list[Path]:
+    """What a run's answers depend on: files of its folder, or the exported file that it is."""
+    if run.is_file():
+        return [run]
+    calibration = run / CALIBRATION_FILE
+    return [*(run / name for name in OF_A_RUN), *([calibration] if calibration.exists() else [])]
 
 
 def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
     """The smaller network of every run."""
     members: dict[str, Segmenter] = {}
     for run in runs:
+        if run.is_file():
+            raise UsageError(
+                f"{run}: is an exported file, whose level was chosen when it was exported; leave --level out"
+            )
         segmenter = Segmenter.load(run)
         chosen = named_level(levels_of(run, segmenter.recipe), level=level, head=None)
         members[str(run)] = pruned(segmenter, chosen.head if chosen else None)
@@ -313,6 +326,9 @@ def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
 
 
 def _common_split(runs: Sequence[Path]) -> Split:
+    for run in runs:
+        if run.is_file():
+            raise UsageError(f"--split: {run} is an exported file, which holds no split; name the images, or the run")
     splits = {run: read_split(run) for run in runs}
     first, *others = splits
     for other in others:

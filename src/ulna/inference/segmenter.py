@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -352,25 +352,22 @@ def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
     )
 
 
-def load(run: str | Path | Sequence[str | Path], *, post_processing: bool = True) -> Segmenter:
-    """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
-
-    So do the folds of a cross-validation. `segment.trust(result)` says how far a result can be trusted.
-
-    Args:
-        run: a run folder, that of a cross-validation, or several.
-        post_processing: False leaves masks as the network says them, see docs/trust.md.
+def load_runs(run: str | Path | Sequence[str | Path]) -> Segmenter:
+    """Read run folders alone: one, or several and the folds of a cross-validation, which make an ensemble.
 
     Raises:
         UsageError: if a folder holds no run, or the runs have other classes or channels.
     """
+    return together(run, Segmenter.load)
+
+
+def together(run: str | Path | Sequence[str | Path], read: Callable[[str], Segmenter]) -> Segmenter:
+    """What `read` makes of each that is named, with all folds in place of a cross-validation; several are an ensemble."""
     named = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)]
     runs = list(dict.fromkeys(map(str, each_run(named))))
     if not runs:
         raise UsageError("no run is given; name one run folder or more")
-    found = {name: Segmenter.load(name) for name in runs}
-    segmenter = next(iter(found.values())) if len(runs) == 1 else Ensemble(found)
-    return segmenter if post_processing else segmenter.unprocessed()
+    return read(runs[0]) if len(runs) == 1 else Ensemble({name: read(name) for name in runs})
 
 
 def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = None) -> Network:

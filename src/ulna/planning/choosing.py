@@ -19,7 +19,7 @@ from ulna.networks.heads import HEADS
 from ulna.planning.grid import check_grid
 from ulna.planning.length import STATED, check_budget
 from ulna.planning.normalising import check_normalization
-from ulna.recipe import Recipe, merged, parse, read_shares, set_value, stated
+from ulna.recipe import Architecture, Recipe, merged, parse, read_shares, set_value, stated
 
 
 def choose(
@@ -33,6 +33,8 @@ def choose(
     fold: int | None = None,
     folds: int | None = None,
     split: str | None = None,
+    init: str | None = None,
+    architecture: Architecture | None = None,
     max_ram: float | None = None,
     set: Sequence[str] = (),
     planned: Recipe | None = None,
@@ -40,8 +42,8 @@ def choose(
     """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
 
     Left out, the model is that of the file, else unet (`choose_network` looks at the data before); `max_ram` is GB that a
-    training may take. What was `planned` stands in place of model and file where neither is given. A `budget` takes the
-    place of what all of these say of the length.
+    training may take; `architecture` stands in place of the model's. What was `planned` stands in place of model and file
+    where neither is given. A `budget` takes the place of what all of these say of the length.
 
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
@@ -56,11 +58,14 @@ def choose(
     chosen = parse(Recipe, merged(base, {**own, "model": name}), source=str(recipe or ""))
     if planned is not None and model is None and recipe is None:
         chosen = planned
+    if architecture is not None:
+        chosen = chosen.replaced(architecture=architecture)
     if budget is not None:
         open_length = dict.fromkeys(STATED)
         chosen = chosen.replaced(training=chosen.training.replaced(**open_length, budget=budget))
     flags = {
         "epochs": epochs, "max_hours": max_hours, "seed": seed, "fold": fold, "folds": folds, "split": split,
+        "init": init,
     }  # fmt: skip
     changes: dict[str, object] = {flag: value for flag, value in flags.items() if value is not None}
     if epochs is not None:

@@ -96,6 +96,7 @@ class Training(Frozen):
     min_steps: int = Field(default=20, ge=1)
     clip_gradients: float | None = Field(default=12.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
+    init: str | None = None  # the weights to begin with: a run, a file with weights, or zoo:NAME
     seed: int = Field(default=0, ge=0)
     split_seed: int | None = Field(default=None, ge=0)  # of the split where none is given; None: `seed`
     foreground: Probability = 0.33  # share of patches placed on a structure

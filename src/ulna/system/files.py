@@ -173,6 +173,19 @@ def read_tensors(path: Path, largest: int | None = None) -> Tensors:
     return Tensors(tensors, values)
 
 
+def read_foreign(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file; its checksum is held to where it is one of `write_tensors`.
+
+    Raises:
+        UsageError: if it is missing or damaged.
+    """
+    with _opened(path) as file:
+        own = "ulna" in (file.metadata() or {})
+        if not own:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return dict(read_tensors(path).tensors)
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """The plain values of a file of `write_tensors`, unchecked; no tensor is read.
 

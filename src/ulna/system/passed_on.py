@@ -26,7 +26,7 @@ def stored_command(words: Iterable[object]) -> str:
         >>> stored_command(["train", Path("/home/me/data/liver"), "--out", "runs/a"])
         'ulna train liver --out runs/a'
     """
-    return command(_last(str(word)) for word in words)
+    return command(without_place(str(word)) for word in words)
 
 
 def without_places(*folders: Path) -> Shown:
@@ -49,5 +49,11 @@ def without_places(*folders: Path) -> Shown:
     return lambda text: pattern.sub(lambda match: found[match[0]], text)
 
 
-def _last(word: str) -> str:
+def without_place(word: str) -> str:
+    """A path without the folders it lies in, where it is absolute; any other word as it is.
+
+    Example:
+        >>> without_place("/home/me/runs/a"), without_place("zoo:nuclei")
+        ('a', 'zoo:nuclei')
+    """
     return Path(word).name or word if Path(word).is_absolute() else word

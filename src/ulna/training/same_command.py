@@ -25,7 +25,7 @@ PLANNED: dict[tuple[str, ...], Sequence[tuple[str, ...]]] = {
     ("training", "budget"): (),
     ("planning", "parameters"): (("architecture", "channels"),),
 }
-TRAINING = ("seed", "fold", "folds", "split")  # flags that are fields of the section `training`
+TRAINING = ("seed", "fold", "folds", "split", "init")  # flags that are fields of the section `training`
 
 
 def check_same_command(folder: Path, flags: Mapping[str, Any]) -> None:

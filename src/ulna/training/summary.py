@@ -28,7 +28,7 @@ from ulna.planning.plan import Planned
 from ulna.recipe import Plan, Recipe, Split, Training
 from ulna.system.device import choose_precision, default_device, device_name
 from ulna.system.files import read_tensors, write_text
-from ulna.system.passed_on import stored_command
+from ulna.system.passed_on import stored_command, without_place
 from ulna.system.progress import track
 from ulna.training.calibrating import calibration_s, error_of, tried
 from ulna.training.state import State
@@ -104,12 +104,17 @@ def summarise(
         "precision": choose_precision(recipe.training.precision, default_device()),
         "threads": torch.get_num_threads(),
         "seed": recipe.training.seed,
+        **({} if recipe.training.init is None else {"init": without_place(recipe.training.init)}),
         "split_hash": split_hash(split),
         "data_fingerprint": plan.fingerprint.digest,
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy")}
         | {"python": platform.python_version()},
         "command": stored_command(
-            ["train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml", "--out", "NEW_FOLDER"]
+            [
+                *("train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml"),
+                *(() if recipe.training.init is None else ("--init", recipe.training.init)),
+                *("--out", "NEW_FOLDER"),
+            ]
         ),
     }
     evaluation.write_rows(folder / "cases.csv")

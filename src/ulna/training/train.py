@@ -44,6 +44,7 @@ from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
 from ulna.training.folds import cross_validate
+from ulna.training.init import Start, begin_with, check_dims, check_start, read_start, start_of, started
 from ulna.training.log_file import logged_to
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
 from ulna.training.same_command import check_same_command, same_threads
@@ -97,6 +98,7 @@ def train(
     split: str | None = None,
     recipe: Path | str | None = None,
     plan: Path | str | None = None,
+    init: Path | str | None = None,
     set: Sequence[str] = (),
     threads: int | None = None,
     resume: bool = False,
@@ -124,6 +126,8 @@ def train(
         recipe: everything else: a YAML file, or the name of one that comes with ulna, see `ulna recipes`.
         plan: a file of `ulna plan --out`: train by exactly this plan, and by the recipe in it; what is given beside it must
             agree with it.
+        init: weights to begin with: a run, an exported file that holds them, a .safetensors file, or zoo:NAME, see
+            `ulna zoo`. Their network is trained where none is named; what depends on other channels or classes is begun anew.
         set: changes of single fields, KEY=VALUE, such as optimizer.lr=3e-4.
         threads: that compute, kept by the run; left out, those of OMP_NUM_THREADS, else no more than processors are free.
         resume: go on with the run in `out` after a stop, or for more epochs or hours; other flags must be those that it began
@@ -139,12 +143,13 @@ def train(
     """
     data, out = Path(data), None if out is None else Path(out)
     check_threads(threads)
-    given, why = None, ""
+    given, why, begins = None, "", None if init is None else str(init)
     if resume:
         folder, chosen = _existing(out, data), None
         flags = {
             "model": model, "epochs": epochs, "max_hours": max_hours, "budget": budget, "seed": seed, "fold": fold,
-            "folds": folds, "split": split, "recipe": recipe, "plan": plan, "set": [set] if isinstance(set, str) else [*set],
+            "folds": folds, "split": split, "recipe": recipe, "plan": plan, "init": begins,
+            "set": [set] if isinstance(set, str) else [*set],
         }  # fmt: skip
         folds = 2 if is_cross_validation(folder) else None  # any number: it says it itself
         check_same_command(folder, flags)
@@ -156,10 +161,15 @@ def train(
                 "leave --plan out, or train one fold with --fold"
             )
         given = None if plan is None else _read_plan(Path(plan), named=model is not None or recipe is not None)
-        model, why = choose_network(data, model=model, recipe=recipe, set=set, planned=given is not None)
+        theirs = None if begins is None or {model, recipe, plan} != {None} else read_start(begins).recipe
+        if theirs is None:
+            model, why = choose_network(data, model=model, recipe=recipe, set=set, planned=given is not None)
+        else:
+            model, why = theirs.model, f"{theirs.model}, the network of --init {printable(begins)}"
         chosen = choose(
             model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, budget=budget, seed=seed, fold=fold,
-            folds=folds, split=split, set=set, planned=None if given is None else recipe_of(given),
+            folds=folds, split=split, init=begins, set=set,
+            architecture=None if theirs is None else theirs.architecture, planned=None if given is None else recipe_of(given),
         )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
@@ -196,6 +206,7 @@ def _trained(
     resume = chosen is None
     before: Recipe | None = None  # of a run that goes on
     notes: tuple[str, ...] = ()
+    start = None if chosen is None else start_of(chosen)
     with locked(folder):
         if chosen is None:
             remove_leftovers(folder)
@@ -205,6 +216,7 @@ def _trained(
             dataset = dataset.of_dims(planned.plan.image_dims)
             if not any((folder / CHECKPOINTS).glob("*.safetensors")):
                 check_unfinished(folder)  # before data are read, and anything is written
+                start = start_of(planned.recipe)
             check_same(folder, data, dataset, planned.plan.labels)
         else:
             _refuse_taken(folder)  # once more: what wrote into it may have ended since
@@ -213,8 +225,13 @@ def _trained(
             if given is not None:  # before all is read
                 check_plan(given, chosen, source, labels=dataset.labels, channel_names=dataset.channel_names)
             found = read_training_data(dataset, chosen.training)
+            if start is not None:
+                check_dims(start, found.fingerprint.spatial_dims)
             planned = with_reason(plan_training(found, chosen, given=given, source=source), model_because)
             dataset, notes = found.dataset, (*found.notes, *other_cases(planned.plan, found.fingerprint))
+        if start is not None:
+            left = check_start(start, planned.recipe, planned.plan)
+            notes = (*notes, started(start, left))
         planned.memory.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
         if chosen is not None and chosen.training.budget == "full" and not planned.device.gpu:
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
@@ -232,7 +249,7 @@ def _trained(
             log.info("threads: %d%s", torch.get_num_threads(), began)
             if model_because:
                 log.info("network: %s", model_because)
-            network, state = _train(folder, dataset, planned, stop, before=before)
+            network, state = _train(folder, dataset, planned, stop, before=before, start=start)
             stop.everything_is_saved()
             summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
             keep_last(folder / CHECKPOINTS)
@@ -331,12 +348,14 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
 
 
 def _train(
-    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, *, before: Recipe | None
+    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, *, before: Recipe | None, start: Start | None
 ) -> tuple[Network, State]:
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
+    if start is not None:
+        begin_with(network, start)
     log.info(
         "%s: %s parameters, %dD, patch %s, batch %d, %s; %d train, %d val, %d test cases; seed %d",
         recipe.model, f"{planned.parameters:,}", plan.spatial_dims, "x".join(map(str, plan.patch)), plan.batch,

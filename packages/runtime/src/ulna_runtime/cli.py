@@ -1,0 +1,127 @@
+"""The command line: `ulna-runtime predict FILE IMAGES --out DIR`, `ulna-runtime info FILE`, `ulna-runtime zoo`.
+
+Exit codes: 0 done; 2 the input or the usage is wrong; 3 some images failed, the rest is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ulna_runtime.bundle import read_bundle
+from ulna_runtime.card import card_text
+from ulna_runtime.errors import UsageError
+from ulna_runtime.files import READ, case_of, suffix_of
+from ulna_runtime.segmenter import load
+from ulna_runtime.zoo import PREFIX, entries, located
+
+RESEARCH_USE = "Research use only; not a medical device."
+FILE = "a file of `ulna export`, or zoo:NAME"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    asked = _parser().parse_args(arguments)
+    try:
+        return {"info": _info, "predict": _predict, "zoo": _zoo}[asked.verb](asked)
+    except UsageError as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from ulna_runtime import __version__
+
+    parser = argparse.ArgumentParser(
+        "ulna-runtime", description=f"Segment images with an exported file. {RESEARCH_USE}"
+    )
+    parser.add_argument("--version", action="version", version=f"ulna-runtime {__version__}. {RESEARCH_USE}")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    predict = verbs.add_parser(
+        "predict",
+        help="segment images",
+        epilog="example: ulna-runtime predict liver.ulna scans --out masks",
+    )
+    predict.add_argument("file", type=Path, help=FILE)
+    predict.add_argument("images", type=Path, help="an image, or a folder of images")
+    predict.add_argument("--out", type=Path, required=True, help="folder for the masks")
+    predict.add_argument("--tta", action="store_true", help="average over mirrored copies of every image")
+    predict.add_argument("--overwrite", action="store_true", help="write over masks that stand there")
+    predict.add_argument("--threads", type=int, help="that compute; by default all cores")
+    info = verbs.add_parser("info", help="print the model card", epilog="example: ulna-runtime info liver.ulna")
+    info.add_argument("file", type=Path, help=FILE)
+    zoo = verbs.add_parser("zoo", help="list the segmenters that come with it", epilog="example: ulna-runtime zoo")
+    for verb in (info, zoo):
+        verb.add_argument("--json", action="store_true", help="as plain values")
+    return parser
+
+
+def _info(asked: argparse.Namespace) -> int:
+    bundle = read_bundle(located(asked.file), graphs=False)
+    sys.stdout.write((json.dumps(bundle.card, indent=1) if asked.json else card_text(bundle.card)) + "\n")
+    return 0
+
+
+def _zoo(asked: argparse.Namespace) -> int:
+    found = entries()
+    if asked.json:
+        sys.stdout.write(json.dumps([entry.to_json() for entry in found], indent=1) + "\n")
+        return 0
+    for entry in found:
+        told = {"finds": entry.structures, "reads": entry.images, "Dice on cases it never saw": entry.dice}
+        told |= {"licence": entry.licence, "file": f"{entry.bytes / 1e6:.1f} MB"}
+        sys.stdout.write(card_text({PREFIX + entry.name: told}).lstrip() + "\n\n")
+    return 0
+
+
+def _predict(asked: argparse.Namespace) -> int:
+    file, images, out = located(asked.file), _images(asked.images), asked.out
+    if asked.images.is_dir() and out.resolve() == asked.images.resolve():
+        raise UsageError(f"{out}: holds the images; choose another --out")
+    cases = [case_of(path) for path in images]
+    twice = next((case for case in cases if cases.count(case) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{asked.images}: has two images named {twice!r}, whose masks would have one name; rename one")
+    standing = [path for path in images for left in out.glob(case_of(path) + ".*") if suffix_of(left) in READ]
+    if standing and not asked.overwrite:
+        raise UsageError(
+            f"{out}: holds a mask of {standing[0].name} already; give --overwrite, or choose another --out"
+        )
+    segment = load(file, asked.threads)
+    failed: dict[str, str] = {}
+    for path, case in zip(images, cases, strict=True):
+        try:
+            sys.stderr.write(f"{segment(path, tta=asked.tta).save(out / case)}\n")
+        except UsageError as error:
+            failed[path.name] = str(error)
+        except MemoryError:
+            failed[path.name] = f"{path}: needs more memory than is free; cut the image"
+    if failed:
+        _complain(f"{len(failed)} of {len(images)} images failed\n" + "\n".join(f"  {why}" for why in failed.values()))
+        return 2 if len(failed) == len(images) else 3
+    return 0
+
+
+def _images(path: Path) -> list[Path]:
+    """A file, or all images of a folder."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(one for one in path.iterdir() if one.is_file() and suffix_of(one) in READ)
+    if not found:
+        raise UsageError(f"{path}: holds no image that is read here ({', '.join(READ)})")
+    return found
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")

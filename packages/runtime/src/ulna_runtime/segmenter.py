@@ -1,0 +1,147 @@
+"""Segmenter: an exported file, ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ulna_runtime.bundle import Bundle, read_bundle
+from ulna_runtime.errors import UsageError
+from ulna_runtime.files import read_image, write_mask
+from ulna_runtime.labels import in_file, to_labels
+from ulna_runtime.network import Network
+from ulna_runtime.pipeline import Labels, read_pipeline
+from ulna_runtime.predicting import Slabs, mean_of
+from ulna_runtime.preparing import check_fit
+from ulna_runtime.volume import Volume
+from ulna_runtime.zoo import located
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One segmented image.
+
+    Args:
+        mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
+        probabilities: (K, *S), float32; None where they were not asked for.
+        volume: the image, with its geometry.
+        labels: the classes.
+    """
+
+    mask: NDArray[Any]
+    probabilities: NDArray[np.float32] | None
+    volume: Volume
+    labels: Labels
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance between neighbours along every axis of `mask`."""
+        return self.volume.spacing
+
+    @property
+    def affine(self) -> NDArray[np.float64] | None:
+        """(4, 4), index in `mask` -> RAS mm; None where the file has none."""
+        return self.volume.affine
+
+    def save(self, path: str | Path) -> Path:
+        """Write the mask in the image's own format and geometry; its ending takes the place of a known one."""
+        return write_mask(Path(path), in_file(self.mask, self.labels), self.volume)
+
+
+class Segmenter:
+    """The networks of an exported file; call it with an image."""
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.card, self.digest, self.path = bundle.card, bundle.digest, bundle.path
+        self.members = read_pipeline(bundle.pipeline, bundle.path)
+        self.networks = [Network(member, bundle.graphs, bundle.path, threads) for member in self.members]
+
+    @property
+    def labels(self) -> Labels:
+        """The classes."""
+        return self.members[0].plan.labels
+
+    def __call__(
+        self,
+        image: Any,
+        *,
+        spacing: Sequence[float] | None = None,
+        affine: ArrayLike | None = None,
+        probabilities: bool = False,
+        tta: bool = False,
+    ) -> Result:
+        """Segment a file, the list of the channel files of a case, or an array (C, *S), (*S) or (*S, C).
+
+        Args:
+            image: what to segment.
+            spacing: of an array, in mm, along its spatial axes.
+            affine: (4, 4) of an array, voxel index -> RAS mm.
+            probabilities: whether the result holds them: of all classes, for the whole image.
+            tta: average over mirrored copies.
+
+        Raises:
+            UsageError: if the image cannot be read or does not fit.
+        """
+        volume = self._volume(image, spacing, affine)
+        slabs = self.slabs(volume, tta=tta)
+        threshold = self.members[0].settings.threshold
+        if not probabilities:
+            mask = slabs.joined(lambda part: to_labels(part, self.labels, threshold))
+            return Result(mask, None, volume, self.labels)
+        maps = slabs.joined(lambda part: part)
+        return Result(to_labels(maps, self.labels, threshold), maps, volume, self.labels)
+
+    def slabs(self, volume: Volume, *, tta: bool = False) -> Slabs:
+        """The probabilities of a volume in slabs, computed as they are asked for.
+
+        Raises:
+            UsageError: if it does not fit.
+        """
+        for member in self.members:
+            check_fit(volume, member.plan)
+        return mean_of(self.networks, volume, tta=tta)
+
+    def _volume(self, image: Any, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Volume:
+        plan = self.members[0].plan
+        if isinstance(image, Volume):
+            return image
+        if isinstance(image, str | Path):
+            image = [image]
+        if isinstance(image, list | tuple) and image and all(isinstance(one, str | Path) for one in image):
+            if spacing is not None or affine is not None:
+                raise UsageError("spacing= and affine= belong to arrays; files say themselves how they lie")
+            return read_image([Path(one) for one in image], plan.image_dims)
+        array, dims = np.asarray(image), plan.image_dims
+        if array.dtype.kind not in "iufb" or array.ndim not in (dims, dims + 1):
+            raise UsageError(f"an array of shape {array.shape} and type {array.dtype}; give numbers of shape (C, *S)")
+        if array.ndim == dims:
+            array = array[None]
+        elif len(array) != plan.in_channels and array.shape[-1] == plan.in_channels:
+            array = np.moveaxis(array, -1, 0)
+        matrix = None if affine is None else np.asarray(affine, np.float64)
+        if matrix is not None and matrix.shape != (4, 4):
+            raise UsageError("affine=: expected a (4, 4) matrix, voxel index -> RAS mm")
+        if spacing is None and matrix is not None:
+            spacing = [float(f"{n:.7g}") for n in np.linalg.norm(matrix[:3, :dims], axis=0)]
+        if spacing is not None and (len(spacing) != dims or not all(0 < s < np.inf for s in spacing)):
+            raise UsageError(f"spacing={spacing}: expected {dims} lengths in mm, one for each spatial axis")
+        volume = Volume(array, (1.0,) * dims, affine=matrix)
+        return volume if spacing is None else replace(volume, spacing=tuple(map(float, spacing)), unit="mm")
+
+
+def load(path: str | Path, threads: int | None = None) -> Segmenter:
+    """Read an exported file and check all of it: `load("liver.ulna")("scan.nii.gz").save("mask.nii.gz")`.
+
+    Args:
+        path: a file of `ulna export`, or `zoo:NAME` for one that comes with this package.
+        threads: that compute; None for all cores.
+
+    Raises:
+        UsageError: if it is damaged, was changed, or is no exported file.
+    """
+    return Segmenter(read_bundle(located(path)), threads)

@@ -1,0 +1,103 @@
+"""`zoo:NAME` stands for a file that comes with the package; the files say what their users must know."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from packages.runtime.tests.conftest import plan_for, recipe_of
+from ulna_runtime import UsageError, bundle, load, zoo
+from ulna_runtime.cli import run as command
+
+MOST_BYTES = 6_000_000
+
+
+@pytest.fixture
+def made(flat, tmp_path, monkeypatch):
+    """A zoo of one segmenter, whose card says what a card says."""
+    folder = tmp_path / "zoo_files"
+    folder.mkdir()
+    card = {
+        "structures": ["a", "b"],
+        "images": {"dimensions": 2, "channels": ["red", "green", "blue"]},
+        "licence": "CC0 1.0",
+        "scores": {"dice": "0.9000 (0.8000 to 0.9500, n = 34)"},
+    }
+    members = flat.members(plan_for(2), recipe_of(flat.model, flat.architecture))
+    bundle.write_bundle(folder / "made.ulna", {**members, "card.json": json.dumps(card).encode()})
+    monkeypatch.setattr(zoo, "FOLDER", folder)
+    return folder / "made.ulna"
+
+
+def test_a_name_stands_for_the_file(made, rng, tmp_path, capsys):
+    image = tmp_path / "image.png"
+    Image.fromarray(rng.integers(0, 255, (21, 34, 3), np.uint8)).save(image)
+    expected = load(made)(image).mask
+    assert np.array_equal(load("zoo:made")(image).mask, expected)
+    assert command(["predict", "zoo:made", str(image), "--out", str(tmp_path / "masks")]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "image.png")), expected)
+    assert command(["info", "zoo:made"]) == 0
+    assert "licence: CC0 1.0" in capsys.readouterr().out
+
+
+def test_the_list_has_scores_with_intervals_and_licences(made, capsys):
+    assert command(["zoo"]) == 0
+    told = capsys.readouterr().out
+    for said in ("zoo:made", "a, b", "2D, 3 channels", "0.9000 (0.8000 to 0.9500, n = 34)", "CC0 1.0"):
+        assert said in told
+    assert command(["zoo", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["name"], entry["bytes"]) == ("zoo:made", made.stat().st_size)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(made, tmp_path, capsys):
+    with pytest.raises(UsageError, match=r"did you mean zoo:made\?"):
+        load("zoo:mad")
+    assert command(["predict", "zoo:made/../x", str(tmp_path), "--out", str(tmp_path / "masks")]) == 2
+    assert "no segmenter of this name" in capsys.readouterr().err
+
+
+def test_ulna_takes_the_same_names(made, rng, tmp_path, capsys):
+    import ulna
+    from ulna.cli import main as cli
+
+    image = tmp_path / "image.png"
+    Image.fromarray(rng.integers(0, 255, (21, 34, 3), np.uint8)).save(image)
+    assert cli.run(["predict", "zoo:made", str(image), "--out", str(tmp_path / "masks"), "--quiet"]) == 0
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "image.png")), load(made)(image).mask)
+    assert np.array_equal(ulna.load("zoo:made")(image).mask, load(made)(image).mask)
+    assert ulna.info("zoo:made").card["licence"] == "CC0 1.0"
+    assert [entry["name"] for entry in ulna.zoo().entries] == ["zoo:made"]
+    capsys.readouterr()
+    assert cli.run(["zoo"]) == 0
+    assert "0.9000 (0.8000 to 0.9500, n = 34)" in capsys.readouterr().out
+    with pytest.raises(ulna.UsageError, match="did you mean"):
+        ulna.load("zoo:mad")
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_file_that_comes_with_it_is_small_and_says_what_it_must(name):
+    (entry,) = [entry for entry in zoo.entries() if entry.name == name]
+    assert entry.bytes <= MOST_BYTES
+    assert re.fullmatch(r"0\.\d{4} \(0\.\d{4} to 0\.\d{4}, n = \d+\)", entry.dice)
+    card, told = entry.card, entry.card["trained_on"]
+    assert card["scores"]["evaluated_on"] == "test"
+    assert card["export"]["precision"] == "fp16"
+    assert all(told[field] for field in ("source", "cite", "data_licence", "split", "steps", "hours"))
+    whole = bundle.read_bundle(entry.file)
+    assert whole.weights is not None
+    assert not re.search(r"/(tmp|work|home|root)/", json.dumps([whole.pipeline, whole.card]))
+    if "CC BY-SA" in told["data_licence"]:
+        assert "CC BY-SA 4.0" in entry.licence
+        assert "ShareAlike" in (zoo.FOLDER / f"LICENCE-{name}.txt").read_text()
+
+
+@pytest.mark.skipif("nuclei" not in zoo.names(), reason="this package has no zoo:nuclei")
+def test_the_nuclei_are_found_in_discs_on_a_dark_ground():
+    rows, columns = np.mgrid[:96, :96]
+    disc = (rows - 40) ** 2 + (columns - 50) ** 2 < 12**2
+    image = np.where(disc, 120, 12)[None].repeat(3, 0).astype(np.uint8)
+    mask = load("zoo:nuclei", threads=1)(image).mask
+    assert 2 * np.sum(disc & (mask > 0)) / (disc.sum() + np.sum(mask > 0)) > 0.8

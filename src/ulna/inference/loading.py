@@ -1,0 +1,31 @@
+"""Whatever predicts, by its path: run folders, cross-validations, files of `ulna export`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ulna.inference.exported import ExportedSegmenter
+from ulna.inference.segmenter import Segmenter, together
+from ulna.inference.zoo import located
+
+
+def load(run: str | Path | Sequence[str | Path], *, post_processing: bool = True) -> Segmenter:
+    """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
+
+    So do the folds of a cross-validation. A file of `ulna export` is read too, by `ulna-runtime`, and `zoo:NAME` for one that
+    comes with it. `segment.trust(result)` says how far a result can be trusted.
+
+    Args:
+        run: a run folder, that of a cross-validation, an exported file, zoo:NAME, or several.
+        post_processing: False leaves masks as the network says them, see docs/trust.md.
+
+    Raises:
+        UsageError: if a folder holds no run, a file is damaged, or they have other classes or channels.
+    """
+    segmenter = together([located(one) for one in ([run] if isinstance(run, str | Path) else run)], _one)
+    return segmenter if post_processing else segmenter.unprocessed()
+
+
+def _one(run: str) -> Segmenter:
+    return ExportedSegmenter.load(run) if Path(run).is_file() else Segmenter.load(run)
