@@ -103,6 +103,9 @@ class Training(Frozen):
     # anywhere: such a patch holds a voxel of the structure at a random place, the others lie anywhere; centred: it has that
     # voxel in its middle, and the others a voxel of background
     placement: Literal["anywhere", "centred"] = "anywhere"
+    # what patches on a structure show. case: a random class of the case whose turn it is; class: every class of the data set
+    # as often, of a random case that holds it; lesion: so, and every connected component of a class as often, large or small
+    sampling: Literal["case", "class", "lesion"] = "case"
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
     channels_last: bool = True  # in 3D only where kernels read maps so: elsewhere it is slower
     # compute maps within a node again in the backward pass: less memory, more time
