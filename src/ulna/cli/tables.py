@@ -213,7 +213,8 @@ def _train(console: Console, run: Any) -> None:
         highlight=False,
     )
     print_plain(console, f"run folder: {run.folder}")
-    print_plain(console, f"next: ulna predict {quoted(run.folder)} IMAGES --out masks", style="dim")
+    code = " --allow-code" if "digest" in run.summary.get("network", {}) else ""
+    print_plain(console, f"next: ulna predict {quoted(run.folder)} IMAGES --out masks{code}", style="dim")
 
 
 def _best_epochs(summary: Any) -> str:

@@ -83,6 +83,7 @@ def predict(
     series: Sequence[str] = (),
     dicom: Sequence[str] = (),
     threads: int | None = None,
+    allow_code: bool = False,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
@@ -106,6 +107,7 @@ def predict(
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
             mixed=refuse|largest; the first of each is the default.
         threads: that compute; left out, those of OMP_NUM_THREADS, else no more than processors are free now.
+        allow_code: execute the code of a network of one's own, which lies in the run as network.py: read it before.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -128,10 +130,11 @@ def predict(
         "--series": list(series),
         "--dicom": list(dicom),
         "--threads": threads,
+        "--allow-code": allow_code,
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run(named)
-    segmenter, digest = _loaded(runs, level)
+    segmenter, digest = _loaded(runs, level, allow_code=allow_code)
     if tta:
         segmenter = segmenter.mirrored()
     dataset = Dataset.from_folder(
@@ -211,7 +214,7 @@ def _values_note(segmenter: Segmenter, cases: Sequence[Case], formats: Sequence[
     return [f"mask files hold {plan.reasons.get('mask_values', unknown)}"]
 
 
-def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
+def _loaded(runs: Sequence[Path], level: int | None, *, allow_code: bool) -> tuple[Segmenter, str]:
     """The network of the runs and the digest of just these weights, also while a training goes on.
 
     Raises:
@@ -219,7 +222,7 @@ def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
     """
     for _ in range(MOST_LOADS):
         before = _run_digest(runs)
-        segmenter = load(runs) if level is None else _at_level(runs, level)
+        segmenter = load(runs, allow_code=allow_code) if level is None else _at_level(runs, level)
         if before and before == _run_digest(runs):
             return segmenter, before
     raise UsageError(f"{', '.join(map(str, runs))}: changed while it was read; predict when its training has ended")

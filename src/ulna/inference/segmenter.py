@@ -29,6 +29,7 @@ from ulna.inference.result import Result
 from ulna.inference.sparse import PointCounts
 from ulna.inference.volume import Slabs, axis_of_slabs, mean_slabs, predict_slabs, to_labels
 from ulna.networks.build import from_architecture
+from ulna.networks.foreign import note_version, permit_stored
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
@@ -69,11 +70,11 @@ class Segmenter:
         return printable(f"Segmenter {self.recipe.model}: {classes} in {plan.image_dims}D, {channels}, patch {size}")
 
     @classmethod
-    def load(cls, run: str | Path) -> Segmenter:
-        """Read a run folder; no code in it is ever run.
+    def load(cls, run: str | Path, *, allow_code: bool = False) -> Segmenter:
+        """Read a run folder; no code in it is ever run, but that of a network of one's own with `allow_code`.
 
         Raises:
-            UsageError: if the folder is not a finished or started run, or is damaged.
+            UsageError: if the folder is not a finished or started run, is damaged, or its network is code and not allowed.
         """
         run = Path(run)
         if is_cross_validation(run):
@@ -87,6 +88,9 @@ class Segmenter:
             raise UsageError(
                 f"{run}: holds no weights yet; wait for the first epoch, or go on with ulna train --resume"
             )
+        foreign = recipe.architecture.foreign
+        permit_stored(foreign, run, allow_code=allow_code)
+        note_version(foreign)
         if plan.format < PLAN_FORMAT:
             _note_format(plan.format)
         network = load_network(lambda: network_for(recipe, plan), run / "weights.safetensors")
@@ -308,19 +312,24 @@ def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
     )
 
 
-def load(run: str | Path | Sequence[str | Path]) -> Segmenter:
+def load(run: str | Path | Sequence[str | Path], *, allow_code: bool = False) -> Segmenter:
     """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
 
     So do the folds of a cross-validation.
 
+    Args:
+        run: one run folder or more.
+        allow_code: run the code of a network of one's own (`module:FILE.py:CLASS`), which lies in the run as network.py.
+
     Raises:
-        UsageError: if a folder holds no run, or the runs have other classes or channels.
+        UsageError: if a folder holds no run, the runs have other classes or channels, or a network is code and not allowed.
     """
     named = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)]
     runs = list(dict.fromkeys(map(str, each_run(named))))
     if not runs:
         raise UsageError("no run is given; name one run folder or more")
-    return Segmenter.load(runs[0]) if len(runs) == 1 else Ensemble({name: Segmenter.load(name) for name in runs})
+    loaded = {name: Segmenter.load(name, allow_code=allow_code) for name in runs}
+    return loaded[runs[0]] if len(runs) == 1 else Ensemble(loaded)
 
 
 def network_for(recipe: Recipe, plan: Plan, generator: torch.Generator | None = None) -> Network:

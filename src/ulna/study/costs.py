@@ -205,7 +205,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.recipe import set_value
 from ulna.inference.segmenter import Segmenter
 tune_memory()
-segmenter = Segmenter.load(sys.argv[1])
+segmenter = Segmenter.load(sys.argv[1], allow_code=True)  # the study has loaded it before
 case = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.image_dims).case(sys.argv[3])
 for assignment in sys.argv[4:]:
     segmenter.recipe = set_value(segmenter.recipe, assignment)

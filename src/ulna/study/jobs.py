@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from ulna.errors import Interrupted, counted
+from ulna.networks.foreign import is_permitted
 from ulna.recipe import Recipe, to_yaml
 from ulna.study.places import Places
 from ulna.study.variants import Variant
-from ulna.study.worker import standing_file
+from ulna.study.worker import ALLOW, standing_file
 from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, make_folder
 from ulna.system.progress import Board, Standing, board
@@ -217,7 +218,17 @@ def _begin(job: Job, data: Path, threads: int) -> subprocess.Popen[bytes]:
     told = job.run.with_name(job.run.name + ".txt")
     with told.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ulna.study.worker", str(os.getpid()), str(data), str(recipe), str(job.run)],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "ulna.study.worker",
+                str(os.getpid()),
+                str(data),
+                str(recipe),
+                str(job.run),
+                *([ALLOW] if is_permitted(job.recipe.architecture.foreign) else []),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

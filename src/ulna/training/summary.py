@@ -21,6 +21,7 @@ from ulna.evaluation.views import view
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb
+from ulna.networks.foreign import allow_flag
 from ulna.networks.network import Network
 from ulna.networks.weights import load_weights
 from ulna.planning.plan import Planned
@@ -74,7 +75,7 @@ def summarise(
     """
     start = time.perf_counter()
     recipe, plan, split = planned.recipe, planned.plan, planned.split
-    part = final_part(split)
+    part, foreign = final_part(split), recipe.architecture.foreign
     best = Segmenter(load_weights(network, folder / "weights.safetensors"), plan, recipe)
     evaluation, drawn = _final(best, cases)
     facts = read_tensors(folder / "weights.safetensors").state
@@ -103,8 +104,21 @@ def summarise(
         "data_fingerprint": plan.fingerprint.digest,
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy")}
         | {"python": platform.python_version()},
+        **(
+            {} if foreign is None else {"network": foreign.model_dump(mode="json")}
+        ),  # of others, with its version or digest
         "command": command(
-            ["train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml", "--out", "NEW_FOLDER"]
+            [
+                "train",
+                data,
+                "--recipe",
+                folder / "recipe.yaml",
+                "--plan",
+                folder / "plan.yaml",
+                "--out",
+                "NEW_FOLDER",
+                *allow_flag(foreign),
+            ]
         ),
     }
     evaluation.write_rows(folder / "cases.csv")

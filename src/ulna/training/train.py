@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ulna.evaluation import figures
 from ulna.evaluation.intervals import told_mean
 from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.segmenter import network_for, read_split
+from ulna.networks.foreign import CODE_FILE, allow_flag, file_of, load_encoder
 from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.default_network import choose_network, with_reason
@@ -34,18 +35,18 @@ from ulna.recipe import (
     to_yaml,
 )
 from ulna.system.device import choose_precision, default_device
-from ulna.system.files import remove_leftovers, write_text
+from ulna.system.files import remove_leftovers, write_text, write_whole
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
-from ulna.system.progress import Lines
 from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format, keep_last, stored_threads
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
 from ulna.training.folds import cross_validate
+from ulna.training.log_file import logged_to
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
-from ulna.training.same_command import check_same_command, same_threads
+from ulna.training.same_command import check_same_command, permit_code, same_threads
 from ulna.training.same_data import DATA_FILE, check_same, describe
 from ulna.training.samples import PreparedCases, device_room
 from ulna.training.slices import training_samples
@@ -58,7 +59,7 @@ log = logging.getLogger("ulna")
 # what `_start` writes; the last one makes the folder a run
 START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
 LOG_FILE = "log.txt"
-BEGUN = (*START[:-1], LOG_FILE)  # no more than that is left of a training that was killed while it began
+BEGUN = (*START[:-1], CODE_FILE, LOG_FILE)  # no more than that is left of a training that was killed while it began
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def train(
     set: Sequence[str] = (),
     threads: int | None = None,
     resume: bool = False,
+    allow_code: bool = False,
 ) -> Run:
     """Train a network on a folder of images and evaluate it on the cases kept aside.
 
@@ -126,6 +128,8 @@ def train(
         threads: that compute, kept by the run; left out, those of OMP_NUM_THREADS, else no more than processors are free.
         resume: go on with the run in `out` after a stop, or for more epochs or hours; other flags must be those that it began
             with.
+        allow_code: execute the code of a network of one's own where the run in `out`, a recipe or a plan names it: read it
+            before. Who names it as the model needs no more.
 
     Raises:
         UsageError: if anything about the data, the model or the folder is wrong; nothing is written then.
@@ -143,6 +147,7 @@ def train(
             "folds": folds, "split": split, "recipe": recipe, "plan": plan, "set": [set] if isinstance(set, str) else [*set],
         }  # fmt: skip
         folds = 2 if is_cross_validation(folder) else None  # any number: it says it itself
+        permit_code(folder, model=model, allow_code=allow_code)
         check_same_command(folder, flags)
         threads = same_threads(folder, threads)
     else:
@@ -156,6 +161,7 @@ def train(
         chosen = choose(
             model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, budget=budget, seed=seed, fold=fold,
             folds=folds, split=split, set=set, planned=None if given is None else recipe_of(given),
+            allow_code=allow_code,
         )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
@@ -211,8 +217,9 @@ def _trained(
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
         described = "" if resume else describe(dataset, planned.plan.labels)
-        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume"]))
-        with stop.listening(), _logged_to(folder / LOG_FILE):
+        resumed = [data, "--out", folder, "--resume", *allow_flag(planned.recipe.architecture.foreign)]
+        stop = Stop(shlex.join(map(str, ["ulna", "train", *resumed])))
+        with stop.listening(), logged_to(folder / LOG_FILE):
             if not resume:
                 _start(folder, planned, described)
             for note in notes:
@@ -261,7 +268,8 @@ def _new(data: Path, model: str, out: Path | None) -> Path:
     if out is not None:
         _refuse_taken(out)
         return _writable(out)
-    name = f"{data.resolve().name.removesuffix('.npz')}-{model.replace('/', '_')}"
+    short = re.sub(r"[/:\\]+", "_", model)
+    name = f"{data.resolve().name.removesuffix('.npz')}-{short}"
     numbers = ("", *(f"-{n}" for n in range(2, 10_000)))
     free = (Path("runs") / (name + number) for number in numbers)
     return _writable(next(folder for folder in free if not folder.exists()))
@@ -290,6 +298,9 @@ def _writable(folder: Path) -> Path:
 
 
 def _start(folder: Path, planned: Planned, data: str) -> None:
+    code = file_of(planned.recipe.architecture.foreign)
+    if code is not None:  # the run needs nothing beside its folder
+        write_whole(folder / CODE_FILE, lambda part: part.write_bytes(code))
     split = json.dumps(planned.split.model_dump(mode="json"), indent=1)
     texts = (to_yaml(planned.plan), split, data, to_yaml(planned.recipe))
     for name, text in zip(START, texts, strict=True):
@@ -324,6 +335,8 @@ def _train(
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
+    if before is None or not any((folder / CHECKPOINTS).glob("*.safetensors")):
+        load_encoder(network, recipe.architecture.foreign)
     log.info(
         "%s: %s parameters, %dD, patch %s, batch %d, %s; %d train, %d val, %d test cases; seed %d",
         recipe.model, f"{planned.parameters:,}", plan.spatial_dims, "x".join(map(str, plan.patch)), plan.batch,
@@ -360,35 +373,3 @@ def _record(folder: Path, state: State) -> None:
     cells = [["" if (value := row[name]) is None else repr(value) for name in METRICS] for row in state.rows]
     write_text(folder / "metrics.csv", "\n".join(map(",".join, [METRICS, *cells])) + "\n")
     figures.curves(state.rows, folder / "figures" / "curves.png", monitor=state.monitor)
-
-
-class _LogFile(logging.Handler):
-    """Lines at the end of a file; where they cannot be written, that is said once and the work goes on."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path, self.failed = path, False
-        self.setFormatter(Lines("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(self.format(record) + "\n")
-        except OSError as error:
-            if not self.failed:
-                self.failed = True
-                log.warning("%s: cannot be written (%s); the training goes on", self.path, error.strerror or error)
-
-
-@contextmanager
-def _logged_to(path: Path) -> Iterator[None]:
-    """Everything that ulna logs while this runs also goes to the run's log.txt."""
-    handler = _LogFile(path)
-    log.addHandler(handler)
-    level = log.level
-    log.setLevel(min(level or logging.INFO, logging.INFO))  # also when called from a script that set no level
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        log.removeHandler(handler)
