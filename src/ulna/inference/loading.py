@@ -28,9 +28,8 @@ def load(
         UsageError: if a folder holds no run, a file is damaged, or they have other classes or channels, or a
             network is code and not allowed.
     """
-    segmenter = together(
-        [located(one) for one in ([run] if isinstance(run, str | Path) else run)], partial(_one, allow_code=allow_code)
-    )
+    named = [run] if isinstance(run, str | Path) else run
+    segmenter = together([located(one) for one in named], partial(_one, allow_code=allow_code))
     return segmenter if post_processing else segmenter.unprocessed()
 
 
