@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from tests.share import share
 from tests.training.victims import Job, hurt
 from ulna.system.files import read_tensors
 from ulna.training.checkpoint import load_checkpoint
@@ -80,27 +81,29 @@ def whole(discs, tmp_path_factory):
 
 
 @pytest.mark.slow(longest=True)
-def test_forty_kills_cost_nothing(discs, tmp_path, whole):
+def test_kills_cost_nothing(discs, tmp_path, whole):
     run, outcome = whole
     draw = random.Random(0)
     often = {"write": 8, "fsync": 5, "rename": 7, "validation": 4, "step": 4}
     points = [(name, n, "kill") for name, k in often.items() for n in _some(draw, outcome.counts[name], k)]
     points += [("delay", draw.uniform(0, outcome.seconds), "kill") for _ in range(40 - len(points))]
+    points = share(points, 3)
     outcomes = killed_and_resumed(discs, tmp_path, points, run)
-    assert len(outcomes) == 40
+    assert len(outcomes) == len(points)
     for (operation, _, _), blow, _ in outcomes:
         assert blow.code == -signal.SIGKILL or (operation == "delay" and blow.code == 0)
 
 
 @pytest.mark.slow(longest=True)
-def test_twenty_stops_exit_with_143_and_the_command(discs, tmp_path, whole):
+def test_stops_exit_with_143_and_the_command(discs, tmp_path, whole):
     run, outcome = whole
     draw = random.Random(1)
     often = {"write": 3, "fsync": 2, "rename": 2, "validation": 3, "step": 4}
     points = [(name, n, "term") for name, k in often.items() for n in _some(draw, outcome.counts[name], k)]
     points += [("delay", draw.uniform(0, outcome.seconds), "term") for _ in range(20 - len(points))]
+    points = share(points, 3)
     outcomes = killed_and_resumed(discs, tmp_path, points, run)
-    assert len(outcomes) == 20
+    assert len(outcomes) == len(points)
     for (operation, _, _), blow, begun in outcomes:
         if operation == "delay" and (blow.code == 0 or not begun):  # it had ended, or nothing was there to go on with
             assert blow.code in (0, -signal.SIGTERM)
