@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ulna.recipe.architecture import Architecture
 from ulna.recipe.bounds import MOST_NEIGHBOURS, Axis, Options, Voxels
 from ulna.recipe.former import renamed
+from ulna.recipe.instances import Instances
 from ulna.recipe.model import Frozen
 from ulna.recipe.protocol import Classes, Protocol, Requires
 from ulna.recipe.shares import read_shares
@@ -243,12 +244,19 @@ class Inference(Frozen):
     threshold: float = Field(default=0.5, gt=0, lt=1)  # sigmoid outputs only
     tta: bool = False  # mirror along every axis that training mirrored
     post_processing: bool = True  # of masks, as the validation cases chose it (docs/trust.md); false: none
+    # of a run with one structure: masks hold the numbers of its objects (docs/instances.md); true, or what it takes
+    instances: Instances | None = None
     # heads that read points only (marimont2022, Sec. 2): the step of the coarse mesh, 1 to ask every voxel; whether cells
     # on a boundary are asked voxel by voxel at once, as in the paper, or at half the step first; and a 3 x 3 x 3 mean of
     # the probabilities at the end
     mesh_step: int = Field(default=4, ge=1)  # voxels
     refine: Literal["halving", "once"] = "halving"
     smooth: bool = True
+
+    @field_validator("instances", mode="before")
+    @classmethod
+    def _by_default(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
 class Scoring(Frozen):
