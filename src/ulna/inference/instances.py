@@ -1,11 +1,11 @@
 """From the mask of one structure to its objects: those that touch are divided where they are thin.
 
 A watershed on the distances to the border: every voxel belongs to the peak that it climbs to, from neighbour to neighbour,
-and peaks with a shallow saddle between them are one. It needs no other training data than masks. Nothing but numpy and scipy:
-`scipy.ndimage.watershed_ift` divides by differences between neighbours, not by heights, and does far worse (docs/instances.md).
+and peaks with a shallow saddle between them are one. It needs no other training data than masks, and nothing but numpy and
+scipy, whose `watershed_ift` goes by differences between neighbours in place of heights, and does worse (docs/instances.md).
 
-Source of the rule for saddles: persistence-based clustering (chazal2013), Sec. 2. Reading: persistence as a share of the lower
-peak, so that small and large objects are divided alike.
+Source of the rule for saddles: persistence-based clustering (chazal2013). Reading: persistence as a share of the lower peak,
+so that small and large objects are divided alike.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def number_objects(
         [[1, 1, 0, 2]]
     """
     inside = mask != 0
-    pieces, count = label(inside, np.ones((3,) * mask.ndim, bool))
+    pieces = label(inside, np.ones((3,) * mask.ndim, bool))[0]
     steps = np.ones(mask.ndim) if spacing is None else np.asarray(spacing, float) / min(spacing)
     total = 0
     found = np.zeros(mask.shape, np.uint32)

@@ -76,9 +76,7 @@ class TopK(nn.Module):
         UsageError: for a share outside its range.
     """
 
-    def __init__(
-        self, *, share: float = 0.1, weights: Sequence[float] | None = None, multilabel: bool = False
-    ) -> None:
+    def __init__(self, *, share: float = 0.1, weights: Sequence[float] | None = None, multilabel: bool = False) -> None:
         super().__init__()
         if not 0 < share <= 1:
             raise UsageError(f"share is {share}; it must be above 0, and 1 at most")
