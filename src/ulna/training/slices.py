@@ -111,9 +111,9 @@ class SliceCases(PreparedCases):
         if index not in self._sliced:
             self._sliced[index] = sliced(prepared.image, labels, axis, self.plan.labels.ignored)
             if self.sampling != "case":
-                volume = labels if labels.ndim == 3 else labels.movedim(1, 0)  # (D, H, W) or (K, D, H, W)
-                whole = Structures(volume, 3, self.plan.labels.ignored)
-                self._pieces[index] = Pieces.of(whole, volume, self.sampling)
+                maps = labels if labels.ndim == 3 else labels.movedim(1, 0)  # (D, H, W) or (K, D, H, W)
+                whole = Structures(maps, 3, self.plan.labels.ignored)
+                self._pieces[index] = Pieces.of(whole, maps, self.sampling)
         return prepared._replace(image=stacked(prepared.image, axis, self.slices.neighbours)), labels
 
     def _keep(self, index: int, case: tuple[Prepared, Tensor], *, on_device: bool = False) -> None:
