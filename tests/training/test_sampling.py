@@ -227,6 +227,8 @@ def test_the_field_of_the_recipe_is_what_a_training_samples_by(specks, tmp_path)
     assert samples.cases.sampling == "lesion"
     with pytest.raises(UsageError, match=r"training\.sampling: .*'case', 'class' or 'lesion'"):
         planned(specks, "training.sampling=lesions")
+    with pytest.raises(UsageError, match="sampling is class and foreground is 0, so that no patch is placed"):
+        planned(specks, "training.foreground=0", "training.sampling=class")
 
 
 @pytest.mark.slow

@@ -131,6 +131,15 @@ class Training(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        if self.sampling != "case" and not self.foreground:
+            raise ValueError(
+                f"sampling is {self.sampling} and foreground is 0, so that no patch is placed on a structure; give "
+                "foreground a share above 0, or leave sampling out"
+            )
+        return self
+
     @property
     def shares(self) -> tuple[float, float, float] | None:
         """Of train, val and test, as `split` says."""
