@@ -219,7 +219,7 @@ def test_what_is_no_file_or_of_another_version_is_said(file, tmp_path):
         load(tmp_path)
 
     def newer(parts):
-        parts["manifest.json"] = json.dumps(json.loads(parts["manifest.json"]) | {"version": 2}).encode()
+        parts["manifest.json"] = json.dumps(json.loads(parts["manifest.json"]) | {"version": 3}).encode()
 
-    with pytest.raises(UsageError, match="has version 2 of the format, this program reads 1"):
+    with pytest.raises(UsageError, match="has version 3 of the format, this program reads 1 to 2"):
         load(rewritten(file, newer))

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from ulna_runtime.errors import UsageError
 from ulna_runtime.graph_check import check_graph
 
-FORMAT, VERSION = "ulna-export", 1
+FORMAT = "ulna-export"
+OLDEST, VERSION = 1, 2  # 2 may hold a calibration: a program that does not apply it would write other masks
 MANIFEST, PIPELINE, CARD = "manifest.json", "pipeline.json", "card.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS = "networks/"
@@ -116,9 +117,10 @@ def _read(path: Path, archive: zipfile.ZipFile, graphs: bool) -> Bundle:
     manifest = _object(path, MANIFEST, _bytes(path, archive, MANIFEST, None))
     if manifest.get("format") != FORMAT:
         raise UsageError(f"{path}: is no file of `ulna export` (its manifest says so); {AGAIN}")
-    if manifest.get("version") != VERSION:
+    version = manifest.get("version")
+    if type(version) is not int or not OLDEST <= version <= VERSION:
         raise UsageError(
-            f"{path}: has version {str(manifest.get('version'))[:40]} of the format, this program reads {VERSION}; "
+            f"{path}: has version {str(version)[:40]} of the format, this program reads {OLDEST} to {VERSION}; "
             "install a newer ulna-runtime, or export the run again"
         )
     listed = _listed(path, manifest)

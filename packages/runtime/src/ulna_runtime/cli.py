@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", type=Path, help="an image, or a folder of images")
     predict.add_argument("--out", type=Path, required=True, help="folder for the masks")
     predict.add_argument("--tta", action="store_true", help="average over mirrored copies of every image")
+    predict.add_argument(
+        "--no-post-processing",
+        action="store_true",
+        help="masks as the network says them, also where the run cleans them",
+    )
     predict.add_argument("--overwrite", action="store_true", help="write over masks that stand there")
     predict.add_argument("--threads", type=int, help="that compute; by default all cores")
     info = verbs.add_parser("info", help="print the model card", epilog="example: ulna-runtime info liver.ulna")
@@ -102,7 +107,8 @@ def _predict(asked: argparse.Namespace) -> int:
     failed: dict[str, str] = {}
     for path, case in zip(images, cases, strict=True):
         try:
-            sys.stderr.write(f"{segment(path, tta=asked.tta).save(out / case)}\n")
+            result = segment(path, tta=asked.tta, post_processing=not asked.no_post_processing)
+            sys.stderr.write(f"{result.save(out / case)}\n")
         except UsageError as error:
             failed[path.name] = str(error)
         except MemoryError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ulna_runtime.bundle import Bundle, read_bundle
+from ulna_runtime.calibration import in_common, scaled
+from ulna_runtime.cleaning import Changed, clean
 from ulna_runtime.errors import UsageError
 from ulna_runtime.files import read_image, write_mask
 from ulna_runtime.labels import in_file, to_labels
@@ -28,15 +30,17 @@ class Result:
 
     Args:
         mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
-        probabilities: (K, *S), float32; None where they were not asked for.
+        probabilities: (K, *S), float32, calibrated where the run was; None where they were not asked for.
         volume: the image, with its geometry.
         labels: the classes.
+        changed: class -> voxels that post-processing took away and filled.
     """
 
     mask: NDArray[Any]
     probabilities: NDArray[np.float32] | None
     volume: Volume
     labels: Labels
+    changed: Mapping[str, Changed] = field(default_factory=dict)
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -59,6 +63,7 @@ class Segmenter:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.card, self.digest, self.path = bundle.card, bundle.digest, bundle.path
         self.members = read_pipeline(bundle.pipeline, bundle.path)
+        self.calibration = in_common([member.calibration for member in self.members])
         self.networks = [Network(member, bundle.graphs, bundle.path, threads) for member in self.members]
 
     @property
@@ -74,6 +79,7 @@ class Segmenter:
         affine: ArrayLike | None = None,
         probabilities: bool = False,
         tta: bool = False,
+        post_processing: bool = True,
     ) -> Result:
         """Segment a file, the list of the channel files of a case, or an array (C, *S), (*S) or (*S, C).
 
@@ -83,6 +89,7 @@ class Segmenter:
             affine: (4, 4) of an array, voxel index -> RAS mm.
             probabilities: whether the result holds them: of all classes, for the whole image.
             tta: average over mirrored copies.
+            post_processing: False leaves the mask as the network says it.
 
         Raises:
             UsageError: if the image cannot be read or does not fit.
@@ -90,11 +97,28 @@ class Segmenter:
         volume = self._volume(image, spacing, affine)
         slabs = self.slabs(volume, tta=tta)
         threshold = self.members[0].settings.threshold
-        if not probabilities:
+        maps: NDArray[np.float32] | None = None
+        if probabilities:
+            maps = slabs.joined(lambda part: part)
+            mask = to_labels(maps, self.labels, threshold)
+            maps = self._calibrated(maps)
+        else:
             mask = slabs.joined(lambda part: to_labels(part, self.labels, threshold))
-            return Result(mask, None, volume, self.labels)
-        maps = slabs.joined(lambda part: part)
-        return Result(to_labels(maps, self.labels, threshold), maps, volume, self.labels)
+        changed = self._cleaned(mask, volume) if post_processing else {}
+        return Result(mask, maps, volume, self.labels, changed)
+
+    def _calibrated(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities that mean what they say; no answer changes."""
+        temperature = None if self.calibration is None else self.calibration.temperature
+        exclusive = self.labels.outputs > 1 and not self.labels.multilabel
+        return maps if temperature is None else scaled(maps, temperature, exclusive=exclusive)
+
+    def _cleaned(self, mask: NDArray[Any], volume: Volume) -> Mapping[str, Changed]:
+        """Apply the post-processing that the validation cases chose, in place."""
+        if self.calibration is None or not self.members[0].settings.post_processing:
+            return {}
+        rules, voxel = self.calibration.rules_for(volume)
+        return clean(mask, self.labels, rules, voxel)
 
     def slabs(self, volume: Volume, *, tta: bool = False) -> Slabs:
         """The probabilities of a volume in slabs, computed as they are asked for.
