@@ -19,6 +19,7 @@ from ulna.inference.spread import Agreement
 from ulna.inference.volume import Slabs
 from ulna.planning.memory import MemoryEstimate, prediction_memory
 from ulna.recipe import Plan, Recipe, parse
+from ulna.trust.calibration import Calibration, in_common
 
 
 class ExportedSegmenter(Segmenter):
@@ -29,10 +30,13 @@ class ExportedSegmenter(Segmenter):
         plan: of the first network.
         recipe: of the first network.
         pipeline: what the file says, for what is not of the first network.
+        calibration: of the network, or what several have in common.
     """
 
-    def __init__(self, exported: Any, plan: Plan, recipe: Recipe, pipeline: dict[str, Any]) -> None:
-        super().__init__(nn.Identity(), plan, recipe, torch.device("cpu"))  # type: ignore[arg-type]
+    def __init__(
+        self, exported: Any, plan: Plan, recipe: Recipe, pipeline: dict[str, Any], calibration: Calibration | None
+    ) -> None:
+        super().__init__(nn.Identity(), plan, recipe, torch.device("cpu"), calibration)  # type: ignore[arg-type]
         self.exported, self._pipeline = exported, pipeline
 
     @classmethod
@@ -59,14 +63,15 @@ class ExportedSegmenter(Segmenter):
         first = bundle.pipeline["members"][0]
         plan = parse(Plan, first["plan"], source=f"{run}: plan")
         recipe = parse(Recipe, first.get("recipe"), source=f"{run}: recipe")
-        return cls(exported, plan, recipe, bundle.pipeline)
+        each = [_calibration(member, f"{run}: calibration") for member in bundle.pipeline["members"]]
+        return cls(exported, plan, recipe, bundle.pipeline, each[0] if len(each) == 1 else in_common(each))
 
     def _plans(self) -> tuple[Plan, ...]:
         return tuple(parse(Plan, member["plan"]) for member in self._pipeline["members"])
 
     def mirrored(self) -> Segmenter:
         recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
-        return ExportedSegmenter(self.exported, self.plan, recipe, self._pipeline)
+        return ExportedSegmenter(self.exported, self.plan, recipe, self._pipeline, self.calibration)
 
     def slabs(
         self, volume: Volume, agreement: Agreement | None = None
@@ -93,3 +98,9 @@ class ExportedSegmenter(Segmenter):
         sparse: Any = SimpleNamespace(head=SimpleNamespace(sparse=self.exported.networks[0].by_patches))
         most = max(float(member.get("maps_per_voxel") or 0.0) for member in self._pipeline["members"])
         return prediction_memory(self.plan, volume, sparse, maps_per_voxel=most, probabilities=probabilities)
+
+
+def _calibration(member: dict[str, Any], source: str) -> Calibration | None:
+    """Of one network, without the Dice to expect: the answers that it is told from are not compared here."""
+    found = member.get("calibration")
+    return None if found is None else parse(Calibration, found, source=source).replaced(dice={})
