@@ -36,7 +36,7 @@ def clean(mask: NDArray[Any], labels: Labels, rules: Mapping[str, Rule], voxel: 
     Returns:
         What was changed, of every class with a rule.
     """
-    maps = {
+    maps: dict[str, tuple[NDArray[Any], int]] = {
         name: (mask[number], 1) if labels.multilabel else (mask, number + 1)
         for number, name in enumerate(labels.foreground)
         if name in rules
@@ -55,7 +55,8 @@ def _without_small(mask: NDArray[Any], value: int, rule: Rule, voxel: float) -> 
     inside = mask[box]
     found = find_components(lambda rows: inside[rows] == value, inside.shape)
     sizes = found.sizes[1:]
-    large = np.zeros(len(sizes), bool) if rule.largest else sizes * voxel >= rule.smallest
+    least = None if rule.largest else rule.smallest
+    large = np.zeros(len(sizes), bool) if least is None else sizes * voxel >= least
     large[np.argmax(sizes)] |= not large.any()  # of equal ones the first; a class is never taken away whole
     kept = np.concatenate([[True], large])
     if kept.all():

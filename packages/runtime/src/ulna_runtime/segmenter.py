@@ -14,12 +14,13 @@ from ulna_runtime.bundle import Bundle, read_bundle
 from ulna_runtime.calibration import in_common, scaled
 from ulna_runtime.cleaning import Changed, clean
 from ulna_runtime.errors import UsageError
-from ulna_runtime.files import read_image, write_mask
+from ulna_runtime.files import DICOM, read_image, write_mask
 from ulna_runtime.labels import in_file, to_labels
 from ulna_runtime.network import Network
 from ulna_runtime.pipeline import Labels, read_pipeline
 from ulna_runtime.predicting import Slabs, mean_of
 from ulna_runtime.preparing import check_fit
+from ulna_runtime.seg import About
 from ulna_runtime.volume import Volume
 from ulna_runtime.zoo import located
 
@@ -34,6 +35,7 @@ class Result:
         volume: the image, with its geometry.
         labels: the classes.
         changed: class -> voxels that post-processing took away and filled.
+        model: what made it, for files that say so.
     """
 
     mask: NDArray[Any]
@@ -41,6 +43,7 @@ class Result:
     volume: Volume
     labels: Labels
     changed: Mapping[str, Changed] = field(default_factory=dict)
+    model: str = "network"
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -53,8 +56,17 @@ class Result:
         return self.volume.affine
 
     def save(self, path: str | Path) -> Path:
-        """Write the mask in the image's own format and geometry; its ending takes the place of a known one."""
-        return write_mask(Path(path), in_file(self.mask, self.labels), self.volume)
+        """Write the mask in the image's own format and geometry; its ending takes the place of a known one.
+
+        A DICOM series gives a SEG, which has a segment for every structure; elsewhere overlapping classes with an order are
+        one map.
+        """
+        about = About(self.labels.foreground, self.model)
+        return write_mask(Path(path), self.in_file(), self.volume, about)
+
+    def in_file(self) -> NDArray[Any]:
+        """The mask as its file holds it."""
+        return self.mask if self.volume.suffix == DICOM else in_file(self.mask, self.labels)
 
 
 class Segmenter:
@@ -71,6 +83,11 @@ class Segmenter:
         """The classes."""
         return self.members[0].plan.labels
 
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions of the images."""
+        return self.members[0].plan.image_dims
+
     def __call__(
         self,
         image: Any,
@@ -81,10 +98,11 @@ class Segmenter:
         tta: bool = False,
         post_processing: bool = True,
     ) -> Result:
-        """Segment a file, the list of the channel files of a case, or an array (C, *S), (*S) or (*S, C).
+        """Segment an image.
 
         Args:
-            image: what to segment.
+            image: a file, the folder of a DICOM series, the list of the channel files of a case, or an array (C, *S), (*S) or
+                (*S, C).
             spacing: of an array, in mm, along its spatial axes.
             affine: (4, 4) of an array, voxel index -> RAS mm.
             probabilities: whether the result holds them: of all classes, for the whole image.
@@ -105,7 +123,7 @@ class Segmenter:
         else:
             mask = slabs.joined(lambda part: to_labels(part, self.labels, threshold))
         changed = self._cleaned(mask, volume) if post_processing else {}
-        return Result(mask, maps, volume, self.labels, changed)
+        return Result(mask, maps, volume, self.labels, changed, str(self.card.get("model") or "network"))
 
     def _calibrated(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities that mean what they say; no answer changes."""
