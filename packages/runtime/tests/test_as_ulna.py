@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from packages.runtime.tests.conftest import CLASSES, OVERLAPPING, plan_for, recipe_of
+from tests.data.pipeline.test_orientation import ALL_48, oblique, stored_as
+from tests.inference.test_geometry import GRID
 from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.volume import Volume
 from ulna.inference.segmenter import Ensemble
@@ -108,6 +110,21 @@ def test_volumes_in_any_orientation(number, deep, rng):
     plan = plan_for(3, orientation="RAS", whole_image_limit=limit, **grid)
     result = same(deep, plan, Volume(rng.normal(size=(1, *size)).astype(np.float32), spacing, "mm", affine))
     assert result.mask.shape == size
+
+
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_the_answer_is_the_same_to_the_bit_in_all_48_orientations(limit, deep, rng):
+    plan = plan_for(3, orientation="RAS", spacing=GRID, unit="mm", whole_image_limit=limit, patch=(8, 12, 8))
+    segment, affine = deep.both(plan, tta=limit > 0)[1], oblique((4, -9, 13), (1.3, 1.2, 2.9))
+    array = rng.normal(size=(9, 13, 5)).astype(np.float32)
+    straight = segment(array, affine=affine, probabilities=True)
+    assert len(np.unique(straight.mask)) > 1
+    for letters in ALL_48[:: 5 if limit else 1]:
+        other, its = stored_as(array, affine, letters)
+        result = segment(other, affine=its, probabilities=True)
+        assert np.array_equal(result.mask, stored_as(straight.mask, affine, letters)[0])
+        for one, expected in zip(result.probabilities, straight.probabilities, strict=True):
+            assert np.array_equal(one, stored_as(expected, affine, letters)[0])
 
 
 @pytest.mark.parametrize(("axis", "neighbours"), [(0, 0), (1, 1), (2, 1)])

@@ -282,3 +282,17 @@ def test_a_calibration_that_cannot_be_is_refused_before_anything_is_run(flat, tm
     bundle.write_bundle(path, members | {"pipeline.json": json.dumps(values).encode()})
     with pytest.raises(UsageError, match=rf"a\.ulna: .*{match}"):
         load(path)
+
+
+def test_what_the_runtime_does_not_read_of_it_is_checked_by_ulna(flat, tmp_path):
+    import ulna
+
+    members = flat.members(plan_for(2), recipe_of(flat.model, flat.architecture))
+    values = json.loads(members["pipeline.json"])
+    values["members"][0]["calibration"] = told() | {
+        "structures": {"cases": 9, "unit": "px", "seen": {"x": {"cases": "many"}}}
+    }
+    bundle.write_bundle(tmp_path / "a.ulna", members | {"pipeline.json": json.dumps(values).encode()})
+    assert load(tmp_path / "a.ulna").calibration.unit == "px"
+    with pytest.raises(ulna.UsageError, match=r"a\.ulna: calibration: .*cases"):
+        ulna.load(tmp_path / "a.ulna")

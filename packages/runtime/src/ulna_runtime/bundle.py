@@ -29,6 +29,8 @@ GRAPHS = "networks/"
 MOST_MEMBERS = 256
 MOST_TEXT = 1 << 24  # bytes of a JSON member
 MOST_GRAPH = (1 << 31) - 1  # bytes of a graph: what a protocol buffer holds
+MOST_PACKED = 100  # bytes of a graph or of weights that one byte of the file stands for: numbers are packed less
+SMALL = 1 << 20  # bytes of a member that may be packed more
 MOST_NESTED = 64
 AGAIN = "copy it again from where it came, or export the run again"
 
@@ -161,6 +163,9 @@ def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
     most = MOST_GRAPH if _is_large(name) else MOST_TEXT
     if info.file_size > most:
         raise UsageError(f"{path}: its member {name!r} has {info.file_size} bytes, of which {most} are read; {AGAIN}")
+    if _is_large(name) and info.file_size > SMALL + MOST_PACKED * info.compress_size:
+        told = f"would unpack {info.compress_size} bytes to {info.file_size}"
+        raise UsageError(f"{path}: its member {name!r} {told}, which no network does; {AGAIN}")
 
 
 def _listed(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -119,17 +119,19 @@ class Segmenter:
         if probabilities:
             maps = slabs.joined(lambda part: part)
             mask = to_labels(maps, self.labels, threshold)
-            maps = self._calibrated(maps)
+            self._calibrate(maps)
         else:
             mask = slabs.joined(lambda part: to_labels(part, self.labels, threshold))
         changed = self._cleaned(mask, volume) if post_processing else {}
         return Result(mask, maps, volume, self.labels, changed, str(self.card.get("model") or "network"))
 
-    def _calibrated(self, maps: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities that mean what they say; no answer changes."""
+    def _calibrate(self, maps: NDArray[np.float32]) -> None:
+        """Make probabilities mean what they say, in place and row by row; no answer changes."""
         temperature = None if self.calibration is None else self.calibration.temperature
-        exclusive = self.labels.outputs > 1 and not self.labels.multilabel
-        return maps if temperature is None else scaled(maps, temperature, exclusive=exclusive)
+        if temperature is not None:
+            exclusive = self.labels.outputs > 1 and not self.labels.multilabel
+            for row in range(maps.shape[1]):
+                maps[:, row] = scaled(maps[:, row], temperature, exclusive=exclusive)
 
     def _cleaned(self, mask: NDArray[Any], volume: Volume) -> Mapping[str, Changed]:
         """Apply the post-processing that the validation cases chose, in place."""
