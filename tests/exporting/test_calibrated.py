@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     text = (folder / "recipe.yaml").read_text()
     assert "precision: auto" in text
     (folder / "recipe.yaml").write_text(text.replace("precision: auto", "precision: fp32"))
-    dice = {"copies": Lines(mean=LINE, classes={"foreground": LINE})}
+    dice = dict.fromkeys(("copies", "mirrored", "heads"), Lines(mean=LINE, classes={"foreground": LINE}))
     return calibrated(folder, post_processing=kept(largest=True), temperature=WARM, dice=dice)
 
 
@@ -68,7 +68,7 @@ def test_the_file_cleans_and_scales_as_the_run_does(run, exported, image):
 
 def test_predict_tells_of_a_file_what_it_tells_of_the_run(run, exported, image, tmp_path):
     for name, what in (("run", run), ("file", exported.file)):
-        ulna.predict(what, image, out=tmp_path / name, report=name == "file")
+        ulna.predict(what, image, out=tmp_path / name, report=True)
     ulna.predict(exported.file, image, out=tmp_path / "raw", no_post_processing=True)
     of_run, of_file, raw = (rows_of(tmp_path / name)["a"] for name in ("run", "file", "raw"))
     assert of_file["flags"] == of_run["flags"]
@@ -77,7 +77,9 @@ def test_predict_tells_of_a_file_what_it_tells_of_the_run(run, exported, image, 
     assert of_file["structures"] == of_run["structures"]
     assert not raw["post_processing"]
     assert raw["structures"]["foreground"]["objects"] > 1
-    assert of_file["predicted_dice"] is None  # nothing that could tell it is compared
+    assert of_file["predicted_dice"] == of_run["predicted_dice"]
+    assert of_file["predicted_dice"]["from"] == "copies"
+    assert raw["predicted_dice"] is None  # a graph has one head, and no copies were asked for
     page = (tmp_path / "file" / "report.html").read_text()
     assert of_file["flags"][0]["text"] in page
 
@@ -97,6 +99,16 @@ def test_a_file_holds_what_its_run_knows_and_nothing_where_it_knows_nothing(run,
     assert "structures" in left_out.trust(left_out(image))["left_out"]
 
 
+def test_the_dice_to_expect_is_told_from_mirrored_copies(run, exported, image, tmp_path):
+    for name, what in (("run", run), ("file", exported.file)):
+        ulna.predict(what, image, out=tmp_path / name, tta=True)
+    of_run, of_file = (rows_of(tmp_path / name)["a"]["predicted_dice"] for name in ("run", "file"))
+    assert of_file == of_run
+    assert of_file["from"] == "mirrored"
+    masks = [np.asarray(Image.open(tmp_path / name / "a.png")) for name in ("run", "file")]
+    assert np.array_equal(*masks)
+
+
 def test_several_runs_clean_what_all_of_them_chose_and_scale_nothing(image, tmp_path):
     runs = [run_folder(tmp_path / f"run{n}", 0, fingerprint=TOLD) for n in range(2)]
     calibrated(runs[0], post_processing=kept(largest=True, holes=True), temperature=WARM)
@@ -108,6 +120,10 @@ def test_several_runs_clean_what_all_of_them_chose_and_scale_nothing(image, tmp_
     assert own.calibration.temperature is None
     assert ulna.load(made.file).calibration.rules == of_runs.calibration.rules == {"foreground": Rule(largest=True)}
     assert ulna.load(made.file).calibration.temperature is None
+    of_file = ulna.load(made.file)
+    told = of_file.trust(of_file(image))["predicted_dice"]
+    assert told["from"] == "folds"
+    assert told["mean"]["dice"] == 1  # both have the same weights
 
 
 def test_masks_that_are_cleaned_otherwise_are_not_exported(run, tmp_path, monkeypatch):

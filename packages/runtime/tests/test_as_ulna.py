@@ -12,11 +12,13 @@ from tests.inference.test_geometry import GRID
 from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.volume import Volume
 from ulna.inference.segmenter import Ensemble
+from ulna.inference.spread import Agreement, count_agreement
 from ulna.networks.heads import probabilities
 from ulna.recipe import Labels, Normalization, Slices
 from ulna.recipe.plan import Whitening
 from ulna_runtime import labels, turning
 from ulna_runtime.bundle import Bundle
+from ulna_runtime.predicting import Compare
 from ulna_runtime.segmenter import Segmenter as Exported
 from ulna_runtime.volume import Volume as RuntimeVolume
 
@@ -175,9 +177,19 @@ def test_several_networks_are_averaged_whatever_their_grids(flat, rng):
     ours = Ensemble({str(n): flat.both(plan)[0] for n, plan in enumerate(plans)})
     theirs = Exported(Bundle("file", "", {"members": members}, {}, graphs), threads=1)
     volume = Volume(rng.normal(size=(3, 31, 22)).astype(np.float32), (1.0, 1.0), "mm")
-    result = theirs(RuntimeVolume(volume.array, volume.spacing, "mm"), probabilities=True)
+    given = RuntimeVolume(volume.array, volume.spacing, "mm")
+    result = theirs(given, probabilities=True)
     assert np.abs(result.probabilities - ours.probabilities(volume).numpy()).max() < APART
     assert np.array_equal(result.mask, ours.mask(volume))
+    expected, found = Agreement(CLASSES), Agreement(CLASSES)
+    ours.slabs(volume, expected).maps()
+
+    def add(first, second):
+        found.add(count_agreement(torch.from_numpy(first)[None], torch.from_numpy(second)[None], CLASSES))
+
+    theirs.slabs(given, compare=Compare(add)).joined(lambda part: part)
+    assert found.by_class() == pytest.approx(expected.by_class(), abs=1e-6)
+    assert 0 < found.by_class()["x"] < 1
 
 
 def test_one_structure_has_one_map(rng):

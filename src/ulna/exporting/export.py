@@ -191,7 +191,7 @@ def _segmenter(run: Path, level: int | None) -> Segmenter:
     recipe = segmenter.recipe
     recipe = recipe.replaced(training=recipe.training.replaced(precision="fp32"))
     made = Segmenter(segmenter.network, segmenter.plan, recipe, torch.device("cpu"), segmenter.calibration)
-    made.compares = None  # nothing is told of how far an answer can be trusted
+    made.compares = None  # no heads are computed: nothing is told here of how far an answer can be trusted
     return made
 
 
@@ -235,9 +235,9 @@ def _pipeline(segmenters: Sequence[Segmenter], made: Sequence[Graphs], precision
 
 
 def _calibrated(segmenter: Segmenter) -> dict[str, Any]:
-    """calibration.json of a run, where it has one for its weights; without the Dice to expect, which other answers tell."""
+    """calibration.json of a run, where it has one for its weights."""
     found = segmenter.calibration
-    return {} if found is None else {"calibration": found.replaced(dice={}).model_dump(mode="json")}
+    return {} if found is None else {"calibration": found.model_dump(mode="json")}
 
 
 def _post_processing(segmenters: Sequence[Segmenter]) -> dict[str, str]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ulna.data.pipeline.orientation import Turn
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.segmenter import Segmenter
-from ulna.inference.spread import Agreement
+from ulna.inference.spread import MOST_CLASSES, Agreement, count_agreement
 from ulna.inference.volume import Slabs
 from ulna.planning.memory import MemoryEstimate, prediction_memory
 from ulna.recipe import Plan, Recipe, parse
@@ -38,6 +39,8 @@ class ExportedSegmenter(Segmenter):
     ) -> None:
         super().__init__(nn.Identity(), plan, recipe, torch.device("cpu"), calibration)  # type: ignore[arg-type]
         self.exported, self._pipeline = exported, pipeline
+        if len(exported.members) > 1:
+            self.compares = "folds" if len(plan.labels.foreground) <= MOST_CLASSES else None
 
     @classmethod
     def load(cls, run: str | Path) -> ExportedSegmenter:
@@ -73,15 +76,20 @@ class ExportedSegmenter(Segmenter):
         recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
         return ExportedSegmenter(self.exported, self.plan, recipe, self._pipeline, self.calibration)
 
-    def slabs(
-        self, volume: Volume, agreement: Agreement | None = None
-    ) -> Slabs:  # no answers to compare: no calibration
+    def slabs(self, volume: Volume, agreement: Agreement | None = None) -> Slabs:
         from ulna_runtime.errors import UsageError as RuntimeUsageError
+        from ulna_runtime.predicting import Compare
         from ulna_runtime.volume import Volume as RuntimeVolume
 
+        def add(*answers: NDArray[np.float32]) -> None:
+            first, second = (torch.from_numpy(np.ascontiguousarray(maps))[None] for maps in answers)
+            if agreement is not None:
+                agreement.add(count_agreement(first, second, self.plan.labels))
+
         given = RuntimeVolume(volume.array, volume.spacing, volume.unit, volume.affine, volume.path)
+        compare = None if agreement is None else Compare(add, agreement.copies)
         try:
-            slabs = self.exported.slabs(given, tta=self.recipe.inference.tta)
+            slabs = self.exported.slabs(given, tta=self.recipe.inference.tta, compare=compare)
         except RuntimeUsageError as error:
             raise UsageError(str(error)) from None
 
@@ -101,6 +109,9 @@ class ExportedSegmenter(Segmenter):
 
 
 def _calibration(member: dict[str, Any], source: str) -> Calibration | None:
-    """Of one network, without the Dice to expect: the answers that it is told from are not compared here."""
-    found = member.get("calibration")
-    return None if found is None else parse(Calibration, found, source=source).replaced(dice={})
+    """Of one network, without the Dice that its heads tell: a graph has one."""
+    given = member.get("calibration")
+    if given is None:
+        return None
+    found = parse(Calibration, given, source=source)
+    return found.replaced(dice={origin: lines for origin, lines in found.dice.items() if origin != "heads"})

@@ -18,7 +18,7 @@ from ulna_runtime.files import DICOM, read_image, write_mask
 from ulna_runtime.labels import in_file, to_labels
 from ulna_runtime.network import Network
 from ulna_runtime.pipeline import Labels, read_pipeline
-from ulna_runtime.predicting import Slabs, mean_of
+from ulna_runtime.predicting import Compare, Slabs, mean_of
 from ulna_runtime.preparing import check_fit
 from ulna_runtime.seg import About
 from ulna_runtime.volume import Volume
@@ -140,15 +140,20 @@ class Segmenter:
         rules, voxel = self.calibration.rules_for(volume)
         return clean(mask, self.labels, rules, voxel)
 
-    def slabs(self, volume: Volume, *, tta: bool = False) -> Slabs:
-        """The probabilities of a volume in slabs, computed as they are asked for.
+    def slabs(self, volume: Volume, *, tta: bool = False, compare: Compare | None = None) -> Slabs:
+        """The probabilities of a volume in slabs, computed as they are asked for; neither calibrated nor cleaned.
+
+        Args:
+            volume: the image.
+            tta: average over mirrored copies.
+            compare: see `mean_of`.
 
         Raises:
             UsageError: if it does not fit.
         """
         for member in self.members:
             check_fit(volume, member.plan)
-        return mean_of(self.networks, volume, tta=tta)
+        return mean_of(self.networks, volume, tta=tta, compare=compare)
 
     def _volume(self, image: Any, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Volume:
         plan = self.members[0].plan
