@@ -43,7 +43,7 @@ class ExportedSegmenter(Segmenter):
             self.compares = "folds" if len(plan.labels.foreground) <= MOST_CLASSES else None
 
     @classmethod
-    def load(cls, run: str | Path) -> ExportedSegmenter:
+    def load(cls, run: str | Path, *, allow_code: bool = False) -> ExportedSegmenter:
         """Read an exported file and check all of it.
 
         Raises:
