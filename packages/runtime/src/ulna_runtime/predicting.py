@@ -118,8 +118,9 @@ def _mean(members: Sequence[Iterator[Maps]], axis: int, compare: Compare | None)
             return
         rows = min(slab.shape[axis + 1] for slab in here)
         alike = [np.take(slab, range(rows), axis + 1) for slab in here]
-        for a, b in itertools.combinations(alike, 2) if compare is not None else ():
-            compare.add(a, b)
+        if compare is not None:
+            for a, b in itertools.combinations(alike, 2):
+                compare.add(a, b)
         yield np.mean(alike, axis=0, dtype=np.float32)
         rest = [np.take(slab, range(rows, slab.shape[axis + 1]), axis + 1) for slab in here]
         held = [slab if slab.size else None for slab in rest]
