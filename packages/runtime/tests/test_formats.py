@@ -1,4 +1,4 @@
-"""Files are read and written as ulna does it, in every orientation: NIfTI, .mha, .npz, and DICOM with its SEG."""
+"""Files are read and written as ulna does it, in all orientations: NIfTI, .mha, DICOM series; and the rows of an .npz."""
 
 import numpy as np
 import onnx
@@ -6,22 +6,24 @@ import pytest
 from onnx import helper
 
 from packages.runtime.tests.conftest import OVERLAPPING, plan_for, recipe_of
+from packages.runtime.tests.test_dicom import ABOUT, in_ulna
+from packages.runtime.tests.test_dicom import of_ulna as series_of_ulna
 from tests.data.pipeline.test_orientation import ALL_48, oblique, stored_as
-from tests.dicom_series import CANARY, multiframe, save, write_series
+from tests.dicom_series import write_series
 from tests.inference.test_geometry import GRID, OFFSET, distances, plan_of, write
-from ulna.data.formats.dicom.series import read_series as ulna_series
 from ulna.data.formats.read import read_image as ulna_image
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import Series, Source
+from ulna.data.formats.source import Source
 from ulna_runtime import UsageError, bundle, load
 from ulna_runtime.cli import run as command
-from ulna_runtime.dicom import read_series
 from ulna_runtime.files import read_image, write_mask
-from ulna_runtime.seg import About
 from ulna_runtime.segmenter import Segmenter
 
-ABOUT = About(("organ", "tumour"), "unet")
 SPACING = (1.25, 0.875, 2.5)
+
+
+def of_ulna(path, dims):
+    return series_of_ulna(path, dims) if path.is_dir() else ulna_image([Source(path)], dims)
 
 
 def store(folder, suffix, array, affine):
@@ -41,12 +43,6 @@ def store(folder, suffix, array, affine):
     spacing = (steps[1], steps[0])
     write_series(folder, array.transpose(2, 1, 0), orientation=axes, spacing=spacing, thickness=steps[2], change=change)
     return folder
-
-
-def of_ulna(path, dims):
-    if path.is_dir():
-        return ulna_series(path, Series(tuple(sorted(path.iterdir()))), dims)
-    return ulna_image([Source(path)], dims)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".mha", ".dcm"])
@@ -73,23 +69,7 @@ def test_files_are_read_as_ulna_reads_them_in_all_48_orientations(shape, suffix,
             assert back.array.dtype == np.uint8
             np.testing.assert_allclose(back.affine, ours.affine, atol=1e-5)
         elif number % 6 == 0:
-            assert np.array_equal(in_ulna(made, path, ours), mask)
-
-
-def in_ulna(seg, folder, volume):
-    """A SEG as ulna reads it onto its series: the label map."""
-    from ulna.data.formats.dicom.planes import to_grid
-    from ulna.data.formats.dicom.seg import read_seg
-
-    stack = volume.meta.stored.stack
-    frames = np.zeros((len(stack.frames), stack.frames[0].header.rows, stack.frames[0].header.columns), np.uint8)
-    names = {}
-    for part in read_seg(seg, stack, lambda _: True, {}):
-        frames[part.frame][part.mask] = part.named.number
-        names[part.named.number] = part.named.label
-    assert set(names.items()) <= {(1, "organ"), (2, "tumour")}
-    grid = to_grid(frames, stack)
-    return grid if volume.spatial_dims == 3 else grid[..., 0]
+            assert np.array_equal(in_ulna(made, ours), mask)
 
 
 def shifted(plan):
@@ -138,162 +118,6 @@ def test_a_structure_lies_where_it_does_in_the_world_in_all_48_orientations(shap
         clear = np.abs(from_centre - radius) > max(spacing) / 2
         assert np.array_equal(result.mask[clear], from_centre[clear] < radius), letters
         assert result.mask.sum() > 20
-
-
-def series(folder, count=4, **changes):
-    values = np.random.default_rng(1).integers(0, 900, (count, 6, 5)).astype(np.int16)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_series(folder, values, **changes)
-    return folder
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        {"slope": 2.0, "intercept": -1024.0},
-        {"intercept": -1000.0},
-        {"slope": 0.37, "intercept": 0.5},
-        {"reverse": True, "modality": "MR"},
-        {"change": lambda made, k: setattr(made, "PhotometricInterpretation", "MONOCHROME1"), "modality": "MR"},
-        {"change": lambda made, k: setattr(made, "BitsStored", 8)},
-    ],
-    ids=str,
-)
-def test_values_of_a_series_are_those_of_ulna(kind, tmp_path):
-    folder = series(tmp_path / "a", **kind)
-    (folder / "notes.txt").write_text("no DICOM")
-    files = tuple(path for path in sorted(folder.iterdir()) if path.suffix == ".dcm")
-    ours, theirs = ulna_series(folder, Series(files), 3), read_series(folder, 3)
-    assert np.array_equal(ours.array, theirs.array)
-    assert len(np.unique(ours.array)) > 50
-
-
-def test_a_seg_names_its_structures_its_series_and_its_patient(tmp_path):
-    hd = pytest.importorskip("highdicom")
-    pydicom = pytest.importorskip("pydicom")
-    folder = series(tmp_path / "scan")
-    volume = read_series(folder, 3)
-    mask = np.zeros((2, *volume.size), np.uint8)
-    mask[0, 1:4, 2:5, 1:3] = mask[1, 3:5, 4:6, 2:4] = 1  # they overlap
-    path = write_mask(tmp_path / "scan.dcm", mask, volume, ABOUT)
-    made = hd.seg.segread(path)
-    assert [one.SegmentLabel for one in made.SegmentSequence] == ["organ", "tumour"]
-    assert made.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "organ"
-    first = pydicom.dcmread(sorted(folder.iterdir())[0])
-    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "AccessionNumber"):
-        assert made[keyword].value == first[keyword].value
-    assert made.SeriesInstanceUID != first.SeriesInstanceUID
-    uids = [pydicom.dcmread(one).SOPInstanceUID for one in sorted(folder.iterdir())]
-    pixels = made.get_pixels_by_source_instance(
-        uids, ignore_spatial_locations=True, assert_missing_frames_are_empty=True
-    )
-    assert np.array_equal(pixels.transpose(3, 2, 1, 0), mask)
-    assert made.NumberOfFrames == 4  # no empty ones
-    geometry = made.get_volume_geometry()
-    np.testing.assert_allclose(geometry.spacing, volume.spacing[::-1], atol=1e-6)
-
-
-def test_an_empty_mask_and_a_single_slice_make_a_seg(tmp_path):
-    folder = series(tmp_path / "scan")
-    volume = read_series(folder, 3)
-    empty = write_mask(tmp_path / "empty", np.zeros(volume.size, np.uint8), volume, ABOUT)
-    assert not in_ulna(empty, folder, of_ulna(folder, 3)).any()
-    flat = series(tmp_path / "flat", count=1)
-    for dims in (2, 3):
-        volume = read_series(flat, dims)
-        mask = (volume.array[0] > 400).astype(np.uint8)
-        made = write_mask(tmp_path / f"flat{dims}", mask, volume, ABOUT)
-        assert np.array_equal(in_ulna(made, flat, of_ulna(flat, dims)), mask)
-
-
-def other_series(folder):
-    series(folder / "b", series="b")
-    for path in (folder / "b").iterdir():
-        path.rename(folder / f"b{path.name}")
-    (folder / "b").rmdir()
-
-
-def drop(keyword):
-    def change(made, k):
-        delattr(made, keyword)
-
-    return change
-
-
-def put(keyword, value, of=None):
-    def change(made, k):
-        if of is None or k == of:
-            setattr(made, keyword, value)
-
-    return change
-
-
-ODD = {
-    "several series": (lambda f: (series(f), other_series(f)), "holds 2 series"),
-    "a tilted gantry": (lambda f: series(f, tilt=(0.0, 0.7)), "shifted against each other"),
-    "a missing slice": (lambda f: (series(f, count=6), (f / "3.dcm").unlink()), "some are missing or there twice"),
-    "a slice twice": (lambda f: (series(f), (f / "x").write_bytes((f / "2.dcm").read_bytes())), "there twice"),
-    "several sizes": (
-        lambda f: (series(f), write_series(f, np.zeros((1, 7, 5), np.int16), origin=(-10, 5, 38), name="x.dcm")),
-        "1.dcm and x.dcm differ in size",
-    ),
-    "colour": (lambda f: series(f, change=put("PhotometricInterpretation", "RGB")), "no grey image"),
-    "no position": (lambda f: series(f, change=drop("ImagePositionPatient")), "states no ImagePositionPatient"),
-    "no spacing": (lambda f: series(f, change=drop("PixelSpacing")), "states no PixelSpacing"),
-    "no pixels": (lambda f: series(f, change=drop("PixelData")), "holds no whole numbers"),
-    "slope": (lambda f: series(f, slope=0.0), "RescaleSlope or RescaleIntercept that cannot be"),
-    "directions": (
-        lambda f: series(f, change=put("ImageOrientationPatient", ["1", "0", "0", "1", "0", "0"])),
-        "no perpendicular unit vectors",
-    ),
-    "several frames": (
-        lambda f: (f.mkdir(), save(multiframe(np.zeros((3, 6, 5), np.int16)), f / "a.dcm")),
-        "holds several frames",
-    ),
-    "labels alone": (lambda f: series(f, change=put("Modality", "SEG")), "holds no DICOM image"),
-    "cut short": (
-        lambda f: (series(f), (f / "2.dcm").write_bytes((f / "2.dcm").read_bytes()[:-20])),
-        r"2\.dcm: is damaged",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_what_is_odd_about_a_series_is_refused_and_quotes_nobody(name, tmp_path):
-    make, match = ODD[name]
-    make(tmp_path / "scan")
-    with pytest.raises(UsageError, match=match) as told:
-        read_series(tmp_path / "scan", 3)
-    assert str(told.value).startswith(str(tmp_path))
-    assert CANARY not in str(told.value)
-
-
-def test_a_folder_of_series_on_the_command_line(deep, tmp_path, capsys):
-    plan = plan_for(3, orientation="RAS", spacing=(1.0, 1.0, 2.0), unit="mm")
-    file = deep.write(tmp_path / "a.ulna", plan)
-    for name in ("one", "two"):
-        series(tmp_path / "scans" / name, count=9)
-    words = ["predict", str(file), str(tmp_path / "scans"), "--out"]
-    assert command([*words, str(tmp_path / "masks")]) == 0
-    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["one.dcm", "two.dcm"]
-    assert command(["predict", str(file), str(tmp_path / "scans" / "one"), "--out", str(tmp_path / "single")]) == 0
-    assert [path.name for path in (tmp_path / "single").iterdir()] == ["one.dcm"]
-    assert (
-        command(["predict", str(file), str(tmp_path / "scans" / "one"), "--out", str(tmp_path / "scans" / "one" / "m")])
-        == 2
-    )
-    assert "lies in the folder of a DICOM series" in capsys.readouterr().err
-    folder = tmp_path / "scans" / "one"
-    expected = load(file)(folder).mask
-    assert len(np.unique(expected)) > 1
-    from ulna.data.formats.dicom.planes import to_grid
-    from ulna.data.formats.dicom.seg import read_seg
-
-    stack = of_ulna(folder, 3).meta.stored.stack
-    frames = np.zeros((9, 6, 5), np.uint8)
-    for part in read_seg(tmp_path / "masks" / "one.dcm", stack, lambda _: True, {}):
-        frames[part.frame][part.mask] = part.named.number
-    assert np.array_equal(to_grid(frames, stack), expected)
 
 
 def test_arrays_in_one_file_become_masks_in_one_file(flat, tmp_path, rng, capsys):
