@@ -1,6 +1,7 @@
 """DICOM series in and SEGs out, with pydicom alone: as ulna reads them, and where the standard says that they lie."""
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -181,6 +182,10 @@ ODD = {
         "holds several frames",
     ),
     "labels alone": (lambda f: series(f, change=put("Modality", "SEG")), "holds no DICOM image"),
+    "a file that is none": (
+        lambda f: (series(f), (f / "5.dcm").write_bytes(bytes(200))),
+        r"5\.dcm: is no DICOM file; take it out",
+    ),
     "cut short": (
         lambda f: (series(f), (f / "2.dcm").write_bytes((f / "2.dcm").read_bytes()[:-20])),
         r"2\.dcm: is damaged",
@@ -196,6 +201,24 @@ def test_what_is_odd_about_a_series_is_refused_and_quotes_nobody(name, tmp_path)
         read_series(tmp_path / "scan", 3)
     assert str(told.value).startswith(str(tmp_path))
     assert CANARY not in str(told.value)
+
+
+def test_an_index_and_labels_beside_a_series_are_passed_over(tmp_path):
+    folder = series(tmp_path / "scan")
+    expected = read_series(folder, 3).array
+    index = pydicom.dcmread(folder / "1.dcm")
+    index.file_meta.MediaStorageSOPClassUID = index.SOPClassUID = "1.2.840.10008.1.3.10"
+    index.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    write_mask(folder / "mask.dcm", (expected[0] > 400).astype(np.uint8), read_series(folder, 3), ABOUT)
+    (folder / "._1.dcm").write_bytes(b"of a Macintosh")
+    assert np.array_equal(read_series(folder, 3).array, expected)
+
+
+def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
+    folder = series(tmp_path / "scan")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(UsageError, match=r"scan needs pydicom, .* 'ulna-runtime\[dicom\]'"):
+        read_series(folder, 3)
 
 
 def test_a_folder_of_series_on_the_command_line(deep, tmp_path, capsys):

@@ -31,6 +31,8 @@ TAGS = (
     "ImageType", "SharedFunctionalGroupsSequence",
 )  # fmt: skip
 LABELS = ("SEG", "RTSTRUCT", "SR", "PR", "KO")  # lie beside the images of a study
+DIRECTORY = "1.2.840.10008.1.3.10"
+NAMED = (".dcm", ".ima")
 ELSEWHERE = "`ulna predict FILE` reads such a series"
 
 
@@ -100,8 +102,7 @@ def read_series(path: Path, dims: int) -> Volume:
     """
     with needed("pydicom", "dicom", str(path)):
         import pydicom  # noqa: F401
-    files = sorted(filter(is_dicom, path.iterdir())) if path.is_dir() else [path]
-    slices = [one for file in files if (one := _header(file)).header.get("Modality") not in LABELS]
+    slices = [one for file in _files(path) if _is_slice(one := _header(file))]
     _check_kind(path, slices)
     first = slices[0]
     orientation = first.numbers("ImageOrientationPatient", 6)
@@ -129,6 +130,23 @@ def read_series(path: Path, dims: int) -> Volume:
     if len(slices) == 1 and dims != 3:
         return Volume(array[..., 0], spacing[:2], "mm", affine, path, ".dcm", series)
     return Volume(array, spacing, "mm", affine, path, ".dcm", series)
+
+
+def _files(path: Path) -> list[Path]:
+    """The DICOM files of a folder; one that its name calls so must be one, or a slice at an end would not be missed."""
+    if not path.is_dir():
+        return [path]
+    shown = [file for file in sorted(path.iterdir()) if not file.name.startswith("._") and file.is_file()]
+    wrong = next((file for file in shown if file.suffix.lower() in NAMED and not is_dicom(file)), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong}: is no DICOM file; take it out, or copy the series again")
+    return [file for file in shown if is_dicom(file)]
+
+
+def _is_slice(one: Slice) -> bool:
+    """Not the index of a medium (DICOMDIR), nor what is said about images."""
+    kind = one.header.file_meta.get("MediaStorageSOPClassUID")
+    return kind != DIRECTORY and one.header.get("Modality") not in LABELS
 
 
 def _header(path: Path) -> Slice:
