@@ -171,7 +171,7 @@ def test_what_cannot_be_is_refused(run, tmp_path, options, match):
 def test_files_that_stand_there_and_former_runs_are_refused(exported, run, tmp_path):
     with pytest.raises(UsageError, match="exists; choose another --out"):
         ulna.export(run, out=exported.file)
-    with pytest.raises(UsageError, match="an exported file is not exported again"):
+    with pytest.raises(UsageError, match="is an exported file, where the folder of a run is wanted"):
         ulna.export(exported.file, out=tmp_path / "b.ulna")
     former = run_folder(tmp_path / "former", 0, format=1)
     with pytest.raises(UsageError, match="trained by an earlier ulna"):

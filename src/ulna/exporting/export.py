@@ -24,6 +24,7 @@ from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import PLAN_FORMAT
+from ulna.system.exported import refuse_exported
 from ulna.system.extras import need
 from ulna.system.files import write_whole
 from ulna.system.outputs import check_folder
@@ -107,6 +108,7 @@ def export(
             raise UsageError(f"{flag}: {unknown(flag[2:], value, valid)}")
     if precision == "int8" and data is None:
         raise UsageError("--precision int8 is calibrated on training images; give their data set with --data")
+    refuse_exported(named, "run")
     _check_file(out, overwrite)
     bundle: Any = need("ulna_runtime.bundle")
     if format == "openvino":
@@ -174,8 +176,6 @@ class _Cases:
 
 def _segmenter(run: Path, level: int | None) -> Segmenter:
     """A run on the CPU in float32, as it is compared."""
-    if run.is_file():
-        raise UsageError(f"{run}: is a file; an exported file is not exported again, give the run folder")
     segmenter = Segmenter.load(run)
     if segmenter.plan.format < PLAN_FORMAT:
         raise UsageError(
