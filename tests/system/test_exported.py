@@ -15,22 +15,24 @@ ZOO = "zoo:nuclei"  # known by its name alone: no package is needed to refuse it
 RUN = "is an exported file, where the folder of a run is wanted; name the run that it was exported from"
 DATA = "is an exported file, where a data set is wanted; name the folder of the images"
 OF_RUN = "of the run that it was exported from"
-MASKS = "is an exported file, where masks are wanted; predict first: ulna predict {} INPUT --out MASKS; then: ulna evaluate MASKS"
+MASKS = (
+    "is an exported file, where masks are wanted; predict first: ulna predict {} INPUT --out MASKS; then: ulna evaluate"
+)
 IMAGE = "is an exported file, where the image is wanted; the"
 REFUSED = {
     "export {} --out x.ulna": RUN,
     "explain {} data/images/a.png --out why": RUN,
     "prune {} --level 1 --out smaller": RUN,
-    "evaluate {} data": f"{MASKS} data",
-    "evaluate data/labels {}": f"{MASKS} LABELS",
-    "compare data --models unet --beside {} --out study": "is an exported file, where the folder of a study is wanted; name one",
+    "evaluate {} data": f"{MASKS} MASKS data",
+    "evaluate data/labels {}": f"{MASKS} MASKS LABELS",
+    "compare data --models unet --beside {} --out study": "is an exported file, where the folder of a study is wanted",
     "train data --plan {} --out run": f"is an exported file, where a plan is wanted; name the plan.yaml {OF_RUN}",
     "train data --recipe {} --out run": f"is an exported file, where a recipe is wanted; name the recipe.yaml {OF_RUN}",
     "train {} --out run": DATA,
     "check {}": DATA,
     "plan {}": DATA,
     "compare {} --models unet,fcn --out study": DATA,
-    "predict zoo:hippocampus {} --out masks": f"{IMAGE} image comes last: ulna predict zoo:hippocampus {{}} INPUT --out masks",
+    "predict zoo:hippocampus {} --out masks": f"{IMAGE} image comes last: ulna predict zoo:hippocampus {{}} INPUT",
     "predict data/images {} --out masks": f"{IMAGE} run comes first: ulna predict {{}} data/images --out masks",
 }
 

@@ -128,6 +128,22 @@ def test_the_cards_are_those_of_the_committed_command_and_are_printed(name, tmp_
         assert f"licence: {licence}" in told
 
 
+def test_images_to_try_are_few_small_labelled_and_told_where_they_come_from(capsys):
+    (entry,) = [entry for entry in zoo.entries() if entry.examples]
+    files = [path for path in entry.examples.rglob("*") if path.is_file()]
+    images = sorted((entry.examples / "images").iterdir())
+    assert len(images) <= 6 and sum(path.stat().st_size for path in files) <= 300_000
+    source = (entry.examples / "README.md").read_text()
+    assert "CC0 1.0" in source and "github" in source.lower()
+    for image in images:
+        label = np.asarray(Image.open(entry.examples / "labels" / image.name))
+        assert np.asarray(Image.open(image)).shape == (*label.shape, 3) and set(np.unique(label)) == {0, 1}
+        assert re.search(rf"`{image.stem}` \| [0-9a-f]{{64}} ", source)
+    assert len({*re.findall(r"[0-9a-f]{64}", source)}) == len(images)
+    assert command(["zoo"]) == 0
+    assert str(entry.examples / "images") in capsys.readouterr().out
+
+
 @pytest.mark.skipif("nuclei" not in zoo.names(), reason="this package has no zoo:nuclei")
 def test_the_nuclei_are_found_in_discs_on_a_dark_ground():
     rows, columns = np.mgrid[:96, :96]

@@ -88,6 +88,7 @@ def _zoo(asked: argparse.Namespace) -> int:
     for entry in found:
         told = {"finds": entry.structures, "reads": entry.images, "Dice on cases it never saw": entry.dice}
         told |= {"licence": entry.licence, "file": f"{entry.bytes / 1e6:.1f} MB"}
+        told |= {} if entry.examples is None else {"images to try": str(entry.examples / "images")}
         sys.stdout.write(card_text({PREFIX + entry.name: told}).lstrip() + "\n\n")
     return 0
 
