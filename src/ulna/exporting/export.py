@@ -16,8 +16,9 @@ from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, unknown
 from ulna.exporting.card import as_json, card_of
 from ulna.exporting.graphs import Graphs, make_graphs
+from ulna.exporting.openvino import Session, converted, need_openvino, write_openvino
 from ulna.exporting.parity import Parity, cases_to_compare, compare, logits_apart, made_up_images, windows_of
-from ulna.exporting.plain import need_openvino, write_onnx
+from ulna.exporting.plain import ABOUT, only_graph, write_onnx
 from ulna.exporting.precision import half_weights, quantized, weights_of
 from ulna.inference.fold_runs import each_run
 from ulna.inference.levels import levels_of, named_level, pruned
@@ -125,22 +126,27 @@ def export(
         for n, graphs in enumerate(made)
         for name, model in zip(_names(n, graphs), graphs.models, strict=True)
     }
+    graph = only_graph(members, format) if format != "ulna" else b""
+    files = converted(graph) if format == "openvino" else None
     if with_weights:
         members[bundle.WEIGHTS] = weights_of(segmenters[0].network, precision)
     card = card_of(runs, segmenters[0].plan, segmenters[0].recipe, licence)
     card["export"] = {"precision": precision, "level": "whole" if level is None else f"L{level}"}
     card["versions"]["exported_with_torch"] = str(torch.__version__)
-    parity = _compared(segmenters, bundle, {**members, "card.json": as_json(card)}, out, cases)
+    parity = _compared(segmenters, bundle, {**members, "card.json": as_json(card)}, out, cases, files)
     _check_parity(parity, precision, most_dice_lost, runs)
     card["export"] |= {"parity": parity.to_json()}
     members["card.json"] = as_json(card)
+    about = {name: members[name] for name in ABOUT}
     digest: list[str] = [""]
 
     def write(path: Path) -> None:
         if format == "ulna":
             digest[0] = bundle.write_bundle(path, members)
+        elif files is None:
+            write_onnx(path, graph, about)
         else:
-            write_onnx(path, members, format)
+            write_openvino(path, files, about)
 
     write_whole(out, write)
     return Exported(out, format, precision, out.stat().st_size, digest[0], parity)
@@ -229,15 +235,22 @@ def _pipeline(segmenters: Sequence[Segmenter], made: Sequence[Graphs], precision
 
 
 def _compared(
-    segmenters: Sequence[Segmenter], bundle: Any, members: Mapping[str, bytes], out: Path, cases: _Cases | None
+    segmenters: Sequence[Segmenter],
+    bundle: Any,
+    members: Mapping[str, bytes],
+    out: Path,
+    cases: _Cases | None,
+    openvino: Mapping[str, bytes] | None,
 ) -> Parity:
-    """The members, read as a file is, beside the run."""
+    """The members, read as a file is, beside the run; computed by OpenVINO where its files are given."""
     run = segmenters[0] if len(segmenters) == 1 else Ensemble({str(n): one for n, one in enumerate(segmenters)})
     graphs = {name: data for name, data in members.items() if name.startswith(bundle.GRAPHS)}
     pipeline, card = (json.loads(members[name]) for name in (bundle.PIPELINE, bundle.CARD))
     exported = need("ulna_runtime.segmenter").Segmenter(
         bundle.Bundle(out, "", pipeline, card, graphs), threads=torch.get_num_threads()
     )
+    if openvino is not None:
+        exported.networks[0].compute_with([Session(openvino)])
     plan = segmenters[0].plan
     images = list(cases_to_compare(cases.compared, plan) if cases is not None else made_up_images(plan))
     volumes = [image.volume for image in images]
