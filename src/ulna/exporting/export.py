@@ -92,7 +92,8 @@ def export(
         data: a data set: the file is compared on its cases of the run's test split, else on all; int8 needs it.
         level: export the smaller network of this pruning level, counted from 1; see `ulna prune`.
         format: ulna, the whole pipeline; onnx or openvino, the network alone.
-        precision: fp32; fp16, weights in half precision; int8, convolutions in 8 bits by the training cases of `data`.
+        precision: fp32; fp16, weights in half precision; int8, convolutions in 8 bits by the training cases of `data`,
+            which take longer in 3D.
         most_dice_lost: fp16 and int8 are refused if the mean Dice falls by more.
         licence: of the weights, for the card.
         with_weights: the file also holds the weights themselves, with which `ulna train --init FILE` begins.
