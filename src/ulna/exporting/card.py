@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.inference.segmenter import read_split
 from ulna.recipe import Plan, Recipe
 from ulna.system.passed_on import without_place
@@ -62,7 +62,7 @@ def limits_of(plan: Plan, summaries: Sequence[Mapping[str, Any]]) -> list[str]:
     unit = "images that state their spacing in mm" if plan.unit == "mm" else "images pixel by pixel"
     said = [
         "Research use only; not a medical device.",
-        f"Reads {plan.image_dims}D images with {plan.in_channels} channel(s), {unit}.",
+        f"Reads {plan.image_dims}D images with {counted(plan.in_channels, 'channel')}, {unit}.",
         "Images unlike those of the training (another scanner, protocol, organ or species) may be segmented badly.",
     ]
     if any(summary.get("evaluated_on") != "test" for summary in summaries):

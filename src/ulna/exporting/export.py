@@ -80,6 +80,7 @@ def export(
     licence: str | None = None,
     with_weights: bool = False,
     overwrite: bool = False,
+    allow_code: bool = False,
 ) -> Exported:
     """Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.
 
@@ -98,6 +99,7 @@ def export(
         licence: of the weights, for the card.
         with_weights: the file also holds the weights themselves, with which `ulna train --init FILE` begins.
         overwrite: write over a file that stands there.
+        allow_code: execute the code of a network of one's own, which lies in the run as network.py: read it before.
 
     Raises:
         UsageError: if the run cannot be exported, or the file does not predict as the run does.
@@ -119,7 +121,7 @@ def export(
     runs = list(dict.fromkeys(each_run(named)))
     if with_weights and (len(runs) > 1 or format != "ulna"):
         raise UsageError("--with-weights: a training begins with one network; give one run, and --format ulna")
-    segmenters = [_segmenter(one, level) for one in runs]
+    segmenters = [_segmenter(one, level, allow_code=allow_code) for one in runs]
     cases = _Cases.of(Path(data), runs[0], segmenters[0]) if data is not None else None
     calibration = cases.windows(segmenters) if cases is not None and precision == "int8" else None
     made = [_graphs(one, precision, calibration and calibration[n]) for n, one in enumerate(segmenters)]
@@ -184,9 +186,9 @@ class _Cases:
         return [windows_of(segmenter, volumes, CALIBRATION) for segmenter in segmenters]
 
 
-def _segmenter(run: Path, level: int | None) -> Segmenter:
+def _segmenter(run: Path, level: int | None, *, allow_code: bool) -> Segmenter:
     """A run on the CPU in float32, as it is compared."""
-    segmenter = Segmenter.load(run)
+    segmenter = Segmenter.load(run, allow_code=allow_code)
     if segmenter.plan.format < PLAN_FORMAT:
         raise UsageError(
             f"{run}: was trained by an earlier ulna (plan format {segmenter.plan.format}), whose grids are not exported; "
