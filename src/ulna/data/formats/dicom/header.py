@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ulna.data.formats.dicom.body_part import body_part_of
 from ulna.data.formats.dicom.identity import NAMING, code_of, without_names
 from ulna.data.formats.dicom.library import pydicom
 from ulna.data.formats.source import AGAIN, data_error, file_stat
@@ -32,6 +33,7 @@ _TAGS = [
     "Modality",
     "SeriesDescription",
     "BodyPartExamined",
+    "AnatomicRegionSequence",
     "ImageType",
     "Rows",
     "Columns",
@@ -210,7 +212,7 @@ def header_of(dataset: Any, path: Path) -> Header:
     slices = tuple(read.slices())
     bits, allocated = read.whole("BitsStored"), read.whole("BitsAllocated")
     image: dict[str, Any] = {
-        "body_part": code_of(read.text("BodyPartExamined"), dataset),
+        "body_part": body_part_of(dataset, read.text("BodyPartExamined")),
         "image_type": tuple(str(part).upper() for part in _values(dataset.get("ImageType"))),
         "rows": rows,
         "columns": columns,
