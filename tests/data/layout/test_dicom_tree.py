@@ -71,13 +71,20 @@ def test_the_labelled_series_of_a_case_is_taken_and_said(tmp_path):
     case(tmp_path, "b")
     dataset = Dataset.from_folder(tmp_path)
     assert dataset.case("a").images[0].files[0].parent.name == "ct"
-    assert any("a: of 2 series the labelled one" in note for note in dataset.notes)
+    (said,) = (note for note in dataset.notes if "a: of 2 series the labelled one" in note)
+    for listed in ("CT 'axial 5 mm', 7 x 6 x 3", "CT 'longer', 7 x 6 x 3"):
+        assert listed in said.partition("all: ")[2]
 
 
 def test_two_labelled_series_of_a_patient_are_two_cases_of_one_group(tmp_path):
     case(tmp_path, "a"), case(tmp_path, "a", series="second"), case(tmp_path, "b")
     dataset = Dataset.from_folder(tmp_path)
     assert [(c.id, c.group) for c in dataset.cases] == [("a-1", "a"), ("a-2", "a"), ("b", None)]
+    for number, series in ((1, "ct"), (2, "second")):
+        uid = dicom.uid("a", series)
+        assert any(
+            note.startswith(f"a-{number}: one of 2 labelled series of a, CT") and uid in note for note in dataset.notes
+        )
 
 
 def test_studies_of_a_patient_are_cases_of_one_group(tmp_path):

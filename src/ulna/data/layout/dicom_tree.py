@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ulna.data.formats.dicom.choosing import Wishes, choose, source_of
-from ulna.data.formats.dicom.finding import Looked, by_series, look
+from ulna.data.formats.dicom.choosing import Wishes, choose, list_of, source_of
+from ulna.data.formats.dicom.finding import Looked, by_series, described, look
 from ulna.data.formats.dicom.header import Header
 from ulna.data.formats.source import IMAGE_SUFFIXES, Series, Source, beside, composed, shown, suffix_of
 from ulna.data.layout.case import Case
@@ -39,8 +39,7 @@ def dicom_tree(found: Found, need_labels: bool) -> set[str]:
     found.layout = "dicom"
     found.problems += looked.problems
     _tell_others(found, looked)
-    if not need_labels:
-        _tell_skipped(found, looked)
+    _tell_skipped(found, looked, need_labels)
     cases, places = _cases(found, looked)
     labels = _matched(found, looked, cases, places)
     with_labels = {places[name].group for name, _ in labels}
@@ -87,13 +86,14 @@ def _tell_others(found: Found, looked: Looked) -> None:
         )
 
 
-def _tell_skipped(found: Found, looked: Looked) -> None:
-    """Name every folder in the root that holds no image, and say what it holds."""
+def _tell_skipped(found: Found, looked: Looked, need_labels: bool) -> None:
+    """Name every folder in the root that holds no image (and no label, where these are needed), and say what it holds."""
     kinds = {**_KINDS, "directory": "an index (DICOMDIR)", "other": "DICOM files without pixels"}
     wrong = [Path(problem.file) for problem in looked.problems]
     for folder in sorted(path for path in found.root.iterdir() if path.is_dir() and not beside(path.name)):
         inside = [header for header in looked.headers if header.path.is_relative_to(folder)]
-        if any(header.kind == "image" for header in inside) or any(path.is_relative_to(folder) for path in wrong):
+        used = {"image", *LABEL_KINDS} if need_labels else {"image"}
+        if any(header.kind in used for header in inside) or any(path.is_relative_to(folder) for path in wrong):
             continue
         others = sum(path.is_relative_to(folder) for path in looked.others)
         what = [
@@ -179,9 +179,8 @@ def _matched(
         own = header.path.relative_to(found.root).parts[0]
         near = [place for place in places if where[place[0]].group == own] or list(places)
         if not near:
-            found.notes.append(
-                f"{shown(header.path.relative_to(found.root))}: a {_KINDS[header.kind]} that refers to no series that is here"
-            )
+            what = f"{'an' if header.kind == 'rtstruct' else 'a'} {_KINDS[header.kind]} that refers to no series that is here"
+            found.notes.append(f"{shown(header.path.relative_to(found.root))}: {what}")
         elif len({key for _, key in near}) > 1:
             what = f"refers to {len(near)} series, so which it was drawn on is not clear"
             found.wrong(header.path, what, "take it out, or the other series")
@@ -203,9 +202,13 @@ def _taken(
     if not wishes.names and len(labelled) > 1:
         ids = [f"{name}-{number}" for number in range(1, len(labelled) + 1)]
         said = f"one of {len(labelled)} labelled series of {shown(name)}"
-        return [(id, [key], said) for id, key in zip(ids, labelled, strict=True)]
+        return [
+            (id, [key], f"{said}, {described(series[key])}; all: {list_of(series)}")
+            for id, key in zip(ids, labelled, strict=True)
+        ]
     if not wishes.names and labelled:
-        said = f"of {len(series)} series the labelled one is taken" if len(series) > 1 else ""
+        taken = f"the labelled one is taken, {described(series[labelled[0]])}; all: {list_of(series)}"
+        said = f"of {len(series)} series {taken}" if len(series) > 1 else ""
         return [(name, list(labelled), said)]
     try:
         keys, said = choose(series, wishes.names, folder)

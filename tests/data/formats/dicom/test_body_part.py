@@ -9,7 +9,11 @@ from ulna.data.formats.dicom.header import read_header
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import Source
 
-ABDOMEN, CERVICAL, TORSO = ("818981001", "Abdomen"), ("122494005", "Cervical spine"), ("416775004", "Chest, Abdomen and Pelvis")
+ABDOMEN, CERVICAL, TORSO = (
+    ("818981001", "Abdomen"),
+    ("122494005", "Cervical spine"),
+    ("416775004", "Chest, Abdomen and Pelvis"),
+)
 
 
 def item(**elements):

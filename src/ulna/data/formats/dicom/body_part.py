@@ -31,7 +31,7 @@ _TERMS = {  # meaning of a code, letters alone -> its term; of all others the le
 
 
 def body_part_of(dataset: Any, said: str) -> str:
-    """`said` (its BodyPartExamined), or else what the code of the anatomic region stands for; no word that may name somebody."""
+    """`said` (its BodyPartExamined), or else what its anatomic region's code stands for; no word that may name somebody."""
     groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
     items = [_first(_first(dataset, name), "FrameAnatomySequence") for name in groups]
     regions = [_first(item, "AnatomicRegionSequence") for item in (*items, dataset)]

@@ -309,9 +309,8 @@ class _Reader:
         if len(numbers) == count and all(map(math.isfinite, numbers)):
             return numbers
         if not silent:
-            said = (
-                "numbers that are not finite (NaN)" if any(map(math.isnan, numbers)) else f"no {count} finite numbers"
-            )
+            wanted = "no finite number" if count == 1 else f"no {count} finite numbers"
+            said = "numbers that are not finite (NaN)" if any(map(math.isnan, numbers)) else wanted
             self.wrong(f"has {said} in {keyword}", _NUMBERS)
         return None
 
