@@ -177,6 +177,20 @@ def test_rtstruct_and_seg_side_by_side_and_one_structure_in_two_files(tmp_path):
         Dataset.from_folder(tmp_path)
 
 
+def test_labels_that_cannot_be_used_are_no_hindrance_to_prediction(tmp_path):
+    """Two readers' structures of one name, and a drawing on no series that is clear: both lie in many an archive."""
+    files = case(tmp_path, "a")
+    contours(tmp_path / "a" / "again.dcm", files, {"Liver": [square(-9, 6, -6, 9, 32)]})
+    case(tmp_path, "b", labels="")
+    (tmp_path / "classes.json").write_text('{"labels": {"x": "spleen"}}')
+    with pytest.raises(UsageError, match="which again"):
+        Dataset.from_folder(tmp_path)
+    dataset = Dataset.from_folder(tmp_path, need_labels=False)
+    assert [c.id for c in dataset.cases] == ["a", "b"]
+    assert any("holds the structure 'liver', which again.dcm of the same series holds too" in n for n in dataset.notes)
+    assert not any("are background in the others" in note for note in dataset.notes)  # classes are those of the run
+
+
 def test_one_series_in_the_folders_of_two_cases_is_a_problem(tmp_path):
     paths = dicom.write_series(tmp_path / "a", dicom.ramp(6, 4, 4), study="one")
     (tmp_path / "b").mkdir()

@@ -41,7 +41,10 @@ def dicom_tree(found: Found, need_labels: bool) -> set[str]:
     _tell_others(found, looked)
     _tell_skipped(found, looked, need_labels)
     cases, places = _cases(found, looked)
+    sound = len(found.problems)
     labels = _matched(found, looked, cases, places)
+    if not need_labels:
+        _only_noted(found, sound)
     with_labels = {places[name].group for name, _ in labels}
     label_files: dict[str, Sequence[Path]] = {}
     label_sources: dict[str, Source] = {}
@@ -67,11 +70,22 @@ def dicom_tree(found: Found, need_labels: bool) -> set[str]:
                     folder, "has no SEG and no RTSTRUCT that refers to its series", "add it, or take the case out"
                 )
             found.cases.append(Case(id, sources, None, group if id != group else None))
+    sound, said = len(found.problems), len(found.notes)
     named = name_structures(found, label_files, label_sources)
+    if not need_labels:
+        del found.notes[said:]  # on classes, which are those of the run
+        _only_noted(found, sound)
     found.cases = [Case(c.id, c.images, named.get(c.id), c.group) for c in found.cases]
     if len(wishes.series) > 1:
         found.channel_names = wishes.series
     return {path.relative_to(found.root).parts[0] for path in (*(h.path for h in looked.headers), *looked.others)}
+
+
+def _only_noted(found: Found, sound: int) -> None:
+    """Make notes of the problems that came after the first `sound` ones: of labels, where images alone are wanted."""
+    for problem in found.problems[sound:]:
+        found.notes.append(f"{shown(Path(problem.file).relative_to(found.root))}: {problem.what}; it is not read")
+    del found.problems[sound:]
 
 
 def _tell_others(found: Found, looked: Looked) -> None:
