@@ -25,7 +25,7 @@ class Brighter(nn.Module):
 
 
 def brighter(volume: Volume, than: float) -> Segmenter:
-    """A segmenter for images as that one: planned for its spacing, so that nothing is resampled, but turned to RAS and back."""
+    """A segmenter for images as that one: nothing is resampled (planned for its spacing), but turned to RAS and back."""
     turn = to_canonical(volume.affine, volume.spatial_dims)
     plan = make(
         spatial_dims=volume.spatial_dims, spacing=turn.order(volume.spacing), unit="mm", orientation="RAS",
