@@ -225,3 +225,14 @@ def test_pairs_with_segs_take_their_classes_by_name_too(tmp_path):
     assert dataset.layout == "pairs"
     assert dataset.labels == Labels(names=("background", "spleen", "liver"))
     assert np.array_equal(dataset.case("a").read_labels().array[0], (2 * box(0, 2) + box(2, 4)).transpose(2, 1, 0))
+
+
+def test_an_image_that_is_called_a_label_map_is_not_segmented_in_silence(tmp_path):
+    import nibabel
+
+    for name in ("liver_label", "scan"):
+        nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    for given in (tmp_path, tmp_path / "liver_label.nii.gz"):
+        (said,) = Dataset.from_folder(given, need_labels=False).notes
+        assert "liver_label.nii.gz has the name of a label map; it is read as an image" in said
+    assert not Dataset.from_folder(tmp_path / "scan.nii.gz", need_labels=False).notes
