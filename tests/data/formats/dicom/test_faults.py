@@ -295,10 +295,11 @@ def test_a_planted_fault_is_named(tmp_path, fault):
 
 
 @pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("name", ["{}.dcm", "IM{:04}", "1.2.840.{}"])
 @pytest.mark.parametrize("damage", [truncated, cut_in_the_header, emptied, text_file, picture])
-def test_a_damaged_file_at_an_end_of_the_series_is_named_too(tmp_path, damage, place):
-    """Without it the other slices look like a whole series."""
-    path = dicom.write_series(tmp_path / "tree" / "case", VALUES)[place]
+def test_a_damaged_file_at_an_end_of_the_series_is_named_too(tmp_path, damage, name, place):
+    """Without it the other slices look like a whole series; many archives name their files without an ending."""
+    path = dicom.write_series(tmp_path / "tree" / "case", VALUES, name=name)[place]
     damage(path)
     with pytest.raises(UsageError, match=rf"{path.name}.*;") as error:
         sources, _ = series_in(tmp_path / "tree" / "case", Wishes())
@@ -347,6 +348,14 @@ def apart(path, fault):
             made.save_as(path, enforce_file_format=False)
     except Exception:  # a damaged one stays as it is
         return
+
+
+def test_other_files_beside_slices_without_an_ending_are_no_fault(tmp_path):
+    dicom.write_series(tmp_path, VALUES, name="IM{:04}")
+    for name in ("README", "IM0001.txt", "VERSION"):
+        (tmp_path / name).write_text("x")
+    sources, _ = series_in(tmp_path, Wishes())
+    assert read_image(sources, 3).size[2] == 4
 
 
 @pytest.mark.parametrize("fault", FAULTS)
