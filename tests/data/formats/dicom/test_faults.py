@@ -211,6 +211,29 @@ def double_frames(made):
     made.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence = position
 
 
+def cut_frames(made):
+    made.PixelData = made.PixelData[:-30]
+
+
+def time_points_in_frames(folder):
+    dicom.save(dicom.multiframe(VALUES, order=[0, 1, 2, 3, 0, 1, 2, 3]), folder / "enhanced.dcm")
+
+
+def frames_among_slices(folder):
+    dicom.write_series(folder, VALUES)
+    dicom.save(dicom.multiframe(VALUES), folder / "enhanced.dcm")
+
+
+def cut_jpeg_2000(folder):
+    for path in dicom.write_series(folder, dicom.ramp(2, 64, 72)):
+        made = dicom.pydicom.dcmread(path)
+        made.compress("1.2.840.10008.1.2.4.90")
+        stream = dicom.pydicom.encaps.get_frame(made.PixelData, 0, number_of_frames=1)
+        made.PixelData = dicom.pydicom.encaps.encapsulate([stream[: len(stream) // 2]])
+        made["PixelData"].is_undefined_length = True
+        dicom.save(made, path, syntax="1.2.840.10008.1.2.4.90")
+
+
 def plain_multiframe(folder):
     made = dicom.multiframe(VALUES)
     del made.PerFrameFunctionalGroupsSequence, made.SharedFunctionalGroupsSequence
@@ -220,6 +243,7 @@ def plain_multiframe(folder):
 FAULTS = {
     "slope is NaN": (raw("RescaleSlope", "nan "), r"2\.dcm.*NaN.*RescaleSlope"),
     "slope is 0": (element("RescaleSlope", "0"), r"\.dcm.*RescaleSlope of 0"),
+    "slope has two values": (element("RescaleSlope", ["1", "2"]), r"1\.dcm.*no finite number in RescaleSlope"),
     "slope is text": (raw("RescaleSlope", "steep "), r"2\.dcm.*RescaleSlope"),
     "intercept is infinite": (raw("RescaleIntercept", "inf "), r"2\.dcm.*RescaleIntercept"),
     "intercept is NaN": (raw("RescaleIntercept", "nan "), r"2\.dcm.*RescaleIntercept"),
@@ -266,6 +290,7 @@ FAULTS = {
     "a picture named .dcm": (file_of(picture), r"2\.dcm.*no DICOM|between 1\.dcm and 3\.dcm"),
     "packed by nothing that is here": (packed_by_nothing, r"JPEG Lossless.*nothing.*unpacks.*gdcm"),
     "packed pixels are damaged": (damaged_packing, r"cannot be unpacked \(RLE Lossless"),
+    "JPEG 2000 is cut short": (cut_jpeg_2000, r"cannot be unpacked \(JPEG 2000"),
     "a SEG in place of an image": (label_file("SEG", "1.2.840.10008.5.1.4.1.1.66.4"), r"segmentations \(SEG\) and no image"),
     "an RTSTRUCT in place of an image": (label_file("RTSTRUCT", "1.2.840.10008.5.1.4.1.1.481.3"), r"structures \(RTSTRUCT\) and no"),
     "an index alone": (index_file, r"no DICOM image"),
@@ -273,6 +298,9 @@ FAULTS = {
     "frames that are not described": (enhanced(fewer_frames), r"4 frames and describes 3"),
     "frames without a place": (enhanced(unplaced_frames), r"frame 1\) states no ImagePositionPatient"),
     "two frames at one place": (enhanced(double_frames), r"another lies already.*frame"),
+    "pixels of frames cut short": (enhanced(cut_frames), r"enhanced\.dcm.*cut short"),
+    "frames of two time points": (time_points_in_frames, r"2 slices at each of 4 places.*frame"),
+    "an enhanced file among slices": (frames_among_slices, r"2 slices at each of 4 places.*enhanced\.dcm"),
     "a film without places": (plain_multiframe, r"states no ImagePositionPatient"),
 }  # fmt: skip
 
