@@ -34,7 +34,7 @@ def ct_window(volume: Volume, mask: NDArray[Any]) -> Window | None:
     if volume.meta.modality != "CT" or volume.channels != 1:
         return None
     step = max(1, round((volume.array.size / SAMPLED) ** (1 / volume.spatial_dims)))
-    some = (..., *[slice(None, None, step)] * volume.spatial_dims)
+    some: tuple[Any, ...] = (..., *[slice(None, None, step)] * volume.spatial_dims)
     values, where = volume.array[some][0], mask[some] != 0
     if where.ndim > values.ndim:
         where = where.any(axis=0)

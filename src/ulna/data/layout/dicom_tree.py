@@ -70,10 +70,10 @@ def dicom_tree(found: Found, need_labels: bool) -> set[str]:
                     folder, "has no SEG and no RTSTRUCT that refers to its series", "add it, or take the case out"
                 )
             found.cases.append(Case(id, sources, None, group if id != group else None))
-    sound, said = len(found.problems), len(found.notes)
+    sound, told = len(found.problems), len(found.notes)
     named = name_structures(found, label_files, label_sources)
     if not need_labels:
-        del found.notes[said:]  # on classes, which are those of the run
+        del found.notes[told:]  # on classes, which are those of the run
         _only_noted(found, sound)
     found.cases = [Case(c.id, c.images, named.get(c.id), c.group) for c in found.cases]
     if len(wishes.series) > 1:
