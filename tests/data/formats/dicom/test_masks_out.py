@@ -84,8 +84,9 @@ def test_the_mask_of_a_marker_lies_on_the_marker_in_48_orientations(tmp_path, sh
     for number, (orientation, reverse) in enumerate(itertools.product(range(24), (False, True))):
         folder = tmp_path / str(number)
         files, places = marked(folder, shape, orientation, reverse)
-        result = brighter(read(folder), than=50)(folder)  # as `ulna predict` does: turned for the network, and back
-        path = write_labels(folder / "out", result.mask, result.volume, About(("marker",)), format)
+        volume = read(folder)
+        mask = brighter(volume, than=50).mask(volume)  # as `ulna predict` does: turned for the network, and back
+        path = write_labels(folder / "out", mask, volume, About(("marker",)), format)
         if format == "seg":
             found = seg_places(path)
         elif format == "rtstruct":
