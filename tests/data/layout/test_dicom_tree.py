@@ -12,6 +12,7 @@ from tests.data.formats.dicom.test_labels_in import contours, seg, square
 from ulna.data.formats.dicom.choosing import Wishes
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError
+from ulna.inference.batches import usable
 from ulna.recipe import Labels
 
 VALUES = dicom.ramp(3, 6, 7)
@@ -236,3 +237,40 @@ def test_an_image_that_is_called_a_label_map_is_not_segmented_in_silence(tmp_pat
         (said,) = Dataset.from_folder(given, need_labels=False).notes
         assert "liver_label.nii.gz has the name of a label map; it is read as an image" in said
     assert not Dataset.from_folder(tmp_path / "scan.nii.gz", need_labels=False).notes
+
+
+def download(root, patients):
+    """As TCIA hands it out: MANIFEST/COLLECTION/PATIENT/STUDY/SERIES, a SEG as a series of its own, papers beside."""
+    for patient, studies in patients.items():
+        for study in studies:
+            place = root / "COLLECTION" / patient / study
+            change = lambda made, _, patient=patient: setattr(made, "PatientID", patient)  # noqa: E731
+            files = dicom.write_series(place / "1.000000-CT", VALUES, study=patient + study, change=change)
+            (place / "300.000000-Segmentation").mkdir()
+            seg(place / "300.000000-Segmentation" / "1-1.dcm", files, box(0, 2), names=("liver",))
+    for name in ("metadata.csv", "COLLECTION/LICENSE"):
+        (root / name).write_text("x")
+    return root
+
+
+def test_a_download_from_tcia_is_a_data_set_of_patients_from_its_manifest_on(tmp_path):
+    root = download(tmp_path / "manifest-1", {"A-1": ["2000"], "A-2": ["2000", "2001"], "A-3": ["2000"]})
+    for given in (root, root / "COLLECTION"):
+        dataset = Dataset.from_folder(given)
+        wanted = [("A-1", None), ("A-2-2000", "A-2"), ("A-2-2001", "A-2"), ("A-3", None)]
+        assert [(c.id, c.group) for c in dataset.cases] == wanted
+        assert all(c.read_labels().array.any() for c in dataset.cases)
+
+
+def test_one_fault_in_such_a_download_leaves_the_other_patients(tmp_path):
+    root = download(tmp_path / "manifest-1", {"A-1": ["2000"], "A-2": ["2000", "2001"], "A-3": ["2000"]})
+    (root / "COLLECTION" / "A-2" / "2001" / "1.000000-CT" / "2.dcm").write_bytes(b"")
+    dataset, problems = Dataset.scan(root, need_labels=False)
+    kept, failed = usable(dataset, problems)
+    assert [case.id for case in kept.cases] == ["A-1", "A-2-2000", "A-3"] and set(failed) == {"A-2-2001"}
+
+
+def test_studies_of_one_patient_alone_in_a_folder_stay_one_group(tmp_path):
+    root = download(tmp_path / "d", {"A-2": ["2000", "2001"]})
+    assert {c.group for c in Dataset.from_folder(root / "COLLECTION").cases} == {"A-2"}
+    assert len({c.group for c in Dataset.from_folder(root, need_labels=False).cases}) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ _TAGS = [
     "ReferencedImageSequence",
     "ReferencedInstanceSequence",
     "SourceImageSequence",
-    *NAMING,  # to take them out of what is shown; no header keeps them
+    *NAMING,  # to take them out of what is shown; a header keeps none of them but a digest
 ]
 _NUMBERS = "write the element anew, or take the file out"
 
@@ -99,6 +100,7 @@ class Header:
         bits: that are stored of every value.
         references: UIDs of the series and of the instances that a label file belongs to.
         modality, body_part: words of letters alone that do not name the patient.
+        patient: a digest of the patient's id, which tells whether two files are of one patient; empty without an id.
         shown: the description without words that name the patient: what may be printed of it.
         between: what the file calls the spacing between slices, which is often wrong; positions count.
         faults: what is wrong with an image, and what to do.
@@ -123,6 +125,7 @@ class Header:
     transfer_syntax: str = ""
     slices: tuple[Slice, ...] = ()
     between: float | None = None
+    patient: str = ""
     shown: str = ""
     references: frozenset[str] = frozenset()
     faults: tuple[tuple[str, str], ...] = field(default=())
@@ -211,7 +214,9 @@ def header_of(dataset: Any, path: Path) -> Header:
         )
     slices = tuple(read.slices())
     bits, allocated = read.whole("BitsStored"), read.whole("BitsAllocated")
+    patient = read.text("PatientID")
     image: dict[str, Any] = {
+        "patient": patient and hashlib.sha256(patient.encode()).hexdigest(),
         "body_part": body_part_of(dataset, read.text("BodyPartExamined")),
         "image_type": tuple(str(part).upper() for part in _values(dataset.get("ImageType"))),
         "rows": rows,
