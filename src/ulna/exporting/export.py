@@ -16,17 +16,20 @@ from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, unknown
 from ulna.exporting.card import as_json, card_of
 from ulna.exporting.graphs import Graphs, make_graphs
+from ulna.exporting.openvino import Session, converted, need_openvino, write_openvino
 from ulna.exporting.parity import Parity, cases_to_compare, compare, logits_apart, made_up_images, windows_of
-from ulna.exporting.plain import need_openvino, write_onnx
+from ulna.exporting.plain import ABOUT, only_graph, write_onnx
 from ulna.exporting.precision import half_weights, quantized, weights_of
 from ulna.inference.fold_runs import each_run
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import PLAN_FORMAT
+from ulna.system.exported import refuse_exported
 from ulna.system.extras import need
 from ulna.system.files import write_whole
 from ulna.system.outputs import check_folder
+from ulna.trust.calibration import in_common
 from ulna.version import version
 
 log = logging.getLogger(__name__)
@@ -89,7 +92,8 @@ def export(
         data: a data set: the file is compared on its cases of the run's test split, else on all; int8 needs it.
         level: export the smaller network of this pruning level, counted from 1; see `ulna prune`.
         format: ulna, the whole pipeline; onnx or openvino, the network alone.
-        precision: fp32; fp16, weights in half precision; int8, convolutions in 8 bits by the training cases of `data`.
+        precision: fp32; fp16, weights in half precision; int8, convolutions in 8 bits by the training cases of `data`,
+            which take longer in 3D.
         most_dice_lost: fp16 and int8 are refused if the mean Dice falls by more.
         licence: of the weights, for the card.
         with_weights: the file also holds the weights themselves, with which `ulna train --init FILE` begins.
@@ -107,6 +111,7 @@ def export(
             raise UsageError(f"{flag}: {unknown(flag[2:], value, valid)}")
     if precision == "int8" and data is None:
         raise UsageError("--precision int8 is calibrated on training images; give their data set with --data")
+    refuse_exported(named, "run")
     _check_file(out, overwrite)
     bundle: Any = need("ulna_runtime.bundle")
     if format == "openvino":
@@ -123,22 +128,29 @@ def export(
         for n, graphs in enumerate(made)
         for name, model in zip(_names(n, graphs), graphs.models, strict=True)
     }
+    graph = only_graph(members, format) if format != "ulna" else b""
+    files = converted(graph) if format == "openvino" else None
     if with_weights:
         members[bundle.WEIGHTS] = weights_of(segmenters[0].network, precision)
     card = card_of(runs, segmenters[0].plan, segmenters[0].recipe, licence)
     card["export"] = {"precision": precision, "level": "whole" if level is None else f"L{level}"}
+    if cleaned := _post_processing(segmenters):
+        card["export"]["post_processing"] = cleaned
     card["versions"]["exported_with_torch"] = str(torch.__version__)
-    parity = _compared(segmenters, bundle, {**members, "card.json": as_json(card)}, out, cases)
+    parity = _compared(segmenters, bundle, {**members, "card.json": as_json(card)}, out, cases, files)
     _check_parity(parity, precision, most_dice_lost, runs)
     card["export"] |= {"parity": parity.to_json()}
     members["card.json"] = as_json(card)
+    about = {name: members[name] for name in ABOUT}
     digest: list[str] = [""]
 
     def write(path: Path) -> None:
         if format == "ulna":
             digest[0] = bundle.write_bundle(path, members)
+        elif files is None:
+            write_onnx(path, graph, about)
         else:
-            write_onnx(path, members, format)
+            write_openvino(path, files, about)
 
     write_whole(out, write)
     return Exported(out, format, precision, out.stat().st_size, digest[0], parity)
@@ -174,8 +186,6 @@ class _Cases:
 
 def _segmenter(run: Path, level: int | None) -> Segmenter:
     """A run on the CPU in float32, as it is compared."""
-    if run.is_file():
-        raise UsageError(f"{run}: is a file; an exported file is not exported again, give the run folder")
     segmenter = Segmenter.load(run)
     if segmenter.plan.format < PLAN_FORMAT:
         raise UsageError(
@@ -187,7 +197,9 @@ def _segmenter(run: Path, level: int | None) -> Segmenter:
         segmenter = pruned(segmenter, chosen.head if chosen else None)
     recipe = segmenter.recipe
     recipe = recipe.replaced(training=recipe.training.replaced(precision="fp32"))
-    return Segmenter(segmenter.network, segmenter.plan, recipe, torch.device("cpu"))
+    made = Segmenter(segmenter.network, segmenter.plan, recipe, torch.device("cpu"), segmenter.calibration)
+    made.compares = None  # no heads are computed: nothing is told here of how far an answer can be trusted
+    return made
 
 
 def _graphs(segmenter: Segmenter, precision: str, windows: Any) -> Graphs:
@@ -221,6 +233,7 @@ def _pipeline(segmenters: Sequence[Segmenter], made: Sequence[Graphs], precision
                 "inference": recipe["inference"],
                 "graphs": {**graphs.facts, "files": _names(number, graphs)},
                 "recipe": recipe,
+                **_calibrated(segmenter),
                 "maps_per_voxel": maps_per_voxel(segmenter.network, segmenter.plan, bf16=False),
             }
         )
@@ -228,16 +241,36 @@ def _pipeline(segmenters: Sequence[Segmenter], made: Sequence[Graphs], precision
     return json.dumps(values, allow_nan=False).encode()
 
 
+def _calibrated(segmenter: Segmenter) -> dict[str, Any]:
+    """calibration.json of a run, where it has one for its weights."""
+    found = segmenter.calibration
+    return {} if found is None else {"calibration": found.model_dump(mode="json")}
+
+
+def _post_processing(segmenters: Sequence[Segmenter]) -> dict[str, str]:
+    """Class -> what is done to its masks, for people."""
+    each = [segmenter.calibration for segmenter in segmenters]
+    found = each[0] if len(each) == 1 else in_common(each)
+    return {} if found is None else {name: rule.words for name, rule in found.rules.items()}
+
+
 def _compared(
-    segmenters: Sequence[Segmenter], bundle: Any, members: Mapping[str, bytes], out: Path, cases: _Cases | None
+    segmenters: Sequence[Segmenter],
+    bundle: Any,
+    members: Mapping[str, bytes],
+    out: Path,
+    cases: _Cases | None,
+    openvino: Mapping[str, bytes] | None,
 ) -> Parity:
-    """The members, read as a file is, beside the run."""
+    """The members, read as a file is, beside the run; computed by OpenVINO where its files are given."""
     run = segmenters[0] if len(segmenters) == 1 else Ensemble({str(n): one for n, one in enumerate(segmenters)})
     graphs = {name: data for name, data in members.items() if name.startswith(bundle.GRAPHS)}
     pipeline, card = (json.loads(members[name]) for name in (bundle.PIPELINE, bundle.CARD))
     exported = need("ulna_runtime.segmenter").Segmenter(
         bundle.Bundle(out, "", pipeline, card, graphs), threads=torch.get_num_threads()
     )
+    if openvino is not None:
+        exported.networks[0].compute_with([Session(openvino)])
     plan = segmenters[0].plan
     images = list(cases_to_compare(cases.compared, plan) if cases is not None else made_up_images(plan))
     volumes = [image.volume for image in images]

@@ -68,7 +68,7 @@ class Parity:
 
 
 def compare(run: Segmenter, exported: Any, images: Iterator[Compared], *, made_up: bool, logits: float) -> Parity:
-    """Predict every image in both ways.
+    """Predict every image in both ways, masks after post-processing and probabilities as they are shown.
 
     Args:
         run: on a CPU in float32.
@@ -83,12 +83,12 @@ def compare(run: Segmenter, exported: Any, images: Iterator[Compared], *, made_u
     against = False
     for image in images:
         volume = image.volume
-        expected = run.probabilities(volume)
-        ours = run.label_map(expected)
+        expected = run.segment(volume, probabilities=True)
+        ours = expected.mask
         theirs = exported(
             to_runtime(volume.array, volume.spacing, volume.unit, volume.affine, volume.path), probabilities=True
         )
-        apart = max(apart, float(np.abs(theirs.probabilities - expected.numpy()).max()))
+        apart = max(apart, float(np.abs(theirs.probabilities - expected.probabilities).max()))
         agree = ours == theirs.mask
         same, voxels, count = same + int(agree.sum()), voxels + agree.size, count + 1
         against = against or image.reference is not None
@@ -96,9 +96,9 @@ def compare(run: Segmenter, exported: Any, images: Iterator[Compared], *, made_u
     return Parity(count, made_up, voxels, same / max(1, voxels), apart, logits, float(np.mean(lost)), against)
 
 
-def cases_to_compare(cases: Sequence[Case], plan: Plan) -> Iterator[Compared]:
+def cases_to_compare(cases: Sequence[Case], plan: Plan, most: int = MOST_CASES) -> Iterator[Compared]:
     """Some cases, evenly taken, with their references."""
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(MOST_CASES, len(cases))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int))
     for case in (cases[number] for number in chosen):
         volume = case.read_image()
         yield Compared(case.id, volume, read_reference(case, volume, plan) if case.label is not None else None)
@@ -160,11 +160,11 @@ def logits_apart(run: Segmenter, network: Any, windows: Sequence[NDArray[np.floa
 
 def _dice_lost(ours: NDArray[Any], theirs: NDArray[Any], reference: NDArray[Any] | None, plan: Plan) -> float:
     if reference is None:
-        return 1 - _dice(ours, theirs, plan)
-    return _dice(ours, reference, plan) - _dice(theirs, reference, plan)
+        return 1 - dice(ours, theirs, plan)
+    return dice(ours, reference, plan) - dice(theirs, reference, plan)
 
 
-def _dice(a: NDArray[Any], b: NDArray[Any], plan: Plan) -> float:
+def dice(a: NDArray[Any], b: NDArray[Any], plan: Plan) -> float:
     """The mean Dice of the structures that either holds, 1 where none does; without what the reference does not know."""
     labels = plan.labels
     if labels.ignored is not None:

@@ -45,6 +45,7 @@ from ulna.data.layout.structures import are_structures, name_labels
 from ulna.data.layout.unknown import PAIRS, half_of_a_pair, remedy, unknown_layout
 from ulna.data.layout.wishes import read_wishes
 from ulna.errors import DataError, counted
+from ulna.system.exported import refuse_exported
 
 _FEW = 64  # files that tell a DICOM tree
 _LABEL_NAME = re.compile(r"(?:^|[_.-])(label|labels|mask|masks|seg|segmentation|gt|groundtruth)(?:[_.-]|$)")
@@ -61,6 +62,7 @@ def find(root: Path, *, need_labels: bool, channels: int | None = None, wishes: 
     Raises:
         DataError: if there is nothing to read, or the layout is unknown.
     """
+    refuse_exported([root], "data")
     with readable(root):
         if not root.exists():
             raise data_error(root, "does not exist", "check the path")
