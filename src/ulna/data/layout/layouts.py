@@ -151,6 +151,13 @@ def _one_file(found: Found, need_labels: bool) -> None:
     else:
         found.layout = "image"
         found.cases = [Case(case_name(path), (Source(path),), None)]
+        _tell_label_name(found, path)
+
+
+def _tell_label_name(found: Found, path: Path) -> None:
+    """What is called a label map may be one: it is not segmented in silence."""
+    if _LABEL_NAME.search(case_name(path).lower()):
+        found.notes.append(f"{shown(path)} has the name of a label map; it is read as an image")
 
 
 def _one_dicom(found: Found, path: Path) -> None:
@@ -197,8 +204,7 @@ def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:
     found.layout = "images"
     for case, paths in grouped(found, files_in(found, found.root), (), channels).items():
         found.cases.append(Case(case, image_sources(found, paths), None))
-        if _LABEL_NAME.search(case.lower()):
-            found.notes.append(f"{shown(paths[0])} has the name of a label map; it is read as an image")
+        _tell_label_name(found, paths[0])
     return {"images"}
 
 
