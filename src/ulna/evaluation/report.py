@@ -19,9 +19,9 @@ from scipy.ndimage import uniform_filter
 
 from ulna.errors import UsageError
 from ulna.evaluation import figures
-from ulna.evaluation.embedding import address, css, embed
-from ulna.evaluation.pages import page
 from ulna.evaluation.views import flat
+from ulna.pages.embedding import address, css, embed
+from ulna.pages.templates import page
 from ulna.system.files import write_text
 from ulna.system.reading import read_json_object, read_yaml
 

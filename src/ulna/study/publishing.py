@@ -15,9 +15,9 @@ from ulna.data.layout.case import read_reference
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import counted, printable_text
 from ulna.evaluation.known import known_alone
-from ulna.evaluation.pages import page
 from ulna.evaluation.views import view
 from ulna.inference.segmenter import Segmenter
+from ulna.pages.templates import page
 from ulna.study import drawings
 from ulna.study.costs import conditions_in_words
 from ulna.study.jobs import Job
