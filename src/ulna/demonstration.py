@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,8 @@ from ulna.errors import UsageError
 from ulna.system.outputs import check_free, make_folder
 
 if TYPE_CHECKING:
+    from ulna.evaluation.drawn import ShownCase
     from ulna.evaluation.evaluate import Evaluation
-    from ulna.evaluation.report import ReportCase
 
 Array = NDArray[np.float64]
 
@@ -83,6 +83,7 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     _clear(out)
     from ulna.data.quality.check import check
     from ulna.evaluation.evaluate import evaluate
+    from ulna.evaluation.origins import of_run
     from ulna.evaluation.report import write_report
     from ulna.inference.predict import predict
     from ulna.training.train import train
@@ -94,10 +95,11 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     run = train(data, model="unetpp", out=out / "run", seed=0, set=(*SMALL, length))
     masks = predict(run.folder, data, out=out / "predictions", split="test")
     evaluation = evaluate(masks.folder, data, out=out / "evaluation")
-    cases = _report_cases(data, masks.folder, evaluation.rows)
-    report = out / "report.html"
-    title = "Nuclei, made up by ulna"
-    write_report(run.folder, masks.folder, evaluation, cases, report, synthetic=True, title=title)
+    cases = _shown(data, masks.folder, evaluation)
+    report = write_report(
+        out / "report.html", evaluation, cases, of_run(run.folder, masks.folder),
+        verb="demo", title="Synthetic nuclei", table="evaluation/metrics.csv", synthetic=True,
+    )  # fmt: skip
     return Demonstration(report, run.folder, evaluation)
 
 
@@ -116,18 +118,20 @@ def _clear(out: Path) -> None:
     statement.write_bytes(DEMO)
 
 
-def _report_cases(data: Path, predictions: Path, rows: Sequence[Mapping[str, Any]]) -> list[ReportCase]:
-    """What the report draws: the demo's own files, with the Dice that the evaluation gave them."""
-    from ulna.evaluation.report import ReportCase
+def _shown(data: Path, predictions: Path, evaluation: Evaluation) -> list[ShownCase]:
+    """What the page shows of the demo's own files: the cases with the lowest and the highest Dice."""
+    from ulna.data.volume import Volume
+    from ulna.evaluation.drawn import ShownCase, draw_case, extremes_of
 
-    cases = []
-    for row in rows:
-        name = f"{row['case']}.png"
+    dice = {row["case"]: row["dice"] for row in evaluation.rows}
+    shown = []
+    for case in extremes_of(dice):
         image, reference, prediction = (
-            _pixels(folder / name) for folder in (data / "images", data / "labels", predictions)
+            _pixels(folder / f"{case}.png") for folder in (data / "images", data / "labels", predictions)
         )
-        cases.append(ReportCase(row["case"], np.moveaxis(image, -1, 0), reference, prediction, row["dice"]))
-    return cases
+        volume = Volume(np.moveaxis(image, -1, 0), (1.0, 1.0))
+        shown.append(ShownCase.of(draw_case(case, dice[case], volume, reference, prediction)))
+    return shown
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:

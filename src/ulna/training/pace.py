@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ulna.errors import counted
 from ulna.recipe import Training
 from ulna.training.limit import (
+    PAGE_S,
     FirstSteps,
     calibration_s,
     final_evaluation_s,
@@ -123,7 +124,7 @@ class Pace:
         if before and state.final_s:
             state.final_s *= min(2.0, state.case_s / before)
         else:  # no steps were timed: epochs are short, or a limit of hours may come later
-            state.final_s = final_evaluation_s(state.case_s, self.final_cases)
+            state.final_s = final_evaluation_s(state.case_s, self.final_cases) + PAGE_S
             state.final_s += calibration_s(state.case_s, self.calibrating_cases, state.left_s(self.training))
 
     def told_epoch(self) -> str:
