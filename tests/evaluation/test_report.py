@@ -20,7 +20,7 @@ from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.evaluation.drawn import ShownCase, draw_case, extremes_shown, keep_shown, read_shown
 from ulna.evaluation.listing import MOST_ROWS, list_cases
-from ulna.evaluation.origins import of_run
+from ulna.evaluation.origins import of_predictions, of_run
 from ulna.evaluation.report import write_report
 from ulna.pages.charts import MOST_POINTS, distribution, several, ticks, training
 from ulna.pages.sealing import writer_of
@@ -158,6 +158,16 @@ def test_where_a_training_began_is_named_without_its_folders(run) -> None:
     (run / "plan.yaml").write_text(json.dumps({"reasons": {"model": f"unet, the network of --init {begins}"}}))
     html = page(run, evaluation(), [])
     assert "grey" not in html and "the network of --init first run" in html and "init: first run" in html
+
+
+def test_the_file_of_a_network_is_named_without_its_folders(run) -> None:
+    name = "module:/home/grey/nets/own.py:Tiny"
+    (run / "recipe.yaml").write_text(f"model: {name}\n")
+    (run / "summary.json").write_text(json.dumps({"model": name, "parameters": 7}))
+    html = page(run, evaluation(), [])
+    assert "grey" not in html and html.count("module:own.py:Tiny") >= 3
+    told = of_predictions({"model": name}, Path("masks"), Path("labels"), "1")
+    assert told.model == "module:own.py:Tiny" and ("Model", told.model) in told.facts
 
 
 def test_the_mean_has_a_row_of_its_own_only_among_several_classes(run) -> None:

@@ -7,13 +7,14 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ulna.errors import UsageError
 from ulna.pages.charts import Chart, several, training
 from ulna.pages.numbers import DASH, number, short
-from ulna.system.passed_on import without_place
+from ulna.system.passed_on import Shown, as_it_is
 from ulna.system.reading import read_json_object, read_yaml
 
 Tile = tuple[str, str, str]  # name, figure, remark
@@ -56,7 +57,7 @@ def of_run(run: Path, predictions: Path | None = None) -> Origin:
         UsageError: if a file of it is damaged.
     """
     summary, plan, recipe = _json(run / "summary.json"), _yaml(run / "plan.yaml"), _text(run / "recipe.yaml")
-    shown = _without_init(_yaml(run / "recipe.yaml") if recipe else {})
+    shown = _without_places(_yaml(run / "recipe.yaml") if recipe else {})
     best = summary.get("best_epoch")
     epochs = ("Epochs", str(summary.get("epochs") or DASH), f"best: {best}" if best is not None else "")
     extra = [("Validation IoU", number(summary.get("val_iou"), 3))] if summary.get("monitor") == "iou" else []
@@ -64,8 +65,8 @@ def of_run(run: Path, predictions: Path | None = None) -> Origin:
         [("Predictions", predictions.resolve().name)] if predictions is not None else []
     )  # names alone: pages are passed on
     return Origin(
-        model=str(summary.get("model") or DASH),
-        tiles=[epochs, *_cost(summary)],
+        model=shown(str(summary.get("model") or DASH)),
+        tiles=[epochs, *_cost(summary, shown)],
         charts=training(_epochs(run), str(summary.get("monitor", "dice"))),
         reasons=[(str(name).replace("_", " "), shown(str(why))) for name, why in (plan.get("reasons") or {}).items()],
         facts=[
@@ -91,12 +92,12 @@ def of_folds(folder: Path) -> Origin:
         UsageError: if a file of it is damaged.
     """
     summary, recipe = _json(folder / "summary.json"), _text(folder / "folds.yaml")
-    shown = _without_init(_yaml(folder / "folds.yaml"))
+    shown = _without_places(_yaml(folder / "folds.yaml"))
     folds = [_mapping(fold) for fold in summary.get("folds", ())]
     curves = {str(fold.get("run")): _epochs(folder / Path(str(fold.get("run"))).name) for fold in folds}
     return Origin(
-        model=str(summary.get("model") or DASH),
-        tiles=[("Folds", str(len(folds)), "a training each"), *_cost(summary)],
+        model=shown(str(summary.get("model") or DASH)),
+        tiles=[("Folds", str(len(folds)), "a training each"), *_cost(summary, shown)],
         charts=several("Validation Dice of every fold", curves),
         facts=[
             ("Data", str(summary.get("data") or DASH)),
@@ -131,16 +132,16 @@ def of_predictions(about: Mapping[str, Any], predictions: Path, labels: Path, ve
         labels: the references.
         version: of the ulna that scores them.
     """
-    options = _mapping(about.get("options"))
+    options, shown = _mapping(about.get("options")), _without_places(about)
     chosen = [f"{name} {value}" for name in ("level", "split") if (value := options.get(name)) is not None]
     chosen += [name for name in ("tta",) if options.get(name)]
     known = [
-        ("Model", str(about.get("model") or DASH)),
+        ("Model", shown(str(about.get("model") or DASH))),
         ("Runs", ", ".join(map(str, about.get("runs", ()))) or DASH),
         ("Options", ", ".join(chosen) or "none"),
     ]
     return Origin(
-        model=str(about.get("model") or ""),
+        model=shown(str(about.get("model") or "")),
         facts=[
             ("Predictions", predictions.resolve().name),
             ("References", labels.resolve().name),
@@ -151,12 +152,12 @@ def of_predictions(about: Mapping[str, Any], predictions: Path, labels: Path, ve
     )
 
 
-def _cost(summary: Mapping[str, Any]) -> list[Tile]:
+def _cost(summary: Mapping[str, Any], shown: Shown) -> list[Tile]:
     seconds = summary.get("wall_seconds")
     minutes = seconds / 60 if isinstance(seconds, int | float) else None
     return [
         ("Minutes", number(minutes, 1), "of training"),
-        ("Parameters", short(summary.get("parameters")), str(summary.get("model") or "")),
+        ("Parameters", short(summary.get("parameters")), shown(str(summary.get("model") or ""))),
     ]
 
 
@@ -174,13 +175,18 @@ def _versions(summary: Mapping[str, Any]) -> tuple[str, str]:
     return "Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or DASH
 
 
-def _without_init(recipe: Mapping[str, Any]) -> Any:
-    """A function that shows where a training began by its last name: a path tells who worked where."""
-    init = _mapping(recipe.get("training")).get("init")
-    if not isinstance(init, str) or without_place(init) == init:
-        return str
-    pattern = re.compile(r"\s+".join(map(re.escape, init.split())))  # YAML folds lines
-    return lambda text: pattern.sub(lambda _: without_place(init), text)
+def _without_places(recipe: Mapping[str, Any]) -> Shown:
+    """A function that shows where a training began, and the file of a network, by their last names: a path tells who worked
+    where."""
+    init, model = _mapping(recipe.get("training")).get("init"), recipe.get("model")
+    named = [init, model.removeprefix("module:") if isinstance(model, str) else None]
+    folders = {str(Path(one).parent) for one in named if isinstance(one, str) and Path(one).is_absolute()}
+    if not folders:
+        return as_it_is
+    folded = [
+        r"\s+".join(map(re.escape, folder.split())) for folder in sorted(folders, key=len, reverse=True)
+    ]  # as YAML does
+    return partial(re.compile(f"(?:{'|'.join(folded)})/").sub, "")
 
 
 def _epochs(run: Path) -> list[dict[str, float]]:
