@@ -183,9 +183,8 @@ def _without_places(recipe: Mapping[str, Any]) -> Shown:
     folders = {str(Path(one).parent) for one in named if isinstance(one, str) and Path(one).is_absolute()}
     if not folders:
         return as_it_is
-    folded = [
-        r"\s+".join(map(re.escape, folder.split())) for folder in sorted(folders, key=len, reverse=True)
-    ]  # as YAML does
+    longest = sorted(folders, key=len, reverse=True)
+    folded = [r"\s+".join(map(re.escape, folder.split())) for folder in longest]  # over lines, as YAML does
     return partial(re.compile(f"(?:{'|'.join(folded)})/").sub, "")
 
 
