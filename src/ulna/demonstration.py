@@ -22,6 +22,7 @@ from ulna.errors import UsageError
 from ulna.system.outputs import check_free, make_folder
 
 if TYPE_CHECKING:
+    from ulna.evaluation.drawn import ShownCase
     from ulna.evaluation.evaluate import Evaluation
 
 Array = NDArray[np.float64]
@@ -92,7 +93,8 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     _clear(out)
     from ulna.data.quality.check import check
     from ulna.evaluation.evaluate import evaluate
-    from ulna.evaluation.report import cases_of_pictures, write_report
+    from ulna.evaluation.origins import of_run
+    from ulna.evaluation.report import write_report
     from ulna.exporting.zoo_examples import real_images
     from ulna.inference.predict import predict
     from ulna.training.train import train
@@ -104,10 +106,12 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     run = train(data, model="unetpp", out=out / "run", seed=0, set=(*SMALL, length))
     masks = predict(run.folder, data, out=out / "predictions", split="test")
     evaluation = evaluate(masks.folder, data, out=out / "evaluation")
-    cases = cases_of_pictures(data, masks.folder, evaluation.rows)
-    report = out / "report.html"
-    title, real = "Nuclei, made up by ulna", real_images(out / "zoo_masks")
-    write_report(run.folder, masks.folder, evaluation, cases, report, synthetic=True, title=title, section=real)
+    cases = _shown(data, masks.folder, evaluation)
+    real = real_images(out / "zoo_masks")
+    report = write_report(
+        out / "report.html", evaluation, cases, of_run(run.folder, masks.folder), verb="demo",
+        title="Synthetic nuclei", table="evaluation/metrics.csv", synthetic=True, section=real,
+    )  # fmt: skip
     return Demonstration(report, run.folder, evaluation)
 
 
@@ -124,6 +128,19 @@ def _clear(out: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     statement.write_bytes(DEMO)
+
+
+def _shown(data: Path, predictions: Path, evaluation: Evaluation) -> list[ShownCase]:
+    """What the page shows of the demo's own files: the cases with the lowest and the highest Dice."""
+    from ulna.evaluation.drawn import extremes_of, pictures_of_files
+
+    dice = {row["case"]: row["dice"] for row in evaluation.rows}
+    return [
+        pictures_of_files(
+            case, dice[case], *(folder / f"{case}.png" for folder in (data / "images", data / "labels", predictions))
+        )
+        for case in extremes_of(dice)
+    ]
 
 
 def make_nuclei(folder: Path, *, count: int = 60, sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> Path:

@@ -146,6 +146,24 @@ def test_panels_take_any_name_and_rows_of_different_length(tmp_path) -> None:
     panels([], tmp_path / "empty.png", legend=())
 
 
+def test_short_rows_of_a_sheet_stand_beside_each_other_on_light_paper(tmp_path) -> None:
+    picture = figures.Picture("a", np.zeros((20, 20, 3), np.uint8))
+    rows = [("long", [picture] * 4), ("one", [picture]), ("two", [picture] * 2), ("three", [picture] * 3), ("none", [])]
+    packed = figures._packed(rows, 4)
+    assert [[title for title, _ in strip] for strip in packed] == [["long"], ["one", "two"], ["three", "none"]]
+    with Image.open(panels(rows, tmp_path / "sheet.png", legend=())) as sheet:
+        pixels = np.asarray(sheet.convert("L"))
+    assert (pixels < 40).mean() < 0.65 and (pixels[:3] > 240).all() and (pixels[:, :3] > 240).all()
+
+
+def test_an_outline_is_as_wide_as_its_picture_asks_for() -> None:
+    small, large = np.zeros((2, 64, 64), int)[0], np.zeros((512, 512), int)
+    small[20:40, 20:40], large[160:320, 160:320] = 1, 1
+    for labels, width in ((small, 1), (large, 4)):
+        painted = overlay(np.zeros((3, *labels.shape), np.uint8), labels).any(-1)
+        assert painted[len(labels) // 2].sum() == 2 * width
+
+
 def test_a_comparison_of_a_volume_shows_one_slice_four_times() -> None:
     image = np.arange(2 * 5 * 4 * 6, dtype=float).reshape(2, 5, 4, 6)
     reference, prediction = np.zeros((2, 5, 4, 6), int)

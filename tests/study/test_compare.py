@@ -158,7 +158,9 @@ def test_the_page_needs_nothing_from_elsewhere(study):
     assert "http://" not in page
     assert "https://" not in page
     assert "<script" not in page
-    assert page.count("data:image/png;base64,") >= 4
+    assert page.count('src="data:image/png;base64,') == 3, "drawings"
+    assert page.count('src="data:image/jpeg;base64,') == 4 * (2 + 2), "image, reference and two networks of four cases"
+    assert re.search(r"hardest cases.*?mean Dice", page, re.S | re.I)
 
 
 def test_a_second_call_trains_nothing_and_gives_the_same(study, many, monkeypatch):

@@ -1,5 +1,6 @@
 """Tables as printed: the deviation that the paper has, per class, and ours beside every published cell."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from ulna.study.costs import Cost
 from ulna.study.outcome import analyse
 from ulna.study.printed import class_table, measured, published_table
 from ulna.study.published import Published
+from ulna.study.publishing import pair_table
 from ulna.study.scores import MEASURES, Row
 
 CLASSES = ("pancreas", "cancer")
@@ -55,6 +57,17 @@ def expected(values):
         of_cases = [np.mean(column) for column in values.T if not np.isnan(column).any()]
         of_seeds = [np.mean([v for v in row if not np.isnan(v)]) for row in values]
     return np.mean(of_cases), np.std(of_seeds, ddof=1), np.std(of_cases, ddof=1)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [("better", "–"), ("worse", "–"), ("equivalent", "–"), ("cannot tell", "405"), ("too few", "405")],
+)
+def test_how_many_cases_would_do_is_told_of_pairs_alone_that_are_open(outcome, verdict, said):
+    [pair] = outcome.pairs
+    table = pair_table(replace(outcome, pairs=[replace(pair, verdict=verdict, needed=405)]))
+    assert table.headings[-1] == "cases needed to see 1 point"
+    assert table.rows[0][-1] == (said, "")
 
 
 def test_every_class_has_its_mean_and_both_deviations(outcome, scores):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -81,6 +82,20 @@ def test_the_table_says_whose_cases_they_are(crossed, capsys):
     show("train", crossed)
     said = " ".join(capsys.readouterr().out.split())
     assert "unet on 7 cases of all folds" in said and "Dice of the folds: " in said
+
+
+def test_the_page_of_all_folds_has_every_case_and_pictures_of_the_worst(crossed, undivided):
+    page = (crossed.folder / "report.html").read_text("utf-8")
+    rows = rows_of(crossed.folder / "cases.csv")
+    worst = min(rows, key=lambda row: float(row["dice"]))["case"]
+    assert re.findall(r'role="rowheader">(?:<a[^>]*>)?(\w+)<', page)[0] == worst
+    assert re.findall(r'alt="errors of (\w+)"', page)[0] == worst
+    assert len(re.findall(r'role="rowheader"', page)) == 7
+    assert page.count('<th scope="row">fold_') == 3 and "Validation Dice of every fold" in page
+    assert str(undivided.parent) not in page and str(crossed.folder.parent) not in page
+    assert all(f"fold_{number}: best" in page for number in range(3))
+    for number in range(3):
+        assert (crossed.folder / f"fold_{number}" / "report.html").exists()
 
 
 def test_a_fold_is_what_the_same_training_alone_gives(crossed, undivided, tmp_path):

@@ -9,7 +9,7 @@ from ulna.inference.segmenter import Segmenter
 from ulna.planning.choosing import choose
 from ulna.system.progress import report_to
 from ulna.training import loop as room
-from ulna.training.limit import FirstSteps, must_validate, share_out, time_left, told_end
+from ulna.training.limit import PAGE_S, FirstSteps, must_validate, share_out, time_left, told_end
 from ulna.training.state import State, learning_rate
 from ulna.training.train import train
 from ulna.training.validating import Validation
@@ -21,7 +21,7 @@ def training(*changes):
 
 def test_what_fits_is_left_alone():
     shares = share_out(100, step_s=1, steps=50, case_s=1, val_cases=10, final_cases=10)
-    assert shares == (None, None, 15, [])
+    assert shares == (None, None, 15 + PAGE_S, [])
 
 
 def test_an_epoch_that_does_not_fit_is_cut_so_that_everything_after_it_ends_in_time():
@@ -32,7 +32,7 @@ def test_an_epoch_that_does_not_fit_is_cut_so_that_everything_after_it_ends_in_t
 
 def test_a_validation_that_does_not_fit_predicts_fewer_cases():
     shares = share_out(54, step_s=1, steps=100, case_s=5, val_cases=100, final_cases=2)
-    assert shares.val_cases == 2 and shares.steps == 29
+    assert shares.val_cases == 2 and shares.steps == 28
     assert "100 validation cases would take about 8 min: the weights are chosen by 2 cases of them" in shares.said[0]
 
 
@@ -45,7 +45,8 @@ def test_a_final_evaluation_that_does_not_fit_is_told_and_leaves_half_to_the_res
 def test_the_calibration_gets_a_tenth_at_most():
     facts = {"step_s": 2, "steps": 100, "case_s": 1, "val_cases": 10, "final_cases": 10}
     shares = [share_out(60, **facts, calibrating_cases=cases) for cases in (0, 4, 100)]
-    assert [one.final_s for one in shares] == [15, 19, 21] and [one.steps for one in shares] == [17, 15, 14]
+    assert [one.final_s - PAGE_S for one in shares] == [15, 19, 21]
+    assert [one.steps for one in shares] == [17, 15, 14]
 
 
 @pytest.mark.parametrize("left", [0, -5])

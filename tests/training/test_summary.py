@@ -1,5 +1,7 @@
 """The end of a training: every case is predicted once, and drawn from the label map that was scored."""
 
+import csv
+import re
 from collections import Counter
 
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 from tests.training.tiny import TINY
 from ulna.data.volume import Volume
 from ulna.demonstration import make_nuclei
-from ulna.evaluation.evaluate import Pair
+from ulna.evaluation.drawn import EACH, Extremes
+from ulna.evaluation.pair import Pair
 from ulna.inference import segmenter as room
+from ulna.pages.sealing import writer_of
 from ulna.training import summary
-from ulna.training.summary import EACH, Extremes
 from ulna.training.train import train
 
 
@@ -35,6 +38,14 @@ def test_every_case_is_predicted_once_and_drawn_from_that(tmp_path, monkeypatch,
     assert run.summary["evaluated_on"] == part
     assert list(counted.values()) == [1] * run.summary[part]["cases"]
     assert (run.folder / "figures" / f"{part}.png").exists()
+    assert writer_of(run.folder / "report.html") == "train"
+    page = (run.folder / "report.html").read_text("utf-8")
+    with (run.folder / "cases.csv").open() as file:
+        scored = [row["case"] for row in csv.DictReader(file)]
+    drawn = re.findall(r'alt="errors of (\w+)"', page)
+    assert len(drawn) == min(2 * EACH, 2 * (len(scored) // 2)) and {*drawn} <= {*scored}
+    assert sorted(re.findall(r'role="rowheader">(?:<a[^>]*>)?(\w+)<', page)) == sorted(scored)
+    assert "Synthetic data made by ulna" in page and "Validation Dice and IoU" in page and str(tmp_path) not in page
 
 
 @pytest.mark.parametrize("count", range(12))
@@ -47,5 +58,5 @@ def test_the_lowest_and_the_highest_are_drawn_however_they_come(count):
         extremes.offer(dice, Pair(f"c{number}", empty, empty, Volume(np.zeros((1, 8, 8), np.float32), (1.0, 1.0))))
     order = sorted(range(count), key=lambda number: np.nan_to_num(scores[number], nan=1.0))
     expected = [order[i] for i in sorted({*range(min(EACH, count)), *range(max(0, count - EACH), count)})]
-    assert [title.split()[0] for title, _ in extremes.panels] == [f"c{number}" for number in expected]
-    assert all(("empty" in title) == np.isnan(scores[int(title.split()[0][1:])]) for title, _ in extremes.panels)
+    assert [case.case for case in extremes.cases] == [f"c{number}" for number in expected]
+    assert all(("empty" in case.title) == np.isnan(scores[int(case.case[1:])]) for case in extremes.cases)

@@ -54,11 +54,7 @@ def strip(name: str, *, dark: bool) -> Path:
         axes.imshow(panel, interpolation="antialiased")
         axes.set_title(caption, fontsize=10.5, color=MUTED[dark], pad=5)
         axes.set_axis_off()
-    shades = ["#8b95a1" if word == "right" and not dark else colour for word, colour in LEGEND]
-    handles = [
-        Patch(color=shade if isinstance(shade, str) else [part / 255 for part in shade], label=word)
-        for shade, (word, _) in zip(shades, LEGEND, strict=True)
-    ]
+    handles = [Patch(color=[part / 255 for part in colour], label=word) for word, colour in LEGEND]
     figure.legend(
         handles=handles, loc="lower right", bbox_to_anchor=(0.995, 0.01), ncols=len(handles), frameon=False,
         fontsize=9, labelcolor=MUTED[dark],

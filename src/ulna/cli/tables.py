@@ -12,6 +12,7 @@ from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_pl
 from ulna.cli.study_tables import print_bench, print_levels, print_study
 from ulna.errors import counted, listed, printable_text
 from ulna.exporting.card import page as card_page
+from ulna.pages.sealing import PAGE_FILE
 from ulna.system.progress import make_console
 
 MEASURES = {
@@ -216,6 +217,7 @@ def _train(console: Console, run: Any) -> None:
     for line in _trust(summary.get("trust", {})):
         print_plain(console, line, style="dim")
     print_plain(console, f"run folder: {run.folder}")
+    print_plain(console, f"page: {run.folder / PAGE_FILE}")
     code = " --allow-code" if "digest" in run.summary.get("network", {}) else ""
     print_plain(console, f"next: ulna predict {quoted(run.folder)} IMAGES --out masks{code}", style="dim")
 
@@ -274,6 +276,8 @@ def _evaluate(console: Console, evaluation: Any) -> None:
     if missing:
         text = f"{counted(len(missing), 'reference')} without a prediction, counted as missed: {listed(missing, 5)}"
         print_plain(console, text, style="yellow")
+    if evaluation.report is not None:
+        print_plain(console, f"page: {evaluation.report}")
 
 
 def _scored(summary: Any, case: str = "case") -> str:

@@ -8,9 +8,9 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,11 @@ from ulna.evaluation.known import classes_of, empty_score, known_alone, mask_val
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import score_labels
 from ulna.evaluation.order import told_as_images
+from ulna.evaluation.pair import Pair
 from ulna.evaluation.predicted import predicted_masks, read_mask
+from ulna.evaluation.scored_page import is_page, write_scored_page
 from ulna.evaluation.units import Across, check_unit, pooled, slices_of
+from ulna.pages.sealing import PAGE_FILE
 from ulna.recipe import Labels
 from ulna.system.files import cell, write_text
 from ulna.system.order import check_masks_first
@@ -45,22 +48,6 @@ log = logging.getLogger(__name__)
 _SHOWN = 3  # ids in a message
 
 
-class Pair(NamedTuple):
-    """A case to be scored.
-
-    Args:
-        case: its id.
-        prediction: (*S), class indices; (K, *S) of 0 and 1 for overlapping classes.
-        reference: the same.
-        volume: on their grid; the image or the reference as it was read.
-    """
-
-    case: str
-    prediction: NDArray[Any]
-    reference: NDArray[Any]
-    volume: Volume
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """What was measured.
@@ -72,10 +59,12 @@ class Evaluation:
             cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
             nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
             be trusted.
+        report: the page, where one was written.
     """
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+    report: Path | None = None
 
     def __repr__(self) -> str:
         cases = counted(self.summary["cases"], "case")
@@ -89,7 +78,8 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         rows = [{k: finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows]
-        return {"summary": self.summary, "rows": rows}
+        page = {} if self.report is None else {"report": str(self.report)}
+        return {"summary": self.summary, "rows": rows, **page}
 
     def write(self, folder: Path) -> None:
         """metrics.csv and summary.json."""
@@ -123,7 +113,8 @@ def evaluate(
     Args:
         predictions: folder (or .npz file) of predicted masks.
         labels: the references: a data set, a folder of masks, or an .npz file.
-        out: folder for metrics.csv and summary.json.
+        out: folder for metrics.csv, summary.json and report.html, a page with distributions, all cases, and pictures of the
+            worst and the best.
         by: what counts as one: case (by default, or as the recipe of the run says); slice, every slice of a volume, those of
             the run or across the largest spacing; group, all cases of a group of groups.json pooled, such as the slices of a
             volume that are files of their own.
@@ -180,31 +171,34 @@ def evaluate(
         )
     dims = _dims(references.sources[name] for name in wanted)
     problems: list[Problem] = []
-    tags_differ: list[str] = []
+    tags_differ: dict[str, None] = {}  # in their order, each once
+
+    def read(name: str) -> Pair:
+        volume = read_labels(of_classes(references.sources[name], names), dims)
+        reference = encode_labels(volume, of_references)
+        prediction = np.zeros_like(reference)
+        if name in predicted.sources:
+            mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
+            prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
+            if of_masks.ignored is not None:  # what a mask leaves open is not found
+                prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
+            _check_grid(predicted.sources[name], mask, volume)
+            if orientation_of(mask) != orientation_of(volume):
+                tags_differ[name] = None
+        return Pair(name, *known_alone(prediction, reference, of_references), volume)
 
     def pairs() -> Iterator[Pair]:
         for name in track(wanted, "evaluating"):
             try:
-                volume = read_labels(of_classes(references.sources[name], names), dims)
-                reference = encode_labels(volume, of_references)
-                prediction = np.zeros_like(reference)
-                if name in predicted.sources:
-                    mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
-                    prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
-                    if of_masks.ignored is not None:  # what a mask leaves open is not found
-                        prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
-                    _check_grid(predicted.sources[name], mask, volume)
-                    if orientation_of(mask) != orientation_of(volume):
-                        tags_differ.append(name)
+                pair = read(name)
             except DataError as error:
                 problems.extend(error.problems)
                 continue
-            yield Pair(name, *known_alone(prediction, reference, of_references), volume)
+            yield pair
 
     unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
     scores = Scores(names, empty_score(about), by=unit, across=Across.read(about.get("slices")), groups=groups)
-    for pair in pairs():
-        scores.add(pair)
+    dice = {pair.case: scores.add(pair) for pair in pairs()}
     if problems:
         with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
             raise DataError(problems, predictions)
@@ -218,9 +212,13 @@ def evaluate(
             "them. Where one was drawn on the stored pixels, its scores are wrong: give it the tag of the image"
         )
         log.warning(text, len(tags_differ), listed(tags_differ, _SHOWN))
-        evaluation.summary["orientation_tags_differ"] = tags_differ
+        evaluation.summary["orientation_tags_differ"] = [*tags_differ]
     if out is not None:
         evaluation.write(Path(out))
+        page = write_scored_page(
+            Path(out), evaluation, dice, read, references.cases, about=about, predictions=predictions, labels=labels
+        )
+        evaluation = replace(evaluation, report=page)
     return evaluation
 
 
@@ -347,5 +345,6 @@ def _check_out(out: Path, labels: Path, references: Masks) -> None:
     own = {
         "metrics.csv": lambda path: path.read_text(encoding="utf-8").startswith(("case,class,", "case,slice,class,")),
         "summary.json": lambda path: {"tolerance", "classes", "missing"} <= read_json_object(path).keys(),
+        PAGE_FILE: is_page,
     }
     check_names(out, own)

@@ -23,6 +23,8 @@ from scipy.ndimage import binary_erosion
 from ulna.evaluation.views import Sides, flat
 from ulna.system.files import write_whole
 
+LINES = 128  # outlines that fit beside each other along a picture
+SIDE = 2.3  # inches that a picture of a contact sheet is wide
 CAPTION = 32  # letters that fit above a picture of a contact sheet
 RGB = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -31,8 +33,9 @@ Colour = tuple[int, int, int]
 RIGHT: Colour = (255, 255, 255)
 FALSE_POSITIVE: Colour = (239, 51, 64)
 FALSE_NEGATIVE: Colour = (38, 128, 255)
+RIGHT_INSIDE: Colour = (160, 160, 160)  # as the inside of a right area looks, over tissue
 LEGEND: tuple[tuple[str, Colour], ...] = (
-    ("right", RIGHT),
+    ("right, with a white rim", RIGHT_INSIDE),
     ("false positive", FALSE_POSITIVE),
     ("false negative", FALSE_NEGATIVE),
 )
@@ -93,7 +96,8 @@ class Picture(NamedTuple):
 
 
 def overlay(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[Any] | None = None) -> RGB:
-    """Prediction over the darkened image: white where right, red where false positive, blue where false negative.
+    """Prediction over the darkened image: grey with a white rim where right, red where false positive, blue where false
+    negative.
 
     A wrong class counts as false positive. Without a reference: the outline of every predicted class in a colour of
     its own. Of a volume one slice is shown, see `flat`; the reference chooses it where there is one.
@@ -109,7 +113,7 @@ def overlay(image: NDArray[Any], prediction: NDArray[Any], reference: NDArray[An
     right, wrong, missed = _verdict(prediction, reference)
     _paint(canvas, right, RIGHT, alpha=0.5)
     for _, layer in _layers(prediction):
-        _paint(canvas, right & _edge(layer), RIGHT, alpha=0.8)
+        _paint(canvas, right & _edge(layer, line_width(layer)), RIGHT, alpha=0.9)
     _paint(canvas, wrong, FALSE_POSITIVE, alpha=0.85)
     _paint(canvas, missed, FALSE_NEGATIVE, alpha=0.85)
     return np.rint(canvas).astype(np.uint8)
@@ -132,7 +136,7 @@ def outlines_alone(labels: NDArray[Any], width: int = 1) -> NDArray[np.uint8]:
     canvas = np.zeros((*labels.shape[-2:], 4), np.uint8)
     layers = _layers(labels)
     if labels.ndim == 2:
-        border = _edge(labels != 0)
+        border = _edge(labels != 0, 1)
         layers.sort(key=lambda one: -int(np.count_nonzero(one[1] & border)))
     for place, (number, layer) in enumerate(layers):
         within = layer if labels.ndim == 3 else np.any([one for _, one in layers[place:]], axis=0)
@@ -169,7 +173,7 @@ def _verdict(prediction: NDArray[Any], reference: NDArray[Any]) -> tuple[Mask, M
 def _outlines(picture: NDArray[np.float64], labels: NDArray[Any]) -> RGB:
     canvas = 0.85 * picture
     for number, layer in _layers(labels):
-        _paint(canvas, _edge(layer), CLASS_COLOURS[number % len(CLASS_COLOURS)], alpha=1.0)
+        _paint(canvas, _edge(layer, line_width(layer)), CLASS_COLOURS[number % len(CLASS_COLOURS)], alpha=1.0)
     return np.rint(canvas).astype(np.uint8)
 
 
@@ -180,7 +184,17 @@ def _layers(labels: NDArray[Any]) -> list[tuple[int, Mask]]:
     return [(int(value) - 1, labels == value) for value in np.unique(labels[labels != 0])]
 
 
-def _edge(layer: Mask, width: int = 1) -> Mask:
+def line_width(picture: NDArray[Any]) -> int:
+    """Pixels of an outline in a picture of any size, so that it is to be seen on a page: (H, W) or (H, W, 3).
+
+    Example:
+        >>> line_width(np.zeros((32, 40))), line_width(np.zeros((512, 400, 3)))
+        (1, 4)
+    """
+    return max(1, round(max(picture.shape[:2]) / LINES))
+
+
+def _edge(layer: Mask, width: int) -> Mask:
     """The pixels of a mask that touch what is outside, or lie so near; the image's border is no edge."""
     return layer & ~binary_erosion(layer, iterations=width, border_value=1)
 
@@ -267,28 +281,36 @@ def panels(
 ) -> Path:
     """Draw a contact sheet: a titled row of captioned pictures for every case, and what the colours mean.
 
+    Short rows stand beside each other where they fit into the width of the longest.
+
     Args:
         rows: (title, [Picture or (caption, picture (H, W, 3)), ...]), top to bottom.
         path: the PNG to write.
         legend: (meaning, colour); empty for none.
     """
-    columns = max((len(pictures) for _, pictures in rows), default=1)
+    named = [(title, [Picture(*entry) for entry in pictures]) for title, pictures in rows]
+    columns = max((len(pictures) for _, pictures in named), default=1)
+    strips = _packed(named, columns)
+    heights = [_height([one for _, pictures in strip for one in pictures]) for strip in strips]
     figure = Figure(
-        figsize=(2.3 * columns + 0.2, 2.75 * max(len(rows), 1) + 0.45),
-        dpi=130,
-        facecolor=PAPER[True],
-        layout="constrained",
+        figsize=(SIDE * columns + 0.2, sum(heights) + 0.45), dpi=130, facecolor=PAPER[False], layout="constrained"
     )
-    strips = figure.subfigures(max(len(rows), 1), 1, squeeze=False)[:, 0]
-    for strip, (title, pictures) in zip(strips, rows, strict=False):
-        strip.set_facecolor(PAPER[True])
-        strip.suptitle(title, x=0.012, ha="left", fontsize=10, color=INK[True], parse_math=False)
-        for axes, entry in zip(
-            strip.subplots(1, columns, squeeze=False)[0], [*pictures, *[None] * columns], strict=False
-        ):
-            axes.set_axis_off()
-            if entry is not None:
-                _show(axes, Picture(*entry))
+    parts = figure.subfigures(len(strips), 1, squeeze=False, height_ratios=heights or None)[:, 0] if strips else ()
+    for part, strip in zip(parts, strips, strict=True):
+        widths = [max(1, len(pictures)) for _, pictures in strip]
+        groups = part.subfigures(
+            1, len(widths) + 1, squeeze=False, width_ratios=[*widths, columns - sum(widths) or 1e-3]
+        )
+        for group, (title, pictures) in zip(groups[0], strip, strict=False):
+            group.suptitle(
+                title, x=0.02 / max(1, len(pictures)), ha="left", fontsize=10, color=INK[False], parse_math=False
+            )
+            for axes, picture in zip(
+                group.subplots(1, max(1, len(pictures)), squeeze=False)[0], [*pictures, None], strict=False
+            ):
+                axes.set_axis_off()
+                if picture is not None:
+                    _show(axes, picture)
     if legend:
         figure.legend(
             handles=[Patch(facecolor=np.array(colour) / 255, label=meaning) for meaning, colour in legend],
@@ -296,17 +318,43 @@ def panels(
             ncols=len(legend),
             frameon=False,
             fontsize=8.5,
-            labelcolor=INK[True],
+            labelcolor=INK[False],
             handlelength=0.9,
             handleheight=0.9,
         )
     return write_figure(figure, path)
 
 
+Group = tuple[str, list[Picture]]
+
+
+def _packed(groups: Sequence[Group], columns: int) -> list[list[Group]]:
+    """The groups in their order, as many beside each other as fit into so many columns."""
+    strips: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        width = max(1, len(group[1]))
+        if width > room:
+            strips.append([])
+            room = columns
+        strips[-1].append(group)
+        room -= width
+    return strips
+
+
+def _height(pictures: Sequence[Picture]) -> float:
+    """Inches of a row: as high as its tallest picture, within bounds, with a title and captions of some lines above."""
+    shapes = [
+        one.values.shape[0] / one.values.shape[1] * (1.0 if one.sides is None else one.sides.aspect) for one in pictures
+    ]
+    lines = max((_folded(one.caption).count("\n") for one in pictures), default=0)
+    return SIDE * min(1.5, max([0.3, *shapes])) + 0.45 + 0.14 * lines
+
+
 def _show(axes: Any, picture: Picture) -> None:
     sides = picture.sides
     axes.imshow(picture.values, interpolation="nearest", aspect="equal" if sides is None else sides.aspect)
-    axes.set_title(_folded(picture.caption), fontsize=8.5, color=MUTED[True], pad=4, parse_math=False)
+    axes.set_title(_folded(picture.caption), fontsize=8.5, color=MUTED[False], pad=4, parse_math=False)
     if sides is None:
         return
     places = ((0.03, 0.5, sides.left), (0.97, 0.5, sides.right), (0.5, 0.95, sides.top), (0.5, 0.05, sides.bottom))

@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ulna.errors import UsageError
+from ulna.evaluation.drawn import pictures_of_files
 from ulna.evaluation.evaluate import evaluate
-from ulna.evaluation.report import Section, cases_of_pictures
+from ulna.evaluation.report import Section
 from ulna.inference.predict import predict
 from ulna.system.extras import need
 from ulna.system.names import ZOO
@@ -38,7 +39,11 @@ def real_images(masks: Path) -> Section:
         raise UsageError(f"{ZOO}{NAME}: comes with no images in this ulna-runtime; pip install ./packages/runtime")
     predict(f"{ZOO}{NAME}", entry.examples / "images", out=masks)
     rows = evaluate(masks, entry.examples / "labels").rows
-    cases = sorted(cases_of_pictures(entry.examples, masks, rows), key=lambda case: case.dice)
+    folders = (entry.examples / "images", entry.examples / "labels", masks)
+    cases = [
+        pictures_of_files(row["case"], row["dice"], *(folder / f"{row['case']}.png" for folder in folders))
+        for row in sorted(rows, key=lambda row: row["dice"])
+    ]
     scores, trained_on = entry.card["scores"], entry.card["trained_on"]
     words = (
         WITH.format(cases=scores["cases"], dice=scores["dice"]),

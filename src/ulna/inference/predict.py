@@ -30,12 +30,13 @@ from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.loading import load
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
 from ulna.inference.zoo import located
+from ulna.pages.sealing import PAGE_FILE
 from ulna.recipe import Split
 from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
 from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.trust.calibration import CALIBRATION_FILE
-from ulna.trust.page import PAGE_FILE, check_page, write_page
+from ulna.trust.page import check_page, write_page
 from ulna.trust.report import TRUST_FORMAT
 from ulna.verbs import command, to_argv
 

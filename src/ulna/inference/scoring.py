@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ulna.data.layout.case import Case, read_reference
 from ulna.data.volume import Volume
-from ulna.evaluation.evaluate import Pair, Scores
+from ulna.evaluation.evaluate import Scores
 from ulna.evaluation.known import known_alone
+from ulna.evaluation.pair import Pair
 from ulna.evaluation.units import Across
 from ulna.inference.result import Result
 from ulna.inference.segmenter import Segmenter

@@ -13,12 +13,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from ulna.evaluation import figures
+from ulna.evaluation.drawn import DrawnCase, sized
 from ulna.evaluation.views import Sides
 from ulna.study.ranking import Ranking
 
 # Okabe and Ito's palette, those first that show on white paper
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#677180", "#1c2430")
 MARKERS = "osD^vPX*"
+LEAST_RANGE = 3.0  # of an axis of costs: the largest as a multiple of the smallest
 # Lines between the boxes: more would be a grey area.
 MOST_LINES = 60
 
@@ -99,6 +101,8 @@ def tradeoff(points: Sequence[Point], path: Path, *, measure: str = "Dice") -> P
                 capsize=3, linewidth=1.2, label=point.model,
             )  # fmt: skip
         axes.set_xscale("log")
+        if limits := _least_range([getattr(point, name) for point in points]):
+            axes.set_xlim(*limits)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -110,6 +114,20 @@ def tradeoff(points: Sequence[Point], path: Path, *, measure: str = "Dice") -> P
         ncols=min(4, len(points)),
     )  # fmt: skip
     return figures.write_figure(figure, path)
+
+
+def _least_range(values: Sequence[float]) -> tuple[float, float] | None:
+    """Ends of a logarithmic axis for values that hardly differ, so that the difference does not look large; else None.
+
+    Example:
+        >>> [round(end, 3) for end in _least_range([0.10865, 0.10873])], _least_range([1.0, 4.0])
+        ([0.063, 0.188], None)
+    """
+    known = [value for value in values if math.isfinite(value) and value > 0]
+    if not known or max(known) / min(known) >= LEAST_RANGE:
+        return None
+    middle = math.sqrt(max(known) * min(known))
+    return middle / math.sqrt(LEAST_RANGE), middle * math.sqrt(LEAST_RANGE)
 
 
 def learning(curves: Mapping[str, Sequence[Sequence[tuple[int, float]]]], path: Path) -> Path:
@@ -148,7 +166,7 @@ def worst(
     masks: Mapping[str, Sequence[NDArray[Any]]],
     scores: Mapping[str, Sequence[float]],
     path: Path,
-) -> Path:
+) -> list[DrawnCase]:
     """The cases that all models find hardest, side by side: image, reference, and every model's errors.
 
     Args:
@@ -157,15 +175,18 @@ def worst(
         scores: model -> its Dice of every case.
         path: the PNG to write.
     """
-    rows = []
-    for number, (case, image, reference, sides) in enumerate(cases):
+    drawn = []
+    for number, case in enumerate(cases):
+        image, reference = sized(case.image, smooth=True), sized(case.reference)
         pictures = [("image", figures.to_rgb(image)), ("reference", figures.overlay(image, reference))]
         pictures += [
-            (f"{model}  {scores[model][number]:.3f}", figures.overlay(image, of_model[number], reference))
+            (f"{model}  {scores[model][number]:.3f}", figures.overlay(image, sized(of_model[number]), reference))
             for model, of_model in masks.items()
         ]
-        rows.append((case, [figures.Picture(*one, sides) for one in pictures]))
-    return figures.panels(rows, path)
+        mean = float(np.nan_to_num([of_model[number] for of_model in scores.values()], nan=1.0).mean())
+        drawn.append(DrawnCase(case.case, mean, [figures.Picture(*one, case.sides) for one in pictures]))
+    figures.panels([(one.title, one.pictures) for one in drawn], path)
+    return drawn
 
 
 def ranks(models: Sequence[str], ranking: Ranking, path: Path) -> Path:

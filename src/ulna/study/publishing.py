@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,13 @@ import numpy as np
 from ulna.data.layout.case import read_reference
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import counted, printable_text
+from ulna.evaluation import figures
+from ulna.evaluation.drawn import LARGEST, DrawnCase, ShownCase
 from ulna.evaluation.known import known_alone
-from ulna.evaluation.pages import page
 from ulna.evaluation.views import view
 from ulna.inference.segmenter import Segmenter
+from ulna.pages.embedding import address, css
+from ulna.pages.templates import page
 from ulna.study import drawings
 from ulna.study.costs import conditions_in_words
 from ulna.study.jobs import Job
@@ -31,7 +33,10 @@ from ulna.version import version
 
 SHOWN_WORST = 4
 SHOWN = ("dice", "iou", "ppv", "sensitivity", "hd95")
-PICTURES = ("cases", "tradeoff", "curves", "worst", "ranks")
+ACCURACY = range(3, 12)  # columns of the main table
+PLOTS = ("cases", "tradeoff", "curves", "ranks")
+PICTURES_BYTES = 900_000  # of all cases on the page together
+OPEN = ("cannot tell", "too few")  # verdicts for which more cases would help
 METHOD = (
     "Pairs: Wilcoxon signed-rank test on {unit} means over seeds, p by Holm over all pairs; 95 % bootstrap intervals; "
     "equivalent: within {margin} of Dice by two one-sided tests. n {unit}s count, in which reference or prediction holds a "
@@ -50,10 +55,10 @@ def write_outputs(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: 
         out: the study folder.
     """
     write_scores(outcome.rows, out / "results.csv")
-    _draw(outcome, jobs, dataset, out / "figures")
+    worst = _draw(outcome, jobs, dataset, out / "figures")
     write_text(out / "table.md", printable_text(markdown(outcome)))
     write_text(out / "table.tex", printable_text(latex(outcome)))
-    write_text(out / "report.html", _page(outcome, out / "figures"))
+    write_text(out / "report.html", _page(outcome, out / "figures", worst))
 
 
 def main_table(outcome: Outcome) -> Table:
@@ -98,7 +103,7 @@ def main_table(outcome: Outcome) -> Table:
 
 
 def pair_table(outcome: Outcome) -> Table:
-    """Every pair: difference, tests, effect size."""
+    """Every pair: difference, tests, effect size; and, of those that cannot be told apart, how many cases would do."""
     headings = [
         "pair",
         "difference of Dice [95 %]",
@@ -106,7 +111,7 @@ def pair_table(outcome: Outcome) -> Table:
         "p (Holm)",
         "effect [95 %]",
         "verdict",
-        f"{outcome.unit}s needed",
+        f"{outcome.unit}s needed to see {_points(outcome.margin)}",
     ]
     rows = [
         [
@@ -116,7 +121,7 @@ def pair_table(outcome: Outcome) -> Table:
             (_probability(pair.p_holm), ""),
             (f"{_figure(pair.effect, 2)} [{_figure(pair.effect_low, 2)}, {_figure(pair.effect_high, 2)}]", ""),
             (pair.verdict, ""),
-            ("–" if pair.needed is None else f"{pair.needed:,}", ""),
+            ("–" if pair.needed is None or pair.verdict not in OPEN else f"{pair.needed:,}", ""),
         ]
         for pair in outcome.pairs
     ]
@@ -184,7 +189,8 @@ def _points(value: float) -> str:
     return f"{number} point" if number == "1" else f"{number} points"
 
 
-def _draw(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, folder: Path) -> None:
+def _draw(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, folder: Path) -> list[DrawnCase]:
+    """The files of `figures/`; and the cases that the page shows itself."""
     models = outcome.models
     means = [outcome.described[model]["dice"].mean for model in models]
     drawings.boxes(models, outcome.scores, means, outcome.unit, folder / "cases.png")
@@ -195,12 +201,12 @@ def _draw(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, folder: Path)
     drawings.tradeoff(points, folder / "tradeoff.png")
     curves = {m: [_curve(job.run / "metrics.csv") for job in jobs if job.variant.name == m] for m in models}
     drawings.learning(curves, folder / "curves.png")
-    _draw_worst(outcome, jobs, dataset, folder / "worst.png")
     if outcome.ranking is not None:
         drawings.ranks(models, outcome.ranking, folder / "ranks.png")
+    return _draw_worst(outcome, jobs, dataset, folder / "worst.png")
 
 
-def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: Path) -> None:
+def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: Path) -> list[DrawnCase]:
     """The cases with the lowest mean Dice over all networks, as the first training of each saw them.
 
     None where of a network no weights are left.
@@ -211,7 +217,7 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
             first.setdefault(job.variant.name, job)
     if {job.variant.name for job in jobs} - first.keys():
         path.unlink(missing_ok=True)
-        return
+        return []
     scored = {m: _of_images(outcome.rows, m, job) for m, job in first.items()}
     common = set.intersection(*(set(of) for of in scored.values()))
     hard = {case: np.nan_to_num([of[case] for of in scored.values()], nan=1.0).mean() for case in common}  # NaN: empty
@@ -229,7 +235,7 @@ def _draw_worst(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, path: P
         cases.append(drawings.Hard(name, seen.image, seen.maps[0], seen.sides))
         for model, mask in zip(segmenters, seen.maps[1:], strict=True):
             masks[model].append(mask)
-    drawings.worst(cases, masks, {m: [scored[m][name] for name in chosen] for m in first}, path)
+    return drawings.worst(cases, masks, {m: [scored[m][name] for name in chosen] for m in first}, path)
 
 
 def _of_images(rows: Sequence[Row], model: str, job: Job) -> dict[str, float]:
@@ -248,13 +254,14 @@ def _curve(path: Path) -> list[tuple[int, float]]:
     return [(int(row["epoch"]), float(row["val_dice"])) for row in rows if row["val_dice"]]
 
 
-def _page(outcome: Outcome, folder: Path) -> str:
-    pictures: dict[str, str] = {}
-    for name in PICTURES:
+def _page(outcome: Outcome, folder: Path, worst: Sequence[DrawnCase]) -> str:
+    plots: dict[str, str] = {}
+    for name in PLOTS:
         file = folder / f"{name}.png"
         found = file.exists() and (name != "ranks" or outcome.ranking is not None)
-        pictures[name] = f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode('ascii')}" if found else ""
-    pairs = pair_table(outcome)
+        plots[name] = address(file.read_bytes(), "png") if found else ""
+    most = PICTURES_BYTES // max(1, sum(len(case.pictures) for case in worst))
+    table, pairs = main_table(outcome), pair_table(outcome)
     published = [
         {"table": published_table(outcome, table), "said": f"{table.paper}: {_said_of(table)}"}
         for table in outcome.published
@@ -266,10 +273,13 @@ def _page(outcome: Outcome, folder: Path) -> str:
         "warning": outcome.warning,
         "said": list(zip(verdicts, outcome.sentences, strict=False)),
         "method": method(outcome),
-        "table": main_table(outcome),
+        "accuracy": _columns(table, lambda at: at == 0 or at in ACCURACY),
+        "cost": _columns(table, lambda at: at not in ACCURACY),
         "conditions": conditions_in_words(outcome.costs.conditions),
-        "pictures": pictures,
-        "pairs": {"headings": pairs.headings, "rows": [[cell[0] for cell in row] for row in pairs.rows]},
+        "plots": plots,
+        "worst": [ShownCase.of(case, min(LARGEST, most)) for case in worst],
+        "errors": [(meaning, css(colour)) for meaning, colour in figures.LEGEND],
+        "pairs": pairs,
         "ranking": outcome.ranking_sentence,
         "classes": class_table(outcome),
         "published": published,
@@ -278,6 +288,12 @@ def _page(outcome: Outcome, folder: Path) -> str:
         "version": version("ulna"),
     }
     return page("ulna.study", "comparison.html").render(values)
+
+
+def _columns(table: Table, wanted: Callable[[int], bool]) -> Table:
+    """Some columns of a table: all of them are wider than a page."""
+    kept = [at for at in range(len(table.headings)) if wanted(at)]
+    return Table([table.headings[at] for at in kept], [[row[at] for at in kept] for row in table.rows])
 
 
 def _said_of(table: Published) -> str:

@@ -19,9 +19,13 @@ from typing import Any
 
 from ulna.data.layout.dataset import Dataset, Division, split
 from ulna.errors import Interrupted, UsageError, counted, listed, printable
+from ulna.evaluation.drawn import extremes_shown, read_shown
 from ulna.evaluation.evaluate import Scores
+from ulna.evaluation.origins import of_folds
+from ulna.evaluation.report import is_synthetic, write_report
 from ulna.inference.fold_runs import fold_runs
 from ulna.networks.foreign import allow_flag
+from ulna.pages.sealing import PAGE_FILE
 from ulna.recipe import Plan, Recipe, Split, from_yaml, to_yaml
 from ulna.system.files import from_cell, write_text
 from ulna.system.locking import locked
@@ -29,7 +33,7 @@ from ulna.system.outputs import FOLDS_FILE, RUN_FILE
 from ulna.system.passed_on import stored_command
 from ulna.system.reading import read_json_object
 from ulna.training.limit import told_duration
-from ulna.training.summary import final_part, limits_of, with_limits
+from ulna.training.summary import SHOWN_FILE, final_part, limits_of, with_limits
 from ulna.verbs import command
 
 log = logging.getLogger("ulna")
@@ -202,6 +206,11 @@ def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -
     }
     evaluation.write_rows(folder / CASES)
     write_text(folder / SUMMARY, json.dumps(summary, indent=1, allow_nan=False))
+    cases = extremes_shown([case for run in runs for case in read_shown(run / SHOWN_FILE)])
+    write_report(
+        folder / PAGE_FILE, evaluation, cases, of_folds(folder),
+        verb="train", title=data.resolve().name, table=CASES, synthetic=is_synthetic(data),
+    )  # fmt: skip
     return summary
 
 

@@ -1,8 +1,8 @@
 """What `--max-hours` leaves: the shares of steps, validation, calibration and final evaluation, and when a training ends.
 
-Reading the cases, steps, validations, the calibration and the final evaluation count; what comes before (starting, checking
-and planning the data) does not. A training makes one step, validates one case and scores every case at the end, however
-little that leaves.
+Reading the cases, steps, validations, the calibration, the final evaluation and its page count; what comes before
+(starting, checking and planning the data) does not. A training makes one step, validates one case and scores every case at
+the end, however little that leaves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ulna.errors import counted
 from ulna.recipe import Training
 from ulna.training.state import State
 
+PAGE_S = 0.5  # drawing and writing the page of the run, whose pictures are few whatever the cases
 SCORING = 1.5  # a case at the end, of one in validation: surface distances, and its files are read again
 MOST_FINAL = 0.5  # of what is left, kept for the final evaluation; one that takes longer ends after the limit
 MOST_CALIBRATION = 0.1  # of what is left, kept for the calibration, which begins no case beyond that share of the limit
@@ -100,7 +101,7 @@ def share_out(
 
     Example:
         >>> share_out(60, step_s=2, steps=100, case_s=1, val_cases=10, final_cases=10)[:3]
-        (17, None, 15.0)
+        (17, None, 15.5)
     """
     said = []
     final_s = final_evaluation_s(case_s, final_cases)
@@ -108,7 +109,7 @@ def share_out(
         said.append(
             f"the final evaluation takes about {told_duration(final_s)}, and will end after the limit: it scores every case"
         )
-        final_s = max(0.0, MOST_FINAL * left_s)
+    final_s = max(0.0, min(final_s + PAGE_S, MOST_FINAL * left_s))
     final_s += calibration_s(case_s, calibrating_cases, left_s)
     room_s, validation_s = max(0.0, left_s - final_s), case_s * val_cases
     if steps * step_s + validation_s <= room_s:

@@ -176,6 +176,7 @@ class Loop:
         """
         self._read_cases()
         self._save()  # from here on a kill costs no more than `checkpoint_minutes`, and the number of threads is known
+        self.pace.training_begins()
         while not (why := self.state.finished(self.recipe)):
             self.stop.check(self._save)
             start = self._clock() - self.state.step_s

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ulna.errors import counted
 from ulna.recipe import Training
 from ulna.training.limit import (
+    PAGE_S,
     FirstSteps,
     calibration_s,
     final_evaluation_s,
@@ -59,6 +60,12 @@ class Pace:
         """How many cases are validated."""
         every = len(self.validation)
         return every if self.state.val_cases is None else min(every, self.state.val_cases)
+
+    def training_begins(self) -> None:
+        """A limit of hours that came later allows less for the calibration than a training without one takes."""
+        limit, state = self.training.max_hours, self.state
+        if limit is not None and state.case_s:
+            state.final_s = min(state.final_s, self._final_s(3600 * limit))
 
     def epoch_begins(self) -> None:
         """Where nothing is known of its time yet, the first steps of a training with a limit of hours are timed."""
@@ -123,8 +130,12 @@ class Pace:
         if before and state.final_s:
             state.final_s *= min(2.0, state.case_s / before)
         else:  # no steps were timed: epochs are short, or a limit of hours may come later
-            state.final_s = final_evaluation_s(state.case_s, self.final_cases)
-            state.final_s += calibration_s(state.case_s, self.calibrating_cases, state.left_s(self.training))
+            state.final_s = self._final_s(state.left_s(self.training))
+
+    def _final_s(self, left_s: float) -> float:
+        """Of the final evaluation, its page, and the calibration, which takes a part of what is left at most."""
+        final_s = final_evaluation_s(self.state.case_s, self.final_cases) + PAGE_S
+        return final_s + calibration_s(self.state.case_s, self.calibrating_cases, left_s)
 
     def told_epoch(self) -> str:
         """The epoch under way; how many there are is told where they end the training, as far as that is known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import json
 import platform
 import time
@@ -10,21 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.splitting import split_hash
 from ulna.evaluation import figures
-from ulna.evaluation.evaluate import Evaluation, Pair
-from ulna.evaluation.views import view
+from ulna.evaluation.drawn import DrawnCase, Extremes, ShownCase, keep_shown
+from ulna.evaluation.evaluate import Evaluation
+from ulna.evaluation.origins import of_run
+from ulna.evaluation.report import is_synthetic, write_report
 from ulna.inference.scoring import predict_result, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.networks.foreign import allow_flag
 from ulna.networks.network import Network
 from ulna.networks.weights import load_weights
+from ulna.pages.sealing import PAGE_FILE
 from ulna.planning.plan import Planned
 from ulna.recipe import Plan, Recipe, Split, Training
 from ulna.system.device import choose_precision, default_device, device_name
@@ -35,9 +36,8 @@ from ulna.training.calibrating import calibration_s, error_of, tried
 from ulna.training.state import State
 from ulna.version import version
 
-Panel = tuple[str, list[figures.Picture]]
 LIMITS = ("epochs", "steps", "max_hours", "patience", "validate_every")  # of a training
-EACH = 3  # cases drawn of those with the lowest Dice, and of those with the highest
+SHOWN_FILE = "figures/cases.json"  # what the page of a fold shows of cases, for the page of all folds
 
 
 def limits_of(training: Training) -> dict[str, float | None]:
@@ -121,11 +121,18 @@ def summarise(
     }
     evaluation.write_rows(folder / "cases.csv")
     write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False))
-    figures.panels(drawn, folder / "figures" / f"{part}.png")
+    figures.panels([(case.title, case.pictures) for case in drawn], folder / "figures" / f"{part}.png")
+    shown = [ShownCase.of(case) for case in drawn]
+    if recipe.training.folds is not None:
+        keep_shown(folder / SHOWN_FILE, shown)
+    write_report(
+        folder / PAGE_FILE, evaluation, shown, of_run(folder),
+        verb="train", title=data.resolve().name, table="cases.csv", synthetic=is_synthetic(data),
+    )  # fmt: skip
     return summary
 
 
-def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, list[Panel], dict[str, Any] | None]:
+def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, list[DrawnCase], dict[str, Any] | None]:
     """Measures over the cases, each predicted once; pictures of those with the lowest and the highest Dice; and the error of
     the predicted Dice."""
     scores, extremes = scores_for(segmenter), Extremes()
@@ -136,7 +143,7 @@ def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, lis
         extremes.offer(dice, pair)
         predicted.append((segmenter.predicted_mean(result), dice))
     error = error_of(predicted)
-    return scores.evaluation(), extremes.panels, None if error is None else {"from": segmenter.compares, **error}
+    return scores.evaluation(), extremes.cases, None if error is None else {"from": segmenter.compares, **error}
 
 
 class Parts(NamedTuple):
@@ -150,37 +157,3 @@ class Parts(NamedTuple):
     def of(cls, dataset: Dataset, split: Split) -> Parts:
         """Those of a data set."""
         return cls(*(dataset.cases_of(part) for part in (split.train, split.val, split.test)))
-
-
-class Extremes:
-    """Pictures of the three cases with the lowest and the three with the highest Dice, drawn while their masks are there.
-
-    What is rightly empty comes last: there is nothing to see.
-    """
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[float, int, Panel]] = []  # by Dice, and as they came
-        self._seen = 0
-
-    @property
-    def panels(self) -> list[Panel]:
-        """From the lowest Dice to the highest."""
-        return [panel for _, _, panel in self._kept]
-
-    def offer(self, dice: float, pair: Pair) -> None:
-        """Draw a case, if it is among them so far; NaN for one whose Dice is not defined."""
-        rank = (float(np.nan_to_num(dice, nan=1.0)), self._seen)
-        self._seen += 1
-        place = bisect.bisect(self._kept, rank, key=lambda kept: kept[:2])
-        if len(self._kept) == 2 * EACH and place == EACH:
-            return  # as many are lower, and as many higher
-        self._kept.insert(place, (*rank, _drawn(dice, pair)))
-        if len(self._kept) > 2 * EACH:
-            del self._kept[EACH]
-
-
-def _drawn(dice: float, pair: Pair) -> Panel:
-    title = f"{pair.case}  {'empty' if np.isnan(dice) else f'Dice {dice:.3f}'}"
-    seen = view(pair.volume, pair.reference, pair.prediction)
-    pictures = figures.comparison(seen.image, seen.maps[1], seen.maps[0])
-    return title, [figures.Picture(*one, seen.sides) for one in pictures]

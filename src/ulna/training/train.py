@@ -113,7 +113,7 @@ def train(
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
         model: name of a network, see `ulna models`; left out, chosen by the images, and plan.yaml says why.
-        out: the run folder; runs/DATA-MODEL by default.
+        out: the run folder; runs/DATA-MODEL by default. At the end, report.html in it is a page about the training.
         epochs: at most so many.
         max_hours: at most so long, from the reading of the cases to the final evaluation; the learning rate falls over
             this time. Where it ends before the first epoch, that is told after the first steps, and the weights of then are

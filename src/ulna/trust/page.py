@@ -6,10 +6,8 @@ file without scripts and without anything to fetch, names no folder of the input
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +22,11 @@ from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry, Record
 from ulna.errors import UsageError
 from ulna.evaluation import figures
-from ulna.evaluation.embedding import css
 from ulna.evaluation.known import mask_values, numbered, values_in
-from ulna.evaluation.pages import page
 from ulna.evaluation.predicted import read_mask, sources_of
+from ulna.pages.embedding import css
+from ulna.pages.sealing import PAGE_FILE, sealed, writer_of
+from ulna.pages.templates import page
 from ulna.recipe import Labels, parse
 from ulna.system.files import unwritable, write_text
 from ulna.system.locking import locked
@@ -40,8 +39,8 @@ from ulna.trust.told import Told, ToldDice, ToldEstimate, ToldFlag, read_told
 
 log = logging.getLogger(__name__)
 
-PAGE_FILE = "report.html"
 DASH = "–"
+VERB = "predict"
 SHOWN = 24  # cases with pictures: the page stays below some 10 MB
 WITH_PLANES = 6  # of these, volumes with a slice along each axis
 STRUCTURES = 4  # of a case whose largest slice is shown
@@ -53,7 +52,6 @@ ORIGINS = {
     "copies": "mirrored copies",
     "folds": "several networks",
 }
-_SEAL = re.compile(rb"<!-- ulna predict ([0-9a-f]{64}) -->\n\Z")
 
 
 class Row(NamedTuple):
@@ -92,7 +90,7 @@ def check_page(out: Path) -> None:
     Raises:
         UsageError: if there is one.
     """
-    check_names(out, {PAGE_FILE: _is_own})
+    check_names(out, {PAGE_FILE: lambda path: writer_of(path) != ""})  # that of an evaluation tells of earlier masks
 
 
 def retire_page(out: Path) -> None:
@@ -106,10 +104,8 @@ def retire_page(out: Path) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a page is as ulna wrote it: its last line has the digest of all before it."""
-    content = path.read_bytes()
-    found = _SEAL.search(content)
-    return found is not None and hashlib.sha256(content[: found.start()]).hexdigest().encode() == found[1]
+    """Whether a page is as `predict` wrote it."""
+    return writer_of(path) == VERB
 
 
 def write_page(out: Path, cases: Sequence[Case]) -> int:
@@ -125,9 +121,7 @@ def write_page(out: Path, cases: Sequence[Case]) -> int:
     try:
         with locked(out), Interruption():
             check_page(out)
-            text = _rendered(out, cases)
-            seal = f"<!-- ulna predict {hashlib.sha256(text.encode()).hexdigest()} -->\n"
-            write_text(out / PAGE_FILE, text + seal)
+            write_text(out / PAGE_FILE, sealed(_rendered(out, cases), VERB))
     except Stopped as stopped:
         return stopped.number
     return 0

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ulna.data.volume import Volume
-from ulna.evaluation.embedding import embed, embed_lines
 from ulna.evaluation.figures import outlines_alone, to_rgb
 from ulna.evaluation.views import Sides, View, view
+from ulna.pages.embedding import embed, embed_lines
 from ulna.recipe import Labels
 from ulna.trust.structures import class_mask
 from ulna.trust.windows import Window, ct_window

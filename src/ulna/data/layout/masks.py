@@ -20,6 +20,7 @@ from ulna.data.formats.source import (
     readable,
     suffix_of,
 )
+from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.metadata import read_groups
 from ulna.data.layout.pairing import Found, files_in
@@ -28,11 +29,13 @@ from ulna.recipe import Labels
 
 
 class Masks(NamedTuple):
-    """Case id -> its mask, the classes where a file names them, and the DICOM series on which a mask was drawn."""
+    """Case id -> its mask, the classes where a file names them, the DICOM series on which a mask was drawn, and the case with
+    its image, of a data set."""
 
     sources: dict[str, Source]
     labels: Labels | None
     images: Mapping[str, Source] = MappingProxyType({})
+    cases: Mapping[str, Case] = MappingProxyType({})
 
 
 def find_masks(path: Path) -> Masks:
@@ -59,7 +62,7 @@ def _found(path: Path) -> Masks:
             raise DataError(problems, path)
         sources = {case.id: case.label for case in dataset.labelled if case.label is not None}
         images = {case.id: case.images[0] for case in dataset.labelled if case.images[0].series is not None}
-        return Masks(sources, dataset.labels, images)
+        return Masks(sources, dataset.labels, images, {case.id: case for case in dataset.labelled})
     return Masks(_files(path), None)
 
 

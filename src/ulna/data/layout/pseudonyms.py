@@ -107,8 +107,9 @@ class Pseudonyms:
         """The same masks by pseudonyms."""
         sources = {self.of(id): source for id, source in masks.sources.items()}
         images = {self.of(id): source for id, source in masks.images.items()}
+        cases = {self.of(id): case for id, case in masks.cases.items()}
         self._save()
-        return Masks(sources, masks.labels, images)
+        return Masks(sources, masks.labels, images, cases)
 
     def apply_to_groups(self, groups: dict[str, str]) -> dict[str, str]:
         """The same groups, of pseudonyms and named by them."""

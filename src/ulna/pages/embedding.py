@@ -10,22 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-LARGEST = 60_000  # bytes of a picture, so that the page about a run stays below 3 MB
+LARGEST = 60_000  # bytes of a picture
 
 
-def embed(picture: NDArray[np.uint8], *, exact: bool = True) -> str:
+def embed(picture: NDArray[np.uint8], *, exact: bool = True, largest: int = LARGEST) -> str:
     """A picture (H, W, 3) as a data address: PNG where that is small, else the best JPEG that is.
 
     Args:
         picture: 8 bits a colour.
         exact: False takes a JPEG at once, which is written ten times as fast.
+        largest: bytes that it may have; the worst JPEG may have more.
     """
     data = _encoded(picture, "png", optimize=True) if exact else b""
-    if exact and len(data) <= LARGEST:
+    if exact and len(data) <= largest:
         return address(data, "png")
     for quality in (88, 75, 60, 40):
         data = _encoded(picture, "jpeg", quality=quality, subsampling=0)
-        if len(data) <= LARGEST:
+        if len(data) <= largest:
             break
     return address(data, "jpeg")
 

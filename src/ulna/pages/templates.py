@@ -8,9 +8,9 @@ from ulna.errors import printable_text
 
 
 def page(package: str, name: str) -> Template:
-    """The template of a package by its file name; `{% include "page.css" %}` in it is the look that pages share."""
+    """The template of a package by its file name; `shell.html` is the page around it."""
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("ulna.evaluation", ".")]),
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("ulna.pages", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
