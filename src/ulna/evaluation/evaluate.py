@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +16,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.dicom.onto import onto_grid
-from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
+from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import DICOM_SUFFIX, Series, Source, data_error, suffix_of
 from ulna.data.layout.case import of_classes
-from ulna.data.layout.classes import classes_found
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.turning import orientation_of
-from ulna.data.volume import Volume, same_geometry
+from ulna.data.volume import Volume
 from ulna.errors import DataError, Problem, UsageError, listed
-from ulna.evaluation.known import known_alone, read_as
+from ulna.evaluation.choice import ALL, AUTO, FAMILIES, Choice, choose, read_families, spread, usual
+from ulna.evaluation.further import further_scores
+from ulna.evaluation.known import known_alone, known_probabilities, read_as
 from ulna.evaluation.means import finite, summarise, tolerance_of
-from ulna.evaluation.metrics import score_labels
+from ulna.evaluation.metrics import MEASURES, mask_of, score_labels
+from ulna.evaluation.objects import BySize
 from ulna.evaluation.predicted import predicted_masks
+from ulna.evaluation.probabilities import probability_files, read_probabilities
+from ulna.evaluation.reading import check_grid, classes_of, common_dims, read_mask
+from ulna.evaluation.subgroups import by_subgroups, cases_of
 from ulna.evaluation.units import Across, check_unit, pooled, slices_of
-from ulna.recipe import Labels, parse
+from ulna.recipe import Labels
 from ulna.system.files import cell, write_text
-from ulna.system.outputs import PREDICT_FILE, check_folder, check_names
+from ulna.system.outputs import check_folder, check_names
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
 
@@ -49,12 +53,14 @@ class Pair(NamedTuple):
         prediction: (*S), class indices; (K, *S) of 0 and 1 for overlapping classes.
         reference: the same.
         volume: on their grid; the image or the reference as it was read.
+        probabilities: (K, *S), of every structure, NaN where the class is not known; None: they are not known.
     """
 
     case: str
     prediction: NDArray[Any]
     reference: NDArray[Any]
     volume: Volume
+    probabilities: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,11 @@ class Evaluation:
 
     Args:
         rows: one per case and class: case, class, tp, fp, fn and every measure; NaN where neither reference nor prediction
-            holds the class (and for sensitivity where the reference does not).
+            holds the class (and for sensitivity where the reference does not), and for a measure that does not apply to it.
         summary: cases, unit, tolerance, missing cases, and for every class and over all (`mean`) each measure's mean over
             cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
             nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
-            be trusted.
+            be trusted; `measures`, which apply and why; `lesions`, objects by size; `subgroups`, by groups.json.
     """
 
     rows: list[dict[str, Any]]
@@ -97,7 +103,13 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Path | str, labels: Path | str, /, *, out: Path | str | None = None, by: str | None = None
+    predictions: Path | str,
+    labels: Path | str,
+    /,
+    *,
+    out: Path | str | None = None,
+    by: str | None = None,
+    metrics: Sequence[str] = (),
 ) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
 
@@ -112,10 +124,14 @@ def evaluate(
         by: what counts as one: case (by default, or as the recipe of the run says); slice, every slice of a volume, those of
             the run or across the largest spacing; group, all cases of a group of groups.json pooled, such as the slices of a
             volume that are files of their own.
+        metrics: what is measured beside overlap: surface, volume, lesions, cldice, boundary, calibration; several with
+            commas. Left out (or auto): what applies by the rule of docs/metrics.md, as summary.json tells; all: everything.
+
+    Where groups.json beside the references has fields such as site or scanner, scores are told by group, too.
 
     Raises:
         DataError: for every pair that does not fit, all at once.
-        UsageError: if there is no such unit, slices are asked of 2D images, or groups where no file names them.
+        UsageError: if there is no such unit or measure, slices are asked of 2D images, or groups where no file names them.
 
     Example:
         ulna evaluate masks data/nuclei --out scores
@@ -123,8 +139,9 @@ def evaluate(
     predictions, labels = Path(predictions), Path(labels)
     if by is not None:
         check_unit(by)
+    named_measures = read_families(metrics) if metrics else ()
     references = find_masks(labels)
-    groups = groups_of(labels, references.sources) if by == "group" else None
+    named = groups_of(labels, references.sources, needed=by == "group")
     if out is not None:
         _check_out(Path(out), labels, references)
     predicted, notes, about = predicted_masks(predictions)
@@ -145,13 +162,24 @@ def evaluate(
     if notes.get("changed"):
         text = "masks changed after predict wrote them, scored as they are (%d): %s"
         log.warning(text, len(notes["changed"]), listed(notes["changed"], _SHOWN))
-    names = _classes(about, references, predicted, labels)
+    names = classes_of(about, references, predicted, labels)
     of_references, of_masks = read_as(names, references.labels, written_by_ulna="labels" in about)
     if of_masks.merges and "labels" not in about:
         log.info(
             "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)
         )
-    dims = _dims(references.sources[name] for name in wanted)
+    dims, first = common_dims(references.sources[name] for name in wanted)
+    unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
+    maps = probability_files(predictions, wanted)
+
+    def looked_at() -> Iterator[NDArray[Any]]:
+        for name in spread(wanted):
+            with suppress(DataError):  # told where it is evaluated
+                yield encode_labels(read_labels(of_classes(references.sources[name], names), dims), of_references)
+
+    families = named_measures or _measured_by(about)
+    lenient = not named_measures  # a recipe holds for other data, too
+    choice = choose(families, names, looked_at, volume=first, by=unit, with_probabilities=bool(maps), lenient=lenient)
     problems: list[Problem] = []
     tags_differ: list[str] = []
 
@@ -160,28 +188,35 @@ def evaluate(
             try:
                 volume = read_labels(of_classes(references.sources[name], names), dims)
                 reference = encode_labels(volume, of_references)
-                prediction = np.zeros_like(reference)
+                prediction, probabilities = np.zeros_like(reference), None
                 if name in predicted.sources:
-                    mask = _mask(predicted.sources[name], references.images.get(name), names, volume, dims)
+                    mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
                     prediction = encode_labels(mask, of_masks)
                     if of_masks.ignored is not None:  # what a mask leaves open is not found
                         prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
-                    _check_grid(predicted.sources[name], mask, volume)
+                    check_grid(predicted.sources[name], mask, volume)
                     if orientation_of(mask) != orientation_of(volume):
                         tags_differ.append(name)
+                    if choice.has("calibration") and name in maps:
+                        probabilities = read_probabilities(maps[name], names, volume.size, orientation_of(mask))
+                elif choice.has("calibration"):  # an empty prediction, and sure of it
+                    probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
             except DataError as error:
                 problems.extend(error.problems)
                 continue
-            yield Pair(name, *known_alone(prediction, reference, of_references), volume)
+            probabilities = known_probabilities(probabilities, reference, of_references)
+            yield Pair(name, *known_alone(prediction, reference, of_references), volume, probabilities)
 
-    unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
-    scores = Scores(names, _empty_score(about), by=unit, across=Across.read(about.get("slices")), groups=groups)
+    across = Across.read(about.get("slices"))
+    scores = Scores(names, _empty_score(about), by=unit, across=across, groups=named.patients, choice=choice)
     for pair in pairs():
         scores.add(pair)
     if problems:
         raise DataError(problems, predictions)
     evaluation = scores.evaluation(missing)
     evaluation.summary.update(notes)
+    if named.fields and unit != "group":
+        evaluation.summary["subgroups"] = by_subgroups(cases_of(evaluation.rows), named.fields, named.patients)
     if of_references.ignore:
         evaluation.summary["ignore"] = list(of_references.ignore)
     if tags_differ:
@@ -206,6 +241,7 @@ class Scores:
         by: what is scored as one, of `UNITS`.
         across: the axis that slices lie across; None: that of the largest spacing.
         groups: case -> group.
+        choice: which measures apply; None: overlap and surface.
     """
 
     def __init__(
@@ -216,9 +252,12 @@ class Scores:
         by: str = "case",
         across: Across | None = None,
         groups: Mapping[str, str] | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self.labels, self.empty_score, self.by, self.across, self.groups = labels, empty_score, by, across, groups or {}
+        self.choice = usual(labels) if choice is None else choice
         self._rows: list[dict[str, Any]] = []
+        self._sizes: dict[str, BySize] = {}  # of the objects of every structure
         self._kinds: dict[tuple[str, int], str] = {}  # unit and dimensions -> the first case that has them
 
     def add(self, pair: Pair) -> float:
@@ -233,34 +272,53 @@ class Scores:
                 row
                 for one in slices_of(pair.prediction, pair.reference, pair.volume, self.across)
                 for row in self._measured(
-                    {"case": pair.case, "slice": one.number}, one.prediction, one.reference, one.volume
+                    {"case": pair.case, "slice": one.number}, Pair(pair.case, one.prediction, one.reference, one.volume)
                 )
             ]
         else:
-            rows = self._measured({"case": pair.case}, *pair[1:])
+            rows = self._measured({"case": pair.case}, pair)
         self._rows += rows
         return _mean_dice(rows)
 
     def add_rows(self, rows: list[dict[str, Any]], unit: str, dims: int) -> None:
-        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit."""
+        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit.
+
+        Measures that not all of them have are left out.
+        """
         if rows:
             self._kinds.setdefault((unit, dims), rows[0]["case"])
-        self._rows += rows
+        both = [*self._rows, *rows]
+        common = set.intersection(*({*row} for row in both)) if both else set()
+        self._rows = [{name: value for name, value in row.items() if name in common} for row in both]
 
-    def _measured(
-        self, whose: dict[str, Any], prediction: NDArray[Any], reference: NDArray[Any], volume: Volume
-    ) -> list[dict[str, Any]]:
+    def _measured(self, whose: dict[str, Any], pair: Pair) -> list[dict[str, Any]]:
+        volume, multilabel = pair.volume, self.labels.multilabel
         scores = score_labels(
-            prediction,
-            reference,
+            pair.prediction,
+            pair.reference,
             classes=len(self.labels.foreground),
             spacing=volume.spacing,
             tolerance=tolerance_of(volume),
-            multilabel=self.labels.multilabel,
+            multilabel=multilabel,
             empty_score=self.empty_score,
-            surface=self.by != "group",
+            surface=self.by != "group" and self.choice.has("surface"),
         )
-        return [{**whose, "class": name, **s} for name, s in zip(self.labels.foreground, scores, strict=True)]
+        rows = []
+        absent, further = dict.fromkeys(MEASURES, math.nan), dict.fromkeys(self.choice.further, math.nan)
+        for k, (name, score) in enumerate(zip(self.labels.foreground, scores, strict=True)):
+            found, matches = further_scores(
+                mask_of(pair.prediction, k + 1, multilabel=multilabel),
+                mask_of(pair.reference, k + 1, multilabel=multilabel),
+                self.choice.families[name],
+                spacing=volume.spacing,
+                empty_score=self.empty_score,
+                probabilities=None if pair.probabilities is None else pair.probabilities[k],
+            )
+            if matches is not None:
+                sizes = self._sizes.setdefault(name, BySize(volume.spatial_dims, volume.unit))
+                sizes.add(matches, math.prod(volume.spacing))
+            rows.append({**whose, "class": name, **absent, **score, **further, **found})
+        return rows
 
     def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
         """What was measured so far; `missing` are references without a prediction."""
@@ -273,6 +331,10 @@ class Scores:
         if self.by == "slice":
             alike = "slices of a volume are alike: intervals over slices are too narrow"
             summary["interval_note"] = "; ".join(note for note in (summary.get("interval_note"), alike) if note)
+        if self.choice.further or self.choice.why:
+            summary["measures"] = self.choice.to_json()
+        if self._sizes:
+            summary["lesions"] = {name: sizes.summary() for name, sizes in self._sizes.items()}
         return Evaluation(rows, summary)
 
     def _check_kind(self, pair: Pair) -> None:
@@ -291,37 +353,6 @@ def _mean_dice(rows: Iterable[Mapping[str, Any]]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def _mask(source: Source, image: Source | None, names: Labels, reference: Volume, dims: int | None) -> Volume:
-    """A predicted mask; one of DICOM is read on the slices that it was made for, whatever the order of the reference's."""
-    if source.row is None and suffix_of(source.path) == DICOM_SUFFIX:
-        of_image = None if image is None else image.series
-        grid, fixes = ((), ()) if of_image is None else (of_image.files, of_image.fixes)
-        source = Source(source.path, None, Series((source.path,), fixes, grid, (), names.multilabel))
-    mask = read_labels(source, dims)
-    of_dicom = image is not None or "dicom" in (mask.meta.format, reference.meta.format)
-    return onto_grid(mask, reference) if of_dicom else mask
-
-
-def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
-    if mask.size != reference.size:
-        what = f"has the size {mask.size}, its reference {reference.size}"
-    elif not same_geometry(mask, reference):
-        what = "has another orientation, origin or spacing (affine) than its reference"
-    else:
-        return
-    raise data_error(source, what, "give masks on the grid of the references")
-
-
-def _dims(references: Iterable[Source]) -> int | None:
-    """Of the first reference that can be read as one thing only: volumes of one slice are what the others are."""
-    for source in references:
-        with suppress(DataError):  # told where it is evaluated
-            volume = read_labels(source)
-            if not volume.meta.either:
-                return volume.spatial_dims
-    return None
-
-
 def _check_out(out: Path, labels: Path, references: Masks) -> None:
     """Refuse a folder whose files are not of an earlier evaluation."""
     check_folder(
@@ -334,22 +365,13 @@ def _check_out(out: Path, labels: Path, references: Masks) -> None:
     check_names(out, own)
 
 
+def _measured_by(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The families that the recipe of the run names, as `predict` wrote them down; else the rule."""
+    value = about.get("measured")
+    return tuple(name for name in value if name in (AUTO, ALL, *FAMILIES)) if isinstance(value, list) else (AUTO,)
+
+
 def _empty_score(about: Mapping[str, Any]) -> float | None:
     """What the recipe of the run says of empty cases, as `predict` wrote it down."""
     value = about.get("empty_score")
     return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
-
-
-def _classes(about: dict[str, Any], references: Masks, predicted: Masks, where: Path | str) -> Labels:
-    """The classes as `predict` wrote them down, as a data set declares them, or as many as the masks hold."""
-    if "labels" in about:
-        return parse(Labels, about["labels"], source=PREDICT_FILE)
-    declared = references.labels or predicted.labels
-    if declared is not None:
-        return declared
-    values = {
-        f"{kind} {name}": value_counts(without_colour(read_labels(source)))
-        for kind, masks in (("reference", references), ("prediction", predicted))
-        for name, source in masks.sources.items()
-    }
-    return classes_found(values, where)

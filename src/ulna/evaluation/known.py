@@ -26,6 +26,15 @@ def known_alone(prediction: NDArray[Any], reference: NDArray[Any], labels: Label
     )
 
 
+def known_probabilities(
+    probabilities: NDArray[Any] | None, reference: NDArray[Any], labels: Labels
+) -> NDArray[Any] | None:
+    """Probabilities (K, *S) with NaN where the reference, (*S) or (K, *S), says `Labels.ignored`."""
+    if probabilities is None or labels.ignored is None:
+        return probabilities
+    return np.where(reference == labels.ignored, np.nan, probabilities)
+
+
 def read_as(names: Labels, declared: Labels | None, *, written_by_ulna: bool) -> tuple[Labels, Labels]:
     """How the values of the references are read, and those of the masks.
 

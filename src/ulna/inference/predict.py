@@ -143,6 +143,7 @@ def predict(
         "tta": tta,
         "empty_score": segmenter.recipe.evaluation.empty_score,
         "scored_by": segmenter.recipe.evaluation.by,
+        "measured": list(segmenter.recipe.evaluation.metrics),
         "slices": None if across is None else across._asdict(),
         "asked": [case.id for case in cases],
         "notes": list(dataset.notes),

@@ -97,7 +97,7 @@ def summarise(
 
 def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, list[Panel]]:
     """Measures over the cases, each predicted once, and pictures of those with the lowest and the highest Dice."""
-    scores, extremes = scores_for(segmenter), Extremes()
+    scores, extremes = scores_for(segmenter, cases), Extremes()
     for case in track(cases, "evaluating"):
         pair = predict_pair(segmenter, case)
         extremes.offer(scores.add(pair), pair)
