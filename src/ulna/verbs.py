@@ -74,7 +74,7 @@ VERBS: dict[str, Verb] = {
         "ulna.evaluation.evaluate:evaluate",
         "Compare predicted masks with references, case by case and class by class.",
         paths=True,
-        flags="--out --by --pseudonymise",
+        flags="--out --by --metrics --pseudonymise",
     ),
     "explain": Verb(
         "ulna.explaining.explain:explain",

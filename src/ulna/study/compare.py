@@ -208,6 +208,7 @@ def compare(
             data=printable(data.resolve().name),
             command=stored_command(words),
             beside=others,
+            fields={case.id: dict(case.fields) for case in dataset.cases if case.fields},
         )
         write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
         write_outputs(outcome, done, dataset, out)
