@@ -16,7 +16,6 @@ import torch
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.pseudonyms import DATA_FILE, Pseudonyms, check_key, named, opened, texts_of
 from ulna.errors import UsageError, counted, printable
-from ulna.evaluation import figures
 from ulna.evaluation.intervals import told_mean
 from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.segmenter import network_for, read_split
@@ -26,20 +25,15 @@ from ulna.planning.default_network import choose_network, with_reason
 from ulna.planning.fitting import check_plan, other_cases, recipe_of
 from ulna.planning.memory import ON_THE_GPU
 from ulna.planning.plan import Planned, check_split_is_made, plan_training, planned_by, read_training_data
-from ulna.recipe import (
-    PLAN_FORMAT,
-    Plan,
-    Recipe,
-    from_yaml,
-    to_yaml,
-)
+from ulna.recipe import PLAN_FORMAT, Plan, Recipe, from_yaml, to_yaml
 from ulna.system.device import choose_precision, default_device
 from ulna.system.files import remove_leftovers, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
 from ulna.system.threads import check_threads, choose_threads, computing_with
+from ulna.system.trackers import Tracker, open_tracker
 from ulna.training.calibrating import calibrating_predictions
-from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format, keep_last, stored_threads
+from ulna.training.checkpoint import TRAINING_FORMAT, begun_format, keep_last, stored_threads
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
@@ -54,6 +48,8 @@ from ulna.training.slices import training_samples
 from ulna.training.state import State
 from ulna.training.stopping import Stop
 from ulna.training.summary import Parts, final_predictions, summarise, with_limits
+from ulna.training.tracking import Tracked, record_epoch, tell_folds
+from ulna.verbs import to_argv
 
 log = logging.getLogger("ulna")
 
@@ -103,6 +99,7 @@ def train(
     threads: int | None = None,
     resume: bool = False,
     pseudonymise: Path | str | None = None,
+    track: str | None = None,
 ) -> Run:
     """Train a network on a folder of images and evaluate it on the cases kept aside.
 
@@ -134,6 +131,8 @@ def train(
             with.
         pseudonymise: a file of yours, made where there is none: in all that is written, ids of cases and patients are hashes
             under the key in it, and it says which is which. Keep it apart from the run; --resume needs it.
+        track: mlflow: tell settings and scores to MLflow, too, as they come; on this machine unless MLFLOW_TRACKING_URI names
+            a server. With --resume it goes on where it was.
 
     Raises:
         UsageError: if anything about the data, the model or the folder is wrong; nothing is written then.
@@ -143,6 +142,7 @@ def train(
     """
     data, out = Path(data), None if out is None else Path(out)
     check_threads(threads)
+    tracker = open_tracker(track)
     given, why, begins = None, "", None if init is None else str(init)
     if resume:
         folder, chosen = _existing(out, data), None
@@ -180,13 +180,15 @@ def train(
         if folds is None:
             return _trained(
                 data, folder, chosen, given=given, source=str(plan), asked_split=split, model_because=why, names=names,
-                **limits,
+                tracker=tracker, **limits,
             )  # fmt: skip
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
-            return _trained(data, run, own, model_because=why, names=names, **limits).summary
+            return _trained(data, run, own, model_because=why, names=names, tracker=tracker, **limits).summary
 
-        return Run(folder, cross_validate(data, folder, chosen, one_fold, limits, key=_key_words(names)))
+        summary = cross_validate(data, folder, chosen, one_fold, limits, key=_words_again(names, tracker))
+        tell_folds(tracker, folder, data)
+        return Run(folder, summary)
 
 
 def _trained(
@@ -201,6 +203,7 @@ def _trained(
     epochs: int | None = None,
     max_hours: float | None = None,
     names: Pseudonyms | None = None,
+    tracker: Tracker | None = None,
 ) -> Run:
     """One training into a folder: by the recipe that was chosen, or without one where it stopped."""
     resume = chosen is None
@@ -237,7 +240,9 @@ def _trained(
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
         described = "" if resume else describe(dataset, planned.plan.labels, None if names is None else names.digest)
-        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *_key_words(names)]))
+        stop = Stop(
+            shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *_words_again(names, tracker)])
+        )
         with stop.listening(), logged_to(folder / LOG_FILE, texts_of(names, data, folder)):
             if not resume:
                 _start(folder, planned, described)
@@ -249,16 +254,18 @@ def _trained(
             log.info("threads: %d%s", torch.get_num_threads(), began)
             if model_because:
                 log.info("network: %s", model_because)
-            network, state = _train(folder, dataset, planned, stop, before=before, start=start)
-            stop.everything_is_saved()
-            summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
-            keep_last(folder / CHECKPOINTS)
+            with (tracked := Tracked.training(tracker, folder, data)).telling():
+                network, state = _train(folder, dataset, planned, stop, tracked, before=before, start=start)
+                stop.everything_is_saved()
+                summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
+                keep_last(folder / CHECKPOINTS)
+                tracked.figures()
     return Run(folder, summary)
 
 
-def _key_words(names: Pseudonyms | None) -> list[str]:
-    """The words of a command that goes on under the same pseudonyms."""
-    return [] if names is None else ["--pseudonymise", str(names.path)]
+def _words_again(names: Pseudonyms | None, tracker: Tracker | None) -> list[str]:
+    """The words of a command that goes on under the same pseudonyms, told to the same tracker."""
+    return to_argv({"--pseudonymise": names and names.path, "--track": tracker and tracker.name})
 
 
 def _read_plan(path: Path, *, named: bool) -> Plan:
@@ -348,8 +355,9 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
 
 
 def _train(
-    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, *, before: Recipe | None, start: Start | None
-) -> tuple[Network, State]:
+    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, tracked: Tracked, *,
+    before: Recipe | None, start: Start | None,
+) -> tuple[Network, State]:  # fmt: skip
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
@@ -375,7 +383,7 @@ def _train(
         samples=samples,
         folder=folder,
         stop=stop,
-        on_epoch=lambda state: _record(folder, state),
+        on_epoch=lambda state: record_epoch(folder, state, tracked),
         final_cases=final_predictions(plan, recipe, split),
         calibrating_cases=calibrating_predictions(plan, recipe, len(split.val)),
     )
@@ -386,10 +394,3 @@ def _train(
             log.info("no checkpoint yet: starting from the first epoch")
         write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
     return network, loop.run()
-
-
-def _record(folder: Path, state: State) -> None:
-    """metrics.csv and the curves, after every epoch; cells are empty where an epoch was not validated."""
-    cells = [["" if (value := row[name]) is None else repr(value) for name in METRICS] for row in state.rows]
-    write_text(folder / "metrics.csv", "\n".join(map(",".join, [METRICS, *cells])) + "\n")
-    figures.curves(state.rows, folder / "figures" / "curves.png", monitor=state.monitor)
