@@ -42,7 +42,8 @@ class Tracker:
 
     def __init__(self, mlflow: Any) -> None:
         self._entities = mlflow.entities
-        self.errors: tuple[type[Exception], ...] = (mlflow.exceptions.MlflowException, OSError)
+        # what may come of telling it something: from MLflow, from the way there, and from a damaged file of an earlier time
+        self.errors: tuple[type[Exception], ...] = (mlflow.exceptions.MlflowException, OSError, UsageError)
         self.place = str(mlflow.get_tracking_uri())
         self._client = mlflow.MlflowClient()
         self._client.search_experiments(max_results=1)  # before hours of work: whether it answers

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ulna.errors import Interrupted, UsageError, printable
+from ulna.errors import Interrupted, printable
 from ulna.evaluation import figures
 from ulna.inference.fold_runs import is_cross_validation, run_name
 from ulna.system.files import write_text
@@ -110,7 +110,7 @@ class Tracked:
         try:
             self._begin(self.tracker)
             tell(self.tracker)
-        except (*self.tracker.errors, UsageError) as error:
+        except self.tracker.errors as error:
             self._failed = True
             # without its text, which may name places: this line stands in log.txt
             log.warning("tracking: %s was not told (%s); the files are whole", self.name, type(error).__name__)
