@@ -2,20 +2,19 @@
 
 20 pairs in the quick suite and 200 among the slow tests. The 1,000 of docs/metrics.md:
 
-    ULNA_ORACLE_PAIRS=1000 pytest -m slow tests/evaluation/test_oracles.py
+    ULNA_TEST_ALL=1 pytest -m slow tests/evaluation/test_oracles.py
 """
-
-import os
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 
+from tests.share import ALL
 from ulna.evaluation.metrics import count, hausdorff, score, surface_distances
 from ulna.evaluation.objects import match_masks, object_scores, objects_of
 
-MORE = int(os.environ.get("ULNA_ORACLE_PAIRS", "200"))
+MORE = 1000 if ALL else 200
 MANY = [pytest.param(20, id="quick"), pytest.param(MORE, id="slow", marks=pytest.mark.slow)]
 
 

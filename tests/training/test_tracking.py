@@ -19,7 +19,7 @@ from ulna.system.trackers import PARENT, open_tracker
 from ulna.training.tracking import TRACKING_FILE, Tracked, plain, tell_folds
 
 RECIPE = """
-model: unet
+model: "module:/home/me/net.py:Net"
 optimizer: {kind: adam, lr: 0.001}
 training: {init: /home/me/secret/run, test: [Doe_Jane], epochs: 3, patience: null}
 study: {models: [a, b]}
@@ -61,7 +61,7 @@ def test_settings_epochs_and_figures_are_told_each_once(tmp_path, server):
     (told,) = server.runs.values()
     assert (told.experiment, told.name, told.status) == ("nuclei", "run", "FINISHED")
     assert told.params["optimizer.lr"] == "0.001" and told.params["plan.patch"] == "[32, 32]"
-    assert told.params["training.init"] == "run"  # not where it lies
+    assert (told.params["training.init"], told.params["model"]) == ("run", "module:net.py:Net")  # not where they lie
     assert told.at("train_loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)] and told.at("val_dice") == [(1, 0.5), (3, 0.5)]
     assert told.at("test/dice") == told.at("test/a_b _1_/dice") == [(0, 0.8)]
     assert not told.at("test/hd95") and told.at("best_epoch") == [(0, 2.0)]

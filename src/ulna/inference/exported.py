@@ -36,7 +36,7 @@ class ExportedSegmenter(Segmenter):
         self.exported, self._pipeline = exported, pipeline
 
     @classmethod
-    def load(cls, run: str | Path) -> ExportedSegmenter:
+    def load(cls, run: str | Path, *, allow_code: bool = False) -> ExportedSegmenter:
         """Read an exported file and check all of it.
 
         Raises:

@@ -180,8 +180,15 @@ def _flat(fields: Mapping[str, Any], path: str = "") -> dict[str, str]:
         place = f"{path}{key}"
         if place in _UNTOLD or value is None:
             continue
-        found |= _flat(value, f"{place}.") if isinstance(value, Mapping) else {plain(place): without_place(str(value))}
+        found |= _flat(value, f"{place}.") if isinstance(value, Mapping) else {plain(place): _text(value)}
     return found
+
+
+def _text(value: Any) -> str:
+    """A setting without the folders of an absolute path in it, such as module:/home/me/net.py:Net."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return ":".join(map(without_place, str(value).split(":")))
 
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, Any]:
