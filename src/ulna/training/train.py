@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 
 from ulna.data.layout.dataset import Dataset
-from ulna.data.layout.pseudonyms import DATA_FILE, Pseudonyms, check_key, named, opened, texts_of
+from ulna.data.layout.pseudonyms import Pseudonyms, check_key, named, opened, texts_of
 from ulna.errors import UsageError, counted, printable
 from ulna.evaluation.intervals import told_mean
 from ulna.inference.fold_runs import is_cross_validation
@@ -31,7 +29,6 @@ from ulna.recipe import PLAN_FORMAT, Plan, Recipe, from_yaml, to_yaml
 from ulna.system.device import choose_precision, default_device
 from ulna.system.files import remove_leftovers, write_text, write_whole
 from ulna.system.locking import locked
-from ulna.system.outputs import check_free, foreign
 from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.system.trackers import Tracker, open_tracker
 from ulna.training.calibrating import calibrating_predictions
@@ -43,6 +40,7 @@ from ulna.training.folds import cross_validate
 from ulna.training.init import Start, begin_with, check_dims, check_start, read_start, start_of, started
 from ulna.training.log_file import logged_to
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
+from ulna.training.run_folder import LOG_FILE, START, existing_folder, new_folder, refuse_taken
 from ulna.training.same_command import check_same_command, permit_code, same_threads
 from ulna.training.same_data import check_same, describe
 from ulna.training.samples import PreparedCases, device_room
@@ -54,11 +52,6 @@ from ulna.training.tracking import Tracked, record_epoch, tell_folds
 from ulna.verbs import to_argv
 
 log = logging.getLogger("ulna")
-
-# what `_start` writes; the last one makes the folder a run
-START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
-LOG_FILE = "log.txt"
-BEGUN = (*START[:-1], CODE_FILE, LOG_FILE)  # no more than that is left of a training that was killed while it began
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ def train(
     tracker = open_tracker(track)
     given, why, begins = None, "", None if init is None else str(init)
     if resume:
-        folder, chosen = _existing(out, data), None
+        folder, chosen = existing_folder(out, data), None
         flags = {
             "model": model, "epochs": epochs, "max_hours": max_hours, "budget": budget, "seed": seed, "fold": fold,
             "folds": folds, "split": split, "recipe": recipe, "plan": plan, "init": begins,
@@ -178,7 +171,7 @@ def train(
             architecture=None if theirs is None else theirs.architecture, planned=None if given is None else recipe_of(given),
             allow_code=allow_code,
         )  # fmt: skip
-        folder = _new(data, chosen.model, out)
+        folder = new_folder(data, chosen.model, out)
         check_words(chosen)
         compiles(chosen.training, default_device())  # says what is missing before data are read
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
@@ -229,7 +222,7 @@ def _trained(
                 start = start_of(planned.recipe)
             check_same(folder, data, dataset, planned.plan.labels)
         else:
-            _refuse_taken(folder)  # once more: what wrote into it may have ended since
+            refuse_taken(folder)  # once more: what wrote into it may have ended since
             dataset = named(names, Dataset.from_folder(data)).declaring(chosen.classes)
             check_split_is_made(dataset, asked_split)
             if given is not None:  # before all is read
@@ -282,55 +275,6 @@ def _read_plan(path: Path, *, named: bool) -> Plan:
             f"{printable(path)}: does not say for which network it was made; name that with --model, or give its --recipe"
         )
     return plan
-
-
-def _existing(out: Path | None, data: Path) -> Path:
-    if out is None:
-        raise UsageError("--resume needs --out with the folder of a run")
-    if (out / START[-1]).exists() or is_cross_validation(out):
-        return out
-    start = shlex.join(["ulna", "train", str(data), "--model", "NAME", "--out", str(out)])
-    if not out.exists():
-        raise UsageError(
-            f"{printable(out)}: no such folder, so there is nothing to go on with (a training that is stopped while it reads "
-            f"its data leaves none); start with: {start}"
-        )
-    if out.is_dir() and not foreign(out, BEGUN):
-        raise UsageError(f"{printable(out)}: nothing was trained there yet; leave --resume out: {start}")
-    raise UsageError(f"{printable(out)}: is not the folder of a run (no {START[-1]}); --resume needs --out with one")
-
-
-def _new(data: Path, model: str, out: Path | None) -> Path:
-    if out is not None:
-        _refuse_taken(out)
-        return _writable(out)
-    short = re.sub(r"[/:\\]+", "_", model)
-    name = f"{data.resolve().name.removesuffix('.npz')}-{short}"
-    numbers = ("", *(f"-{n}" for n in range(2, 10_000)))
-    free = (Path("runs") / (name + number) for number in numbers)
-    return _writable(next(folder for folder in free if not folder.exists()))
-
-
-def _refuse_taken(out: Path) -> None:
-    if (out / START[-1]).exists() or is_cross_validation(out):
-        raise UsageError(
-            f"{printable(out)}: holds a run already; add --resume to go on with it, or choose another --out"
-        )
-    check_free(out, BEGUN)
-
-
-def _writable(folder: Path) -> Path:
-    """Refuse a folder that cannot be made before hours of work; leaves nothing behind."""
-    nearest = folder
-    while not nearest.exists():
-        nearest = nearest.parent
-    probe = nearest / f".ulna-{time.time_ns()}"
-    try:
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
-    return folder
 
 
 def _start(folder: Path, planned: Planned, data: str) -> None:
