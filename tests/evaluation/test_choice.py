@@ -175,3 +175,29 @@ def test_the_command_takes_families_and_says_why(tmp_path, capsys):
     assert row["hd95"] is None and row["cldice"] == row["boundary_iou"] == 1 and "pq" not in row
     assert cli.run(["evaluate", str(masks), str(references), "--metrics", "cldise"]) == 2
     assert "did you mean 'cldice'" in capsys.readouterr().err
+
+
+def test_sites_are_printed_whatever_they_are_called(tmp_path, capsys):
+    names = ["a", "b", "c", "d"]
+    references = pictures(tmp_path / "r", dict.fromkeys(names, BLOB))
+    masks = pictures(tmp_path / "p", {name: BLOB if name < "c" else BLOB.T * 0 for name in names})
+    sites = {name: {"site\x1b[2J": "A" if name < "c" else "\x1b[31mB"} for name in names}
+    (references / "groups.json").write_text(json.dumps(sites))
+    assert cli.run(["evaluate", str(masks), str(references)]) == 0
+    said = capsys.readouterr().out
+    assert "gap of Dice between A and" in said and "\x1b[2J" not in said and "\x1b[31mB" not in said
+
+
+def test_under_pseudonyms_sites_keep_their_names_and_probabilities_are_found(tmp_path):
+    names = [f"Doe_{n}" for n in range(4)]
+    references = pictures(tmp_path / "r", dict.fromkeys(names, BLOB))
+    masks = pictures(tmp_path / "p", dict.fromkeys(names, BLOB))
+    for name in names:
+        np.savez(masks / f"{name}_probabilities.npz", probabilities=BLOB[None].astype(np.float32))
+    fields = {name: {"patient": f"P {name}", "site": "AB"[n // 2]} for n, name in enumerate(names)}
+    (references / "groups.json").write_text(json.dumps(fields))
+    evaluate(masks, references, out=tmp_path / "out", pseudonymise=tmp_path / "key.json")
+    text = "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "Doe" not in text and summary["subgroups"]["site"]["groups"].keys() == {"A", "B"}
+    assert summary["mean"]["brier"]["mean"] == 0

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from ulna.cli.printing import make_table, mean_and_interval, print_plain, safe
+from ulna.errors import printable
 from ulna.evaluation.headings import present
 
 
@@ -42,12 +43,12 @@ def print_parts(console: Console, summary: Any) -> None:
         if (gap := of["gap"].get("dice")) is not None:
             interval = f"95 % interval {gap['low']:.3f} to {gap['high']:.3f}, p = {gap['p']:.2g}"
             text = f"gap of Dice between {gap['best']} and {gap['worst']}: {gap['difference']:.3f} ({interval})"
-            print_plain(console, text, style="dim")
+            print_plain(console, printable(text), style="dim")
         if of.get("note"):
             print_plain(console, of["note"], style="yellow")
     for name, why in summary.get("measures", {}).get("because", {}).items():
         for family, reason in why.items():
-            print_plain(console, f"{family} of {name}: {reason}", style="dim")
+            print_plain(console, printable(f"{family} of {name}: {reason}"), style="dim")
 
 
 def _share(one: Any) -> str:

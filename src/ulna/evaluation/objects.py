@@ -180,3 +180,14 @@ def merged(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             tp, fp, of = (sum(int(one[key]) for one in some) for key in ("found", "false_positives", "references"))
             total.setdefault(ending, {})[name] = rates(tp, fp, of - tp, sum(int(one["cases"]) for one in some))
     return total
+
+
+def merged_lesions(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Class -> objects by size over several trainings, of the classes that each of them measured.
+
+    Args:
+        summaries: of trainings, as in summary.json.
+    """
+    each = [summary[summary["evaluated_on"]].get("lesions", {}) for summary in summaries]
+    common = [name for name in each[0] if all(name in one for one in each)] if each else []
+    return {name: merged([one[name] for one in each]) for name in common}

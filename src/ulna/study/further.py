@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ulna.errors import printable
 from ulna.evaluation.headings import HEADINGS
 from ulna.evaluation.objects import THRESHOLDS
 from ulna.study.outcome import Outcome
@@ -32,20 +33,10 @@ def lesion_table(outcome: Outcome) -> Table:
         for name, endings in classes.items():
             for ending, sizes in endings.items():
                 for size, one in sizes.items():
-                    counts = [
-                        str(one["references"]),
-                        str(one["found"]),
-                        figure(one["sensitivity"], 3),
-                        figure(one["f1"], 3),
-                    ]
-                    cells = [
-                        model,
-                        name,
-                        f"{THRESHOLDS[ending]:g}",
-                        size,
-                        *counts,
-                        figure(one["false_positives_per_case"], 2),
-                    ]
+                    counts = (str(one[key]) for key in ("references", "found"))
+                    rates = (figure(one[key], 3) for key in ("sensitivity", "f1"))
+                    false = figure(one["false_positives_per_case"], 2)
+                    cells = (model, name, f"{THRESHOLDS[ending]:g}", size, *counts, *rates, false)
                     rows.append([(cell, "") for cell in cells])
     return Table(headings, rows)
 
@@ -58,11 +49,11 @@ def subgroup_table(outcome: Outcome) -> Table:
         for field, of in fields.items():
             for group, measures in of["groups"].items():
                 dice = measures["dice"]
-                first = [(cell, "") for cell in (model, field, group, str(dice["n"]))]
+                first = [(cell, "") for cell in (model, printable(field), printable(group), str(dice["n"]))]
                 rows.append([*first, (figure(dice["mean"], 4), _interval(dice)), *[("", "")] * 2])
             if (gap := of["gap"].get("dice")) is not None:
-                said = f"{gap['best']} − {gap['worst']}"
-                first = [(cell, "") for cell in (model, field, said, "", "")]
+                said = printable(f"{gap['best']} − {gap['worst']}")
+                first = [(cell, "") for cell in (model, printable(field), said, "", "")]
                 rows.append([*first, (figure(gap["difference"], 4), _interval(gap)), (figure(gap["p"], 3), "")])
     return Table(headings, rows)
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from ulna.errors import UsageError
 from ulna.evaluation.intervals import interval_note
+from ulna.evaluation.objects import merged_lesions
 from ulna.study import statistics
 from ulna.study.costs import Costs
 from ulna.study.jobs import Job
 from ulna.study.published import Published, published_for
 from ulna.study.ranking import Ranking, rank_datasets
 from ulna.study.scores import FURTHER, MEASURES, Row, further_of, of_measure, scored_twice
-from ulna.study.subsets import merged_lesions, of_subgroups
+from ulna.study.subsets import of_subgroups
 from ulna.system.reading import read_json_object
 
 OUTCOME_FILE = "outcome.json"

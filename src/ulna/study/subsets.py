@@ -1,4 +1,4 @@
-"""Scores of parts of what was measured: lesions by size, and cases by the fields of groups.json."""
+"""Scores of the trainings of a study by the fields of groups.json."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ulna.evaluation.objects import merged
 from ulna.evaluation.subgroups import MEASURES, Scored, by_subgroups
 from ulna.study.scores import Row
-
-
-def merged_lesions(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Class -> objects by size over all trainings of a network; of classes that every training measured."""
-    each = [summary[summary["evaluated_on"]].get("lesions", {}) for summary in summaries]
-    common = [name for name in each[0] if all(name in one for one in each)] if each else []
-    return {name: merged([one[name] for one in each]) for name in common}
 
 
 def of_subgroups(rows: Sequence[Row], fields: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
