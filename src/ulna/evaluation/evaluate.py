@@ -35,6 +35,7 @@ from ulna.evaluation.known import (
     known_probabilities,
     mask_values,
     measured,
+    numbered,
     read_as,
     values_in,
 )
@@ -42,7 +43,7 @@ from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import MEASURES, mask_of, score_labels
 from ulna.evaluation.objects import BySize
 from ulna.evaluation.order import told_as_images
-from ulna.evaluation.predicted import check_grid, common_dims, predicted_masks, read_mask
+from ulna.evaluation.predicted import SHOWN, check_grid, common_dims, predicted_masks, read_mask, tell_others
 from ulna.evaluation.probabilities import probability_files, read_probabilities
 from ulna.evaluation.subgroups import by_subgroups, cases_of
 from ulna.evaluation.units import Across, check_unit, pooled, slices_of
@@ -55,8 +56,6 @@ from ulna.system.reading import read_json_object
 from ulna.verbs import to_argv
 
 log = logging.getLogger(__name__)
-
-_SHOWN = 3  # ids in a message
 
 
 class Pair(NamedTuple):
@@ -182,22 +181,17 @@ def evaluate(
     missing = [name for name in wanted if name not in predicted.sources]
     extra = [name for name in predicted.sources if name not in references.sources]
     if len(missing) == len(wanted):
-        masks, ids = (listed(one.sources, _SHOWN) or "none" for one in (predicted, references))
+        masks, ids = (listed(one.sources, SHOWN) or "none" for one in (predicted, references))
         raise UsageError(
             f"{predictions}: no mask has the id of a reference in {labels}; masks are {masks}, references {ids}"
         )
-    if extra:
-        log.info("note: masks without a reference, left out (%d): %s", len(extra), listed(extra, _SHOWN))
-    if notes.get("not_listed"):
-        text = "masks in %s beside those of the last prediction, not scored (%d): %s"
-        log.warning(text, predictions, len(notes["not_listed"]), listed(notes["not_listed"], _SHOWN))
-    if notes.get("changed"):
-        text = "masks changed after predict wrote them, scored as they are (%d): %s"
-        log.warning(text, len(notes["changed"]), listed(notes["changed"], _SHOWN))
+    tell_others(predictions, extra, notes)
     with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
         names = classes_of(about, references, predicted, labels)
     of_references, of_masks = read_as(names, references.labels, written_by_ulna="labels" in about)
     of_pictures = values_in(names, mask_values(about, names)) if "labels" in about else of_masks
+    if (of_objects := numbered(about, names)) is not None:
+        of_masks = of_pictures = of_objects
     if of_masks.merges and "labels" not in about:
         log.info(
             "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)
@@ -258,7 +252,7 @@ def evaluate(
             "masks whose orientation tag differs from that of their reference (%d): %s; both are compared as viewers show "
             "them. Where one was drawn on the stored pixels, its scores are wrong: give it the tag of the image"
         )
-        log.warning(text, len(tags_differ), listed(tags_differ, _SHOWN))
+        log.warning(text, len(tags_differ), listed(tags_differ, SHOWN))
         evaluation.summary["orientation_tags_differ"] = tags_differ
     if out is not None:
         evaluation.write(Path(out))
