@@ -105,7 +105,7 @@ VERBS: dict[str, Verb] = {
         "Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.",
         computes=True,
         flags="--out --data --level --format --precision --most-dice-lost --licence",
-        switches="--with-weights --overwrite",
+        switches="--with-weights --overwrite --allow-code",
     ),
     "info": Verb(
         "ulna.exporting.info:info",

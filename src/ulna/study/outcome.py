@@ -23,6 +23,7 @@ from ulna.study.published import Published, published_for
 from ulna.study.ranking import Ranking, rank_datasets
 from ulna.study.scores import FURTHER, MEASURES, Row, further_of, of_measure, scored_twice
 from ulna.study.subsets import of_subgroups
+from ulna.system.exported import refuse_exported
 from ulna.system.reading import read_json_object
 
 OUTCOME_FILE = "outcome.json"
@@ -300,6 +301,7 @@ def read_beside(folders: Sequence[Path], models: Sequence[str]) -> dict[str, dic
         UsageError: if a folder is no finished study, or has not all models.
     """
     found: dict[str, dict[str, float]] = {}
+    refuse_exported(folders, "study")
     for folder in folders:
         try:
             if not (folder / OUTCOME_FILE).exists():

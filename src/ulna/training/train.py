@@ -27,6 +27,7 @@ from ulna.planning.memory import ON_THE_GPU
 from ulna.planning.plan import Planned, check_split_is_made, plan_training, planned_by, read_training_data
 from ulna.recipe import PLAN_FORMAT, Plan, Recipe, from_yaml, to_yaml
 from ulna.system.device import choose_precision, default_device
+from ulna.system.exported import refuse_exported
 from ulna.system.files import remove_leftovers, write_text, write_whole
 from ulna.system.locking import locked
 from ulna.system.threads import check_threads, choose_threads, computing_with
@@ -269,6 +270,7 @@ def _words_again(names: Pseudonyms | None, tracker: Tracker | None) -> list[str]
 
 def _read_plan(path: Path, *, named: bool) -> Plan:
     """A plan to train by; it names the network, unless that is named beside it."""
+    refuse_exported([path], "plan")
     plan = from_yaml(Plan, path)
     if plan.recipe is None and not named:
         raise UsageError(
