@@ -9,6 +9,7 @@ from tests.training.tiny import TINY
 from ulna.data.volume import Volume
 from ulna.demonstration import make_nuclei
 from ulna.evaluation.evaluate import Pair
+from ulna.evaluation.metrics import LESIONS, MEASURES
 from ulna.inference import segmenter as room
 from ulna.training import summary
 from ulna.training.summary import EACH, Extremes
@@ -35,6 +36,10 @@ def test_every_case_is_predicted_once_and_drawn_from_that(tmp_path, monkeypatch,
     assert run.summary["evaluated_on"] == part
     assert list(counted.values()) == [1] * run.summary[part]["cases"]
     assert (run.folder / "figures" / f"{part}.png").exists()
+    # what applies to the cases that were scored: a picture holds several nuclei
+    assert "lesions" in run.summary[part]["measures"]["of_classes"]["nucleus"]
+    header = (run.folder / "cases.csv").read_text().splitlines()[0]
+    assert header.startswith(",".join(("case", "class", *MEASURES, "tp", "fp", "fn", *LESIONS)))
 
 
 @pytest.mark.parametrize("count", range(12))

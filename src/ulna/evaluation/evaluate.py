@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +18,34 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import Source, data_error
 from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.layout.pseudonyms import opened
 from ulna.data.turning import orientation_of
-from ulna.data.volume import Volume, same_geometry
+from ulna.data.volume import Volume
 from ulna.errors import DataError, Problem, UsageError, counted, listed
+from ulna.evaluation.choice import Choice, choose, read_families, spread, usual
+from ulna.evaluation.further import further_scores
 from ulna.evaluation.intervals import told_mean
-from ulna.evaluation.known import classes_of, empty_score, known_alone, mask_values, numbered, read_as, values_in
+from ulna.evaluation.known import (
+    classes_of,
+    empty_score,
+    known_alone,
+    known_probabilities,
+    mask_values,
+    measured,
+    numbered,
+    read_as,
+    values_in,
+)
 from ulna.evaluation.means import finite, summarise, tolerance_of
-from ulna.evaluation.metrics import score_labels
+from ulna.evaluation.metrics import MEASURES, mask_of, score_labels
+from ulna.evaluation.objects import BySize
 from ulna.evaluation.order import told_as_images
-from ulna.evaluation.predicted import predicted_masks, read_mask
+from ulna.evaluation.predicted import check_grid, common_dims, predicted_masks, read_mask
+from ulna.evaluation.probabilities import probability_files, read_probabilities
+from ulna.evaluation.subgroups import by_subgroups, cases_of
 from ulna.evaluation.units import Across, check_unit, pooled, slices_of
 from ulna.recipe import Labels
 from ulna.system.files import cell, write_text
@@ -53,12 +68,14 @@ class Pair(NamedTuple):
         prediction: (*S), class indices; (K, *S) of 0 and 1 for overlapping classes.
         reference: the same.
         volume: on their grid; the image or the reference as it was read.
+        probabilities: (K, *S), of every structure, NaN where the class is not known; None: they are not known.
     """
 
     case: str
     prediction: NDArray[Any]
     reference: NDArray[Any]
     volume: Volume
+    probabilities: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +84,11 @@ class Evaluation:
 
     Args:
         rows: one per case and class: case, class, tp, fp, fn and every measure; NaN where neither reference nor prediction
-            holds the class (and for sensitivity where the reference does not).
+            holds the class (and for sensitivity where the reference does not), and for a measure that does not apply to it.
         summary: cases, unit, tolerance, missing cases, and for every class and over all (`mean`) each measure's mean over
             cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
             nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
-            be trusted.
+            be trusted; `measures`, which apply and why; `lesions`, objects by size; `subgroups`, by groups.json.
     """
 
     rows: list[dict[str, Any]]
@@ -112,6 +129,7 @@ def evaluate(
     *,
     out: Path | str | None = None,
     by: str | None = None,
+    metrics: Sequence[str] = (),
     pseudonymise: Path | str | None = None,
 ) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
@@ -127,11 +145,15 @@ def evaluate(
         by: what counts as one: case (by default, or as the recipe of the run says); slice, every slice of a volume, those of
             the run or across the largest spacing; group, all cases of a group of groups.json pooled, such as the slices of a
             volume that are files of their own.
+        metrics: what is measured beside overlap: surface, volume, lesions, cldice, boundary, calibration; several with
+            commas. Left out (or auto): what applies by the rule of docs/metrics.md, as summary.json tells; all: everything.
         pseudonymise: the file of pseudonyms under which the masks were predicted (`ulna predict --pseudonymise`).
+
+    Where groups.json beside the references has fields such as site or scanner, scores are told by group, too.
 
     Raises:
         DataError: for every pair that does not fit, all at once.
-        UsageError: if there is no such unit, slices are asked of 2D images, or groups where no file names them.
+        UsageError: if there is no such unit or measure, slices are asked of 2D images, or groups where no file names them.
 
     Example:
         ulna evaluate masks data/nuclei --out scores
@@ -139,16 +161,21 @@ def evaluate(
     predictions, labels = Path(predictions), Path(labels)
     if by is not None:
         check_unit(by)
-    check_masks_first(predictions, labels, to_argv({"--out": out, "--by": by, "--pseudonymise": pseudonymise}))
+    check_masks_first(
+        predictions, labels, to_argv({"--out": out, "--by": by, "--metrics": metrics, "--pseudonymise": pseudonymise})
+    )
+    named_measures = read_families(metrics) if metrics else ()
     references = find_masks(labels)
-    groups = groups_of(labels, references.sources) if by == "group" else None
+    named = groups_of(labels, references.sources, needed=by == "group")
     names_of = opened(pseudonymise, None if out is None else Path(out), predictions)
     if out is not None:
         _check_out(Path(out), labels, references)
     predicted, notes, about = predicted_masks(predictions)
+    maps = probability_files(predictions, predicted.sources)
     if names_of is not None:
         references, predicted = names_of.apply_to_masks(references), names_of.apply_to_masks(predicted)
-        groups = None if groups is None else names_of.apply_to_groups(groups)
+        maps = {names_of.of(id): path for id, path in maps.items()}
+        named = names_of.apply_to_groups(named)
         about = {**about, "asked": [names_of.of(id) for id in about.get("asked", ())]}
         notes = {name: [names_of.of(id) for id in told] for name, told in notes.items()}
     asked = set(about.get("asked") or references.sources)
@@ -178,7 +205,17 @@ def evaluate(
         log.info(
             "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)
         )
-    dims = _dims(references.sources[name] for name in wanted)
+    dims, first = common_dims(references.sources[name] for name in wanted)
+    unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
+
+    def looked_at() -> Iterator[NDArray[Any]]:
+        for name in spread(wanted):
+            with suppress(DataError):  # told where it is evaluated
+                yield encode_labels(read_labels(of_classes(references.sources[name], names), dims), of_references)
+
+    families = named_measures or measured(about)
+    lenient = not named_measures  # a recipe holds for other data, too
+    choice = choose(families, names, looked_at, volume=first, by=unit, with_probabilities=bool(maps), lenient=lenient)
     problems: list[Problem] = []
     tags_differ: list[str] = []
 
@@ -187,22 +224,27 @@ def evaluate(
             try:
                 volume = read_labels(of_classes(references.sources[name], names), dims)
                 reference = encode_labels(volume, of_references)
-                prediction = np.zeros_like(reference)
+                prediction, probabilities = np.zeros_like(reference), None
                 if name in predicted.sources:
                     mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
                     prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
                     if of_masks.ignored is not None:  # what a mask leaves open is not found
                         prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
-                    _check_grid(predicted.sources[name], mask, volume)
+                    check_grid(predicted.sources[name], mask, volume)
                     if orientation_of(mask) != orientation_of(volume):
                         tags_differ.append(name)
+                    if choice.has("calibration") and name in maps:
+                        probabilities = read_probabilities(maps[name], names, volume.size, orientation_of(mask))
+                elif choice.has("calibration"):  # an empty prediction, and sure of it
+                    probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
             except DataError as error:
                 problems.extend(error.problems)
                 continue
-            yield Pair(name, *known_alone(prediction, reference, of_references), volume)
+            probabilities = known_probabilities(probabilities, reference, of_references)
+            yield Pair(name, *known_alone(prediction, reference, of_references), volume, probabilities)
 
-    unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
-    scores = Scores(names, empty_score(about), by=unit, across=Across.read(about.get("slices")), groups=groups)
+    across, empty = Across.read(about.get("slices")), empty_score(about)
+    scores = Scores(names, empty, by=unit, across=across, groups=named.patients, choice=choice)
     for pair in pairs():
         scores.add(pair)
     if problems:
@@ -210,6 +252,8 @@ def evaluate(
             raise DataError(problems, predictions)
     evaluation = scores.evaluation(missing)
     evaluation.summary.update(notes)
+    if named.fields and unit != "group":
+        evaluation.summary["subgroups"] = by_subgroups(cases_of(evaluation.rows), named.fields, named.patients)
     if of_references.ignore:
         evaluation.summary["ignore"] = list(of_references.ignore)
     if tags_differ:
@@ -234,6 +278,7 @@ class Scores:
         by: what is scored as one, of `UNITS`.
         across: the axis that slices lie across; None: that of the largest spacing.
         groups: case -> group.
+        choice: which measures apply; None: overlap and surface.
     """
 
     def __init__(
@@ -244,9 +289,12 @@ class Scores:
         by: str = "case",
         across: Across | None = None,
         groups: Mapping[str, str] | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self.labels, self.empty_score, self.by, self.across, self.groups = labels, empty_score, by, across, groups or {}
+        self.choice = usual(labels) if choice is None else choice
         self._rows: list[dict[str, Any]] = []
+        self._sizes: dict[str, BySize] = {}  # of the objects of every structure
         self._kinds: dict[tuple[str, int], str] = {}  # unit and dimensions -> the first case that has them
 
     def add(self, pair: Pair) -> float:
@@ -261,34 +309,53 @@ class Scores:
                 row
                 for one in slices_of(pair.prediction, pair.reference, pair.volume, self.across)
                 for row in self._measured(
-                    {"case": pair.case, "slice": one.number}, one.prediction, one.reference, one.volume
+                    {"case": pair.case, "slice": one.number}, Pair(pair.case, one.prediction, one.reference, one.volume)
                 )
             ]
         else:
-            rows = self._measured({"case": pair.case}, *pair[1:])
+            rows = self._measured({"case": pair.case}, pair)
         self._rows += rows
         return _mean_dice(rows)
 
     def add_rows(self, rows: list[dict[str, Any]], unit: str, dims: int) -> None:
-        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit."""
+        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit.
+
+        Measures that not all of them have are left out.
+        """
         if rows:
             self._kinds.setdefault((unit, dims), rows[0]["case"])
-        self._rows += rows
+        both = [*self._rows, *rows]
+        common = set.intersection(*({*row} for row in both)) if both else set()
+        self._rows = [{name: value for name, value in row.items() if name in common} for row in both]
 
-    def _measured(
-        self, whose: dict[str, Any], prediction: NDArray[Any], reference: NDArray[Any], volume: Volume
-    ) -> list[dict[str, Any]]:
+    def _measured(self, whose: dict[str, Any], pair: Pair) -> list[dict[str, Any]]:
+        volume, multilabel = pair.volume, self.labels.multilabel
         scores = score_labels(
-            prediction,
-            reference,
+            pair.prediction,
+            pair.reference,
             classes=len(self.labels.foreground),
             spacing=volume.spacing,
             tolerance=tolerance_of(volume),
-            multilabel=self.labels.multilabel,
+            multilabel=multilabel,
             empty_score=self.empty_score,
-            surface=self.by != "group",
+            surface=self.by != "group" and self.choice.has("surface"),
         )
-        return [{**whose, "class": name, **s} for name, s in zip(self.labels.foreground, scores, strict=True)]
+        rows = []
+        absent, further = dict.fromkeys(MEASURES, math.nan), dict.fromkeys(self.choice.further, math.nan)
+        for k, (name, score) in enumerate(zip(self.labels.foreground, scores, strict=True)):
+            found, matches = further_scores(
+                mask_of(pair.prediction, k + 1, multilabel=multilabel),
+                mask_of(pair.reference, k + 1, multilabel=multilabel),
+                self.choice.families[name],
+                spacing=volume.spacing,
+                empty_score=self.empty_score,
+                probabilities=None if pair.probabilities is None else pair.probabilities[k],
+            )
+            if matches is not None:
+                sizes = self._sizes.setdefault(name, BySize(volume.spatial_dims, volume.unit))
+                sizes.add(matches, math.prod(volume.spacing))
+            rows.append({**whose, "class": name, **absent, **score, **further, **found})
+        return rows
 
     def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
         """What was measured so far; `missing` are references without a prediction."""
@@ -301,6 +368,10 @@ class Scores:
         if self.by == "slice":
             alike = "slices of a volume are alike: intervals over slices are too narrow"
             summary["interval_note"] = "; ".join(note for note in (summary.get("interval_note"), alike) if note)
+        if self.choice.further or self.choice.why:
+            summary["measures"] = self.choice.to_json()
+        if self._sizes:
+            summary["lesions"] = {name: sizes.summary() for name, sizes in self._sizes.items()}
         return Evaluation(rows, summary)
 
     def _check_kind(self, pair: Pair) -> None:
@@ -317,26 +388,6 @@ def _mean_dice(rows: Iterable[Mapping[str, Any]]) -> float:
     """Over the classes that count for a case; NaN if none does."""
     known = [row["dice"] for row in rows if not np.isnan(row["dice"])]
     return float(np.mean(known)) if known else float("nan")
-
-
-def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
-    if mask.size != reference.size:
-        what = f"has the size {mask.size}, its reference {reference.size}"
-    elif not same_geometry(mask, reference):
-        what = "has another orientation, origin or spacing (affine) than its reference"
-    else:
-        return
-    raise data_error(source, what, "give masks on the grid of the references")
-
-
-def _dims(references: Iterable[Source]) -> int | None:
-    """Of the first reference that can be read as one thing only: volumes of one slice are what the others are."""
-    for source in references:
-        with suppress(DataError):  # told where it is evaluated
-            volume = read_labels(source)
-            if not volume.meta.either:
-                return volume.spatial_dims
-    return None
 
 
 def _check_out(out: Path, labels: Path, references: Masks) -> None:

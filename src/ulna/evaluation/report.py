@@ -20,6 +20,7 @@ from scipy.ndimage import uniform_filter
 from ulna.errors import UsageError
 from ulna.evaluation import figures
 from ulna.evaluation.embedding import address, css, embed
+from ulna.evaluation.headings import HEADINGS, present
 from ulna.evaluation.pages import page
 from ulna.evaluation.views import flat
 from ulna.system.files import write_text
@@ -144,7 +145,8 @@ def _headings(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     unit = scores.get("unit", "px")
     tolerance = f"{_brief(scores.get('tolerance'))} {scores.get('tolerance_unit', unit)}"
     remark = {"hd95": unit, "assd": unit, "nsd": f"≤ {tolerance}"}
-    return [*((name, remark.get(key, "")) for key, name in MEASURES.items()), ("n", ""), ("Both empty", "")]
+    further = [(heading.name, "") for heading in present(scores.get("mean", {})).values()]
+    return [*((name, remark.get(key, "")) for key, name in MEASURES.items()), ("n", ""), ("Both empty", ""), *further]
 
 
 def _table(scores: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
@@ -155,7 +157,8 @@ def _table(scores: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
 
 def _cells(measures: Mapping[str, Any]) -> list[Cell]:
     cells = [_cell(measures.get(key), 2 if key in ("hd95", "assd") else 3) for key in MEASURES]
-    return [*cells, *(Cell(_number(measures.get(key), 0), "") for key in ("n", "both_empty"))]
+    cells += [Cell(_number(measures.get(key), 0), "") for key in ("n", "both_empty")]
+    return [*cells, *(_cell(measures.get(key), HEADINGS[key].digits) for key in present(measures))]
 
 
 def _cell(value: Mapping[str, Any] | None, digits: int) -> Cell:

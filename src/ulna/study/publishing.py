@@ -20,6 +20,7 @@ from ulna.evaluation.views import view
 from ulna.inference.segmenter import Segmenter
 from ulna.study import drawings
 from ulna.study.costs import conditions_in_words
+from ulna.study.further import further_sections
 from ulna.study.jobs import Job
 from ulna.study.outcome import Outcome
 from ulna.study.printed import Table, class_table, published_table
@@ -132,14 +133,16 @@ def markdown(outcome: Outcome) -> str:
               conditions_in_words(outcome.costs.conditions)]  # fmt: skip
     if (classes := class_table(outcome)).rows:
         parts += ["## Classes", _markdown(classes)]
+    for heading, table in further_sections(outcome):
+        parts += [f"## {heading}", _markdown(table)]
     if outcome.pairs:
         parts += ["## Pairs", _markdown(pair_table(outcome)), method(outcome)]
     if outcome.ranking is not None:
         parts += ["## Over several data sets", outcome.ranking_sentence]
     if outcome.published:
         parts.append("## Published beside measured")
-        for table in outcome.published:
-            parts += [_markdown(published_table(outcome, table)), f"{table.paper}: {_said_of(table)}."]
+        for printed in outcome.published:
+            parts += [_markdown(published_table(outcome, printed)), f"{printed.paper}: {_said_of(printed)}."]
     parts += ["## Footnotes", "\n".join(f"- {note}" for note in outcome.footnotes), f"```\n{outcome.command}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -272,6 +275,7 @@ def _page(outcome: Outcome, folder: Path) -> str:
         "pairs": {"headings": pairs.headings, "rows": [[cell[0] for cell in row] for row in pairs.rows]},
         "ranking": outcome.ranking_sentence,
         "classes": class_table(outcome),
+        "sections": further_sections(outcome),
         "published": published,
         "footnotes": outcome.footnotes,
         "command": outcome.command,
