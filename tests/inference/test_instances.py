@@ -22,7 +22,7 @@ from ulna.data.formats.write import write_labels
 from ulna.data.layout.dataset import Dataset
 from ulna.data.volume import Meta, Volume
 from ulna.errors import UsageError
-from ulna.inference.instances import climbed, merged, number_objects, saddles
+from ulna.inference.instances import Links, climbed, merged, number_objects, saddles
 from ulna.inference.segmenter import Segmenter, network_for
 from ulna.planning.choosing import choose
 from ulna.planning.plan import plan_training, read_training_data
@@ -136,10 +136,11 @@ def test_the_watershed_is_that_by_hand(size, depth):
     for _ in range(4):
         mask = rng.random(size) < 0.75
         heights = gaussian_filter(distance_transform_edt(mask), 0.6) + 0.01 * rng.random(size)
-        peaks, of_peak = climbed(heights, mask)
-        names = merged(heights.reshape(-1)[peaks], *saddles(heights, mask, of_peak), depth)
-        numbers = np.where(mask, names[of_peak], -1)
-        found = {frozenset(map(tuple, np.argwhere(numbers == n).tolist())) for n in range(names.max() + 1)}
+        of_mask, links = heights[mask], Links(mask)
+        peaks, of_peak = climbed(of_mask, links)
+        names = merged(of_mask[peaks], *saddles(of_mask, links, of_peak), depth)
+        voxels = np.argwhere(mask)
+        found = {frozenset(map(tuple, voxels[names[of_peak] == n].tolist())) for n in range(names.max() + 1)}
         assert found == by_hand(heights, mask, depth)
 
 

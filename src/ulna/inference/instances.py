@@ -11,7 +11,8 @@ so that small and large objects are divided alike.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter,
 
 from ulna.recipe import Instances
 
-Distances = NDArray[np.float64]
+Heights = NDArray[np.float64]
 
 
 def number_objects(
@@ -60,15 +61,16 @@ def number_objects(
 
 def _divided(piece: NDArray[np.bool_], steps: NDArray[np.float64], settings: Instances) -> NDArray[np.int64]:
     """One connected piece as its objects, numbered from 1 in the order of their peaks."""
-    heights = _heights(piece, steps, settings.smooth)
-    peaks, of_peak = climbed(heights, piece)
-    names = merged(heights.reshape(-1)[peaks], *saddles(heights, piece, of_peak), settings.depth)
+    heights = _heights(piece, steps, settings.smooth)[piece]
+    links = Links(piece)
+    peaks, of_peak = climbed(heights, links)
+    names = merged(heights[peaks], *saddles(heights, links, of_peak), settings.depth)
     found = np.zeros(piece.shape, np.int64)
-    found[piece] = names[of_peak[piece]] + 1
+    found[piece] = names[of_peak] + 1
     return found
 
 
-def _heights(piece: NDArray[np.bool_], steps: NDArray[np.float64], smooth: float) -> Distances:
+def _heights(piece: NDArray[np.bool_], steps: NDArray[np.float64], smooth: float) -> Heights:
     """The distance of every voxel to the border, smoothed."""
     if piece.all():  # nothing but the piece: there is no border to measure from
         return np.ones(piece.shape)
@@ -76,45 +78,56 @@ def _heights(piece: NDArray[np.bool_], steps: NDArray[np.float64], smooth: float
     return np.asarray(gaussian_filter(distances, smooth / steps, mode="nearest") if smooth else distances)
 
 
-def climbed(heights: Distances, piece: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The peaks of a piece, and to which of them every voxel climbs from one highest neighbour to the next.
+class Links:
+    """Which voxels of a mask are neighbours, by an edge or a corner included; they are numbered in the order of memory."""
 
-    Of equal neighbours the later is the higher one, so that a plateau has one peak.
+    def __init__(self, mask: NDArray[np.bool_]) -> None:
+        around = np.pad(mask, 1)
+        self._flat = np.flatnonzero(around)
+        self._number = np.full(around.size, -1, np.int64)
+        self._number[self._flat] = np.arange(self._flat.size)
+        strides = [math.prod(around.shape[axis + 1 :]) for axis in range(mask.ndim)]
+        steps = itertools.product((-1, 0, 1), repeat=mask.ndim)
+        self._steps = [sum(s * stride for s, stride in zip(step, strides, strict=True)) for step in steps if any(step)]
 
-    Returns:
-        The places of the peaks in the order of memory, and the number of its peak for every voxel of the piece (else -1).
+    def __len__(self) -> int:
+        return self._flat.size
+
+    def pairs(self, *, once: bool = False) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Voxels and their neighbours, one direction at a time; `once`: each pair from one of its sides alone."""
+        for step in self._steps:
+            if step > 0 or not once:
+                there = self._number[self._flat + step]
+                here = np.flatnonzero(there >= 0)
+                yield here, there[here]
+
+
+def climbed(heights: Heights, links: Links) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The peaks, and the number of the peak that every voxel climbs to from one highest neighbour to the next.
+
+    Of equal neighbours the later is the higher one, so that a plateau has few peaks; those are one by any `depth`.
     """
-    flat = np.flatnonzero(piece)
-    number = np.full(piece.shape, -1, np.int64)
-    number[piece] = np.arange(flat.size)
-    best, to = heights[piece].copy(), np.arange(flat.size)
-    for _, here, there in _neighbours(piece):
-        a, b = number[here], number[there]
-        both = (a >= 0) & (b >= 0)
-        a, b = a[both], b[both]
-        rises = heights[there][both]
-        higher = (rises > best[a]) | ((rises == best[a]) & (b > to[a]))
-        best[a[higher]], to[a[higher]] = rises[higher], b[higher]
+    best, to = heights.copy(), np.arange(len(links))
+    for here, there in links.pairs():
+        rises = heights[there]
+        higher = (rises > best[here]) | ((rises == best[here]) & (there > to[here]))
+        best[here[higher]], to[here[higher]] = rises[higher], there[higher]
     while not np.array_equal(further := to[to], to):
         to = further
-    peaks, which = np.unique(to, return_inverse=True)
-    of_peak = np.full(piece.shape, -1, np.int64)
-    of_peak[piece] = which
-    return flat[peaks], of_peak
+    peaks, of_peak = np.unique(to, return_inverse=True)
+    return peaks, of_peak
 
 
 def saddles(
-    heights: Distances, piece: NDArray[np.bool_], of_peak: NDArray[np.int64]
+    heights: Heights, links: Links, of_peak: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Pairs of peaks whose regions touch, (n, 2), and the height of the highest way between them, the highest first."""
     pairs, passes = [np.empty((0, 2), np.int64)], [np.empty(0)]
-    for step, here, there in _neighbours(piece):
-        if step < (0,) * piece.ndim:  # each pair of voxels once
-            continue
+    for here, there in links.pairs(once=True):
         a, b = of_peak[here], of_peak[there]
-        apart = (a >= 0) & (b >= 0) & (a != b)
+        apart = a != b
         pairs.append(np.sort(np.stack([a[apart], b[apart]], axis=1), axis=1))
-        passes.append(np.minimum(heights[here][apart], heights[there][apart]))
+        passes.append(np.minimum(heights[here[apart]], heights[there[apart]]))
     joined, height = np.concatenate(pairs), np.concatenate(passes)
     order = np.lexsort((joined[:, 1], joined[:, 0], -height))
     joined, height = joined[order], height[order]
@@ -147,14 +160,3 @@ def merged(
         if high != low and peaks[low] - height <= depth * peaks[low]:
             root[low] = high
     return np.unique([top(peak) for peak in range(len(peaks))], return_inverse=True)[1]
-
-
-def _neighbours(piece: NDArray[np.bool_]) -> list[tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]]:
-    """Every step to a neighbour, by a corner included: (step, from where, to where)."""
-    found = []
-    for step in itertools.product((-1, 0, 1), repeat=piece.ndim):
-        if any(step):
-            here = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(step, piece.shape, strict=True))
-            there = tuple(slice(max(0, s), n - max(0, -s)) for s, n in zip(step, piece.shape, strict=True))
-            found.append((step, here, there))
-    return found
