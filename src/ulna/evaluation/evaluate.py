@@ -41,6 +41,7 @@ from ulna.evaluation.known import (
 )
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import MEASURES, mask_of, score_labels
+from ulna.evaluation.numbers import numbers_of
 from ulna.evaluation.objects import BySize
 from ulna.evaluation.order import told_as_images
 from ulna.evaluation.predicted import SHOWN, check_grid, common_dims, predicted_masks, read_mask, tell_others
@@ -67,6 +68,7 @@ class Pair(NamedTuple):
         reference: the same.
         volume: on their grid; the image or the reference as it was read.
         probabilities: (K, *S), of every structure, NaN where the class is not known; None: they are not known.
+        objects: (*S) and (*S), the numbers of objects in prediction and reference; None: their connected components.
     """
 
     case: str
@@ -74,6 +76,7 @@ class Pair(NamedTuple):
     reference: NDArray[Any]
     volume: Volume
     probabilities: NDArray[Any] | None = None
+    objects: tuple[NDArray[Any], NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def evaluate(
             try:
                 volume = read_labels(of_classes(references.sources[name], names), dims)
                 reference = encode_labels(volume, of_references)
-                prediction, probabilities = np.zeros_like(reference), None
+                prediction, probabilities, mask = np.zeros_like(reference), None, None
                 if name in predicted.sources:
                     mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
                     prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
@@ -232,7 +235,11 @@ def evaluate(
                 problems.extend(error.problems)
                 continue
             probabilities = known_probabilities(probabilities, reference, of_references)
-            yield Pair(name, *known_alone(prediction, reference, of_references), volume, probabilities)
+            ours, theirs = known_alone(prediction, reference, of_references)
+            objects = None
+            if choice.has("lesions") and (of_masks.instances or of_references.instances):
+                objects = numbers_of(mask, of_masks, ours == 1), numbers_of(volume, of_references, theirs == 1)
+            yield Pair(name, ours, theirs, volume, probabilities, objects)
 
     across, empty = Across.read(about.get("slices")), empty_score(about)
     scores = Scores(names, empty, by=unit, across=across, groups=named.patients, choice=choice)
@@ -341,6 +348,7 @@ class Scores:
                 spacing=volume.spacing,
                 empty_score=self.empty_score,
                 probabilities=None if pair.probabilities is None else pair.probabilities[k],
+                objects=pair.objects,
             )
             if matches is not None:
                 sizes = self._sizes.setdefault(name, BySize(volume.spatial_dims, volume.unit))

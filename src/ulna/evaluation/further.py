@@ -13,7 +13,7 @@ from ulna.evaluation.calibration import calibration_scores
 from ulna.evaluation.centreline import cldice
 from ulna.evaluation.contour import boundary_iou
 from ulna.evaluation.metrics import CALIBRATION, VOLUME, Mask, Score
-from ulna.evaluation.objects import Matches, match_masks, object_scores
+from ulna.evaluation.objects import Matches, match_masks, match_objects, object_scores
 
 MM3_PER_ML = 1000.0
 
@@ -40,6 +40,7 @@ def further_scores(
     spacing: Sequence[float],
     empty_score: float | None = None,
     probabilities: NDArray[Any] | None = None,
+    objects: tuple[NDArray[Any], NDArray[Any]] | None = None,
 ) -> tuple[Score, Matches | None]:
     """The measures of these families, and the objects where lesions are among them.
 
@@ -50,13 +51,14 @@ def further_scores(
         spacing: distance between neighbours along every axis, in mm for volumes in ml.
         empty_score: of Dice and IoU where both masks are empty; F1, PQ, clDice and boundary IoU get it too.
         probabilities: (*S) of the structure, NaN where the class is not known; None: calibration is not known.
+        objects: (*S) and (*S), their numbers; None: connected components.
     """
     scores: Score = {}
     matches = None
     if "volume" in families:
         scores |= dict(zip(VOLUME, volume_error(prediction, reference, spacing, empty_score), strict=True))
     if "lesions" in families:
-        matches = match_masks(prediction, reference)
+        matches = match_masks(prediction, reference) if objects is None else match_objects(*objects)
         scores |= object_scores(matches, empty_score)
     if "cldice" in families:
         scores["cldice"] = cldice(prediction, reference, empty_score)
