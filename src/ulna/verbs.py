@@ -59,7 +59,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--model --out --epochs --max-hours --budget --seed "
-        "--fold --folds --split --recipe --plan --init --set --threads --pseudonymise",
+        "--fold --folds --split --recipe --plan --init --set --threads --pseudonymise --track",
         switches="--resume --allow-code",
     ),
     "predict": Verb(
@@ -74,7 +74,7 @@ VERBS: dict[str, Verb] = {
         "ulna.evaluation.evaluate:evaluate",
         "Compare predicted masks with references, case by case and class by class.",
         paths=True,
-        flags="--out --by --pseudonymise",
+        flags="--out --by --metrics --pseudonymise",
     ),
     "explain": Verb(
         "ulna.explaining.explain:explain",
@@ -97,7 +97,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--models --out --seeds --folds --split --match --vary --epochs "
-        "--max-hours --budget --recipe --set --margin --jobs --threads --beside --pseudonymise",
+        "--max-hours --budget --recipe --set --margin --jobs --threads --beside --pseudonymise --track",
         switches="--one-at-a-time",
     ),
     "export": Verb(

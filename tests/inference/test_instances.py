@@ -1,6 +1,7 @@
 """Objects of one structure: how touching ones are divided, and what a mask file, `evaluate` and Python have of them."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -200,6 +201,29 @@ def test_a_mask_file_holds_the_numbers_and_is_scored_as_the_structure(bright, pi
     assert ulna.evaluate(tmp_path / "masks", references).summary["mean"]["dice"]["mean"] == 1.0
     page = ulna.predict(run, pictures, out=tmp_path / "masks", instances=True, report=True).report
     assert "no picture" not in page.read_text()
+
+
+def test_numbered_masks_are_scored_against_numbered_references_by_their_numbers(bright, pictures, tmp_path):
+    """The two discs touch: as components they are one, that finds one of two."""
+    (tmp_path / "data" / "labels").mkdir(parents=True)
+    shutil.copytree(pictures, tmp_path / "data" / "images")
+    (tmp_path / "data" / "classes.json").write_text('{"labels": {"1": "cell"}, "instances": true}')
+    left = discs(PAIR.shape, ((18, 14), 8))
+    numbers = np.where(PAIR, 900, 0) - 893 * left
+    for name, which in (("a", numbers), ("b", numbers[::-1])):
+        Image.fromarray(which.astype(np.uint16)).save(tmp_path / "data" / "labels" / f"{name}.png")
+    run = run_folder(tmp_path / "run", 0, labels=Labels(names=("background", "cell")))
+    found = {}
+    for instances in (False, True):
+        masks = tmp_path / f"masks{instances}"
+        ulna.predict(run, pictures, out=masks, instances=instances)
+        scored = ulna.evaluate(masks, tmp_path / "data", metrics=["lesions"])
+        found[instances] = scored.summary["mean"]["pq"]["mean"]
+        assert scored.summary["mean"]["dice"]["mean"] == 1.0
+    assert found[True] > 0.9
+    assert found[False] < 0.5
+    lone = ulna.evaluate(tmp_path / "masksTrue", tmp_path / "masksFalse", metrics=["lesions"])  # components there
+    assert lone.summary["mean"]["pq"]["mean"] < 0.5
 
 
 def test_objects_and_classes_of_one_folder_are_told_apart(bright, pictures, tmp_path):

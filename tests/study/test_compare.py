@@ -20,6 +20,7 @@ from PIL import Image
 import ulna
 from tests.discs import draw_discs
 from tests.share import ALL
+from tests.tracker import Server, standing_in
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
 from ulna.errors import Interrupted, PartialFailure, UsageError
@@ -206,6 +207,17 @@ def test_one_seed_is_no_evidence(study, many):
     alone = compare(many, models="unet", out=study.folder, seeds=1, epochs=2, set=TINY)
     assert (alone.outcome.pairs, alone.outcome.warning) == ([], "")
     assert "Pairs" not in (study.folder / "report.html").read_text()
+
+
+def test_a_study_is_told_to_a_tracker_also_after_it_was_finished(study, many, tmp_path, monkeypatch):
+    out, server = shutil.copytree(study.folder, tmp_path / "b"), standing_in(monkeypatch, Server())
+    monkeypatch.setattr(comparing, "write_outputs", lambda *_: None)
+    compare(many, models=MODELS, out=out, seeds=2, epochs=2, set=TINY, track="mlflow")
+    told = {run.name: run for run in server.runs.values()}
+    assert told.keys() == {"b", *(f"{model} seed {seed}" for model in MODELS.split(",") for seed in (0, 1))}
+    assert told["b"].at("unet/dice") == [(0, study.outcome.described["unet"]["dice"].mean)]
+    assert [step for step, _ in told["unetpp seed 1"].at("train_loss")] == [1, 2]
+    assert "disc" not in repr([vars(run) for run in told.values()])
 
 
 @pytest.mark.slow

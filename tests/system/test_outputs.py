@@ -16,7 +16,7 @@ from ulna.system.outputs import (
     is_plain,
     make_folder,
 )
-from ulna.training import train
+from ulna.training import run_folder
 
 
 def data_set(root):
@@ -94,7 +94,7 @@ def test_what_a_killed_process_left_does_not_make_a_folder_somebody_elses(tmp_pa
     (tmp_path / ".tmp-1-predict.json").touch()
     implicit._check_folder(tmp_path, None)
     same_study.stored_study(tmp_path)
-    train._refuse_taken(tmp_path)
+    run_folder.refuse_taken(tmp_path)
     demonstration._clear(tmp_path)
 
 

@@ -15,6 +15,7 @@ from ulna.cli import main as cli
 from ulna.cli.tables import show
 from ulna.errors import Interrupted, UsageError
 from ulna.evaluation.intervals import mean_interval
+from ulna.evaluation.objects import BySize, match_objects
 from ulna.explaining.explain import explain
 from ulna.inference.predict import predict
 from ulna.recipe import Recipe, from_yaml
@@ -76,6 +77,18 @@ def test_the_summary_has_means_over_all_cases_with_intervals(crossed):
     assert [fold["run"] for fold in summary["folds"]] == ["fold_0", "fold_1", "fold_2"]
     assert sum(fold["cases"] for fold in summary["folds"]) == 7
     assert "did not train on it, which also chose its epoch" in summary["note"]
+
+
+def test_lesions_of_all_folds_are_counted_together(crossed, undivided, tmp_path):
+    out, sizes = shutil.copytree(crossed.folder, tmp_path / "cv"), BySize(2, "px")
+    sizes.add(match_objects(np.array([1, 1, 0, 2]), np.array([1, 1, 0, 0])), 1.0)
+    for run in sorted(out.glob("fold_*")):
+        summary = json.loads((run / "summary.json").read_text())
+        summary["val"]["lesions"] = {"disc": sizes.summary()}
+        (run / "summary.json").write_text(json.dumps(summary))
+    small = train(undivided, out=out, resume=True).summary["all"]["lesions"]["disc"]["50"]["below 1024 px"]
+    assert (small["found"], small["false_positives"], small["false_positives_per_case"]) == (3, 3, 1)
+    assert "lesions" not in crossed.summary["all"]  # one disc an image
 
 
 def test_the_table_says_whose_cases_they_are(crossed, capsys):

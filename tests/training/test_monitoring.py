@@ -103,15 +103,15 @@ def test_a_stopped_training_goes_on_exactly_between_validations_and_within_its_s
     settings = (*TINY, "training.validate_every=2", "training.monitor=iou", "training.steps=18")
     whole = train(discs, model="unet", out=tmp_path / "whole", set=settings)
     assert len(rows_of(whole.folder)) == 5  # four of four steps and one of two
-    record = room._record
+    record = room.record_epoch
 
-    def killed_after_three(folder, state):
-        record(folder, state)
+    def killed_after_three(folder, state, tracked):
+        record(folder, state, tracked)
         if state.epoch == 3:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(room, "_record", killed_after_three)
+        patch.setattr(room, "record_epoch", killed_after_three)
         train(discs, model="unet", out=tmp_path / "part", set=settings)
     train(discs, out=tmp_path / "part", resume=True)
     a, b = load_checkpoint(whole.folder / "checkpoints"), load_checkpoint(tmp_path / "part" / "checkpoints")

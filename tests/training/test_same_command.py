@@ -120,15 +120,15 @@ def test_an_extension_that_was_stopped_goes_on_as_one(discs, run, tmp_path, monk
 
     whole = shutil.copytree(run, tmp_path / "whole")
     train(discs, out=whole, resume=True, epochs=6)
-    record = room._record
+    record = room.record_epoch
 
-    def killed(folder, state):
-        record(folder, state)
+    def killed(folder, state, tracked):
+        record(folder, state, tracked)
         if state.epoch == 4:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(room, "_record", killed)
+        patch.setattr(room, "record_epoch", killed)
         train(discs, out=run, resume=True, epochs=6)
     train(discs, out=run, resume=True)
     assert (run / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()

@@ -234,15 +234,15 @@ def test_the_field_of_the_recipe_is_what_a_training_samples_by(specks, tmp_path)
 @pytest.mark.slow
 def test_a_training_by_lesion_that_was_stopped_goes_on_exactly(specks, tmp_path, monkeypatch):
     options = {"model": "unet", "epochs": 2, "set": (*TINY, *SMALL[:2], "training.sampling=lesion")}
-    whole, part, record = train(specks, out=tmp_path / "whole", **options), tmp_path / "part", room._record
+    whole, part, record = train(specks, out=tmp_path / "whole", **options), tmp_path / "part", room.record_epoch
 
-    def killed_after_one(folder, state):
-        record(folder, state)
+    def killed_after_one(folder, state, tracked):
+        record(folder, state, tracked)
         if state.epoch == 1:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(room, "_record", killed_after_one)
+        patch.setattr(room, "record_epoch", killed_after_one)
         train(specks, out=part, **options)
     train(specks, out=part, resume=True)
     a, b = (load_checkpoint(folder / "checkpoints").tensors for folder in (whole.folder, part))

@@ -11,6 +11,7 @@ from tests.training.tiny import TINY
 from ulna.data.volume import Volume
 from ulna.demonstration import make_nuclei
 from ulna.evaluation.drawn import EACH, Extremes
+from ulna.evaluation.metrics import LESIONS, MEASURES
 from ulna.evaluation.pair import Pair
 from ulna.inference import segmenter as room
 from ulna.pages.sealing import writer_of
@@ -46,6 +47,10 @@ def test_every_case_is_predicted_once_and_drawn_from_that(tmp_path, monkeypatch,
     assert len(drawn) == min(2 * EACH, 2 * (len(scored) // 2)) and {*drawn} <= {*scored}
     assert sorted(re.findall(r'role="rowheader">(?:<a[^>]*>)?(\w+)<', page)) == sorted(scored)
     assert "Synthetic data made by ulna" in page and "Validation Dice and IoU" in page and str(tmp_path) not in page
+    # what applies to the cases that were scored: a picture holds several nuclei
+    assert "lesions" in run.summary[part]["measures"]["of_classes"]["nucleus"]
+    header = (run.folder / "cases.csv").read_text().splitlines()[0]
+    assert header.startswith(",".join(("case", "class", *MEASURES, "tp", "fp", "fn", *LESIONS)))
 
 
 @pytest.mark.parametrize("count", range(12))

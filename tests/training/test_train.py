@@ -91,15 +91,15 @@ class Killed(Exception):
 def test_a_stopped_training_goes_on_exactly(discs, tmp_path, monkeypatch):
     options = {"model": "unet", "epochs": 4, "set": (*TINY, "architecture.conv.double_conv.dropout=0.2")}
     whole, part = train(discs, out=tmp_path / "whole", **options), tmp_path / "part"
-    record = room._record
+    record = room.record_epoch
 
-    def killed_after_two(folder, state):
-        record(folder, state)
+    def killed_after_two(folder, state, tracked):
+        record(folder, state, tracked)
         if state.epoch == 2:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(room, "_record", killed_after_two)
+        patch.setattr(room, "record_epoch", killed_after_two)
         train(discs, out=part, **options)
     torch.manual_seed(123)  # a new process has another random state
     train(discs, out=part, resume=True)

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
+from ulna.cli.score_tables import further_rows, print_parts
 from ulna.cli.study_tables import print_bench, print_levels, print_study
 from ulna.errors import counted, listed, printable_text
 from ulna.exporting.card import page as card_page
@@ -295,7 +296,7 @@ def _evaluation_table(console: Console, summary: Any, title: str) -> None:
     }
     if len(classes) <= 4:
         table = make_table("", *map(safe, classes), title=title)
-        for measure, name in MEASURES.items():
+        for measure, name in {**MEASURES, **further_rows(summary)}.items():
             table.add_row(name, *(mean_and_interval(of_class[measure]) for of_class in classes.values()))
         table.add_row("n", *(n for n, _ in counts.values()))
         table.add_row("both empty", *(empty for _, empty in counts.values()))
@@ -308,6 +309,11 @@ def _evaluation_table(console: Console, summary: Any, title: str) -> None:
                 *counts[name],
             )
     console.print(table)
+    if len(classes) > 4 and (further := further_rows(summary)):
+        table = make_table("", *further.values())
+        for name, of_class in classes.items():
+            table.add_row(safe(name), *(mean_and_interval(of_class[measure], interval=False) for measure in further))
+        console.print(table)
     rule = "a case counts (n) where reference or prediction holds the class"
     if "empty_score" in summary:
         rule = f"Dice and IoU of a class that neither holds count {summary['empty_score']:g}, as the recipe says"
@@ -318,6 +324,7 @@ def _evaluation_table(console: Console, summary: Any, title: str) -> None:
         markup=False,
         highlight=False,
     )
+    print_parts(console, summary)
     if summary.get("interval_note"):
         print_plain(console, summary["interval_note"], style="yellow")
 

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +18,36 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import Source, data_error
 from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.layout.pseudonyms import opened
 from ulna.data.turning import orientation_of
-from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, counted, listed
+from ulna.evaluation.choice import Choice, choose, read_families, spread, usual
+from ulna.evaluation.further import further_scores
 from ulna.evaluation.intervals import told_mean
-from ulna.evaluation.known import classes_of, empty_score, known_alone, mask_values, numbered, read_as, values_in
+from ulna.evaluation.known import (
+    classes_of,
+    empty_score,
+    known_alone,
+    known_probabilities,
+    mask_values,
+    measured,
+    numbered,
+    read_as,
+    values_in,
+)
 from ulna.evaluation.means import finite, summarise, tolerance_of
-from ulna.evaluation.metrics import score_labels
+from ulna.evaluation.metrics import MEASURES, mask_of, score_labels
+from ulna.evaluation.numbers import numbers_of
+from ulna.evaluation.objects import BySize
 from ulna.evaluation.order import told_as_images
 from ulna.evaluation.pair import Pair
-from ulna.evaluation.predicted import predicted_masks, read_mask
+from ulna.evaluation.predicted import SHOWN, check_grid, common_dims, predicted_masks, read_mask, tell_others
+from ulna.evaluation.probabilities import probability_files, read_probabilities
 from ulna.evaluation.scored_page import is_page, write_scored_page
+from ulna.evaluation.subgroups import by_subgroups, cases_of
 from ulna.evaluation.units import Across, check_unit, pooled, slices_of
 from ulna.pages.sealing import PAGE_FILE
 from ulna.recipe import Labels
@@ -45,8 +60,6 @@ from ulna.verbs import to_argv
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 3  # ids in a message
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -54,11 +67,11 @@ class Evaluation:
 
     Args:
         rows: one per case and class: case, class, tp, fp, fn and every measure; NaN where neither reference nor prediction
-            holds the class (and for sensitivity where the reference does not).
+            holds the class (and for sensitivity where the reference does not), and for a measure that does not apply to it.
         summary: cases, unit, tolerance, missing cases, and for every class and over all (`mean`) each measure's mean over
             cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
             nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
-            be trusted.
+            be trusted; `measures`, which apply and why; `lesions`, objects by size; `subgroups`, by groups.json.
         report: the page, where one was written.
     """
 
@@ -102,6 +115,7 @@ def evaluate(
     *,
     out: Path | str | None = None,
     by: str | None = None,
+    metrics: Sequence[str] = (),
     pseudonymise: Path | str | None = None,
 ) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
@@ -118,11 +132,15 @@ def evaluate(
         by: what counts as one: case (by default, or as the recipe of the run says); slice, every slice of a volume, those of
             the run or across the largest spacing; group, all cases of a group of groups.json pooled, such as the slices of a
             volume that are files of their own.
+        metrics: what is measured beside overlap: surface, volume, lesions, cldice, boundary, calibration; several with
+            commas. Left out (or auto): what applies by the rule of docs/metrics.md, as summary.json tells; all: everything.
         pseudonymise: the file of pseudonyms under which the masks were predicted (`ulna predict --pseudonymise`).
+
+    Where groups.json beside the references has fields such as site or scanner, scores are told by group, too.
 
     Raises:
         DataError: for every pair that does not fit, all at once.
-        UsageError: if there is no such unit, slices are asked of 2D images, or groups where no file names them.
+        UsageError: if there is no such unit or measure, slices are asked of 2D images, or groups where no file names them.
 
     Example:
         ulna evaluate masks data/nuclei --out scores
@@ -130,16 +148,21 @@ def evaluate(
     predictions, labels = Path(predictions), Path(labels)
     if by is not None:
         check_unit(by)
-    check_masks_first(predictions, labels, to_argv({"--out": out, "--by": by, "--pseudonymise": pseudonymise}))
+    check_masks_first(
+        predictions, labels, to_argv({"--out": out, "--by": by, "--metrics": metrics, "--pseudonymise": pseudonymise})
+    )
+    named_measures = read_families(metrics) if metrics else ()
     references = find_masks(labels)
-    groups = groups_of(labels, references.sources) if by == "group" else None
+    named = groups_of(labels, references.sources, needed=by == "group")
     names_of = opened(pseudonymise, None if out is None else Path(out), predictions)
     if out is not None:
         _check_out(Path(out), labels, references)
     predicted, notes, about = predicted_masks(predictions)
+    maps = probability_files(predictions, predicted.sources)
     if names_of is not None:
         references, predicted = names_of.apply_to_masks(references), names_of.apply_to_masks(predicted)
-        groups = None if groups is None else names_of.apply_to_groups(groups)
+        maps = {names_of.of(id): path for id, path in maps.items()}
+        named = names_of.apply_to_groups(named)
         about = {**about, "asked": [names_of.of(id) for id in about.get("asked", ())]}
         notes = {name: [names_of.of(id) for id in told] for name, told in notes.items()}
     asked = set(about.get("asked") or references.sources)
@@ -147,18 +170,11 @@ def evaluate(
     missing = [name for name in wanted if name not in predicted.sources]
     extra = [name for name in predicted.sources if name not in references.sources]
     if len(missing) == len(wanted):
-        masks, ids = (listed(one.sources, _SHOWN) or "none" for one in (predicted, references))
+        masks, ids = (listed(one.sources, SHOWN) or "none" for one in (predicted, references))
         raise UsageError(
             f"{predictions}: no mask has the id of a reference in {labels}; masks are {masks}, references {ids}"
         )
-    if extra:
-        log.info("note: masks without a reference, left out (%d): %s", len(extra), listed(extra, _SHOWN))
-    if notes.get("not_listed"):
-        text = "masks in %s beside those of the last prediction, not scored (%d): %s"
-        log.warning(text, predictions, len(notes["not_listed"]), listed(notes["not_listed"], _SHOWN))
-    if notes.get("changed"):
-        text = "masks changed after predict wrote them, scored as they are (%d): %s"
-        log.warning(text, len(notes["changed"]), listed(notes["changed"], _SHOWN))
+    tell_others(predictions, extra, notes)
     with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
         names = classes_of(about, references, predicted, labels)
     of_references, of_masks = read_as(names, references.labels, written_by_ulna="labels" in about)
@@ -169,23 +185,42 @@ def evaluate(
         log.info(
             "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)
         )
-    dims = _dims(references.sources[name] for name in wanted)
+    dims, first = common_dims(references.sources[name] for name in wanted)
+    unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
+
+    def looked_at() -> Iterator[NDArray[Any]]:
+        for name in spread(wanted):
+            with suppress(DataError):  # told where it is evaluated
+                yield encode_labels(read_labels(of_classes(references.sources[name], names), dims), of_references)
+
+    families = named_measures or measured(about)
+    lenient = not named_measures  # a recipe holds for other data, too
+    choice = choose(families, names, looked_at, volume=first, by=unit, with_probabilities=bool(maps), lenient=lenient)
     problems: list[Problem] = []
     tags_differ: dict[str, None] = {}  # in their order, each once
 
     def read(name: str) -> Pair:
         volume = read_labels(of_classes(references.sources[name], names), dims)
         reference = encode_labels(volume, of_references)
-        prediction = np.zeros_like(reference)
+        prediction, probabilities, mask = np.zeros_like(reference), None, None
         if name in predicted.sources:
             mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
             prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
             if of_masks.ignored is not None:  # what a mask leaves open is not found
                 prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
-            _check_grid(predicted.sources[name], mask, volume)
+            check_grid(predicted.sources[name], mask, volume)
             if orientation_of(mask) != orientation_of(volume):
                 tags_differ[name] = None
-        return Pair(name, *known_alone(prediction, reference, of_references), volume)
+            if choice.has("calibration") and name in maps:
+                probabilities = read_probabilities(maps[name], names, volume.size, orientation_of(mask))
+        elif choice.has("calibration"):  # an empty prediction, and sure of it
+            probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
+        probabilities = known_probabilities(probabilities, reference, of_references)
+        ours, theirs = known_alone(prediction, reference, of_references)
+        objects = None
+        if choice.has("lesions") and (of_masks.instances or of_references.instances):
+            objects = numbers_of(mask, of_masks, ours == 1), numbers_of(volume, of_references, theirs == 1)
+        return Pair(name, ours, theirs, volume, probabilities, objects)
 
     def pairs() -> Iterator[Pair]:
         for name in track(wanted, "evaluating"):
@@ -196,14 +231,16 @@ def evaluate(
                 continue
             yield pair
 
-    unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
-    scores = Scores(names, empty_score(about), by=unit, across=Across.read(about.get("slices")), groups=groups)
+    across, empty = Across.read(about.get("slices")), empty_score(about)
+    scores = Scores(names, empty, by=unit, across=across, groups=named.patients, choice=choice)
     dice = {pair.case: scores.add(pair) for pair in pairs()}
     if problems:
         with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
             raise DataError(problems, predictions)
     evaluation = scores.evaluation(missing)
     evaluation.summary.update(notes)
+    if named.fields and unit != "group":
+        evaluation.summary["subgroups"] = by_subgroups(cases_of(evaluation.rows), named.fields, named.patients)
     if of_references.ignore:
         evaluation.summary["ignore"] = list(of_references.ignore)
     if tags_differ:
@@ -211,7 +248,7 @@ def evaluate(
             "masks whose orientation tag differs from that of their reference (%d): %s; both are compared as viewers show "
             "them. Where one was drawn on the stored pixels, its scores are wrong: give it the tag of the image"
         )
-        log.warning(text, len(tags_differ), listed(tags_differ, _SHOWN))
+        log.warning(text, len(tags_differ), listed(tags_differ, SHOWN))
         evaluation.summary["orientation_tags_differ"] = [*tags_differ]
     if out is not None:
         evaluation.write(Path(out))
@@ -232,6 +269,7 @@ class Scores:
         by: what is scored as one, of `UNITS`.
         across: the axis that slices lie across; None: that of the largest spacing.
         groups: case -> group.
+        choice: which measures apply; None: overlap and surface.
     """
 
     def __init__(
@@ -242,9 +280,12 @@ class Scores:
         by: str = "case",
         across: Across | None = None,
         groups: Mapping[str, str] | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self.labels, self.empty_score, self.by, self.across, self.groups = labels, empty_score, by, across, groups or {}
+        self.choice = usual(labels) if choice is None else choice
         self._rows: list[dict[str, Any]] = []
+        self._sizes: dict[str, BySize] = {}  # of the objects of every structure
         self._kinds: dict[tuple[str, int], str] = {}  # unit and dimensions -> the first case that has them
 
     def add(self, pair: Pair) -> float:
@@ -259,34 +300,54 @@ class Scores:
                 row
                 for one in slices_of(pair.prediction, pair.reference, pair.volume, self.across)
                 for row in self._measured(
-                    {"case": pair.case, "slice": one.number}, one.prediction, one.reference, one.volume
+                    {"case": pair.case, "slice": one.number}, Pair(pair.case, one.prediction, one.reference, one.volume)
                 )
             ]
         else:
-            rows = self._measured({"case": pair.case}, *pair[1:])
+            rows = self._measured({"case": pair.case}, pair)
         self._rows += rows
         return _mean_dice(rows)
 
     def add_rows(self, rows: list[dict[str, Any]], unit: str, dims: int) -> None:
-        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit."""
+        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit.
+
+        Measures that not all of them have are left out.
+        """
         if rows:
             self._kinds.setdefault((unit, dims), rows[0]["case"])
-        self._rows += rows
+        both = [*self._rows, *rows]
+        common = set.intersection(*({*row} for row in both)) if both else set()
+        self._rows = [{name: value for name, value in row.items() if name in common} for row in both]
 
-    def _measured(
-        self, whose: dict[str, Any], prediction: NDArray[Any], reference: NDArray[Any], volume: Volume
-    ) -> list[dict[str, Any]]:
+    def _measured(self, whose: dict[str, Any], pair: Pair) -> list[dict[str, Any]]:
+        volume, multilabel = pair.volume, self.labels.multilabel
         scores = score_labels(
-            prediction,
-            reference,
+            pair.prediction,
+            pair.reference,
             classes=len(self.labels.foreground),
             spacing=volume.spacing,
             tolerance=tolerance_of(volume),
-            multilabel=self.labels.multilabel,
+            multilabel=multilabel,
             empty_score=self.empty_score,
-            surface=self.by != "group",
+            surface=self.by != "group" and self.choice.has("surface"),
         )
-        return [{**whose, "class": name, **s} for name, s in zip(self.labels.foreground, scores, strict=True)]
+        rows = []
+        absent, further = dict.fromkeys(MEASURES, math.nan), dict.fromkeys(self.choice.further, math.nan)
+        for k, (name, score) in enumerate(zip(self.labels.foreground, scores, strict=True)):
+            found, matches = further_scores(
+                mask_of(pair.prediction, k + 1, multilabel=multilabel),
+                mask_of(pair.reference, k + 1, multilabel=multilabel),
+                self.choice.families[name],
+                spacing=volume.spacing,
+                empty_score=self.empty_score,
+                probabilities=None if pair.probabilities is None else pair.probabilities[k],
+                objects=pair.objects,
+            )
+            if matches is not None:
+                sizes = self._sizes.setdefault(name, BySize(volume.spatial_dims, volume.unit))
+                sizes.add(matches, math.prod(volume.spacing))
+            rows.append({**whose, "class": name, **absent, **score, **further, **found})
+        return rows
 
     def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
         """What was measured so far; `missing` are references without a prediction."""
@@ -299,6 +360,10 @@ class Scores:
         if self.by == "slice":
             alike = "slices of a volume are alike: intervals over slices are too narrow"
             summary["interval_note"] = "; ".join(note for note in (summary.get("interval_note"), alike) if note)
+        if self.choice.further or self.choice.why:
+            summary["measures"] = self.choice.to_json()
+        if self._sizes:
+            summary["lesions"] = {name: sizes.summary() for name, sizes in self._sizes.items()}
         return Evaluation(rows, summary)
 
     def _check_kind(self, pair: Pair) -> None:
@@ -315,26 +380,6 @@ def _mean_dice(rows: Iterable[Mapping[str, Any]]) -> float:
     """Over the classes that count for a case; NaN if none does."""
     known = [row["dice"] for row in rows if not np.isnan(row["dice"])]
     return float(np.mean(known)) if known else float("nan")
-
-
-def _check_grid(source: Source, mask: Volume, reference: Volume) -> None:
-    if mask.size != reference.size:
-        what = f"has the size {mask.size}, its reference {reference.size}"
-    elif not same_geometry(mask, reference):
-        what = "has another orientation, origin or spacing (affine) than its reference"
-    else:
-        return
-    raise data_error(source, what, "give masks on the grid of the references")
-
-
-def _dims(references: Iterable[Source]) -> int | None:
-    """Of the first reference that can be read as one thing only: volumes of one slice are what the others are."""
-    for source in references:
-        with suppress(DataError):  # told where it is evaluated
-            volume = read_labels(source)
-            if not volume.meta.either:
-                return volume.spatial_dims
-    return None
 
 
 def _check_out(out: Path, labels: Path, references: Masks) -> None:

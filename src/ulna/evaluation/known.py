@@ -14,6 +14,7 @@ from ulna.data.formats.read import read_labels
 from ulna.data.layout.classes import classes_found
 from ulna.data.layout.masks import Masks
 from ulna.errors import UsageError, printable
+from ulna.evaluation.choice import ALL, AUTO, FAMILIES
 from ulna.recipe import Labels, parse
 from ulna.system.outputs import PREDICT_FILE
 
@@ -59,6 +60,15 @@ def indices(labels: Labels) -> tuple[int, ...]:
     return tuple(range(len(labels.foreground) + 1))
 
 
+def known_probabilities(
+    probabilities: NDArray[Any] | None, reference: NDArray[Any], labels: Labels
+) -> NDArray[Any] | None:
+    """Probabilities (K, *S) with NaN where the reference, (*S) or (K, *S), says `Labels.ignored`."""
+    if probabilities is None or labels.ignored is None:
+        return probabilities
+    return np.where(reference == labels.ignored, np.nan, probabilities)
+
+
 def read_as(names: Labels, declared: Labels | None, *, written_by_ulna: bool) -> tuple[Labels, Labels]:
     """How the values of the references are read, and those of the masks.
 
@@ -77,6 +87,12 @@ def empty_score(about: Mapping[str, Any]) -> float | None:
     """What the recipe of the run says of empty cases, as `predict` wrote it down."""
     value = about.get("empty_score")
     return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None
+
+
+def measured(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The families of measures that the recipe of the run names, as `predict` wrote them down; else the rule."""
+    value = about.get("measured")
+    return tuple(name for name in value if name in (AUTO, ALL, *FAMILIES)) if isinstance(value, list) else (AUTO,)
 
 
 def mask_values(about: Mapping[str, Any], labels: Labels) -> tuple[int, ...] | None:

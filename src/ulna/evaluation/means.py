@@ -9,7 +9,7 @@ import numpy as np
 
 from ulna.data.volume import Volume
 from ulna.evaluation.intervals import SOME_CASES, interval_note, mean_interval
-from ulna.evaluation.metrics import MEASURES, average
+from ulna.evaluation.metrics import FURTHER, MEASURES, average
 from ulna.recipe import Labels
 
 # NSD: how far apart two surfaces may be and still count as the same (docs/papers/losses_and_metrics.md, section 2)
@@ -65,7 +65,7 @@ def _with_intervals(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Measure -> mean over the cases that count, its interval, and their number; None where no case does."""
     means = average(rows, "per_image") if rows else {}
     table: dict[str, Any] = {}
-    for name in MEASURES:
+    for name in (*MEASURES, *(name for name in FURTHER if rows and name in rows[0])):
         known = [row[name] for row in rows if not np.isnan(row[name])]
         low, high = mean_interval(known)
         values = {"mean": means.get(name, np.nan), "low": low, "high": high}

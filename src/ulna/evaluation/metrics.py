@@ -31,6 +31,14 @@ from ulna.errors import UsageError, counted, unknown
 OVERLAP = ("dice", "iou", "ppv", "sensitivity")
 SURFACE = ("hd95", "assd", "nsd")
 MEASURES = OVERLAP + SURFACE
+# of other files of this room, where they apply; see `choice.py`
+VOLUME = ("volume_error_ml", "volume_bias_ml")
+LESIONS = (
+    "lesion_f1_10", "lesion_sensitivity_10", "lesion_fp_10", "lesion_f1_50", "lesion_sensitivity_50", "lesion_fp_50", "pq",
+)  # fmt: skip
+CALIBRATION = ("brier", "ece", "ece_foreground")
+LENGTHS = ("hd95", "assd")  # the smaller the better
+FURTHER = (*VOLUME, *LESIONS, "cldice", "boundary_iou", *CALIBRATION)
 
 Mask = NDArray[np.bool_]
 Score = dict[str, float]  # a measure's name -> its value, and the counts tp, fp, fn
@@ -143,12 +151,12 @@ def surface_distances(prediction: Mask, reference: Mask, spacing: Sequence[float
         )
     diagonal = float(np.linalg.norm(step * prediction.shape))
     # Exact: outside the box both masks are empty, which is what the erosion assumes beyond the border of any array.
-    box = _bounding_box(prediction | reference)
+    box = bounding_box(prediction | reference)
     ours, theirs = (_surface_points(mask[box], step) for mask in (prediction, reference))
     return SurfaceDistances(_nearest(ours, theirs), _nearest(theirs, ours), diagonal)
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
+def bounding_box(mask: Mask) -> tuple[slice, ...]:
     """The smallest box that holds the mask; of no extent where it is empty."""
     box = []
     for axis in range(mask.ndim):
@@ -299,13 +307,10 @@ def score_labels(
                 f"(0 is background, 1..{classes}); remap the others"
             )
 
-    def mask(labels: NDArray[Any], k: int) -> Mask:
-        return np.asarray(labels[k - 1] != 0 if multilabel else labels == k)
-
     return [
         score(
-            mask(prediction, k),
-            mask(reference, k),
+            mask_of(prediction, k, multilabel=multilabel),
+            mask_of(reference, k, multilabel=multilabel),
             spacing=spacing,
             tolerance=tolerance,
             empty_score=empty_score,
@@ -313,6 +318,11 @@ def score_labels(
         )
         for k in range(1, classes + 1)
     ]
+
+
+def mask_of(labels: NDArray[Any], k: int, *, multilabel: bool) -> Mask:
+    """Structure k, from 1, of a label map (*S), or of (K, *S) if multilabel; what is ignored is not of it."""
+    return np.asarray(labels[k - 1] == 1 if multilabel else labels == k)
 
 
 def _pooled(scores: Iterable[Score]) -> Counts:
@@ -357,7 +367,7 @@ def average(scores: Sequence[Score], mode: Literal["per_image", "pooled"], empty
         raise unknown("averaging mode", mode, ["per_image", "pooled"])
     if len({frozenset(each) for each in scores}) > 1:
         raise UsageError("the scores hold different measures; compute all of them with or without `surface`")
-    values = {name: np.array([each[name] for each in scores]) for name in MEASURES if name in scores[0]}
+    values = {name: np.array([each[name] for each in scores]) for name in (*MEASURES, *FURTHER) if name in scores[0]}
     return {name: _mean(column[~np.isnan(column)]) for name, column in values.items()}
 
 

@@ -17,9 +17,13 @@ class Pair(NamedTuple):
         prediction: (*S), class indices; (K, *S) of 0 and 1 for overlapping classes.
         reference: the same.
         volume: on their grid; the image or the reference as it was read.
+        probabilities: (K, *S), of every structure, NaN where the class is not known; None: they are not known.
+        objects: (*S) and (*S), the numbers of objects in prediction and reference; None: their connected components.
     """
 
     case: str
     prediction: NDArray[Any]
     reference: NDArray[Any]
     volume: Volume
+    probabilities: NDArray[Any] | None = None
+    objects: tuple[NDArray[Any], NDArray[Any]] | None = None

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, data_error, suffix_of
 from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.layout.record import Entry, Record
-from ulna.data.volume import Volume
-from ulna.errors import UsageError
+from ulna.data.volume import Volume, same_geometry
+from ulna.errors import DataError, UsageError, listed
 from ulna.recipe import Labels
 from ulna.system.outputs import JOURNAL
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3  # ids in a message
 
 
 def predicted_masks(predictions: Path) -> tuple[Masks, dict[str, list[str]], dict[str, Any]]:
@@ -38,6 +44,24 @@ def predicted_masks(predictions: Path) -> tuple[Masks, dict[str, list[str]], dic
     stray = [path.name for path in mask_files(folder) if path.name not in known] if predictions == folder else []
     changed = [entry.case for entry in rows if entry.case in sources and record.changed(entry)]
     return Masks(sources, None), {"not_listed": stray, "changed": changed}, record.facts
+
+
+def tell_others(predictions: Path, extra: Sequence[str], notes: Mapping[str, Sequence[str]]) -> None:
+    """Tell of masks that are not scored, and of those that are scored as somebody changed them.
+
+    Args:
+        predictions: their folder.
+        extra: cases without a reference.
+        notes: of `predicted_masks`.
+    """
+    if extra:
+        log.info("note: masks without a reference, left out (%d): %s", len(extra), listed(extra, SHOWN))
+    if others := notes.get("not_listed"):
+        text = "masks in %s beside those of the last prediction, not scored (%d): %s"
+        log.warning(text, predictions, len(others), listed(others, SHOWN))
+    if changed := notes.get("changed"):
+        text = "masks changed after predict wrote them, scored as they are (%d): %s"
+        log.warning(text, len(changed), listed(changed, SHOWN))
 
 
 def sources_of(folder: Path, rows: Sequence[Entry], names: Collection[str] | None = None) -> dict[str, Source]:
@@ -78,3 +102,29 @@ def read_mask(source: Source, image: Source | None, names: Labels, like: Volume,
     mask = read_labels(source, dims)
     of_dicom = image is not None or "dicom" in (mask.meta.format, like.meta.format)
     return onto_grid(mask, like) if of_dicom else mask
+
+
+def check_grid(source: Source, mask: Volume, reference: Volume) -> None:
+    """Refuse a mask that lies on another grid than its reference.
+
+    Raises:
+        DataError: saying how they differ.
+    """
+    if mask.size != reference.size:
+        what = f"has the size {mask.size}, its reference {reference.size}"
+    elif not same_geometry(mask, reference):
+        what = "has another orientation, origin or spacing (affine) than its reference"
+    else:
+        return
+    raise data_error(source, what, "give masks on the grid of the references")
+
+
+def common_dims(references: Iterable[Source]) -> tuple[int | None, Volume | None]:
+    """Of the first reference that can be read as one thing only, and itself: volumes of one slice are what the others are."""
+    volume = None
+    for source in references:
+        with suppress(DataError):  # told where it is evaluated
+            volume = read_labels(source)
+            if not volume.meta.either:
+                return volume.spatial_dims, volume
+    return None, volume

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ulna.evaluation import figures
 from ulna.evaluation.drawn import EACH, ShownCase
+from ulna.evaluation.headings import HEADINGS, present
 from ulna.evaluation.listing import MEASURES, list_cases
 from ulna.evaluation.origins import Origin, Tile
 from ulna.pages.charts import Chart, distribution
@@ -95,7 +96,7 @@ def write_report(
         "tiles": [*_tiles(scores), *origin.tiles],
         "interval_note": scores.get("interval_note", ""),
         "missing": [str(case) for case in scores.get("missing", ())],
-        "measures": [*((name, units.get(key, "")) for key, name in MEASURES.items()), ("n", ""), ("Both empty", "")],
+        "measures": _headings(scores, units),
         "table": _table(scores),
         "unit": unit,
         "one": str(scores.get("by") or "case"),
@@ -130,6 +131,11 @@ def _tiles(scores: Mapping[str, Any]) -> list[Tile]:
     ]
 
 
+def _headings(scores: Mapping[str, Any], units: Mapping[str, str]) -> list[tuple[str, str]]:
+    further = [(heading.name, "") for heading in present(scores.get("mean", {})).values()]
+    return [*((name, units.get(key, "")) for key, name in MEASURES.items()), ("n", ""), ("Both empty", ""), *further]
+
+
 def _table(scores: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
     rows = dict(scores.get("classes", {}))
     lines = [(str(name), _cells(measures)) for name, measures in rows.items()]
@@ -138,7 +144,8 @@ def _table(scores: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
 
 def _cells(measures: Mapping[str, Any]) -> list[Cell]:
     cells = [mean_cell(measures.get(key), 2 if key in ("hd95", "assd") else 3) for key in MEASURES]
-    return [*cells, *(Cell(number(measures.get(key), 0), "") for key in ("n", "both_empty"))]
+    cells += [Cell(number(measures.get(key), 0), "") for key in ("n", "both_empty")]
+    return [*cells, *(mean_cell(measures.get(key), HEADINGS[key].digits) for key in present(measures))]
 
 
 def _distributions(evaluation: Evaluated) -> list[Chart]:

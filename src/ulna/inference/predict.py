@@ -230,6 +230,7 @@ def predict(
         "trust": {"format": TRUST_FORMAT, "calibrated": segmenter.calibration is not None, "strict": strict},
         "empty_score": segmenter.recipe.evaluation.empty_score,
         "scored_by": segmenter.recipe.evaluation.by,
+        "measured": list(segmenter.recipe.evaluation.metrics),
         "slices": None if across is None else across._asdict(),
         "asked": [*(case.id for case in cases), *broken],
         "notes": list(map(shown, notes)),

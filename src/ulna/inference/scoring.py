@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ulna.data.formats.label_maps import encode_labels
 from ulna.data.layout.case import Case, read_reference
 from ulna.data.volume import Volume
+from ulna.evaluation.choice import choose, spread
 from ulna.evaluation.evaluate import Scores
 from ulna.evaluation.known import known_alone
 from ulna.evaluation.pair import Pair
@@ -35,7 +42,22 @@ def predict_result(segmenter: Segmenter, case: Case, volume: Volume | None = Non
     return Pair(case.id, *known_alone(result.mask, reference, segmenter.plan.labels), volume), result
 
 
-def scores_for(segmenter: Segmenter) -> Scores:
-    """No scores yet, for the classes of a run, and with what its recipe says of empty cases."""
+def scores_for(segmenter: Segmenter, cases: Sequence[Case] = ()) -> Scores:
+    """No scores yet, for the classes of a run, and with what its recipe says of empty cases.
+
+    Args:
+        segmenter: of a run.
+        cases: that will be scored: the measures beyond overlap and surface are those that apply to their references, or that
+            the recipe names. Without any, overlap and surface alone.
+    """
     scoring, plan = segmenter.recipe.evaluation, segmenter.plan
-    return Scores(plan.labels, scoring.empty_score, by=scoring.by, across=Across.of(plan))
+
+    def looked_at() -> Iterator[NDArray[Any]]:
+        for case in spread(cases):
+            yield encode_labels(case.of_classes(plan.labels).read_labels(), plan.labels)
+
+    choice = None
+    if cases:
+        first = cases[0].read_image()
+        choice = choose(scoring.metrics, plan.labels, looked_at, volume=first, by=scoring.by, lenient=True)
+    return Scores(plan.labels, scoring.empty_score, by=scoring.by, across=Across.of(plan), choice=choice)

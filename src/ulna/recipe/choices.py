@@ -275,6 +275,10 @@ class Scoring(Frozen):
     empty_score: float | None = Field(default=None, ge=0, le=1)
     # slice: every slice of a volume counts as an image of its own, across the slice axis of the plan (else the coarsest)
     by: Literal["case", "slice"] = "case"
+    # families of measures beside overlap; auto: those that apply, by the rule of docs/metrics.md
+    metrics: tuple[Literal["auto", "all", "overlap", "surface", "volume", "lesions", "cldice", "boundary"], ...] = (
+        "auto",
+    )
 
 
 class Recipe(Frozen):

@@ -27,11 +27,13 @@ from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
 from ulna.study.same_study import STUDY_FILE, check_format, check_same, settings_of_study, stored_study, study_threads
 from ulna.study.scores import read_scores
+from ulna.study.tracking import TrackedStudy
 from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants
 from ulna.system.files import write_text
 from ulna.system.outputs import check_folder
 from ulna.system.passed_on import stored_command
 from ulna.system.threads import check_threads
+from ulna.system.trackers import open_tracker
 from ulna.training.duration import hours_in_words
 from ulna.verbs import command, to_argv
 
@@ -88,6 +90,7 @@ def compare(
     threads: int | None = None,
     beside: Sequence[str] = (),
     pseudonymise: Path | str | None = None,
+    track: str | None = None,
 ) -> Study:
     """Train several networks alike, and say with statistics which is better.
 
@@ -118,6 +121,7 @@ def compare(
         beside: finished studies of the same networks on other data, for the ranking.
         pseudonymise: a file of yours, made where there is none: ids of cases and patients are hashes under the key in it, as
             in `ulna train`; give the same file each time the study goes on.
+        track: mlflow: tell every training that is done, and the means of the networks, to MLflow, too, as in `ulna train`.
 
     Raises:
         UsageError: if anything about the data, a network or the folder is wrong; nothing is lost then.
@@ -128,7 +132,7 @@ def compare(
     """
     data, out = Path(data), Path(out)
     names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
-    most = read_jobs(jobs)
+    most, tracker = read_jobs(jobs), open_tracker(track)
     check_threads(threads)
     check_division(split=split, fold=None, folds=folds)
     base = _base(recipe, epochs, max_hours, budget, split)
@@ -173,7 +177,7 @@ def compare(
         "--match": match, "--vary": vary, "--one-at-a-time": one_at_a_time,
         "--epochs": epochs, "--max-hours": max_hours, "--budget": budget, "--recipe": recipe, "--set": set,
         "--margin": None if margin == 0.01 else margin, "--jobs": None if most == 1 else jobs, "--threads": threads,
-        "--beside": beside, "--pseudonymise": pseudonymise,
+        "--beside": beside, "--pseudonymise": pseudonymise, "--track": track,
     }  # fmt: skip
     words = ["compare", data, *to_argv(flags), "--out", out]
     again = command(words)
@@ -190,7 +194,10 @@ def compare(
         log.info("note: %s at once: cores and memory carry no more", counted(fit, "training"))
     log.info("%s a training", counted(each, "thread"))
     key = None if pseudonyms is None else pseudonyms.path
-    failed = run_jobs(todo, data, places=places, resume_command=again, threads=each, pseudonyms=key)
+    tracked = TrackedStudy(tracker, out)
+    failed = run_jobs(
+        todo, data, places=places, resume_command=again, threads=each, pseudonyms=key, on_done=tracked.training
+    )
 
     with stoppable(again):
         complete = _complete(settled.variants, todo)
@@ -212,9 +219,11 @@ def compare(
             data=printable(data.resolve().name),
             command=stored_command(words),
             beside=others,
+            fields={case.id: dict(case.fields) for case in dataset.cases if case.fields},
         )
         write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
         write_outputs(outcome, done, dataset, out)
+        tracked.study(todo, outcome)
     study = Study(out, outcome, failed)
     if failed:
         raise PartialFailure(failed, len(todo) - len(failed), "trainings", study)

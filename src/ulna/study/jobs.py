@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ def run_jobs(
     places: Places = ONE_BY_ONE,
     threads: int | None = None,
     pseudonyms: Path | None = None,
+    on_done: Callable[[Job], None] = lambda job: None,
 ) -> dict[str, str]:
     """Train what is not done yet; returns the reasons of those that failed.
 
@@ -122,6 +123,7 @@ def run_jobs(
         places: which of them run beside each other.
         threads: of each; None: those of this process, shared among as many as run beside each other.
         pseudonyms: the file that gives the ids of cases other names.
+        on_done: called with every training that has its figures.
 
     Raises:
         Interrupted: after a signal, when every training has left a checkpoint.
@@ -176,6 +178,7 @@ def run_jobs(
                         summary = job.summary()
                         part = summary["evaluated_on"]
                         log.info("%s: %s on %s%s", job.name, _score(summary[part]), part, left)
+                        on_done(job)
                     else:
                         failed[job.name] = why
                         log.warning("%s: failed (%s)%s", job.name, failed[job.name], left)

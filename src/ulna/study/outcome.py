@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 
 from ulna.errors import UsageError
 from ulna.evaluation.intervals import interval_note
+from ulna.evaluation.objects import merged_lesions
 from ulna.study import statistics
 from ulna.study.costs import Costs
 from ulna.study.jobs import Job
 from ulna.study.published import Published, published_for
 from ulna.study.ranking import Ranking, rank_datasets
-from ulna.study.scores import MEASURES, Row, of_measure, scored_twice
+from ulna.study.scores import FURTHER, MEASURES, Row, further_of, of_measure, scored_twice
+from ulna.study.subsets import of_subgroups
 from ulna.system.exported import refuse_exported
 from ulna.system.reading import read_json_object
 
@@ -67,6 +70,9 @@ class Outcome:
         published: figures of the papers for these models on such data.
         footnotes: what differs, and how.
         ranking: over several data sets; None for one.
+        further: the measures beyond `MEASURES` that every training has; they are in `described`.
+        lesions: model -> class -> objects by size, over all its trainings; see `ulna.evaluation.objects.BySize`.
+        subgroups: model -> field of groups.json -> scores by group, and the gap; see `ulna.evaluation.subgroups`.
     """
 
     data: str
@@ -96,6 +102,9 @@ class Outcome:
     footnotes: list[str]
     ranking: Ranking | None
     ranking_sentence: str
+    further: tuple[str, ...] = ()
+    lesions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    subgroups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -131,6 +140,8 @@ class Outcome:
             "ranking": None if self.ranking is None else {**asdict(self.ranking), "sentence": self.ranking_sentence},
             "footnotes": self.footnotes,
             "command": self.command,
+            "lesions": self.lesions,
+            "subgroups": self.subgroups,
         }
 
 
@@ -145,6 +156,7 @@ def analyse(
     data: str,
     command: str,
     beside: Mapping[str, Mapping[str, float]],
+    fields: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
 ) -> Outcome:
     """Everything that the scores say.
 
@@ -158,23 +170,27 @@ def analyse(
         data: name of the data set.
         command: that repeats the study.
         beside: data set -> model -> mean Dice, of finished studies.
+        fields: case -> field of groups.json -> group.
 
     Raises:
         UsageError: if models were scored on other cases.
     """
-    seeds = len({job.seed for job in jobs})
+    seeds, notes = len({job.seed for job in jobs}), list(footnotes)
     # a patient may have the name of another case
     groups = {row.case: f"group {row.group}" if row.group else f"case {row.case}" for row in rows}
     summaries = {job.name: job.summary() for job in jobs}
     part = next(iter(summaries.values()))["evaluated_on"]
     evaluated = next(iter(summaries.values()))[part]
+    further = further_of(rows)
+    if partly := {name for row in rows for name in row.values} - {*MEASURES, *further}:
+        dropped = ", ".join(name for name in FURTHER if name in partly)
+        notes.append(f"left out, for not all trainings have them: {dropped}; evaluation.metrics names measures for all")
     models, names, scores = statistics.per_unit(statistics.paired(of_measure(rows)), groups)
-    by_measure = {measure: statistics.describe(of_measure(rows, measure), groups) for measure in MEASURES}
-    described = {model: {measure: by_measure[measure][model] for measure in MEASURES} for model in models}
+    by_measure = {measure: statistics.describe(of_measure(rows, measure), groups) for measure in (*MEASURES, *further)}
+    described = {model: {measure: of[model] for measure, of in by_measure.items()} for model in models}
     pairs = statistics.compare_pairs(models, scores, margin, seeds=seeds) if len(models) > 1 else []
     dice = by_measure["dice"]
     sentences = [statistics.sentence(pair, unit + "s") + _of_seeds(pair, dice, seeds) for pair in pairs]
-    notes = list(footnotes)
     if part == "val":
         notes.append(SHARED_VALIDATION)
     if scored_twice(rows):
@@ -222,6 +238,9 @@ def analyse(
         footnotes=notes,
         ranking=ranking,
         ranking_sentence=said,
+        further=further,
+        lesions={m: merged_lesions([summaries[j.name] for j in jobs if j.variant.name == m]) for m in models},
+        subgroups={m: of_subgroups([row for row in rows if row.model == m], fields) for m in models} if fields else {},
     )
 
 

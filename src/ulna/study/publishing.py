@@ -22,6 +22,7 @@ from ulna.pages.embedding import address, css
 from ulna.pages.templates import page
 from ulna.study import drawings
 from ulna.study.costs import conditions_in_words
+from ulna.study.further import further_sections
 from ulna.study.jobs import Job
 from ulna.study.outcome import Outcome
 from ulna.study.printed import Table, class_table, published_table
@@ -137,14 +138,16 @@ def markdown(outcome: Outcome) -> str:
               conditions_in_words(outcome.costs.conditions)]  # fmt: skip
     if (classes := class_table(outcome)).rows:
         parts += ["## Classes", _markdown(classes)]
+    for heading, table in further_sections(outcome):
+        parts += [f"## {heading}", _markdown(table)]
     if outcome.pairs:
         parts += ["## Pairs", _markdown(pair_table(outcome)), method(outcome)]
     if outcome.ranking is not None:
         parts += ["## Over several data sets", outcome.ranking_sentence]
     if outcome.published:
         parts.append("## Published beside measured")
-        for table in outcome.published:
-            parts += [_markdown(published_table(outcome, table)), f"{table.paper}: {_said_of(table)}."]
+        for printed in outcome.published:
+            parts += [_markdown(published_table(outcome, printed)), f"{printed.paper}: {_said_of(printed)}."]
     parts += ["## Footnotes", "\n".join(f"- {note}" for note in outcome.footnotes), f"```\n{outcome.command}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -282,6 +285,7 @@ def _page(outcome: Outcome, folder: Path, worst: Sequence[DrawnCase]) -> str:
         "pairs": pairs,
         "ranking": outcome.ranking_sentence,
         "classes": class_table(outcome),
+        "sections": further_sections(outcome),
         "published": published,
         "footnotes": outcome.footnotes,
         "command": outcome.command,

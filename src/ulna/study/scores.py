@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ulna.errors import UsageError
+from ulna.evaluation.metrics import FURTHER, MEASURES
 from ulna.study.jobs import Job
 from ulna.system.files import cell, from_cell, write_text
 
-MEASURES = ("dice", "iou", "ppv", "sensitivity", "hd95", "assd", "nsd")
+__all__ = ["FURTHER", "MEASURES", "Row", "further_of", "of_measure", "read_scores", "scored_twice", "write_scores"]
 
 
 class Row(NamedTuple):
@@ -27,7 +28,7 @@ class Row(NamedTuple):
     case: str
     group: str  # patient; empty where not known
     classes: str  # "mean", or the name of a class
-    values: Mapping[str, float]  # measure -> figure; NaN where it is not defined
+    values: Mapping[str, float]  # measure -> figure, `MEASURES` and some of `FURTHER`; NaN where it is not defined
     image: str = ""  # the volume that `case` is a slice of, where slices are scored; its group keeps them together
 
 
@@ -51,11 +52,11 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
             if row.get("slice"):
                 case, image = f"{case}[{row['slice']}]", case
             group = groups.get(image, image) if image else groups.get(case, "")
-            values = {name: _number(row[name]) for name in MEASURES}
+            values = {name: _number(row[name]) for name in (*MEASURES, *FURTHER) if name in row}
             one = Row(job.variant.name, job.seed, job.fold, case, group, row["class"], values, image)
             by_case.setdefault(case, []).append(one)
         for of_case in by_case.values():
-            means = {name: _mean([row.values[name] for row in of_case]) for name in MEASURES}
+            means = {name: _mean([row.values[name] for row in of_case]) for name in of_case[0].values}
             rows.append(of_case[0]._replace(classes="mean", values=means))
             if len(of_case) > 1:
                 rows += of_case
@@ -74,6 +75,11 @@ def of_measure(rows: Sequence[Row], measure: str = "dice", classes: str = "mean"
     return {key: _mean(values) for key, values in found.items()}
 
 
+def further_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The measures beyond `MEASURES` that every row has: a training of an earlier version, or a fold, may lack some."""
+    return tuple(name for name in FURTHER if rows and all(name in row.values for row in rows))
+
+
 def scored_twice(rows: Sequence[Row]) -> bool:
     """Whether folds score a case more than once."""
     keys = [(row.model, row.seed, row.case) for row in rows if row.classes == "mean"]
@@ -82,15 +88,15 @@ def scored_twice(rows: Sequence[Row]) -> bool:
 
 def write_scores(rows: Sequence[Row], path: Path) -> None:
     """results.csv: a row per model, seed, case and class."""
-    text = io.StringIO()
+    text, measures = io.StringIO(), (*MEASURES, *further_of(rows))
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["model", "seed", "fold", "case", "group", "class", *MEASURES])
+    table.writerow(["model", "seed", "fold", "case", "group", "class", *measures])
     for row in rows:
         fold = "" if row.fold is None else row.fold
         table.writerow(
             [
                 *map(cell, (row.model, row.seed, fold, row.case, row.group, row.classes)),
-                *(repr(row.values[m]) for m in MEASURES),
+                *(repr(row.values[m]) for m in measures),
             ]
         )
     write_text(path, text.getvalue())

@@ -1,4 +1,4 @@
-"""The packages that exporting needs, imported only where a run is exported."""
+"""Packages that extras bring, imported only where they are needed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from ulna.errors import UsageError
 EXTRA = ("onnx", "onnxscript", "onnxruntime")
 
 
-def need(module: str) -> Any:
+def need(module: str, what: str = "exported files need", extra: str = "export") -> Any:
     """A module of a package that an extra brings.
+
+    Args:
+        module: its name.
+        what: needs it, as a message begins.
+        extra: brings it.
 
     Raises:
         UsageError: if it is not installed, with the command that installs it.
@@ -22,5 +27,5 @@ def need(module: str) -> Any:
         package = module.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != package:
             package = error.name.partition(".")[0]
-        command = "pip install ./packages/runtime" if package == "ulna_runtime" else "pip install 'ulna[export]'"
-        raise UsageError(f"exported files need {package}, which is not installed; {command}") from None
+        command = "pip install ./packages/runtime" if package == "ulna_runtime" else f"pip install 'ulna[{extra}]'"
+        raise UsageError(f"{what} {package}, which is not installed; {command}") from None

@@ -21,6 +21,7 @@ from ulna.data.layout.dataset import Dataset, Division, split
 from ulna.errors import Interrupted, UsageError, counted, listed, printable
 from ulna.evaluation.drawn import extremes_shown, read_shown
 from ulna.evaluation.evaluate import Scores
+from ulna.evaluation.objects import merged_lesions
 from ulna.evaluation.origins import of_folds
 from ulna.evaluation.report import is_synthetic, write_report
 from ulna.inference.fold_runs import fold_runs
@@ -176,7 +177,7 @@ def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -
     scores = Scores(plan.labels, recipe.evaluation.empty_score, by=recipe.evaluation.by)
     for run, of_fold in zip(runs, summaries, strict=True):
         scores.add_rows(_read_rows(run / CASES), of_fold[of_fold["evaluated_on"]]["unit"], plan.spatial_dims)
-    evaluation = scores.evaluation()
+    evaluation, lesions = scores.evaluation(), merged_lesions(summaries)
     parts = sorted({of_fold["evaluated_on"] for of_fold in summaries})
     chose = ", which also chose its epoch by them" if parts == ["val"] else ""
     summary = {
@@ -196,7 +197,7 @@ def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -
             for run, of_fold in zip(runs, summaries, strict=True)
         ],
         "evaluated_on": ALL,
-        ALL: evaluation.summary,
+        ALL: {**evaluation.summary, **({"lesions": lesions} if lesions else {})},
         "note": f"every case is scored by the network of the fold that did not train on it{chose}",
         **{name: round(sum(one[name] for one in summaries), 3) for name in ("wall_seconds", "training_seconds")},
         "peak_memory_mb": max(of_fold["peak_memory_mb"] for of_fold in summaries),

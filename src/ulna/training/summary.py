@@ -135,7 +135,7 @@ def summarise(
 def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, list[DrawnCase], dict[str, Any] | None]:
     """Measures over the cases, each predicted once; pictures of those with the lowest and the highest Dice; and the error of
     the predicted Dice."""
-    scores, extremes = scores_for(segmenter), Extremes()
+    scores, extremes = scores_for(segmenter, cases), Extremes()
     predicted: list[tuple[float | None, float]] = []
     for case in track(cases, "evaluating"):
         pair, result = predict_result(segmenter, case)

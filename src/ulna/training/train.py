@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,8 @@ from typing import Any
 import torch
 
 from ulna.data.layout.dataset import Dataset
-from ulna.data.layout.pseudonyms import DATA_FILE, Pseudonyms, check_key, named, opened, texts_of
+from ulna.data.layout.pseudonyms import Pseudonyms, check_key, named, opened, texts_of
 from ulna.errors import UsageError, counted, printable
-from ulna.evaluation import figures
 from ulna.evaluation.intervals import told_mean
 from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.segmenter import network_for, read_split
@@ -28,21 +25,15 @@ from ulna.planning.default_network import choose_network, with_reason
 from ulna.planning.fitting import check_plan, other_cases, recipe_of
 from ulna.planning.memory import ON_THE_GPU
 from ulna.planning.plan import Planned, check_split_is_made, plan_training, planned_by, read_training_data
-from ulna.recipe import (
-    PLAN_FORMAT,
-    Plan,
-    Recipe,
-    from_yaml,
-    to_yaml,
-)
+from ulna.recipe import PLAN_FORMAT, Plan, Recipe, from_yaml, to_yaml
 from ulna.system.device import choose_precision, default_device
 from ulna.system.exported import refuse_exported
 from ulna.system.files import remove_leftovers, write_text, write_whole
 from ulna.system.locking import locked
-from ulna.system.outputs import check_free, foreign
 from ulna.system.threads import check_threads, choose_threads, computing_with
+from ulna.system.trackers import Tracker, open_tracker
 from ulna.training.calibrating import calibrating_predictions
-from ulna.training.checkpoint import METRICS, TRAINING_FORMAT, begun_format, keep_last, stored_threads
+from ulna.training.checkpoint import TRAINING_FORMAT, begun_format, keep_last, stored_threads
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
@@ -50,6 +41,7 @@ from ulna.training.folds import cross_validate
 from ulna.training.init import Start, begin_with, check_dims, check_start, read_start, start_of, started
 from ulna.training.log_file import logged_to
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
+from ulna.training.run_folder import LOG_FILE, START, existing_folder, new_folder, refuse_taken
 from ulna.training.same_command import check_same_command, permit_code, same_threads
 from ulna.training.same_data import check_same, describe
 from ulna.training.samples import PreparedCases, device_room
@@ -57,13 +49,10 @@ from ulna.training.slices import training_samples
 from ulna.training.state import State
 from ulna.training.stopping import Stop
 from ulna.training.summary import Parts, final_predictions, summarise, with_limits
+from ulna.training.tracking import Tracked, record_epoch, tell_folds
+from ulna.verbs import to_argv
 
 log = logging.getLogger("ulna")
-
-# what `_start` writes; the last one makes the folder a run
-START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
-LOG_FILE = "log.txt"
-BEGUN = (*START[:-1], CODE_FILE, LOG_FILE)  # no more than that is left of a training that was killed while it began
 
 
 @dataclass(frozen=True)
@@ -106,6 +95,7 @@ def train(
     threads: int | None = None,
     resume: bool = False,
     pseudonymise: Path | str | None = None,
+    track: str | None = None,
     allow_code: bool = False,
 ) -> Run:
     """Train a network on a folder of images and evaluate it on the cases kept aside.
@@ -138,6 +128,8 @@ def train(
             with.
         pseudonymise: a file of yours, made where there is none: in all that is written, ids of cases and patients are hashes
             under the key in it, and it says which is which. Keep it apart from the run; --resume needs it.
+        track: mlflow: tell settings and scores to MLflow, too, as they come; on this machine unless MLFLOW_TRACKING_URI names
+            a server. With --resume it goes on where it was.
         allow_code: execute the code of a network of one's own where the run in `out`, a recipe or a plan names it: read it
             before. Who names it as the model needs no more.
 
@@ -149,9 +141,10 @@ def train(
     """
     data, out = Path(data), None if out is None else Path(out)
     check_threads(threads)
+    tracker = open_tracker(track)
     given, why, begins = None, "", None if init is None else str(init)
     if resume:
-        folder, chosen = _existing(out, data), None
+        folder, chosen = existing_folder(out, data), None
         flags = {
             "model": model, "epochs": epochs, "max_hours": max_hours, "budget": budget, "seed": seed, "fold": fold,
             "folds": folds, "split": split, "recipe": recipe, "plan": plan, "init": begins,
@@ -179,7 +172,7 @@ def train(
             architecture=None if theirs is None else theirs.architecture, planned=None if given is None else recipe_of(given),
             allow_code=allow_code,
         )  # fmt: skip
-        folder = _new(data, chosen.model, out)
+        folder = new_folder(data, chosen.model, out)
         check_words(chosen)
         compiles(chosen.training, default_device())  # says what is missing before data are read
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
@@ -188,13 +181,15 @@ def train(
         if folds is None:
             return _trained(
                 data, folder, chosen, given=given, source=str(plan), asked_split=split, model_because=why, names=names,
-                **limits,
+                tracker=tracker, **limits,
             )  # fmt: skip
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
-            return _trained(data, run, own, model_because=why, names=names, **limits).summary
+            return _trained(data, run, own, model_because=why, names=names, tracker=tracker, **limits).summary
 
-        return Run(folder, cross_validate(data, folder, chosen, one_fold, limits, key=_key_words(names)))
+        summary = cross_validate(data, folder, chosen, one_fold, limits, key=_words_again(names, tracker))
+        tell_folds(tracker, folder, data)
+        return Run(folder, summary)
 
 
 def _trained(
@@ -209,6 +204,7 @@ def _trained(
     epochs: int | None = None,
     max_hours: float | None = None,
     names: Pseudonyms | None = None,
+    tracker: Tracker | None = None,
 ) -> Run:
     """One training into a folder: by the recipe that was chosen, or without one where it stopped."""
     resume = chosen is None
@@ -227,7 +223,7 @@ def _trained(
                 start = start_of(planned.recipe)
             check_same(folder, data, dataset, planned.plan.labels)
         else:
-            _refuse_taken(folder)  # once more: what wrote into it may have ended since
+            refuse_taken(folder)  # once more: what wrote into it may have ended since
             dataset = named(names, Dataset.from_folder(data)).declaring(chosen.classes)
             check_split_is_made(dataset, asked_split)
             if given is not None:  # before all is read
@@ -245,15 +241,8 @@ def _trained(
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
         described = "" if resume else describe(dataset, planned.plan.labels, None if names is None else names.digest)
-        resumed = [
-            data,
-            "--out",
-            folder,
-            "--resume",
-            *_key_words(names),
-            *allow_flag(planned.recipe.architecture.foreign),
-        ]
-        stop = Stop(shlex.join(map(str, ["ulna", "train", *resumed])))
+        again = [*_words_again(names, tracker), *allow_flag(planned.recipe.architecture.foreign)]
+        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *again]))
         with stop.listening(), logged_to(folder / LOG_FILE, texts_of(names, data, folder)):
             if not resume:
                 _start(folder, planned, described)
@@ -265,16 +254,18 @@ def _trained(
             log.info("threads: %d%s", torch.get_num_threads(), began)
             if model_because:
                 log.info("network: %s", model_because)
-            network, state = _train(folder, dataset, planned, stop, before=before, start=start)
-            stop.everything_is_saved()
-            summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
-            keep_last(folder / CHECKPOINTS)
+            with (tracked := Tracked.training(tracker, folder, data)).telling():
+                network, state = _train(folder, dataset, planned, stop, tracked, before=before, start=start)
+                stop.everything_is_saved()
+                summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
+                keep_last(folder / CHECKPOINTS)
+                tracked.figures()
     return Run(folder, summary)
 
 
-def _key_words(names: Pseudonyms | None) -> list[str]:
-    """The words of a command that goes on under the same pseudonyms."""
-    return [] if names is None else ["--pseudonymise", str(names.path)]
+def _words_again(names: Pseudonyms | None, tracker: Tracker | None) -> list[str]:
+    """The words of a command that goes on under the same pseudonyms, told to the same tracker."""
+    return to_argv({"--pseudonymise": names and names.path, "--track": tracker and tracker.name})
 
 
 def _read_plan(path: Path, *, named: bool) -> Plan:
@@ -286,55 +277,6 @@ def _read_plan(path: Path, *, named: bool) -> Plan:
             f"{printable(path)}: does not say for which network it was made; name that with --model, or give its --recipe"
         )
     return plan
-
-
-def _existing(out: Path | None, data: Path) -> Path:
-    if out is None:
-        raise UsageError("--resume needs --out with the folder of a run")
-    if (out / START[-1]).exists() or is_cross_validation(out):
-        return out
-    start = shlex.join(["ulna", "train", str(data), "--model", "NAME", "--out", str(out)])
-    if not out.exists():
-        raise UsageError(
-            f"{printable(out)}: no such folder, so there is nothing to go on with (a training that is stopped while it reads "
-            f"its data leaves none); start with: {start}"
-        )
-    if out.is_dir() and not foreign(out, BEGUN):
-        raise UsageError(f"{printable(out)}: nothing was trained there yet; leave --resume out: {start}")
-    raise UsageError(f"{printable(out)}: is not the folder of a run (no {START[-1]}); --resume needs --out with one")
-
-
-def _new(data: Path, model: str, out: Path | None) -> Path:
-    if out is not None:
-        _refuse_taken(out)
-        return _writable(out)
-    short = re.sub(r"[/:\\]+", "_", model)
-    name = f"{data.resolve().name.removesuffix('.npz')}-{short}"
-    numbers = ("", *(f"-{n}" for n in range(2, 10_000)))
-    free = (Path("runs") / (name + number) for number in numbers)
-    return _writable(next(folder for folder in free if not folder.exists()))
-
-
-def _refuse_taken(out: Path) -> None:
-    if (out / START[-1]).exists() or is_cross_validation(out):
-        raise UsageError(
-            f"{printable(out)}: holds a run already; add --resume to go on with it, or choose another --out"
-        )
-    check_free(out, BEGUN)
-
-
-def _writable(folder: Path) -> Path:
-    """Refuse a folder that cannot be made before hours of work; leaves nothing behind."""
-    nearest = folder
-    while not nearest.exists():
-        nearest = nearest.parent
-    probe = nearest / f".ulna-{time.time_ns()}"
-    try:
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from None
-    return folder
 
 
 def _start(folder: Path, planned: Planned, data: str) -> None:
@@ -369,8 +311,9 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
 
 
 def _train(
-    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, *, before: Recipe | None, start: Start | None
-) -> tuple[Network, State]:
+    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, tracked: Tracked, *,
+    before: Recipe | None, start: Start | None,
+) -> tuple[Network, State]:  # fmt: skip
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
@@ -398,7 +341,7 @@ def _train(
         samples=samples,
         folder=folder,
         stop=stop,
-        on_epoch=lambda state: _record(folder, state),
+        on_epoch=lambda state: record_epoch(folder, state, tracked),
         final_cases=final_predictions(plan, recipe, split),
         calibrating_cases=calibrating_predictions(plan, recipe, len(split.val)),
     )
@@ -409,10 +352,3 @@ def _train(
             log.info("no checkpoint yet: starting from the first epoch")
         write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
     return network, loop.run()
-
-
-def _record(folder: Path, state: State) -> None:
-    """metrics.csv and the curves, after every epoch; cells are empty where an epoch was not validated."""
-    cells = [["" if (value := row[name]) is None else repr(value) for name in METRICS] for row in state.rows]
-    write_text(folder / "metrics.csv", "\n".join(map(",".join, [METRICS, *cells])) + "\n")
-    figures.curves(state.rows, folder / "figures" / "curves.png", monitor=state.monitor)

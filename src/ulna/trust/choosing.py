@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.stats import wilcoxon
 
+from ulna.evaluation.metrics import mask_of
 from ulna.recipe import Frozen, Labels
 from ulna.trust.cleaning import Rule, clean
 from ulna.trust.components import box_of
-from ulna.trust.structures import Structures, class_mask
+from ulna.trust.structures import Structures
 
 ALPHA = 0.05  # of all tests of a run together (Bonferroni)
 QUESTIONS = 3  # tests of a class: largest object, small objects, holes
@@ -54,8 +55,8 @@ def dice_by_rule(
         voxel: what one has of the unit of volumes.
     """
     number = labels.foreground.index(name) + 1
-    true = class_mask(reference, number, labels)
-    box = box_of(class_mask(mask, number, labels) | true)
+    true = mask_of(reference, number, multilabel=labels.multilabel)
+    box = box_of(mask_of(mask, number, multilabel=labels.multilabel) | true)
     if box is None:
         return dict.fromkeys(rules, math.nan)
     inside: tuple[Any, ...] = (..., *box)
@@ -65,7 +66,7 @@ def dice_by_rule(
         tried = mask if rule == Rule() else mask.copy()
         if rule != Rule():
             clean(tried, labels, {name: rule}, voxel)
-        own = class_mask(tried, number, labels)
+        own = mask_of(tried, number, multilabel=labels.multilabel)
         both = int(np.count_nonzero(own)) + int(np.count_nonzero(true))
         found[rule] = 2 * int(np.count_nonzero(own & true)) / both if both else math.nan
     return found

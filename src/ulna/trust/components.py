@@ -16,6 +16,8 @@ from scipy.ndimage import generate_binary_structure, label
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ulna.evaluation.metrics import bounding_box
+
 SLAB = 1 << 22  # voxels that are numbered at once, in 4 bytes each
 Part = Callable[[slice], NDArray[np.bool_]]  # rows along the first axis -> the mask there
 
@@ -131,10 +133,5 @@ def _joined(pairs: list[NDArray[np.int64]], total: int) -> NDArray[np.int64]:
 
 def box_of(mask: NDArray[Any]) -> tuple[slice, ...] | None:
     """The smallest box that holds what is not 0; None where nothing is."""
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        if not hit.size:
-            return None
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return tuple(box)
+    box = bounding_box(mask)
+    return box if all(part.stop for part in box) else None

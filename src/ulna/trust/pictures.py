@@ -14,10 +14,10 @@ from PIL import Image
 
 from ulna.data.volume import Volume
 from ulna.evaluation.figures import outlines_alone, to_rgb
+from ulna.evaluation.metrics import mask_of
 from ulna.evaluation.views import Sides, View, view
 from ulna.pages.embedding import embed, embed_lines
 from ulna.recipe import Labels
-from ulna.trust.structures import class_mask
 from ulna.trust.windows import Window, ct_window
 
 PIXELS = 480  # of the longer side, whatever the image has
@@ -86,7 +86,7 @@ def _largest(
 ) -> Iterator[tuple[str, View]]:
     """The slice with the largest area of each structure that is there; the map of one is held at a time."""
     for name in structures:
-        where = class_mask(mask, labels.foreground.index(name) + 1, labels)
+        where = mask_of(mask, labels.foreground.index(name) + 1, multilabel=labels.multilabel)
         if where.any():
             found = view(volume, where, mask)
             yield name, found._replace(maps=found.maps[1:])

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ulna.data.volume import Volume
+from ulna.evaluation.further import MM3_PER_ML
+from ulna.evaluation.metrics import mask_of
 from ulna.recipe import Frozen, Labels
 from ulna.trust.comparing import Finding
 from ulna.trust.components import box_of, find_components
@@ -77,13 +79,7 @@ def unit_of(volume: Volume) -> tuple[str, float]:
     if volume.unit != "mm":
         return "px", 1.0
     each = math.prod(volume.spacing)
-    return ("ml", each / 1000) if volume.spatial_dims == 3 else ("mm2", each)
-
-
-def class_mask(mask: NDArray[Any], number: int, labels: Labels) -> NDArray[np.bool_]:
-    """Where the structure of that number, from 1, is: (*S); in overlapping maps it has one of its own."""
-    where: NDArray[np.bool_] = (mask[number - 1] == 1) if labels.multilabel else (mask == number)
-    return where
+    return ("ml", each / MM3_PER_ML) if volume.spatial_dims == 3 else ("mm2", each)
 
 
 def find_structures(mask: NDArray[Any], labels: Labels, voxel: float) -> dict[str, Found]:
@@ -95,7 +91,8 @@ def find_structures(mask: NDArray[Any], labels: Labels, voxel: float) -> dict[st
         voxel: what one has of the unit of volumes.
     """
     return {
-        name: _found(class_mask(mask, number, labels), voxel) for number, name in enumerate(labels.foreground, start=1)
+        name: _found(mask_of(mask, number, multilabel=labels.multilabel), voxel)
+        for number, name in enumerate(labels.foreground, start=1)
     }
 
 

@@ -14,9 +14,9 @@ from pydantic import Field
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from ulna.evaluation.calibration import ece
 from ulna.recipe import Frozen
 
-BINS = 15
 COLDEST, HOTTEST = 0.2, 10.0
 _TINY = 1e-7  # what float32 tells from 0 and 1
 
@@ -113,15 +113,3 @@ def _error(samples: list[Sample], temperatures: list[float], exclusive: bool) ->
             sure.append(np.maximum(maps, 1 - maps).reshape(-1))
             right.append(((maps > 0.5) == sample.classes).reshape(-1))
     return ece(np.concatenate(sure), np.concatenate(right))
-
-
-def ece(sure: NDArray[np.float32], right: NDArray[np.bool_]) -> float:
-    """The mean distance between how sure answers are and how often they are right, over 15 bins of equal width.
-
-    Example:
-        >>> ece(np.array([0.75, 0.75, 0.75, 0.75]), np.array([True, True, True, False]))
-        0.0
-    """
-    bins = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
-    gaps = np.bincount(bins, sure.astype(np.float64) - right, minlength=BINS)
-    return float(np.abs(gaps).sum() / max(1, len(sure)))

@@ -28,6 +28,7 @@ class Case:
         label: None where the case has no reference.
         group: the patient; cases of one group are never split over two sets. None: the case is a group of its own.
         spatial_dims: of the data set or the model, for files that could be 2D or 3D; see `ulna.data.formats.read.read_image`.
+        fields: (field, group) of groups.json by which scores are told apart, such as ("site", "A").
     """
 
     id: str
@@ -35,6 +36,7 @@ class Case:
     label: Source | None
     group: str | None = None
     spatial_dims: int | None = None
+    fields: tuple[tuple[str, str], ...] = ()
 
     def of_classes(self, labels: Labels) -> Case:
         """The same, its DICOM labels read as these classes, by their names; other labels are numbers."""

@@ -14,8 +14,9 @@ from ulna.data.formats.dicom.choosing import Wishes
 from ulna.data.formats.source import all_errors, id_problem, readable, shown
 from ulna.data.layout.case import Case
 from ulna.data.layout.declared import CLASSES_FILE, recipe_classes
+from ulna.data.layout.groups import read_groups
 from ulna.data.layout.layouts import find
-from ulna.data.layout.metadata import check_split, read_groups, read_splits, split_file
+from ulna.data.layout.metadata import check_split, read_splits, split_file
 from ulna.data.layout.pairing import Found
 from ulna.data.layout.splitting import (
     AS_IT_IS,
@@ -109,10 +110,16 @@ class Dataset:
             ids = [case.id for case in cases]
             folder = found.root if found.root.is_dir() else found.root.parent
             with readable(folder):
-                groups = found.groups
-                if os.path.lexists(folder / "groups.json"):
-                    groups = read_groups(folder, ids, found.problems, found.notes)
-                cases = [replace(case, group=groups.get(case.id, case.group)) for case in cases]
+                named = read_groups(folder, ids, found.problems, found.notes)
+                groups = named.patients or found.groups
+                cases = [
+                    replace(
+                        case,
+                        group=groups.get(case.id, case.group),
+                        fields=tuple(named.fields.get(case.id, {}).items()),
+                    )
+                    for case in cases
+                ]
                 splits = _splits(found, folder, cases, groups)
             found.notes += unread(found.root, cases)
         found.notes += _links_outside(found.root, cases)

@@ -22,7 +22,7 @@ from ulna.data.formats.source import (
 )
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
-from ulna.data.layout.metadata import read_groups
+from ulna.data.layout.groups import Grouping, read_groups
 from ulna.data.layout.pairing import Found, files_in
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
@@ -66,11 +66,11 @@ def _found(path: Path) -> Masks:
     return Masks(_files(path), None)
 
 
-def groups_of(path: Path, ids: Iterable[str]) -> dict[str, str]:
-    """Case -> group (patient, volume), as groups.json beside the masks says.
+def groups_of(path: Path, ids: Iterable[str], *, needed: bool = True) -> Grouping:
+    """The groups (patients, volumes) of the cases and their fields, as groups.json beside the masks says.
 
     Raises:
-        DataError: if there is no such file, or it is damaged.
+        DataError: if it is damaged, or `needed` and it names no groups.
     """
     folder = path if path.is_dir() else path.parent
     problems: list[Problem] = []
@@ -78,7 +78,7 @@ def groups_of(path: Path, ids: Iterable[str]) -> dict[str, str]:
         groups = read_groups(folder, list(ids), problems, [])
     if problems:
         raise DataError(problems, path)
-    if not groups:
+    if needed and not groups.patients:
         remedy = 'write {"case id": "volume"} into it, or leave out --by group'
         raise data_error(folder / "groups.json", "does not say which cases belong together", remedy)
     return groups

@@ -1,4 +1,5 @@
-"""What JSON files beside the images declare: channel names, patients and splits; `declared.py` has the classes.
+"""What JSON files beside the images declare: channel names and splits; `declared.py` has the classes, `groups.py` the
+patients.
 
 Every function adds what is wrong to a list of problems and goes on, so that all faults of a data set are told at once.
 """
@@ -59,36 +60,6 @@ def parse_channels(value: Any) -> tuple[str, ...] | None:
     if isinstance(value, Mapping) and value and None not in [whole(key) for key in value]:
         return tuple(str(value[key]) for key in sorted(value, key=lambda key: whole(key) or 0))
     return tuple(str(name) for name in value) if isinstance(value, list) and value else None
-
-
-def read_groups(root: Path, ids: Sequence[str], problems: list[Problem], notes: list[str]) -> dict[str, str]:
-    """`groups.json`: case id -> patient."""
-    path = root / "groups.json"
-    if not os.path.lexists(path):  # a pipe or a broken link of that name is a fault
-        return {}
-    value = read_json(path, problems)
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping) or any(isinstance(group, Mapping | list) for group in value.values()):
-        problems.append(Problem(str(path), "does not name one patient per case", 'write {"case id": "patient"}'))
-        return {}
-    value = {composed(key): group for key, group in value.items()}
-    known = set(ids)
-    files = [key for key in value if key not in known and case_name(key) in known]
-    if files:
-        what = f"names {counted(len(files), 'file')} in place of case ids, for example {files[0]!r}"
-        problems.append(Problem(str(path), what, f"write ids without extension, such as {case_name(files[0])!r}"))
-    elif value and ids and not known & set(value):
-        what = f"names no case of the data set: its first entry is {next(iter(value))!r}, the first case {ids[0]!r}"
-        problems.append(Problem(str(path), what, 'write {"case id": "patient"}'))
-    foreign, alone = [key for key in value if key not in known], [case for case in ids if case not in value]
-    if foreign:
-        notes.append(f"groups.json names {counted(len(foreign), 'id')} of no case, for example {foreign[0]}")
-    if alone:
-        notes.append(
-            f"groups.json leaves out {counted(len(alone), 'case')}, for example {alone[0]}: each is a group of its own"
-        )
-    return {case: str(group) for case, group in value.items() if case in known and group is not None}
 
 
 SPLIT_FILES = ("splits.json", "splits_final.json")  # the second is nnU-Net's

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.groups import Grouping
 from ulna.data.layout.masks import Masks
 from ulna.errors import UsageError, printable
 from ulna.recipe import Split
@@ -111,11 +112,12 @@ class Pseudonyms:
         self._save()
         return Masks(sources, masks.labels, images, cases)
 
-    def apply_to_groups(self, groups: dict[str, str]) -> dict[str, str]:
-        """The same groups, of pseudonyms and named by them."""
-        made = {self.of(id): self.of(group) for id, group in groups.items()}
+    def apply_to_groups(self, groups: Grouping) -> Grouping:
+        """The same groups, of pseudonyms and patients named by them; sites and scanners keep their names."""
+        patients = {self.of(id): self.of(group) for id, group in groups.patients.items()}
+        fields = {self.of(id): of for id, of in groups.fields.items()}
         self._save()
-        return made
+        return Grouping(patients, fields)
 
     def shown(self, *folders: Path) -> Shown:
         """Texts for what is passed on: no place, nothing that lies in these folders, pseudonyms in place of known ids."""

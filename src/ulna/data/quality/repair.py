@@ -24,6 +24,7 @@ from ulna.data.formats.write import write_image, write_labels
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.declared import CLASSES_FILE
+from ulna.data.layout.groups import PATIENT
 from ulna.data.layout.metadata import SPLIT_FILES
 from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
@@ -142,7 +143,7 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
     # images that could not be read before may show what others show
     dataset = dataset.grouped(find_duplicates(dataset, [one.scan for one in made.values()]).groups)
     folds, split_changes = fixed_folds(dataset, {id: names[id] for id in made})
-    groups = {names[case.id]: case.group for case in dataset.cases if case.id in made and case.group is not None}
+    groups = {names[case.id]: entry for case in dataset.cases if case.id in made and (entry := _group_entry(case))}
     _declare(folder, dataset, values, folds, groups)
     changes = [(Path(CLASSES_FILE), Change(values.ask))] if values.ask else []
     changes += [entry for one in made.values() for entry in one.changes]
@@ -325,6 +326,13 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def _group_entry(case: Case) -> str | dict[str, str] | None:
+    """What groups.json says of a case; None for nothing."""
+    if not case.fields:
+        return case.group
+    return {**({} if case.group is None else {PATIENT: case.group}), **dict(case.fields)}
+
+
 def _declared(values: Values, declared: Labels | None) -> Labels | None:
     return Labels(names=("background", *values.names)) if values.names else declared
 
@@ -334,7 +342,7 @@ def _declare(
     dataset: Dataset,
     values: Values,
     folds: Sequence[dict[str, list[str]]],
-    groups: Mapping[str, str | None],
+    groups: Mapping[str, str | dict[str, str]],
 ) -> None:
     """Classes, channels, splits and patients, as far as there is something to declare."""
     labels = _declared(values, dataset.labels)
