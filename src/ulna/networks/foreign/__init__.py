@@ -15,11 +15,12 @@ from ulna.networks.foreign.code import (
 )
 from ulna.networks.foreign.encoder import load_encoder
 from ulna.networks.foreign.making import check_options, foreign_network, named_foreign, note_version, sized, tried
-from ulna.networks.foreign.network import ForeignNetwork
+from ulna.networks.foreign.network import OF_OTHERS, ForeignNetwork
 from ulna.networks.foreign.scaling import match_foreign
 
 __all__ = [
     "CODE_FILE",
+    "OF_OTHERS",
     "ForeignNetwork",
     "allow_flag",
     "check_named",

@@ -37,14 +37,17 @@ def check_file(foreign: Foreign) -> Path:
     return path
 
 
-def load_encoder(network: nn.Module, foreign: Foreign | None) -> None:
+def load_encoder(network: nn.Module, foreign: Foreign | None) -> list[str]:
     """Fill the encoder of a network with what fits of the file that its recipe names; what does not is told.
+
+    Returns:
+        The names, in the network, of what was filled.
 
     Raises:
         UsageError: if nothing fits, or the file cannot be read.
     """
     if foreign is None or foreign.encoder_weights is None:
-        return
+        return []
     path = check_file(foreign)
     encoder: Any = getattr(network.module, "encoder", None) if isinstance(network, ForeignNetwork) else None
     if not isinstance(encoder, nn.Module):
@@ -64,6 +67,8 @@ def load_encoder(network: nn.Module, foreign: Foreign | None) -> None:
         f"; as drawn: {listed(left, 4)}" if left else "",
         f"; {counted(spare, 'tensor')} of the file not used" if spare else "",
     )  # fmt: skip
+    prefix = next(name for name, one in network.named_modules() if one is encoder)
+    return [f"{prefix}.{name}" for name in fitting]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
