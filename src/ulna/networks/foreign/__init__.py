@@ -3,6 +3,7 @@
 `libraries.py` is the one module that imports these libraries, by name; `code.py` the one that runs a file.
 """
 
+from ulna.networks.foreign.checkpoints import read_checkpoint
 from ulna.networks.foreign.code import (
     CODE_FILE,
     allow_flag,
@@ -35,6 +36,7 @@ __all__ = [
     "permit",
     "permit_named",
     "permit_stored",
+    "read_checkpoint",
     "sized",
     "tried",
 ]
