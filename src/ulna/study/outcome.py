@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Outcome:
         published: figures of the papers for these models on such data.
         footnotes: what differs, and how.
         ranking: over several data sets; None for one.
+        absent: rows that were asked for and are not there, with the reason.
     """
 
     data: str
@@ -95,6 +96,7 @@ class Outcome:
     footnotes: list[str]
     ranking: Ranking | None
     ranking_sentence: str
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -129,6 +131,7 @@ class Outcome:
             "published": [table.to_json() for table in self.published],
             "ranking": None if self.ranking is None else {**asdict(self.ranking), "sentence": self.ranking_sentence},
             "footnotes": self.footnotes,
+            "absent": dict(self.absent),
             "command": self.command,
         }
 
@@ -144,6 +147,7 @@ def analyse(
     data: str,
     command: str,
     beside: Mapping[str, Mapping[str, float]],
+    absent: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Everything that the scores say.
 
@@ -157,6 +161,7 @@ def analyse(
         data: name of the data set.
         command: that repeats the study.
         beside: data set -> model -> mean Dice, of finished studies.
+        absent: rows that are not there, with the reason.
 
     Raises:
         UsageError: if models were scored on other cases.
@@ -183,7 +188,8 @@ def analyse(
         notes.append(f"{left_out} {unit}s count for nothing: neither reference nor any prediction holds a class")
     if few := interval_note(len(names)):
         notes.append(few)
-    notes += _cut_off(jobs, summaries) + _conditions(summaries)
+    alike = [job for job in jobs if not job.external]
+    notes += _cut_off(alike, summaries) + _conditions({job.name: summaries[job.name] for job in alike})
     means = {model: dice[model].mean for model in models}
     if not np.allclose(scores.mean(axis=1), list(means.values()), equal_nan=True):
         notes.append(RIGHTLY_EMPTY.format(unit=unit))
@@ -221,6 +227,7 @@ def analyse(
         footnotes=notes,
         ranking=ranking,
         ranking_sentence=said,
+        absent=absent or {},
     )
 
 
