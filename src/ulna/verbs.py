@@ -68,7 +68,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--out --split --level --format --series --dicom --threads --pseudonymise",
-        switches="--tta --probabilities --overwrite --strict --no-post-processing --report --allow-code",
+        switches="--tta --probabilities --overwrite --strict --no-post-processing --instances --report --allow-code",
     ),
     "evaluate": Verb(
         "ulna.evaluation.evaluate:evaluate",
