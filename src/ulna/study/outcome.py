@@ -188,7 +188,7 @@ def analyse(
         notes.append(f"{left_out} {unit}s count for nothing: neither reference nor any prediction holds a class")
     if few := interval_note(len(names)):
         notes.append(few)
-    alike = [job for job in jobs if not job.external]
+    alike = [job for job in jobs if "external" not in summaries[job.name]]
     notes += _cut_off(alike, summaries) + _conditions({job.name: summaries[job.name] for job in alike})
     means = {model: dice[model].mean for model in models}
     if not np.allclose(scores.mean(axis=1), list(means.values()), equal_nan=True):
