@@ -18,7 +18,7 @@ from ulna.version import version as _version
 __version__ = _version("ulna")
 
 # name -> where it lives; imported on first use, because torch alone takes over a second
-_PLACES = {name: verb.place for name, verb in _VERBS.items()} | {
+_PLACES = {name.replace("-", "_"): verb.place for name, verb in _VERBS.items()} | {
     "build": "ulna.networks.build:build",
     "tune_memory": "ulna.kernels.allocator:tune_memory",
     "load": "ulna.inference.loading:load",

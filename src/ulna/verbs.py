@@ -116,6 +116,13 @@ VERBS: dict[str, Verb] = {
         "ulna.exporting.zoo:zoo",
         "List the small segmenters that come with ulna-runtime: `zoo:NAME` stands for one wherever a file is asked for.",
     ),
+    "import-weights": Verb(
+        "ulna.importing.weights:import_weights",
+        "Write weights that others saved with torch as a safetensors file, for `ulna train --init` or an encoder.",
+        paths=True,
+        flags="--out --prefix --rename",
+        switches="--overwrite",
+    ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",

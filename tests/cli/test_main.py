@@ -18,9 +18,10 @@ from ulna.verbs import VERBS, find
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_summary_is_the_first_line_of_the_docstring(verb):
     function = find(VERBS[verb].place)
-    assert function.__name__ == verb
+    name = verb.replace("-", "_")
+    assert function.__name__ == name
     assert inspect.getdoc(function).splitlines()[0] == VERBS[verb].summary
-    assert getattr(ulna, verb) is function
+    assert getattr(ulna, name) is function
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -49,7 +50,7 @@ def test_what_is_said_of_several_words_is_said_whole(verb):
 POSITIONALS = {
     "check": "DATA", "plan": "DATA", "models": "[NAME]", "train": "DATA", "predict": "RUN [RUN ...] DATA",
     "evaluate": "PREDICTIONS LABELS", "explain": "RUN [RUN ...] IMAGE", "prune": "RUN", "compare": "DATA",
-    "bench": "[NAME] [DATA]", "recipes": "[NAME]", "export": "RUN [RUN ...]", "info": "RUN",
+    "bench": "[NAME] [DATA]", "recipes": "[NAME]", "export": "RUN [RUN ...]", "info": "RUN", "import-weights": "FILE",
 }  # fmt: skip
 
 

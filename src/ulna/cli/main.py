@@ -30,6 +30,7 @@ METAVARS = {
     "set": "KEY=VALUE",
     "vary": "KEY=V1,V2",
     "beside": "STUDY",
+    "rename": "OLD=NEW",
 }
 FOR_ALL = "every verb: --quiet (no bars, no log), --json (plain values instead of a table)"
 RESEARCH_USE = "Research use only; not a medical device."

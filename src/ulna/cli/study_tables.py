@@ -24,11 +24,14 @@ def print_study(console: Console, study: Any) -> None:
         cost, dice = outcome.costs.models[model], outcome.described[model]["dice"]
         spread = "-" if dice.sd_seeds is None else f"{dice.sd_seeds:.3f}"
         measure = {"mean": dice.mean, "low": dice.low, "high": dice.high}
-        millions = f"{cost.parameters / 1e6:.2f} M"
+        millions = "-" if cost.parameters is None else f"{cost.parameters / 1e6:.2f} M"
         n = f"{dice.units} + {dice.undefined}" if dice.undefined else f"{dice.units}"
         ms = "-" if math.isnan(cost.wall_ms[0]) else f"{cost.wall_ms[0]:.1f}"
-        cells = [f"{cost.gmacs:.3g}", mean_and_interval(measure), n, spread, ms]
+        work = f"{cost.gmacs:.3g}" if math.isfinite(cost.gmacs) else "-"
+        cells = [work, mean_and_interval(measure), n, spread, ms]
         table.add_row(safe(model), millions, *cells)
+    for name in outcome.absent:
+        table.add_row(safe(name), "not there", *["-"] * 5)
     console.print(table)
     if any(of_model["dice"].undefined for of_model in outcome.described.values()):
         text = f"n: {outcome.unit}s that count, + those in which neither reference nor prediction holds a class"

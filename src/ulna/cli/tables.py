@@ -11,7 +11,7 @@ from rich.console import Console
 from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
 from ulna.cli.score_tables import further_rows, print_parts
 from ulna.cli.study_tables import print_bench, print_levels, print_study
-from ulna.errors import counted, listed, printable_text
+from ulna.errors import counted, listed, printable, printable_text
 from ulna.exporting.card import page as card_page
 from ulna.pages.sealing import PAGE_FILE
 from ulna.system.progress import make_console
@@ -386,6 +386,16 @@ def _zoo(console: Console, made: Any) -> None:
     print_plain(console, "next: ulna info zoo:NAME; ulna predict zoo:NAME IMAGES --out masks", style="dim")
 
 
+def _import_weights(console: Console, made: Any) -> None:
+    names = [printable(weight.name) for weight in made.weights]
+    for name, weight in zip(names, made.weights, strict=True):
+        shape = _shape(weight.shape) or "one number"
+        print_plain(console, f"{name:<{max(map(len, names))}}  {shape}  {weight.numbers}")
+    for note in made.notes:
+        print_plain(console, note)
+    print_plain(console, f"file: {made.file} ({counted(len(made.weights), 'weight')})")
+
+
 SHOW: dict[str, Callable[[Console, Any], None]] = {
     "bench": print_bench,
     "check": _check,
@@ -394,6 +404,7 @@ SHOW: dict[str, Callable[[Console, Any], None]] = {
     "evaluate": _evaluate,
     "explain": _explain,
     "export": _export,
+    "import-weights": _import_weights,
     "info": _info,
     "models": _models,
     "zoo": _zoo,

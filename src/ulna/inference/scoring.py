@@ -17,6 +17,8 @@ from ulna.evaluation.pair import Pair
 from ulna.evaluation.units import Across
 from ulna.inference.result import Result
 from ulna.inference.segmenter import Segmenter
+from ulna.recipe import Plan
+from ulna.recipe.choices import Scoring
 
 
 def predict_pair(segmenter: Segmenter, case: Case, volume: Volume | None = None) -> Pair:
@@ -43,14 +45,19 @@ def predict_result(segmenter: Segmenter, case: Case, volume: Volume | None = Non
 
 
 def scores_for(segmenter: Segmenter, cases: Sequence[Case] = ()) -> Scores:
-    """No scores yet, for the classes of a run, and with what its recipe says of empty cases.
+    """No scores yet, for the classes of a run; see `scores_of`."""
+    return scores_of(segmenter.recipe.evaluation, segmenter.plan, cases)
+
+
+def scores_of(scoring: Scoring, plan: Plan, cases: Sequence[Case] = ()) -> Scores:
+    """No scores yet, for the classes of a plan, and with what a recipe says of empty cases.
 
     Args:
-        segmenter: of a run.
+        scoring: of the recipe.
+        plan: of the data.
         cases: that will be scored: the measures beyond overlap and surface are those that apply to their references, or that
             the recipe names. Without any, overlap and surface alone.
     """
-    scoring, plan = segmenter.recipe.evaluation, segmenter.plan
 
     def looked_at() -> Iterator[NDArray[Any]]:
         for case in spread(cases):

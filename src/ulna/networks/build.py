@@ -12,7 +12,7 @@ from torch import nn
 
 from ulna.blocks import SLOTS, nd
 from ulna.blocks.spatial_dependency import SpatialDependency
-from ulna.errors import UsageError, unknown
+from ulna.errors import UsageError, printable, unknown
 from ulna.networks.catalog import NAMED
 from ulna.networks.checking import check_levels, check_slots
 from ulna.networks.foreign import foreign_network, match_foreign, named_foreign, permit_named, sized
@@ -84,6 +84,10 @@ def named(name: str) -> Architecture:
     """
     if is_foreign(name):
         return Architecture(foreign=named_foreign(name))
+    if name.startswith("nnunetv2:"):
+        raise UsageError(
+            f"{printable(name)}: is nnU-Net itself, a row of ulna compare; ulna trains nnunet and nnunet_resenc"
+        )
     if name not in NAMED:
         raise unknown("model", name, NAMED)
     return NAMED[name].architecture

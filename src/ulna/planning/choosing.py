@@ -123,6 +123,7 @@ def check_words(recipe: Recipe) -> None:
     Raises:
         UsageError: for a name, an option or a number that fits no network.
     """
+    _check_beginning(recipe)
     check_grid(recipe.planning)
     check_normalization(recipe.planning)
     if recipe.classes is not None:
@@ -148,6 +149,20 @@ def check_words(recipe: Recipe) -> None:
         count = count_points(recipe.points, voxels, sparse=network.head.sparse)
         points = None if count is None else torch.zeros(1, count, dims, dtype=torch.long)
         loss.weights_for(network.eval().outputs(torch.zeros(1, 1, *network.divisor), points))
+
+
+def _check_beginning(recipe: Recipe) -> None:
+    """Refuse what is said of weights that a training takes over where it takes none."""
+    training, foreign = recipe.training, recipe.architecture.foreign
+    if training.init is not None or (foreign is not None and foreign.encoder_weights is not None):
+        return
+    for name in ("frozen_epochs", "init_lr_factor"):
+        value = getattr(training, name)
+        if value != type(training).model_fields[name].default:
+            raise UsageError(
+                f"training.{name}={value:g}: is of weights that a training begins with, and it begins with none; name them "
+                f"with --init, or leave it out"
+            )
 
 
 def recommended(model: str) -> Recipe:

@@ -98,6 +98,11 @@ class Training(Frozen):
     clip_gradients: float | None = Field(default=12.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
     init: str | None = None  # the weights to begin with: a run, a file with weights, or zoo:NAME
+    # of weights that were taken from `init`, or from `architecture.foreign.encoder_weights`: so many epochs at the beginning
+    # those of the encoder stay as they are
+    frozen_epochs: int = Field(default=0, ge=0)
+    # and their learning rate is this share of that of the others, all along
+    init_lr_factor: float = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
     split_seed: int | None = Field(default=None, ge=0)  # of the split where none is given; None: `seed`
     foreground: Probability = 0.33  # share of patches placed on a structure

@@ -19,10 +19,11 @@ from ulna.planning.choosing import check_division
 from ulna.planning.length import STATED, check_budget
 from ulna.planning.plan import check_split_is_made, division, training_data, unused_shares
 from ulna.recipe import Protocol, Recipe, Split, parse, set_value, stated
-from ulna.study.costs import Costs, measure_costs, pick_case
+from ulna.study.costs import ELSEWHERE, Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
+from ulna.study.nnunet_rows import leave_for_processes, nnunet_rows, not_there, settings_of_rows, split_names
 from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
-from ulna.study.places import Need, Places, read_jobs
+from ulna.study.places import ENDLESS, Need, Places, read_jobs
 from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
 from ulna.study.same_study import STUDY_FILE, check_format, check_same, settings_of_study, stored_study, study_threads
@@ -100,6 +101,7 @@ def compare(
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
         models: names of networks, A,B,C, see `ulna models`; left out, those of the recipe's study, or its one network.
+            nnunetv2:2d and nnunetv2:3d_fullres are nnU-Net itself, where it is installed (ULNA_NNUNET names its python).
         out: the study folder.
         seeds: trainings of every network, 1 where no recipe says more; one says nothing about the architecture.
         folds: train on so many of the data set's folds, of five where splits.json gives none.
@@ -144,12 +146,13 @@ def compare(
     typed = [part for text in _listed(models or ()) for part in text.split(",")]
     for name in typed:
         permit_named(name.strip())
-    variants = make_variants(names, base, _listed(vary), _listed(set), one_at_a_time=one_at_a_time)
+    own, asked = split_names(names, varied=bool(_listed(vary)))
+    variants = make_variants(own, base, _listed(vary), _listed(set), one_at_a_time=one_at_a_time)
     size = None if match is None else Budget.read(match)
     for folder in _listed(beside):
         if (Path(folder) / STUDY_FILE).exists():
             check_format(Path(folder), stored_study(Path(folder)), "leave it out of --beside, or compare again there")
-    others = read_beside([Path(one) for one in _listed(beside)], [variant.name for variant in variants])
+    others = read_beside([Path(one) for one in _listed(beside)], [*(variant.name for variant in variants), *asked])
     before = stored_study(out)
     if before is None:
         check_folder(out, [data])
@@ -162,15 +165,21 @@ def compare(
         match=size,
         fixed=before.get("plan") if before else None,
     )
+    rows = nnunet_rows(asked, settled)
     settings = settings_of_study(settled, splits, report, size, variants, folds)
+    for kind, of_rows in settings_of_rows(rows).items():
+        settings[kind] |= of_rows
     if before is not None:
         check_same(out, before, settings)
-    todo = make_jobs(settled.variants, seeds, folds, out / "runs")
+    everything = [*settled.variants, *rows.variants]
+    todo = make_jobs(everything, seeds, folds, out / "runs")
     kept = threads or (before or {}).get("threads")
-    places = Places.of(settled.planned[0].device, _needs(settled), most, kept)
+    needs = _needs(settled) | {row.name: ENDLESS for row in rows.variants}  # nobody knows: they run alone
+    places = Places.of(settled.planned[0].device, needs, most, kept)
     fit = places.at_once([job.network for job in todo])
     settings["threads"] = each = study_threads(out, before, threads, fit)
     write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
+    leave_for_processes(out, settled.plan, splits, rows)
 
     flags = {
         "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--split": split,
@@ -181,13 +190,15 @@ def compare(
     }  # fmt: skip
     words = ["compare", data, *to_argv(flags), "--out", out]
     again = command(words)
-    told = counted(len(variants), "network"), counted(len(todo), "training")
+    told = counted(len(everything), "network"), counted(len(todo), "training")
     log.info("%s, %s; split %s", *told, ", ".join(map(split_hash, splits)))
     for variant, planned in zip(variants, settled.planned, strict=True):
         if before is None and variant.recipe.training.budget == "full" and not planned.device.gpu:
             log.info(
                 "note: --budget full on a CPU: each training of %s takes %s", variant.name, hours_in_words(planned)
             )
+    for note in not_there(rows.absent):
+        log.info("note: %s", note)
     for note in unused_shares(dataset, todo[0].recipe.training):
         log.info("note: %s", note)
     if most is not None and fit < min(most, len(todo)):
@@ -200,7 +211,7 @@ def compare(
     )
 
     with stoppable(again):
-        complete = _complete(settled.variants, todo)
+        complete = _complete(everything, todo)
         if not complete:
             raise UsageError(
                 "no network has all its trainings:\n" + "\n".join(f"  {job}: {why}" for job, why in failed.items())
@@ -208,21 +219,29 @@ def compare(
         groups = {case.id: case.group for case in dataset.grouped(report.copies).cases if case.group is not None}
         by_patient = any(case.group is not None for case in dataset.cases)
         done = [job for job in todo if job.variant.name in complete]
-        costs = _costs(done, data, dataset, splits[0], out)
+        ours = [job for job in done if not job.external]
+        if not ours:
+            raise UsageError(
+                "no network of ulna's has all its trainings: "
+                + "; ".join(f"{job}: {why}" for job, why in failed.items())
+            )
+        costs = _costs(ours, data, dataset, splits[0], out)
+        costs.models.update({job.variant.name: ELSEWHERE for job in done if job.external})
         outcome = analyse(
             read_scores(done, groups),
             done,
             costs,
             margin=margin,
             unit="patient" if by_patient else "image" if groups else "case",
-            footnotes=_footnotes(settled, size, failed),
+            footnotes=[*_footnotes(settled, everything, size, failed), *not_there(rows.absent)],
             data=printable(data.resolve().name),
             command=stored_command(words),
             beside=others,
             fields={case.id: dict(case.fields) for case in dataset.cases if case.fields},
+            absent=rows.absent,
         )
         write_text(out / OUTCOME_FILE, json.dumps(outcome.to_json(), indent=1))
-        write_outputs(outcome, done, dataset, out)
+        write_outputs(outcome, ours, dataset, out)
         tracked.study(todo, outcome)
     study = Study(out, outcome, failed)
     if failed:
@@ -328,13 +347,15 @@ def _costs(jobs: Sequence[Job], data: Path, dataset: Dataset, split: Split, out:
     return measure_costs(runs, data, pick_case(scored), out / "costs.json", as_printed=images)
 
 
-def _footnotes(settled: Settled, size: Budget | None, failed: Mapping[str, str]) -> list[str]:
+def _footnotes(
+    settled: Settled, everything: Sequence[Variant], size: Budget | None, failed: Mapping[str, str]
+) -> list[str]:
     notes = list(settled.footnotes)
     if size is not None:
         notes.append(
             f"every network is scaled to {size} by one factor on the widths of its levels; "
             "published figures hold for the unscaled ones"
         )
-    notes += [f"{variant.name}: {note}" for variant in settled.variants for note in variant.footnotes]
+    notes += [f"{variant.name}: {note}" for variant in everything for note in variant.footnotes]
     notes += [f"{job} failed ({why}); its network is left out" for job, why in failed.items()]
     return notes

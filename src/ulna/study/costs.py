@@ -38,7 +38,7 @@ class Cost:
     """What one network costs.
 
     Args:
-        parameters: trainable values.
+        parameters: trainable values; None where they were not counted.
         gmacs: of one forward pass over a patch; a head that reads points is counted at those of a training step.
         wall_ms: median and 95th percentile of predicting one image, from the image in memory to its mask; NaN where the
             weights are gone.
@@ -49,7 +49,7 @@ class Cost:
         steps_mb: peak memory of a process that makes them.
     """
 
-    parameters: int
+    parameters: int | None
     gmacs: float
     wall_ms: tuple[float, float]
     cpu_ms: float
@@ -61,7 +61,8 @@ class Cost:
     def to_json(self) -> dict[str, Any]:
         """Plain values; None for what was not timed."""
         timed = not math.isnan(self.cpu_ms)
-        return {**asdict(self), **({} if timed else {"wall_ms": None, "cpu_ms": None})}
+        counted = {} if math.isfinite(self.gmacs) else {"gmacs": None}
+        return {**asdict(self), **({} if timed else {"wall_ms": None, "cpu_ms": None}), **counted}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Cost:
@@ -71,6 +72,7 @@ class Cost:
 
 
 UNTIMED: dict[str, Any] = {"wall_ms": (math.nan, math.nan), "cpu_ms": math.nan}
+ELSEWHERE = Cost(None, math.nan, prediction_mb=None, **UNTIMED)  # of a network that runs in an environment of its own
 
 
 @dataclass(frozen=True)

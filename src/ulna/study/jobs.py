@@ -18,6 +18,7 @@ import torch
 from ulna.errors import Interrupted, counted
 from ulna.networks.foreign import is_permitted
 from ulna.recipe import Recipe, to_yaml
+from ulna.study.nnunet import is_nnunet
 from ulna.study.places import Places
 from ulna.study.variants import Variant
 from ulna.study.worker import ALLOW, standing_file
@@ -69,6 +70,11 @@ class Job:
     def network(self) -> str:
         """The name of what is trained."""
         return self.variant.name
+
+    @property
+    def external(self) -> bool:
+        """Whether it is a row of nnU-Net's, which trains in an environment of its own."""
+        return is_nnunet(self.variant.recipe.model)
 
     @property
     def begun(self) -> bool:
@@ -230,7 +236,7 @@ def _begin(job: Job, data: Path, threads: int, pseudonyms: Path | None) -> subpr
     words += [ALLOW] if is_permitted(job.recipe.architecture.foreign) else []
     with told.open("wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "ulna.study.worker", *words],
+            [sys.executable, "-P", "-m", f"ulna.study.{'nnunet_worker' if job.external else 'worker'}", *words],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

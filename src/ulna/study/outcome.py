@@ -73,6 +73,7 @@ class Outcome:
         further: the measures beyond `MEASURES` that every training has; they are in `described`.
         lesions: model -> class -> objects by size, over all its trainings; see `ulna.evaluation.objects.BySize`.
         subgroups: model -> field of groups.json -> scores by group, and the gap; see `ulna.evaluation.subgroups`.
+        absent: rows that were asked for and are not there, with the reason.
     """
 
     data: str
@@ -105,6 +106,7 @@ class Outcome:
     further: tuple[str, ...] = ()
     lesions: dict[str, dict[str, Any]] = field(default_factory=dict)
     subgroups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -139,6 +141,7 @@ class Outcome:
             "published": [table.to_json() for table in self.published],
             "ranking": None if self.ranking is None else {**asdict(self.ranking), "sentence": self.ranking_sentence},
             "footnotes": self.footnotes,
+            "absent": dict(self.absent),
             "command": self.command,
             "lesions": self.lesions,
             "subgroups": self.subgroups,
@@ -157,6 +160,7 @@ def analyse(
     command: str,
     beside: Mapping[str, Mapping[str, float]],
     fields: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    absent: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Everything that the scores say.
 
@@ -171,6 +175,7 @@ def analyse(
         command: that repeats the study.
         beside: data set -> model -> mean Dice, of finished studies.
         fields: case -> field of groups.json -> group.
+        absent: rows that are not there, with the reason.
 
     Raises:
         UsageError: if models were scored on other cases.
@@ -200,7 +205,8 @@ def analyse(
         notes.append(f"{left_out} {unit}s count for nothing: neither reference nor any prediction holds a class")
     if few := interval_note(len(names)):
         notes.append(few)
-    notes += _cut_off(jobs, summaries) + _conditions(summaries)
+    alike = [job for job in jobs if "external" not in summaries[job.name]]
+    notes += _cut_off(alike, summaries) + _conditions({job.name: summaries[job.name] for job in alike})
     means = {model: dice[model].mean for model in models}
     if not np.allclose(scores.mean(axis=1), list(means.values()), equal_nan=True):
         notes.append(RIGHTLY_EMPTY.format(unit=unit))
@@ -241,6 +247,7 @@ def analyse(
         further=further,
         lesions={m: merged_lesions([summaries[j.name] for j in jobs if j.variant.name == m]) for m in models},
         subgroups={m: of_subgroups([row for row in rows if row.model == m], fields) for m in models} if fields else {},
+        absent=absent or {},
     )
 
 

@@ -51,7 +51,7 @@ def write_outputs(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, out: 
 
     Args:
         outcome: what was found.
-        jobs: the finished trainings.
+        jobs: the finished trainings of ulna's own.
         dataset: for pictures of the hardest cases.
         out: the study folder.
     """
@@ -75,8 +75,8 @@ def main_table(outcome: Outcome) -> Table:
         rows.append(
             [
                 (model, ""),
-                (f"{cost.parameters:,}", ""),
-                (f"{cost.gmacs:.3g}", ""),
+                ("–" if cost.parameters is None else f"{cost.parameters:,}", ""),
+                (f"{cost.gmacs:.3g}" if math.isfinite(cost.gmacs) else "–", ""),
                 (_figure(dice.mean, 4), f"[{_figure(dice.low, 4)}, {_figure(dice.high, 4)}]"),
                 (f"{dice.units}", ""),
                 (f"{dice.undefined}", ""),
@@ -100,7 +100,9 @@ def main_table(outcome: Outcome) -> Table:
                 (_figure(cost.steps_s, 1), ""),
                 (_figure(cost.steps_mb, 0), ""),
             ]
-    return Table(headings + ["s / image", "100 steps s", "100 steps MB"] * as_printed, rows)
+    headings += ["s / image", "100 steps s", "100 steps MB"] * as_printed
+    rows += [[(name, ""), ("not there", ""), *[("–", "")] * (len(headings) - 2)] for name in outcome.absent]
+    return Table(headings, rows)
 
 
 def pair_table(outcome: Outcome) -> Table:
@@ -202,7 +204,8 @@ def _draw(outcome: Outcome, jobs: Sequence[Job], dataset: Dataset, folder: Path)
         dice, cost = outcome.described[model]["dice"], outcome.costs.models[model]
         points.append(drawings.Point(model, dice.mean, dice.low, dice.high, cost.gmacs, cost.wall_ms[0]))
     drawings.tradeoff(points, folder / "tradeoff.png")
-    curves = {m: [_curve(job.run / "metrics.csv") for job in jobs if job.variant.name == m] for m in models}
+    own = list(dict.fromkeys(job.variant.name for job in jobs))
+    curves = {m: [_curve(job.run / "metrics.csv") for job in jobs if job.variant.name == m] for m in own}
     drawings.learning(curves, folder / "curves.png")
     if outcome.ranking is not None:
         drawings.ranks(models, outcome.ranking, folder / "ranks.png")

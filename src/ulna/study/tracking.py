@@ -25,8 +25,9 @@ class TrackedStudy:
         self.own = Tracked(tracker, folder, name, name)
 
     def training(self, job: Job) -> None:
-        """Tell a training that is done, unless it was told before."""
-        Tracked(self.tracker, job.run, self.own.experiment, job.name, self.own).figures(once=True)
+        """Tell a training that is done, unless it was told before; one of other programs is told by its means alone."""
+        if not job.external:
+            Tracked(self.tracker, job.run, self.own.experiment, job.name, self.own).figures(once=True)
 
     def study(self, jobs: Sequence[Job], outcome: Outcome) -> None:
         """Tell the means of the networks, and of the trainings those that were not told yet."""

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from ulna.errors import Interrupted, UsageError
@@ -35,6 +36,20 @@ def standing_file(run: Path, key: Path | None = None) -> Path:
 
 def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = None, *, allow_code: bool = False) -> int:
     """Train, or go on; returns the exit code of `ulna train`. `allow_code`: a person named the code of the network."""
+
+    def training() -> None:
+        from ulna.training.train import train
+
+        if (run / "recipe.yaml").exists():
+            train(data, out=run, resume=True, pseudonymise=key, allow_code=allow_code)
+        else:
+            train(data, out=run, recipe=recipe, pseudonymise=key, allow_code=allow_code)
+
+    return work(study, data, run, training)
+
+
+def work(study: int, data: Path, run: Path, training: Callable[[], None]) -> int:
+    """Do a training for a study as long as that lives; returns the exit code of `ulna train`."""
     tune_memory()  # as the command line does: this process is a study's own
     report_to(ProgressFile(standing_file(run)))
     handler = logging.StreamHandler()
@@ -43,14 +58,9 @@ def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = Non
     threading.Thread(target=_follow, args=(study,), daemon=True).start()
     try:
         with locked(run, wait=True):
-            from ulna.training.train import train
-
             if (run / "summary.json").exists() and (run / "cases.csv").exists():
                 return 0  # the worker before, whose lock this one waited for, has done it
-            if (run / "recipe.yaml").exists():
-                train(data, out=run, resume=True, pseudonymise=key, allow_code=allow_code)
-            else:
-                train(data, out=run, recipe=recipe, pseudonymise=key, allow_code=allow_code)
+            training()
     except Interrupted as error:
         return 128 + error.signal
     except UsageError as error:

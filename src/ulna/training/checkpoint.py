@@ -21,6 +21,7 @@ from ulna.system.threads import MOST_THREADS
 log = logging.getLogger(__name__)
 
 NEXT, LAST, PREVIOUS = "next.safetensors", "last.safetensors", "previous.safetensors"
+TAKEN = "taken_over"  # names of the weights that the training began with, where its recipe says something of them
 NETWORK = "network."  # what the names of weights begin with
 # which samples a training draws from its seed; 1: other streams, scaled along the first axis alone, turned in voxels
 TRAINING_FORMAT = 2
@@ -59,6 +60,23 @@ def stored_threads(folder: Path) -> int | None:
             number = found.get("threads") if isinstance(found, dict) else None
             return number if isinstance(number, int) and 1 <= number <= MOST_THREADS else None
     return None
+
+
+def stored_taken(folder: Path) -> list[str]:
+    """Names of the weights that a training took over, as its newest checkpoint that can be read says.
+
+    Raises:
+        UsageError: if it does not say so.
+    """
+    for name in (NEXT, LAST, PREVIOUS):
+        with suppress(UsageError):
+            found = read_state(folder / name).get(TAKEN)
+            if isinstance(found, list) and all(isinstance(one, str) for one in found):
+                return found
+    raise UsageError(
+        f"{printable(folder)}: no checkpoint says which weights the training took over; bring one back from a copy of the "
+        "run, or train again into another folder"
+    )
 
 
 def load_checkpoint(folder: Path, largest: int | None = None) -> Tensors | None:

@@ -15,14 +15,17 @@ from ulna.errors import UsageError, listed, printable
 from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.zoo import located
 from ulna.networks.build import from_architecture
+from ulna.networks.foreign import OF_OTHERS
 from ulna.networks.network import Network
 from ulna.networks.weights import not_finite
 from ulna.recipe import Architecture, Plan, Recipe, from_yaml, parse
 from ulna.system.extras import need
 from ulna.system.files import read_foreign
 from ulna.system.names import RUN_FILE
+from ulna.training.taken import COUNTED, encoder_names
 
 SHOWN = 3  # names in a message
+OUTSIDE = "all that is no part of the encoder"  # of a file that holds an encoder alone
 # what a network is made of; the others say how large it is, which the shapes of its weights say too
 MADE_OF = ("topology", "conv", "skip", "up", "down", "head", "readout")
 
@@ -115,13 +118,19 @@ def check_start(start: Start, recipe: Recipe, plan: Plan) -> list[str]:
     name = printable(start.source)
     if start.recipe is not None:
         _check_made_alike(name, start.recipe.architecture, recipe.architecture)
-    own = _built(recipe, plan)
-    free = _free_axes(own, _built(recipe, plan, channels=1), _built(recipe, plan, classes=1))
-    faults = [f"{one} is missing there" for one in own if one not in start.weights]
-    faults += [f"{printable(one)} belongs to no part of this network" for one in start.weights if one not in own]
+    network = _built(recipe, plan)
+    own, encoder = network.state_dict(), tuple(f"{part}." for part in encoder_names(network))
+    weights = _named_for(own, start.weights)
+    free = _free_axes(own, _built(recipe, plan, channels=1).state_dict(), _built(recipe, plan, classes=1).state_dict())
+    missing = [one for one in own if one not in weights]
     left: list[str] = []
+    if start.recipe is None and weights and all(one.startswith(encoder) for one in weights):
+        left += [OUTSIDE] if missing else []  # a file of an encoder alone
+        missing = [one for one in missing if one.startswith(encoder) and not one.endswith(COUNTED)]
+    faults = [f"{one} is missing there" for one in missing]
+    faults += [f"{printable(one)} belongs to no part of this network" for one in weights if one not in own]
     for one, tensor in own.items():
-        theirs = start.weights.get(one, tensor)
+        theirs = weights.get(one, tensor)
         if theirs.shape == tensor.shape:
             continue
         told = f"{one} ({_shape(theirs)} there, {_shape(tensor)} here)"
@@ -139,14 +148,23 @@ def check_start(start: Start, recipe: Recipe, plan: Plan) -> list[str]:
 
 def started(start: Start, left: Sequence[str]) -> str:
     """What a training begins with, in one line."""
-    anew = f"; begun anew, as channels or classes differ: {listed(left, 6)}" if left else ""
-    return f"begun with {len(start.weights) - len(left)} of {len(start.weights)} weights of {printable(start.source)}{anew}"
+    differing = [one for one in left if one != OUTSIDE]
+    anew = f"; begun anew, as channels or classes differ: {listed(differing, 6)}" if differing else ""
+    anew += f"; as drawn: {OUTSIDE}" if OUTSIDE in left else ""
+    taken = f"{len(start.weights) - len(differing)} of {len(start.weights)}"
+    return f"begun with {taken} weights of {printable(start.source)}{anew}"
 
 
-def begin_with(network: Network, start: Start) -> None:
-    """Put weights into a network that they fit; what depends on other channels or classes stays as it is."""
+def begin_with(network: Network, start: Start) -> list[str]:
+    """Put weights into a network that they fit; what depends on other channels or classes stays as it is.
+
+    Returns:
+        The names of what was taken.
+    """
     own = network.state_dict()
-    network.load_state_dict({n: w for n, w in start.weights.items() if w.shape == own[n].shape}, strict=False)
+    taken = {n: w for n, w in _named_for(own, start.weights).items() if w.shape == own[n].shape}
+    network.load_state_dict(taken, strict=False)
+    return list(taken)
 
 
 def _check_made_alike(name: str, theirs: Architecture, own: Architecture) -> None:
@@ -158,17 +176,22 @@ def _check_made_alike(name: str, theirs: Architecture, own: Architecture) -> Non
         )
 
 
-def _built(recipe: Recipe, plan: Plan, *, channels: int = 0, classes: int = 0) -> dict[str, Tensor]:
-    """The weights of the network of a training, without memory; with so many more channels and classes."""
+def _named_for(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Weights of a network of others that was saved without ulna, by the names that they have in ulna's."""
+    renamed = {f"{OF_OTHERS}{name}": one for name, one in weights.items()}
+    return renamed if weights and any(name in own for name in renamed) else weights
+
+
+def _built(recipe: Recipe, plan: Plan, *, channels: int = 0, classes: int = 0) -> Network:
+    """The network of a training, without memory; with so many more channels and classes."""
     with torch.device("meta"):
-        network = from_architecture(
+        return from_architecture(
             recipe.architecture,
             in_channels=plan.inputs + channels,
             classes=plan.labels.outputs + classes,
             spatial_dims=plan.spatial_dims,
             multilabel=plan.labels.multilabel,
         )
-    return network.state_dict()
 
 
 def _free_axes(own: Mapping[str, Tensor], *others: Mapping[str, Tensor]) -> dict[str, set[int]]:

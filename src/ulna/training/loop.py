@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from ulna.networks.weights import check_shapes, not_finite
 from ulna.recipe import Plan, Recipe, parse
 from ulna.system.device import choose_precision, default_device
 from ulna.system.files import Tensors, write_tensors
-from ulna.system.graphs import graphs_for
+from ulna.system.graphs import Recorder, graphs_for
 from ulna.system.progress import bar
 from ulna.training.checkpoint import (
     NETWORK,
+    TAKEN,
     TRAINING_FORMAT,
     Progress,
     load_checkpoint,
@@ -52,6 +53,7 @@ from ulna.training.state import State, learning_rate, validated
 from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
 from ulna.training.stopwatch import Stopwatch, advice, parts
+from ulna.training.taken import Taken
 from ulna.training.validating import Validation
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class Loop:
         stop: asked at every step and between the cases of a validation.
         on_epoch: called after every epoch with the state.
         final_cases, calibrating_cases: predictions at the end, for which a limit of hours keeps time.
+        taken: names of the weights that were taken over from another training.
         clock: seconds from any moment on.
     """
 
@@ -91,6 +94,7 @@ class Loop:
         on_epoch: Callable[[State], None] = lambda state: None,
         final_cases: int = 0,
         calibrating_cases: int = 0,
+        taken: Collection[str] = (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.device = default_device()
@@ -102,23 +106,9 @@ class Loop:
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.validation = Validation(self.network, plan, recipe, val, self.device, self.precision)
         recorder = graphs_for(self.device, draws=True)
-        self.optimizer = make_optimizer(recipe.optimizer, self.network.parameters(), recorded=recorder is not None)
-        self.step = Step(
-            self.network,
-            make_loss(
-                recipe.loss.kind,
-                options=recipe.loss.options,
-                heads=recipe.loss.heads,
-                multilabel=plan.labels.multilabel,
-                ignored=plan.labels.ignored,
-            ),
-            self.optimizer,
-            precision=self.precision,
-            accumulate=recipe.training.accumulate,
-            clip=recipe.training.clip_gradients,
-            compile=compiles(recipe.training, self.device),
-            recorder=recorder,
-        )
+        self.taken = Taken(self.network, taken, recipe.training)
+        self.optimizer = make_optimizer(recipe.optimizer, self.taken.groups(), recorded=recorder is not None)
+        self.step = self._new_step(recorder)
         self._late = LateNumbers(self.device, most=3)  # of a step: its loss, and the lowest and the highest label
         self.points = count_points(recipe.points, math.prod(plan.patch), sparse=network.head.sparse)
         self.val, self.samples = val, samples
@@ -133,6 +123,22 @@ class Loop:
         )  # fmt: skip
         self._clock = clock
         self._saved_at = clock()
+
+    def _new_step(self, recorder: Recorder | None) -> Step:
+        recipe, labels = self.recipe, self.plan.labels
+        loss, training = recipe.loss, recipe.training
+        return Step(
+            self.network,
+            make_loss(
+                loss.kind, options=loss.options, heads=loss.heads, multilabel=labels.multilabel, ignored=labels.ignored
+            ),
+            self.optimizer,
+            precision=self.precision,
+            accumulate=training.accumulate,
+            clip=training.clip_gradients,
+            compile=compiles(training, self.device),
+            recorder=recorder,
+        )
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint; False if no epoch was ever finished and there is none.
@@ -228,6 +234,10 @@ class Loop:
 
     def _train_epoch(self, start: float) -> float:
         self.network.train()
+        if self.taken.hold(self.state.epoch):
+            # other gradients than those that a graph has recorded, and all in new places
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step = self._new_step(graphs_for(self.device, draws=True))
         state, training, steps = self.state, self.recipe.training, self.batches.steps
         # a training that was stopped in the validation of an epoch that time had cut goes on there
         end = state.step if state.time_is_up else training.steps_of(state.epoch, steps)
@@ -382,6 +392,8 @@ class Loop:
             if torch.cuda.is_available():
                 tensors["random_cuda"] = torch.cuda.get_rng_state()
             values: dict[str, Any] = {"format": TRAINING_FORMAT, "loop": vars(self.state), "optimizer": plain}
+            if self.taken.names:
+                values[TAKEN] = sorted(self.taken.names)
             values["arithmetic"] = environment(self.device, self.precision)
             save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = self._clock()

@@ -33,7 +33,7 @@ from ulna.system.locking import locked
 from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.system.trackers import Tracker, open_tracker
 from ulna.training.calibrating import calibrating_predictions
-from ulna.training.checkpoint import TRAINING_FORMAT, begun_format, keep_last, stored_threads
+from ulna.training.checkpoint import TRAINING_FORMAT, begun_format, keep_last, stored_taken, stored_threads
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
@@ -49,6 +49,7 @@ from ulna.training.slices import training_samples
 from ulna.training.state import State
 from ulna.training.stopping import Stop
 from ulna.training.summary import Parts, final_predictions, summarise, with_limits
+from ulna.training.taken import encoder_parts, uses
 from ulna.training.tracking import Tracked, record_epoch, tell_folds
 from ulna.verbs import to_argv
 
@@ -233,6 +234,8 @@ def _trained(
                 check_dims(start, found.fingerprint.spatial_dims)
             planned = with_reason(plan_training(found, chosen, given=given, source=source), model_because)
             dataset, notes = found.dataset, (*found.notes, *other_cases(planned.plan, found.fingerprint))
+        if planned.recipe.training.frozen_epochs:
+            encoder_parts(planned.network)
         if start is not None:
             left = check_start(start, planned.recipe, planned.plan)
             notes = (*notes, started(start, left))
@@ -318,10 +321,13 @@ def _train(
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
+    taken: list[str] = []
     if before is None or not any((folder / CHECKPOINTS).glob("*.safetensors")):
-        load_encoder(network, recipe.architecture.foreign)
+        taken += load_encoder(network, recipe.architecture.foreign)
+    elif uses(recipe.training):
+        taken += stored_taken(folder / CHECKPOINTS)
     if start is not None:
-        begin_with(network, start)
+        taken += begin_with(network, start)
     log.info(
         "%s: %s parameters, %dD, patch %s, batch %d, %s; %d train, %d val, %d test cases; seed %d",
         recipe.model, f"{planned.parameters:,}", plan.spatial_dims, "x".join(map(str, plan.patch)), plan.batch,
@@ -344,7 +350,9 @@ def _train(
         on_epoch=lambda state: record_epoch(folder, state, tracked),
         final_cases=final_predictions(plan, recipe, split),
         calibrating_cases=calibrating_predictions(plan, recipe, len(split.val)),
+        taken=taken,
     )
+    loop.taken.tell()
     if before is not None:
         if loop.resume():
             extend(loop.state, folder, before, recipe)

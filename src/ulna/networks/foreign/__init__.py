@@ -3,6 +3,7 @@
 `libraries.py` is the one module that imports these libraries, by name; `code.py` the one that runs a file.
 """
 
+from ulna.networks.foreign.checkpoints import read_checkpoint
 from ulna.networks.foreign.code import (
     CODE_FILE,
     allow_flag,
@@ -15,11 +16,12 @@ from ulna.networks.foreign.code import (
 )
 from ulna.networks.foreign.encoder import load_encoder
 from ulna.networks.foreign.making import check_options, foreign_network, named_foreign, note_version, sized, tried
-from ulna.networks.foreign.network import ForeignNetwork
+from ulna.networks.foreign.network import OF_OTHERS, ForeignNetwork
 from ulna.networks.foreign.scaling import match_foreign
 
 __all__ = [
     "CODE_FILE",
+    "OF_OTHERS",
     "ForeignNetwork",
     "allow_flag",
     "check_named",
@@ -34,6 +36,7 @@ __all__ = [
     "permit",
     "permit_named",
     "permit_stored",
+    "read_checkpoint",
     "sized",
     "tried",
 ]

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from ulna.errors import UsageError, counted, listed, printable
+from ulna.networks.foreign.checkpoints import read_checkpoint
 from ulna.networks.foreign.network import ForeignNetwork
 from ulna.recipe import Foreign
 
 log = logging.getLogger(__name__)
-
-_INSIDE = ("state_dict", "model", "model_state_dict")  # what checkpoints call their weights
 
 
 def check_file(foreign: Foreign) -> Path:
@@ -37,19 +33,25 @@ def check_file(foreign: Foreign) -> Path:
     return path
 
 
-def load_encoder(network: nn.Module, foreign: Foreign | None) -> None:
+def load_encoder(network: nn.Module, foreign: Foreign | None) -> list[str]:
     """Fill the encoder of a network with what fits of the file that its recipe names; what does not is told.
+
+    Returns:
+        The names, in the network, of what was filled.
 
     Raises:
         UsageError: if nothing fits, or the file cannot be read.
     """
     if foreign is None or foreign.encoder_weights is None:
-        return
+        return []
     path = check_file(foreign)
     encoder: Any = getattr(network.module, "encoder", None) if isinstance(network, ForeignNetwork) else None
     if not isinstance(encoder, nn.Module):
         raise UsageError(f"{printable(foreign.source)}: has no part that is called encoder")
-    own, given = encoder.state_dict(), {name.removeprefix("encoder."): one for name, one in read_weights(path).items()}
+    own, given = (
+        encoder.state_dict(),
+        {name.removeprefix("encoder."): one for name, one in read_checkpoint(path).weights.items()},
+    )
     fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     if not fitting:
         raise UsageError(f"{printable(path)}: none of its weights fits the encoder of {printable(foreign.source)}")
@@ -64,28 +66,5 @@ def load_encoder(network: nn.Module, foreign: Foreign | None) -> None:
         f"; as drawn: {listed(left, 4)}" if left else "",
         f"; {counted(spare, 'tensor')} of the file not used" if spare else "",
     )  # fmt: skip
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, of a safetensors file or of one that torch saved; no code in it is run.
-
-    Raises:
-        UsageError: if it is neither, or holds more than tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UsageError(f"{printable(path)}: holds no weights that can be read without running code ({why})") from None
-    except Exception as error:  # of safetensors, whose error is of a type of its own
-        raise UsageError(f"{printable(path)}: cannot be read ({str(error)[:200]})") from None
-    for name in _INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not all(isinstance(one, Tensor) for one in found.values()):
-        raise UsageError(
-            f"{printable(path)}: holds more than tensors by name; save the state_dict of the encoder alone"
-        )
-    return {str(name): one for name, one in found.items()}
+    prefix = next(name for name, one in network.named_modules() if one is encoder)
+    return [f"{prefix}.{name}" for name in fitting]

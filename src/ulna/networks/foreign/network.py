@@ -15,6 +15,8 @@ from ulna.networks.heads.head import at_points
 from ulna.networks.network import Network, crop, pad_to_multiple
 from ulna.networks.wiring import Node, Wiring
 
+OF_OTHERS = f"stages.{ANSWER}."  # what the names of weights begin with
+
 
 class AsGiven(Head):
     """The maps as they are: the answer, and what is supervised beside it."""
