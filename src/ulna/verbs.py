@@ -116,6 +116,13 @@ VERBS: dict[str, Verb] = {
         "ulna.exporting.zoo:zoo",
         "List the small segmenters that come with ulna-runtime: `zoo:NAME` stands for one wherever a file is asked for.",
     ),
+    "serve": Verb(
+        "ulna.serving.serve:serve",
+        "Serve a segmenter over HTTP: send an image or a zip of a DICOM series, get its mask in its own format.",
+        paths=True,
+        flags="--host --port --token --name --queue --keep-minutes --max-megabytes --max-pixels --max-seconds "
+        "--max-ram --max-disk --threads",
+    ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",
