@@ -22,7 +22,7 @@ from ulna.serving.supervising import Supervisor
 from ulna.serving.uploading import Gone, receive_upload
 from ulna.version import version
 
-SWEEP_S = 5.0  # how often results are looked at that were kept for long enough
+SWEEP_S = 1.0  # how often results are looked at that were kept for long enough
 HEARTBEAT_S = 15.0  # of an event stream
 EXPLAINED = {400: "wrong", 401: "token", 403: "origin", 404: "no such job", 408: "too slow", 413: "too large"}
 BODY = {
@@ -103,7 +103,7 @@ def make_api(jobs: Jobs, supervisor: Supervisor) -> FastAPI:
 
 async def _sweep(jobs: Jobs) -> None:
     while True:
-        await asyncio.sleep(min(SWEEP_S, jobs.limits.kept_s))
+        await asyncio.sleep(SWEEP_S)
         jobs.expire(time.monotonic())
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
 from ulna.data.formats.dicom.about import About
 from ulna.data.volume import Volume
-from ulna.errors import UsageError
 from ulna.recipe import Plan
 from ulna.system.extras import need
-from ulna.system.names import is_of_the_zoo
 
 Progress = Callable[[float], object]
 
@@ -49,27 +46,6 @@ class Engine(Protocol):
         Raises:
             UsageError: if it does not fit.
         """
-
-
-def load_engine(run: str, threads: int | None) -> Engine:
-    """What a word names: a run folder, an exported file, or zoo:NAME.
-
-    Raises:
-        UsageError: if it cannot be read.
-    """
-    if is_of_the_zoo(run) or Path(run).is_file():
-        from ulna.serving.exported import ExportedEngine
-
-        return ExportedEngine(run, threads)
-    try:
-        from ulna.serving.trained import TrainedEngine
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise UsageError(
-            f"{run}: a run folder is predicted with torch, which is not installed; export it (`ulna export`), and serve the file"
-        ) from None
-    return TrainedEngine(run, threads)
 
 
 def about_of(plan: Plan, name: str) -> dict[str, Any]:

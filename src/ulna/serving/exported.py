@@ -46,9 +46,12 @@ class ExportedEngine:
     def segment(self, volume: Volume, progress: Progress) -> Answer:
         """As `Engine.segment`."""
         volume, _ = as_trained(volume, self.plan)
-        comparison = compare_case(volume, self.plan)
+        given = runtime("volume").Volume(volume.array, volume.spacing, volume.unit, volume.affine, volume.path)
         try:
-            mask = self._mask(volume, progress)
+            for member in self.segmenter.members:
+                runtime("preparing").check_fit(given, member.plan)
+            comparison = compare_case(volume, self.plan)
+            mask = self._mask(given, progress)
         except self._refusal as error:
             raise UsageError(str(error)) from None
         unit, voxel = unit_of(volume)
@@ -67,8 +70,7 @@ class ExportedEngine:
 
         return Answer(stored, trust)
 
-    def _mask(self, volume: Volume, progress: Progress) -> Any:
-        given = runtime("volume").Volume(volume.array, volume.spacing, volume.unit, volume.affine, volume.path)
+    def _mask(self, given: Any, progress: Progress) -> Any:
         slabs = self.segmenter.slabs(given, tta=self.recipe.inference.tta)
         to_labels, labels = runtime("labels").to_labels, self.segmenter.labels
         threshold = self.segmenter.members[0].settings.threshold

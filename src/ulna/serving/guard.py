@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from ulna.serving.limits import Refused
+from ulna.serving.limits import Limits, Refused
 from ulna.serving.metrics import Metrics
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -32,13 +32,20 @@ class Guard:
         names: hosts under which the server may be reached.
         token: that requests must bring; None on a loopback address.
         metrics: count the answers.
+        most: bytes of the address and all headers.
         public: paths that need no token, such as those of a page that asks for it.
     """
 
     def __init__(
-        self, app: Any, names: Iterable[str], token: str | None, metrics: Metrics, public: Iterable[str] = ()
+        self,
+        app: Any,
+        names: Iterable[str],
+        token: str | None,
+        metrics: Metrics,
+        most: int = Limits().header_bytes,
+        public: Iterable[str] = (),
     ) -> None:
-        self.app, self.token, self.metrics = app, token, metrics
+        self.app, self.token, self.metrics, self.most = app, token, metrics, most
         self.names = frozenset(name.lower() for name in names)
         self.public = frozenset((*OPEN, *public))
 
@@ -62,6 +69,9 @@ class Guard:
         await self.app(scope, receive, sent)
 
     def _check(self, scope: Any) -> None:
+        fields = sum(len(name) + len(value) for name, value in scope["headers"])
+        if fields + len(scope["raw_path"]) + len(scope["query_string"]) > self.most:
+            raise Refused(431, f"the request has more than {self.most} bytes of headers")
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name, []).append(value)

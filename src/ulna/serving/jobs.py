@@ -41,17 +41,14 @@ class Job:
         self.folder, self.format = folder, format
         self.stem, self.suffix = "", ""
         self.state: State = "uploading"
-        self.stage, self.progress = "", None
+        self.stage = ""
+        self.progress: float | None = None
         self.error = ""
         self.answer: dict[str, Any] = {}
         self.attempts, self.bytes = 0, 0
         self.begun = self.ended = time.monotonic()
         self.seconds = 0.0
         self.changed = asyncio.Event()
-        self.revision = 0
-
-    stage: str
-    progress: float | None
 
     @property
     def upload(self) -> Path:
@@ -67,7 +64,6 @@ class Job:
         """Change what is told of it, and wake who waits for that."""
         for name, value in fields.items():
             setattr(self, name, value)
-        self.revision += 1
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -209,6 +205,12 @@ class Jobs:
         else:
             shutil.rmtree(job.folder, ignore_errors=True)
             job.bytes = 0
+
+    def give_up(self, why: str) -> None:
+        """Let everything fail that waits or is computed."""
+        for job in [*self._waiting, *([self.running] if self.running else [])]:
+            self.end(job, "failed", error=why)
+        self._waiting.clear()
 
     def clear(self, job: Job) -> None:
         """Remove what a worker wrote of a job that was taken from it."""

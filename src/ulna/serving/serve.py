@@ -48,18 +48,19 @@ def serve(
 ) -> None:
     """Serve a segmenter over HTTP: send an image or a zip of a DICOM series, get its mask in its own format.
 
-    Answers this machine alone, unless --host and a token say otherwise. Images are predicted one after the other by a process
-    that may die and is replaced; what does not fit into the queue is told 503. Nothing is kept for longer than --keep-minutes,
-    or beyond the end of the server. An exported file is served without torch. docs/serving.md has the requests.
+    Answers this machine alone, unless --host and a token say otherwise. Images are predicted one after the other by a
+    process that may die and is replaced; what does not fit into the queue is told 503. Nothing is kept for longer than
+    --keep-minutes, or beyond the end of the server. An exported file is served without torch. docs/serving.md has the
+    requests.
 
     Args:
         run: a run folder of `ulna train`, a file of `ulna export`, or zoo:NAME, see `ulna zoo`.
         host: the address that is listened to; 0.0.0.0 for all of this machine's.
         port: of that address; 0 for any that is free.
-        token: that every request must bring, as `Authorization: Bearer TOKEN`; at least 16 signs. Better given as the variable
-            ULNA_TOKEN: other people of a machine can read its command lines.
-        name: a host name under which the server is reached beside --host and localhost; may be given several times. Requests
-            for other names are refused.
+        token: that every request must bring, as `Authorization: Bearer TOKEN`; at least 16 signs. Better given as the
+            variable ULNA_TOKEN: other people of a machine can read its command lines.
+        name: a host name under which the server is reached beside --host and localhost; may be given several times.
+            Requests for other names are refused.
         queue: images that wait or are predicted, uploads that still come included.
         keep_minutes: how long a mask is kept.
         max_megabytes: of an upload.
@@ -141,8 +142,8 @@ def check_token(host: str, token: str | None) -> str | None:
         raise UsageError(f"--host {host}: is reached from other machines; give a --token, or a secret in {TOKEN}")
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(
-            f"the token: needs at least {SHORTEST_TOKEN} letters, digits or signs without spaces; python3 -c 'import secrets; "
-            "print(secrets.token_urlsafe())' makes one"
+            f"the token: needs at least {SHORTEST_TOKEN} letters, digits or signs without spaces; make one with "
+            "python3 -c 'import secrets; print(secrets.token_urlsafe())'"
         )
     return token
 
@@ -178,10 +179,12 @@ def bound(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: if there is no such address, or it is taken.
     """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: is no port; choose one from 1 to 65535, or 0 for any that is free")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UsageError(f"--host {host} --port {port}: is no address here ({error}); choose another") from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -250,7 +253,7 @@ class Server:
         self.supervisor = Supervisor(self.served, self.threads, jobs, self.limits, metrics)
         await self.supervisor.first()
         config: Any = uvicorn.Config(
-            Guard(make_api(jobs, self.supervisor), self.names, self.token, metrics),
+            Guard(make_api(jobs, self.supervisor), self.names, self.token, metrics, self.limits.header_bytes),
             http=protocol_of(self.limits),
             ws="none",
             lifespan="on",

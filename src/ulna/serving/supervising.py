@@ -130,6 +130,7 @@ class Supervisor:
     async def work(self) -> None:
         """Do jobs for ever."""
         while True:
+            await self._ensure()
             job = await self.jobs.take()
             try:
                 await self._until_ended(job)
@@ -138,17 +139,26 @@ class Supervisor:
                 self.jobs.end(job, "failed", error="a defect of ulna serve, whose log has more; please report it")
                 await self.stop()
 
+    async def _ensure(self) -> Worker:
+        """The worker, begun where there is none; images do not wait for one that cannot be."""
+        while self._worker is None:
+            await self._begin()
+            if self._failures >= len(PAUSES_S):
+                self.jobs.give_up(
+                    "the worker cannot be begun again, and the log of ulna serve says why; send it again later"
+                )
+        return self._worker
+
     async def _until_ended(self, job: Job) -> None:
         while job.state not in ENDED:
-            if self._worker is None:
-                await self._begin()
-            if self._worker is None:
-                continue
+            worker = await self._ensure()
+            if job.state in ENDED:  # removed meanwhile
+                return
             if job.attempts >= MOST_ATTEMPTS:
                 self.jobs.end(job, "failed", error="the worker died twice over this image, so it is not tried again")
                 return
             job.attempts += 1
-            await self._do(self._worker, job)
+            await self._do(worker, job)
 
     async def stop(self) -> None:
         """End the worker."""
@@ -175,7 +185,8 @@ class Supervisor:
         await worker.kill()
         self._failures += 1
         self.refusal = (told or {}).get("refused")
-        log.warning("the worker was not ready: %s", self.refusal or f"it ended with {worker.process.returncode}")
+        if self.refusal is None:
+            log.warning("the worker ended before it was ready (%s)", worker.process.returncode)
 
     async def _do(self, worker: Worker, job: Job) -> None:
         """Let the worker do a job; the worker is gone afterwards where it died or had to be stopped."""

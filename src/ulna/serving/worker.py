@@ -1,4 +1,4 @@
-"""`python -m ulna.serving.worker`: the one process that decodes images and computes. It takes a job a line, and answers in lines.
+"""`python -m ulna.serving.worker`: the one process that decodes images and computes. It takes a job a line, and answers so.
 
 It may die at any moment, of memory or of a file that a library does not survive: the server replaces it.
 """
@@ -17,7 +17,8 @@ from typing import Any
 
 from ulna.errors import UsageError
 from ulna.serving.answering import answer_upload
-from ulna.serving.engine import load_engine
+from ulna.serving.engine import Engine
+from ulna.system.names import is_of_the_zoo
 
 NICE = 5  # the server answers while images are computed
 
@@ -53,6 +54,27 @@ def main() -> None:
         except Exception:
             sys.stderr.write(traceback.format_exc())
             tell({"job": job["id"], "failed": "a defect of ulna serve, whose log has more; please report it"})
+
+
+def load_engine(run: str, threads: int | None) -> Engine:
+    """What a word names: a run folder, an exported file, or zoo:NAME.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    if is_of_the_zoo(run) or Path(run).is_file():
+        from ulna.serving.exported import ExportedEngine
+
+        return ExportedEngine(run, threads)
+    try:
+        from ulna.serving.trained import TrainedEngine
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UsageError(
+            f"{run}: a run folder is predicted with torch, which is not installed; export it, and serve the file"
+        ) from None
+    return TrainedEngine(run, threads)
 
 
 def _teller() -> Any:

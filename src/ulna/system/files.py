@@ -19,7 +19,9 @@ from ulna.errors import UsageError, printable
 from ulna.system.reading import parse_json
 
 if TYPE_CHECKING:
-    from torch import Tensor  # imported where tensors are read or written alone: a server of exported files has no torch
+    from torch import (
+        Tensor,  # imported where tensors are read or written alone: a server of exported files has no torch
+    )
 
 TEMPORARY = ".tmp-"
 _FORMULA = ("=", "+", "-", "@", "'")  # a quote too, so that what is read is what was written
