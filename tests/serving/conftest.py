@@ -47,7 +47,7 @@ class Client:
     def __init__(self, server):
         self.server = server
         self.port = server.listening.getsockname()[1]
-        self.folder = server.folder
+        self.folder = server.jobs_folder
 
     def ask(self, method, path, body=None, headers=None):
         """Status, headers and body of an answer."""

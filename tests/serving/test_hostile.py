@@ -1,5 +1,6 @@
 """Requests that mean harm: none crashes the server, fills memory or disk, or leaves a file."""
 
+import contextlib
 import io
 import json
 import socket
@@ -165,10 +166,8 @@ def test_endless_chunks_are_cut(client):
         except OSError:
             pass
         connection.settimeout(1)
-        try:
+        with contextlib.suppress(OSError):
             said = connection.recv(65536)
-        except OSError:
-            pass
     assert sent < 200_000_000  # it was cut
     assert said == b"" or b" 413 " in said
 

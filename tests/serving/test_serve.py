@@ -1,7 +1,6 @@
 """The verb: what it refuses before it listens, who may ask with a token, and how it ends."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -22,7 +21,7 @@ SECRET = "0123456789abcdef"
 
 
 def test_other_machines_need_a_token():
-    with pytest.raises(UsageError, match="--host 0.0.0.0: is reached from other machines; give a --token"):
+    with pytest.raises(UsageError, match=r"--host 0\.0\.0\.0: is reached from other machines; give a --token"):
         check_token("0.0.0.0", None)
     with pytest.raises(UsageError, match="needs at least 16"):
         check_token("127.0.0.1", "short")
@@ -122,7 +121,7 @@ def test_it_ends_with_a_signal_and_leaves_no_folder(without_torch, tmp_path, num
         line = process.stderr.readline()
         assert re.match(r"serving zoo:nuclei at http://127\.0\.0\.1:\d+; Ctrl-C ends it", line)
         assert len(list(tmp_path.glob("ulna-serve-*"))) == 1
-        assert os.stat(next(tmp_path.glob("ulna-serve-*"))).st_mode & 0o077 == 0
+        assert next(tmp_path.glob("ulna-serve-*")).stat().st_mode & 0o077 == 0
         process.send_signal(number)
         assert process.wait(20) == code
     finally:

@@ -19,7 +19,7 @@ from ulna.serving.guard import extra_headers
 from ulna.serving.jobs import ENDED, Job, Jobs
 from ulna.serving.limits import Refused
 from ulna.serving.supervising import Supervisor
-from ulna.serving.uploading import Gone, receive_upload
+from ulna.serving.uploading import Discarding, Gone, receive_upload
 from ulna.version import version
 
 SWEEP_S = 1.0  # how often results are looked at that were kept for long enough
@@ -163,7 +163,7 @@ def _add_state(api: FastAPI, jobs: Jobs, supervisor: Supervisor) -> None:
 
 
 def _add_jobs(api: FastAPI, jobs: Jobs) -> None:
-    streams = 0
+    streams, discarding = 0, Discarding(jobs.limits)
 
     def told(job: Job) -> dict[str, Any]:
         return job.to_json(jobs.place(job))
@@ -171,7 +171,11 @@ def _add_jobs(api: FastAPI, jobs: Jobs) -> None:
     @api.post("/jobs", response_model=JobTold, response_model_exclude_unset=True, openapi_extra=BODY)
     async def send(request: Request, format: Literal["seg", "rtstruct", "nifti"] | None = None) -> Any:
         """Send an image (PNG, JPEG, BMP, TIFF, NIfTI, .mha, .nrrd, .npy, .npz, .dcm, or a .zip of a DICOM series)."""
-        job = jobs.new(format)
+        try:
+            job = jobs.new(format)
+        except Refused:
+            await discarding.rest(request)
+            raise
         try:
             name = await receive_upload(request, job.folder, jobs.limits, lambda count: jobs.grow(job, count))
         except Gone:
@@ -180,6 +184,11 @@ def _add_jobs(api: FastAPI, jobs: Jobs) -> None:
         except OSError:
             jobs.forget(job)
             raise Refused(503, "the upload cannot be stored now; send it again later", retry_s=60) from None
+        except Refused as refused:
+            jobs.forget(job)
+            if refused.status != 408:
+                await discarding.rest(request)
+            raise
         except BaseException:
             jobs.forget(job)
             raise

@@ -7,9 +7,10 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ulna.serving.limits import MB, Limits
+from ulna.serving.limits import Limits
+from ulna.serving.uploading import MOST_DISCARDED
 
-MOST_DISCARDED = 64 * MB  # of a body that nobody wants any more: its client may still be told so
+READ_AT_ONCE = 32768  # bytes of one connection, before the others have their turn
 
 
 def protocol_of(limits: Limits) -> type[H11Protocol]:
@@ -23,6 +24,7 @@ def protocol_of(limits: Limits) -> type[H11Protocol]:
         _discarded = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            transport.max_size = READ_AT_ONCE  # type: ignore[attr-defined]
             super().connection_made(transport)
             if len(self.connections) > 2 * limits.connections:  # half of them are told 503
                 transport.abort()

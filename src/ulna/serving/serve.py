@@ -231,6 +231,11 @@ class Server:
         self._server: Any = None
 
     @property
+    def jobs_folder(self) -> Path:
+        """Where a folder a job is made."""
+        return self.folder / "jobs"
+
+    @property
     def address(self) -> str:
         """Where it answers, as a URL."""
         host, port = self.listening.getsockname()[:2]
@@ -249,8 +254,10 @@ class Server:
         from ulna.serving.supervising import Supervisor
 
         metrics = Metrics()
-        jobs = Jobs(self.folder, self.limits, metrics)
-        self.supervisor = Supervisor(self.served, self.threads, jobs, self.limits, metrics)
+        for part in (self.jobs_folder, self.folder / "tmp"):
+            part.mkdir(mode=0o700)
+        jobs = Jobs(self.jobs_folder, self.limits, metrics)
+        self.supervisor = Supervisor(self.served, self.threads, jobs, metrics, self.folder / "tmp")
         await self.supervisor.first()
         config: Any = uvicorn.Config(
             Guard(make_api(jobs, self.supervisor), self.names, self.token, metrics, self.limits.header_bytes),

@@ -14,7 +14,7 @@ from typing import Any
 
 from ulna.errors import UsageError
 from ulna.serving.jobs import ENDED, Job, Jobs, read_answer
-from ulna.serving.limits import MB, Limits
+from ulna.serving.limits import MB
 from ulna.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Worker:
         self.about: dict[str, Any] = {}
 
     @classmethod
-    async def begin(cls, setup: dict[str, Any]) -> Worker:
+    async def begin(cls, setup: dict[str, Any], temporary: Path) -> Worker:
         """Begin one; it is ready when it says so."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -46,6 +46,7 @@ class Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=MOST_LINE,
+            env={**os.environ, "TMPDIR": str(temporary)},
             start_new_session=True,  # Ctrl-C is for the server, which ends it
         )
         worker = cls(process)
@@ -92,17 +93,17 @@ class Supervisor:
         run: what predicts: a run folder, an exported file or zoo:NAME.
         threads: that compute.
         jobs: of the server.
-        limits: of the server.
         metrics: count the workers.
+        temporary: folder for what libraries write beside the masks.
 
     Attributes:
         about: what the worker says of the network; empty before the first is ready.
         state: starting, ready or busy.
     """
 
-    def __init__(self, run: str, threads: int | None, jobs: Jobs, limits: Limits, metrics: Metrics) -> None:
-        self.jobs, self.limits, self.metrics = jobs, limits, metrics
-        self.setup = {"run": run, "threads": threads, **limits._asdict()}
+    def __init__(self, run: str, threads: int | None, jobs: Jobs, metrics: Metrics, temporary: Path) -> None:
+        self.jobs, self.limits, self.metrics, self.temporary = jobs, jobs.limits, metrics, temporary
+        self.setup = {"run": run, "threads": threads, **jobs.limits._asdict()}
         self.about: dict[str, Any] = {}
         self.state = "starting"
         self.refusal: str | None = None  # why no worker can be
@@ -171,7 +172,7 @@ class Supervisor:
         self.state = "starting"
         await asyncio.sleep(PAUSES_S[min(self._failures, len(PAUSES_S) - 1)])
         self.metrics.workers += 1
-        worker = await Worker.begin(self.setup)
+        worker = await Worker.begin(self.setup, self.temporary)
         try:
             told = await asyncio.wait_for(worker.read(), self.limits.start_s)
         except TimeoutError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,8 @@ from ulna.serving.limits import MB, Limits, Refused
 from ulna.serving.multipart import FilePart
 
 BUFFERED = 256 * 1024  # bytes that are written at a time
+MOST_DISCARDED = 64 * MB  # of a body that is refused
+DISCARDED_AT_ONCE = 8
 
 
 class Gone(Exception):
@@ -51,6 +54,29 @@ async def pieces(receive: Any, limits: Limits, promised: int | None) -> AsyncIte
 
 def _too_large(limits: Limits) -> Refused:
     return Refused(413, f"the upload is larger than {limits.body / MB:g} MB; cut the image, or raise --max-megabytes")
+
+
+class Discarding:
+    """Takes the rest of bodies that are refused: most clients read an answer only when they have sent all.
+
+    A few at a time, each within bounds: what is thrown away must not keep others waiting.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self._places = limits, asyncio.Semaphore(DISCARDED_AT_ONCE)
+
+    async def rest(self, request: Any) -> None:
+        """Take what still comes of a body."""
+        if "expect" in request.headers:  # it waits for the answer before it sends
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.silent_s), self._places:
+                left = MOST_DISCARDED
+                while left > 0:
+                    message = await request.receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
 
 class Spool:
