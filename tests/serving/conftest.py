@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import runpy
 import socket
 import threading
 import time
@@ -149,9 +150,10 @@ def png(size=(24, 30), seed=0):
 
 @pytest.fixture(scope="session")
 def without_torch(tmp_path_factory):
-    """The environment of a process in which torch cannot be imported."""
+    """The environment of a process in which nothing can be imported that the container does not have."""
     folder = tmp_path_factory.mktemp("no_torch")
-    (folder / "torch.py").write_text("raise ModuleNotFoundError('no torch here', name='torch')\n")
+    for name in runpy.run_path(str(ROOT / "container" / "requirements.py"))["LEFT_OUT"]:
+        (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('not in the container', name={name!r})\n")
     places = [folder, ROOT / "src", ROOT / "packages" / "runtime" / "src"]
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
     os.environ |= {"PYTHONPATH": os.pathsep.join(map(str, places)), "OMP_NUM_THREADS": "1"}

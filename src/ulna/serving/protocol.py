@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -32,14 +31,14 @@ def protocol_of(limits: Limits) -> type[H11Protocol]:
             self._wait()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._waiting = _cancelled(self._waiting)
-            self._stalled = _cancelled(self._stalled)
+            self._wait_no_more()
+            self._stall_no_more()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
-                self._waiting = _cancelled(self._waiting)
+                self._wait_no_more()
                 return
             self._discarded += len(data)
             if self._discarded > MOST_DISCARDED:
@@ -48,7 +47,7 @@ def protocol_of(limits: Limits) -> type[H11Protocol]:
                 self._wait()
 
         def on_response_complete(self) -> None:
-            self._waiting = _cancelled(self._waiting)
+            self._wait_no_more()
             super().on_response_complete()
             if self.cycle is None or self.cycle.response_complete:
                 self._wait()
@@ -58,19 +57,24 @@ def protocol_of(limits: Limits) -> type[H11Protocol]:
             self._stalled = self._stalled or self.loop.call_later(limits.silent_s, self._give_up)
 
         def resume_writing(self) -> None:
-            self._stalled = _cancelled(self._stalled)
+            self._stall_no_more()
             super().resume_writing()
 
         def _wait(self) -> None:
             self._waiting = self.loop.call_later(limits.header_s, self._give_up)
+
+        def _wait_no_more(self) -> None:
+            if self._waiting is not None:
+                self._waiting.cancel()
+                self._waiting = None
+
+        def _stall_no_more(self) -> None:
+            if self._stalled is not None:
+                self._stalled.cancel()
+                self._stalled = None
 
         def _give_up(self) -> None:
             self._waiting = self._stalled = None
             self.transport.abort()
 
     return Watched
-
-
-def _cancelled(timer: Any) -> None:
-    if timer is not None:
-        timer.cancel()
