@@ -10,7 +10,8 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,7 @@ def serve(
         raise UsageError(f"--threads {threads}: a number of threads, from 1 to 4096; left out, all cores")
     if not is_of_the_zoo(run) and not os.path.lexists(run):
         raise UsageError(f"{run}: does not exist; check the path")
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _leave)  # else nobody removes what was sent
-    with bound(host, port) as listening, tempfile.TemporaryDirectory(prefix="ulna-serve-") as folder:
+    with bound(host, port) as listening, _leaving(), tempfile.TemporaryDirectory(prefix="ulna-serve-") as folder:
         server = Server(str(run), threads, listening, Path(folder), limits, token, names)
         asyncio.run(server.run())
 
@@ -285,5 +284,18 @@ class Server:
         self._server.should_exit = True
 
 
-def _leave(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
+@contextmanager
+def _leaving() -> Iterator[None]:
+    """Let SIGTERM leave as Ctrl-C does; else nobody would remove what was sent."""
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ulna.data.formats.limits import is_memory_error
 from ulna.errors import UsageError
 from ulna.serving.answering import answer_upload
 from ulna.serving.engine import Engine
@@ -49,11 +50,12 @@ def main() -> None:
             tell({"job": job["id"], "done": True})
         except UsageError as error:
             tell({"job": job["id"], "failed": _without_place(str(error), job["folder"])})
-        except MemoryError:
-            tell({"job": job["id"], "failed": "the image needs more memory than is free; cut it, or raise --max-ram"})
-        except Exception:
-            sys.stderr.write(traceback.format_exc())
-            tell({"job": job["id"], "failed": "a defect of ulna serve, whose log has more; please report it"})
+        except Exception as error:
+            text = "the image needs more memory than is free; cut it, or use a machine with more"
+            if not is_memory_error(error):
+                sys.stderr.write(traceback.format_exc())
+                text = "a defect of ulna serve, whose log has more; please report it"
+            tell({"job": job["id"], "failed": text})
 
 
 def load_engine(run: str, threads: int | None) -> Engine:
