@@ -1,6 +1,7 @@
 """What a server answers is what `ulna predict` writes: pictures, arrays, DICOM; of runs and of exported files."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from PIL import Image
 import ulna
 from tests.dicom_series import write_series
 from tests.inference.test_predict import run_folder
+from tests.places import ROOT
+from tests.serving.conftest import serving
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Series, Source
 from ulna.errors import UsageError
@@ -152,3 +155,24 @@ def test_torch_is_not_imported_for_an_exported_file(without_torch):
     done = subprocess.run([sys.executable, "-c", code], env=without_torch, capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr
     assert "is predicted with torch, which is not installed; export it" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_series_goes_through_a_server_of_a_run(deep, tmp_path, monkeypatch):
+    """Over HTTP, with torch in the worker: mask, views, and what they are called."""
+    places = [ROOT / "src", ROOT / "packages" / "runtime" / "src"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
+    (tmp_path / "served").mkdir()
+    with serving(deep, tmp_path / "served") as client:
+        assert client.get("/model")["classes"] == ["x", "y"]
+        told = client.send("study.zip", series(tmp_path / "dicom").read_bytes())[1]
+        job = client.ended(told["id"])
+        assert (job["state"], job["file"], job["size"]) == ("done", "study.dcm", [14, 12, 6])
+        status, headers, mask = client.ask("GET", f"/jobs/{job['id']}/mask")
+        assert (status, headers["content-disposition"]) == (200, 'attachment; filename="study.dcm"')
+        assert mask[128:132] == b"DICM"
+        for what in ("image", "mask"):
+            status, headers, view = client.ask("GET", f"/jobs/{job['id']}/view/{what}")
+            assert (status, view[:2]) == (200, b"\x1f\x8b")
+            assert headers["content-disposition"] == f'attachment; filename="study_{what}.nii.gz"'
+        assert client.ask("GET", f"/jobs/{job['id']}/view/other")[0] == 400
