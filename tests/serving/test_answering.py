@@ -15,7 +15,7 @@ import ulna
 from tests.dicom_series import write_series
 from tests.inference.test_predict import run_folder
 from tests.places import ROOT
-from tests.serving.conftest import serving
+from tests.serving.servers import serving
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Series, Source
 from ulna.errors import UsageError

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.serving.conftest import SMALL, png
+from tests.serving.servers import SMALL, png
 
 HOST = b"Host: localhost\r\n"
 

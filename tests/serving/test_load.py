@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.serving import conftest  # noqa: F401 - skips where the extra is absent
+from tests.serving import servers  # noqa: F401 - skips where the extra is absent
 
 
 @pytest.mark.slow

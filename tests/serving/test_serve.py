@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.serving.conftest import serving
+from tests.serving.servers import serving
 from ulna.cli import main as cli
 from ulna.errors import UsageError
 from ulna.serving.guard import host_name, is_everywhere, is_loopback

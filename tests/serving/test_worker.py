@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.serving.conftest import png, serving
+from tests.serving.servers import png, serving
 
 
 @contextmanager
