@@ -30,7 +30,7 @@ def test_other_machines_need_a_token():
     assert check_token("10.0.0.1", SECRET) == SECRET
 
 
-def test_what_the_command_line_refuses(tmp_path, capfd):
+def test_what_the_command_line_refuses(without_torch, tmp_path, capfd):
     for words, said in (
         (["zoo:nuclei", "--host", "0.0.0.0"], "give a --token"),
         (["zoo:nuclei", "--queue", "0"], "--queue 0: must be above 0"),
@@ -94,7 +94,10 @@ def test_limits():
     assert (limits.queue, limits.body, limits.ram, limits.kept_s) == (3, 1_500_000, 2_000_000_000, 30)
 
 
-def test_a_token_is_asked_for_everywhere_but_for_health(without_torch, tmp_path):
+def test_a_token_is_asked_for_everywhere_but_for_health(without_torch, tmp_path, monkeypatch, caplog):
+    """Also where the environment would have FastAPI report requests elsewhere, which is not even tried."""
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with serving("zoo:nuclei", tmp_path, token=SECRET) as client:
         assert client.ask("GET", "/health")[0] == 200
         for path in ("/model", "/metrics", "/openapi.json", "/jobs/x"):
@@ -105,6 +108,7 @@ def test_a_token_is_asked_for_everywhere_but_for_health(without_torch, tmp_path)
         right = {"Authorization": f"Bearer {SECRET}"}
         assert client.ask("GET", "/model", headers=right)[0] == 200
         told = json.loads(client.ask("GET", "/openapi.json", headers=right)[2])
+        assert "telemetry" not in caplog.text
         assert {"/jobs", "/jobs/{id}", "/jobs/{id}/mask", "/jobs/{id}/events", "/health", "/metrics"} <= set(
             told["paths"]
         )

@@ -94,6 +94,12 @@ def make_api(jobs: Jobs, supervisor: Supervisor) -> FastAPI:
         docs_url=None,  # its pages load scripts from the network
         redoc_url=None,
         lifespan=alive,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },  # nothing is sent anywhere
     )
     _add_errors(api)
     _add_state(api, jobs, supervisor)
