@@ -1,15 +1,19 @@
 """Requests that mean harm: none crashes the server, fills memory or disk, or leaves a file."""
 
 import contextlib
+import gzip
 import io
 import json
 import re
 import socket
 import stat
+import struct
 import threading
 import time
 import zipfile
+import zlib
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -32,8 +36,6 @@ def zipped(members, *, links=(), compression=zipfile.ZIP_DEFLATED):
 
 def png_of(width, height):
     """A header that promises a picture, and next to nothing behind it."""
-    import struct
-    import zlib
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -52,6 +54,21 @@ def npy_of(shape):
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return file.getvalue()
+
+
+def tiff_of(side):
+    """A directory that promises a picture in one strip, and ten bytes of it."""
+    tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: side, 279: 10}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 18) + bytes(10) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def nifti_of(side):
+    """A header that promises a volume, and no volume."""
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((side,) * 3)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    return gzip.compress(header.binaryblock + bytes(4))
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +111,8 @@ FAILED = {
     "zip cut short": ("a.zip", zipped([("a", b"x" * 100)])[:-30], "is cut short"),
     "zip packed otherwise": ("a.zip", zipped([("a", b"x" * 99)], compression=zipfile.ZIP_LZMA), "not read here"),
     "picture bomb": ("a.png", png_of(50_000, 50_000), "declares 50000 x 50000 pixels"),
+    "scan bomb": ("a.tif", tiff_of(60_000), "pixels"),
+    "volume bomb": ("a.nii.gz", nifti_of(30_000), "declares 30000 x 30000 x 30000 pixels"),
     "array bomb": ("a.npy", npy_of((60_000, 60_000)), "60000"),
     "truncated picture": ("a.png", png()[:300], "cut short"),
     "truncated volume": ("a.nii.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\3\0\0\0", "a.nii.gz"),

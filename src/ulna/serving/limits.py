@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MB = 1_000_000
+TOKEN = "ULNA_TOKEN"  # the variable; a word of a command line is seen by everybody on the machine
 
 
 class Limits(NamedTuple):

@@ -19,13 +19,12 @@ from ulna.data.formats.limits import memory
 from ulna.errors import UsageError
 from ulna.serving.guard import LOOPBACK, Guard, is_everywhere, is_loopback
 from ulna.serving.jobs import Jobs
-from ulna.serving.limits import MB, Limits
+from ulna.serving.limits import MB, TOKEN, Limits
 from ulna.serving.metrics import Metrics
 from ulna.system.names import is_of_the_zoo
 
 log = logging.getLogger(__name__)
 
-TOKEN = "ULNA_TOKEN"  # the variable; a word of a command line is seen by everybody on the machine
 SHORTEST_TOKEN = 16
 EXTRA = ("fastapi", "uvicorn", "python_multipart", "starlette", "h11", "anyio")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ulna.errors import UsageError
 from ulna.serving.jobs import ENDED, Job, Jobs, read_answer
-from ulna.serving.limits import MB
+from ulna.serving.limits import MB, TOKEN
 from ulna.serving.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=MOST_LINE,
-            env={**os.environ, "TMPDIR": str(temporary)},
+            env={name: value for name, value in os.environ.items() if name != TOKEN} | {"TMPDIR": str(temporary)},
             start_new_session=True,  # Ctrl-C is for the server, which ends it
         )
         worker = cls(process)
