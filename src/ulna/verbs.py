@@ -60,7 +60,7 @@ VERBS: dict[str, Verb] = {
         paths=True,
         flags="--model --out --epochs --max-hours --budget --seed "
         "--fold --folds --split --recipe --plan --init --set --threads --pseudonymise",
-        switches="--resume",
+        switches="--resume --allow-code",
     ),
     "predict": Verb(
         "ulna.inference.predict:predict",
@@ -68,7 +68,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--out --split --level --format --series --dicom --threads --pseudonymise",
-        switches="--tta --probabilities --overwrite --strict --no-post-processing --report",
+        switches="--tta --probabilities --overwrite --strict --no-post-processing --report --allow-code",
     ),
     "evaluate": Verb(
         "ulna.evaluation.evaluate:evaluate",
@@ -82,7 +82,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--out --case --target --series --dicom",
-        switches="--tta",
+        switches="--tta --allow-code",
     ),
     "prune": Verb(
         "ulna.study.prune:prune",

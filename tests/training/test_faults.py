@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.share import share
 from tests.training.test_kills import resume, same, start
 from tests.training.victims import Job, hurt
 from ulna.errors import UsageError
@@ -103,6 +104,7 @@ def test_every_operation_of_a_training_can_fail(discs, tmp_path):
     points = [(operation, n, "fail") for operation in ("fsync", "rename") for n in _all(reference, operation)]
     points += [("write", n, ("fail", "full")[n % 2]) for n in _all(reference, "write")]
     points += [("file size", size, "") for size in (0, 100, 1000, 5000, 20_000, 50_000)]
+    points = share(points, 4)
     runs = [tmp_path / f"run{number}" for number in range(len(points))]
     outcomes = hurt([Job(begin(run), str(run), *point) for run, point in zip(runs, points, strict=True)], tmp_path)
     again = []
@@ -133,6 +135,7 @@ def test_every_operation_of_a_prediction_and_an_evaluation_can_fail(discs, tmp_p
     for verb, reference, codes in ((predict, done[1], (2, 3)), (evaluate, done[2], (2,))):
         points = [(operation, n, "fail") for operation in ("fsync", "rename") for n in _all(reference, operation)]
         points += [("write", n, ("fail", "full")[n % 2]) for n in _all(reference, "write")] + [("file size", 30, "")]
+        points = share(points, 3)
         outs = [tmp_path / f"{verb.__name__}{number}" for number in range(len(points))]
         jobs = [Job(verb(out), str(out), *point) for out, point in zip(outs, points, strict=True)]
         for out, outcome in zip(outs, hurt(jobs, tmp_path), strict=True):

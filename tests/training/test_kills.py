@@ -6,6 +6,7 @@ import signal
 import pytest
 import torch
 
+from tests.share import share
 from tests.training.victims import Job, hurt
 from ulna.system.files import read_tensors
 from ulna.training.checkpoint import load_checkpoint
@@ -58,19 +59,6 @@ def killed_and_resumed(data, tmp, points, whole):
     return list(zip(points, blows, begun, strict=True))
 
 
-def test_killed_inside_a_save_between_its_renames_and_inside_validation(discs, tmp_path):
-    # renames: three files of the start, next and last of the first checkpoint; then next, previous and last of each
-    points = [("write", 9), ("rename", 8), ("validation", 3)]
-    runs = [tmp_path / operation for operation, _ in points]
-    jobs = [Job(start(discs, tmp_path / "whole"), str(tmp_path / "whole"))]
-    for run, point in zip(runs, points, strict=True):
-        jobs += [Job(start(discs, run), str(run), *point), Job(resume(discs, run), str(run))]
-    codes = [outcome.code for outcome in hurt(jobs, tmp_path)]
-    assert codes == [0, *[-signal.SIGKILL, 0] * len(points)]
-    for run in runs:
-        same(tmp_path / "whole", run)
-
-
 @pytest.fixture(scope="module")
 def whole(discs, tmp_path_factory):
     tmp = tmp_path_factory.mktemp("whole")
@@ -80,27 +68,31 @@ def whole(discs, tmp_path_factory):
 
 
 @pytest.mark.slow(longest=True)
-def test_forty_kills_cost_nothing(discs, tmp_path, whole):
+def test_kills_cost_nothing(discs, tmp_path, whole):
     run, outcome = whole
     draw = random.Random(0)
     often = {"write": 8, "fsync": 5, "rename": 7, "validation": 4, "step": 4}
     points = [(name, n, "kill") for name, k in often.items() for n in _some(draw, outcome.counts[name], k)]
     points += [("delay", draw.uniform(0, outcome.seconds), "kill") for _ in range(40 - len(points))]
+    # inside a save, between its renames (three files of the start, next and last of the first checkpoint; then next, previous
+    # and last of each), and inside validation
+    points = [("write", 9, "kill"), ("rename", 8, "kill"), ("validation", 3, "kill"), *share(points, 4)]
     outcomes = killed_and_resumed(discs, tmp_path, points, run)
-    assert len(outcomes) == 40
+    assert len(outcomes) == len(points)
     for (operation, _, _), blow, _ in outcomes:
         assert blow.code == -signal.SIGKILL or (operation == "delay" and blow.code == 0)
 
 
 @pytest.mark.slow(longest=True)
-def test_twenty_stops_exit_with_143_and_the_command(discs, tmp_path, whole):
+def test_stops_exit_with_143_and_the_command(discs, tmp_path, whole):
     run, outcome = whole
     draw = random.Random(1)
     often = {"write": 3, "fsync": 2, "rename": 2, "validation": 3, "step": 4}
     points = [(name, n, "term") for name, k in often.items() for n in _some(draw, outcome.counts[name], k)]
     points += [("delay", draw.uniform(0, outcome.seconds), "term") for _ in range(20 - len(points))]
+    points = share(points, 3)
     outcomes = killed_and_resumed(discs, tmp_path, points, run)
-    assert len(outcomes) == 20
+    assert len(outcomes) == len(points)
     for (operation, _, _), blow, begun in outcomes:
         if operation == "delay" and (blow.code == 0 or not begun):  # it had ended, or nothing was there to go on with
             assert blow.code in (0, -signal.SIGTERM)

@@ -380,8 +380,7 @@ def test_a_wrong_loss_costs_no_reading_of_data(tmp_path, monkeypatch, change):
 def test_json_of_every_verb_is_json(run, discs, tmp_path, capsys):
     for arguments in (
         ["check", str(discs)],
-        ["plan", str(discs)],
-        ["models"],
+        ["plan", str(discs), "--untimed"],
         ["predict", str(run.folder), str(discs), "--out", str(tmp_path / "m")],
         ["evaluate", str(tmp_path / "m"), str(discs)],
     ):

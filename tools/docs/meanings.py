@@ -50,6 +50,9 @@ MEANINGS = {
     "architecture.head": "what makes logits of the maps",
     "architecture.deep_supervision": "every node of full resolution has a head that is trained",
     "architecture.readout": "the answer: the last head, or the mean of the probabilities of all",
+    "architecture.foreign": "a network of others in place of all other fields of this section, with `source` (the name "
+    "of the model), `options` (keywords of its constructor), `divisor` and `least` (sides that it takes), `answer`, "
+    "`encoder_weights`, and the `version` or `digest` that ulna notes; see [networks of others](../foreign-networks.md)",
     "architecture.ends_at": "the head at which a pruned network ends; `ulna prune` writes it",
     "slot.kind": "name of the block",
     "slot.levels": "only there; 0 is full resolution, -1 the deepest",

@@ -1,6 +1,7 @@
 """Networks exported once, to be put behind plans of many kinds; and small exported files made by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ulna_runtime import bundle
 from ulna_runtime.segmenter import Segmenter as Exported
 
 torch.set_num_threads(1)
+SOURCE = Path(__file__).parents[1] / "src"
 CLASSES = Labels(names=("background", "x", "y"))
 OVERLAPPING = Labels(names=("a", "b", "c"), multilabel=True)
 UNET = {"channels": (4, 6), "strides": ((2, 2),)}

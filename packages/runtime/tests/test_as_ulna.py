@@ -7,14 +7,18 @@ import pytest
 import torch
 
 from packages.runtime.tests.conftest import CLASSES, OVERLAPPING, plan_for, recipe_of
+from tests.data.pipeline.test_orientation import ALL_48, oblique, stored_as
+from tests.inference.test_geometry import GRID
 from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.volume import Volume
 from ulna.inference.segmenter import Ensemble
+from ulna.inference.spread import Agreement, count_agreement
 from ulna.networks.heads import probabilities
 from ulna.recipe import Labels, Normalization, Slices
 from ulna.recipe.plan import Whitening
 from ulna_runtime import labels, turning
 from ulna_runtime.bundle import Bundle
+from ulna_runtime.predicting import Compare
 from ulna_runtime.segmenter import Segmenter as Exported
 from ulna_runtime.volume import Volume as RuntimeVolume
 
@@ -110,6 +114,21 @@ def test_volumes_in_any_orientation(number, deep, rng):
     assert result.mask.shape == size
 
 
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_the_answer_is_the_same_to_the_bit_in_all_48_orientations(limit, deep, rng):
+    plan = plan_for(3, orientation="RAS", spacing=GRID, unit="mm", whole_image_limit=limit, patch=(8, 12, 8))
+    segment, affine = deep.both(plan, tta=limit > 0)[1], oblique((4, -9, 13), (1.3, 1.2, 2.9))
+    array = rng.normal(size=(9, 13, 5)).astype(np.float32)
+    straight = segment(array, affine=affine, probabilities=True)
+    assert len(np.unique(straight.mask)) > 1
+    for letters in ALL_48[:: 5 if limit else 1]:
+        other, its = stored_as(array, affine, letters)
+        result = segment(other, affine=its, probabilities=True)
+        assert np.array_equal(result.mask, stored_as(straight.mask, affine, letters)[0])
+        for one, expected in zip(result.probabilities, straight.probabilities, strict=True):
+            assert np.array_equal(one, stored_as(expected, affine, letters)[0])
+
+
 @pytest.mark.parametrize(("axis", "neighbours"), [(0, 0), (1, 1), (2, 1)])
 def test_slices_of_volumes(axis, neighbours, flat, rng):
     channels = 1 if neighbours else 3
@@ -158,9 +177,19 @@ def test_several_networks_are_averaged_whatever_their_grids(flat, rng):
     ours = Ensemble({str(n): flat.both(plan)[0] for n, plan in enumerate(plans)})
     theirs = Exported(Bundle("file", "", {"members": members}, {}, graphs), threads=1)
     volume = Volume(rng.normal(size=(3, 31, 22)).astype(np.float32), (1.0, 1.0), "mm")
-    result = theirs(RuntimeVolume(volume.array, volume.spacing, "mm"), probabilities=True)
+    given = RuntimeVolume(volume.array, volume.spacing, "mm")
+    result = theirs(given, probabilities=True)
     assert np.abs(result.probabilities - ours.probabilities(volume).numpy()).max() < APART
     assert np.array_equal(result.mask, ours.mask(volume))
+    expected, found = Agreement(CLASSES), Agreement(CLASSES)
+    ours.slabs(volume, expected).maps()
+
+    def add(first, second):
+        found.add(count_agreement(torch.from_numpy(first)[None], torch.from_numpy(second)[None], CLASSES))
+
+    theirs.slabs(given, compare=Compare(add)).joined(lambda part: part)
+    assert found.by_class() == pytest.approx(expected.by_class(), abs=1e-6)
+    assert 0 < found.by_class()["x"] < 1
 
 
 def test_one_structure_has_one_map(rng):

@@ -135,6 +135,28 @@ def test_members_that_would_unpack_to_too_much_are_refused(file):
         load(data)
 
 
+def test_graphs_that_are_packed_as_no_network_is_are_refused(members, tmp_path):
+    """A few kilobytes that would fill the memory."""
+    path = relisted(tmp_path / "a.ulna", members | {"networks/0.onnx": bytes(3 * bundle.SMALL)})
+    assert path.stat().st_size < 50_000
+    with pytest.raises(UsageError, match=r"'networks/0\.onnx' would unpack \d+ bytes to 3145728"):
+        load(path)
+
+
+def test_encrypted_members_and_two_of_one_name_are_refused(file):
+    data = bytearray(file.read_bytes())
+    place = data.index(b"PK\x01\x02")
+    data[place + 8] |= 1  # the flag in the directory
+    damaged = file.with_name("b.ulna")
+    damaged.write_bytes(data)
+    with pytest.raises(UsageError, match="is encrypted"):
+        load(damaged)
+    with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("card.json", b"{}")
+    with pytest.raises(UsageError, match="has two members of one name"):
+        load(file)
+
+
 def test_a_member_that_is_longer_than_its_directory_says_is_refused(file):
     """The size in the directory of a zip is no promise: what is read is bounded by it."""
     data = bytearray(file.read_bytes())
@@ -192,6 +214,7 @@ def test_foreign_operators_and_no_graphs_are_refused():
         (("plan", "in_channels"), "3"),
         (("inference", "overlap"), 1.5),
         (("inference", "mesh_step"), 0),
+        (("inference", "post_processing"), "no"),
         (("graphs", "files"), []),
         (("graphs", "divisor"), [0, 2]),
         (("graphs", "kind"), "other"),
@@ -218,8 +241,21 @@ def test_what_is_no_file_or_of_another_version_is_said(file, tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         load(tmp_path)
 
-    def newer(parts):
-        parts["manifest.json"] = json.dumps(json.loads(parts["manifest.json"]) | {"version": 2}).encode()
 
-    with pytest.raises(UsageError, match="has version 2 of the format, this program reads 1"):
-        load(rewritten(file, newer))
+def of_version(value):
+    def change(parts):
+        parts["manifest.json"] = json.dumps(json.loads(parts["manifest.json"]) | {"version": value}).encode()
+
+    return change
+
+
+@pytest.mark.parametrize("value", [3, 0, -1, "1", True, 1.5, None, [1]])
+def test_a_newer_version_and_what_is_none_is_refused(file, value):
+    with pytest.raises(UsageError, match=r"a\.ulna: has version .*, this program reads 1 to 2; install a newer"):
+        load(rewritten(file, of_version(value)))
+
+
+def test_a_whole_file_of_the_first_version_is_read_and_cleans_nothing(file):
+    segment = load(rewritten(file, of_version(1)))
+    assert segment.calibration is None
+    assert segment.members[0].settings.post_processing

@@ -216,7 +216,8 @@ def _train(console: Console, run: Any) -> None:
     for line in _trust(summary.get("trust", {})):
         print_plain(console, line, style="dim")
     print_plain(console, f"run folder: {run.folder}")
-    print_plain(console, f"next: ulna predict {quoted(run.folder)} IMAGES --out masks", style="dim")
+    code = " --allow-code" if "digest" in run.summary.get("network", {}) else ""
+    print_plain(console, f"next: ulna predict {quoted(run.folder)} IMAGES --out masks{code}", style="dim")
 
 
 def _trust(told: Any) -> list[str]:

@@ -76,6 +76,7 @@ def explain(
     tta: bool = False,
     series: Sequence[str] = (),
     dicom: Sequence[str] = (),
+    allow_code: bool = False,
 ) -> Explanation:
     """Show what the answer for one image depends on and how sure it is: saliency, uncertainty, Grad-CAM, attention.
 
@@ -94,6 +95,7 @@ def explain(
         tta: predict mirrored copies of the image too; of a single run, the spread of these answers is shown.
         series: of DICOM: the UID or the description of the series to take, or of several that are the channels.
         dicom: what is done about odd slices, as in `ulna predict`.
+        allow_code: execute the code of a network of one's own, which lies in the run as network.py: read it before.
 
     Returns:
         The folder, its files, and what stands in explain.json.
@@ -105,10 +107,10 @@ def explain(
         ulna explain runs/nuclei-unetpp scan.png --out why
     """
     named, image, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(image), Path(out)
-    flags = {"--out": out, "--case": case, "--target": target, "--tta": tta}
+    flags = {"--out": out, "--case": case, "--target": target, "--tta": tta, "--allow-code": allow_code}
     check_run_first("explain", named, image, to_argv(flags))
     runs = each_run(named)
-    segmenter = load_runs(runs)
+    segmenter = load_runs(runs, allow_code=allow_code)
     labels = segmenter.plan.labels
     wanted = None if target is None else _index(target, labels)
     wishes = parse_wishes(series, dicom)._replace(channels=channels_of(segmenter.plan))

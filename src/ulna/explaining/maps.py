@@ -15,6 +15,7 @@ from ulna.explaining import methods
 from ulna.explaining.pictures import Layers, Panel
 from ulna.explaining.seeing import Piece, flat, lifted, seen
 from ulna.inference.segmenter import Segmenter
+from ulna.networks.foreign import ForeignNetwork
 from ulna.networks.network import Network
 from ulna.recipe import Labels
 
@@ -113,7 +114,10 @@ def add_uncertainty(doubt: methods.Uncertainty, kind: str, subject: Subject, lab
 
 
 def add_grad_cam(segmenter: Segmenter, network: Network, subject: Subject, found: Found) -> None:
-    """Grad-CAM at the deepest node."""
+    """Grad-CAM at the deepest node; a network of others has no nodes that are known."""
+    if isinstance(network, ForeignNetwork):
+        found.left_out["gradcam"] = "which of the maps of a network of others is the deepest is not known"
+        return
     piece, slices = subject.piece, segmenter.plan.slices
     image = seen(subject.prepared.image, piece, slices).to(segmenter.device)
     region = flat(subject.region[piece.window], slices).to(segmenter.device)

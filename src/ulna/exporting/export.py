@@ -27,6 +27,7 @@ from ulna.recipe import PLAN_FORMAT
 from ulna.system.extras import need
 from ulna.system.files import write_whole
 from ulna.system.outputs import check_folder
+from ulna.trust.calibration import in_common
 from ulna.version import version
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,8 @@ def export(
         members[bundle.WEIGHTS] = weights_of(segmenters[0].network, precision)
     card = card_of(runs, segmenters[0].plan, segmenters[0].recipe, licence)
     card["export"] = {"precision": precision, "level": "whole" if level is None else f"L{level}"}
+    if cleaned := _post_processing(segmenters):
+        card["export"]["post_processing"] = cleaned
     card["versions"]["exported_with_torch"] = str(torch.__version__)
     parity = _compared(segmenters, bundle, {**members, "card.json": as_json(card)}, out, cases)
     _check_parity(parity, precision, most_dice_lost, runs)
@@ -187,7 +190,9 @@ def _segmenter(run: Path, level: int | None) -> Segmenter:
         segmenter = pruned(segmenter, chosen.head if chosen else None)
     recipe = segmenter.recipe
     recipe = recipe.replaced(training=recipe.training.replaced(precision="fp32"))
-    return Segmenter(segmenter.network, segmenter.plan, recipe, torch.device("cpu"))
+    made = Segmenter(segmenter.network, segmenter.plan, recipe, torch.device("cpu"), segmenter.calibration)
+    made.compares = None  # no heads are computed: nothing is told here of how far an answer can be trusted
+    return made
 
 
 def _graphs(segmenter: Segmenter, precision: str, windows: Any) -> Graphs:
@@ -221,11 +226,25 @@ def _pipeline(segmenters: Sequence[Segmenter], made: Sequence[Graphs], precision
                 "inference": recipe["inference"],
                 "graphs": {**graphs.facts, "files": _names(number, graphs)},
                 "recipe": recipe,
+                **_calibrated(segmenter),
                 "maps_per_voxel": maps_per_voxel(segmenter.network, segmenter.plan, bf16=False),
             }
         )
     values = {"members": members, "precision": precision, "written_by": f"ulna {version('ulna')}"}
     return json.dumps(values, allow_nan=False).encode()
+
+
+def _calibrated(segmenter: Segmenter) -> dict[str, Any]:
+    """calibration.json of a run, where it has one for its weights."""
+    found = segmenter.calibration
+    return {} if found is None else {"calibration": found.model_dump(mode="json")}
+
+
+def _post_processing(segmenters: Sequence[Segmenter]) -> dict[str, str]:
+    """Class -> what is done to its masks, for people."""
+    each = [segmenter.calibration for segmenter in segmenters]
+    found = each[0] if len(each) == 1 else in_common(each)
+    return {} if found is None else {name: rule.words for name, rule in found.rules.items()}
 
 
 def _compared(

@@ -68,7 +68,7 @@ class Parity:
 
 
 def compare(run: Segmenter, exported: Any, images: Iterator[Compared], *, made_up: bool, logits: float) -> Parity:
-    """Predict every image in both ways.
+    """Predict every image in both ways, masks after post-processing and probabilities as they are shown.
 
     Args:
         run: on a CPU in float32.
@@ -83,12 +83,12 @@ def compare(run: Segmenter, exported: Any, images: Iterator[Compared], *, made_u
     against = False
     for image in images:
         volume = image.volume
-        expected = run.probabilities(volume)
-        ours = run.label_map(expected)
+        expected = run.segment(volume, probabilities=True)
+        ours = expected.mask
         theirs = exported(
             to_runtime(volume.array, volume.spacing, volume.unit, volume.affine, volume.path), probabilities=True
         )
-        apart = max(apart, float(np.abs(theirs.probabilities - expected.numpy()).max()))
+        apart = max(apart, float(np.abs(theirs.probabilities - expected.probabilities).max()))
         agree = ours == theirs.mask
         same, voxels, count = same + int(agree.sum()), voxels + agree.size, count + 1
         against = against or image.reference is not None

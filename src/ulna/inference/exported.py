@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ulna.data.pipeline.orientation import Turn
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.segmenter import Segmenter
-from ulna.inference.spread import Agreement
+from ulna.inference.spread import MOST_CLASSES, Agreement, count_agreement
 from ulna.inference.volume import Slabs
 from ulna.planning.memory import MemoryEstimate, prediction_memory
 from ulna.recipe import Plan, Recipe, parse
+from ulna.trust.calibration import Calibration, in_common
 
 
 class ExportedSegmenter(Segmenter):
@@ -29,14 +31,19 @@ class ExportedSegmenter(Segmenter):
         plan: of the first network.
         recipe: of the first network.
         pipeline: what the file says, for what is not of the first network.
+        calibration: of the network, or what several have in common.
     """
 
-    def __init__(self, exported: Any, plan: Plan, recipe: Recipe, pipeline: dict[str, Any]) -> None:
-        super().__init__(nn.Identity(), plan, recipe, torch.device("cpu"))  # type: ignore[arg-type]
+    def __init__(
+        self, exported: Any, plan: Plan, recipe: Recipe, pipeline: dict[str, Any], calibration: Calibration | None
+    ) -> None:
+        super().__init__(nn.Identity(), plan, recipe, torch.device("cpu"), calibration)  # type: ignore[arg-type]
         self.exported, self._pipeline = exported, pipeline
+        if len(exported.members) > 1:
+            self.compares = "folds" if len(plan.labels.foreground) <= MOST_CLASSES else None
 
     @classmethod
-    def load(cls, run: str | Path) -> ExportedSegmenter:
+    def load(cls, run: str | Path, *, allow_code: bool = False) -> ExportedSegmenter:
         """Read an exported file and check all of it.
 
         Raises:
@@ -59,24 +66,30 @@ class ExportedSegmenter(Segmenter):
         first = bundle.pipeline["members"][0]
         plan = parse(Plan, first["plan"], source=f"{run}: plan")
         recipe = parse(Recipe, first.get("recipe"), source=f"{run}: recipe")
-        return cls(exported, plan, recipe, bundle.pipeline)
+        each = [_calibration(member, f"{run}: calibration") for member in bundle.pipeline["members"]]
+        return cls(exported, plan, recipe, bundle.pipeline, each[0] if len(each) == 1 else in_common(each))
 
     def _plans(self) -> tuple[Plan, ...]:
         return tuple(parse(Plan, member["plan"]) for member in self._pipeline["members"])
 
     def mirrored(self) -> Segmenter:
         recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
-        return ExportedSegmenter(self.exported, self.plan, recipe, self._pipeline)
+        return ExportedSegmenter(self.exported, self.plan, recipe, self._pipeline, self.calibration)
 
-    def slabs(
-        self, volume: Volume, agreement: Agreement | None = None
-    ) -> Slabs:  # no answers to compare: no calibration
+    def slabs(self, volume: Volume, agreement: Agreement | None = None) -> Slabs:
         from ulna_runtime.errors import UsageError as RuntimeUsageError
+        from ulna_runtime.predicting import Compare
         from ulna_runtime.volume import Volume as RuntimeVolume
 
+        def add(*answers: NDArray[np.float32]) -> None:
+            first, second = (torch.from_numpy(np.ascontiguousarray(maps))[None] for maps in answers)
+            if agreement is not None:
+                agreement.add(count_agreement(first, second, self.plan.labels))
+
         given = RuntimeVolume(volume.array, volume.spacing, volume.unit, volume.affine, volume.path)
+        compare = None if agreement is None else Compare(add, agreement.copies)
         try:
-            slabs = self.exported.slabs(given, tta=self.recipe.inference.tta)
+            slabs = self.exported.slabs(given, tta=self.recipe.inference.tta, compare=compare)
         except RuntimeUsageError as error:
             raise UsageError(str(error)) from None
 
@@ -93,3 +106,12 @@ class ExportedSegmenter(Segmenter):
         sparse: Any = SimpleNamespace(head=SimpleNamespace(sparse=self.exported.networks[0].by_patches))
         most = max(float(member.get("maps_per_voxel") or 0.0) for member in self._pipeline["members"])
         return prediction_memory(self.plan, volume, sparse, maps_per_voxel=most, probabilities=probabilities)
+
+
+def _calibration(member: dict[str, Any], source: str) -> Calibration | None:
+    """Of one network, without the Dice that its heads tell: a graph has one."""
+    given = member.get("calibration")
+    if given is None:
+        return None
+    found = parse(Calibration, given, source=source)
+    return found.replaced(dice={origin: lines for origin, lines in found.dice.items() if origin != "heads"})

@@ -8,6 +8,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ulna.networks.foreign import ForeignNetwork
 from ulna.networks.heads.decoder import WeightNormLinear
 from ulna.networks.network import Network
 
@@ -20,6 +21,8 @@ def fuse_batchnorm(network: Network) -> Network:
     normalised once, too.
     """
     fused = copy.deepcopy(network).eval()
+    if isinstance(network, ForeignNetwork):  # what its modules do with a sequence of layers is not known
+        return fused
     for sequence in [module for module in fused.modules() if isinstance(module, nn.Sequential)]:
         for (name, conv), (after, norm) in pairwise(list(sequence.named_children())):
             if isinstance(conv, nn.Conv2d | nn.Conv3d) and isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):

@@ -28,6 +28,8 @@ def levels_of(run: Path, recipe: Recipe) -> list[Level]:
     architecture = recipe.architecture
     if architecture.ends_at is not None:
         raise UsageError(f"{run}: is pruned already, to {architecture.ends_at}; prune the run that it came from")
+    if architecture.foreign is not None:
+        raise UsageError(f"{run}: its network, {architecture.foreign.source}, is one of others, which cannot be pruned")
     heads = ends(architecture)
     if len(heads) < 2:
         kept = f"only {heads[0]}, answers" if heads else "which reads all levels at once, answers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ulna.inference.exported import ExportedSegmenter
@@ -10,7 +11,9 @@ from ulna.inference.segmenter import Segmenter, together
 from ulna.inference.zoo import located
 
 
-def load(run: str | Path | Sequence[str | Path], *, post_processing: bool = True) -> Segmenter:
+def load(
+    run: str | Path | Sequence[str | Path], *, post_processing: bool = True, allow_code: bool = False
+) -> Segmenter:
     """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
 
     So do the folds of a cross-validation. A file of `ulna export` is read too, by `ulna-runtime`, and `zoo:NAME` for one that
@@ -19,13 +22,16 @@ def load(run: str | Path | Sequence[str | Path], *, post_processing: bool = True
     Args:
         run: a run folder, that of a cross-validation, an exported file, zoo:NAME, or several.
         post_processing: False leaves masks as the network says them, see docs/trust.md.
+        allow_code: run the code of a network of one's own (`module:FILE.py:CLASS`), which lies in the run as network.py.
 
     Raises:
-        UsageError: if a folder holds no run, a file is damaged, or they have other classes or channels.
+        UsageError: if a folder holds no run, a file is damaged, or they have other classes or channels, or a
+            network is code and not allowed.
     """
-    segmenter = together([located(one) for one in ([run] if isinstance(run, str | Path) else run)], _one)
+    named = [run] if isinstance(run, str | Path) else run
+    segmenter = together([located(one) for one in named], partial(_one, allow_code=allow_code))
     return segmenter if post_processing else segmenter.unprocessed()
 
 
-def _one(run: str) -> Segmenter:
-    return ExportedSegmenter.load(run) if Path(run).is_file() else Segmenter.load(run)
+def _one(run: str, *, allow_code: bool) -> Segmenter:
+    return ExportedSegmenter.load(run) if Path(run).is_file() else Segmenter.load(run, allow_code=allow_code)

@@ -98,6 +98,7 @@ def predict(
     no_post_processing: bool = False,
     pseudonymise: Path | str | None = None,
     report: bool = False,
+    allow_code: bool = False,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
@@ -132,6 +133,7 @@ def predict(
         report: also write report.html: all cases, the least to be trusted first, with pictures. Of a run that is calibrated
             for it, the Dice to expect is told from mirrored copies: 4 times as long in 2D, 8 in 3D. Where all masks are
             there already, only the page is made.
+        allow_code: execute the code of a network of one's own, which lies in the run as network.py: read it before.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -158,10 +160,11 @@ def predict(
         "--no-post-processing": no_post_processing,
         "--pseudonymise": pseudonymise,
         "--report": report,
+        "--allow-code": allow_code,
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run([located(one) for one in named])
-    segmenter, digest = _loaded(runs, level)
+    segmenter, digest = _loaded(runs, level, allow_code=allow_code)
     if no_post_processing:
         segmenter = segmenter.unprocessed()
     if tta:
@@ -268,7 +271,7 @@ def _values_note(segmenter: Segmenter, cases: Sequence[Case], formats: Sequence[
     return [f"mask files hold {plan.reasons.get('mask_values', unknown)}"]
 
 
-def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
+def _loaded(runs: Sequence[Path], level: int | None, *, allow_code: bool) -> tuple[Segmenter, str]:
     """The network of the runs and the digest of just these weights, also while a training goes on.
 
     Raises:
@@ -276,7 +279,7 @@ def _loaded(runs: Sequence[Path], level: int | None) -> tuple[Segmenter, str]:
     """
     for _ in range(MOST_LOADS):
         before = _run_digest(runs)
-        segmenter = load(runs) if level is None else _at_level(runs, level)
+        segmenter = load(runs, allow_code=allow_code) if level is None else _at_level(runs, level)
         if before and before == _run_digest(runs):
             return segmenter, before
     raise UsageError(f"{', '.join(map(str, runs))}: changed while it was read; predict when its training has ended")

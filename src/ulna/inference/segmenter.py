@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ulna.inference.spread import MOST_CLASSES, Agreement
 from ulna.inference.trusting import Comparing, clean_up, compares
 from ulna.inference.volume import Slabs, axis_of_slabs, mean_slabs, predict_slabs, to_labels
 from ulna.networks.build import from_architecture
+from ulna.networks.foreign import note_version, permit_stored
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
@@ -83,11 +84,11 @@ class Segmenter(Comparing):
         return printable(f"Segmenter {self.recipe.model}: {classes} in {plan.image_dims}D, {channels}, patch {size}")
 
     @classmethod
-    def load(cls, run: str | Path) -> Segmenter:
-        """Read a run folder; no code in it is ever run.
+    def load(cls, run: str | Path, *, allow_code: bool = False) -> Segmenter:
+        """Read a run folder; no code in it is ever run, but that of a network of one's own with `allow_code`.
 
         Raises:
-            UsageError: if the folder is not a finished or started run, or is damaged.
+            UsageError: if the folder is not a finished or started run, is damaged, or its network is code and not allowed.
         """
         run = Path(run)
         if is_cross_validation(run):
@@ -101,6 +102,9 @@ class Segmenter(Comparing):
             raise UsageError(
                 f"{run}: holds no weights yet; wait for the first epoch, or go on with ulna train --resume"
             )
+        foreign = recipe.architecture.foreign
+        permit_stored(foreign, run, allow_code=allow_code)
+        note_version(foreign)
         if plan.format < PLAN_FORMAT:
             _note_format(plan.format)
         network = load_network(lambda: network_for(recipe, plan), run / "weights.safetensors")
@@ -352,13 +356,17 @@ def _interface(plan: Plan) -> tuple[tuple[str, object], ...]:
     )
 
 
-def load_runs(run: str | Path | Sequence[str | Path]) -> Segmenter:
+def load_runs(run: str | Path | Sequence[str | Path], *, allow_code: bool = False) -> Segmenter:
     """Read run folders alone: one, or several and the folds of a cross-validation, which make an ensemble.
 
+    Args:
+        run: one run folder or more.
+        allow_code: run the code of a network of one's own (`module:FILE.py:CLASS`), which lies in the run as network.py.
+
     Raises:
-        UsageError: if a folder holds no run, or the runs have other classes or channels.
+        UsageError: if a folder holds no run, the runs have other classes or channels, or a network is code and not allowed.
     """
-    return together(run, Segmenter.load)
+    return together(run, partial(Segmenter.load, allow_code=allow_code))
 
 
 def together(run: str | Path | Sequence[str | Path], read: Callable[[str], Segmenter]) -> Segmenter:

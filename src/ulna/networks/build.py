@@ -15,11 +15,12 @@ from ulna.blocks.spatial_dependency import SpatialDependency
 from ulna.errors import UsageError, unknown
 from ulna.networks.catalog import NAMED
 from ulna.networks.checking import check_levels, check_slots
+from ulna.networks.foreign import foreign_network, match_foreign, named_foreign, permit_named, sized
 from ulna.networks.heads import HEADS, Head
 from ulna.networks.heads.decoder import WeightNormLinear
 from ulna.networks.network import Network, Stage
 from ulna.networks.wiring import TOPOLOGIES, Node, Wiring
-from ulna.recipe import MOST_CHANNELS, Architecture, Slot, parse
+from ulna.recipe import MOST_CHANNELS, Architecture, Foreign, Slot, is_foreign, parse
 
 
 def build(
@@ -36,14 +37,15 @@ def build(
     """Build a network of the family by name.
 
     Args:
-        name: a name of `models()`, such as "unetpp" or "zhou/unetpp_ds".
+        name: a name of `models()`, such as "unetpp" or "zhou/unetpp_ds", or of a network of others: "monai:SegResNet".
         in_channels: C of the images.
         classes: logit maps; 1 is binary with a sigmoid, K > 1 a softmax over K maps with background.
         spatial_dims: 2 or 3.
         multilabel: every map has a sigmoid of its own.
         parameters: a budget; every width is scaled by one factor to come as close to it as possible.
         generator: source of the initial weights; None takes torch's own.
-        changes: fields of `Architecture` to change, such as `conv="residual"` or `deep_supervision=False`.
+        changes: fields of `Architecture` to change, such as `conv="residual"` or `deep_supervision=False`; of a network
+            of others keywords of its constructor.
 
     Returns:
         A network: (N, C, *S) -> logits (N, classes, *S), any spatial size.
@@ -56,7 +58,13 @@ def build(
         >>> net(torch.zeros(1, 3, 33, 20)).shape
         torch.Size([1, 1, 33, 20])
     """
-    architecture = named(name).replaced(**changes)
+    permit_named(name)
+    architecture = named(name)
+    if architecture.foreign is not None:
+        own = architecture.foreign
+        architecture = architecture.replaced(foreign=own.replaced(options={**own.options, **changes}))
+    else:
+        architecture = architecture.replaced(**changes)
     shape: dict[str, Any] = {
         "in_channels": in_channels,
         "classes": classes,
@@ -74,9 +82,16 @@ def named(name: str) -> Architecture:
     Raises:
         UsageError: for an unknown name, with the nearest.
     """
+    if is_foreign(name):
+        return Architecture(foreign=named_foreign(name))
     if name not in NAMED:
         raise unknown("model", name, NAMED)
     return NAMED[name].architecture
+
+
+def recommends(name: str) -> Mapping[str, Any]:
+    """What a named network needs to train as meant, as changes of the default recipe; nothing for one of others."""
+    return {} if is_foreign(name) else NAMED[name].recipe
 
 
 def from_architecture(
@@ -92,6 +107,14 @@ def from_architecture(
     nd.check_dims(spatial_dims)
     if in_channels < 1 or classes < 1:
         raise UsageError(f"in_channels and classes are 1 or more; got {in_channels} and {classes}")
+    if architecture.foreign is not None:
+        return foreign_network(
+            architecture.foreign,
+            in_channels=in_channels,
+            classes=classes,
+            spatial_dims=spatial_dims,
+            generator=generator,
+        )
     channels = widths(architecture, spatial_dims)
     steps = _steps(architecture, len(channels), spatial_dims)
     divisor = tuple(math.prod(step[axis] for step in steps) for axis in range(spatial_dims))
@@ -156,6 +179,8 @@ def ends(architecture: Architecture) -> tuple[str, ...]:
     Raises:
         UsageError: for an unknown topology or head, with the nearest.
     """
+    if architecture.foreign is not None:
+        return ()
     wiring = wire(architecture)
     reads = _reads(architecture, wiring)
     if not HEADS[architecture.head.kind].prunable:
@@ -210,6 +235,13 @@ def match_width(
     Raises:
         UsageError: if even widths of 1 are larger.
     """
+    if architecture.foreign is not None:
+
+        def of(foreign: Foreign) -> float:
+            with torch.device("meta"):
+                return (size or count_parameters)(from_architecture(Architecture(foreign=foreign), **shape))
+
+        return Architecture(foreign=match_foreign(sized(architecture.foreign, **shape), target, of, words))
     base = widths(architecture, shape["spatial_dims"])
     counted: dict[tuple[int, ...], float] = {}
 

@@ -124,7 +124,7 @@ class Network(nn.Module):
                 )
             return self.head(maps, padded, points)
         outputs = self.head(maps, padded)
-        return Outputs(_crop(outputs.logits, size), {n: self._crop_head(n, z, size) for n, z in outputs.heads.items()})
+        return Outputs(crop(outputs.logits, size), {n: self._crop_head(n, z, size) for n, z in outputs.heads.items()})
 
     def forward(self, image: Tensor) -> Tensor:
         """What users need: (N, C, *S) -> logits (N, K, *S), any spatial size; pads by replication, crops back.
@@ -162,7 +162,7 @@ class Network(nn.Module):
     def _crop_head(self, name: str, logits: Tensor, size: torch.Size) -> Tensor:
         padded = [-(-n // d) * d for n, d in zip(size, self.divisor, strict=True)]
         strides = [p // n for p, n in zip(padded, logits.shape[2:], strict=True)]
-        return _crop(logits, [-(-n // s) for n, s in zip(size, strides, strict=True)])
+        return crop(logits, [-(-n // s) for n, s in zip(size, strides, strict=True)])
 
 
 def pad_to_multiple(image: Tensor, divisor: tuple[int, ...]) -> Tensor:
@@ -186,7 +186,8 @@ def _of_any_size(maps: Tensor) -> bool:
     return exporting and not all(isinstance(n, int) for n in maps.shape[2:])
 
 
-def _crop(logits: Tensor, size: torch.Size | list[int]) -> Tensor:
+def crop(logits: Tensor, size: torch.Size | list[int]) -> Tensor:
+    """What of a padded map lies over the image itself: (N, K, *S') -> (N, K, *S)."""
     if _of_any_size(logits):
         # a view of part of a map would fix, in the exported network, whether there is anything to cut off
         for axis, n in enumerate(size, start=2):

@@ -12,9 +12,9 @@ from ulna.data.layout.declared import recipe_classes
 from ulna.data.pipeline.points import count_points
 from ulna.errors import UsageError, printable
 from ulna.losses import make_loss
-from ulna.networks.build import named, validate
-from ulna.networks.catalog import NAMED
+from ulna.networks.build import named, recommends, validate
 from ulna.networks.catalog.marimont import POINTWISE
+from ulna.networks.foreign import check_named, check_options, permit, permit_named
 from ulna.networks.heads import HEADS
 from ulna.planning.grid import check_grid
 from ulna.planning.length import STATED, check_budget
@@ -38,12 +38,14 @@ def choose(
     max_ram: float | None = None,
     set: Sequence[str] = (),
     planned: Recipe | None = None,
+    allow_code: bool = False,
 ) -> Recipe:
     """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
 
     Left out, the model is that of the file, else unet (`choose_network` looks at the data before); `max_ram` is GB that a
     training may take; `architecture` stands in place of the model's. What was `planned` stands in place of model and file
-    where neither is given. A `budget` takes the place of what all of these say of the length.
+    where neither is given. A `budget` takes the place of what all of these say of the length. The code of a network that a
+    file names runs with `allow_code` only; who names it as the model allows it.
 
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
@@ -53,6 +55,7 @@ def choose(
     own = stated(recipe)
     if model is not None:
         own.pop("architecture", None)  # a model named in the command replaces the file's network
+        permit_named(model)
     name = model or own.get("model", Recipe().model)
     base = recommended(str(name)).model_dump()
     chosen = parse(Recipe, merged(base, {**own, "model": name}), source=str(recipe or ""))
@@ -60,6 +63,9 @@ def choose(
         chosen = planned
     if architecture is not None:
         chosen = chosen.replaced(architecture=architecture)
+    if allow_code:
+        permit(chosen.architecture.foreign, *([] if recipe is None else [Path(recipe).parent]))
+    check_named(chosen.architecture.foreign, recipe or "the plan")
     if budget is not None:
         open_length = dict.fromkeys(STATED)
         chosen = chosen.replaced(training=chosen.training.replaced(**open_length, budget=budget))
@@ -126,6 +132,10 @@ def check_words(recipe: Recipe) -> None:
             f"augmentation.elastic_probability={recipe.augmentation.elastic_probability:g}, but augmentation.elastic, the "
             "strength of the deformation in mm, is 0; set it too, for example to 2"
         )
+    if recipe.architecture.foreign is not None:
+        check_options(recipe.architecture.foreign)
+        make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
+        return
     own = recommended(recipe.model)
     if (recipe.architecture, recipe.loss) == (own.architecture, own.loss):
         return
@@ -143,7 +153,7 @@ def check_words(recipe: Recipe) -> None:
 def recommended(model: str) -> Recipe:
     """The default recipe with a named network and what that network needs to train as meant."""
     recipe = Recipe(model=model, architecture=named(model))
-    for path, value in NAMED[model].recipe.items():
+    for path, value in recommends(model).items():
         recipe = set_value(recipe, f"{path}={value}")
     return recipe
 
@@ -158,6 +168,8 @@ def fitted_to_head(recipe: Recipe, stated: Collection[str]) -> Recipe:
         recipe: as it was chosen.
         stated: the fields of the loss that a person stated, which stay: "heads", "options".
     """
+    if recipe.architecture.foreign is not None:
+        return recipe
     own, kind = recommended(recipe.model), recipe.architecture.head.kind
     if kind == own.architecture.head.kind or kind not in HEADS:  # an unknown one is refused where the network is built
         return recipe

@@ -8,6 +8,7 @@ from typing import Any
 
 from ulna.data.pipeline.points import count_points
 from ulna.networks.build import match_width, validate, widths
+from ulna.networks.foreign import tried
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import kept_per_voxel
 from ulna.planning.levels import unplanned_strides
@@ -23,7 +24,7 @@ class Drafts:
     """
 
     def __init__(self, recipe: Recipe, shape: Mapping[str, Any]) -> None:
-        self.recipe, self.shape = recipe, shape
+        self.recipe, self.shape = _sized(recipe, shape), shape
         self._resolved: dict[tuple[tuple[int, ...], ...], Architecture] = {}
         self._built: dict[tuple[tuple[int, ...], ...], Network] = {}
         self._kept: dict[int, float] = {}
@@ -36,8 +37,9 @@ class Drafts:
         """
         if strides not in self._resolved:
             architecture = self.recipe.architecture
-            channels = widths(architecture, self.shape["spatial_dims"])[: len(strides) + 1]
-            architecture = architecture.replaced(channels=channels, strides=strides, levels=None)
+            if architecture.foreign is None:
+                channels = widths(architecture, self.shape["spatial_dims"])[: len(strides) + 1]
+                architecture = architecture.replaced(channels=channels, strides=strides, levels=None)
             if self.recipe.planning.parameters is not None:
                 architecture = match_width(architecture, self.recipe.planning.parameters, **self.shape)
             self._resolved[strides] = architecture
@@ -66,6 +68,14 @@ class Drafts:
             share = None if points is None else max(1, round(points / voxels * math.prod(size)))
             self._kept[voxels] = kept_per_voxel(network, size, points=share)
         return self._kept[voxels]
+
+
+def _sized(recipe: Recipe, shape: Mapping[str, Any]) -> Recipe:
+    """With the sizes that a network of others takes, which is found out once."""
+    foreign = recipe.architecture.foreign
+    if foreign is None:
+        return recipe
+    return recipe.replaced(architecture=Architecture(foreign=tried(foreign, **shape)))
 
 
 def shape_of(plan: Plan) -> dict[str, Any]:

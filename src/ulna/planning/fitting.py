@@ -206,6 +206,8 @@ def _slices(plan: Plan, recipe: Recipe) -> Iterator[str]:
 def _depth(plan: Plan, recipe: Recipe) -> Iterator[str]:
     """Whether the strides of the plan are those of the architecture, or may be."""
     architecture = recipe.architecture
+    if architecture.foreign is not None:  # its sizes are its own, whatever the plan
+        return
     if architecture.strides is not None:
         steps = tuple(step * plan.spatial_dims if len(step) == 1 else step for step in architecture.strides)
         if steps != plan.strides:

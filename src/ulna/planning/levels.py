@@ -47,6 +47,11 @@ def choose_strides(
     Raises:
         UsageError: if the architecture fixes more levels than the patch has voxels for.
     """
+    if architecture.foreign is not None:
+        steps = unplanned_strides(architecture, dims)
+        sides = product(divisor_of(steps, dims))
+        reasons["levels"] = f"its own: a network of others, whose images are padded to multiples of {sides}"
+        return steps
     wanted = levels_of(architecture)
     if architecture.channels is not None or architecture.strides is not None or architecture.levels is not None:
         reasons["levels"] = f"{wanted}: fixed by the architecture"
@@ -79,7 +84,10 @@ def choose_strides(
 
 
 def unplanned_strides(architecture: Architecture, dims: int) -> Strides:
-    """The strides that the architecture states, else 2 at every step."""
+    """The strides that the architecture states, else 2 at every step; of a network of others its divisor as one step."""
+    if architecture.foreign is not None:
+        divisor = architecture.foreign.divisor or (1,)
+        return () if max(divisor) == 1 else (divisor * dims if len(divisor) == 1 else divisor,)
     steps = architecture.strides or ((2,),) * (levels_of(architecture) - 1)
     return tuple(step * dims if len(step) == 1 else step for step in steps)
 

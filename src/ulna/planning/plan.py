@@ -234,6 +234,7 @@ def plan_training(
     recipe, length = resolve_length(recipe, device, slices=slices is not None)
     dims, thickness = (found.spatial_dims, 1) if slices is None else (2, slices.thickness)
     drafts = Drafts(recipe, network_shape(found.channels * thickness, dims, labels))
+    recipe = drafts.recipe  # with the sizes that a network of others takes
     orientation = _orientation(found, reasons)
     across = None if slices is None else slices.plane
     check_requires(recipe, found, labels, dims=dims, plane=across, source=data.dataset.root)

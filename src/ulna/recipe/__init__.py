@@ -8,6 +8,7 @@ from ulna.recipe.architecture import MOST_CHANNELS, Architecture, Slot
 from ulna.recipe.changing import merged, set_value, stated
 from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimizer, Planning, Points, Recipe, Training
 from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground, Spread
+from ulna.recipe.foreign import Foreign, is_foreign, read_source
 from ulna.recipe.former import renamed_path
 from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
@@ -25,6 +26,7 @@ __all__ = [
     "Extent",
     "Fingerprint",
     "Foreground",
+    "Foreign",
     "Frozen",
     "Inference",
     "Labels",
@@ -45,9 +47,11 @@ __all__ = [
     "are_counts",
     "count_drawn",
     "from_yaml",
+    "is_foreign",
     "merged",
     "parse",
     "read_shares",
+    "read_source",
     "renamed_path",
     "set_value",
     "stated",

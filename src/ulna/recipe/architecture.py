@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ulna.recipe.bounds import MOST_CHANNELS_AT_ALL, MOST_LEVELS, Options, Steps, Width
+from ulna.recipe.foreign import Foreign
 from ulna.recipe.model import Frozen
 
 
@@ -52,6 +53,7 @@ class Architecture(Frozen):
     or fewer where planning finds the images too small). `strides` is the step from each level to the next, one number
     or one per axis; left out, planning chooses, and without a plan every step is 2. `ends_at` is the head at which a pruned
     network ends: of the network that the other fields describe, it has what that head reads, and pads as that one does.
+    `foreign` is a network of others, which takes the place of all other fields.
     """
 
     topology: str = "unet"
@@ -69,3 +71,20 @@ class Architecture(Frozen):
     deep_supervision: bool = False
     readout: Literal["final", "mean"] = "final"
     ends_at: str | None = None
+    foreign: Foreign | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = serialise(self)
+        return {name: value for name, value in values.items() if (name == "foreign") == (self.foreign is not None)}
+
+    @model_validator(mode="after")
+    def _foreign_alone(self) -> Self:
+        own = Architecture.model_fields
+        changed = [name for name in own if name != "foreign" and getattr(self, name) != own[name].default]
+        if self.foreign is not None and changed:
+            raise ValueError(
+                f"{self.foreign.source} is a network of others, without levels, slots and heads of ulna: {changed[0]} has no "
+                "place in it; architecture.foreign.options.NAME=VALUE is a keyword of its constructor"
+            )
+        return self

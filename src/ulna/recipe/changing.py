@@ -44,7 +44,9 @@ def _assign(values: Any, parts: list[str], new: Any, path: str, model: type[Froz
     name, rest = parts[0], parts[1:]
     if name not in model.model_fields:
         raise UsageError(f"--set {path}: {unknown('field', name, model.model_fields)}")
-    current = values[name]
+    current = values.get(name)  # a network of others and one of ulna have different fields
+    if model is Architecture and (name == "foreign") != ("foreign" in values):
+        raise UsageError(f"--set {path}: {_other_kind(values)}")
     slots = model is Architecture and name in ("conv", "skip", "up", "down")
     if not rest:
         return merged(values, {name: new}) if name in ALTERNATIVES else {**values, name: new}
@@ -62,6 +64,16 @@ def _assign(values: Any, parts: list[str], new: Any, path: str, model: type[Froz
     if owner is None:
         raise UsageError(f"--set {path}: {name} holds one value, there is nothing below it")
     return {**values, name: _assign(current, rest, new, path, owner)}
+
+
+def _other_kind(values: Mapping[str, Any]) -> str:
+    """Why a field has no place in an architecture."""
+    if "foreign" in values:
+        return (
+            f"{printable(values['foreign']['source'])} is a network of others, without levels, slots and heads of ulna; "
+            "architecture.foreign.options.NAME=VALUE is a keyword of its constructor"
+        )
+    return "the network is one of ulna; a network of others is chosen by --model, such as monai:SegResNet"
 
 
 def _assign_slot(entry: dict[str, Any], keys: list[str], new: Any, path: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ulna.data.layout.dataset import split as split_cases
 from ulna.data.layout.pseudonyms import Pseudonyms, named, opened
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, counted, printable
+from ulna.networks.foreign import permit_named
 from ulna.planning.choosing import check_division
 from ulna.planning.length import STATED, check_budget
 from ulna.planning.plan import check_split_is_made, division, training_data, unused_shares
@@ -136,6 +137,9 @@ def compare(
     names, vary = (names, vary) if names else (list(meant.models), vary or meant.vary)
     folds, seeds = meant.folds if folds is None else folds, (meant.seeds or 1) if seeds is None else seeds
     _check_numbers(seeds, folds, margin)
+    typed = [part for text in _listed(models or ()) for part in text.split(",")]
+    for name in typed:
+        permit_named(name.strip())
     variants = make_variants(names, base, _listed(vary), _listed(set), one_at_a_time=one_at_a_time)
     size = None if match is None else Budget.read(match)
     for folder in _listed(beside):

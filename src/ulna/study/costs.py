@@ -205,7 +205,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.recipe import set_value
 from ulna.inference.segmenter import Segmenter
 tune_memory()
-segmenter = Segmenter.load(sys.argv[1])
+segmenter = Segmenter.load(sys.argv[1], allow_code=True)  # the study has loaded it before
 dataset = Dataset.from_folder(sys.argv[2]).of_dims(segmenter.plan.image_dims)
 case = next(case for case in dataset.cases if str(case.images[0]) == sys.argv[3])  # ids may be pseudonyms
 for assignment in sys.argv[4:]:

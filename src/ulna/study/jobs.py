@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from ulna.errors import Interrupted, counted
+from ulna.networks.foreign import is_permitted
 from ulna.recipe import Recipe, to_yaml
 from ulna.study.places import Places
 from ulna.study.variants import Variant
-from ulna.study.worker import standing_file
+from ulna.study.worker import ALLOW, standing_file
 from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, make_folder
 from ulna.system.progress import Board, Standing, board
@@ -223,6 +224,7 @@ def _begin(job: Job, data: Path, threads: int, pseudonyms: Path | None) -> subpr
     }  # a training that goes on keeps the number it began with
     told = job.run.with_name(job.run.name + ".txt")
     words = [str(os.getpid()), str(data), str(recipe), str(job.run), *([str(pseudonyms)] if pseudonyms else [])]
+    words += [ALLOW] if is_permitted(job.recipe.architecture.foreign) else []
     with told.open("wb") as file:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "ulna.study.worker", *words],

@@ -35,7 +35,7 @@ from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
 from ulna.networks.build import count_parameters
 from ulna.networks.profile.cost import count_gmacs
-from ulna.recipe import Split, to_yaml
+from ulna.recipe import Recipe, Split, from_yaml, to_yaml
 from ulna.study.pruning_figure import draw_levels
 from ulna.study.timing import Times, time_in_turn
 from ulna.system.device import device_name
@@ -132,6 +132,8 @@ def prune(
     limit = None if latency is None else seconds_in(latency)
     flags = {"--data": data, "--level": level, "--head": head, "--latency": latency, "--pseudonymise": pseudonymise}
     stored = stored_command(["prune", run, *to_argv(flags), "--out", "NEW_FOLDER"])
+    if (run / RUN_FILE).is_file():  # what cannot be pruned is not loaded
+        levels_of(run, from_yaml(Recipe, run / RUN_FILE))
     parent = Segmenter.load(run)
     # levels are compared as they are: what the whole network was calibrated for holds for none of them
     parent = Segmenter(parent.network, parent.plan, parent.recipe, parent.device)

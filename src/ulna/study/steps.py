@@ -44,6 +44,7 @@ def main(run: Path) -> None:
     """Make the steps, and print what they took."""
     from ulna.inference.segmenter import read_split
     from ulna.kernels.allocator import peak_memory_mb, tune_memory
+    from ulna.networks.foreign import permit_stored
     from ulna.planning.plan import planned_by
     from ulna.recipe import Plan, Recipe, from_yaml
     from ulna.system import progress
@@ -52,6 +53,7 @@ def main(run: Path) -> None:
     progress.quiet(True)
     tune_memory()
     recipe, plan = from_yaml(Recipe, run / "recipe.yaml"), from_yaml(Plan, run / "plan.yaml")
+    permit_stored(recipe.architecture.foreign, run, allow_code=True)  # the study, which asks, has trained it
     seconds, made = time_steps(planned_by(plan, recipe, read_split(run)), most=MANY, longest_s=LONGEST_S)
     print(seconds / made * MANY, peak_memory_mb(), made)  # noqa: T201 - what the study reads
 

@@ -8,11 +8,13 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, TypeVar
 
 from ulna.errors import OtherDataError, UsageError
-from ulna.networks.build import count_parameters, match_width, named
-from ulna.networks.catalog import NAMED
+from ulna.networks.build import count_parameters, match_width, named, recommends
+from ulna.networks.foreign import check_named, check_options
+from ulna.networks.foreign.scaling import origin_words, scaled_words
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import shape_of
@@ -134,6 +136,7 @@ def make_variants(
     for model in models or given:
         try:
             architecture = parse(Architecture, merged(named(model).model_dump(), own))
+            check_named(architecture.foreign, "the recipe")
             recipe = _of_the_network(Recipe(model=model, architecture=architecture))
             recipe = parse(Recipe, merged(recipe.model_dump(), base))
             for change in changes:
@@ -142,8 +145,10 @@ def make_variants(
                 varied, said = recipe, ""
                 for key, value in chosen:
                     varied = set_value(varied, f"{key}={value}")
-                    said += f" {_short(key)}={value}"
+                    said += f" {key.removeprefix('architecture.')}={value}"
                 varied = _pooling_points(varied)
+                if varied.architecture.foreign is not None:
+                    check_options(varied.architecture.foreign)
                 if not (
                     one_at_a_time and chosen and varied == _pooling_points(recipe)
                 ):  # a value that is there already
@@ -290,10 +295,11 @@ def _matched(planned: Planned, budget: Budget) -> tuple[Planned, str]:
 
     size = count_parameters if budget.kind == "params" else gmacs
     scaled = match_width(recipe.architecture, budget.value, size=size, words=WORDS[budget.kind], **shape_of(plan))
+    own = scaled_words(recipe.architecture.foreign, scaled.foreign)
     made = planned_by(plan, recipe.replaced(architecture=scaled), planned.split)
     away = size(made.network) / budget.value - 1
-    note = f"{100 * away:+.1f} % away from {budget}, as near as whole widths come" if abs(away) > NEAR else ""
-    return made, note
+    far = f"{100 * away:+.1f} % away from {budget}, as near as whole widths come" if abs(away) > NEAR else ""
+    return made, "; ".join(part for part in (own, far) if part)
 
 
 def settings_of(recipe: Recipe) -> str:
@@ -310,7 +316,7 @@ def settings_of(recipe: Recipe) -> str:
 
 def _of_the_network(recipe: Recipe) -> Recipe:
     """With what its recommended recipe says of its heads and points."""
-    for key, value in NAMED[recipe.model].recipe.items():
+    for key, value in recommends(recipe.model).items():
         if key.startswith(OF_THE_NETWORK):
             recipe = set_value(recipe, f"{key}={value}")
     return recipe
@@ -318,7 +324,7 @@ def _of_the_network(recipe: Recipe) -> Recipe:
 
 def _pooling_points(recipe: Recipe) -> Recipe:
     """With what the recommended recipe says of pooling, if the study has the loss that it speaks of, without options."""
-    own = NAMED[recipe.model].recipe
+    own = recommends(recipe.model)
     kind = own.get("loss.kind", Recipe().loss.kind)
     if (
         POOLING not in own
@@ -333,7 +339,7 @@ def _pooling_points(recipe: Recipe) -> Recipe:
 def _footnotes(recipe: Recipe, varied: Sequence[str]) -> tuple[str, ...]:
     """In what a training differs from the others beside its architecture and the fields varied, and from its own recipe."""
     notes = []
-    for key, value in NAMED[recipe.model].recipe.items():
+    for key, value in recommends(recipe.model).items():
         if key in varied:  # the row's name says it
             continue
         now = _value_at(recipe, key)
@@ -346,7 +352,9 @@ def _footnotes(recipe: Recipe, varied: Sequence[str]) -> tuple[str, ...]:
             notes.append(
                 f"its own recipe would set {key} = {value}; the study trains it with {here}, as it says for all"
             )
-    if recipe.architecture != NAMED[recipe.model].architecture:
+    if recipe.architecture.foreign is not None:
+        notes.append(origin_words(recipe.architecture.foreign))
+    elif recipe.architecture != named(recipe.model):
         notes.append("its architecture was changed by the study; published figures hold for the unchanged one")
     return tuple(notes)
 
@@ -385,14 +393,7 @@ def _singly(axes: Sequence[Sequence[tuple[str, str]]]) -> list[tuple[tuple[str, 
 
 
 def _value_at(recipe: Recipe, path: str) -> Any:
-    value: Any = recipe
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _short(key: str) -> str:
-    return key.removeprefix("architecture.")
+    return reduce(getattr, path.split("."), recipe)
 
 
 def _times(sizes: Sequence[int]) -> str:

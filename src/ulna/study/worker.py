@@ -1,4 +1,4 @@
-"""One training of a study in a process of its own: `python -m ulna.study.worker STUDY_PID DATA RECIPE RUN [KEY]`.
+"""One training of a study in a process: `python -m ulna.study.worker STUDY_PID DATA RECIPE RUN [KEY] [--allow-code]`.
 
 It ends with the study: where the study was killed, it leaves a checkpoint at its next step. Two workers never write one
 run folder: the second waits for the lock of the first.
@@ -22,6 +22,8 @@ from ulna.system.passed_on import without_places
 from ulna.system.progress import Lines, report_to
 from ulna.system.progress_file import ProgressFile
 
+# The last word of a command whose network is code that a person named.
+ALLOW = "--allow-code"
 # How often a worker looks whether its study is still there.
 LOOK_S = 0.5
 
@@ -31,8 +33,8 @@ def standing_file(run: Path, key: Path | None = None) -> Path:
     return run.with_name(run.name + ".now")
 
 
-def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = None) -> int:
-    """Train, or go on; returns the exit code of `ulna train`."""
+def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = None, *, allow_code: bool = False) -> int:
+    """Train, or go on; returns the exit code of `ulna train`. `allow_code`: a person named the code of the network."""
     tune_memory()  # as the command line does: this process is a study's own
     report_to(ProgressFile(standing_file(run)))
     handler = logging.StreamHandler()
@@ -46,9 +48,9 @@ def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = Non
             if (run / "summary.json").exists() and (run / "cases.csv").exists():
                 return 0  # the worker before, whose lock this one waited for, has done it
             if (run / "recipe.yaml").exists():
-                train(data, out=run, resume=True, pseudonymise=key)
+                train(data, out=run, resume=True, pseudonymise=key, allow_code=allow_code)
             else:
-                train(data, out=run, recipe=recipe, pseudonymise=key)
+                train(data, out=run, recipe=recipe, pseudonymise=key, allow_code=allow_code)
     except Interrupted as error:
         return 128 + error.signal
     except UsageError as error:
@@ -82,4 +84,5 @@ def _follow(study: int) -> None:
 
 if __name__ == "__main__":
     number, *paths = sys.argv[1:]
-    sys.exit(main(int(number), *map(Path, paths)))
+    allowed = paths[-1:] == [ALLOW]
+    sys.exit(main(int(number), *map(Path, paths[: len(paths) - allowed]), allow_code=allowed))

@@ -21,6 +21,7 @@ from ulna.data.layout.dataset import Dataset, Division, split
 from ulna.errors import Interrupted, UsageError, counted, listed, printable
 from ulna.evaluation.evaluate import Scores
 from ulna.inference.fold_runs import fold_runs
+from ulna.networks.foreign import allow_flag
 from ulna.recipe import Plan, Recipe, Split, from_yaml, to_yaml
 from ulna.system.files import from_cell, write_text
 from ulna.system.locking import locked
@@ -113,7 +114,8 @@ def cross_validate(
                 try:
                     summary = one_fold(run, None if begun else own, _other_limits(run, recipe) if begun else {})
                 except Interrupted as stopped:
-                    again = command(["train", data, "--out", folder, "--resume", *key])
+                    allowed = allow_flag(recipe.architecture.foreign)
+                    again = command(["train", data, "--out", folder, "--resume", *key, *allowed])
                     raise Interrupted(stopped.signal, again, f"{run.name}: {stopped.done}") from None
                 trained += 1
                 left = (len(todo) - trained) * (time.perf_counter() - start) / trained

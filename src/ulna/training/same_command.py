@@ -9,6 +9,7 @@ from typing import Any
 from ulna.errors import UsageError, brief, counted, listed, printable
 from ulna.inference.fold_runs import fold_runs, is_cross_validation
 from ulna.inference.segmenter import read_split
+from ulna.networks.foreign import permit_named, permit_stored
 from ulna.planning.choosing import choose
 from ulna.planning.fitting import recipe_of
 from ulna.planning.length import FIELDS, resolve_length
@@ -26,6 +27,18 @@ PLANNED: dict[tuple[str, ...], Sequence[tuple[str, ...]]] = {
     ("planning", "parameters"): (("architecture", "channels"),),
 }
 TRAINING = ("seed", "fold", "folds", "split", "init")  # flags that are fields of the section `training`
+
+
+def permit_code(folder: Path, *, model: str | None, allow_code: bool) -> None:
+    """Let the code of a run's network be executed, where a person allows it or names it again.
+
+    Raises:
+        UsageError: if the network is code, and neither is so.
+    """
+    if model is not None:
+        permit_named(model)
+    stored = from_yaml(Recipe, folder / (FOLDS_FILE if is_cross_validation(folder) else RUN_FILE))
+    permit_stored(stored.architecture.foreign, folder, allow_code=allow_code)
 
 
 def check_same_command(folder: Path, flags: Mapping[str, Any]) -> None:

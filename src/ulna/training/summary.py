@@ -22,6 +22,7 @@ from ulna.evaluation.views import view
 from ulna.inference.scoring import predict_result, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb
+from ulna.networks.foreign import allow_flag
 from ulna.networks.network import Network
 from ulna.networks.weights import load_weights
 from ulna.planning.plan import Planned
@@ -76,7 +77,7 @@ def summarise(
     """
     start = time.perf_counter()
     recipe, plan, split = planned.recipe, planned.plan, planned.split
-    part = final_part(split)
+    part, foreign = final_part(split), recipe.architecture.foreign
     best = Segmenter(load_weights(network, folder / "weights.safetensors"), plan, recipe)
     calibration = tried(folder, best, parts.train, parts.val, calibration_s(recipe.training, state.elapsed_s))
     best = Segmenter(best.network, plan, recipe, calibration=calibration)
@@ -109,11 +110,12 @@ def summarise(
         "data_fingerprint": plan.fingerprint.digest,
         "versions": {name: version(name) for name in ("ulna", "torch", "numpy")}
         | {"python": platform.python_version()},
+        **({} if foreign is None else {"network": foreign.model_dump(mode="json")}),  # with its version or digest
         "command": stored_command(
             [
                 *("train", data, "--recipe", folder / "recipe.yaml", "--plan", folder / "plan.yaml"),
                 *(() if recipe.training.init is None else ("--init", recipe.training.init)),
-                *("--out", "NEW_FOLDER"),
+                *("--out", "NEW_FOLDER", *allow_flag(foreign)),
             ]
         ),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from ulna.evaluation import figures
 from ulna.evaluation.intervals import told_mean
 from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.segmenter import network_for, read_split
+from ulna.networks.foreign import CODE_FILE, allow_flag, file_of, load_encoder
 from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.default_network import choose_network, with_reason
@@ -34,7 +36,7 @@ from ulna.recipe import (
     to_yaml,
 )
 from ulna.system.device import choose_precision, default_device
-from ulna.system.files import remove_leftovers, write_text
+from ulna.system.files import remove_leftovers, write_text, write_whole
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
 from ulna.system.threads import check_threads, choose_threads, computing_with
@@ -47,7 +49,7 @@ from ulna.training.folds import cross_validate
 from ulna.training.init import Start, begin_with, check_dims, check_start, read_start, start_of, started
 from ulna.training.log_file import logged_to
 from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
-from ulna.training.same_command import check_same_command, same_threads
+from ulna.training.same_command import check_same_command, permit_code, same_threads
 from ulna.training.same_data import check_same, describe
 from ulna.training.samples import PreparedCases, device_room
 from ulna.training.slices import training_samples
@@ -60,7 +62,7 @@ log = logging.getLogger("ulna")
 # what `_start` writes; the last one makes the folder a run
 START = ("plan.yaml", "splits.json", DATA_FILE, "recipe.yaml")
 LOG_FILE = "log.txt"
-BEGUN = (*START[:-1], LOG_FILE)  # no more than that is left of a training that was killed while it began
+BEGUN = (*START[:-1], CODE_FILE, LOG_FILE)  # no more than that is left of a training that was killed while it began
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def train(
     threads: int | None = None,
     resume: bool = False,
     pseudonymise: Path | str | None = None,
+    allow_code: bool = False,
 ) -> Run:
     """Train a network on a folder of images and evaluate it on the cases kept aside.
 
@@ -134,6 +137,8 @@ def train(
             with.
         pseudonymise: a file of yours, made where there is none: in all that is written, ids of cases and patients are hashes
             under the key in it, and it says which is which. Keep it apart from the run; --resume needs it.
+        allow_code: execute the code of a network of one's own where the run in `out`, a recipe or a plan names it: read it
+            before. Who names it as the model needs no more.
 
     Raises:
         UsageError: if anything about the data, the model or the folder is wrong; nothing is written then.
@@ -152,6 +157,7 @@ def train(
             "set": [set] if isinstance(set, str) else [*set],
         }  # fmt: skip
         folds = 2 if is_cross_validation(folder) else None  # any number: it says it itself
+        permit_code(folder, model=model, allow_code=allow_code)
         check_same_command(folder, flags)
         threads = same_threads(folder, threads)
     else:
@@ -170,6 +176,7 @@ def train(
             model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, budget=budget, seed=seed, fold=fold,
             folds=folds, split=split, init=begins, set=set,
             architecture=None if theirs is None else theirs.architecture, planned=None if given is None else recipe_of(given),
+            allow_code=allow_code,
         )  # fmt: skip
         folder = _new(data, chosen.model, out)
         check_words(chosen)
@@ -237,7 +244,15 @@ def _trained(
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
         described = "" if resume else describe(dataset, planned.plan.labels, None if names is None else names.digest)
-        stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *_key_words(names)]))
+        resumed = [
+            data,
+            "--out",
+            folder,
+            "--resume",
+            *_key_words(names),
+            *allow_flag(planned.recipe.architecture.foreign),
+        ]
+        stop = Stop(shlex.join(map(str, ["ulna", "train", *resumed])))
         with stop.listening(), logged_to(folder / LOG_FILE, texts_of(names, data, folder)):
             if not resume:
                 _start(folder, planned, described)
@@ -291,7 +306,8 @@ def _new(data: Path, model: str, out: Path | None) -> Path:
     if out is not None:
         _refuse_taken(out)
         return _writable(out)
-    name = f"{data.resolve().name.removesuffix('.npz')}-{model.replace('/', '_')}"
+    short = re.sub(r"[/:\\]+", "_", model)
+    name = f"{data.resolve().name.removesuffix('.npz')}-{short}"
     numbers = ("", *(f"-{n}" for n in range(2, 10_000)))
     free = (Path("runs") / (name + number) for number in numbers)
     return _writable(next(folder for folder in free if not folder.exists()))
@@ -320,6 +336,9 @@ def _writable(folder: Path) -> Path:
 
 
 def _start(folder: Path, planned: Planned, data: str) -> None:
+    code = file_of(planned.recipe.architecture.foreign)
+    if code is not None:  # the run needs nothing beside its folder
+        write_whole(folder / CODE_FILE, lambda part: part.write_bytes(code))
     split = json.dumps(planned.split.model_dump(mode="json"), indent=1)
     texts = (to_yaml(planned.plan), split, data, to_yaml(planned.recipe))
     for name, text in zip(START, texts, strict=True):
@@ -354,6 +373,8 @@ def _train(
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
+    if before is None or not any((folder / CHECKPOINTS).glob("*.safetensors")):
+        load_encoder(network, recipe.architecture.foreign)
     if start is not None:
         begin_with(network, start)
     log.info(

@@ -21,13 +21,16 @@ from typing import Any, NamedTuple
 from ulna_runtime.errors import UsageError
 from ulna_runtime.graph_check import check_graph
 
-FORMAT, VERSION = "ulna-export", 1
+FORMAT = "ulna-export"
+OLDEST, VERSION = 1, 2  # 2 may hold a calibration: a program that does not apply it would write other masks
 MANIFEST, PIPELINE, CARD = "manifest.json", "pipeline.json", "card.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS = "networks/"
 MOST_MEMBERS = 256
 MOST_TEXT = 1 << 24  # bytes of a JSON member
 MOST_GRAPH = (1 << 31) - 1  # bytes of a graph: what a protocol buffer holds
+MOST_PACKED = 100  # bytes of a graph or of weights that one byte of the file stands for: numbers are packed less
+SMALL = 1 << 20  # bytes of a member that may be packed more
 MOST_NESTED = 64
 AGAIN = "copy it again from where it came, or export the run again"
 
@@ -116,9 +119,10 @@ def _read(path: Path, archive: zipfile.ZipFile, graphs: bool) -> Bundle:
     manifest = _object(path, MANIFEST, _bytes(path, archive, MANIFEST, None))
     if manifest.get("format") != FORMAT:
         raise UsageError(f"{path}: is no file of `ulna export` (its manifest says so); {AGAIN}")
-    if manifest.get("version") != VERSION:
+    version = manifest.get("version")
+    if type(version) is not int or not OLDEST <= version <= VERSION:
         raise UsageError(
-            f"{path}: has version {str(manifest.get('version'))[:40]} of the format, this program reads {VERSION}; "
+            f"{path}: has version {str(version)[:40]} of the format, this program reads {OLDEST} to {VERSION}; "
             "install a newer ulna-runtime, or export the run again"
         )
     listed = _listed(path, manifest)
@@ -159,6 +163,9 @@ def _check_member(path: Path, info: zipfile.ZipInfo) -> None:
     most = MOST_GRAPH if _is_large(name) else MOST_TEXT
     if info.file_size > most:
         raise UsageError(f"{path}: its member {name!r} has {info.file_size} bytes, of which {most} are read; {AGAIN}")
+    if _is_large(name) and info.file_size > SMALL + MOST_PACKED * info.compress_size:
+        told = f"would unpack {info.compress_size} bytes to {info.file_size}"
+        raise UsageError(f"{path}: its member {name!r} {told}, which no network does; {AGAIN}")
 
 
 def _listed(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""Files to volumes and back: NIfTI by nibabel, pictures by Pillow, .npy by numpy."""
+"""Files to volumes and back: NIfTI by nibabel, pictures by Pillow, DICOM by pydicom, .mha, .npy and .npz by numpy."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna_runtime.dicom import holds_dicom, read_series
 from ulna_runtime.errors import UsageError, needed
-from ulna_runtime.volume import Volume, label_dtype
+from ulna_runtime.meta_image import read_meta_image, write_meta_image
+from ulna_runtime.npz import read_rows, write_rows
+from ulna_runtime.seg import About, write_seg
+from ulna_runtime.volume import MOST_VOXELS, Volume, label_dtype
 
-NIFTI, PICTURES, NUMPY = (".nii", ".nii.gz"), (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"), (".npy",)
-READ = (*NIFTI, *PICTURES, *NUMPY)
+NIFTI, PICTURES = (".nii", ".nii.gz"), (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+META, NUMPY, ARRAYS, DICOM = ".mha", ".npy", ".npz", ".dcm"
+READ = (*NIFTI, *PICTURES, META, NUMPY, ARRAYS)  # and DICOM, whatever its name
 MILLIMETRES = {"meter": 1000.0, "micron": 1e-3}
-MOST_VOXELS = 1 << 33
 ORIENTATION = 274  # the tag of TIFF and EXIF
 # of each value: whether rows and columns are exchanged, then rows mirrored, then columns mirrored
 TURNS = {2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0), 5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)}
@@ -33,7 +38,7 @@ def suffix_of(path: Path) -> str:
 def case_of(path: Path) -> str:
     """A file's name without a known ending."""
     suffix = suffix_of(path)
-    return path.name[: len(path.name) - len(suffix)] if suffix in READ else path.name
+    return path.name[: len(path.name) - len(suffix)] if suffix in (*READ, DICOM) else path.name
 
 
 def read_image(paths: Sequence[Path], dims: int) -> Volume:
@@ -50,8 +55,14 @@ def read_image(paths: Sequence[Path], dims: int) -> Volume:
     return replace(first, array=np.concatenate([first.array, *(one.array for one in others)])) if others else first
 
 
-def write_mask(path: Path, mask: NDArray[Any], like: Volume) -> Path:
+def write_mask(path: Path, mask: NDArray[Any], like: Volume, about: About) -> Path:
     """Write a label map in the image's own format and geometry, whole or not at all; returns the file.
+
+    Args:
+        path: the file; its ending is replaced.
+        mask: (*S), or (K, *S).
+        like: the image.
+        about: for a format that names its structures.
 
     Raises:
         UsageError: if the path is the image itself, or cannot be written.
@@ -66,33 +77,83 @@ def write_mask(path: Path, mask: NDArray[Any], like: Volume) -> Path:
         ".nii": _write_nifti,
         ".nii.gz": _write_nifti,
         ".png": _write_png,
+        META: write_meta_image,
+        ARRAYS: lambda file, one, of: write_rows(file, [one], [str(of.stored)], several=not single),
+        DICOM: lambda file, one, of: write_seg(file, one, of, about),
     }
+    write = writers.get(suffix, _write_npy)
+    write_whole(target, lambda file: write(file, mask, like))
+    return target
+
+
+def write_arrays(path: Path, masks: Sequence[NDArray[Any]], likes: Sequence[Volume]) -> Path:
+    """Write the masks of the images of one .npz as one, whole or not at all; returns the file.
+
+    Raises:
+        UsageError: if the path is that of the images, or cannot be written.
+    """
+    highest = label_dtype(max(int(mask.max(initial=0)) for mask in masks))
+    target, source = path.with_name(case_of(path) + ARRAYS), likes[0].path
+    if source is not None and target.exists() and target.samefile(source):
+        raise UsageError(f"{target}: holds the images; choose another name")
+    ids, several = [str(like.stored) for like in likes], masks[0].ndim > len(likes[0].size)
+    write_whole(target, lambda file: write_rows(file, [m.astype(highest) for m in masks], ids, several=several))
+    return target
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        writers.get(suffix, _write_npy)(temporary, mask, like)
+        write(temporary)
         temporary.replace(target)
     except OSError as error:
         raise UsageError(f"{target}: cannot be written ({error.strerror or error}); choose another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
-    return target
 
 
 def _read(path: Path, dims: int) -> Volume:
     suffix = suffix_of(path)
-    if suffix not in READ:
-        raise UsageError(
-            f"{path}: is no kind of file that is read here ({', '.join(READ)}); `ulna predict` reads DICOM and others"
-        )
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path}: no such file")
-    reader = _read_nifti if suffix in NIFTI else _read_picture if suffix in PICTURES else _read_npy
-    try:
+    if (path.is_dir() or suffix not in READ) and holds_dicom(path):
+        return read_series(path, dims)
+    if suffix not in READ or not path.is_file():
+        raise UsageError(
+            f"{path}: is no kind of file that is read here ({', '.join(READ)}, DICOM); `ulna predict FILE` reads others"
+        )
+    readers = {META: read_meta_image, NUMPY: _read_npy, ARRAYS: _read_row}
+    reader = _read_nifti if suffix in NIFTI else _read_picture if suffix in PICTURES else readers[suffix]
+    with _readable(path):
         return reader(path, dims)
-    except UsageError:
+
+
+def read_arrays(path: Path, dims: int) -> dict[str, Volume]:
+    """The images of an .npz by their ids.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
+    with _readable(path):
+        return read_rows(path, dims)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """The libraries raise many types on damaged files."""
+    try:
+        yield
+    except (UsageError, MemoryError):
         raise
-    except Exception as error:  # the libraries raise many types on damaged files
+    except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"{path}: cannot be read ({said}); copy it again, or export it again") from None
 
@@ -184,6 +245,15 @@ def _write_png(path: Path, mask: NDArray[Any], like: Volume) -> None:
         exif[ORIENTATION] = like.stored
     picture = Image.fromarray(np.ascontiguousarray(np.swapaxes(mask, -1, -2) if exchanged else mask))
     picture.save(path, format="PNG", **({"exif": exif} if like.stored in TURNS else {}))
+
+
+def _read_row(path: Path, dims: int) -> Volume:
+    rows = read_rows(path, dims)
+    if len(rows) > 1:
+        raise UsageError(
+            f"{path}: holds {len(rows)} images; `ulna-runtime predict` takes them all, or give one as an array"
+        )
+    return next(iter(rows.values()))
 
 
 def _read_npy(path: Path, dims: int) -> Volume:

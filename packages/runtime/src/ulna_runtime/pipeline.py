@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from ulna_runtime.calibration import Calibration, NewerError, read_calibration
 from ulna_runtime.errors import UsageError
-
-T = TypeVar("T")
+from ulna_runtime.values import among, counts, ints, maybe, number, numbers, one, several
 
 KINDS = ("zscore", "zscore_joint", "ct", "rescale", "none")
 MOST_AXIS = 1 << 20
@@ -22,6 +21,11 @@ class Labels:
     names: tuple[str, ...]
     multilabel: bool
     order: tuple[int, ...] | None
+
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """The structures, in the order of their values from 1."""
+        return self.names if self.multilabel else self.names[1:]
 
     @property
     def outputs(self) -> int:
@@ -117,6 +121,7 @@ class Settings:
     mesh_step: int
     refine: str
     smooth: bool
+    post_processing: bool
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class Member:
     plan: Plan
     settings: Settings
     graphs: Graphs
+    calibration: Calibration | None = None
 
 
 def read_pipeline(values: Mapping[str, Any], name: object) -> tuple[Member, ...]:
@@ -165,6 +171,8 @@ def read_pipeline(values: Mapping[str, Any], name: object) -> tuple[Member, ...]
         for member in members[1:]:
             if (member.plan.labels, member.plan.image_dims) != (first.labels, first.image_dims):
                 raise ValueError("members")
+    except NewerError as error:
+        raise UsageError(f"{name}: {error}; install a newer ulna-runtime, or export the run again") from None
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UsageError(
             f"{name}: its pipeline.json cannot be right ({str(error)[:80]}); export the run again"
@@ -180,52 +188,54 @@ def _member(values: Mapping[str, Any]) -> Member:
     labels = plan["labels"]
     return Member(
         Plan(
-            spatial_dims=_one(plan["spatial_dims"], int),
-            in_channels=_one(plan["in_channels"], int),
-            channel_names=_list(plan["channel_names"], str),
+            spatial_dims=one(plan["spatial_dims"], int),
+            in_channels=one(plan["in_channels"], int),
+            channel_names=several(plan["channel_names"], str),
             labels=Labels(
-                _list(labels["names"], str), _one(labels["multilabel"], bool), _maybe(labels.get("order"), _ints)
+                several(labels["names"], str), one(labels["multilabel"], bool), maybe(labels.get("order"), ints)
             ),
-            orientation=_maybe(plan["orientation"], lambda v: _among(v, ("RAS",))),
-            spacing=_numbers(plan["spacing"]),
-            unit=_among(plan["unit"], ("mm", "px")),
-            kept_axes=_ints(plan.get("kept_axes") or []),
-            size=_maybe(plan.get("size"), _counts),
-            crop=_maybe(plan.get("crop"), _counts),
-            slices=_maybe(slices, lambda v: Slices(_one(v["axis"], int), _one(v["neighbours"], int))),
+            orientation=maybe(plan["orientation"], lambda v: among(v, ("RAS",))),
+            spacing=numbers(plan["spacing"]),
+            unit=among(plan["unit"], ("mm", "px")),
+            kept_axes=ints(plan.get("kept_axes") or []),
+            size=maybe(plan.get("size"), counts),
+            crop=maybe(plan.get("crop"), counts),
+            slices=maybe(slices, lambda v: Slices(one(v["axis"], int), one(v["neighbours"], int))),
             normalization=tuple(map(_normalization, plan["normalization"])),
-            whitening=_maybe(whitening, lambda v: Whitening(_numbers(v["mean"]), tuple(map(_numbers, v["matrix"])))),
-            patch=_ints(plan["patch"]),
-            whole_image_limit=_one(plan["whole_image_limit"], int),
-            mirror_axes=_ints(plan["mirror_axes"]),
-            spacing_min=_numbers(told["min"]),
-            spacing_max=_numbers(told["max"]),
+            whitening=maybe(whitening, lambda v: Whitening(numbers(v["mean"]), tuple(map(numbers, v["matrix"])))),
+            patch=ints(plan["patch"]),
+            whole_image_limit=one(plan["whole_image_limit"], int),
+            mirror_axes=ints(plan["mirror_axes"]),
+            spacing_min=numbers(told["min"]),
+            spacing_max=numbers(told["max"]),
         ),
         Settings(
-            overlap=_number(inference["overlap"]),
-            threshold=_number(inference["threshold"]),
-            tta=_one(inference["tta"], bool),
-            mesh_step=_one(inference["mesh_step"], int),
-            refine=_among(inference["refine"], ("halving", "once")),
-            smooth=_one(inference["smooth"], bool),
+            overlap=number(inference["overlap"]),
+            threshold=number(inference["threshold"]),
+            tta=one(inference["tta"], bool),
+            mesh_step=one(inference["mesh_step"], int),
+            refine=among(inference["refine"], ("halving", "once")),
+            smooth=one(inference["smooth"], bool),
+            post_processing=one(inference.get("post_processing", True), bool),  # earlier files have nothing to apply
         ),
         Graphs(
-            kind=_among(graphs["kind"], ("dense", "points")),
-            files=_list(graphs["files"], str),
-            divisor=_ints(graphs["divisor"]),
-            fixed=_maybe(graphs.get("fixed"), _ints),
-            frequencies=_one(graphs.get("frequencies", 0), int),
-            gather=_among(graphs.get("gather", "nearest"), ("nearest", "linear")),
+            kind=among(graphs["kind"], ("dense", "points")),
+            files=several(graphs["files"], str),
+            divisor=ints(graphs["divisor"]),
+            fixed=maybe(graphs.get("fixed"), ints),
+            frequencies=one(graphs.get("frequencies", 0), int),
+            gather=among(graphs.get("gather", "nearest"), ("nearest", "linear")),
         ),
+        maybe(values.get("calibration"), read_calibration),
     )
 
 
 def _normalization(values: Mapping[str, Any]) -> Normalization:
-    low, high, mean, std = (_number(values[name]) for name in ("low", "high", "mean", "std"))
-    clip = _maybe(values.get("clip"), lambda v: tuple(_maybe(bound, _number) for bound in v))
+    low, high, mean, std = (number(values[name]) for name in ("low", "high", "mean", "std"))
+    clip = maybe(values.get("clip"), lambda v: tuple(maybe(bound, number) for bound in v))
     if clip is not None and len(clip) != 2:
         raise ValueError("normalization.clip")
-    return Normalization(_among(values["kind"], KINDS), low, high, mean, std, clip)  # type: ignore[arg-type]
+    return Normalization(among(values["kind"], KINDS), low, high, mean, std, clip)  # type: ignore[arg-type]
 
 
 def _check(member: Member) -> None:
@@ -233,6 +243,7 @@ def _check(member: Member) -> None:
     plan, settings, graphs = member.plan, member.settings, member.graphs
     dims, channels = plan.image_dims, plan.in_channels
     slices, whitening = plan.slices, plan.whitening
+    cleaned = () if member.calibration is None else member.calibration.rules
     rules = {
         "spatial_dims": plan.spatial_dims in (2, 3) and (slices is None or plan.spatial_dims == 2),
         "slices": slices is None or (0 <= slices.axis < 3 and 0 <= slices.neighbours <= 64),
@@ -240,6 +251,7 @@ def _check(member: Member) -> None:
         "labels": plan.labels.outputs >= 1
         and (plan.labels.multilabel or len(plan.labels.names) > 1)
         and (plan.labels.order is None or len(plan.labels.order) == len(plan.labels.names)),
+        "calibration": set(cleaned) <= set(plan.labels.foreground),
         "spacing": len(plan.spacing) == len(plan.spacing_min) == len(plan.spacing_max) == dims
         and all(s > 0 for s in (*plan.spacing, *plan.spacing_min, *plan.spacing_max)),
         "size": all(
@@ -261,41 +273,3 @@ def _check(member: Member) -> None:
     wrong = next((name for name, holds in rules.items() if not holds), None)
     if wrong:
         raise ValueError(wrong)
-
-
-def _one(value: Any, kind: type[T]) -> T:
-    if type(value) is not kind:
-        raise ValueError(f"{str(value)[:40]} is no {kind.__name__}")
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{str(value)[:40]} is no number")
-    return float(value)
-
-
-def _maybe(value: Any, read: Callable[[Any], T]) -> T | None:
-    return None if value is None else read(value)
-
-
-def _among(value: Any, valid: tuple[str, ...]) -> str:
-    if value not in valid:
-        raise ValueError(f"{str(value)[:40]} is none of {', '.join(valid)}")
-    return str(value)
-
-
-def _list(values: Any, kind: type[T]) -> tuple[T, ...]:
-    return tuple(_one(value, kind) for value in _one(values, list))
-
-
-def _ints(values: Any) -> tuple[int, ...]:
-    return _list(values, int)
-
-
-def _counts(values: Any) -> tuple[int | None, ...]:
-    return tuple(_maybe(value, lambda v: _one(v, int)) for value in _one(values, list))
-
-
-def _numbers(values: Any) -> tuple[float, ...]:
-    return tuple(map(_number, _one(values, list)))

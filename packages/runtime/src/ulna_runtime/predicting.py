@@ -54,7 +54,19 @@ class Slabs(NamedTuple):
         return whole
 
 
-def predict_slabs(network: Network, volume: Volume, *, tta: bool = False) -> Slabs:
+class Compare(NamedTuple):
+    """What is done with two answers to one window or slab: those of mirrored copies, or of several networks.
+
+    Args:
+        add: called with the probabilities of both, (K, *S) each.
+        aside: mirrored copies are made for it alone, and the answer stays that to the image as it is.
+    """
+
+    add: Callable[[Maps, Maps], None]
+    aside: bool = False
+
+
+def predict_slabs(network: Network, volume: Volume, *, tta: bool = False, compare: Compare | None = None) -> Slabs:
     """Probabilities of an image by one network; they are computed as they are asked for."""
     plan = network.member.plan
     prepared = prepare(volume, plan)
@@ -62,7 +74,7 @@ def predict_slabs(network: Network, volume: Volume, *, tta: bool = False) -> Sla
     if network.by_patches:
         patch = dict(zip(plan.patch_axes, network.member.graphs.fixed or plan.patch, strict=True))
         prepared = pad_to_patch(prepared, [patch.get(axis, 1) for axis in range(plan.image_dims)])
-    slabs = _windowed(network, prepared, axis, tta or network.member.settings.tta)
+    slabs = _windowed(network, prepared, axis, tta or network.member.settings.tta, compare)
     outside = background(plan.labels)
     if prepared.crop is None:
         parts = restore(slabs, prepared.grid, prepared.size, prepared.step, axis)
@@ -71,14 +83,22 @@ def predict_slabs(network: Network, volume: Volume, *, tta: bool = False) -> Sla
     return Slabs(parts, prepared.size, axis, prepared.turn)
 
 
-def mean_of(networks: Sequence[Network], volume: Volume, *, tta: bool = False) -> Slabs:
-    """The mean of the probabilities of several networks on the image's own grid."""
+def mean_of(networks: Sequence[Network], volume: Volume, *, tta: bool = False, compare: Compare | None = None) -> Slabs:
+    """The mean of the probabilities of several networks on the image's own grid.
+
+    Args:
+        networks: with the same classes.
+        volume: the image.
+        tta: average over mirrored copies.
+        compare: the answers of each two networks; of one, those to mirrored copies with that to the image as it is.
+    """
+    if len(networks) == 1:
+        return predict_slabs(networks[0], volume, tta=tta, compare=compare)
     each = [predict_slabs(network, volume, tta=tta) for network in networks]
-    if len(each) == 1:
-        return each[0]
     # along the axes of the first that is turned, else of the first; another way through the volume comes in one piece
     first = next((slabs for slabs in each if slabs.turn != AS_STORED), each[0])
-    return Slabs(_mean([_along(first, slabs) for slabs in each], first.axis), first.size, first.axis, first.turn)
+    parts = _mean([_along(first, slabs) for slabs in each], first.axis, compare)
+    return Slabs(parts, first.size, first.axis, first.turn)
 
 
 def _along(first: Slabs, slabs: Slabs) -> Iterator[Maps]:
@@ -88,7 +108,7 @@ def _along(first: Slabs, slabs: Slabs) -> Iterator[Maps]:
     yield np.ascontiguousarray(first.turn.forward(slabs.joined(lambda part: part)))
 
 
-def _mean(members: Sequence[Iterator[Maps]], axis: int) -> Iterator[Maps]:
+def _mean(members: Sequence[Iterator[Maps]], axis: int, compare: Compare | None) -> Iterator[Maps]:
     """The mean of several streams of slabs of one volume, whatever the heights of their slabs."""
     held: list[Maps | None] = [None] * len(members)
     while True:
@@ -97,15 +117,20 @@ def _mean(members: Sequence[Iterator[Maps]], axis: int) -> Iterator[Maps]:
         if len(here) < len(members):
             return
         rows = min(slab.shape[axis + 1] for slab in here)
-        yield np.mean([np.take(slab, range(rows), axis + 1) for slab in here], axis=0, dtype=np.float32)
+        alike = [np.take(slab, range(rows), axis + 1) for slab in here]
+        if compare is not None:
+            for a, b in itertools.combinations(alike, 2):
+                compare.add(a, b)
+        yield np.mean(alike, axis=0, dtype=np.float32)
         rest = [np.take(slab, range(rows, slab.shape[axis + 1]), axis + 1) for slab in here]
         held = [slab if slab.size else None for slab in rest]
 
 
-def _windowed(network: Network, prepared: Prepared, axis: int, tta: bool) -> Iterator[Maps]:
+def _windowed(network: Network, prepared: Prepared, axis: int, tta: bool, compare: Compare | None) -> Iterator[Maps]:
     """Probabilities on the grid of the plan, without margins, windows by windows."""
     plan, settings = network.member.plan, network.member.settings
-    flipped = flips(plan.mirror_axes if tta else ())
+    aside = compare is not None and compare.aside and not tta
+    flipped = flips(plan.mirror_axes if tta or aside else ())
     image = prepared.image
     grid = tuple(image.shape[1 + along] for along in plan.patch_axes)
     whole = math.prod(grid) <= plan.whole_image_limit and not network.by_patches
@@ -113,14 +138,20 @@ def _windowed(network: Network, prepared: Prepared, axis: int, tta: bool) -> Ite
 
     def ask(window: Maps) -> Maps:
         total: Maps | None = None
+        straight: Maps | None = None  # the answer to the image as it is
         for axes in flipped:
             along = tuple(a + 1 for a in axes)
             copy = np.flip(window, along) if along else window
             maps = probabilities(network.logits(copy), plan.labels.multilabel)
             maps = np.flip(maps, along) if along else maps
-            total = maps if total is None else total + maps
+            if straight is None:
+                straight = maps
+            elif compare is not None:
+                compare.add(straight, maps)
+            if total is None or not aside:
+                total = maps if total is None else total + maps
         assert total is not None
-        return total if len(flipped) == 1 else total / np.float32(len(flipped))
+        return total if len(flipped) == 1 or aside else total / np.float32(len(flipped))
 
     if plan.slices is None:
         windows = by_windows(ask, image, patch, overlap=settings.overlap, axis=axis)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ulna_runtime.bundle import Bundle, read_bundle
+from ulna_runtime.calibration import in_common, scaled
+from ulna_runtime.cleaning import Changed, clean
 from ulna_runtime.errors import UsageError
-from ulna_runtime.files import read_image, write_mask
+from ulna_runtime.files import DICOM, read_image, write_mask
 from ulna_runtime.labels import in_file, to_labels
 from ulna_runtime.network import Network
 from ulna_runtime.pipeline import Labels, read_pipeline
-from ulna_runtime.predicting import Slabs, mean_of
+from ulna_runtime.predicting import Compare, Slabs, mean_of
 from ulna_runtime.preparing import check_fit
+from ulna_runtime.seg import About
 from ulna_runtime.volume import Volume
 from ulna_runtime.zoo import located
 
@@ -28,15 +31,19 @@ class Result:
 
     Args:
         mask: (*S), class indices in the smallest unsigned type; (K, *S) of 0 and 1 for overlapping classes.
-        probabilities: (K, *S), float32; None where they were not asked for.
+        probabilities: (K, *S), float32, calibrated where the run was; None where they were not asked for.
         volume: the image, with its geometry.
         labels: the classes.
+        changed: class -> voxels that post-processing took away and filled.
+        model: what made it, for files that say so.
     """
 
     mask: NDArray[Any]
     probabilities: NDArray[np.float32] | None
     volume: Volume
     labels: Labels
+    changed: Mapping[str, Changed] = field(default_factory=dict)
+    model: str = "network"
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -49,8 +56,17 @@ class Result:
         return self.volume.affine
 
     def save(self, path: str | Path) -> Path:
-        """Write the mask in the image's own format and geometry; its ending takes the place of a known one."""
-        return write_mask(Path(path), in_file(self.mask, self.labels), self.volume)
+        """Write the mask in the image's own format and geometry; its ending takes the place of a known one.
+
+        A DICOM series gives a SEG, which has a segment for every structure; elsewhere overlapping classes with an order are
+        one map.
+        """
+        about = About(self.labels.foreground, self.model)
+        return write_mask(Path(path), self.in_file(), self.volume, about)
+
+    def in_file(self) -> NDArray[Any]:
+        """The mask as its file holds it."""
+        return self.mask if self.volume.suffix == DICOM else in_file(self.mask, self.labels)
 
 
 class Segmenter:
@@ -59,12 +75,18 @@ class Segmenter:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.card, self.digest, self.path = bundle.card, bundle.digest, bundle.path
         self.members = read_pipeline(bundle.pipeline, bundle.path)
+        self.calibration = in_common([member.calibration for member in self.members])
         self.networks = [Network(member, bundle.graphs, bundle.path, threads) for member in self.members]
 
     @property
     def labels(self) -> Labels:
         """The classes."""
         return self.members[0].plan.labels
+
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions of the images."""
+        return self.members[0].plan.image_dims
 
     def __call__(
         self,
@@ -74,15 +96,18 @@ class Segmenter:
         affine: ArrayLike | None = None,
         probabilities: bool = False,
         tta: bool = False,
+        post_processing: bool = True,
     ) -> Result:
-        """Segment a file, the list of the channel files of a case, or an array (C, *S), (*S) or (*S, C).
+        """Segment an image.
 
         Args:
-            image: what to segment.
+            image: a file, the folder of a DICOM series, the list of the channel files of a case, or an array (C, *S), (*S) or
+                (*S, C).
             spacing: of an array, in mm, along its spatial axes.
             affine: (4, 4) of an array, voxel index -> RAS mm.
             probabilities: whether the result holds them: of all classes, for the whole image.
             tta: average over mirrored copies.
+            post_processing: False leaves the mask as the network says it.
 
         Raises:
             UsageError: if the image cannot be read or does not fit.
@@ -90,21 +115,45 @@ class Segmenter:
         volume = self._volume(image, spacing, affine)
         slabs = self.slabs(volume, tta=tta)
         threshold = self.members[0].settings.threshold
-        if not probabilities:
+        maps: NDArray[np.float32] | None = None
+        if probabilities:
+            maps = slabs.joined(lambda part: part)
+            mask = to_labels(maps, self.labels, threshold)
+            self._calibrate(maps)
+        else:
             mask = slabs.joined(lambda part: to_labels(part, self.labels, threshold))
-            return Result(mask, None, volume, self.labels)
-        maps = slabs.joined(lambda part: part)
-        return Result(to_labels(maps, self.labels, threshold), maps, volume, self.labels)
+        changed = self._cleaned(mask, volume) if post_processing else {}
+        return Result(mask, maps, volume, self.labels, changed, str(self.card.get("model") or "network"))
 
-    def slabs(self, volume: Volume, *, tta: bool = False) -> Slabs:
-        """The probabilities of a volume in slabs, computed as they are asked for.
+    def _calibrate(self, maps: NDArray[np.float32]) -> None:
+        """Make probabilities mean what they say, in place and row by row; no answer changes."""
+        temperature = None if self.calibration is None else self.calibration.temperature
+        if temperature is not None:
+            exclusive = self.labels.outputs > 1 and not self.labels.multilabel
+            for row in range(maps.shape[1]):
+                maps[:, row] = scaled(maps[:, row], temperature, exclusive=exclusive)
+
+    def _cleaned(self, mask: NDArray[Any], volume: Volume) -> Mapping[str, Changed]:
+        """Apply the post-processing that the validation cases chose, in place."""
+        if self.calibration is None or not self.members[0].settings.post_processing:
+            return {}
+        rules, voxel = self.calibration.rules_for(volume)
+        return clean(mask, self.labels, rules, voxel)
+
+    def slabs(self, volume: Volume, *, tta: bool = False, compare: Compare | None = None) -> Slabs:
+        """The probabilities of a volume in slabs, computed as they are asked for; neither calibrated nor cleaned.
+
+        Args:
+            volume: the image.
+            tta: average over mirrored copies.
+            compare: see `mean_of`.
 
         Raises:
             UsageError: if it does not fit.
         """
         for member in self.members:
             check_fit(volume, member.plan)
-        return mean_of(self.networks, volume, tta=tta)
+        return mean_of(self.networks, volume, tta=tta, compare=compare)
 
     def _volume(self, image: Any, spacing: Sequence[float] | None, affine: ArrayLike | None) -> Volume:
         plan = self.members[0].plan

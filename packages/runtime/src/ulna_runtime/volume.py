@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_VOXELS = 1 << 33  # of an image that is read
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:

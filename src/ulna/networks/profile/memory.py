@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ulna.blocks.spatial_dependency import SpatialDependency
+from ulna.networks.foreign import ForeignNetwork
 from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
 
@@ -60,7 +61,7 @@ def peak_bytes(
     """Bytes of maps, logits and their gradients at the peak of a pass; weights and their gradients are left out.
 
     What a library takes for itself within an operation is not seen. Sweeps keep their state in float32, so networks
-    that have them are counted in it.
+    that have them are counted in it, as are networks of others, which choose the precision of some layers themselves.
 
     Args:
         network: on any device.
@@ -71,8 +72,8 @@ def peak_bytes(
         points: read at so many points alone.
         loss: of a training, on the meta device; None: one that keeps a map for every map of logits.
     """
-    sweeps = any(isinstance(module, SpatialDependency) for module in network.modules())
-    dtype = torch.bfloat16 if bf16 and not sweeps else torch.float32
+    wide = isinstance(network, ForeignNetwork) or any(isinstance(m, SpatialDependency) for m in network.modules())
+    dtype = torch.bfloat16 if bf16 and not wide else torch.float32
     network = copy.deepcopy(network).to(device="meta", dtype=dtype).train(training)
     image = torch.zeros(batch, network.in_channels, *size, device="meta", dtype=dtype)
     at = None if points is None else torch.zeros(batch, points, len(size), dtype=torch.long, device="meta")
