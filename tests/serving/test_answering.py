@@ -14,6 +14,7 @@ from PIL import Image
 import ulna
 from tests.dicom_series import write_series
 from tests.inference.test_predict import run_folder
+from tests.inference.test_trust import TOLD, calibrated, kept
 from tests.places import ROOT
 from tests.serving.servers import serving
 from ulna.data.formats.read import read_labels
@@ -25,6 +26,7 @@ from ulna.serving.exported import ExportedEngine
 from ulna.serving.jobs import ANSWER
 from ulna.serving.limits import Limits
 from ulna.serving.trained import TrainedEngine
+from ulna.trust.dice import Line, Lines
 
 SETUP = Limits(ram=2_000_000_000)._asdict()
 
@@ -76,6 +78,35 @@ def test_an_exported_file_answers_as_predict_does(tmp_path, colour):
     ulna.predict("zoo:nuclei", image, out=tmp_path / "masks")
     assert (result / told["file"]).read_bytes() == (tmp_path / "masks" / "a.png").read_bytes()
     assert told["trust"] == json.loads((tmp_path / "masks" / "predict.json").read_text())["cases"][0]["trust"]
+
+
+@pytest.fixture(scope="module")
+def calibrated_files(tmp_path_factory):
+    """A calibrated run that averages mirrored copies, and two runs together, each as a file."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    line = Line(intercept=0.0, slope=1.0, within=0.1, error=0.05, error_of_mean=0.1, cases=9)
+    dice = {"mirrored": Lines(mean=line, classes={"foreground": line})}
+    runs = []
+    for number in range(2):
+        run = run_folder(folder / f"run{number}", number, fingerprint=TOLD)
+        text = (run / "recipe.yaml").read_text()
+        assert "tta: false" in text
+        (run / "recipe.yaml").write_text(text.replace("tta: false", "tta: true"))
+        runs.append(calibrated(run, post_processing=kept(largest=True, holes=True), dice=dice))
+    return [ulna.export(given, out=folder / f"{len(given)}.ulna").file for given in (runs[:1], runs)]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_calibrated_file_answers_as_predict_does(calibrated_files, number, tmp_path):
+    """Cleaned, with flags and the Dice to expect, which is counted without torch."""
+    image = picture(tmp_path / "a.png", (32, 40))
+    told, result = answered(ExportedEngine(str(calibrated_files[number]), 1), image, tmp_path / "job")
+    ulna.predict(calibrated_files[number], image, out=tmp_path / "masks")
+    assert (result / told["file"]).read_bytes() == (tmp_path / "masks" / "a.png").read_bytes()
+    trust = json.loads((tmp_path / "masks" / "predict.json").read_text())["cases"][0]["trust"]
+    assert told["trust"] == trust
+    assert trust["predicted_dice"]["from"] == ("mirrored", "folds")[number]
+    assert number == 1 or trust["post_processing"]["foreground"]["filled"] > 0
 
 
 def series(folder, slices=6):
