@@ -96,6 +96,7 @@ def calibrated_files(tmp_path_factory):
     return [ulna.export(given, out=folder / f"{len(given)}.ulna").file for given in (runs[:1], runs)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_calibrated_file_answers_as_predict_does(calibrated_files, number, tmp_path):
     """Cleaned, with flags and the Dice to expect, which is counted without torch."""
