@@ -14,6 +14,10 @@ from scipy.ndimage import gaussian_filter
 
 from ulna.demonstration import DEMO, WRITTEN, _clear, demo, make_nuclei, make_phantom
 from ulna.errors import UsageError
+from ulna.exporting import zoo_examples
+from ulna.exporting.zoo_examples import real_images
+
+LABELS = Path(__file__).parents[1] / "packages/runtime/src/ulna_runtime/zoo_files/nuclei_images/labels"
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -124,6 +128,26 @@ def test_a_folder_in_use_or_too_few_cases_are_refused(make, tmp_path) -> None:
     with pytest.raises(UsageError, match="not empty"):
         make(tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
+def test_the_page_shows_real_images_with_their_dice_and_the_score_of_all(tmp_path) -> None:
+    pytest.importorskip("onnxruntime")
+    section = real_images(tmp_path / "masks")
+    told, dice = " ".join(section.words), [case.dice for case in section.cases]
+    assert dice == sorted(dice) and len(dice) <= 6 and np.mean(dice) > 0.85
+    for case in section.cases:
+        mask, reference = (Image.open(folder / f"{case.case}.png") for folder in (tmp_path / "masks", LABELS))
+        both = np.asarray(mask) + 2 * (np.asarray(reference) > 0)
+        assert case.dice == pytest.approx(2 * (both == 3).sum() / ((both & 1).sum() + (both > 1).sum()))
+    for said in ("are real", "CC0 1.0", "34 test images", "slightly optimistic", "Caicedo"):
+        assert said in told
+
+
+def test_without_the_runtime_the_page_says_how_to_see_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(zoo_examples, "find_spec", lambda _: None)
+    section = real_images(tmp_path / "masks")
+    assert section.cases == () and section.command.startswith("pip install ./packages/runtime")
+    assert "is not installed" in section.words[0] and not (tmp_path / "masks").exists()
 
 
 def test_demo_refuses_what_is_not_an_earlier_demo(tmp_path) -> None:

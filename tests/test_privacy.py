@@ -56,7 +56,7 @@ def outputs(root):
             root,
             "--out",
             out / "masks",
-            *["--format", "seg", "--format", "rtstruct", "--format", "nifti"],
+            *["--format", "seg", "--format", "rtstruct", "--format", "nifti", "--report"],
         ],
         ["evaluate", out / "masks", root, "--out", out / "scores"],
         ["explain", out / "run", root / IDS[0], "--out", out / "why"],
@@ -115,6 +115,7 @@ def test_what_tells_of_trust_is_among_it(outputs):
     for plan in (out / "plan.yaml", out / "run" / "plan.yaml"):
         assert "modalities:" in plan.read_text() and "body_parts:" in plan.read_text()
     assert (out / "run" / "calibration.json").is_file()
+    assert (out / "masks" / "report.html").is_file()
     rows = json.loads((out / "masks" / "predict.json").read_text())["cases"]
     (leg,) = (row["trust"] for row in rows if row["case"] == IDS[0])
     assert {"modality", "body part"} & {*leg["compared"], *leg["left_out"]} == {"modality", "body part"}
@@ -228,7 +229,7 @@ def hidden(root):
     """A run, its predictions and their scores under pseudonyms; and the key's file."""
     out, key = root.parent / "hidden", root.parent / "key.json"
     ulna.train(root, model="unet", out=out / "run", epochs=1, set=TINY, pseudonymise=key)
-    ulna.predict(out / "run", root, out=out / "masks", format=["nifti"], pseudonymise=key)
+    ulna.predict(out / "run", root, out=out / "masks", format=["nifti"], report=True, pseudonymise=key)
     ulna.evaluate(out / "masks", root, out=out / "scores", pseudonymise=key)
     return out, key
 

@@ -2,6 +2,7 @@
 
     python packages/runtime/make_zoo.py nuclei DATA [--steps 2400] [--hours H] [--work runs/zoo] [--threads N]
     python packages/runtime/make_zoo.py hippocampus DATA [--steps 1000] [--hours H] [--work runs/zoo] [--threads N]
+    python packages/runtime/make_zoo.py nuclei --card     # write what is told here into the card of the file that stands
 
 A training in --work that was stopped goes on, and one that is finished is not repeated. DATA is the 2018 Data Science Bowl as
 pairs of images and labels with its splits.json, or Task04 of the Medical Segmentation Decathlon with a splits.json of train
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Segmenter:
         data_licence: of the images.
         licence: of the weights.
         split: which cases are kept aside, and how they were chosen.
+        caution: how far the test scores can be trusted.
         limits: what else its user must know.
         steps: of the training.
         settings: changes of the recipe.
@@ -49,6 +51,7 @@ class Segmenter:
     data_licence: str
     licence: str
     split: str
+    caution: str
     limits: tuple[str, ...]
     steps: int
     settings: tuple[str, ...]
@@ -61,8 +64,11 @@ NUCLEI = Segmenter(
     cite="Caicedo et al., Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl, "
     "Nature Methods 16, 1247-1253 (2019)",
     data_licence="CC0 1.0",
-    licence="Apache-2.0; the images of the training are CC0 1.0",
-    split="at random over images, balanced over fluorescence, stained tissue and bright field; the test images chose nothing",
+    licence="Apache-2.0, like the code",
+    split="at random over images, balanced over fluorescence, stained tissue and bright field; the validation images chose "
+    "the best epoch",
+    caution="a first training of 800 steps had reached a Dice of 0.8822 on the same test images; after that had been seen it "
+    "was repeated with 2400 steps, so these scores are slightly optimistic",
     limits=(
         "Trained shortly, with few channels, as an example: train on your own images for work of your own.",
         "Some images of the data set are crops of one slide, so test images may have neighbours among those of the training; "
@@ -85,8 +91,10 @@ HIPPOCAMPUS = Segmenter(
     "Nature Communications 13, 4128 (2022)",
     data_licence="CC BY-SA 4.0",
     licence="CC BY-SA 4.0, see LICENCE-hippocampus.txt beside the file",
-    split=f"the validation cases of DATA's splits.json are the test cases and chose nothing; {VALIDATION} of its training "
-    f"cases, drawn with seed {SEED}, chose the best epoch",
+    split=f"the validation cases of DATA's splits.json are the test cases; {VALIDATION} of its training cases, drawn with "
+    f"seed {SEED}, chose the best epoch",
+    caution="a first training of 600 steps had reached a Dice of 0.8016 on the same test cases; after that had been seen it "
+    "was repeated with 1000 steps, so these scores are slightly optimistic",
     limits=(
         "Trained shortly, with few channels, as an example: train on your own images for work of your own.",
         "Reads small T1-weighted MRI crops around one hippocampus (about 35 x 51 x 35 voxels of 1 mm), no whole heads.",
@@ -106,13 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(SEGMENTERS))
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--steps", type=int, help="of the training; 2400 and 1000 by default")
     parser.add_argument("--hours", type=float, help="of the training, at most")
     parser.add_argument("--work", type=Path, default=Path("runs/zoo"), help="folder for the training")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--train-only", action="store_true", help="write no file")
+    parser.add_argument("--card", action="store_true", help="train nothing: renew the card of the file that stands")
     asked = parser.parse_args(arguments)
+    if asked.card:
+        sys.stdout.write(renew_card(ZOO / f"{asked.name}.ulna", SEGMENTERS[asked.name]) + "\n")
+        return
+    if asked.data is None:
+        parser.error("DATA is needed: the folder of the images, or --card")
     data = asked.data if asked.name == "nuclei" else _kept_aside(asked.data, asked.work / "data" / "hippocampus")
     run = _trained(asked.name, data, asked.work / asked.name, asked)
     if not asked.train_only:
@@ -150,19 +164,37 @@ def _trained(name: str, data: Path, run: Path, asked: argparse.Namespace) -> Pat
 def _exported(name: str, run: Path, data: Path) -> str:
     """Write the file of a run, with what the card must say beside what the run knows."""
     import ulna
-    from ulna_runtime.bundle import CARD, PIPELINE, WEIGHTS, read_bundle, write_bundle
+    from ulna_runtime.bundle import read_bundle
 
     told, file = SEGMENTERS[name], ZOO / f"{name}.ulna"
     ulna.export(run, out=file, data=data, precision="fp16", licence=told.licence, with_weights=True, overwrite=True)
-    bundle = read_bundle(file)
-    card = bundle.card
+    return _with_card(read_bundle(file), told, _length(run))
+
+
+def renew_card(file: Path, told: Segmenter) -> str:
+    """Write what is told of a segmenter into the card of its file; graphs and weights stay as they are."""
+    from ulna_runtime.bundle import read_bundle
+
+    return _with_card(read_bundle(file), told, {})
+
+
+def _with_card(bundle: Any, told: Segmenter, length: Mapping[str, Any]) -> str:
+    from ulna.exporting.card import limits_of
+    from ulna.recipe import Plan, parse
+    from ulna_runtime.bundle import CARD, PIPELINE, WEIGHTS, write_bundle
+
+    card, file = bundle.card, bundle.path
+    card["licence"] = told.licence
     card["trained_on"] |= {
-        "source": told.source, "cite": told.cite, "data_licence": told.data_licence, "split": told.split,
-        **_length(run),
+        "source": told.source, "cite": told.cite, "data_licence": told.data_licence, "split": told.split, **length
     }  # fmt: skip
     card["structures"] = list(told.structures)
-    card["scores"]["of"] = "the run in torch; what half precision changes stands under export"
-    card["limits"] += told.limits
+    card["scores"] |= {
+        "of": "the run in torch; what half precision changes stands under export",
+        "caution": told.caution,
+    }
+    plan = parse(Plan, bundle.pipeline["members"][0]["plan"])
+    card["limits"] = [*limits_of(plan, [card["scores"]]), *told.limits]
     members = {PIPELINE: json.dumps(bundle.pipeline).encode(), CARD: json.dumps(card, indent=1).encode()}
     write_bundle(file, {**members, **bundle.graphs, WEIGHTS: bundle.weights or b""})
     size = file.stat().st_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from ulna.system.outputs import check_free, make_folder
 
 if TYPE_CHECKING:
     from ulna.evaluation.evaluate import Evaluation
-    from ulna.evaluation.report import ReportCase
 
 Array = NDArray[np.float64]
 
@@ -48,7 +47,15 @@ with seed {seed}. Nothing here was photographed; see `SYNTHETIC`.
 """
 STAINS = ("fluorescence", "fluorescence", "stained", "fluorescence", "inverted")  # by case, over and over
 SIZES = ((96, 96), (96, 128), (128, 128))
-WRITTEN = ("data", "run", "predictions", "evaluation", "report.html", "SYNTHETIC")  # what a demo leaves behind
+WRITTEN = (
+    "data",
+    "run",
+    "predictions",
+    "evaluation",
+    "zoo_masks",
+    "report.html",
+    "SYNTHETIC",
+)  # what a demo leaves behind
 SMALL = ("architecture.base_channels=12", "planning.patch=[96, 96]", "planning.batch=4")  # a network for two slow cores
 STEPS, STEPS_QUICK = 500, 100  # of its training
 
@@ -69,6 +76,8 @@ class Demonstration:
 def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstration:
     """Make a small synthetic data set and run the whole path on it: check, train, predict, evaluate, report.
 
+    Where ulna-runtime is installed, the page also shows zoo:nuclei on six real images that come with it.
+
     Args:
         out: the folder to write; an earlier demo there is replaced.
         quick: fewer images and steps, about half a minute.
@@ -83,7 +92,8 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     _clear(out)
     from ulna.data.quality.check import check
     from ulna.evaluation.evaluate import evaluate
-    from ulna.evaluation.report import write_report
+    from ulna.evaluation.report import cases_of_pictures, write_report
+    from ulna.exporting.zoo_examples import real_images
     from ulna.inference.predict import predict
     from ulna.training.train import train
 
@@ -94,10 +104,10 @@ def demo(*, out: Path | str = Path("demo"), quick: bool = False) -> Demonstratio
     run = train(data, model="unetpp", out=out / "run", seed=0, set=(*SMALL, length))
     masks = predict(run.folder, data, out=out / "predictions", split="test")
     evaluation = evaluate(masks.folder, data, out=out / "evaluation")
-    cases = _report_cases(data, masks.folder, evaluation.rows)
+    cases = cases_of_pictures(data, masks.folder, evaluation.rows)
     report = out / "report.html"
-    title = "Nuclei, made up by ulna"
-    write_report(run.folder, masks.folder, evaluation, cases, report, synthetic=True, title=title)
+    title, real = "Nuclei, made up by ulna", real_images(out / "zoo_masks")
+    write_report(run.folder, masks.folder, evaluation, cases, report, synthetic=True, title=title, section=real)
     return Demonstration(report, run.folder, evaluation)
 
 
@@ -114,25 +124,6 @@ def _clear(out: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     statement.write_bytes(DEMO)
-
-
-def _report_cases(data: Path, predictions: Path, rows: Sequence[Mapping[str, Any]]) -> list[ReportCase]:
-    """What the report draws: the demo's own files, with the Dice that the evaluation gave them."""
-    from ulna.evaluation.report import ReportCase
-
-    cases = []
-    for row in rows:
-        name = f"{row['case']}.png"
-        image, reference, prediction = (
-            _pixels(folder / name) for folder in (data / "images", data / "labels", predictions)
-        )
-        cases.append(ReportCase(row["case"], np.moveaxis(image, -1, 0), reference, prediction, row["dice"]))
-    return cases
-
-
-def _pixels(path: Path) -> NDArray[np.uint8]:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def make_nuclei(folder: Path, *, count: int = 60, sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> Path:

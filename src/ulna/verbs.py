@@ -68,7 +68,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--out --split --level --format --series --dicom --threads --pseudonymise",
-        switches="--tta --probabilities --overwrite --strict --no-post-processing --report --allow-code",
+        switches="--tta --probabilities --overwrite --strict --no-post-processing --instances --report --allow-code",
     ),
     "evaluate": Verb(
         "ulna.evaluation.evaluate:evaluate",
@@ -105,7 +105,7 @@ VERBS: dict[str, Verb] = {
         "Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.",
         computes=True,
         flags="--out --data --level --format --precision --most-dice-lost --licence",
-        switches="--with-weights --overwrite",
+        switches="--with-weights --overwrite --allow-code",
     ),
     "info": Verb(
         "ulna.exporting.info:info",

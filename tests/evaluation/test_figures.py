@@ -13,11 +13,13 @@ from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.evaluation import figures
 from ulna.evaluation.figures import (
+    CLASS_COLOURS,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     RIGHT,
     comparison,
     curves,
+    outlines_alone,
     overlay,
     panels,
     to_rgb,
@@ -67,6 +69,22 @@ def test_overlay_without_reference_outlines_each_class_and_leaves_its_inside() -
 
 def test_the_border_of_the_image_is_no_outline() -> None:
     assert not overlay(np.zeros((1, 5, 5)), np.ones((5, 5), int)).any()
+
+
+@pytest.mark.parametrize("inner", [1, 2])
+def test_the_border_of_two_classes_has_one_colour_that_of_the_one_within(inner) -> None:
+    """Whichever has the higher number: the class within another one is outlined whole, the other one outside alone."""
+    labels = np.zeros((13, 13), np.uint8)
+    labels[1:12, 1:12], labels[4:9, 4:9] = 3 - inner, inner
+    lines = outlines_alone(labels, 1)
+    drawn = {value: (lines == (*CLASS_COLOURS[value - 1], 255)).all(axis=-1) for value in (1, 2)}
+    rings = {}
+    for value, (start, stop) in {3 - inner: (1, 12), inner: (4, 9)}.items():
+        rings[value] = np.zeros((13, 13), bool)
+        rings[value][start:stop, start:stop] = True
+        rings[value][start + 1 : stop - 1, start + 1 : stop - 1] = False
+    for value in (1, 2):
+        assert np.array_equal(drawn[value], rings[value])
 
 
 def test_best_slice_has_the_largest_area_and_is_the_middle_when_empty() -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ulna.errors import UsageError
-from ulna.evaluation.report import ReportCase, write_report
+from ulna.evaluation.report import ReportCase, Section, write_report
 
 NASTY = "<script>alert('x')</script>\"&"
 BANNER = "Synthetic data made by ulna: these numbers say nothing about real images"
@@ -73,11 +73,27 @@ def case(name: str, dice: float, size: tuple[int, ...] = (24, 20), channels: int
     return ReportCase(name, image, reference, np.roll(reference, 1, 0), dice)
 
 
-def page(run: Path, evaluation: Any, cases: list[ReportCase], *, synthetic: bool = True, title: str = "Nuclei") -> str:
+def page(run: Path, evaluation: Any, cases: list[ReportCase], **options: Any) -> str:
     out = run.parent / "pages" / "report.html"
-    written = write_report(run, Path("predictions"), evaluation, cases, out, synthetic=synthetic, title=title)
+    options = {"synthetic": True, "title": "Nuclei", **options}
+    written = write_report(run, Path("predictions"), evaluation, cases, out, **options)
     assert written == out and [path.name for path in out.parent.iterdir()] == ["report.html"]
     return out.read_text("utf-8")
+
+
+def test_a_section_draws_all_its_cases_in_their_order_and_is_escaped(run) -> None:
+    shown = Section(
+        f"Real {NASTY}", (NASTY,), tuple(case(f"real_{k}", k / 10) for k in (3, 1, 2)), "ulna predict zoo:x"
+    )
+    html = page(run, evaluation(), [case("a", 0.5)], section=shown)
+    behind = html.partition("How this run was made")[2]
+    assert re.findall(r'class="name">(real_\d)</span><span class="dice">Dice (0\.\d)00<', behind) == [
+        ("real_3", "0.3"),
+        ("real_1", "0.1"),
+        ("real_2", "0.2"),
+    ]
+    assert len(PICTURE.findall(behind)) == 12 and "<script>" not in html and "ulna predict zoo:x" in behind
+    assert "real_" not in page(run, evaluation(), [case("a", 0.5)])
 
 
 def test_nothing_is_fetched_and_every_picture_is_embedded(run) -> None:

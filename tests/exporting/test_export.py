@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from ulna.cli import main as cli
 from ulna.errors import UsageError
 from ulna.exporting import export as exporting
 from ulna.exporting.graphs import make_graphs
+from ulna.exporting.openvino import Session, converted, need_openvino
 from ulna.exporting.parity import Parity, logits_apart
-from ulna.exporting.plain import need_openvino
 from ulna.inference.segmenter import Segmenter, network_for
 from ulna.recipe import Recipe, Split, to_yaml
 from ulna.system.files import Tensors, write_tensors, write_text
@@ -171,7 +172,7 @@ def test_what_cannot_be_is_refused(run, tmp_path, options, match):
 def test_files_that_stand_there_and_former_runs_are_refused(exported, run, tmp_path):
     with pytest.raises(UsageError, match="exists; choose another --out"):
         ulna.export(run, out=exported.file)
-    with pytest.raises(UsageError, match="an exported file is not exported again"):
+    with pytest.raises(UsageError, match="is an exported file, where the folder of a run is wanted"):
         ulna.export(exported.file, out=tmp_path / "b.ulna")
     former = run_folder(tmp_path / "former", 0, format=1)
     with pytest.raises(UsageError, match="trained by an earlier ulna"):
@@ -185,6 +186,44 @@ def test_without_the_extra_the_command_that_installs_it_is_said(run, tmp_path, m
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UsageError, match="--format openvino needs openvino"):
         ulna.export(run, out=tmp_path / "a.ulna", format="openvino")
+
+
+class Answers:
+    """In the place of OpenVINO: what a session of onnxruntime answers, off by some."""
+
+    def __init__(self, files, off):
+        self.session, self.off = onnx_session(files["network.xml"]), off
+
+    def get_inputs(self):
+        return self.session.get_inputs()
+
+    def run(self, names, inputs):
+        return [self.session.run(names, inputs)[0] + np.float32(self.off)]
+
+
+def onnx_session(model):
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+def test_what_openvino_answers_is_compared_before_its_files_are_written(run, tmp_path, monkeypatch):
+    graphs = []  # made once
+    monkeypatch.setattr(
+        exporting, "make_graphs", lambda *of: graphs[0] if graphs else graphs.append(make_graphs(*of)) or graphs[0]
+    )
+    monkeypatch.setattr(exporting, "need_openvino", lambda: None)
+    monkeypatch.setattr(exporting, "converted", lambda graph: {"network.xml": graph, "network.bin": b""})
+    monkeypatch.setattr(exporting, "Session", lambda files: Answers(files, 0))
+    made = ulna.export(run, out=tmp_path / "a.zip", format="openvino")
+    assert made.parity.identical == 1
+    with zipfile.ZipFile(made.file) as archive:
+        assert archive.namelist() == ["network.xml", "network.bin", "pipeline.json", "card.json"]
+        assert json.loads(archive.read("card.json"))["export"]["parity"]["logits"] == made.parity.logits
+    monkeypatch.setattr(exporting, "Session", lambda files: Answers(files, 0.01))
+    with pytest.raises(UsageError, match="would not predict as the run does"):
+        ulna.export(run, out=tmp_path / "b.zip", format="openvino")
+    assert not (tmp_path / "b.zip").exists()
 
 
 def test_openvino_finds_no_telemetry(tmp_path, monkeypatch):
@@ -237,7 +276,7 @@ def test_a_pruned_level_and_several_runs(tmp_path, images):
     assert np.abs(load(both.file)(file, probabilities=True).probabilities - expected).max() < 1e-5
 
 
-def parity_of(name, dims):
+def parity_of(name, dims, by_openvino=False):
     """How far the logits of a narrow network and of its graph lie apart, at sizes that the strides divide and others."""
     plan = make(spatial_dims=dims, patch=(24, 16, 16)[:dims], strides=((2,) * dims,) * 2)
     options = SMALL.get(name, {"channels": (4, 6, 8)})
@@ -251,6 +290,8 @@ def parity_of(name, dims):
     assert isinstance(member, Member)
     assert isinstance(member.graphs, Graphs)
     runtime = Network(member, dict(zip(files, graphs.models, strict=True)), name, threads=1)
+    if by_openvino:
+        runtime.compute_with([Session(converted(graphs.models[0]))])
     generator = torch.Generator().manual_seed(1)
     sizes = [plan.patch] if runtime.by_patches else [plan.patch, (33, 20, 18)[:dims], (17, 13, 11)[:dims]]
     windows = [torch.randn(1, 1, *size, generator=generator).numpy() for size in sizes]
@@ -264,3 +305,11 @@ def test_every_recommended_network(name, dims):
     apart, by_patches = parity_of(name, dims)
     assert apart < 1e-4
     assert by_patches == (name == "implicit_unet")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", [name for name in RECOMMENDED if name != "implicit_unet"])  # it has two graphs
+def test_every_recommended_network_in_openvino(name, dims):
+    pytest.importorskip("openvino", reason="openvino is not installed (the extra openvino)")
+    assert parity_of(name, dims, by_openvino=True)[0] < 1e-4

@@ -334,8 +334,8 @@ def test_masks_are_recorded_under_the_weights_that_made_them(tmp_path, images, r
     """While a run is trained, its next epoch may be written between two reads."""
     read, left = prediction.load, list(range(writes))
 
-    def trained_on(runs):
-        segmenter = read(runs)
+    def trained_on(runs, **options):
+        segmenter = read(runs, **options)
         if left:
             shutil.rmtree(run)
             run_folder(run, 1 + left.pop())

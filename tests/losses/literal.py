@@ -117,10 +117,13 @@ def focal(z, target, multilabel, gamma=2.0, weights=None):
     return above / below
 
 
-def topk(z, target, multilabel, share=0.1):
-    hardest = sorted((-math.log(q) for q, _, _ in entropies(z, target, multilabel)), reverse=True)
-    number = max(1, round(share * len(hardest)))
-    return sum(hardest[:number]) / number
+def topk(z, target, multilabel, share=0.1, weights=None):
+    found = []
+    for q, its_class, its_map in entropies(z, target, multilabel):
+        weight = 1.0 if weights is None else weights[its_map if multilabel else its_class]
+        found.append((weight * -math.log(q), weight))
+    hardest = sorted(found, reverse=True)[: max(1, round(share * len(found)))]
+    return sum(value for value, _ in hardest) / sum(weight for _, weight in hardest)
 
 
 def phi(region, v, size):

@@ -95,11 +95,14 @@ def test_focal_of_sure_voxels_has_a_finite_gradient_and_keeps_its_digits():
 
 
 @pytest.mark.parametrize("targets", KINDS)
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.55, 1.0])
-def test_topk_is_its_definition(targets, share):
+def test_topk_is_its_definition(targets, share, weighted):
     z, target = literal.sample(targets)
-    expected = literal.topk(z, target, targets == "multilabel", share)
-    assert computed("topk_ce", z, target, targets == "multilabel", share=share) == pytest.approx(expected, rel=1e-9)
+    weights = [0.2, 1.5, 0.7][: 3 if targets == "classes" else 2] if weighted else None
+    expected = literal.topk(z, target, targets == "multilabel", share, weights)
+    options = {"share": share, **({"weights": weights} if weighted else {})}
+    assert computed("topk_ce", z, target, targets == "multilabel", **options) == pytest.approx(expected, rel=1e-9)
 
 
 def test_sums_with_dice_have_their_weights():
@@ -110,7 +113,7 @@ def test_sums_with_dice_have_their_weights():
         assert computed(kind, z, target, False, dice=0.5, **{name: 3.0}) == pytest.approx(expected, rel=1e-12)
 
 
-WEIGHTED = ("cross_entropy", "focal", "dice_ce", "dice_focal")
+WEIGHTED = ("cross_entropy", "focal", "topk_ce", "dice_ce", "dice_focal", "dice_topk")
 
 
 @pytest.mark.parametrize("kind", WEIGHTED)
@@ -137,6 +140,21 @@ def test_images_that_hold_no_class_with_a_weight_cost_nothing():
     )
     loss.backward()
     assert loss.item() == 0 and (z.grad == 0).all()
+
+
+@pytest.mark.parametrize("kind", WEIGHTED)
+def test_weights_weigh_the_known_voxels_alone(kind):
+    """As if the others were taken out; and where none is known, nothing is learnt."""
+    z, target = (torch.tensor(x) for x in literal.sample("classes", size=(6, 5)))
+    known = torch.rand(target.shape, generator=torch.Generator().manual_seed(0)) < 0.6
+    loss = make_loss(kind, options={"weights": [0.3, 2.0, 1.1]}, multilabel=False).criterion
+    one, which = z[:1].requires_grad_(), known[0]
+    found = loss(one, target[:1] * which, known[:1])
+    torch.testing.assert_close(found, loss(z[:1].detach()[:, :, which], target[:1, which]))
+    (slope,) = torch.autograd.grad(found, one)
+    assert slope[:, :, which].any() and not slope[:, :, ~which].any()
+    nothing = loss(one, torch.zeros_like(target[:1]), torch.zeros_like(known[:1]))
+    assert not torch.autograd.grad(nothing, one)[0].any()
 
 
 @pytest.mark.parametrize("weights", [[], [-1, 2], [0, 0], [1, float("nan")], 3, ["a", 1], "12"])

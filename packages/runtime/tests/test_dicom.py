@@ -58,7 +58,7 @@ def series(folder, count=4, **changes):
         {"change": lambda made, k: setattr(made, "PhotometricInterpretation", "MONOCHROME1"), "modality": "MR"},
         {"change": lambda made, k: setattr(made, "BitsStored", 8)},
     ],
-    ids=str,
+    ids=["halves", "negative", "fractions", "reversed MR", "inverted MR", "eight bits"],
 )
 def test_values_of_a_series_are_those_of_ulna(kind, tmp_path):
     folder = series(tmp_path / "a", **kind)

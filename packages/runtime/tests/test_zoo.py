@@ -1,17 +1,24 @@
 """`zoo:NAME` stands for a file that comes with the package; the files say what their users must know."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from packages.runtime.make_zoo import SEGMENTERS, renew_card
 from packages.runtime.tests.conftest import plan_for, recipe_of
 from ulna_runtime import UsageError, bundle, load, zoo
 from ulna_runtime.cli import run as command
 
 MOST_BYTES = 6_000_000
+SOURCE = str(Path(zoo.__file__).parents[1])
 
 
 @pytest.fixture
@@ -50,6 +57,18 @@ def test_the_list_has_scores_with_intervals_and_licences(made, capsys):
     assert command(["zoo", "--json"]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert (entry["name"], entry["bytes"]) == ("zoo:made", made.stat().st_size)
+
+
+def test_a_reader_that_leaves_ends_the_list_without_a_traceback():
+    """As `ulna-runtime zoo | head -1` does; the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-c", "from ulna_runtime.cli import main; main(['zoo'])"]
+    done = subprocess.run(
+        words, stdout=writing, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": SOURCE}
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(made, tmp_path, capsys):
@@ -92,6 +111,40 @@ def test_every_file_that_comes_with_it_is_small_and_says_what_it_must(name):
     if "CC BY-SA" in told["data_licence"]:
         assert "CC BY-SA 4.0" in entry.licence
         assert "ShareAlike" in (zoo.FOLDER / f"LICENCE-{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_cards_are_those_of_the_committed_command_and_are_printed(name, tmp_path, capsys):
+    from ulna.cli import main as cli
+
+    file = shutil.copy(zoo.FOLDER / f"{name}.ulna", tmp_path)
+    renew_card(tmp_path / f"{name}.ulna", SEGMENTERS[name])
+    assert bundle.read_bundle(file).digest == bundle.read_bundle(zoo.FOLDER / f"{name}.ulna").digest
+    licence = {"nuclei": "Apache-2.0, like the code", "hippocampus": "CC BY-SA 4.0, see LICENCE-hippocampus.txt"}[name]
+    for run in (command, cli.run):
+        assert run(["info", f"zoo:{name}"]) == 0
+        told = capsys.readouterr().out
+        assert "these scores are slightly optimistic" in told
+        assert f"licence: {licence}" in told
+
+
+def test_images_to_try_are_few_small_labelled_and_told_where_they_come_from(capsys):
+    from ulna.cli import main as cli
+
+    (entry,) = [entry for entry in zoo.entries() if entry.examples]
+    files = [path for path in entry.examples.rglob("*") if path.is_file()]
+    images = sorted((entry.examples / "images").iterdir())
+    assert len(images) <= 6 and sum(path.stat().st_size for path in files) <= 300_000
+    source = (entry.examples / "README.md").read_text()
+    assert "CC0 1.0" in source and "github" in source.lower()
+    for image in images:
+        label = np.asarray(Image.open(entry.examples / "labels" / image.name))
+        assert np.asarray(Image.open(image)).shape == (*label.shape, 3) and set(np.unique(label)) == {0, 1}
+        assert re.search(rf"`{image.stem}` \| [0-9a-f]{{64}} ", source)
+    assert len({*re.findall(r"[0-9a-f]{64}", source)}) == len(images)
+    for run in (command, cli.run):
+        assert run(["zoo"]) == 0
+        assert str(entry.examples / "images") in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.skipif("nuclei" not in zoo.names(), reason="this package has no zoo:nuclei")

@@ -370,6 +370,8 @@ def _zoo(console: Console, made: Any) -> None:
         )
         print_plain(console, f"  Dice {entry['dice']} on cases that it never saw; {entry['bytes'] / 1e6:.1f} MB")
         print_plain(console, f"  licence: {entry['licence']}")
+        if "examples" in entry:
+            print_plain(console, f"  images to try: {entry['examples']}")
     print_plain(console, "next: ulna info zoo:NAME; ulna predict zoo:NAME IMAGES --out masks", style="dim")
 
 

@@ -26,7 +26,7 @@ from ulna.data.turning import orientation_of
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import DataError, Problem, UsageError, counted, listed
 from ulna.evaluation.intervals import told_mean
-from ulna.evaluation.known import classes_of, empty_score, known_alone, mask_values, read_as, values_in
+from ulna.evaluation.known import classes_of, empty_score, known_alone, mask_values, numbered, read_as, values_in
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import score_labels
 from ulna.evaluation.order import told_as_images
@@ -172,6 +172,8 @@ def evaluate(
         names = classes_of(about, references, predicted, labels)
     of_references, of_masks = read_as(names, references.labels, written_by_ulna="labels" in about)
     of_pictures = values_in(names, mask_values(about, names)) if "labels" in about else of_masks
+    if (of_objects := numbered(about, names)) is not None:
+        of_masks = of_pictures = of_objects
     if of_masks.merges and "labels" not in about:
         log.info(
             "note: the values of these masks are read as those of the references (%s)", ", ".join(of_masks.described)

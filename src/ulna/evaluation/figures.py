@@ -123,12 +123,20 @@ def outlined(picture: RGB, labels: NDArray[Any]) -> RGB:
 def outlines_alone(labels: NDArray[Any], width: int = 1) -> NDArray[np.uint8]:
     """The outlines of all classes to lay over a picture, as wide as so many pixels and transparent between them.
 
+    Where two classes of one map touch, the border has one colour, that of the class with the shorter border to the background
+    (what lies within another one has none): two lines side by side would be seen as one of a third colour.
+
     Shape:
         (H, W) or (K, H, W) -> (H, W, 4)
     """
     canvas = np.zeros((*labels.shape[-2:], 4), np.uint8)
-    for number, layer in _layers(labels):
-        canvas[_edge(layer, width)] = (*CLASS_COLOURS[number % len(CLASS_COLOURS)], 255)
+    layers = _layers(labels)
+    if labels.ndim == 2:
+        border = _edge(labels != 0)
+        layers.sort(key=lambda one: -int(np.count_nonzero(one[1] & border)))
+    for place, (number, layer) in enumerate(layers):
+        within = layer if labels.ndim == 3 else np.any([one for _, one in layers[place:]], axis=0)
+        canvas[layer & _edge(within, width)] = (*CLASS_COLOURS[number % len(CLASS_COLOURS)], 255)
     return canvas
 
 

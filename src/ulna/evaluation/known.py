@@ -44,6 +44,16 @@ def values_in(labels: Labels, mask_values: Sequence[int] | None) -> Labels:
     return parse(Labels, {**read, "ignore": (0,) if background else ()}, source=PREDICT_FILE)
 
 
+def numbered(about: Mapping[str, Any], labels: Labels) -> Labels | None:
+    """How masks that hold numbers of objects are read, of which the one structure is made; None where they hold classes.
+
+    Args:
+        about: predict.json.
+        labels: the classes.
+    """
+    return Labels(names=labels.names, instances=True) if about.get("instances") is True else None
+
+
 def indices(labels: Labels) -> tuple[int, ...]:
     """Of the background and all classes."""
     return tuple(range(len(labels.foreground) + 1))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import uniform_filter
 
 from ulna.errors import UsageError
@@ -63,6 +64,22 @@ class Cell(NamedTuple):
     interval: str
 
 
+class Section(NamedTuple):
+    """What else is shown, beside the run that the page is about.
+
+    Args:
+        title: of the section.
+        words: paragraphs.
+        cases: all are drawn, in this order.
+        command: that makes it.
+    """
+
+    title: str
+    words: tuple[str, ...]
+    cases: tuple[ReportCase, ...]
+    command: str
+
+
 class Drawn(NamedTuple):
     """A case as it stands on the page: (caption, data address) for every picture."""
 
@@ -80,6 +97,7 @@ def write_report(
     *,
     synthetic: bool,
     title: str,
+    section: Section | None = None,
 ) -> Path:
     """Write the page about a run, self-contained and readable offline.
 
@@ -91,6 +109,7 @@ def write_report(
         out: the HTML file to write.
         synthetic: whether to say at the top that the data are made up.
         title: of the page, the name of the data.
+        section: to show behind the cases; None for none.
 
     Raises:
         UsageError: if a file of the run folder is damaged, or `out` cannot be written.
@@ -111,6 +130,8 @@ def write_report(
         "curves": _curves(run / "metrics.csv", summary.get("monitor", "dice")),
         "groups": _groups(cases),
         "classes": _classes(scores),
+        "section": section,
+        "section_cases": [_draw(case) for case in section.cases] if section else [],
         "errors": [(meaning, css(colour)) for meaning, colour in figures.LEGEND],
         "volumes": any(case.image.ndim == 4 for case in cases),
         "reasons": _reasons(plan),
@@ -121,6 +142,23 @@ def write_report(
     }
     write_text(out, page("ulna.evaluation", "report.html").render(values))
     return out
+
+
+def cases_of_pictures(data: Path, predictions: Path, rows: Sequence[Mapping[str, Any]]) -> list[ReportCase]:
+    """What the page draws of PNG files: pairs of images and labels in `data`, with the Dice that an evaluation gave them."""
+    cases = []
+    for row in rows:
+        name = f"{row['case']}.png"
+        image, reference, prediction = (
+            _pixels(folder / name) for folder in (data / "images", data / "labels", predictions)
+        )
+        cases.append(ReportCase(row["case"], np.moveaxis(image, -1, 0), reference, prediction, row["dice"]))
+    return cases
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def _tiles(scores: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

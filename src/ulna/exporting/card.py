@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, counted
 from ulna.inference.segmenter import read_split
 from ulna.recipe import Plan, Recipe
 from ulna.system.passed_on import without_place
@@ -52,9 +52,22 @@ def card_of(runs: Sequence[Path], plan: Plan, recipe: Recipe, licence: str | Non
             **({"intensity": [f"{r.min:g} to {r.max:g}" for r in told.intensity]} if told.intensity else {}),
         },
         "scores": _scores(runs, summaries),
-        "limits": _limits(plan, summaries),
+        "limits": limits_of(plan, summaries),
         "versions": {"ulna": version("ulna"), **_versions(first)},
     }
+
+
+def limits_of(plan: Plan, summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What holds of every run; a line more where one of them was not scored on test cases."""
+    unit = "images that state their spacing in mm" if plan.unit == "mm" else "images pixel by pixel"
+    said = [
+        "Research use only; not a medical device.",
+        f"Reads {plan.image_dims}D images with {counted(plan.in_channels, 'channel')}, {unit}.",
+        "Images unlike those of the training (another scanner, protocol, organ or species) may be segmented badly.",
+    ]
+    if any(summary.get("evaluated_on") != "test" for summary in summaries):
+        said.append("Not scored on cases that were kept aside until the end.")
+    return said
 
 
 def page(card: Mapping[str, Any], title: str) -> str:
@@ -124,18 +137,6 @@ def _interval(values: Any) -> str:
         return f"{values['mean']:.4f} ({values['low']:.4f} to {values['high']:.4f}, n = {values['n']})"
     except (KeyError, TypeError, ValueError):
         return "not known"
-
-
-def _limits(plan: Plan, summaries: Sequence[Mapping[str, Any]]) -> list[str]:
-    unit = "images that state their spacing in mm" if plan.unit == "mm" else "images pixel by pixel"
-    said = [
-        "Research use only; not a medical device.",
-        f"Reads {plan.image_dims}D images with {plan.in_channels} channel(s), {unit}.",
-        "Images unlike those of the training (another scanner, protocol, organ or species) may be segmented badly.",
-    ]
-    if any(summary.get("evaluated_on") != "test" for summary in summaries):
-        said.append("Not scored on cases that were kept aside until the end.")
-    return said
 
 
 def _versions(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -16,14 +16,16 @@ from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, unknown
 from ulna.exporting.card import as_json, card_of
 from ulna.exporting.graphs import Graphs, make_graphs
+from ulna.exporting.openvino import Session, converted, need_openvino, write_openvino
 from ulna.exporting.parity import Parity, cases_to_compare, compare, logits_apart, made_up_images, windows_of
-from ulna.exporting.plain import need_openvino, write_onnx
+from ulna.exporting.plain import ABOUT, only_graph, write_onnx
 from ulna.exporting.precision import half_weights, quantized, weights_of
 from ulna.inference.fold_runs import each_run
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import PLAN_FORMAT
+from ulna.system.exported import refuse_exported
 from ulna.system.extras import need
 from ulna.system.files import write_whole
 from ulna.system.outputs import check_folder
@@ -78,6 +80,7 @@ def export(
     licence: str | None = None,
     with_weights: bool = False,
     overwrite: bool = False,
+    allow_code: bool = False,
 ) -> Exported:
     """Write a run as one file with the whole pipeline, which `ulna-runtime` predicts with, without torch.
 
@@ -90,11 +93,13 @@ def export(
         data: a data set: the file is compared on its cases of the run's test split, else on all; int8 needs it.
         level: export the smaller network of this pruning level, counted from 1; see `ulna prune`.
         format: ulna, the whole pipeline; onnx or openvino, the network alone.
-        precision: fp32; fp16, weights in half precision; int8, convolutions in 8 bits by the training cases of `data`.
+        precision: fp32; fp16, weights in half precision; int8, convolutions in 8 bits by the training cases of `data`,
+            which take longer in 3D.
         most_dice_lost: fp16 and int8 are refused if the mean Dice falls by more.
         licence: of the weights, for the card.
         with_weights: the file also holds the weights themselves, with which `ulna train --init FILE` begins.
         overwrite: write over a file that stands there.
+        allow_code: execute the code of a network of one's own, which lies in the run as network.py: read it before.
 
     Raises:
         UsageError: if the run cannot be exported, or the file does not predict as the run does.
@@ -108,6 +113,7 @@ def export(
             raise UsageError(f"{flag}: {unknown(flag[2:], value, valid)}")
     if precision == "int8" and data is None:
         raise UsageError("--precision int8 is calibrated on training images; give their data set with --data")
+    refuse_exported(named, "run")
     _check_file(out, overwrite)
     bundle: Any = need("ulna_runtime.bundle")
     if format == "openvino":
@@ -115,7 +121,7 @@ def export(
     runs = list(dict.fromkeys(each_run(named)))
     if with_weights and (len(runs) > 1 or format != "ulna"):
         raise UsageError("--with-weights: a training begins with one network; give one run, and --format ulna")
-    segmenters = [_segmenter(one, level) for one in runs]
+    segmenters = [_segmenter(one, level, allow_code=allow_code) for one in runs]
     cases = _Cases.of(Path(data), runs[0], segmenters[0]) if data is not None else None
     calibration = cases.windows(segmenters) if cases is not None and precision == "int8" else None
     made = [_graphs(one, precision, calibration and calibration[n]) for n, one in enumerate(segmenters)]
@@ -124,6 +130,8 @@ def export(
         for n, graphs in enumerate(made)
         for name, model in zip(_names(n, graphs), graphs.models, strict=True)
     }
+    graph = only_graph(members, format) if format != "ulna" else b""
+    files = converted(graph) if format == "openvino" else None
     if with_weights:
         members[bundle.WEIGHTS] = weights_of(segmenters[0].network, precision)
     card = card_of(runs, segmenters[0].plan, segmenters[0].recipe, licence)
@@ -131,17 +139,20 @@ def export(
     if cleaned := _post_processing(segmenters):
         card["export"]["post_processing"] = cleaned
     card["versions"]["exported_with_torch"] = str(torch.__version__)
-    parity = _compared(segmenters, bundle, {**members, "card.json": as_json(card)}, out, cases)
+    parity = _compared(segmenters, bundle, {**members, "card.json": as_json(card)}, out, cases, files)
     _check_parity(parity, precision, most_dice_lost, runs)
     card["export"] |= {"parity": parity.to_json()}
     members["card.json"] = as_json(card)
+    about = {name: members[name] for name in ABOUT}
     digest: list[str] = [""]
 
     def write(path: Path) -> None:
         if format == "ulna":
             digest[0] = bundle.write_bundle(path, members)
+        elif files is None:
+            write_onnx(path, graph, about)
         else:
-            write_onnx(path, members, format)
+            write_openvino(path, files, about)
 
     write_whole(out, write)
     return Exported(out, format, precision, out.stat().st_size, digest[0], parity)
@@ -175,11 +186,9 @@ class _Cases:
         return [windows_of(segmenter, volumes, CALIBRATION) for segmenter in segmenters]
 
 
-def _segmenter(run: Path, level: int | None) -> Segmenter:
+def _segmenter(run: Path, level: int | None, *, allow_code: bool) -> Segmenter:
     """A run on the CPU in float32, as it is compared."""
-    if run.is_file():
-        raise UsageError(f"{run}: is a file; an exported file is not exported again, give the run folder")
-    segmenter = Segmenter.load(run)
+    segmenter = Segmenter.load(run, allow_code=allow_code)
     if segmenter.plan.format < PLAN_FORMAT:
         raise UsageError(
             f"{run}: was trained by an earlier ulna (plan format {segmenter.plan.format}), whose grids are not exported; "
@@ -248,15 +257,22 @@ def _post_processing(segmenters: Sequence[Segmenter]) -> dict[str, str]:
 
 
 def _compared(
-    segmenters: Sequence[Segmenter], bundle: Any, members: Mapping[str, bytes], out: Path, cases: _Cases | None
+    segmenters: Sequence[Segmenter],
+    bundle: Any,
+    members: Mapping[str, bytes],
+    out: Path,
+    cases: _Cases | None,
+    openvino: Mapping[str, bytes] | None,
 ) -> Parity:
-    """The members, read as a file is, beside the run."""
+    """The members, read as a file is, beside the run; computed by OpenVINO where its files are given."""
     run = segmenters[0] if len(segmenters) == 1 else Ensemble({str(n): one for n, one in enumerate(segmenters)})
     graphs = {name: data for name, data in members.items() if name.startswith(bundle.GRAPHS)}
     pipeline, card = (json.loads(members[name]) for name in (bundle.PIPELINE, bundle.CARD))
     exported = need("ulna_runtime.segmenter").Segmenter(
         bundle.Bundle(out, "", pipeline, card, graphs), threads=torch.get_num_threads()
     )
+    if openvino is not None:
+        exported.networks[0].compute_with([Session(openvino)])
     plan = segmenters[0].plan
     images = list(cases_to_compare(cases.compared, plan) if cases is not None else made_up_images(plan))
     volumes = [image.volume for image in images]

@@ -96,9 +96,9 @@ def compare(run: Segmenter, exported: Any, images: Iterator[Compared], *, made_u
     return Parity(count, made_up, voxels, same / max(1, voxels), apart, logits, float(np.mean(lost)), against)
 
 
-def cases_to_compare(cases: Sequence[Case], plan: Plan) -> Iterator[Compared]:
+def cases_to_compare(cases: Sequence[Case], plan: Plan, most: int = MOST_CASES) -> Iterator[Compared]:
     """Some cases, evenly taken, with their references."""
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(MOST_CASES, len(cases))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int))
     for case in (cases[number] for number in chosen):
         volume = case.read_image()
         yield Compared(case.id, volume, read_reference(case, volume, plan) if case.label is not None else None)
@@ -160,11 +160,11 @@ def logits_apart(run: Segmenter, network: Any, windows: Sequence[NDArray[np.floa
 
 def _dice_lost(ours: NDArray[Any], theirs: NDArray[Any], reference: NDArray[Any] | None, plan: Plan) -> float:
     if reference is None:
-        return 1 - _dice(ours, theirs, plan)
-    return _dice(ours, reference, plan) - _dice(theirs, reference, plan)
+        return 1 - dice(ours, theirs, plan)
+    return dice(ours, reference, plan) - dice(theirs, reference, plan)
 
 
-def _dice(a: NDArray[Any], b: NDArray[Any], plan: Plan) -> float:
+def dice(a: NDArray[Any], b: NDArray[Any], plan: Plan) -> float:
     """The mean Dice of the structures that either holds, 1 where none does; without what the reference does not know."""
     labels = plan.labels
     if labels.ignored is not None:

@@ -14,7 +14,8 @@ class Zoo:
     """Segmenters that can be used at once.
 
     Args:
-        entries: each with name, what it reads and finds, its Dice on cases that it never saw, licence, file and bytes.
+        entries: each with name, what it reads and finds, its Dice on cases that it never saw, licence, file and bytes, and a
+            folder of images to try it on where one comes with it.
     """
 
     entries: tuple[dict[str, Any], ...]

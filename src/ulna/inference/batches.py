@@ -13,6 +13,7 @@ from pathlib import Path
 from ulna.data.formats.source import all_errors
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.dicom_tree import cases_lie_in
 from ulna.errors import Problem
 
 log = logging.getLogger(__name__)
@@ -34,18 +35,19 @@ def usable(dataset: Dataset, problems: Sequence[Problem]) -> tuple[Dataset, dict
     """
     if not problems:
         return dataset, {}
-    folders = {part for problem in problems if (part := _parts(dataset.root, problem.file)[:1])}
-    if dataset.layout != "dicom" or any(not _parts(dataset.root, problem.file) for problem in problems):
+    root = cases_lie_in(dataset.root) if dataset.layout == "dicom" else dataset.root
+    folders = {part for problem in problems if (part := _parts(root, problem.file)[:1])}
+    if dataset.layout != "dicom" or any(not _parts(root, problem.file) for problem in problems):
         raise all_errors(problems, dataset.root)
-    several = {folder for folder in folders if len({_folder(dataset, case, 2) for case in _in(dataset, folder)}) > 1}
+    several = {folder for folder in folders if len({_folder(root, case, 2) for case in _in(root, dataset, folder)}) > 1}
 
     def place(parts: tuple[str, ...]) -> tuple[str, ...]:
         return parts[: 2 if parts[:1] in several else 1]
 
     wrong: dict[tuple[str, ...], list[Problem]] = {}
     for problem in problems:
-        wrong.setdefault(place(_parts(dataset.root, problem.file)), []).append(problem)
-    of_case = {case.id: place(_folder(dataset, case, 2)) for case in dataset.cases}
+        wrong.setdefault(place(_parts(root, problem.file)), []).append(problem)
+    of_case = {case.id: place(_folder(root, case, 2)) for case in dataset.cases}
     kept = tuple(case for case in dataset.cases if of_case[case.id] not in wrong)
     if not kept:
         raise all_errors(problems, dataset.root)
@@ -69,12 +71,12 @@ def _parts(root: Path, file: str) -> tuple[str, ...]:
         return ()
 
 
-def _folder(dataset: Dataset, case: Case, deep: int) -> tuple[str, ...]:
-    return _parts(dataset.root, str(case.images[0].files[0].parent))[:deep]
+def _folder(root: Path, case: Case, deep: int) -> tuple[str, ...]:
+    return _parts(root, str(case.images[0].files[0].parent))[:deep]
 
 
-def _in(dataset: Dataset, folder: tuple[str, ...]) -> list[Case]:
-    return [case for case in dataset.cases if _folder(dataset, case, 1) == folder]
+def _in(root: Path, dataset: Dataset, folder: tuple[str, ...]) -> list[Case]:
+    return [case for case in dataset.cases if _folder(root, case, 1) == folder]
 
 
 class Pace:

@@ -20,11 +20,10 @@ from ulna.data.formats.dicom.verified import LEAST_DICE
 from ulna.data.formats.limits import is_memory_error
 from ulna.data.formats.npz import npz_contents
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import Source, case_name
+from ulna.data.formats.source import DICOM_SUFFIX, Source, case_name, suffix_of
 from ulna.data.formats.write import (
     mask_suffix,
     probabilities_suffix,
-    write_labels,
     write_npz_masks,
     write_probabilities,
 )
@@ -35,7 +34,7 @@ from ulna.errors import UsageError
 from ulna.inference.batches import Pace
 from ulna.inference.pending import find_pending, input_digest
 from ulna.inference.pipeline import OneByOne, Pipeline, overlaps
-from ulna.inference.result import Result
+from ulna.inference.result import NO_DICOM, Result
 from ulna.inference.segmenter import Segmenter
 from ulna.planning.memory import MemoryEstimate
 from ulna.system.files import Unwritable
@@ -225,10 +224,7 @@ class Work:
             written = [write_probabilities(staging / f"{case.id}_probabilities", result.probabilities, volume)]
         in_npz = source.row is not None
         if not in_npz:
-            masks = {
-                format: write_labels(staging / case.id, result.in_file(format), volume, result.about, format)
-                for format in self.formats or (None,)
-            }
+            masks = {format: result.write(staging / case.id, format) for format in self.formats or (None,)}
             written = [*masks.values(), *written]
             entry = replace(entry, verified=_verified(masks, volume))
         files = {path.name: "" for path in written}
@@ -321,6 +317,8 @@ class Work:
         masks = [case.id + mask_suffix(source, multilabel=stacked, format=one) for one in self.formats or (None,)]
         if source.row is not None and self.formats:
             raise UsageError(f"--format: {source.path} is an .npz, whose masks are written as one .npz; leave it out")
+        if self.segmenter.instances is not None and any(suffix_of(name) == DICOM_SUFFIX for name in masks):
+            raise UsageError(f"{source.path}: {NO_DICOM}")
         file = masks[0] if source.row is None else f"{case_name(source.path)}.npz"
         names = [
             file,

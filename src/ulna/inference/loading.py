@@ -12,7 +12,11 @@ from ulna.inference.zoo import located
 
 
 def load(
-    run: str | Path | Sequence[str | Path], *, post_processing: bool = True, allow_code: bool = False
+    run: str | Path | Sequence[str | Path],
+    *,
+    post_processing: bool = True,
+    instances: bool = False,
+    allow_code: bool = False,
 ) -> Segmenter:
     """Read a run folder and get a segmenter: `ulna.load("runs/a")("scan.nii.gz").mask`; several runs make an ensemble.
 
@@ -22,15 +26,17 @@ def load(
     Args:
         run: a run folder, that of a cross-validation, an exported file, zoo:NAME, or several.
         post_processing: False leaves masks as the network says them, see docs/trust.md.
+        instances: True numbers the objects of the one structure as `result.objects`, see docs/instances.md.
         allow_code: run the code of a network of one's own (`module:FILE.py:CLASS`), which lies in the run as network.py.
 
     Raises:
-        UsageError: if a folder holds no run, a file is damaged, or they have other classes or channels, or a
-            network is code and not allowed.
+        UsageError: if a folder holds no run, a file is damaged, they have other classes or channels, a network is
+            code and not allowed, or objects of several structures are to be numbered.
     """
     named = [run] if isinstance(run, str | Path) else run
     segmenter = together([located(one) for one in named], partial(_one, allow_code=allow_code))
-    return segmenter if post_processing else segmenter.unprocessed()
+    segmenter = segmenter if post_processing else segmenter.unprocessed()
+    return segmenter.numbering() if instances else segmenter
 
 
 def _one(run: str, *, allow_code: bool) -> Segmenter:

@@ -96,6 +96,7 @@ def predict(
     threads: int | None = None,
     strict: bool = False,
     no_post_processing: bool = False,
+    instances: bool = False,
     pseudonymise: Path | str | None = None,
     report: bool = False,
     allow_code: bool = False,
@@ -128,6 +129,8 @@ def predict(
         strict: refuse a case that is unlike the training data, before it is predicted; it counts as failed. Else that is
             said, and stands in predict.json.
         no_post_processing: write masks as the network says them, also where the validation cases chose to clean them.
+        instances: masks hold the numbers of objects of the one structure: those that touch are divided where they are thin
+            (docs/instances.md). A run whose recipe has inference.instances does so by itself.
         pseudonymise: a file of yours, made where there is none: masks and predict.json name cases by hashes under the key in
             it. A SEG or RTSTRUCT says whose it is all the same; --format nifti does not.
         report: also write report.html: all cases, the least to be trusted first, with pictures. Of a run that is calibrated
@@ -158,6 +161,7 @@ def predict(
         "--threads": threads,
         "--strict": strict,
         "--no-post-processing": no_post_processing,
+        "--instances": instances,
         "--pseudonymise": pseudonymise,
         "--report": report,
         "--allow-code": allow_code,
@@ -169,6 +173,8 @@ def predict(
         segmenter = segmenter.unprocessed()
     if tta:
         segmenter = segmenter.mirrored()
+    if instances or segmenter.instances is not None:
+        segmenter = segmenter.numbering()
     found, problems = Dataset.scan(
         data,
         need_labels=False,
@@ -195,6 +201,8 @@ def predict(
     options: dict[str, Any] = {"level": level, "tta": tta, "probabilities": probabilities}
     if no_post_processing and segmenter.calibration is not None and segmenter.calibration.post_processing:
         options["post_processing"] = False
+    if segmenter.instances is not None:
+        options["instances"] = segmenter.instances.model_dump()
     odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
     shown = texts_of(names, data, out)
@@ -216,6 +224,7 @@ def predict(
         "level": level,
         "labels": segmenter.plan.labels.model_dump(mode="json"),
         "mask_values": segmenter.plan.mask_values,
+        "instances": segmenter.instances is not None,
         "tta": tta,
         "trust": {"format": TRUST_FORMAT, "calibrated": segmenter.calibration is not None, "strict": strict},
         "empty_score": segmenter.recipe.evaluation.empty_score,
@@ -263,6 +272,8 @@ def _formats(given: Sequence[str]) -> tuple[str, ...]:
 def _values_note(segmenter: Segmenter, cases: Sequence[Case], formats: Sequence[str]) -> list[str]:
     """What pictures of masks hold, where it is not what the training labels held; masks of 0 and 1 look black."""
     plan, pictures = segmenter.plan, (*RASTER_SUFFIXES, *TIFF_SUFFIXES)
+    if segmenter.instances is not None:
+        return [f"mask files hold the numbers of objects of {plan.labels.foreground[0]}, from 1"]
     if formats or plan.image_dims != 2 or plan.mask_values is not None or plan.labels.order is not None:
         return []
     if not any(suffix_of(case.images[0].path) in pictures for case in cases):

@@ -16,10 +16,12 @@ from ulna.data.formats.label_maps import in_file
 from ulna.data.formats.source import case_name
 from ulna.data.formats.write import keeps_values, write_labels
 from ulna.data.volume import Volume
-from ulna.errors import printable
+from ulna.errors import UsageError, counted, printable
 from ulna.inference.spread import Agreement
 from ulna.recipe import Labels
 from ulna.trust.cleaning import Changed
+
+NO_DICOM = "numbered objects are not written as DICOM; write them with --format nifti, or leave instances out"
 
 
 class Beside(NamedTuple):
@@ -47,6 +49,8 @@ class Result:
         about: names of the classes and of the network, for files that say so.
         mask_values: what a picture of the mask holds for every class, see `Plan.mask_values`.
         beside: what was seen on the way to the mask.
+        objects: (*S), the number of the object that every voxel of the one structure belongs to, uint16 or uint32; 0 outside.
+            None where objects were not asked for.
     """
 
     mask: NDArray[Any]
@@ -56,6 +60,7 @@ class Result:
     about: About | None = None
     mask_values: tuple[int, ...] | None = None
     beside: Beside = field(default_factory=Beside)
+    objects: NDArray[Any] | None = None
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.volume.size))
@@ -64,7 +69,8 @@ class Result:
         structures = enumerate(self.labels.foreground)
         maps = ((one, self.mask[k] if self.labels.multilabel else self.mask == k + 1) for k, one in structures)
         shown = ", ".join(f"{one} {np.count_nonzero(inside) / inside.size:.2%}" for one, inside in maps)
-        return printable(f"Result{name}: mask of {size}{step}, {shown}")
+        numbered = "" if self.objects is None else f", {counted(int(self.objects.max(initial=0)), 'object')}"
+        return printable(f"Result{name}: mask of {size}{step}, {shown}{numbered}")
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -80,18 +86,33 @@ class Result:
         """Write the mask in the image's own format and geometry; its ending takes the place of a known one. Returns the file.
 
         A picture (2D PNG, TIFF) holds the values that the labels of the training had, such as 0 and 255; overlapping
-        classes with an order (`Labels.order`) are one map. What follows another dot belongs to the name:
-        `patient.1` becomes patient.1.nii.gz.
+        classes with an order (`Labels.order`) are one map. Where objects are numbered, it holds their numbers. What follows
+        another dot belongs to the name: `patient.1` becomes patient.1.nii.gz.
+
+        Raises:
+            UsageError: if it cannot be written, or holds numbers of objects and the image is of DICOM.
         """
         path = Path(path)
-        return write_labels(path.with_name(case_name(path)), self.in_file(), self.volume, self.about)
+        return self.write(path.with_name(case_name(path)))
+
+    def write(self, stem: Path, format: str | None = None) -> Path:
+        """The same under this very name, in a format of `ulna.data.formats.write.FORMATS`."""
+        numbered = self.objects is not None
+        return write_labels(stem, self.in_file(format), self.volume, self.about, format, keep_type=numbered)
 
     def in_file(self, format: str | None = None) -> NDArray[Any]:
         """The mask as a file of that format holds it; None is the format of the image.
 
         DICOM names its structures, and has a segment for each; elsewhere overlapping classes with an order are one map.
+
+        Raises:
+            UsageError: if objects are numbered, which DICOM is not written with.
         """
         own = self.volume.meta.format == "dicom" and self.volume.affine is not None
         of_dicom = own if format is None else format in ("seg", "rtstruct")
+        if self.objects is not None:
+            if of_dicom:
+                raise UsageError(f"{self.volume.path or 'the image'}: {NO_DICOM}")
+            return self.objects
         picture = format is None and keeps_values(self.volume)
         return self.mask if of_dicom else in_file(self.mask, self.labels, self.mask_values if picture else None)

@@ -25,6 +25,7 @@ from ulna.inference.fold_runs import each_run, is_cross_validation
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.forward import Forward
 from ulna.inference.inputs import as_volume, is_case
+from ulna.inference.instances import number_objects
 from ulna.inference.result import Beside, Result
 from ulna.inference.sparse import PointCounts
 from ulna.inference.spread import MOST_CLASSES, Agreement
@@ -35,7 +36,7 @@ from ulna.networks.foreign import note_version, permit_stored
 from ulna.networks.network import Network
 from ulna.networks.weights import load_network
 from ulna.planning.memory import MemoryEstimate, maps_per_voxel, prediction_memory
-from ulna.recipe import PLAN_FORMAT, Plan, Recipe, Split, from_yaml, parse
+from ulna.recipe import PLAN_FORMAT, Instances, Plan, Recipe, Split, check_one_structure, from_yaml, parse
 from ulna.system.device import choose_precision, default_device, to_device
 from ulna.system.order import not_a_run
 from ulna.system.reading import read_json
@@ -156,7 +157,13 @@ class Segmenter(Comparing):
         maps = self.probabilities(volume) if probabilities else None
         mask = self.mask(volume) if maps is None else self.cleaned(self.label_map(maps), volume)
         shown = None if maps is None else self._calibrated(maps).numpy()
-        return Result(mask, shown, volume, self.plan.labels, self.about, self.plan.mask_values, self._beside)
+        objects = None if self.instances is None else number_objects(mask, self.instances, volume.spacing)
+        return Result(mask, shown, volume, self.plan.labels, self.about, self.plan.mask_values, self._beside, objects)
+
+    @property
+    def instances(self) -> Instances | None:
+        """How objects are numbered; None where they are not."""
+        return self.recipe.inference.instances
 
     @property
     def about(self) -> About:
@@ -228,6 +235,17 @@ class Segmenter(Comparing):
         self.recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(post_processing=False))
         for member in getattr(self, "members", ()):
             member.unprocessed()
+        return self
+
+    def numbering(self) -> Segmenter:
+        """The same, which numbers the objects of its structure, as its recipe says or by default; it is changed itself.
+
+        Raises:
+            UsageError: if there are several structures.
+        """
+        check_one_structure(self.plan.labels, "instances")
+        if self.instances is None:
+            self.recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(instances=Instances()))
         return self
 
     def mirrored(self) -> Segmenter:

@@ -61,10 +61,12 @@ class TopK(nn.Module):
     """Cross-entropy over the hardest voxels of the batch alone.
 
     Source: online bootstrapping of hard pixels (wu2016); a tenth of the voxels as in public code of nnU-Net
-    (isensee2021). With overlapping classes, the hardest values of all maps.
+    (isensee2021). With overlapping classes, the hardest values of all maps. Reading: with weights, a voxel is as hard as
+    its weighted cross-entropy says, and the mean is a weighted one.
 
     Args:
         share: of the voxels that count, above 0 up to 1.
+        weights: of the classes (`ClassWeights`); None: all alike.
         multilabel: every map has its own sigmoid.
 
     Shape:
@@ -74,24 +76,28 @@ class TopK(nn.Module):
         UsageError: for a share outside its range.
     """
 
-    def __init__(self, *, share: float = 0.1, multilabel: bool = False) -> None:
+    def __init__(self, *, share: float = 0.1, weights: Sequence[float] | None = None, multilabel: bool = False) -> None:
         super().__init__()
         if not 0 < share <= 1:
             raise UsageError(f"share is {share}; it must be above 0, and 1 at most")
         self.share, self.multilabel = share, multilabel
+        self.weights = class_weights(weights, multilabel=multilabel)
 
     def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        each = entropies(logits, target, multilabel=self.multilabel).flatten()
+        each = entropies(logits, target, multilabel=self.multilabel)
         most = max(1, round(self.share * each.numel()))
-        if known is None:
-            return each.topk(most, sorted=False).values.mean()
+        if self.weights is None and known is None:
+            return each.flatten().topk(most, sorted=False).values.mean()
+        weights = torch.ones_like(each)
+        if self.weights is not None:
+            self.weights.check(logits.shape[1])
+            weights = self.weights.of(target, each)
+        inside = torch.ones_like(each, dtype=torch.bool) if known is None else known.reshape(each.shape)
+        hardest, at = (weights * each).masked_fill(~inside, 0).flatten().topk(most)
         # a share of those that are known, which are fewer: the first of as many as there may be
-        inside = known.flatten()
-        hardest = each.masked_fill(~inside, 0).topk(most).values
-        count = (self.share * inside.sum()).round().clamp_min(1)
-        first = torch.arange(most, device=each.device) < count
-        return (hardest * first).sum() / count
+        first = torch.arange(most, device=each.device) < (self.share * inside.sum()).round().clamp_min(1)
+        return (hardest * first).sum() / (weights.flatten()[at] * first).sum().clamp_min(1e-12)
 
 
 class DiceFocal(DiceAnd):
@@ -129,9 +135,10 @@ class DiceTopK(DiceAnd):
         dice: float = 1.0,
         topk: float = 1.0,
         share: float = 0.1,
+        weights: Sequence[float] | None = None,
         smooth: float = 1.0,
         reduction: str = "image",
         multilabel: bool = False,
     ) -> None:
         soft_dice = SoftDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
-        super().__init__(soft_dice, TopK(share=share, multilabel=multilabel), dice=dice, share=topk)
+        super().__init__(soft_dice, TopK(share=share, weights=weights, multilabel=multilabel), dice=dice, share=topk)

@@ -47,6 +47,7 @@ from ulna.recipe import (
     Slices,
     Split,
     Training,
+    check_one_structure,
 )
 from ulna.system.device import Device, find_device
 from ulna.system.progress import track
@@ -299,6 +300,8 @@ def planned_by(plan: Plan, recipe: Recipe, parts: Split, device: Device | None =
 
 
 def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: Device) -> Planned:
+    if recipe.inference.instances is not None:
+        check_one_structure(plan.labels, "inference.instances")
     loss = recipe.loss
     make_loss(loss.kind, options=loss.options, heads=loss.heads, multilabel=plan.labels.multilabel).check(
         plan.labels.outputs

@@ -10,6 +10,7 @@ from ulna.recipe.choices import SPARSE_POINTS, Augmentation, Inference, Optimize
 from ulna.recipe.fingerprint import Extent, Fingerprint, Foreground, Spread
 from ulna.recipe.foreign import Foreign, is_foreign, read_source
 from ulna.recipe.former import renamed_path
+from ulna.recipe.instances import Instances, check_one_structure
 from ulna.recipe.labels import Labels
 from ulna.recipe.model import Frozen, from_yaml, parse, to_yaml
 from ulna.recipe.plan import PLAN_FORMAT, Normalization, Plan, Split, Whitening
@@ -29,6 +30,7 @@ __all__ = [
     "Foreign",
     "Frozen",
     "Inference",
+    "Instances",
     "Labels",
     "Normalization",
     "Optimizer",
@@ -45,6 +47,7 @@ __all__ = [
     "Training",
     "Whitening",
     "are_counts",
+    "check_one_structure",
     "count_drawn",
     "from_yaml",
     "is_foreign",

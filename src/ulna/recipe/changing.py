@@ -59,6 +59,8 @@ def _assign(values: Any, parts: list[str], new: Any, path: str, model: type[Froz
         changed = [_assign_slot(e, keys, new, path) if kind in (None, e["kind"]) else e for e in entries]
         return {**values, name: changed if slots else changed[0]}
     owner = field_type(model, [name])
+    if current is None and owner is not None:  # a section that is off: with what is set it is on
+        current = owner().model_dump()
     if isinstance(current, dict) and owner is None:
         return {**values, name: {**current, ".".join(rest): new}}
     if owner is None:

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from ulna.recipe.architecture import Architecture
 from ulna.recipe.bounds import MOST_NEIGHBOURS, Axis, Options, Voxels
 from ulna.recipe.former import renamed
+from ulna.recipe.instances import Instances
 from ulna.recipe.model import Frozen
 from ulna.recipe.protocol import Classes, Protocol, Requires
 from ulna.recipe.shares import read_shares
@@ -22,7 +23,7 @@ class Loss(Frozen):
     # dice_ce, dice_focal, dice_topk, unetpp (docs/papers/losses_and_metrics.md, section 1)
     kind: str = "dice_ce"
     # of that loss, such as smooth, reduction ("image", "batch"), gamma, alpha, share; weights: one number a class, background
-    # first (for one structure: background and structure), in cross_entropy, focal, dice_ce and dice_focal
+    # first (for one structure: background and structure), in cross_entropy, focal, topk_ce and their sums with dice
     options: Options = Field(default_factory=dict)
     heads: Literal["equal", "halving"] | dict[str, float] = "equal"
 
@@ -103,6 +104,9 @@ class Training(Frozen):
     # anywhere: such a patch holds a voxel of the structure at a random place, the others lie anywhere; centred: it has that
     # voxel in its middle, and the others a voxel of background
     placement: Literal["anywhere", "centred"] = "anywhere"
+    # what patches on a structure show. case: a random class of the case whose turn it is; class: every class of the data set
+    # as often, of a random case that holds it; lesion: so, and every connected component of a class as often, large or small
+    sampling: Literal["case", "class", "lesion"] = "case"
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the hardware multiplies it
     channels_last: bool = True  # in 3D only where kernels read maps so: elsewhere it is slower
     # compute maps within a node again in the backward pass: less memory, more time
@@ -124,6 +128,15 @@ class Training(Frozen):
             raise ValueError(
                 f"test says which cases are kept for the end, and split {self.split} keeps a share too; write two shares, of "
                 "train and val"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sampled(self) -> Self:
+        if self.sampling != "case" and not self.foreground:
+            raise ValueError(
+                f"sampling is {self.sampling} and foreground is 0, so that no patch is placed on a structure; give "
+                "foreground a share above 0, or leave sampling out"
             )
         return self
 
@@ -240,12 +253,19 @@ class Inference(Frozen):
     threshold: float = Field(default=0.5, gt=0, lt=1)  # sigmoid outputs only
     tta: bool = False  # mirror along every axis that training mirrored
     post_processing: bool = True  # of masks, as the validation cases chose it (docs/trust.md); false: none
+    # of a run with one structure: masks hold the numbers of its objects (docs/instances.md); true, or what it takes
+    instances: Instances | None = None
     # heads that read points only (marimont2022, Sec. 2): the step of the coarse mesh, 1 to ask every voxel; whether cells
     # on a boundary are asked voxel by voxel at once, as in the paper, or at half the step first; and a 3 x 3 x 3 mean of
     # the probabilities at the end
     mesh_step: int = Field(default=4, ge=1)  # voxels
     refine: Literal["halving", "once"] = "halving"
     smooth: bool = True
+
+    @field_validator("instances", mode="before")
+    @classmethod
+    def _by_default(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
 class Scoring(Frozen):

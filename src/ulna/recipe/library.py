@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ulna.errors import UsageError, printable, unknown
+from ulna.system.exported import refuse_exported
 from ulna.system.reading import parse_yaml
 
 FOLDER = Path(__file__).parent / "files"
@@ -103,6 +104,7 @@ def recipe_file(recipe: Path | str) -> Path:
         >>> recipe_file("laird").name
         'laird.yaml'
     """
+    refuse_exported([recipe], "recipe")
     path, word = Path(recipe), str(recipe)
     if path.is_file() or (path.exists() and word not in names()):  # of a folder, reading it tells
         return path

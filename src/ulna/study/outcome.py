@@ -20,6 +20,7 @@ from ulna.study.jobs import Job
 from ulna.study.published import Published, published_for
 from ulna.study.ranking import Ranking, rank_datasets
 from ulna.study.scores import MEASURES, Row, of_measure, scored_twice
+from ulna.system.exported import refuse_exported
 from ulna.system.reading import read_json_object
 
 OUTCOME_FILE = "outcome.json"
@@ -281,6 +282,7 @@ def read_beside(folders: Sequence[Path], models: Sequence[str]) -> dict[str, dic
         UsageError: if a folder is no finished study, or has not all models.
     """
     found: dict[str, dict[str, float]] = {}
+    refuse_exported(folders, "study")
     for folder in folders:
         try:
             if not (folder / OUTCOME_FILE).exists():

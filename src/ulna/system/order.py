@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ulna.errors import UsageError
+from ulna.system.exported import is_exported, no_masks, not_taken, refuse_exported
 from ulna.system.names import FOLDS_FILE, PLAN_FILE, PREDICT_FILE, RUN_FILE
 from ulna.verbs import command
 
@@ -35,6 +36,8 @@ def check_words(verb: str, words: Sequence[str], flags: Sequence[str]) -> None:
         predictions, labels = paths
         check_masks_first(predictions, labels, flags)
     runs = paths if verb == "prune" else paths[:-1] if verb in ("predict", "explain") else []
+    if verb in ("prune", "explain"):
+        refuse_exported(runs, "run")
     if runs and verb != "prune":
         check_run_first(verb, runs, paths[-1], flags)
     for path in runs:
@@ -43,7 +46,9 @@ def check_words(verb: str, words: Sequence[str], flags: Sequence[str]) -> None:
 
 
 def not_a_run(path: Path) -> UsageError:
-    """The error for a folder that `ulna train` did not write."""
+    """The error for a folder that `ulna train` did not write, or an exported file."""
+    if is_exported(path):
+        return not_taken(path, "run")
     return UsageError(f"{path}: not a run folder (no {RUN_FILE}); give the folder that `ulna train` wrote")
 
 
@@ -53,15 +58,20 @@ def check_run_first(verb: str, runs: Sequence[Path], image: Path, flags: Sequenc
     Raises:
         UsageError: with the command that is meant.
     """
-    if not is_run(image):
+    if not _predicts(image):
         return
+    what = "a run folder" if is_run(image) else "an exported file"
     words = [*runs, image]
-    others = [path for path in words if not is_run(path)]
+    others = [path for path in words if not _predicts(path)]
     if len(others) == 1:
-        meant = command([verb, *filter(is_run, words), *others, *flags])
-        raise UsageError(f"{image}: is a run folder, where the image is wanted; the run comes first: {meant}")
+        meant = command([verb, *filter(_predicts, words), *others, *flags])
+        raise UsageError(f"{image}: is {what}, where the image is wanted; the run comes first: {meant}")
     meant = command([verb, *words, "INPUT", *flags])
-    raise UsageError(f"{image}: is a run folder, where the image is wanted; the image comes last: {meant}")
+    raise UsageError(f"{image}: is {what}, where the image is wanted; the image comes last: {meant}")
+
+
+def _predicts(path: Path) -> bool:
+    return is_run(path) or is_exported(path)
 
 
 def check_masks_first(predictions: Path, labels: Path, flags: Sequence[str]) -> None:
@@ -71,6 +81,8 @@ def check_masks_first(predictions: Path, labels: Path, flags: Sequence[str]) -> 
         UsageError: with the command that is meant.
     """
     for path in (predictions, labels):
+        if is_exported(path):
+            raise no_masks(path, labels if path is predictions else "LABELS")
         if is_run(path):
             first = command(["predict", path, "INPUT", "--out", "MASKS"])
             then = _evaluate("MASKS", labels if path is predictions else "LABELS", flags)

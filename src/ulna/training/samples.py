@@ -18,11 +18,12 @@ from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.limits import within_memory
 from ulna.data.layout.case import Case
 from ulna.data.pipeline.augment import Augment, Draw, Piece
-from ulna.data.pipeline.patches import Structures, epoch_order, place_patch, sample_stream
+from ulna.data.pipeline.patches import Structures, epoch_order, patch_about, place_patch, sample_stream
 from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
 from ulna.recipe import Plan, Training
 from ulna.system.device import to_device
 from ulna.training.ahead import ahead
+from ulna.training.sampling import Balance, Chosen, Pieces, Sampling
 
 Key = tuple[int, int, int]  # epoch, number of the sample in it, case (or slice)
 
@@ -37,6 +38,7 @@ class PreparedCases:
         keep_bytes: how much may be kept in memory; None is a quarter of what is free now.
         device: where `fill` keeps cases first.
         device_bytes: how much may be kept there.
+        sampling: what patches on structures are drawn from; "case": from each case by itself.
     """
 
     def __init__(
@@ -48,8 +50,11 @@ class PreparedCases:
         keep_bytes: int | None = None,
         device: torch.device | None = None,
         device_bytes: int = 0,
+        sampling: Sampling = "case",
     ) -> None:
         self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
+        self.sampling = sampling
+        self._pieces: dict[int, Pieces] = {}
         self._kept: dict[int, tuple[Prepared, Tensor]] = {}
         self._structures: dict[int, Structures] = {}
         self._room = _free_memory() // 4 if keep_bytes is None else keep_bytes
@@ -60,14 +65,14 @@ class PreparedCases:
         return len(self.cases)
 
     def fill(self, threads: int = 0) -> Iterator[int]:
-        """Read the cases that fit, one a step; their numbers.
+        """Read the cases that fit, one a step; their numbers. All are read where samples are drawn from all together.
 
         Ahead of the first training step: read between steps, each would break up a gap that a map needs again.
         """
         numbers = range(len(self))
         for index, case in zip(numbers, ahead(self._read, numbers, threads), strict=True):
             self._keep(index, case, on_device=True)
-            if not self.keeps(index):
+            if not self.keeps(index) and self.sampling == "case":
                 return
             yield index
 
@@ -78,6 +83,11 @@ class PreparedCases:
     def structures(self, index: int) -> Structures:
         """Where the structures of a case lie, which was asked for before."""
         return self._structures[index]
+
+    @cached_property
+    def balance(self) -> Balance | None:
+        """The structures of all cases, which must be filled; None where samples are drawn from each case by itself."""
+        return None if self.sampling == "case" else Balance([self._pieces[index] for index in range(len(self))])
 
     def __getitem__(self, index: int) -> tuple[Prepared, Tensor]:
         """The image on the plan's grid and its reference: (C, *S'), and (*S') or (K, *S') (without `on_grid`: S)."""
@@ -101,6 +111,8 @@ class PreparedCases:
         labels = prepare_labels(reference, volume, self.plan)
         if index not in self._structures:
             self._structures[index] = Structures(labels, self.plan.spatial_dims, self.plan.labels.ignored)
+            if self.sampling != "case":
+                self._pieces[index] = Pieces.of(self._structures[index], labels, self.sampling)
         return prepared, labels
 
     def _keep(self, index: int, case: tuple[Prepared, Tensor], *, on_device: bool = False) -> None:
@@ -139,18 +151,28 @@ class Samples:
         """Where a sample is taken from and what happens to it; reads its case where that is not kept."""
         epoch, number, case = key
         stream = sample_stream(self.seed, epoch, number)
+        chosen = self.chosen(stream)
+        case = case if chosen is None else chosen.case
         prepared, labels = self.cases[case]
-        start = place_patch(
-            self.cases.structures(case),
-            self.cases.plan.patch,
-            foreground=self.foreground,
-            generator=stream,
-            centred=self.centred,
-        )
+        start = self.placed(self.cases.structures(case), chosen, stream)
         draw = self.augment.draw(stream)
         piece = self.augment.cut(prepared.image, labels, start, draw)
         # a view would hold a case that nobody keeps until its batch is made
         return Sample(piece if self.cases.keeps(case) else piece.map(torch.clone), draw)
+
+    def chosen(self, stream: np.random.Generator) -> Chosen | None:
+        """What the sample is to show, of all cases; None where its own case says it, or it is placed on no structure."""
+        balance = self.cases.balance
+        return balance.choose(stream) if balance is not None and stream.random() < self.foreground else None
+
+    def placed(self, own: Structures, chosen: Chosen | None, stream: np.random.Generator) -> tuple[int, ...]:
+        """The first voxel of the patch: about what was chosen, or among the structures of its own case or slice."""
+        patch = self.cases.plan.patch
+        if chosen is not None:
+            voxel, size = chosen.voxel[-len(patch) :], chosen.size[-len(patch) :]
+            return patch_about(voxel, size, patch, stream, centred=self.centred)
+        share = self.foreground if self.cases.balance is None else 0.0
+        return place_patch(own, patch, foreground=share, generator=stream, centred=self.centred)
 
     def batches(self, training: Training, batch: int) -> Batches:
         """As many as the recipe says, of these cases."""

@@ -16,13 +16,14 @@ from torch import Tensor
 from ulna.data.formats.label_maps import encode_labels
 from ulna.data.layout.case import Case
 from ulna.data.pipeline.augment import Augment
-from ulna.data.pipeline.patches import Structures, place_patch, sample_stream
+from ulna.data.pipeline.patches import Structures, sample_stream
 from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
 from ulna.data.pipeline.slices import seen_in_stack, stacked
 from ulna.planning.length import MOST_SLICE_STEPS
 from ulna.recipe import Plan, Recipe, Slices, Training, count_drawn
 from ulna.training.ahead import ahead
 from ulna.training.samples import Batches, Key, PreparedCases, Sample, Samples
+from ulna.training.sampling import Pieces, Sampling
 from ulna.training.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class SliceCases(PreparedCases):
         keep_bytes: how much may be kept in memory; None is a quarter of what is free now.
         device: where `fill` keeps cases first.
         device_bytes: how much may be kept there.
+        sampling: what patches on structures are drawn from; a lesion is one through all slices.
     """
 
     def __init__(
@@ -65,8 +67,11 @@ class SliceCases(PreparedCases):
         keep_bytes: int | None = None,
         device: torch.device | None = None,
         device_bytes: int = 0,
+        sampling: Sampling = "case",
     ) -> None:
-        super().__init__(cases, plan, keep_bytes=keep_bytes, device=device, device_bytes=device_bytes)
+        super().__init__(
+            cases, plan, keep_bytes=keep_bytes, device=device, device_bytes=device_bytes, sampling=sampling
+        )
         self.slices = _slices_of(plan)
         self._sliced: dict[int, SlicedVolume] = {}
         self._spool = None if folder is None else Spool(folder)
@@ -105,6 +110,10 @@ class SliceCases(PreparedCases):
         labels = labels.movedim(axis - 3, 0).contiguous()
         if index not in self._sliced:
             self._sliced[index] = sliced(prepared.image, labels, axis, self.plan.labels.ignored)
+            if self.sampling != "case":
+                maps = labels if labels.ndim == 3 else labels.movedim(1, 0)  # (D, H, W) or (K, D, H, W)
+                whole = Structures(maps, 3, self.plan.labels.ignored)
+                self._pieces[index] = Pieces.of(whole, maps, self.sampling)
         return prepared._replace(image=stacked(prepared.image, axis, self.slices.neighbours)), labels
 
     def _keep(self, index: int, case: tuple[Prepared, Tensor], *, on_device: bool = False) -> None:
@@ -135,16 +144,10 @@ class SliceSamples(Samples):
         """Where a sample is taken from and what happens to it; reads its volume where that is not kept."""
         epoch, number, item = key
         stream = sample_stream(self.seed, epoch, number)
-        case, place = map(int, self.cases.places[item])
+        chosen = self.chosen(stream)
+        case, place = map(int, self.cases.places[item]) if chosen is None else (chosen.case, chosen.voxel[0])
         prepared, labels = self.cases[case]
-        structures = self.cases.structures_of(case, place)
-        start = place_patch(
-            structures,
-            self.cases.plan.patch,
-            foreground=self.foreground,
-            generator=stream,
-            centred=self.centred,
-        )
+        start = self.placed(self.cases.structures_of(case, place), chosen, stream)
         draw = self.augment.draw(stream)
         image = seen_in_stack(prepared.image, place, self.cases.slices.neighbours)
         piece = self.augment.cut(image, labels[place], start, draw)
@@ -242,14 +245,17 @@ def training_samples(
     Args:
         cases: that train.
         plan: of the training.
-        recipe: its augmentation, foreground and seed.
+        recipe: its augmentation, sampling, foreground and seed.
         folder: of the run.
         device: that keeps cases, and makes samples.
         device_bytes: that cases may take there.
     """
+    sampling = recipe.training.sampling
     if plan.slices is None:
-        return samples_of(PreparedCases(cases, plan, device=device, device_bytes=device_bytes), plan, recipe)
-    return samples_of(SliceCases(cases, plan, folder=folder, device=device, device_bytes=device_bytes), plan, recipe)
+        kept = PreparedCases(cases, plan, device=device, device_bytes=device_bytes, sampling=sampling)
+        return samples_of(kept, plan, recipe)
+    sliced_cases = SliceCases(cases, plan, folder=folder, device=device, device_bytes=device_bytes, sampling=sampling)
+    return samples_of(sliced_cases, plan, recipe)
 
 
 def samples_of(cases: PreparedCases, plan: Plan, recipe: Recipe) -> Samples:

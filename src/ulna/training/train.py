@@ -36,6 +36,7 @@ from ulna.recipe import (
     to_yaml,
 )
 from ulna.system.device import choose_precision, default_device
+from ulna.system.exported import refuse_exported
 from ulna.system.files import remove_leftovers, write_text, write_whole
 from ulna.system.locking import locked
 from ulna.system.outputs import check_free, foreign
@@ -278,6 +279,7 @@ def _key_words(names: Pseudonyms | None) -> list[str]:
 
 def _read_plan(path: Path, *, named: bool) -> Plan:
     """A plan to train by; it names the network, unless that is named beside it."""
+    refuse_exported([path], "plan")
     plan = from_yaml(Plan, path)
     if plan.recipe is None and not named:
         raise UsageError(

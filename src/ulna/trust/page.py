@@ -25,7 +25,7 @@ from ulna.data.layout.record import Entry, Record
 from ulna.errors import UsageError
 from ulna.evaluation import figures
 from ulna.evaluation.embedding import css
-from ulna.evaluation.known import mask_values, values_in
+from ulna.evaluation.known import mask_values, numbered, values_in
 from ulna.evaluation.pages import page
 from ulna.evaluation.predicted import read_mask, sources_of
 from ulna.recipe import Labels, parse
@@ -137,13 +137,17 @@ def _rendered(out: Path, cases: Sequence[Case]) -> str:
     record = Record.read(out)
     facts, entries = record.facts, record.current()
     labels = parse(Labels, facts.get("labels"), source=PREDICT_FILE)
-    pictures = values_in(labels, mask_values(facts, labels))
+    of_objects = numbered(facts, labels)
+    pictures = of_objects or values_in(labels, mask_values(facts, labels))
+    stored = of_objects or labels.of_masks
     rows = sorted(map(_row, entries), key=lambda row: row.worst_first)
     by_id = {case.id: case for case in cases}
     masks = sources_of(out, entries)
     shown = [row for row in rows if row.case in by_id][:SHOWN]
     drawn = {
-        row.case: _drawn(by_id[row.case], masks.get(row.case), labels, pictures, row, planes=number < WITH_PLANES)
+        row.case: _drawn(
+            by_id[row.case], masks.get(row.case), labels, (stored, pictures), row, planes=number < WITH_PLANES
+        )
         for number, row in enumerate(track(shown, "drawing"))
     }
     dicom = any(case.images[0].series is not None for case in cases)
@@ -175,14 +179,16 @@ def _row(entry: Entry) -> Row:
     return Row(entry.case, entry.file, read_told(entry.trust), bool(entry.verified))
 
 
-def _drawn(case: Case, mask: Source | None, labels: Labels, pictures: Labels, row: Row, *, planes: bool) -> Drawn:
+def _drawn(
+    case: Case, mask: Source | None, labels: Labels, read: tuple[Labels, Labels], row: Row, *, planes: bool
+) -> Drawn:
     """The pictures of one case, read again; another one's failure is no reason to have no page.
 
     Args:
         case: with its image.
         mask: as it was written; None where it is gone.
         labels: the classes.
-        pictures: how pictures of masks are read.
+        read: how masks are read, and how pictures of masks are.
         row: of the table.
         planes: whether three planes are drawn too.
     """
@@ -194,7 +200,7 @@ def _drawn(case: Case, mask: Source | None, labels: Labels, pictures: Labels, ro
         found = read_mask(mask, series, labels, volume, volume.spatial_dims)
         if found.size != volume.size:
             raise data_error(mask, "has another size than its image", "predict again")
-        stored = pictures if keeps_values(found) else labels.of_masks
+        stored = read[keeps_values(found)]
         classes = encode_labels(found, stored)
         del found
         if stored.ignored is not None:

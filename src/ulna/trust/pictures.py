@@ -18,6 +18,7 @@ from ulna.evaluation.figures import outlines_alone, to_rgb
 from ulna.evaluation.views import Sides, View, view
 from ulna.recipe import Labels
 from ulna.trust.structures import class_mask
+from ulna.trust.windows import Window, ct_window
 
 PIXELS = 480  # of the longer side, whatever the image has
 LINE = 2  # pixels: it is to be seen on a thumbnail
@@ -47,7 +48,7 @@ class Shot(NamedTuple):
 def draw_case(
     volume: Volume, mask: NDArray[Any], labels: Labels, structures: Sequence[str], *, planes: bool
 ) -> list[Shot]:
-    """The pictures of one case.
+    """The pictures of one case; of a CT in the window for what its mask covers, which the first caption states.
 
     Args:
         volume: the image.
@@ -56,21 +57,27 @@ def draw_case(
         structures: of a volume, those whose largest slice is shown, in this order.
         planes: of a volume, also a slice along each axis.
     """
+    window = ct_window(volume, mask)
+    stated = "" if window is None else f"{window.low:g} to {window.high:g} HU"
     if volume.spatial_dims == 2:
-        return [_shot("", view(volume, mask))]
+        return [_shot(stated, view(volume, mask), window)]
     shots: dict[str, Shot] = {}  # by their picture: several structures may be largest in one slice
     for name, one in _largest(volume, mask, labels, structures):
-        shot = _shot(name, one)
+        shot = _shot(name, one, window)
         if shot.image in shots:
             shot = shot._replace(caption=f"{shots[shot.image].caption}, {name}")
         shots[shot.image] = shot
     told = [shot._replace(caption=f"largest area of {shot.caption}{_plane(shot)}") for shot in shots.values()]
     if not told:
-        told = [shot._replace(caption=f"middle slice{_plane(shot)}") for shot in [_shot("", view(volume, mask))]]
+        told = [
+            shot._replace(caption=f"middle slice{_plane(shot)}") for shot in [_shot("", view(volume, mask), window)]
+        ]
     if planes:
         seen = {shot.image for shot in told}
-        across = [_shot(f"across axis {axis + 1}", view(volume, mask, across=axis)) for axis in range(3)]
+        across = [_shot(f"across axis {axis + 1}", view(volume, mask, across=axis), window) for axis in range(3)]
         told += [shot._replace(caption=_along(shot)) for shot in across if shot.image not in seen]
+    if stated:
+        told[0] = told[0]._replace(caption=f"{told[0].caption}; {stated}")
     return told
 
 
@@ -93,13 +100,13 @@ def _along(shot: Shot) -> str:
     return shot.caption if shot.sides is None else shot.sides.plane
 
 
-def _shot(caption: str, shown: View) -> Shot:
+def _shot(caption: str, shown: View, window: Window | None) -> Shot:
     """Outlines of `PIXELS` in size, as high and wide as it is in the body, and the image, which is stretched to them."""
     height, width = shown.image.shape[-2:]
     tall = height * (1.0 if shown.sides is None else shown.sides.aspect)
     scale = PIXELS / max(tall, width)
     size = max(1, round(tall * scale)), max(1, round(width * scale))
-    image = to_rgb(shown.image)
+    image = to_rgb(shown.image if window is None else np.clip(shown.image, *window))
     smaller = min(height, size[0]), min(width, size[1])
     if smaller != (height, width):
         with Image.fromarray(image) as picture:

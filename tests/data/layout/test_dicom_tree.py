@@ -12,6 +12,7 @@ from tests.data.formats.dicom.test_labels_in import contours, seg, square
 from ulna.data.formats.dicom.choosing import Wishes
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError
+from ulna.inference.batches import usable
 from ulna.recipe import Labels
 
 VALUES = dicom.ramp(3, 6, 7)
@@ -71,13 +72,20 @@ def test_the_labelled_series_of_a_case_is_taken_and_said(tmp_path):
     case(tmp_path, "b")
     dataset = Dataset.from_folder(tmp_path)
     assert dataset.case("a").images[0].files[0].parent.name == "ct"
-    assert any("a: of 2 series the labelled one" in note for note in dataset.notes)
+    (said,) = (note for note in dataset.notes if "a: of 2 series the labelled one" in note)
+    for listed in ("CT 'axial 5 mm', 7 x 6 x 3", "CT 'longer', 7 x 6 x 3"):
+        assert listed in said.partition("all: ")[2]
 
 
 def test_two_labelled_series_of_a_patient_are_two_cases_of_one_group(tmp_path):
     case(tmp_path, "a"), case(tmp_path, "a", series="second"), case(tmp_path, "b")
     dataset = Dataset.from_folder(tmp_path)
     assert [(c.id, c.group) for c in dataset.cases] == [("a-1", "a"), ("a-2", "a"), ("b", None)]
+    for number, series in ((1, "ct"), (2, "second")):
+        uid = dicom.uid("a", series)
+        assert any(
+            note.startswith(f"a-{number}: one of 2 labelled series of a, CT") and uid in note for note in dataset.notes
+        )
 
 
 def test_studies_of_a_patient_are_cases_of_one_group(tmp_path):
@@ -170,6 +178,20 @@ def test_rtstruct_and_seg_side_by_side_and_one_structure_in_two_files(tmp_path):
         Dataset.from_folder(tmp_path)
 
 
+def test_labels_that_cannot_be_used_are_no_hindrance_to_prediction(tmp_path):
+    """Two readers' structures of one name, and a drawing on no series that is clear: both lie in many an archive."""
+    files = case(tmp_path, "a")
+    contours(tmp_path / "a" / "again.dcm", files, {"Liver": [square(-9, 6, -6, 9, 32)]})
+    case(tmp_path, "b", labels="")
+    (tmp_path / "classes.json").write_text('{"labels": {"x": "spleen"}}')
+    with pytest.raises(UsageError, match="which again"):
+        Dataset.from_folder(tmp_path)
+    dataset = Dataset.from_folder(tmp_path, need_labels=False)
+    assert [c.id for c in dataset.cases] == ["a", "b"]
+    assert any("holds the structure 'liver', which again.dcm of the same series holds too" in n for n in dataset.notes)
+    assert not any("are background in the others" in note for note in dataset.notes)  # classes are those of the run
+
+
 def test_one_series_in_the_folders_of_two_cases_is_a_problem(tmp_path):
     paths = dicom.write_series(tmp_path / "a", dicom.ramp(6, 4, 4), study="one")
     (tmp_path / "b").mkdir()
@@ -204,3 +226,51 @@ def test_pairs_with_segs_take_their_classes_by_name_too(tmp_path):
     assert dataset.layout == "pairs"
     assert dataset.labels == Labels(names=("background", "spleen", "liver"))
     assert np.array_equal(dataset.case("a").read_labels().array[0], (2 * box(0, 2) + box(2, 4)).transpose(2, 1, 0))
+
+
+def test_an_image_that_is_called_a_label_map_is_not_segmented_in_silence(tmp_path):
+    import nibabel
+
+    for name in ("liver_label", "scan"):
+        nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    for given in (tmp_path, tmp_path / "liver_label.nii.gz"):
+        (said,) = Dataset.from_folder(given, need_labels=False).notes
+        assert "liver_label.nii.gz has the name of a label map; it is read as an image" in said
+    assert not Dataset.from_folder(tmp_path / "scan.nii.gz", need_labels=False).notes
+
+
+def download(root, patients):
+    """As TCIA hands it out: MANIFEST/COLLECTION/PATIENT/STUDY/SERIES, a SEG as a series of its own, papers beside."""
+    for patient, studies in patients.items():
+        for study in studies:
+            place = root / "COLLECTION" / patient / study
+            change = lambda made, _, patient=patient: setattr(made, "PatientID", patient)  # noqa: E731
+            files = dicom.write_series(place / "1.000000-CT", VALUES, study=patient + study, change=change)
+            (place / "300.000000-Segmentation").mkdir()
+            seg(place / "300.000000-Segmentation" / "1-1.dcm", files, box(0, 2), names=("liver",))
+    for name in ("metadata.csv", "COLLECTION/LICENSE"):
+        (root / name).write_text("x")
+    return root
+
+
+def test_a_download_from_tcia_is_a_data_set_of_patients_from_its_manifest_on(tmp_path):
+    root = download(tmp_path / "manifest-1", {"A-1": ["2000"], "A-2": ["2000", "2001"], "A-3": ["2000"]})
+    for given in (root, root / "COLLECTION"):
+        dataset = Dataset.from_folder(given)
+        wanted = [("A-1", None), ("A-2-2000", "A-2"), ("A-2-2001", "A-2"), ("A-3", None)]
+        assert [(c.id, c.group) for c in dataset.cases] == wanted
+        assert all(c.read_labels().array.any() for c in dataset.cases)
+
+
+def test_one_fault_in_such_a_download_leaves_the_other_patients(tmp_path):
+    root = download(tmp_path / "manifest-1", {"A-1": ["2000"], "A-2": ["2000", "2001"], "A-3": ["2000"]})
+    (root / "COLLECTION" / "A-2" / "2001" / "1.000000-CT" / "2.dcm").write_bytes(b"")
+    dataset, problems = Dataset.scan(root, need_labels=False)
+    kept, failed = usable(dataset, problems)
+    assert [case.id for case in kept.cases] == ["A-1", "A-2-2000", "A-3"] and set(failed) == {"A-2-2001"}
+
+
+def test_studies_of_one_patient_alone_in_a_folder_stay_one_group(tmp_path):
+    root = download(tmp_path / "d", {"A-2": ["2000", "2001"]})
+    assert {c.group for c in Dataset.from_folder(root / "COLLECTION").cases} == {"A-2"}
+    assert len({c.group for c in Dataset.from_folder(root, need_labels=False).cases}) == 1

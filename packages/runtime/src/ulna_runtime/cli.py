@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,13 @@ FILE = "a file of `ulna export`, or zoo:NAME"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code."""
-    sys.exit(run(arguments))
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read has gone, as in `ulna-runtime zoo | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +96,7 @@ def _zoo(asked: argparse.Namespace) -> int:
     for entry in found:
         told = {"finds": entry.structures, "reads": entry.images, "Dice on cases it never saw": entry.dice}
         told |= {"licence": entry.licence, "file": f"{entry.bytes / 1e6:.1f} MB"}
+        told |= {} if entry.examples is None else {"images to try": str(entry.examples / "images")}
         sys.stdout.write(card_text({PREFIX + entry.name: told}).lstrip() + "\n\n")
     return 0
 

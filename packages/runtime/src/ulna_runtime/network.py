@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,10 @@ class Network:
                 f"{name}: its graph reads {channels} channels, its pipeline.json says {member.plan.inputs}; "
                 "export the run again"
             )
+
+    def compute_with(self, sessions: Sequence[Any]) -> None:
+        """Let others answer in the place of onnxruntime: each is used as one of its sessions is."""
+        self._sessions = list(sessions)
 
     @property
     def by_patches(self) -> bool:

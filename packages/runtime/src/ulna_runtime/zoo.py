@@ -49,6 +49,12 @@ class Entry:
         return str(self.card.get("scores", {}).get("dice", "not known"))
 
     @property
+    def examples(self) -> Path | None:
+        """A folder of images that it never saw, with their labels beside; None where it has none."""
+        folder = self.file.with_name(f"{self.name}_images")
+        return folder if folder.is_dir() else None
+
+    @property
     def licence(self) -> str:
         """Of the weights."""
         return str(self.card.get("licence", "not stated"))
@@ -56,6 +62,7 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         told = {"images": self.images, "structures": self.structures, "dice": self.dice, "licence": self.licence}
+        told |= {} if self.examples is None else {"examples": str(self.examples / "images")}
         return {"name": PREFIX + self.name, "file": str(self.file), "bytes": self.bytes, **told}
 
 

@@ -32,6 +32,9 @@ def write_tiff(path: Path, maps: NDArray[Any], like: Volume) -> None:
         options |= {"resolution": scale.resolution, "resolutionunit": scale.code}
     if orientation != UPRIGHT:
         options["extratags"] = [(ORIENTATION, _SHORT, 1, orientation, True)]
+    if maps.dtype.itemsize > 2:  # ImageJ has no whole numbers of 32 bits
+        tifffile.imwrite(path, np.ascontiguousarray(maps), photometric="minisblack", metadata={"axes": axes}, **options)
+        return
     about = {"axes": axes, **scale.about}
     tifffile.imwrite(path, np.ascontiguousarray(maps), imagej=True, metadata=about, **options)
 

@@ -45,7 +45,13 @@ _NO_PLACE = "has no place in space, which a mask in this format needs"
 
 
 def write_labels(
-    stem: Path, labels: NDArray[Any], like: Volume, about: About | None = None, format: str | None = None
+    stem: Path,
+    labels: NDArray[Any],
+    like: Volume,
+    about: About | None = None,
+    format: str | None = None,
+    *,
+    keep_type: bool = False,
 ) -> Path:
     """Write a label map in the input's own format and geometry, whole or not at all.
 
@@ -61,6 +67,7 @@ def write_labels(
         about: names of the classes and what made them, for formats that say so.
         format: one of `FORMATS` in place of the input's own: "seg" (CASE.dcm) and "rtstruct" (CASE_rtstruct.dcm) for DICOM,
             "nifti" (CASE.nii.gz) for every image with a place in space.
+        keep_type: of `labels`; else the smallest that holds the values.
 
     Returns:
         The path that was written.
@@ -71,7 +78,8 @@ def write_labels(
     """
     if labels.shape[labels.ndim - like.spatial_dims :] != like.size or labels.ndim - like.spatial_dims not in (0, 1):
         raise ValueError(f"labels {labels.shape} do not lie on the grid {like.size} of {like.path}")
-    labels = labels.astype(label_dtype(int(labels.max(initial=0))))
+    if not keep_type:
+        labels = labels.astype(label_dtype(int(labels.max(initial=0))))
     kind = _format(like)
     if kind == "dicom" and format is None and like.affine is None:
         return _whole(stem, ".tif", lambda path: write_tiff(path, labels, replace(like, meta=Meta())), like.path)
@@ -109,6 +117,9 @@ def write_labels(
             stem, ".npz", lambda path: write_masks(path, labels[None], [stem.name], multilabel=several), like.path
         )
     if kind == "raster" and labels.ndim == 2:
+        if labels.dtype.itemsize > 2:
+            what = f"has {int(labels.max()):,} objects, and a PNG numbers 65,535 at most"
+            raise data_error(like.path, what, "save the image as TIFF")
         return _whole(stem, ".png", lambda path: write_png(path, labels, like), like.path)
     return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
 

@@ -2,6 +2,7 @@
 
     DATA/CASE/...          every folder is a case, whatever folders lie in it
     STUDY/...              a folder of one study is one case
+    DATA/COLLECTION/CASE/  the one folder of all patients is looked into: downloads from TCIA have one
 
 Labels find their series by the UIDs that they hold, never by names of folders.
 """
@@ -12,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ulna.data.formats.dicom.choosing import Wishes, choose, source_of
-from ulna.data.formats.dicom.finding import Looked, by_series, look
+from ulna.data.formats.dicom.choosing import Wishes, choose, list_of, source_of
+from ulna.data.formats.dicom.finding import Looked, by_series, described, look
 from ulna.data.formats.dicom.header import Header
 from ulna.data.formats.source import IMAGE_SUFFIXES, Series, Source, beside, composed, shown, suffix_of
 from ulna.data.layout.case import Case
@@ -39,10 +40,13 @@ def dicom_tree(found: Found, need_labels: bool) -> set[str]:
     found.layout = "dicom"
     found.problems += looked.problems
     _tell_others(found, looked)
+    base = _base(found.root, looked)
+    _tell_skipped(found, looked, base, need_labels)
+    cases, places = _cases(found, looked, base)
+    sound = len(found.problems)
+    labels = _matched(found, looked, cases, places, base)
     if not need_labels:
-        _tell_skipped(found, looked)
-    cases, places = _cases(found, looked)
-    labels = _matched(found, looked, cases, places)
+        _only_noted(found, sound)
     with_labels = {places[name].group for name, _ in labels}
     label_files: dict[str, Sequence[Path]] = {}
     label_sources: dict[str, Source] = {}
@@ -68,11 +72,38 @@ def dicom_tree(found: Found, need_labels: bool) -> set[str]:
                     folder, "has no SEG and no RTSTRUCT that refers to its series", "add it, or take the case out"
                 )
             found.cases.append(Case(id, sources, None, group if id != group else None))
+    sound, told = len(found.problems), len(found.notes)
     named = name_structures(found, label_files, label_sources)
+    if not need_labels:
+        del found.notes[told:]  # on classes, which are those of the run
+        _only_noted(found, sound)
     found.cases = [Case(c.id, c.images, named.get(c.id), c.group) for c in found.cases]
     if len(wishes.series) > 1:
         found.channel_names = wishes.series
     return {path.relative_to(found.root).parts[0] for path in (*(h.path for h in looked.headers), *looked.others)}
+
+
+def cases_lie_in(root: Path) -> Path:
+    """The folder in a tree whose folders are its cases: the root, or the one folder in it that holds all patients."""
+    return _base(root, look(root))
+
+
+def _base(root: Path, looked: Looked) -> Path:
+    images = [header for header in looked.headers if header.kind == "image"]
+    base = root
+    while len({header.patient for header in images} - {""}) > 1:
+        places = {header.path.relative_to(base).parts for header in images}
+        if len({parts[0] for parts in places}) > 1 or any(len(parts) < 3 for parts in places):
+            break
+        base /= places.pop()[0]
+    return base
+
+
+def _only_noted(found: Found, sound: int) -> None:
+    """Make notes of the problems that came after the first `sound` ones: of labels, where images alone are wanted."""
+    for problem in found.problems[sound:]:
+        found.notes.append(f"{shown(Path(problem.file).relative_to(found.root))}: {problem.what}; it is not read")
+    del found.problems[sound:]
 
 
 def _tell_others(found: Found, looked: Looked) -> None:
@@ -87,13 +118,14 @@ def _tell_others(found: Found, looked: Looked) -> None:
         )
 
 
-def _tell_skipped(found: Found, looked: Looked) -> None:
-    """Name every folder in the root that holds no image, and say what it holds."""
+def _tell_skipped(found: Found, looked: Looked, base: Path, need_labels: bool) -> None:
+    """Name every folder beside those of cases that holds no image (nor labels, where these are needed), and what it holds."""
     kinds = {**_KINDS, "directory": "an index (DICOMDIR)", "other": "DICOM files without pixels"}
     wrong = [Path(problem.file) for problem in looked.problems]
-    for folder in sorted(path for path in found.root.iterdir() if path.is_dir() and not beside(path.name)):
+    for folder in sorted(path for path in base.iterdir() if path.is_dir() and not beside(path.name)):
         inside = [header for header in looked.headers if header.path.is_relative_to(folder)]
-        if any(header.kind == "image" for header in inside) or any(path.is_relative_to(folder) for path in wrong):
+        used = {"image", *LABEL_KINDS} if need_labels else {"image"}
+        if any(header.kind in used for header in inside) or any(path.is_relative_to(folder) for path in wrong):
             continue
         others = sum(path.is_relative_to(folder) for path in looked.others)
         what = [
@@ -103,25 +135,21 @@ def _tell_skipped(found: Found, looked: Looked) -> None:
         found.notes.append(f"{shown(folder.name)}/: skipped, it holds {listed(what) or 'no file'} and no image")
 
 
-def _cases(found: Found, looked: Looked) -> tuple[dict[str, dict[str, list[Header]]], dict[str, _Place]]:
-    """Case -> its series: the folders in the root, or the root itself where its images are of one study."""
+def _cases(found: Found, looked: Looked, base: Path) -> tuple[dict[str, dict[str, list[Header]]], dict[str, _Place]]:
+    """Case -> its series: the folders in the base, or the base itself where its images are of one study."""
     images = [header for header in looked.headers if header.kind == "image"]
-    whole = composed(found.root.resolve().name)
+    whole = composed(base.resolve().name)
     studies = {header.study for header in images}
-    first = {header.path.relative_to(found.root).parts[0] for header in images}
+    first = {header.path.relative_to(base).parts[0] for header in images}
     one = len(studies) == 1 and "" not in studies and len(first) > 1
     held: dict[str, list[Header]] = {}
     for header in images:
-        parts = header.path.relative_to(found.root).parts
+        parts = header.path.relative_to(base).parts
         held.setdefault(whole if one or len(parts) == 1 else composed(parts[0]), []).append(header)
     cases: dict[str, dict[str, list[Header]]] = {}
     places: dict[str, _Place] = {}
     for name, headers in sorted(held.items()):
-        folder = (
-            found.root
-            if one or any(len(h.path.relative_to(found.root).parts) == 1 for h in headers)
-            else found.root / name
-        )
+        folder = base if one or any(len(h.path.relative_to(base).parts) == 1 for h in headers) else base / name
         for id, some in _by_study(name, headers, folder).items():
             cases[id], places[id] = by_series(some), _Place(folder, name)
     _check_parted(found, cases, places)
@@ -155,7 +183,11 @@ def _check_parted(found: Found, cases: Mapping[str, Mapping[str, list[Header]]],
 
 
 def _matched(
-    found: Found, looked: Looked, cases: Mapping[str, Mapping[str, list[Header]]], where: Mapping[str, _Place]
+    found: Found,
+    looked: Looked,
+    cases: Mapping[str, Mapping[str, list[Header]]],
+    where: Mapping[str, _Place],
+    base: Path,
 ) -> dict[tuple[str, str], list[Header]]:
     """(case, series) -> the label files that refer to it."""
     by_uid: dict[str, list[tuple[str, str]]] = {}
@@ -176,12 +208,11 @@ def _matched(
         of_frame = by_frame.get(header.frame_of_reference, []) if header.frame_of_reference else []
         if not places and len(of_frame) == 1:
             places = dict.fromkeys(of_frame)
-        own = header.path.relative_to(found.root).parts[0]
+        own = header.path.relative_to(base).parts[0] if header.path.is_relative_to(base) else ""
         near = [place for place in places if where[place[0]].group == own] or list(places)
         if not near:
-            found.notes.append(
-                f"{shown(header.path.relative_to(found.root))}: a {_KINDS[header.kind]} that refers to no series that is here"
-            )
+            what = f"{'an' if header.kind == 'rtstruct' else 'a'} {_KINDS[header.kind]} that refers to no series that is here"
+            found.notes.append(f"{shown(header.path.relative_to(found.root))}: {what}")
         elif len({key for _, key in near}) > 1:
             what = f"refers to {len(near)} series, so which it was drawn on is not clear"
             found.wrong(header.path, what, "take it out, or the other series")
@@ -203,9 +234,13 @@ def _taken(
     if not wishes.names and len(labelled) > 1:
         ids = [f"{name}-{number}" for number in range(1, len(labelled) + 1)]
         said = f"one of {len(labelled)} labelled series of {shown(name)}"
-        return [(id, [key], said) for id, key in zip(ids, labelled, strict=True)]
+        return [
+            (id, [key], f"{said}, {described(series[key])}; all: {list_of(series)}")
+            for id, key in zip(ids, labelled, strict=True)
+        ]
     if not wishes.names and labelled:
-        said = f"of {len(series)} series the labelled one is taken" if len(series) > 1 else ""
+        taken = f"the labelled one is taken, {described(series[labelled[0]])}; all: {list_of(series)}"
+        said = f"of {len(series)} series {taken}" if len(series) > 1 else ""
         return [(name, list(labelled), said)]
     try:
         keys, said = choose(series, wishes.names, folder)

@@ -45,6 +45,7 @@ from ulna.data.layout.structures import are_structures, name_labels
 from ulna.data.layout.unknown import PAIRS, half_of_a_pair, remedy, unknown_layout
 from ulna.data.layout.wishes import read_wishes
 from ulna.errors import DataError, counted
+from ulna.system.exported import refuse_exported
 
 _FEW = 64  # files that tell a DICOM tree
 _LABEL_NAME = re.compile(r"(?:^|[_.-])(label|labels|mask|masks|seg|segmentation|gt|groundtruth)(?:[_.-]|$)")
@@ -61,6 +62,7 @@ def find(root: Path, *, need_labels: bool, channels: int | None = None, wishes: 
     Raises:
         DataError: if there is nothing to read, or the layout is unknown.
     """
+    refuse_exported([root], "data")
     with readable(root):
         if not root.exists():
             raise data_error(root, "does not exist", "check the path")
@@ -149,6 +151,13 @@ def _one_file(found: Found, need_labels: bool) -> None:
     else:
         found.layout = "image"
         found.cases = [Case(case_name(path), (Source(path),), None)]
+        _tell_label_name(found, path)
+
+
+def _tell_label_name(found: Found, path: Path) -> None:
+    """What is called a label map may be one: it is not segmented in silence."""
+    if _LABEL_NAME.search(case_name(path).lower()):
+        found.notes.append(f"{shown(path)} has the name of a label map; it is read as an image")
 
 
 def _one_dicom(found: Found, path: Path) -> None:
@@ -195,8 +204,7 @@ def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:
     found.layout = "images"
     for case, paths in grouped(found, files_in(found, found.root), (), channels).items():
         found.cases.append(Case(case, image_sources(found, paths), None))
-        if _LABEL_NAME.search(case.lower()):
-            found.notes.append(f"{shown(paths[0])} has the name of a label map; it is read as an image")
+        _tell_label_name(found, paths[0])
     return {"images"}
 
 

@@ -48,9 +48,12 @@ class Structures:
         overlapping = labels.ndim > dims
         self.size = tuple(labels.shape[-dims:])
         self._runs: list[Runs] = []
-        for one in labels if overlapping else [labels]:
-            self._runs += [runs for value, runs in _runs(one).items() if value not in (0, ignored)]
-        self._background = _runs(labels.ne(0).any(0) if overlapping else labels).get(0)
+        self._classes: list[int] = []  # of the runs: values of labels, or numbers of maps from 1
+        for number, one in enumerate(labels if overlapping else [labels], start=1):
+            found = {value: runs for value, runs in runs_of(one).items() if value not in (0, ignored)}
+            self._runs += found.values()
+            self._classes += [number] * len(found) if overlapping else found
+        self._background = runs_of(labels.ne(0).any(0) if overlapping else labels).get(0)
 
     @property
     def nbytes(self) -> int:
@@ -58,26 +61,33 @@ class Structures:
         kept = self._runs + ([] if self._background is None else [self._background])
         return sum(first.nbytes + ends.nbytes for first, ends in kept)
 
+    @property
+    def by_class(self) -> dict[int, Runs]:
+        """The voxels of every class that is there: by its value, or by the number of its map from 1."""
+        return dict(zip(self._classes, self._runs, strict=True))
+
     def random_voxel(self, generator: np.random.Generator) -> tuple[int, ...] | None:
         """A random voxel of a random structure; None where there is none."""
         if not self._runs:
             return None
-        return self._voxel(self._runs[int(generator.integers(len(self._runs)))], generator)
+        return voxel_of(self._runs[int(generator.integers(len(self._runs)))], self.size, generator)
 
     def random_background(self, generator: np.random.Generator) -> tuple[int, ...] | None:
         """A random voxel that belongs to no structure; None where there is none."""
-        return None if self._background is None else self._voxel(self._background, generator)
-
-    def _voxel(self, runs: Runs, generator: np.random.Generator) -> tuple[int, ...]:
-        first, ends = runs
-        number = int(generator.integers(ends[-1]))
-        run = int(np.searchsorted(ends, number, side="right"))
-        behind = int(ends[run]) - number  # up to the end of the run
-        length = int(ends[run] - (ends[run - 1] if run else 0))
-        return tuple(int(i) for i in np.unravel_index(int(first[run]) + length - behind, self.size))
+        return None if self._background is None else voxel_of(self._background, self.size, generator)
 
 
-def _runs(labels: Tensor) -> dict[int, Runs]:
+def voxel_of(runs: Runs, size: Sequence[int], generator: np.random.Generator) -> tuple[int, ...]:
+    """A random voxel of runs in an array of this size."""
+    first, ends = runs
+    number = int(generator.integers(ends[-1]))
+    run = int(np.searchsorted(ends, number, side="right"))
+    behind = int(ends[run]) - number  # up to the end of the run
+    length = int(ends[run] - (ends[run - 1] if run else 0))
+    return tuple(int(i) for i in np.unravel_index(int(first[run]) + length - behind, size))
+
+
+def runs_of(labels: Tensor) -> dict[int, Runs]:
     """Value -> its runs: first voxels, and how many voxels up to the end of each."""
     flat = labels.cpu().numpy().reshape(-1)
     first = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
@@ -110,8 +120,21 @@ def place_patch(
     if any(room) and generator.random() < foreground:
         voxel = structures.random_voxel(generator)
         if voxel is not None:
-            offset = [int(generator.integers(0, p)) for p in patch]
-            start = [min(max(v - o, 0), r) for v, o, r in zip(voxel, offset, room, strict=True)]
+            return patch_about(voxel, size, patch, generator)
+    return tuple(s - before for s, (before, _) in zip(start, margins(size, patch), strict=True))
+
+
+def patch_about(
+    voxel: Sequence[int],
+    size: Sequence[int],
+    patch: Sequence[int],
+    generator: np.random.Generator,
+    *,
+    centred: bool = False,
+) -> tuple[int, ...]:
+    """The first voxel of a patch that holds a voxel of an image: at a random place, or `centred` in its middle."""
+    offset = [p // 2 if centred else int(generator.integers(0, p)) for p in patch]
+    start = [min(max(v - o, 0), max(n - p, 0)) for v, o, n, p in zip(voxel, offset, size, patch, strict=True)]
     return tuple(s - before for s, (before, _) in zip(start, margins(size, patch), strict=True))
 
 

@@ -5,6 +5,8 @@ No message holds what the headers say of a person.
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -209,6 +211,29 @@ def double_frames(made):
     made.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence = position
 
 
+def cut_frames(made):
+    made.PixelData = made.PixelData[:-30]
+
+
+def time_points_in_frames(folder):
+    dicom.save(dicom.multiframe(VALUES, order=[0, 1, 2, 3, 0, 1, 2, 3]), folder / "enhanced.dcm")
+
+
+def frames_among_slices(folder):
+    dicom.write_series(folder, VALUES)
+    dicom.save(dicom.multiframe(VALUES), folder / "enhanced.dcm")
+
+
+def cut_jpeg_2000(folder):
+    for path in dicom.write_series(folder, dicom.ramp(2, 64, 72)):
+        made = dicom.pydicom.dcmread(path)
+        made.compress("1.2.840.10008.1.2.4.90")
+        stream = dicom.pydicom.encaps.get_frame(made.PixelData, 0, number_of_frames=1)
+        made.PixelData = dicom.pydicom.encaps.encapsulate([stream[: len(stream) // 2]])
+        made["PixelData"].is_undefined_length = True
+        dicom.save(made, path, syntax="1.2.840.10008.1.2.4.90")
+
+
 def plain_multiframe(folder):
     made = dicom.multiframe(VALUES)
     del made.PerFrameFunctionalGroupsSequence, made.SharedFunctionalGroupsSequence
@@ -218,6 +243,7 @@ def plain_multiframe(folder):
 FAULTS = {
     "slope is NaN": (raw("RescaleSlope", "nan "), r"2\.dcm.*NaN.*RescaleSlope"),
     "slope is 0": (element("RescaleSlope", "0"), r"\.dcm.*RescaleSlope of 0"),
+    "slope has two values": (element("RescaleSlope", ["1", "2"]), r"1\.dcm.*no finite number in RescaleSlope"),
     "slope is text": (raw("RescaleSlope", "steep "), r"2\.dcm.*RescaleSlope"),
     "intercept is infinite": (raw("RescaleIntercept", "inf "), r"2\.dcm.*RescaleIntercept"),
     "intercept is NaN": (raw("RescaleIntercept", "nan "), r"2\.dcm.*RescaleIntercept"),
@@ -264,6 +290,7 @@ FAULTS = {
     "a picture named .dcm": (file_of(picture), r"2\.dcm.*no DICOM|between 1\.dcm and 3\.dcm"),
     "packed by nothing that is here": (packed_by_nothing, r"JPEG Lossless.*nothing.*unpacks.*gdcm"),
     "packed pixels are damaged": (damaged_packing, r"cannot be unpacked \(RLE Lossless"),
+    "JPEG 2000 is cut short": (cut_jpeg_2000, r"cannot be unpacked \(JPEG 2000"),
     "a SEG in place of an image": (label_file("SEG", "1.2.840.10008.5.1.4.1.1.66.4"), r"segmentations \(SEG\) and no image"),
     "an RTSTRUCT in place of an image": (label_file("RTSTRUCT", "1.2.840.10008.5.1.4.1.1.481.3"), r"structures \(RTSTRUCT\) and no"),
     "an index alone": (index_file, r"no DICOM image"),
@@ -271,8 +298,13 @@ FAULTS = {
     "frames that are not described": (enhanced(fewer_frames), r"4 frames and describes 3"),
     "frames without a place": (enhanced(unplaced_frames), r"frame 1\) states no ImagePositionPatient"),
     "two frames at one place": (enhanced(double_frames), r"another lies already.*frame"),
+    "pixels of frames cut short": (enhanced(cut_frames), r"enhanced\.dcm.*cut short"),
+    "frames of two time points": (time_points_in_frames, r"2 slices at each of 4 places.*frame"),
+    "an enhanced file among slices": (frames_among_slices, r"2 slices at each of 4 places.*enhanced\.dcm"),
     "a film without places": (plain_multiframe, r"states no ImagePositionPatient"),
 }  # fmt: skip
+
+NO_IMAGE = ("an index alone", "a report alone", "a SEG in place of an image", "an RTSTRUCT in place of an image")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -291,10 +323,11 @@ def test_a_planted_fault_is_named(tmp_path, fault):
 
 
 @pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("name", ["{}.dcm", "IM{:04}", "1.2.840.{}"])
 @pytest.mark.parametrize("damage", [truncated, cut_in_the_header, emptied, text_file, picture])
-def test_a_damaged_file_at_an_end_of_the_series_is_named_too(tmp_path, damage, place):
-    """Without it the other slices look like a whole series."""
-    path = dicom.write_series(tmp_path / "tree" / "case", VALUES)[place]
+def test_a_damaged_file_at_an_end_of_the_series_is_named_too(tmp_path, damage, name, place):
+    """Without it the other slices look like a whole series; many archives name their files without an ending."""
+    path = dicom.write_series(tmp_path / "tree" / "case", VALUES, name=name)[place]
     damage(path)
     with pytest.raises(UsageError, match=rf"{path.name}.*;") as error:
         sources, _ = series_in(tmp_path / "tree" / "case", Wishes())
@@ -306,6 +339,51 @@ def test_a_damaged_file_at_an_end_of_the_series_is_named_too(tmp_path, damage, p
 
 def test_there_are_enough_of_them():
     assert len(FAULTS) >= 40
+
+
+def test_check_names_every_one_of_a_tree_at_once_and_ends_with_2(tmp_path, capsys):
+    """As a person meets them: all in one download, each with its folder, its reason and a remedy; no traceback."""
+    places = {}
+    for number, (fault, (plant, _)) in enumerate(FAULTS.items()):
+        places[fault] = f"f{number:02}"
+        plant(tmp_path / places[fault])
+        for path in (tmp_path / places[fault]).iterdir():  # each a study of its own
+            apart(path, fault)
+    dicom.write_series(tmp_path / "good", VALUES, series="good", study="good")
+    assert run(["check", str(tmp_path), "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    for fault, (_, wanted) in FAULTS.items():
+        own = [
+            one for one in told["problems"] if f"/{places[fault]}" in one["file"] and "has no SEG" not in one["what"]
+        ]
+        notes = [note for note in told["notes"] if note.startswith(places[fault])]
+        assert own or notes, fault
+        assert all(one["remedy"] for one in own)
+        if fault not in NO_IMAGE:
+            assert re.search(
+                f"(?s){wanted}", " ".join(f"{one['file']}: {one['what']}; {one['remedy']}" for one in own)
+            ), own
+    assert not any("/good" in one["file"] and "has no SEG" not in one["what"] for one in told["problems"])
+    assert dicom.CANARY not in json.dumps(told)
+
+
+def apart(path, fault):
+    """Give a file of a fault a study of its own, where its header can be read at all."""
+    try:
+        made = dicom.pydicom.dcmread(path)
+        made.StudyInstanceUID, made.SeriesInstanceUID = dicom.uid("study", fault), dicom.uid("series", fault)
+        with dicom.pydicom.config.disable_value_validation():
+            made.save_as(path, enforce_file_format=False)
+    except Exception:  # a damaged one stays as it is
+        return
+
+
+def test_other_files_beside_slices_without_an_ending_are_no_fault(tmp_path):
+    dicom.write_series(tmp_path, VALUES, name="IM{:04}")
+    for name in ("README", "IM0001.txt", "VERSION"):
+        (tmp_path / name).write_text("x")
+    sources, _ = series_in(tmp_path, Wishes())
+    assert read_image(sources, 3).size[2] == 4
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -325,12 +403,7 @@ def test_the_data_set_of_a_planted_fault_names_it_too(tmp_path, fault):
         except UsageError as error:
             told.append(str(error))
     assert "good" in [case.id for case in dataset.cases]
-    assert told or fault in (
-        "an index alone",
-        "a report alone",
-        "a SEG in place of an image",
-        "an RTSTRUCT in place of an image",
-    )
+    assert told or (fault in NO_IMAGE and any(note.startswith("bad") for note in dataset.notes))
     assert not any(dicom.CANARY in text for text in [*told, *dataset.notes])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import nibabel
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from matplotlib.path import Path as Outline
 
 from tests import dicom_series as dicom
+from tests.bright import brighter
 from tests.data.formats.dicom.test_series import ORIENTATIONS, SHAPES, SPACINGS, oriented, read
 from ulna.data.formats.dicom.about import About
 from ulna.data.formats.dicom.seg_writing import write_seg
@@ -20,7 +22,6 @@ from ulna.errors import DataError
 pytest.importorskip("highdicom", reason="highdicom is not installed (extra dicom)")
 
 ABOUT = About(("liver", "left kidney"), "unet", "1.2.3")
-CASES = [(shape, *both) for shape in SHAPES for both in itertools.product(range(24), (False, True))]
 
 
 def marked(folder, shape, orientation, reverse):
@@ -84,7 +85,7 @@ def test_the_mask_of_a_marker_lies_on_the_marker_in_48_orientations(tmp_path, sh
         folder = tmp_path / str(number)
         files, places = marked(folder, shape, orientation, reverse)
         volume = read(folder)
-        mask = (volume.array[0] == 100).astype(np.uint8)
+        mask = brighter(volume, than=50).mask(volume)  # as `ulna predict` does: turned for the network, and back
         path = write_labels(folder / "out", mask, volume, About(("marker",)), format)
         if format == "seg":
             found = seg_places(path)
@@ -195,6 +196,27 @@ def test_holes_are_keyholes_and_islands_are_contours_of_their_own(tmp_path):
     ring, island = made.ROIContourSequence[0].ContourSequence
     assert ring.ContourGeometricType == "CLOSED_PLANAR"
     assert ring.NumberOfContourPoints == len(ring.ContourData) // 3 == 10 and island.NumberOfContourPoints == 4
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_contour_of_more_than_64_kb_is_written_and_read_again(tmp_path, explicit):
+    """A comb, in one contour of thousands of points; also as writers put it whose elements state their kinds (as UN)."""
+    dicom.write_series(tmp_path / "s", np.zeros((1, 90, 90), np.int16), origin=(-123.456, 98.765, 0))
+    volume = read(tmp_path / "s")
+    mask = np.zeros(volume.size, np.uint8)
+    mask[::2] = mask[:, ::9] = 1
+    mask[1::4, 4::9], mask[3::4, 6::9] = 1, 1
+    path = write_labels(tmp_path / "out", mask, volume, About(("comb",)), "rtstruct")
+    made = dicom.pydicom.dcmread(path)
+    longest = max(
+        sum(len(v.original_string) + 1 for v in one.ContourData) for one in made.ROIContourSequence[0].ContourSequence
+    )
+    assert longest > 1 << 16
+    if explicit:
+        with warnings.catch_warnings(action="ignore"):
+            dicom.save(made, path)
+        assert isinstance(dicom.pydicom.dcmread(path).ROIContourSequence[0].ContourSequence[0].ContourData, bytes)
+    check_written("rtstruct", path, mask, volume.meta.stored.stack)
 
 
 def test_an_enhanced_file_gets_a_seg_of_its_frames(tmp_path):

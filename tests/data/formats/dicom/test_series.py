@@ -164,6 +164,22 @@ def test_slopes_and_intercepts_are_those_of_every_slice(tmp_path):
     assert np.allclose(volume.array[0], wanted.transpose(2, 1, 0))
 
 
+def test_values_that_are_stored_as_fractions_stay_fractions(tmp_path):
+    """FloatPixelData of a parametric map: a header that is read without its pixels does not tell."""
+    values = dicom.ramp(3, 4, 5) / np.float32(7)
+    values[1, 2, 3] = np.nan
+
+    def change(made, k):
+        for keyword in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+            delattr(made, keyword)
+        made.BitsAllocated, made.FloatPixelData = 32, values[k].tobytes()
+
+    dicom.write_series(tmp_path, dicom.ramp(3, 4, 5), change=change)
+    volume = read(tmp_path)
+    assert volume.array.dtype == np.float32
+    assert np.array_equal(volume.array[0], values.transpose(2, 1, 0), equal_nan=True)
+
+
 def test_whole_values_stay_integers_of_two_bytes(tmp_path):
     dicom.write_series(tmp_path, dicom.ramp(3, 4, 5, dtype=np.uint16), intercept=-1024)
     assert read(tmp_path).array.dtype == np.int16

@@ -69,8 +69,7 @@ def choose(found: Mapping[str, Sequence[Header]], names: Sequence[str], where: P
     Raises:
         DataError: with a list of all series, if the choice is not clear.
     """
-    table = "; ".join(described(headers) for headers in list(found.values())[:_SHOWN])
-    table += f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    table = list_of(found)
     if names:
         taken = [_named(found, name, where, table) for name in names]
         twice = [name for name, key in zip(names, taken, strict=True) if taken.count(key) > 1]
@@ -89,6 +88,12 @@ def choose(found: Mapping[str, Sequence[Header]], names: Sequence[str], where: P
         most,
         f"of {len(found)} series the one with the most slices is taken, {described(found[most[0]])}; all: {table}",
     )
+
+
+def list_of(found: Mapping[str, Sequence[Header]]) -> str:
+    """Every series with modality, description, size and UID; the first of very many."""
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(described(headers) for headers in list(found.values())[:_SHOWN]) + more
 
 
 def _beside(headers: Sequence[Header]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -31,12 +32,18 @@ class Looked(NamedTuple):
 
 
 def look(root: Path) -> Looked:
-    """Read the headers of all DICOM files under `root`; no pixel."""
+    """Read the headers of all DICOM files under `root`; no pixel.
+
+    A file whose name differs from that of a DICOM file beside it in digits alone is one of its kind, or a damaged one.
+    """
     headers: list[Header] = []
     problems: list[Problem] = []
     others: list[Path] = []
-    for path in sorted(_files(root)):
-        if not is_dicom(path) and suffix_of(path) not in NAMED:
+    found = sorted(_files(root))
+    dicom = {path for path in found if is_dicom(path)}
+    alike = {(path.parent, _without_digits(path)) for path in dicom}
+    for path in found:
+        if path not in dicom and suffix_of(path) not in NAMED and (path.parent, _without_digits(path)) not in alike:
             others.append(path)
             continue
         try:
@@ -44,6 +51,10 @@ def look(root: Path) -> Looked:
         except DataError as error:
             problems += error.problems
     return Looked(tuple(headers), tuple(problems), tuple(others))
+
+
+def _without_digits(path: Path) -> str:
+    return re.sub(r"\d+", "#", path.name)
 
 
 def known_header(path: Path) -> Header:

@@ -33,3 +33,8 @@ def parse_fixes(values: Mapping[str, str], where: str) -> tuple[tuple[str, str],
         if value not in CHOICES[key]:
             raise UsageError(f"{where}: {key} is {value!r}; give {' or '.join(CHOICES[key])}")
     return tuple(sorted(values.items()))
+
+
+def asked(key: str, value: str) -> str:
+    """How a person asks for a choice, as messages say it."""
+    return f'--dicom {key}={value}, or "{key}": "{value}" in dicom.json'

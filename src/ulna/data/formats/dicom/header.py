@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ulna.data.formats.dicom.body_part import body_part_of
 from ulna.data.formats.dicom.identity import NAMING, code_of, without_names
 from ulna.data.formats.dicom.library import pydicom
 from ulna.data.formats.source import AGAIN, data_error, file_stat
@@ -32,6 +34,7 @@ _TAGS = [
     "Modality",
     "SeriesDescription",
     "BodyPartExamined",
+    "AnatomicRegionSequence",
     "ImageType",
     "Rows",
     "Columns",
@@ -64,7 +67,7 @@ _TAGS = [
     "ReferencedImageSequence",
     "ReferencedInstanceSequence",
     "SourceImageSequence",
-    *NAMING,  # to take them out of what is shown; no header keeps them
+    *NAMING,  # to take them out of what is shown; a header keeps none of them but a digest
 ]
 _NUMBERS = "write the element anew, or take the file out"
 
@@ -97,6 +100,7 @@ class Header:
         bits: that are stored of every value.
         references: UIDs of the series and of the instances that a label file belongs to.
         modality, body_part: words of letters alone that do not name the patient.
+        patient: a digest of the patient's id, which tells whether two files are of one patient; empty without an id.
         shown: the description without words that name the patient: what may be printed of it.
         between: what the file calls the spacing between slices, which is often wrong; positions count.
         faults: what is wrong with an image, and what to do.
@@ -121,6 +125,7 @@ class Header:
     transfer_syntax: str = ""
     slices: tuple[Slice, ...] = ()
     between: float | None = None
+    patient: str = ""
     shown: str = ""
     references: frozenset[str] = frozenset()
     faults: tuple[tuple[str, str], ...] = field(default=())
@@ -209,8 +214,10 @@ def header_of(dataset: Any, path: Path) -> Header:
         )
     slices = tuple(read.slices())
     bits, allocated = read.whole("BitsStored"), read.whole("BitsAllocated")
+    patient = read.text("PatientID")
     image: dict[str, Any] = {
-        "body_part": code_of(read.text("BodyPartExamined"), dataset),
+        "patient": patient and hashlib.sha256(patient.encode()).hexdigest(),
+        "body_part": body_part_of(dataset, read.text("BodyPartExamined")),
         "image_type": tuple(str(part).upper() for part in _values(dataset.get("ImageType"))),
         "rows": rows,
         "columns": columns,
@@ -307,9 +314,8 @@ class _Reader:
         if len(numbers) == count and all(map(math.isfinite, numbers)):
             return numbers
         if not silent:
-            said = (
-                "numbers that are not finite (NaN)" if any(map(math.isnan, numbers)) else f"no {count} finite numbers"
-            )
+            wanted = "no finite number" if count == 1 else f"no {count} finite numbers"
+            said = "numbers that are not finite (NaN)" if any(map(math.isnan, numbers)) else wanted
             self.wrong(f"has {said} in {keyword}", _NUMBERS)
         return None
 

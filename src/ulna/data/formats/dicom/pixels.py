@@ -38,7 +38,10 @@ def read_values(stack: Stack) -> tuple[NDArray[Any], tuple[str, ...]]:
             if place is None:
                 continue
             values = _values(stored, stack.frames[place])
-            if dtype.kind != "f" and _outside(values, dtype):  # more bits than the header says
+            if dtype.kind != "f" and values.dtype.kind == "f":  # FloatPixelData: headers are read without pixels
+                dtype = np.dtype(np.float32)
+                held = held.astype(dtype)
+            elif dtype.kind != "f" and _outside(values, dtype):  # more bits than the header says
                 dtype = np.dtype(np.int32 if not _outside(values, np.dtype(np.int32)) else np.int64)
                 held = held.astype(dtype)
             held[place] = values

@@ -99,6 +99,8 @@ def _points(contour: Any, path: Path) -> NDArray[np.float64]:
     """(n, 3) in mm."""
     try:
         data = contour.get("ContourData")
+        if isinstance(data, bytes):  # longer than 64 KB in a file whose elements state their kinds: of unknown kind
+            data = data.decode("ascii").strip(" \0").split("\\")
         values = np.array([float(value) for value in (data or ())], np.float64)
     except (TypeError, ValueError):
         values = np.array([np.nan])

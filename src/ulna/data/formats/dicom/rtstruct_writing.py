@@ -65,7 +65,8 @@ def write_rtstruct(path: Path, labels: NDArray[Any], stack: Stack, about: About)
     made.StructureSetROISequence, made.ROIContourSequence = structures, contours
     made.RTROIObservationsSequence = observations
     made.file_meta = library.dataset.FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = library.uid.ExplicitVRLittleEndian
+    # where elements state their kinds, the points of one contour end at 64 KB
+    made.file_meta.TransferSyntaxUID = library.uid.ImplicitVRLittleEndian
     made.file_meta.MediaStorageSOPClassUID, made.file_meta.MediaStorageSOPInstanceUID = _RTSTRUCT, made.SOPInstanceUID
     made.save_as(path, enforce_file_format=True)
     return originals.missing

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.dicom.fixes import Fixes
+from ulna.data.formats.dicom.fixes import Fixes, asked
 from ulna.data.formats.dicom.header import Header, Slice
 from ulna.data.formats.source import data_error
 from ulna.errors import counted
@@ -162,7 +162,7 @@ def _of_one_kind(frames: list[Frame], fixes: Fixes, where: Path) -> tuple[list[F
     what = next(name for name, a, b in zip(_DIFFERENCES, first, other, strict=True) if a != b)
     names = f"{kinds[first][0].name} and {kinds[other][0].name}"
     if fixes["mixed"] == "refuse":
-        remedy = "sort the files apart, or take the largest part of them (mixed=largest)"
+        remedy = f"sort the files apart, or take the largest part of them ({asked('mixed', 'largest')})"
         raise data_error(where, f"holds slices of several {what} in one series, such as {names}", remedy)
     largest = max(kinds.values(), key=len)
     left = len(frames) - len(largest)
@@ -230,7 +230,7 @@ def _without_doubles(
             several = f"holds {len(frames) // count} slices at each of {count} places (time points, echoes or copies)"
         else:
             several = f"holds {counted(len(double), 'slice')} where another lies already"
-        remedy = "sort them apart, or take the first at every place (duplicates=first)"
+        remedy = f"sort them apart, or take the first at every place ({asked('duplicates', 'first')})"
         raise data_error(where, f"{several}, such as {a} and {b}", remedy)
     notes.append(f"left out: {counted(len(double), 'slice')} where another lies already, such as {b}")
     return [frame for n, frame in enumerate(frames) if n not in set(double)]
@@ -264,7 +264,8 @@ def _slices(
             what = (
                 f"has slices at distances from {gaps.min():.4g} to {gaps.max():.4g} mm (the widest between {a} and {b})"
             )
-        raise data_error(where, what, "export the whole series, or fill in between (gaps=interpolate)")
+        remedy = f"export the whole series, or fill in between ({asked('gaps', 'interpolate')})"
+        raise data_error(where, what, remedy)
     total = float(places[-1] - places[0])
     number = max(round(total / (usual if missing else float(np.median(gaps)))), 1) + 1
     step = total / (number - 1)
@@ -282,5 +283,5 @@ def _check_tilt(most: float, places: NDArray[np.float64], notes: list[str], fixe
     angle = math.degrees(math.atan2(most, float(places[-1] - places[0])))
     what = f"has slices that are shifted against each other, by up to {most:.4g} mm (a gantry tilted by {angle:.3g} degrees)"
     if fixes["tilt"] == "refuse":
-        raise data_error(where, what, "resample it to a straight grid (tilt=resample)")
+        raise data_error(where, what, f"resample it to a straight grid ({asked('tilt', 'resample')})")
     notes.append(f"{what}; it is resampled to a straight grid")
