@@ -5,13 +5,14 @@
 # make docs   set up with the extra docs, and build the documentation: site/index.html
 # make coverage  the quick tests, and which lines of the source they run
 # make wheel  dist/ulna-...whl with the C++ kernels compiled for kinds of processors (Linux, x86-64)
+# make container  the steps of container/Dockerfile in a fresh environment: install, serve, compare a mask
 # make processors  all tests under settings that imitate other processors; PROCESSORS=--slow: the slow ones too
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test slow docs coverage wheel processors check format clean
+.PHONY: demo test slow docs coverage wheel container processors check format clean
 
 demo: .venv/.core
 	$(BIN)/ulna demo --out demo
@@ -33,6 +34,9 @@ wheel: .venv/.core
 	rm -rf build
 	ULNA_WHEEL=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@ls dist/*.whl
+
+container:
+	PYTHON=$(PYTHON) sh container/try.sh
 
 processors: .venv/.test
 	$(BIN)/python tests/processors.py $(PROCESSORS)

@@ -123,6 +123,13 @@ VERBS: dict[str, Verb] = {
         flags="--out --prefix --rename",
         switches="--overwrite",
     ),
+    "serve": Verb(
+        "ulna.serving.serve:serve",
+        "Serve a segmenter over HTTP: send an image or a zip of a DICOM series, get its mask in its own format.",
+        paths=True,
+        flags="--host --port --token --name --queue --keep-minutes --max-megabytes --max-pixels --max-seconds "
+        "--max-ram --max-disk --threads",
+    ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",

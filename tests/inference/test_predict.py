@@ -21,7 +21,7 @@ from ulna.system.files import Tensors, write_tensors, write_text
 
 def run_folder(folder, seed, *, split=None, **plan):
     """A run folder with random weights."""
-    plan = make(strides=((2, 2),), **plan)
+    plan = make(**{"strides": ((2, 2),), **plan})
     recipe = Recipe(model="unet").replaced(architecture={"channels": (4, 8), "strides": plan.strides})
     network = network_for(recipe, plan, torch.Generator().manual_seed(seed))
     write_text(folder / "recipe.yaml", to_yaml(recipe))

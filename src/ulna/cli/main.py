@@ -134,6 +134,8 @@ def _call(name: str, arguments: list[str]) -> int:
         if as_json and error.result is not None:
             _print_json(error.result)
         raise
+    if result is None:  # a server that has ended
+        return 0
     if as_json:
         _print_json(result)
     else:

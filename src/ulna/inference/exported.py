@@ -20,7 +20,7 @@ from ulna.inference.spread import MOST_CLASSES, Agreement, count_agreement
 from ulna.inference.volume import Slabs
 from ulna.planning.memory import MemoryEstimate, prediction_memory
 from ulna.recipe import Plan, Recipe, parse
-from ulna.trust.calibration import Calibration, in_common
+from ulna.trust.calibration import Calibration, of_exported
 
 
 class ExportedSegmenter(Segmenter):
@@ -66,8 +66,8 @@ class ExportedSegmenter(Segmenter):
         first = bundle.pipeline["members"][0]
         plan = parse(Plan, first["plan"], source=f"{run}: plan")
         recipe = parse(Recipe, first.get("recipe"), source=f"{run}: recipe")
-        each = [_calibration(member, f"{run}: calibration") for member in bundle.pipeline["members"]]
-        return cls(exported, plan, recipe, bundle.pipeline, each[0] if len(each) == 1 else in_common(each))
+        calibration = of_exported(bundle.pipeline["members"], f"{run}: calibration")
+        return cls(exported, plan, recipe, bundle.pipeline, calibration)
 
     def _plans(self) -> tuple[Plan, ...]:
         return tuple(parse(Plan, member["plan"]) for member in self._pipeline["members"])
@@ -106,12 +106,3 @@ class ExportedSegmenter(Segmenter):
         sparse: Any = SimpleNamespace(head=SimpleNamespace(sparse=self.exported.networks[0].by_patches))
         most = max(float(member.get("maps_per_voxel") or 0.0) for member in self._pipeline["members"])
         return prediction_memory(self.plan, volume, sparse, maps_per_voxel=most, probabilities=probabilities)
-
-
-def _calibration(member: dict[str, Any], source: str) -> Calibration | None:
-    """Of one network, without the Dice that its heads tell: a graph has one."""
-    given = member.get("calibration")
-    if given is None:
-        return None
-    found = parse(Calibration, given, source=source)
-    return found.replaced(dice={origin: lines for origin, lines in found.dice.items() if origin != "heads"})

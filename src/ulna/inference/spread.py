@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ulna.recipe import Labels
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where answers are counted alone: a server of exported files has no torch
 
 MOST_CLASSES = 32  # each is compared for itself
 
@@ -28,6 +29,8 @@ class Agreement:
 
     def add(self, counts: Tensor) -> None:
         """Counts of `count_agreement`, (N, 2, K)."""
+        import torch
+
         counts = counts.sum(dim=0, dtype=torch.float32 if counts.device.type == "mps" else torch.float64)
         self._sums = counts if self._sums is None else self._sums + counts
 
@@ -51,6 +54,8 @@ def count_agreement(first: Tensor, second: Tensor, labels: Labels, *, logits: bo
         labels: the classes.
         logits: whether they are logits.
     """
+    import torch
+
     if first.shape[2:] != second.shape[2:]:
         steps = [max(1, -(-n // m)) for n, m in zip(first.shape[2:], second.shape[2:], strict=True)]
         coarse: tuple[Any, ...] = (..., *(slice(None, None, step) for step in steps))

@@ -13,15 +13,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ulna.errors import UsageError, printable
 from ulna.system.reading import parse_json
+
+if TYPE_CHECKING:
+    from torch import (
+        Tensor,  # imported where tensors are read or written alone: a server of exported files has no torch
+    )
 
 TEMPORARY = ".tmp-"
 _FORMULA = ("=", "+", "-", "@", "'")  # a quote too, so that what is read is what was written
@@ -137,6 +137,8 @@ def from_cell(text: str) -> str:
 
 def write_tensors(path: Path, content: Tensors) -> None:
     """One safetensors file, whole or absent, with a checksum inside."""
+    from safetensors.torch import save
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in content.tensors.items()}
     state = json.dumps(content.state)
     # one entry: several come out in an order that changes from process to process
@@ -213,6 +215,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
     name = printable(path)
     try:
         if path.exists() and not path.is_file():  # a pipe would never end
@@ -230,6 +234,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
+    import torch
+
     digest = hashlib.sha256(state.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,21 @@ def read_calibration(run: Path) -> Calibration | None:
         _note_other(str(path))
         return None
     return found
+
+
+def of_exported(members: Sequence[Mapping[str, Any]], source: str) -> Calibration | None:
+    """The calibration of the networks of an exported file, without the Dice that their heads tell: a graph has one.
+
+    Raises:
+        UsageError: if it is damaged.
+    """
+    each: list[Calibration | None] = []
+    for member in members:
+        given = member.get("calibration")
+        found = None if given is None else parse(Calibration, given, source=source)
+        kept = {} if found is None else {origin: lines for origin, lines in found.dice.items() if origin != "heads"}
+        each.append(None if found is None else found.replaced(dice=kept))
+    return each[0] if len(each) == 1 else in_common(each)
 
 
 @cache

@@ -5,17 +5,18 @@ Source: temperature scaling, and ECE with 15 bins (guo2017).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.optimize import minimize_scalar
-from torch import Tensor
 
 from ulna.evaluation.calibration import ece
 from ulna.recipe import Frozen
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where something is scaled alone: a server of exported files has no torch
 
 COLDEST, HOTTEST = 0.2, 10.0
 _TINY = 1e-7  # what float32 tells from 0 and 1
@@ -52,6 +53,7 @@ def scaled(maps: Tensor, temperature: float, *, exclusive: bool) -> Tensor:
         exclusive: they sum to 1; else each map has a sigmoid of its own.
 
     Example:
+        >>> import torch
         >>> scaled(torch.tensor([[0.8], [0.2]]), 2.0, exclusive=True).T
         tensor([[0.6667, 0.3333]])
     """
@@ -88,6 +90,8 @@ def fit_temperature(samples: list[Sample], *, exclusive: bool) -> Temperature | 
 
 
 def _fit(samples: list[Sample], exclusive: bool) -> float:
+    import torch
+
     maps = torch.from_numpy(np.concatenate([sample.probabilities for sample in samples], axis=1))
     classes = torch.from_numpy(np.concatenate([sample.classes for sample in samples], axis=-1))
 
@@ -103,6 +107,8 @@ def _fit(samples: list[Sample], exclusive: bool) -> float:
 
 def _error(samples: list[Sample], temperatures: list[float], exclusive: bool) -> float:
     """The ECE of all, even and odd cases each by a temperature."""
+    import torch
+
     sure, right = [], []
     for number, sample in enumerate(samples):
         maps = scaled(torch.from_numpy(sample.probabilities), temperatures[number % 2], exclusive=exclusive).numpy()
