@@ -139,7 +139,9 @@ FOLDS = ("cv/fold_0", "cv/fold_1")
 
 def test_a_study_tells_each_training_once_and_its_means(tmp_path, server):
     jobs = [
-        SimpleNamespace(name=f"unet seed {n}", run=run_folder(tmp_path / "study" / f"s{n}", 2), done=n < 2)
+        SimpleNamespace(
+            name=f"unet seed {n}", run=run_folder(tmp_path / "study" / f"s{n}", 2), done=n < 2, external=False
+        )
         for n in range(3)
     ]
     outcome = SimpleNamespace(described={"unet": {"dice": SimpleNamespace(mean=0.7)}})
