@@ -172,14 +172,17 @@ def _exported(name: str, run: Path, data: Path) -> str:
 
 
 def renew_card(file: Path, told: Segmenter) -> str:
-    """Write what is told of a segmenter into the card of its file; graphs and weights stay as they are."""
+    """Write what is told of a segmenter into the card of its file; weights stay as they are, graphs lose their remarks."""
     from ulna_runtime.bundle import read_bundle
 
     return _with_card(read_bundle(file), told, {})
 
 
 def _with_card(bundle: Any, told: Segmenter, length: Mapping[str, Any]) -> str:
+    import onnx
+
     from ulna.exporting.card import limits_of
+    from ulna.exporting.traces import without_traces
     from ulna.recipe import Plan, parse
     from ulna_runtime.bundle import CARD, PIPELINE, WEIGHTS, write_bundle
 
@@ -196,7 +199,10 @@ def _with_card(bundle: Any, told: Segmenter, length: Mapping[str, Any]) -> str:
     plan = parse(Plan, bundle.pipeline["members"][0]["plan"])
     card["limits"] = [*limits_of(plan, [card["scores"]]), *told.limits]
     members = {PIPELINE: json.dumps(bundle.pipeline).encode(), CARD: json.dumps(card, indent=1).encode()}
-    write_bundle(file, {**members, **bundle.graphs, WEIGHTS: bundle.weights or b""})
+    graphs = {
+        name: without_traces(onnx.load_from_string(graph)).SerializeToString() for name, graph in bundle.graphs.items()
+    }
+    write_bundle(file, {**members, **graphs, WEIGHTS: bundle.weights or b""})
     size = file.stat().st_size
     if size > MOST_BYTES:
         raise SystemExit(f"{file}: {size:,} bytes, more than {MOST_BYTES:,}; take fewer channels")

@@ -3,6 +3,7 @@
 import json
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import ulna
 from tests.inference.test_predict import four_images, run_folder
+from tests.places import ROOT
 from tests.plans import make
 from ulna.cli import main as cli
 from ulna.errors import UsageError
@@ -91,6 +93,13 @@ def test_the_file_holds_no_code_and_says_its_digest(exported):
     assert bundle.digest == exported.digest
     assert set(bundle.graphs) == {"networks/0.onnx"}
     assert bundle.pipeline["members"][0]["plan"]["format"] == 2
+
+
+def test_the_file_says_nothing_of_the_machine_that_wrote_it(exported):
+    with zipfile.ZipFile(exported.file) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    for place in (ROOT, Path(sys.prefix), Path(torch.__file__).parent, exported.file.parent):
+        assert not [name for name, content in members.items() if str(place).encode() in content]
 
 
 def test_the_card_has_scores_with_intervals_limits_and_licence(exported, run, capsys):

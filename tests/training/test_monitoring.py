@@ -9,7 +9,7 @@ import ulna.training.train as room
 from tests.training.tiny import TINY, rows_of
 from ulna.cli.tables import show
 from ulna.errors import UsageError
-from ulna.evaluation import report
+from ulna.evaluation.origins import of_run
 from ulna.planning.length import in_epochs, resolve_length
 from ulna.recipe import Recipe, Training, from_yaml, set_value
 from ulna.study.publishing import _curve
@@ -54,7 +54,7 @@ def test_the_best_epoch_is_that_of_what_is_monitored(discs, tmp_path, scripted, 
     show("train", run)
     shown = " ".join(capsys.readouterr().out.split())
     assert {"dice": "validation Dice 0.9000;", "iou": "validation IoU 0.6000 (Dice 0.6000);"}[monitor] in shown
-    facts = dict(report._facts(run.summary, run.folder, run.folder))
+    facts = dict(of_run(run.folder).facts)
     assert facts.get("Validation IoU") == (None if monitor == "dice" else "0.600")
 
 
@@ -73,7 +73,7 @@ def test_only_every_nth_epoch_is_validated_and_the_last(discs, tmp_path, scripte
     assert _curve(run.folder / "metrics.csv") == [(2, 0.5), (4, 0.9), (5, 0.6)]
     log = (run.folder / "log.txt").read_text()
     assert "epoch 1  loss" in log and "not validated" in log and "epoch 5, the last one: val Dice 0.6000" in log
-    assert report._curves(run.folder / "metrics.csv", "dice")["light"].startswith("data:image/png")
+    assert "best Dice 0.900, epoch 4" in {chart.said for chart in of_run(run.folder).charts}
 
 
 def test_a_training_too_short_for_a_validation_has_one(discs, tmp_path):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ulna.errors import UsageError
 from ulna.pages.charts import Chart, several, training
 from ulna.pages.numbers import DASH, number, short
-from ulna.system.passed_on import Shown, as_it_is
+from ulna.system.passed_on import Shown, without_places_of
 from ulna.system.reading import read_json_object, read_yaml
 
 Tile = tuple[str, str, str]  # name, figure, remark
@@ -57,7 +55,7 @@ def of_run(run: Path, predictions: Path | None = None) -> Origin:
         UsageError: if a file of it is damaged.
     """
     summary, plan, recipe = _json(run / "summary.json"), _yaml(run / "plan.yaml"), _text(run / "recipe.yaml")
-    shown = _without_places(_yaml(run / "recipe.yaml") if recipe else {})
+    shown = without_places_of(_yaml(run / "recipe.yaml") if recipe else {})
     best = summary.get("best_epoch")
     epochs = ("Epochs", str(summary.get("epochs") or DASH), f"best: {best}" if best is not None else "")
     extra = [("Validation IoU", number(summary.get("val_iou"), 3))] if summary.get("monitor") == "iou" else []
@@ -92,7 +90,7 @@ def of_folds(folder: Path) -> Origin:
         UsageError: if a file of it is damaged.
     """
     summary, recipe = _json(folder / "summary.json"), _text(folder / "folds.yaml")
-    shown = _without_places(_yaml(folder / "folds.yaml"))
+    shown = without_places_of(_yaml(folder / "folds.yaml"))
     folds = [_mapping(fold) for fold in summary.get("folds", ())]
     curves = {str(fold.get("run")): _epochs(folder / Path(str(fold.get("run"))).name) for fold in folds}
     return Origin(
@@ -132,7 +130,7 @@ def of_predictions(about: Mapping[str, Any], predictions: Path, labels: Path, ve
         labels: the references.
         version: of the ulna that scores them.
     """
-    options, shown = _mapping(about.get("options")), _without_places(about)
+    options, shown = _mapping(about.get("options")), without_places_of(about)
     chosen = [f"{name} {value}" for name in ("level", "split") if (value := options.get(name)) is not None]
     chosen += [name for name in ("tta",) if options.get(name)]
     known = [
@@ -173,19 +171,6 @@ def _circumstances(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _versions(summary: Mapping[str, Any]) -> tuple[str, str]:
     versions = _mapping(summary.get("versions"))
     return "Versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or DASH
-
-
-def _without_places(recipe: Mapping[str, Any]) -> Shown:
-    """A function that shows where a training began, and the file of a network, by their last names: a path tells who worked
-    where."""
-    init, model = _mapping(recipe.get("training")).get("init"), recipe.get("model")
-    named = [init, model.removeprefix("module:") if isinstance(model, str) else None]
-    folders = {str(Path(one).parent) for one in named if isinstance(one, str) and Path(one).is_absolute()}
-    if not folders:
-        return as_it_is
-    longest = sorted(folders, key=len, reverse=True)
-    folded = [r"\s+".join(map(re.escape, folder.split())) for folder in longest]  # over lines, as YAML does
-    return partial(re.compile(f"(?:{'|'.join(folded)})/").sub, "")
 
 
 def _epochs(run: Path) -> list[dict[str, float]]:

@@ -29,6 +29,7 @@ from ulna.system.exported import refuse_exported
 from ulna.system.extras import need
 from ulna.system.files import write_whole
 from ulna.system.outputs import check_folder
+from ulna.system.passed_on import Shown, without_places_of
 from ulna.trust.calibration import in_common
 from ulna.version import version
 
@@ -229,6 +230,8 @@ def _pipeline(segmenters: Sequence[Segmenter], made: Sequence[Graphs], precision
     for number, (segmenter, graphs) in enumerate(zip(segmenters, made, strict=True)):
         plan, recipe = segmenter.plan.to_json(), segmenter.recipe.model_dump(mode="json")
         plan.pop("recipe", None)
+        shown = without_places_of(recipe)
+        plan, recipe = _over_texts(plan, shown), _over_texts(recipe, shown)
         members.append(
             {
                 "plan": plan,
@@ -241,6 +244,15 @@ def _pipeline(segmenters: Sequence[Segmenter], made: Sequence[Graphs], precision
         )
     values = {"members": members, "precision": precision, "written_by": f"ulna {version('ulna')}"}
     return json.dumps(values, allow_nan=False).encode()
+
+
+def _over_texts(value: Any, shown: Shown) -> Any:
+    """Plain values with every text as it may be passed on."""
+    if isinstance(value, dict):
+        return {name: _over_texts(one, shown) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_over_texts(one, shown) for one in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def _calibrated(segmenter: Segmenter) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ulna.errors import UsageError
+from ulna.exporting.traces import without_traces
 from ulna.inference.folding import fuse_batchnorm
 from ulna.networks.heads.points import Points
 from ulna.networks.network import Network
@@ -152,7 +153,7 @@ def _exported(model: nn.Module, example: Tensor, shapes: Any, names: list[str] |
             dynamic_shapes=shapes,
         )
         file = io.BytesIO()
-        need("onnx").save(program.model_proto, file)
+        need("onnx").save(without_traces(program.model_proto), file)
     except UsageError:
         raise
     except Exception as error:  # the exporter raises many types

@@ -6,8 +6,10 @@ A path tells who worked where, and the folders of a hospital are often named aft
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ulna.verbs import command
 
@@ -47,6 +49,20 @@ def without_places(*folders: Path) -> Shown:
     longest = sorted(found, key=len, reverse=True)
     pattern = re.compile(f"(?:{'|'.join(map(re.escape, longest))})(?![^/\\s:;,)'\"])")
     return lambda text: pattern.sub(lambda match: found[match[0]], text)
+
+
+def without_places_of(recipe: Mapping[str, Any]) -> Shown:
+    """A function that writes where a training began, and the file of a network, by their last names: a path tells who worked
+    where."""
+    training = recipe.get("training")
+    init, model = training.get("init") if isinstance(training, Mapping) else None, recipe.get("model")
+    named = [init, model.removeprefix("module:") if isinstance(model, str) else None]
+    folders = {str(Path(one).parent) for one in named if isinstance(one, str) and Path(one).is_absolute()}
+    if not folders:
+        return as_it_is
+    longest = sorted(folders, key=len, reverse=True)
+    folded = [r"\s+".join(map(re.escape, folder.split())) for folder in longest]  # over lines, as YAML does
+    return partial(re.compile(f"(?:{'|'.join(folded)})/").sub, "")
 
 
 def without_place(word: str) -> str:
