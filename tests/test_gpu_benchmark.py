@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.places import ROOT
+from tests.share import ALL
 
 PROGRAM = ROOT / "benchmarks" / "gpu.py"
 
@@ -68,17 +69,18 @@ def test_without_a_gpu_nothing_is_measured_and_it_says_so(tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 @pytest.mark.timeout(1500)
 def test_every_part_runs_with_tiny_sizes(gpu, tmp_path):
-    out = tmp_path / "results.json"
-    command = [sys.executable, str(PROGRAM), "--tiny", "--out", str(out), *(f"--part={name}" for name in gpu.PARTS)]
+    """Of the two that compile a peer the smaller one; ULNA_TEST_ALL=1: both."""
+    out, parts = tmp_path / "results.json", [name for name in gpu.PARTS if ALL or name != "compiled-3d"]
+    command = [sys.executable, str(PROGRAM), "--tiny", "--out", str(out), *(f"--part={name}" for name in parts)]
     done = subprocess.run(command, capture_output=True, text=True)
     found = json.loads(out.read_text())
     assert done.returncode == 0, (done.stdout, done.stderr)
-    assert {*found["parts"]} == {*gpu.PARTS}
+    assert [*found["parts"]] == parts
     assert found["versions"]["ulna"]
-    for name in ("steps", "predictions", "compiled", "compiled-3d"):
+    for name in {"steps", "predictions", "compiled", "compiled-3d"}.intersection(parts):
         ours = [row["contenders"]["ulna"] for row in found["parts"][name]["rows"]]
         assert ours
         assert all(one["ms"][0] > 0 and all(share > 0 for share in one["shares"]) for one in ours)
