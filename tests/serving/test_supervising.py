@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from ulna.serving import supervising
+from ulna.serving.engine import runtime
 from ulna.serving.jobs import Jobs
 from ulna.serving.limits import Limits
 from ulna.serving.metrics import Metrics
+from ulna.serving.worker import places_of, without_place
 
 
 @pytest.mark.parametrize("limit", [{"seconds": 0.0}, {}])
@@ -40,3 +42,17 @@ def test_a_worker_that_was_ended_behind_its_last_line_gets_no_further_job(tmp_pa
         return supervisor._worker, job.state
 
     assert asyncio.run(work()) == (None, "failed" if limit else "cancelled")
+
+
+def test_a_sentence_for_clients_has_no_place_of_the_model(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "model").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    absolute = (tmp_path / "model", tmp_path / "real")
+    for run, named in (("model", ("model",)), ("./model/", ("model",)), (str(tmp_path / "model"), ())):
+        for place in (*named, *absolute):
+            said = without_place(f"{place}/fold_0: NaN; this model reads 2D images", "/job", places_of(run))
+            assert said == "the model/fold_0: NaN; this model reads 2D images"
+    zoo = runtime("zoo").located("zoo:nuclei")
+    assert without_place(f"{zoo}: 3 values are NaN", "/job", places_of("zoo:nuclei")) == "the model: 3 values are NaN"
+    assert without_place("/job/upload.png: is damaged", "/job", places_of("model")) == "upload.png: is damaged"
