@@ -1,14 +1,17 @@
 """What the worker and its supervisor do where neither a server nor a process is needed to see it."""
 
 import asyncio
+import zipfile
 from types import SimpleNamespace
 
 import pytest
 
+from ulna.errors import UsageError
 from ulna.serving import supervising
+from ulna.serving.archive import unpack
 from ulna.serving.engine import runtime
 from ulna.serving.jobs import Jobs
-from ulna.serving.limits import Limits
+from ulna.serving.limits import Limits, Refused
 from ulna.serving.metrics import Metrics
 from ulna.serving.worker import places_of, without_place
 
@@ -56,3 +59,21 @@ def test_a_sentence_for_clients_has_no_place_of_the_model(tmp_path, monkeypatch)
     zoo = runtime("zoo").located("zoo:nuclei")
     assert without_place(f"{zoo}: 3 values are NaN", "/job", places_of("zoo:nuclei")) == "the model: 3 values are NaN"
     assert without_place("/job/upload.png: is damaged", "/job", places_of("model")) == "upload.png: is damaged"
+
+
+def test_a_disk_that_is_nearly_full_takes_no_more(tmp_path):
+    """Neither pieces of an upload nor members of a zip."""
+    jobs = Jobs(tmp_path / "jobs", Limits(left_free=0), Metrics())
+    jobs.folder.mkdir()
+    job = jobs.new(None)
+    jobs.grow(job, 10)
+    jobs.limits = Limits(left_free=1 << 60)
+    with pytest.raises(Refused, match="no room"):
+        jobs.grow(job, 10)
+    assert job.bytes == 10
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"x")
+    with pytest.raises(UsageError, match=r"a\.zip: .*no room"):
+        unpack(path, tmp_path / "series", jobs.limits._asdict())
+    assert not (tmp_path / "series").exists()
