@@ -16,11 +16,12 @@ from tests.dicom_series import write_series
 from tests.inference.test_predict import run_folder
 from tests.inference.test_trust import TOLD, calibrated, kept
 from tests.places import ROOT
+from tests.plans import make
 from tests.serving.servers import serving
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Series, Source
 from ulna.errors import UsageError
-from ulna.recipe import Labels
+from ulna.recipe import Instances, Labels
 from ulna.serving.answering import answer_upload
 from ulna.serving.exported import ExportedEngine
 from ulna.serving.jobs import ANSWER
@@ -158,6 +159,32 @@ def test_an_npz_answers_with_an_npz(flat, tmp_path):
         assert np.array_equal(ours["masks"], theirs["masks"])
         assert list(ours["ids"]) == ["p", "q", "r"]
     assert [case["case"] for case in told["cases"]] == ["p", "q", "r"]
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_numbered_objects_are_those_of_predict(flat, exported, tmp_path):
+    """In the same type too, which does not depend on how many objects there are."""
+    run = "zoo:nuclei" if exported else flat
+    engine = ExportedEngine(run, 1) if exported else TrainedEngine(str(run), 1)
+    predicts = engine if exported else engine.segmenter
+    predicts.recipe = predicts.recipe.replaced(inference=predicts.recipe.inference.replaced(instances=Instances()))
+    image = picture(tmp_path / "a.png", (40, 33))
+    told, result = answered(engine, image, tmp_path / "job")
+    ulna.predict(run, image, out=tmp_path / "masks", instances=True)
+    assert np.asarray(Image.open(tmp_path / "masks" / "a.png")).max() < 255
+    assert (result / told["file"]).read_bytes() == (tmp_path / "masks" / "a.png").read_bytes()
+
+
+def test_numbered_objects_of_dicom_are_refused_before_they_are_predicted(tmp_path):
+    class Numbering:
+        plan = make(spatial_dims=3, strides=((2, 2, 2),), unit="mm", spacing=(1.0, 1.0, 2.0))
+        numbered = True
+
+    folder = tmp_path / "job"
+    folder.mkdir()
+    shutil.copy(series(tmp_path / "dicom"), folder / "upload.zip")
+    with pytest.raises(UsageError, match="numbered objects are not written as DICOM"):
+        answer_upload(Numbering(), folder, "upload.zip", None, SETUP, lambda *_: None)
 
 
 def test_all_images_of_an_npz_count_together(flat, tmp_path):

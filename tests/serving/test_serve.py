@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from tests.serving.servers import serving
 from ulna.cli import main as cli
 from ulna.errors import UsageError
+from ulna.serving.folder import LOCK, PREFIX, private_folder
 from ulna.serving.guard import host_name, is_everywhere, is_loopback
 from ulna.serving.kinds import named
 from ulna.serving.limits import Refused
@@ -133,3 +135,22 @@ def test_it_ends_with_a_signal_and_leaves_no_folder(without_torch, tmp_path, num
         process.wait()
         process.stderr.close()
     assert list(tmp_path.glob("ulna-serve-*")) == []
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    """And neither what a living one holds, nor what is none's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with private_folder() as alive:
+        (alive / "jobs").mkdir()
+        left, other, elsewhere = (tmp_path / name for name in (f"{PREFIX}left", f"{PREFIX}other", "elsewhere"))
+        for folder in (left, other, elsewhere):
+            (folder / "jobs").mkdir(parents=True)
+        (left / LOCK).touch()
+        (elsewhere / LOCK).touch()
+        (tmp_path / f"{PREFIX}link").symlink_to(elsewhere)
+        with private_folder() as second:
+            assert second.stat().st_mode & 0o077 == 0
+            assert not left.exists()
+            assert all((folder / "jobs").is_dir() for folder in (alive, other, elsewhere))
+        assert not second.exists()
+    assert not alive.exists()

@@ -36,6 +36,22 @@ class Beside(NamedTuple):
     changed: Mapping[str, Changed] = MappingProxyType({})
 
 
+def is_for_dicom(volume: Volume, format: str | None) -> bool:
+    """Whether the mask of an image becomes DICOM in that format; None is the format of the image."""
+    own = volume.meta.format == "dicom" and volume.affine is not None
+    return own if format is None else format in ("seg", "rtstruct")
+
+
+def check_numbered(volume: Volume, format: str | None) -> None:
+    """Refuse to write numbers of objects as DICOM.
+
+    Raises:
+        UsageError: if the mask of that image becomes DICOM in that format.
+    """
+    if is_for_dicom(volume, format):
+        raise UsageError(f"{volume.path or 'the image'}: {NO_DICOM}")
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """One segmented image.
@@ -108,11 +124,9 @@ class Result:
         Raises:
             UsageError: if objects are numbered, which DICOM is not written with.
         """
-        own = self.volume.meta.format == "dicom" and self.volume.affine is not None
-        of_dicom = own if format is None else format in ("seg", "rtstruct")
+        of_dicom = is_for_dicom(self.volume, format)
         if self.objects is not None:
-            if of_dicom:
-                raise UsageError(f"{self.volume.path or 'the image'}: {NO_DICOM}")
+            check_numbered(self.volume, format)
             return self.objects
         picture = format is None and keeps_values(self.volume)
         return self.mask if of_dicom else in_file(self.mask, self.labels, self.mask_values if picture else None)

@@ -19,6 +19,7 @@ from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Source, data_er
 from ulna.data.formats.write import write_image, write_labels, write_npz_masks
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
+from ulna.inference.result import check_numbered
 from ulna.recipe import Plan
 from ulna.serving.archive import unpack
 from ulna.serving.engine import Answer, Engine
@@ -66,21 +67,26 @@ def _one(
 ) -> dict[str, Any]:
     sources, said = _sources(path, engine.plan, setup)
     volume = read_image(sources, engine.plan.image_dims)
+    if engine.numbered:
+        check_numbered(volume, format)
     note("predicting", 0.0)
     answer = engine.segment(volume, lambda share: note("predicting", share))
     note("writing", None)
-    written = write_labels(result / MASK, answer.in_file(format), volume, engine.names, format)
+    written = write_labels(
+        result / MASK, answer.in_file(format), volume, engine.names, format, keep_type=engine.numbered
+    )
     told: dict[str, Any] = {"file": written.name, "size": list(volume.size), "notes": [*said, *volume.meta.notes]}
     told["trust"] = answer.trust
     if volume.meta.format == "dicom" and volume.affine is not None:
-        told["view"] = _views(result, volume, answer)
+        told["view"] = _views(result, volume, answer, engine.numbered)
     return told
 
 
-def _views(result: Path, volume: Volume, answer: Answer) -> dict[str, str]:
+def _views(result: Path, volume: Volume, answer: Answer, numbered: bool) -> dict[str, str]:
     """Image and mask as NIfTI, for viewers that read no SEG."""
     image = write_image(result / f"{VIEW}_image", volume)
-    mask = write_labels(result / f"{VIEW}_mask", answer.in_file("nifti"), volume, None, "nifti")
+    shown = answer.in_file("nifti")
+    mask = write_labels(result / f"{VIEW}_mask", shown, volume, None, "nifti", keep_type=numbered)
     return {"image": image.name, "mask": mask.name}
 
 

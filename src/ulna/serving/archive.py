@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 import struct
 import zipfile
@@ -25,7 +26,7 @@ def unpack(path: Path, folder: Path, limits: Mapping[str, Any]) -> Path:
     Args:
         path: the zip.
         folder: is made; what a worker that died left in it is gone over.
-        limits: `members`, `unpacked` and `ratio` of `Limits`.
+        limits: `members`, `unpacked`, `ratio` and `left_free` of `Limits`.
 
     Returns:
         The folder.
@@ -96,6 +97,8 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo], limits: Mapping[s
         )
     if whole > limits["ratio"] * max(path.stat().st_size, 1):
         raise UsageError(f"{path}: unpacks to more than {limits['ratio']} times its size; {_AGAIN}")
+    if whole + limits["left_free"] > shutil.disk_usage(path.parent).free:
+        raise UsageError(f"{path}: there is no room to unpack it now; send it again later")
 
 
 def _write(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:

@@ -40,6 +40,10 @@ class Engine(Protocol):
     names: About
     about: dict[str, Any]
 
+    @property
+    def numbered(self) -> bool:
+        """Whether masks hold the numbers of objects."""
+
     def segment(self, volume: Volume, progress: Progress) -> Answer:
         """Segment one image.
 

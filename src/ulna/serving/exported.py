@@ -11,6 +11,7 @@ from ulna.data.formats.dicom.about import About
 from ulna.data.pipeline.colour import as_trained
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
+from ulna.inference.instances import number_objects
 from ulna.inference.result import Beside, Result
 from ulna.inference.spread import MOST_CLASSES, Agreement
 from ulna.inference.trusting import Comparing, clean_up, compares
@@ -49,6 +50,11 @@ class ExportedEngine(Comparing):
         self.names = About(self.plan.labels.foreground, name, version("ulna"))
         self.about: dict[str, Any] = {**about_of(self.plan, name), "digest": bundle.digest}
 
+    @property
+    def numbered(self) -> bool:
+        """As `Engine.numbered`."""
+        return self.recipe.inference.instances is not None
+
     def segment(self, volume: Volume, progress: Progress) -> Answer:
         """As `Engine.segment`."""
         volume, _ = as_trained(volume, self.plan)
@@ -63,7 +69,9 @@ class ExportedEngine(Comparing):
             raise UsageError(str(error)) from None
         changed = clean_up(mask, volume, self) if self.recipe.inference.post_processing else {}
         beside = Beside(agreement, changed)
-        result = Result(mask, None, volume, self.plan.labels, self.names, self.plan.mask_values, beside)
+        settings = self.recipe.inference.instances
+        objects = None if settings is None else number_objects(mask, settings, volume.spacing)
+        result = Result(mask, None, volume, self.plan.labels, self.names, self.plan.mask_values, beside, objects)
         return Answer(result.in_file, self.trust(result, comparison))
 
     def _mask(self, given: Any, agreement: Counted | None, progress: Progress) -> NDArray[Any]:

@@ -14,13 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from ulna.serving.limits import MB, Limits, Refused
+from ulna.serving.limits import Limits, Refused
 from ulna.serving.metrics import Metrics
 
 State = Literal["uploading", "queued", "running", "done", "failed", "cancelled"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 ANSWER = "answer.json"
-LEFT_FREE = 512 * MB  # of the disk: a server must not be what fills it
 
 
 class Job:
@@ -135,8 +134,7 @@ class Jobs:
         busy = self.queued + (self.running is not None)
         if busy >= self.limits.queue:
             raise self._later(f"{busy} images are waiting already; send it again later")
-        if self.taken >= self.limits.disk or shutil.disk_usage(self.folder).free < LEFT_FREE:
-            raise self._later("there is no room for more images now; send it again later")
+        self._check_room(1)
         job = Job(self.folder / secrets.token_urlsafe(18), format)
         job.folder.mkdir(mode=0o700)
         self._jobs[job.id] = job
@@ -148,10 +146,14 @@ class Jobs:
         Raises:
             Refused: if there is no room.
         """
-        if self.taken + count > self.limits.disk:
-            raise self._later("there is no room for more images now; send it again later")
+        self._check_room(count)
         job.bytes += count
         self.metrics.bytes += count
+
+    def _check_room(self, count: int) -> None:
+        free = shutil.disk_usage(self.folder).free - self.limits.left_free
+        if self.taken + count > self.limits.disk or count > free:
+            raise self._later("there is no room for more images now; send it again later")
 
     def _later(self, text: str) -> Refused:
         return Refused(503, text, retry_s=max(1, math.ceil(self.pace * self.limits.queue / 2)))

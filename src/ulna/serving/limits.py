@@ -19,6 +19,7 @@ class Limits(NamedTuple):
         pixels: pixels or voxels of an image, channels included.
         ram: bytes that the worker may take.
         disk: bytes of all uploads and results together.
+        left_free: bytes of the disk that uploads and what a zip unpacks to leave free.
         seconds: that an image may take in the worker.
         queue: jobs that wait or are computed, uploads that still come included.
         ended: jobs that are remembered after they ended.
@@ -40,6 +41,7 @@ class Limits(NamedTuple):
     pixels: int = 300_000_000
     ram: int = 8000 * MB
     disk: int = 8000 * MB
+    left_free: int = 512 * MB  # a server must not be what fills it
     seconds: float = 600.0
     queue: int = 16
     ended: int = 1000

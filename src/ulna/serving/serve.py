@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 
 from ulna.data.formats.limits import memory
 from ulna.errors import UsageError
+from ulna.serving.folder import private_folder
 from ulna.serving.guard import LOOPBACK, Guard, is_everywhere, is_loopback
 from ulna.serving.jobs import Jobs
 from ulna.serving.limits import MB, TOKEN, Limits
@@ -50,8 +50,8 @@ def serve(
 
     Answers this machine alone, unless --host and a token say otherwise. Images are predicted one after the other by a
     process that may die and is replaced; what does not fit into the queue is told 503. Nothing is kept for longer than
-    --keep-minutes, or beyond the end of the server. An exported file is served without torch. docs/serving.md has the
-    requests.
+    --keep-minutes, or beyond the end of the server; what a killed one leaves is removed by the next. An exported file is
+    served without torch. docs/serving.md has the requests.
 
     Args:
         run: a run folder of `ulna train`, a file of `ulna export`, or zoo:NAME, see `ulna zoo`.
@@ -84,8 +84,8 @@ def serve(
         raise UsageError(f"--threads {threads}: a number of threads, from 1 to 4096; left out, all cores")
     if not is_of_the_zoo(run) and not os.path.lexists(run):
         raise UsageError(f"{run}: does not exist; check the path")
-    with bound(host, port) as listening, _leaving(), tempfile.TemporaryDirectory(prefix="ulna-serve-") as folder:
-        server = Server(str(run), threads, listening, Path(folder), limits, token, names)
+    with bound(host, port) as listening, _leaving(), private_folder() as folder:
+        server = Server(str(run), threads, listening, folder, limits, token, names)
         asyncio.run(server.run())
 
 

@@ -208,16 +208,18 @@ class Supervisor:
                     job.set(stage=told["stage"], progress=told["progress"])
                 elif "failed" in told:
                     self.jobs.end(job, "failed", error=told["failed"])
-                    return
+                    break
                 else:
                     self._finish(job)
-                    return
+                    break
         finally:
             over.cancel()
             self.jobs.clear(job)
             if self.state == "busy":
                 self.state = "ready"
-        await self._replace(worker)
+        if told is not None and not over.done():
+            return
+        await self._replace(worker)  # it died, or `_watch` ended it behind its last line
         self.jobs.clear(job)
         if job.state not in ENDED and read_answer(job) is not None:
             self._finish(job)  # it died behind its last step

@@ -31,6 +31,11 @@ class TrainedEngine:
         self.plan, self.names = self.segmenter.plan, self.segmenter.about
         self.about: dict[str, Any] = about_of(self.plan, self.names.algorithm)
 
+    @property
+    def numbered(self) -> bool:
+        """As `Engine.numbered`."""
+        return self.segmenter.instances is not None
+
     def segment(self, volume: Volume, progress: Progress) -> Answer:
         """As `Engine.segment`; its windows are not counted, so no progress is told."""
         segmenter = self.segmenter

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 from ulna.data.formats.limits import is_memory_error
 from ulna.errors import UsageError
 from ulna.serving.answering import answer_upload
-from ulna.serving.engine import Engine
+from ulna.serving.engine import Engine, runtime
 from ulna.system.names import is_of_the_zoo
 
 NICE = 5  # the server answers while images are computed
@@ -39,6 +41,7 @@ def main() -> None:
         tell({"refused": str(error)})
         return
     tell({"ready": engine.about})
+    places = places_of(setup["run"])
     while True:
         job = jobs.get()
 
@@ -49,7 +52,7 @@ def main() -> None:
             answer_upload(engine, Path(job["folder"]), job["upload"], job["format"], setup, note)
             tell({"job": job["id"], "done": True})
         except UsageError as error:
-            tell({"job": job["id"], "failed": _without_place(str(error), job["folder"])})
+            tell({"job": job["id"], "failed": without_place(str(error), job["folder"], places)})
         except Exception as error:
             text = "the image needs more memory than is free; cut it, or use a machine with more"
             if not is_memory_error(error):
@@ -98,9 +101,27 @@ def _listen(jobs: queue.SimpleQueue[dict[str, Any]]) -> None:
     os._exit(0)
 
 
-def _without_place(text: str, folder: str) -> str:
-    """A sentence without the folders of this machine."""
-    return text.replace(f"{folder}/", "").replace(folder, "the upload")
+def places_of(run: str) -> tuple[str, ...]:
+    """All that a sentence may call a model by, the longest first: as it was named, as a path, resolved."""
+    path = Path(runtime("zoo").located(run)) if is_of_the_zoo(run) else Path(run)
+    return tuple(sorted({run, str(path), str(path.absolute()), str(path.resolve())}, key=len, reverse=True))
+
+
+def without_place(text: str, folder: str, places: Sequence[str]) -> str:
+    """A sentence without the folders of this machine.
+
+    Args:
+        text: for a client.
+        folder: of the job.
+        places: of the model; a relative one may be a word as well, and is a place before a colon or a slash.
+    """
+    text = text.replace(f"{folder}/", "").replace(folder, "the upload")
+    return re.sub("|".join(map(_pattern, places)), "the model", text)
+
+
+def _pattern(place: str) -> str:
+    pattern = re.escape(place)
+    return pattern if Path(place).is_absolute() else rf"(?<![\w./-]){pattern}(?=[:/])"
 
 
 if __name__ == "__main__":

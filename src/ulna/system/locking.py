@@ -172,7 +172,7 @@ def _take(folder: Path) -> tuple[int | None, Holder | None, bool]:
         return _take(folder)  # it has been given back since
     try:
         holder = _read(descriptor)
-        free = _system_lock(descriptor)
+        free = system_lock(descriptor)
         known = free is not None
         if free is None:  # there is the note alone; one that says nothing may be about to be written
             free = made or (holder is not None and holder.ended(folder.resolve()))
@@ -232,7 +232,7 @@ def _close(descriptor: int) -> None:
     os.close(descriptor)
 
 
-def _system_lock(descriptor: int) -> bool | None:
+def system_lock(descriptor: int) -> bool | None:
     """Whether this process now has the system's lock; None where there are no such locks."""
     if fcntl is None:
         return None
