@@ -176,7 +176,7 @@ def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -
     plan = from_yaml(Plan, runs[0] / "plan.yaml")
     scores = Scores(plan.labels, recipe.evaluation.empty_score, by=recipe.evaluation.by)
     for run, of_fold in zip(runs, summaries, strict=True):
-        scores.add_rows(_read_rows(run / CASES), of_fold[of_fold["evaluated_on"]]["unit"], plan.spatial_dims)
+        scores.add_rows(_read_rows(run / CASES), of_fold[of_fold["evaluated_on"]]["unit"], plan.image_dims)
     evaluation, lesions = scores.evaluation(), merged_lesions(summaries)
     parts = sorted({of_fold["evaluated_on"] for of_fold in summaries})
     chose = ", which also chose its epoch by them" if parts == ["val"] else ""
