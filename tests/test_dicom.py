@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,13 @@ import ulna
 from tests import dicom_series as dicom
 from ulna.cli.main import run
 from ulna.data.formats.dicom.about import About
-from ulna.data.formats.write import write_labels
+from ulna.data.formats.write import write_labels, write_probabilities
 from ulna.data.layout.dataset import Dataset
+from ulna.data.volume import Volume
+from ulna.errors import UsageError
+from ulna.evaluation.probabilities import read_probabilities
+from ulna.evaluation.scored_page import _image
+from ulna.recipe import Labels
 
 pytest.importorskip("highdicom", reason="highdicom is not installed (extra dicom)")
 
@@ -184,6 +191,30 @@ def test_pairs_of_folders_and_labels_of_any_kind(tmp_path):
         image, labels = case.read_image(), case.read_labels()
         assert labels.size == image.size
         assert (image.array[0][labels.array[0] == 2] > 250).all() and (labels.array[0] == 2).any()
+
+
+def test_probabilities_and_pictures_are_turned_onto_the_reference_as_the_mask_is(tmp_path):
+    """Labels as they are stored elsewhere: the same voxels, an axis the other way round."""
+    from ulna.data.formats.dicom.choosing import Wishes, series_in
+    from ulna.data.formats.read import read_image
+
+    truth = (draw(tmp_path / "c1", 1, labels="") > 0).astype(np.uint8)
+    volume = read_image(series_in(tmp_path / "c1" / "ct", Wishes())[0], 3)
+    write_labels(tmp_path / "p" / "c1", truth, volume, About(("box",)), "seg")
+    write_probabilities(tmp_path / "p" / "c1_probabilities", truth[None].astype(np.float32), volume)
+    flip = np.diag([1, -1, 1, 1.0])
+    flip[1, 3] = truth.shape[1] - 1
+    turned = Volume(truth[None, :, ::-1], volume.spacing, "mm", volume.affine @ flip)
+    write_labels(tmp_path / "r" / "c1", turned.array[0], turned, None, "nifti")
+    (row,) = ulna.evaluate(tmp_path / "p", tmp_path / "r", metrics=["overlap", "calibration"]).rows
+    assert (row["dice"], row["brier"]) == (1, 0)
+
+    found = _image(turned, SimpleNamespace(read_image=lambda: volume))
+    assert np.array_equal(found.array, volume.array[:, :, ::-1])
+    beside = replace(turned, affine=turned.affine @ np.diag([1.0, 1.0, 1.1, 1.0]))
+    assert _image(beside, SimpleNamespace(read_image=lambda: volume)) is None
+    with pytest.raises(UsageError, match=r"c1_probabilities\.nii\.gz: has another orientation, origin or spacing"):
+        read_probabilities(tmp_path / "p" / "c1_probabilities.nii.gz", Labels(), beside)
 
 
 @pytest.mark.parametrize("formats", [[], ["rtstruct"], ["nifti", "seg"]])

@@ -1,5 +1,7 @@
 """A run that was calibrated, as one file: the same masks after post-processing, probabilities, flags and page."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,7 +10,11 @@ from scipy import ndimage
 import ulna
 from tests.inference.test_predict import run_folder
 from tests.inference.test_trust import SEEN, TOLD, calibrated, kept, rows_of
+from tests.plans import make
+from ulna.data.volume import Volume
 from ulna.exporting import export as exporting
+from ulna.inference.exported import ExportedSegmenter
+from ulna.recipe import Normalization, Recipe
 from ulna.trust.cleaning import Rule
 from ulna.trust.dice import Line, Lines
 from ulna.trust.temperature import Temperature
@@ -124,6 +130,16 @@ def test_several_runs_clean_what_all_of_them_chose_and_scale_nothing(image, tmp_
     told = of_file.trust(of_file(image))["predicted_dice"]
     assert told["from"] == "folds"
     assert told["mean"]["dice"] == 1  # both have the same weights
+
+
+def test_an_image_with_other_channels_is_refused_before_its_memory_is_asked_for():
+    """What follows compares its channels with those of the training."""
+    two = (Normalization(kind="zscore"),) * 2
+    plan = make(in_channels=2, channel_names=("a", "b"), normalization=two)
+    held = {"members": [{"plan": plan.model_dump(mode="json")}]}
+    exported = ExportedSegmenter(SimpleNamespace(members=[None], networks=[None]), plan, Recipe(), held, None)
+    with pytest.raises(ulna.UsageError, match="1 channel; this model reads 2"):
+        exported.forecast(Volume(np.zeros((1, 32, 40), np.float32), (1.0, 1.0)), probabilities=False)
 
 
 def test_masks_that_are_cleaned_otherwise_are_not_exported(run, tmp_path, monkeypatch):

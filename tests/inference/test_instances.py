@@ -245,6 +245,12 @@ def test_in_python_a_result_has_its_objects_beside_its_mask(bright, pictures, tm
     assert np.array_equal(result.in_file(), result.objects)
 
 
+def test_several_runs_number_objects_also_over_mirrored_copies(tmp_path):
+    runs = [run_folder(tmp_path / name, 0) for name in "ab"]
+    mirrored = ulna.load(runs, instances=True).mirrored()
+    assert mirrored.instances == DEFAULT and mirrored.recipe.inference.tta
+
+
 def volumes_run(folder):
     plan = make(spatial_dims=3, strides=((2, 2, 2),), patch=(8, 8, 8))
     recipe = Recipe(model="unet").replaced(architecture={"channels": (4, 8), "strides": plan.strides})

@@ -76,6 +76,18 @@ def test_measures_that_one_training_lacks_are_left_out_and_said(tmp_path):
     assert [note for note in outcome.footnotes if "not all trainings have them: cldice" in note]
 
 
+def test_measures_of_a_class_that_one_fold_did_not_choose_are_left_out_and_said(tmp_path):
+    """In place of a mean over the folds alone that chose them."""
+    jobs = [job(tmp_path, name, ["pq", "cldice"]) for name in "ab"]
+    for one, chosen in zip(jobs, (["overlap", "lesions", "cldice"], ["overlap", "cldice"]), strict=True):
+        told = one.summary()
+        told["test"]["measures"] = {"asked": ["auto"], "of_classes": {"thing": chosen}}
+        one.summary = lambda told=told: told
+    outcome, rows = concluded(jobs)
+    assert outcome.further == ("cldice",) and not any("pq" in row.values for row in rows)
+    assert [note for note in outcome.footnotes if "not all trainings have them: lesions of thing" in note]
+
+
 def test_a_study_of_an_earlier_version_has_the_tables_of_before(tmp_path):
     outcome, _ = concluded([job(tmp_path, "a", [])])
     assert outcome.further == () and not math.isnan(outcome.described["a"]["dice"].mean)

@@ -74,7 +74,10 @@ def test_slices_of_one_volume_are_one_unit_of_the_statistics(tmp_path):
             for n in (0, 1)
         ]
     (tmp_path / "cases.csv").write_text("\n".join(lines))
-    job = SimpleNamespace(done=True, run=tmp_path, variant=SimpleNamespace(name="unet"), seed=0, fold=None)
+    job = SimpleNamespace(
+        done=True, run=tmp_path, variant=SimpleNamespace(name="unet"), seed=0, fold=None,
+        summary=lambda: {"evaluated_on": "test", "test": {}},
+    )  # fmt: skip
     rows = read_scores([job], {"b": "patient"})
     assert [(row.case, row.image, row.group) for row in rows] == [
         ("a[0]", "a", "a"), ("a[1]", "a", "a"), ("b[0]", "b", "patient"), ("b[1]", "b", "patient"),

@@ -10,16 +10,19 @@ import pytest
 
 import ulna
 from tests.discs import draw_discs
+from tests.plans import make
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
 from ulna.cli.tables import show
 from ulna.errors import Interrupted, UsageError
 from ulna.evaluation.intervals import mean_interval
+from ulna.evaluation.metrics import LESIONS
 from ulna.evaluation.objects import BySize, match_objects
 from ulna.explaining.explain import explain
 from ulna.inference.predict import predict
-from ulna.recipe import Recipe, from_yaml
+from ulna.recipe import Labels, Recipe, Slices, from_yaml, to_yaml
 from ulna.study.prune import prune
+from ulna.system.files import write_text
 from ulna.training import folds as room
 from ulna.training import loop
 from ulna.training.train import train
@@ -295,3 +298,48 @@ def test_a_fold_is_finished_by_what_stands_in_its_folder(crossed):
     assert not room.finished(crossed.folder / "fold_3", recipe)
     longer = recipe.replaced(training=recipe.training.replaced(epochs=3))
     assert not room.finished(crossed.folder / "fold_0", longer)
+
+
+def fold_of(folder, number, of_classes):
+    """A finished fold of one case with structures a and b, in which the rule chose these families."""
+    run = folder / f"fold_{number}"
+    names = ("dice", "iou", "ppv", "sensitivity", "hd95", "assd", "nsd")
+    further = LESIONS if any("lesions" in families for families in of_classes.values()) else ()
+    lines = [",".join(["case", "class", *names, "tp", "fp", "fn", *further])]
+    for name, families in of_classes.items():
+        values = ["0.5" if "lesions" in families else "nan"] * len(further)
+        lines.append(",".join([f"c{number}", name, *["0.5"] * len(names), "1", "1", "1", *values]))
+    write_text(run / "cases.csv", "\n".join(lines) + "\n")
+    part = {"unit": "mm", "cases": 1, "mean": {"dice": {"mean": 0.5}}}
+    because = {name: {"lesions": f"seen {number}"} if "lesions" in of else {} for name, of in of_classes.items()}
+    part["measures"] = {"asked": ["auto"], "of_classes": of_classes, "because": because}
+    own = dict.fromkeys(("epochs", "best_epoch", "val_dice", "wall_seconds", "training_seconds", "peak_memory_mb"), 1)
+    write_text(run / "summary.json", json.dumps({**own, "evaluated_on": "val", "split_hash": "0", "val": part}))
+    plan = make(
+        labels=Labels(names=("background", "a", "b")),
+        spacing=(1.0,) * 3,
+        slices=Slices(axis=1, full_count=1, empty_count=0),
+    )
+    write_text(run / "plan.yaml", to_yaml(plan))
+    return run
+
+
+def test_measures_that_not_all_folds_chose_are_left_out_and_said(tmp_path, monkeypatch, caplog):
+    """And lengths are those of the volumes, whose slices a 2D network reads."""
+    for name in ("write_report", "of_folds", "read_shown"):
+        monkeypatch.setattr(room, name, lambda *_, **__: [])
+    usual, lesions = ["overlap", "surface"], ["overlap", "surface", "lesions"]
+    chosen = {"both": [(usual, lesions), (lesions, lesions)], "neither": [(usual, lesions), (lesions, usual)]}
+    found = {}
+    for which, each in chosen.items():
+        runs = [fold_of(tmp_path / which, n, dict(zip("ab", one, strict=True))) for n, one in enumerate(each)]
+        with caplog.at_level("INFO", "ulna"):
+            found[which] = room._summarise(tmp_path / which, runs, Recipe(), tmp_path)
+    both, neither = found["both"]["all"], found["neither"]["all"]
+    assert (both["tolerance"], both["tolerance_unit"]) == (1, "mm")
+    assert both["measures"]["of_classes"] == {"a": usual, "b": lesions}
+    assert both["measures"]["because"]["b"] == {"lesions": "seen 0; seen 1"}
+    assert [both["classes"][name]["pq"]["n"] for name in "ab"] == [0, 2]
+    assert "not all folds have them: lesions of a; evaluation.metrics" in found["both"]["note"]
+    assert "lesions of a, lesions of b" in found["neither"]["note"] and "lesions of a, lesions of b" in caplog.text
+    assert "pq" not in neither["mean"] and "lesions" not in neither["measures"]["of_classes"]["a"]

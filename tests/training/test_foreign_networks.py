@@ -67,6 +67,8 @@ def test_a_run_with_code_is_loaded_only_where_a_person_says_so(run, discs, tmp_p
     with pytest.raises(UsageError, match=f"{said}.*net.py.*--allow-code"):
         ulna.load(run)
     assert not code._loaded
+    with pytest.raises(UsageError, match="is one of others, which cannot be pruned"):
+        ulna.predict(run, image, out=tmp_path / "level", level=1, allow_code=True)
     mask = ulna.load(run, allow_code=True)(image).mask
     assert cli.run(["predict", str(run), image, "--out", str(tmp_path / "masks"), "--allow-code", "--quiet"]) == 0
     assert mask.shape == (32, 40)

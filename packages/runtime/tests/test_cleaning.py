@@ -175,6 +175,15 @@ def test_several_networks_share_what_all_of_them_chose():
     assert calibration.in_common([calibration.read_calibration(each[0]), None]) is None
 
 
+def test_sizes_in_different_units_have_no_smallest_of_all():
+    rule = {"largest": False, "smallest": 4.0, "holes": True}
+    each = [told("ml", a=rule), told("px", a=rule | {"smallest": 3.0})]
+    expected = ulna_calibration.in_common([ulna_calibration.Calibration(**one) for one in each])
+    found = calibration.in_common([calibration.read_calibration(one) for one in each])
+    assert found.rules == {"a": calibration.Rule(holes=True)}
+    assert expected.rules["a"].smallest is None and expected.rules["a"].holes
+
+
 @pytest.fixture
 def cleaned(flat, tmp_path):
     """A file whose run takes all but the largest object of x away, fills y and has a temperature."""

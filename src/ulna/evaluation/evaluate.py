@@ -212,7 +212,7 @@ def evaluate(
             if orientation_of(mask) != orientation_of(volume):
                 tags_differ[name] = None
             if choice.has("calibration") and name in maps:
-                probabilities = read_probabilities(maps[name], names, volume.size, orientation_of(mask))
+                probabilities = read_probabilities(maps[name], names, mask)
         elif choice.has("calibration"):  # an empty prediction, and sure of it
             probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
         probabilities = known_probabilities(probabilities, reference, of_references)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import Source, data_error, readable
-from ulna.data.turning import upright
-from ulna.data.volume import Volume
+from ulna.data.turning import orientation_of, upright
+from ulna.data.volume import Volume, same_geometry
 from ulna.recipe import Labels
 
 ENDINGS = ("_probabilities.nii.gz", "_probabilities.npz")
@@ -28,24 +30,31 @@ def probability_files(predictions: Path, cases: Iterable[str]) -> dict[str, Path
     return {case: path for case, path in found.items() if path is not None}
 
 
-def read_probabilities(path: Path, labels: Labels, size: tuple[int, ...], orientation: int) -> NDArray[Any]:
+def read_probabilities(path: Path, labels: Labels, mask: Volume) -> NDArray[Any]:
     """(K, *S), the probability of every structure; the background is left out.
 
     Args:
         path: of `probability_files`.
         labels: the structures.
-        size: *S.
-        orientation: tag of the mask beside it; an .npz lies on its stored pixels.
+        mask: the one beside it, on the grid of its reference; an .npz lies on the stored pixels of its file.
 
     Raises:
-        DataError: if the file is damaged or holds something else.
+        DataError: if the file is damaged, lies on another grid, or holds something else.
     """
-    maps = upright(_array(path), orientation) if path.suffix == ".npz" else _of_volume(read_image([Source(path)]), size)
+    size, elsewhere = mask.size, False
+    if path.suffix == ".npz":
+        maps = upright(_array(path), orientation_of(mask))
+    else:
+        placed = onto_grid(_of_volume(read_image([Source(path)]), size), mask)
+        maps, elsewhere = placed.array, not same_geometry(placed, mask)
     structures = len(labels.foreground)
     kinds = {structures} if labels.multilabel or structures == 1 else set()
     kinds |= set() if labels.multilabel else {structures + 1}  # a softmax has the background first
     if maps.shape[1:] != size or len(maps) not in kinds:
         what = f"holds maps of shape {maps.shape}, not one of {size} for each of {structures} structures"
+        raise data_error(path, what, "predict again with --probabilities, or leave calibration out of --metrics")
+    if elsewhere:
+        what = "has another orientation, origin or spacing (affine) than its mask"
         raise data_error(path, what, "predict again with --probabilities, or leave calibration out of --metrics")
     maps = maps[-structures:]
     if not np.isfinite(maps).all() or maps.min(initial=0) < -1e-6 or maps.max(initial=0) > 1 + 1e-6:
@@ -66,7 +75,9 @@ def _array(path: Path) -> NDArray[Any]:
     return np.asarray(maps)
 
 
-def _of_volume(volume: Volume, size: tuple[int, ...]) -> NDArray[Any]:
+def _of_volume(volume: Volume, size: tuple[int, ...]) -> Volume:
     """Of a 2D image the file has one slice."""
     maps = volume.array
-    return maps.reshape((len(maps), *size)) if maps.ndim > len(size) + 1 and maps[0].size == np.prod(size) else maps
+    if maps.ndim == len(size) + 1 or maps[0].size != np.prod(size):
+        return volume
+    return replace(volume, array=maps.reshape((len(maps), *size)), spacing=volume.spacing[: len(size)])

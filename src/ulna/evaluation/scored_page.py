@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.layout.case import Case
-from ulna.data.volume import Volume
+from ulna.data.volume import Volume, same_geometry
 from ulna.errors import UsageError
 from ulna.evaluation.drawn import DrawnCase, ShownCase, draw_case, extremes_of
 from ulna.evaluation.origins import of_predictions
@@ -75,12 +76,15 @@ def _drawn(pair: Pair, case: Case | None, dice: float) -> DrawnCase:
 
 
 def _image(reference: Volume, case: Case | None) -> Volume | None:
-    """The image on the grid of its reference; None where there is none that can be read."""
+    """The image on the grid of its reference; None where there is none that can be read and lies there."""
     try:
         image = None if case is None else case.read_image()
     except UsageError as error:
         log.debug("drawn without its image: %s", error)
         image = None
-    if image is None or image.size != reference.size:
+    if image is None:
+        return None
+    image = onto_grid(image, reference)
+    if not same_geometry(image, reference):
         return None
     return reference.with_array(image.array)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ulna.data.pipeline.orientation import Turn
+from ulna.data.pipeline.preprocess import check_fit
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.segmenter import Segmenter
@@ -103,6 +104,8 @@ class ExportedSegmenter(Segmenter):
         return Slabs(parts(), slabs.size, slabs.axis, Turn(*slabs.turn))
 
     def forecast(self, volume: Volume, *, probabilities: bool) -> MemoryEstimate:
+        for plan in self._plans():
+            check_fit(volume, plan)
         sparse: Any = SimpleNamespace(head=SimpleNamespace(sparse=self.exported.networks[0].by_patches))
         most = max(float(member.get("maps_per_voxel") or 0.0) for member in self._pipeline["members"])
         return prediction_memory(self.plan, volume, sparse, maps_per_voxel=most, probabilities=probabilities)

@@ -292,7 +292,9 @@ def _loaded(runs: Sequence[Path], level: int | None, *, allow_code: bool) -> tup
     """
     for _ in range(MOST_LOADS):
         before = _run_digest(runs)
-        segmenter = load(runs, allow_code=allow_code) if level is None else _at_level(runs, level)
+        segmenter = (
+            load(runs, allow_code=allow_code) if level is None else _at_level(runs, level, allow_code=allow_code)
+        )
         if before and before == _run_digest(runs):
             return segmenter, before
     raise UsageError(f"{', '.join(map(str, runs))}: changed while it was read; predict when its training has ended")
@@ -315,7 +317,7 @@ def _files_of(run: Path) -> list[Path]:
     return [*(run / name for name in OF_A_RUN), *([calibration] if calibration.exists() else [])]
 
 
-def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
+def _at_level(runs: Sequence[Path], level: int, *, allow_code: bool) -> Segmenter:
     """The smaller network of every run."""
     members: dict[str, Segmenter] = {}
     for run in runs:
@@ -323,7 +325,7 @@ def _at_level(runs: Sequence[Path], level: int) -> Segmenter:
             raise UsageError(
                 f"{run}: is an exported file, whose level was chosen when it was exported; leave --level out"
             )
-        segmenter = Segmenter.load(run)
+        segmenter = Segmenter.load(run, allow_code=allow_code)
         chosen = named_level(levels_of(run, segmenter.recipe), level=level, head=None)
         members[str(run)] = pruned(segmenter, chosen.head if chosen else None)
     return next(iter(members.values())) if len(members) == 1 else Ensemble(members)

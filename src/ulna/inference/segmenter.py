@@ -351,7 +351,10 @@ class Ensemble(Segmenter):
 
     def mirrored(self) -> Segmenter:
         """The same, averaging over mirrored copies of every image."""
-        return Ensemble({str(number): member.mirrored() for number, member in enumerate(self.members)})
+        mirrored = Ensemble({str(number): member.mirrored() for number, member in enumerate(self.members)})
+        # what was changed of the ensemble alone, such as the numbering of objects
+        mirrored.recipe = self.recipe.replaced(inference=self.recipe.inference.replaced(tta=True))
+        return mirrored
 
 
 def _along(turn: Turn, axis: int, member: Segmenter, volume: Volume) -> Iterator[Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.errors import UsageError
+from ulna.evaluation.agreed import Agreed
 from ulna.evaluation.intervals import interval_note
 from ulna.evaluation.objects import merged_lesions
 from ulna.study import statistics
@@ -187,8 +188,10 @@ def analyse(
     part = next(iter(summaries.values()))["evaluated_on"]
     evaluated = next(iter(summaries.values()))[part]
     further = further_of(rows)
-    if partly := {name for row in rows for name in row.values} - {*MEASURES, *further}:
-        dropped = ", ".join(name for name in FURTHER if name in partly)
+    agreed = Agreed.of(summaries.values())
+    partly = {name for row in rows for name in row.values} - {*MEASURES, *further} - agreed.measures
+    if some_alone := [*(name for name in FURTHER if name in partly), *agreed.words]:
+        dropped = ", ".join(some_alone)
         notes.append(f"left out, for not all trainings have them: {dropped}; evaluation.metrics names measures for all")
     models, names, scores = statistics.per_unit(statistics.paired(of_measure(rows)), groups)
     by_measure = {measure: statistics.describe(of_measure(rows, measure), groups) for measure in (*MEASURES, *further)}

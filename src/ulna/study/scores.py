@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ulna.errors import UsageError
+from ulna.evaluation.agreed import Agreed
 from ulna.evaluation.metrics import FURTHER, MEASURES
 from ulna.study.jobs import Job
 from ulna.system.files import cell, from_cell, write_text
@@ -33,7 +34,7 @@ class Row(NamedTuple):
 
 
 def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
-    """Rows of all finished trainings.
+    """Rows of all finished trainings; NaN where not all of them chose a measure for a class.
 
     Args:
         jobs: finished or not; those that are not are passed over.
@@ -43,9 +44,9 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
         UsageError: if a table is damaged.
     """
     rows: list[Row] = []
+    jobs = [job for job in jobs if job.done]
+    agreed = Agreed.of(job.summary() for job in jobs)
     for job in jobs:
-        if not job.done:
-            continue
         by_case: dict[str, list[Row]] = {}
         for row in _read(job.run / "cases.csv"):
             case, image = from_cell(row["case"]), ""
@@ -53,6 +54,7 @@ def read_scores(jobs: Sequence[Job], groups: Mapping[str, str]) -> list[Row]:
                 case, image = f"{case}[{row['slice']}]", case
             group = groups.get(image, image) if image else groups.get(case, "")
             values = {name: _number(row[name]) for name in (*MEASURES, *FURTHER) if name in row}
+            values = agreed.kept(from_cell(row["class"]), values)
             one = Row(job.variant.name, job.seed, job.fold, case, group, row["class"], values, image)
             by_case.setdefault(case, []).append(one)
         for of_case in by_case.values():

@@ -19,6 +19,7 @@ from typing import Any
 
 from ulna.data.layout.dataset import Dataset, Division, split
 from ulna.errors import Interrupted, UsageError, counted, listed, printable
+from ulna.evaluation.agreed import Agreed
 from ulna.evaluation.drawn import extremes_shown, read_shown
 from ulna.evaluation.evaluate import Scores
 from ulna.evaluation.objects import merged_lesions
@@ -174,12 +175,19 @@ def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -
     """`cases.csv` and `summary.json` of all folds: every case scored by the network of the fold that kept it aside."""
     summaries = [read_json_object(run / SUMMARY) for run in runs]
     plan = from_yaml(Plan, runs[0] / "plan.yaml")
-    scores = Scores(plan.labels, recipe.evaluation.empty_score, by=recipe.evaluation.by)
+    agreed = Agreed.of(summaries)
+    scores = Scores(plan.labels, recipe.evaluation.empty_score, by=recipe.evaluation.by, choice=agreed.choice)
     for run, of_fold in zip(runs, summaries, strict=True):
-        scores.add_rows(_read_rows(run / CASES), of_fold[of_fold["evaluated_on"]]["unit"], plan.spatial_dims)
+        rows = [agreed.kept(row["class"], row) for row in _read_rows(run / CASES)]
+        scores.add_rows(rows, of_fold[of_fold["evaluated_on"]]["unit"], plan.image_dims)
     evaluation, lesions = scores.evaluation(), merged_lesions(summaries)
     parts = sorted({of_fold["evaluated_on"] for of_fold in summaries})
     chose = ", which also chose its epoch by them" if parts == ["val"] else ""
+    if agreed.words:
+        words = printable(", ".join(agreed.words))
+        partly = f"left out, for not all folds have them: {words}; evaluation.metrics names measures for all"
+        log.info("note: %s", partly)
+        chose += f"; {partly}"
     summary = {
         **{name: summaries[0][name] for name in SHARED if name in summaries[0]},
         "folds": [

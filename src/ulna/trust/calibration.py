@@ -126,19 +126,21 @@ def _note_other(path: str) -> None:
 def in_common(each: list[Calibration | None]) -> Calibration | None:
     """What holds for the mean of several networks: the post-processing that all of them chose, the structures of the first.
 
-    Neither the temperature nor the line to Dice of one network holds for the mean.
+    Sizes in different units have no smallest of all. Neither the temperature nor the line to Dice of one network holds for
+    the mean.
     """
     known = [one for one in each if one is not None]
     if not known or len(known) < len(each):
         return None
     first, *others = known
+    one_unit = len({one.structures.unit for one in known if one.structures is not None}) <= 1
     kept = {}
     for name, own in first.post_processing.items():
         rules = [own.rule, *(other.rules.get(name, Rule()) for other in others)]
         smallest = [rule.smallest for rule in rules if rule.smallest is not None]
         rule = Rule(
             largest=all(rule.largest for rule in rules),
-            smallest=min(smallest) if len(smallest) == len(rules) else None,
+            smallest=min(smallest) if one_unit and len(smallest) == len(rules) else None,
             holes=all(rule.holes for rule in rules),
         )
         if rule != Rule():

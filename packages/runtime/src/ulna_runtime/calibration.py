@@ -109,22 +109,24 @@ def _rule(values: Mapping[str, Any]) -> Rule:
 def in_common(each: Sequence[Calibration | None]) -> Calibration | None:
     """What holds for the mean of several networks: the post-processing that all of them chose, in the unit of the first.
 
-    The temperature of one network does not hold for the mean.
+    Sizes in different units have no smallest of all. The temperature of one network does not hold for the mean.
     """
     known = [found for found in each if found is not None]
     if len(known) == len(each) == 1:
         return known[0]
     if not known or len(known) < len(each):
         return None
-    shared = {name: _weakest([found.rules.get(name, Rule()) for found in known]) for name in known[0].rules}
+    one_unit = len({found.unit for found in known if found.unit is not None}) <= 1
+    each_of = {name: [found.rules.get(name, Rule()) for found in known] for name in known[0].rules}
+    shared = {name: _weakest(rules, one_unit=one_unit) for name, rules in each_of.items()}
     return Calibration(known[0].unit, {name: rule for name, rule in shared.items() if rule != Rule()})
 
 
-def _weakest(rules: Sequence[Rule]) -> Rule:
+def _weakest(rules: Sequence[Rule], *, one_unit: bool) -> Rule:
     smallest = [rule.smallest for rule in rules if rule.smallest is not None]
     return Rule(
         largest=all(rule.largest for rule in rules),
-        smallest=min(smallest) if len(smallest) == len(rules) else None,
+        smallest=min(smallest) if one_unit and len(smallest) == len(rules) else None,
         holes=all(rule.holes for rule in rules),
     )
 
