@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from functools import partial
 
 import pytest
 
@@ -122,7 +123,13 @@ def test_a_token_is_asked_for_everywhere_but_for_health(without_torch, tmp_path,
 def test_it_ends_with_a_signal_and_leaves_no_folder(without_torch, tmp_path, number, code):
     environment = {**without_torch, "TMPDIR": str(tmp_path), "ULNA_TOKEN": ""}
     command = [sys.executable, "-m", "ulna", "serve", "zoo:nuclei", "--port", "0", "--threads", "1"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
+    )  # in the background of a script Ctrl-C is ignored from the beginning
     try:
         line = process.stderr.readline()
         assert re.match(r"serving zoo:nuclei at http://127\.0\.0\.1:\d+; Ctrl-C ends it", line)

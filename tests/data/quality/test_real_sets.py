@@ -1,7 +1,6 @@
 """No false alarm: every real data set in every layout that it fits, and in other formats."""
 
 import json
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -129,4 +128,4 @@ def test_a_sound_set_is_repaired_without_a_change(shared_data, tmp_path):
     record = json.loads((tmp_path / "fixed" / "changes.json").read_text())
     assert report.ok and record["changes"] == [] and record["left_out"] == []
     for name, origin in record["files"].items():
-        assert (tmp_path / "fixed" / name).read_bytes() == Path(origin).read_bytes()
+        assert (tmp_path / "fixed" / name).read_bytes() == (shared_data / origin).read_bytes()
