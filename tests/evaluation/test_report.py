@@ -125,6 +125,15 @@ def test_a_section_shows_all_its_cases_in_their_order_and_is_escaped(run) -> Non
     assert "real_" not in page(run, evaluation(), [case("a", 0.5)])
 
 
+def test_measures_beyond_the_table_have_one_of_their_own(run) -> None:
+    scores = evaluation(rows=[row("c1", "nucleus", 0.4)])
+    assert "Further measures" not in page(run, scores, [])
+    for of in (scores.summary["mean"], *scores.summary["classes"].values()):
+        of["pq"] = {"mean": 0.25, "low": 0.125, "high": 0.5}
+    html = page(run, scores, [])
+    assert re.search(r'<th scope="row">PQ</th><td>0\.250<small>0\.125 – 0\.500</small></td>', html)
+
+
 def test_nothing_is_fetched_or_run_and_every_picture_is_embedded(run) -> None:
     (run / "metrics.csv").write_text(EPOCHS)
     html = page(run, evaluation(rows=[row("c1", "nucleus", 0.4)]), [case(f"c{k}", k / 10) for k in range(8)])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ulna.evaluation import figures
 from ulna.evaluation.drawn import EACH, ShownCase
-from ulna.evaluation.headings import HEADINGS, present
+from ulna.evaluation.headings import present
 from ulna.evaluation.listing import MEASURES, list_cases
 from ulna.evaluation.origins import Origin, Tile
 from ulna.pages.charts import Chart, distribution
@@ -96,8 +96,9 @@ def write_report(
         "tiles": [*_tiles(scores), *origin.tiles],
         "interval_note": scores.get("interval_note", ""),
         "missing": [str(case) for case in scores.get("missing", ())],
-        "measures": _headings(scores, units),
+        "measures": [*((name, units.get(key, "")) for key, name in MEASURES.items()), ("n", ""), ("Both empty", "")],
         "table": _table(scores),
+        "further": _further(scores),
         "unit": unit,
         "one": str(scores.get("by") or "case"),
         "tolerance": tolerance,
@@ -131,11 +132,6 @@ def _tiles(scores: Mapping[str, Any]) -> list[Tile]:
     ]
 
 
-def _headings(scores: Mapping[str, Any], units: Mapping[str, str]) -> list[tuple[str, str]]:
-    further = [(heading.name, "") for heading in present(scores.get("mean", {})).values()]
-    return [*((name, units.get(key, "")) for key, name in MEASURES.items()), ("n", ""), ("Both empty", ""), *further]
-
-
 def _table(scores: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
     rows = dict(scores.get("classes", {}))
     lines = [(str(name), _cells(measures)) for name, measures in rows.items()]
@@ -144,8 +140,23 @@ def _table(scores: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
 
 def _cells(measures: Mapping[str, Any]) -> list[Cell]:
     cells = [mean_cell(measures.get(key), 2 if key in ("hd95", "assd") else 3) for key in MEASURES]
-    cells += [Cell(number(measures.get(key), 0), "") for key in ("n", "both_empty")]
-    return [*cells, *(mean_cell(measures.get(key), HEADINGS[key].digits) for key in present(measures))]
+    return [*cells, *(Cell(number(measures.get(key), 0), "") for key in ("n", "both_empty"))]
+
+
+def _further(scores: Mapping[str, Any]) -> list[list[Cell]]:
+    """A row a measure beyond those of the table, with a column a class and one of all; the first row is the headings."""
+    columns = {**dict(scores.get("classes", {})), "Mean": scores.get("mean", {})}
+    if len(columns) == 2:
+        columns.popitem()
+    found = present(scores.get("mean", {}))
+    rows = [
+        [
+            Cell(one.name[:1].upper() + one.name[1:], ""),
+            *(mean_cell(of.get(key), one.digits) for of in columns.values()),
+        ]
+        for key, one in found.items()
+    ]
+    return [[Cell(str(name), "") for name in ("Measure", *columns)], *rows] if rows else []
 
 
 def _distributions(evaluation: Evaluated) -> list[Chart]:
