@@ -18,17 +18,17 @@ demo: .venv/.core
 	$(BIN)/ulna demo --out demo
 
 test: .venv/.test
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 slow: .venv/.test
-	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow --timeout 1800
+	$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder -m slow --timeout 1800
 
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo site/index.html
 
 coverage: .venv/.test
-	$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 wheel: .venv/.core
 	rm -rf build

@@ -20,6 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 COMPILERS = re.compile(r"(.*-)?(c\+\+|g\+\+|gcc|cc|clang|clang\+\+)(-[0-9.]+)?")
 
+MODULES = ("--dist", "loadscope", "--no-loadscope-reorder")  # tests of a module share what they trained
 NO_COMPILER = "no compiler"
 SETTINGS: dict[str, dict[str, str]] = {
     "AVX-512 without bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
@@ -110,7 +111,7 @@ def why_not(settings: dict[str, str], usual: Probe) -> str:
 def tested(name: str, settings: dict[str, str], arguments: list[str]) -> Outcome:
     """The tests under these settings; what failed is printed at once."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "pytest", "-n", "auto", "--dist", "loadgroup", "--timeout", "1800", *arguments]
+    command = [sys.executable, "-m", "pytest", "-n", "auto", *MODULES, "--timeout", "1800", *arguments]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
     counts = {what: int(n) for n, what in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}

@@ -30,9 +30,6 @@ from ulna.study.publishing import _escaped
 from ulna.study.scores import MEASURES
 from ulna.trust.calibration import read_calibration
 
-# what is trained once for all of them is trained in one process
-pytestmark = pytest.mark.xdist_group("compare")
-
 MODELS = "unet,unetpp"
 TABLES = ("results.csv", "table.md", "table.tex", "report.html", "outcome.json")
 

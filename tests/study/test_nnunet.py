@@ -30,7 +30,6 @@ from ulna.study.nnunet_data import names_of, read_mask, write_dataset
 from ulna.study.nnunet_rows import Rows, leave_for_processes, nnunet_rows, settings_of_rows, split_names
 from ulna.study.variants import Variant
 
-pytestmark = pytest.mark.xdist_group("nnunet")
 ROW = "nnunetv2:2d"
 
 

@@ -30,9 +30,6 @@ from ulna.study.timing import Times
 from ulna.system.files import read_tensors
 from ulna.training.train import train
 
-# what is trained once for all of them is trained in one process
-pytestmark = pytest.mark.xdist_group("prune")
-
 # what is common to a level's run and its parent
 SHARED = ("plan.yaml", "splits.json")
 

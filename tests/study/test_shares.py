@@ -12,8 +12,6 @@ from ulna.study import compare as comparing
 from ulna.study.compare import compare
 from ulna.study.places import Places
 
-pytestmark = pytest.mark.xdist_group("compare")
-
 
 @pytest.fixture
 def undivided(tmp_path):
