@@ -13,6 +13,7 @@ import ulna
 from tests.inference.test_predict import four_images, run_folder
 from tests.places import ROOT
 from tests.plans import make
+from tests.share import share
 from ulna.cli import main as cli
 from ulna.errors import UsageError
 from ulna.exporting import export as exporting
@@ -308,8 +309,9 @@ def parity_of(name, dims, by_openvino=False):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("name", RECOMMENDED)
+@pytest.mark.parametrize(
+    ("name", "dims"), [*((name, 2) for name in RECOMMENDED), *((name, 3) for name in share(RECOMMENDED, 4))]
+)
 def test_every_recommended_network(name, dims):
     apart, by_patches = parity_of(name, dims)
     assert apart < 1e-4
