@@ -53,7 +53,7 @@ def tracked(folder):
 def test_settings_epochs_and_figures_are_told_each_once(tmp_path, server):
     folder = run_folder(tmp_path / "run", 1, done=False)
     one = tracked(folder)
-    with one.telling():
+    with one.active():
         for epochs in (1, 2, 2, 3):
             run_folder(folder, epochs)
             one.epochs()
@@ -71,27 +71,27 @@ def test_settings_epochs_and_figures_are_told_each_once(tmp_path, server):
 
 def test_a_run_that_goes_on_goes_on_there_and_elsewhere_begins_anew(tmp_path, server, monkeypatch):
     folder = run_folder(tmp_path / "run", 2)
-    with pytest.raises(Interrupted), (one := tracked(folder)).telling():
+    with pytest.raises(Interrupted), (one := tracked(folder)).active():
         one.epochs()
         raise Interrupted(15, "again")
     (told,) = server.runs.values()
     assert told.status == "KILLED"
     run_folder(folder, 3)
-    with (again := tracked(folder)).telling():
+    with (again := tracked(folder)).active():
         assert told.status == "RUNNING"
         again.epochs()
     assert len(server.runs) == 1 and [step for step, _ in told.at("lr")] == [1, 2, 3]
     other = standing_in(monkeypatch, Server())
     tracked(folder).epochs()
     assert [step for step, _ in next(iter(other.runs.values())).at("lr")] == [1, 2, 3]
-    with pytest.raises(ZeroDivisionError), tracked(folder).telling():
+    with pytest.raises(ZeroDivisionError), tracked(folder).active():
         raise ZeroDivisionError
     assert next(iter(other.runs.values())).status == "FAILED"
 
 
 def test_a_server_that_fails_ends_nothing_and_gets_the_rest_at_the_end(tmp_path, server, caplog):
     folder = run_folder(tmp_path / "run", 1)
-    with caplog.at_level(logging.WARNING, "ulna"), (one := tracked(folder)).telling():
+    with caplog.at_level(logging.WARNING, "ulna"), (one := tracked(folder)).active():
         one.epochs()
         server.down = True
         for epochs in (2, 3, 4):
@@ -108,14 +108,14 @@ def test_a_server_that_fails_ends_nothing_and_gets_the_rest_at_the_end(tmp_path,
 def test_a_damaged_note_of_an_earlier_tracking_is_no_reason_to_stop(tmp_path, server):
     folder = run_folder(tmp_path / "run", 1)
     (folder / TRACKING_FILE).write_text("{")
-    with tracked(folder).telling():
+    with tracked(folder).active():
         pass
     assert not server.runs
 
 
 def test_without_a_tracker_nothing_is_written(tmp_path):
     folder = run_folder(tmp_path / "run", 2)
-    with (one := Tracked.training(None, folder, tmp_path)).telling():
+    with (one := Tracked.training(None, folder, tmp_path)).active():
         one.epochs()
         one.figures()
     assert not (folder / TRACKING_FILE).exists()
@@ -205,9 +205,9 @@ def test_mlflow_itself_takes_it(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'ulna[track]'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     folder = run_folder(tmp_path / "run", 2)
-    with (one := tracked(folder)).telling():
+    with (one := tracked(folder)).active():
         one.figures()
-    with (one := tracked(folder)).telling():  # goes on
+    with (one := tracked(folder)).active():  # goes on
         run_folder(folder, 3)
         one.figures()
     client = mlflow.MlflowClient()

@@ -1,4 +1,4 @@
-"""The file of a form (multipart/form-data), as it comes: one field `file`, and nothing of it is held."""
+"""The file of a form (multipart/form-data), read as a stream: one field `file`, and nothing of it is held."""
 
 from __future__ import annotations
 

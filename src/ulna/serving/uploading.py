@@ -23,7 +23,7 @@ class Gone(Exception):
 
 
 async def pieces(receive: Any, limits: Limits, promised: int | None) -> AsyncIterator[bytes]:
-    """A body as it comes.
+    """A body, read as a stream.
 
     Raises:
         Refused: if it is larger than it may be, or comes too slowly.

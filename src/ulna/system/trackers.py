@@ -42,7 +42,7 @@ class Tracker:
 
     def __init__(self, mlflow: Any) -> None:
         self._entities = mlflow.entities
-        # what may come of telling it something: from MLflow, from the way there, and from a damaged file of an earlier time
+        # what its methods raise: MLflow, the connection, and a damaged file of an earlier run
         self.errors: tuple[type[Exception], ...] = (mlflow.exceptions.MlflowException, OSError, UsageError)
         self.place = str(mlflow.get_tracking_uri())
         self._client = mlflow.MlflowClient()

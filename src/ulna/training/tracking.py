@@ -92,7 +92,7 @@ class Tracked:
         self._try(tell)  # also where it failed on the way: it may answer again
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         """Begin it, and tell how what stands in the block ends."""
         self._try(lambda tracker: tracker.go_on(self.run))
         try:

@@ -257,7 +257,7 @@ def _trained(
             log.info("threads: %d%s", torch.get_num_threads(), began)
             if model_because:
                 log.info("network: %s", model_because)
-            with (tracked := Tracked.training(tracker, folder, data)).telling():
+            with (tracked := Tracked.training(tracker, folder, data)).active():
                 network, state = _train(folder, dataset, planned, stop, tracked, before=before, start=start)
                 stop.everything_is_saved()
                 summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)

@@ -102,6 +102,3 @@ class ForeignNetwork(Network):
         sides = zip(size, self.divisor, self.least, logits.shape[2:], strict=True)
         strides = [max(1, max(-(-n // d) * d, least) // own) for n, d, least, own in sides]
         return crop(logits, [-(-n // s) for n, s in zip(size, strides, strict=True)])
-
-    def _stage(self, name: str, source: Tensor, skips: list[Tensor]) -> Any:
-        raise NotImplementedError  # the module has no stages: it is computed whole
