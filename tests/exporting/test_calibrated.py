@@ -122,7 +122,7 @@ def test_several_runs_clean_what_all_of_them_chose_and_scale_nothing(image, tmp_
     calibrated(runs[1], post_processing=kept(largest=True), temperature=WARM)
     made = ulna.export(runs, out=tmp_path / "both.ulna")
     own, of_runs = load(made.file), ulna.load(runs)
-    assert made.parity.identical == 1
+    assert made.parity.identical >= 0.999
     assert own.calibration.rules == {"foreground": Runtimes(largest=True)}
     assert own.calibration.temperature is None
     assert ulna.load(made.file).calibration.rules == of_runs.calibration.rules == {"foreground": Rule(largest=True)}
