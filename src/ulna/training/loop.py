@@ -33,10 +33,12 @@ from ulna.system.files import Tensors, write_tensors
 from ulna.system.graphs import Recorder, graphs_for
 from ulna.system.progress import bar
 from ulna.training.checkpoint import (
+    CHECKPOINTS,
     NETWORK,
     TAKEN,
     TRAINING_FORMAT,
     Progress,
+    check_unfinished,
     load_checkpoint,
     pack_optimizer,
     save_checkpoint,
@@ -58,9 +60,6 @@ from ulna.training.validating import Validation
 
 log = logging.getLogger(__name__)
 
-# files that only a finished epoch leaves: where they are, a training does not begin anew
-FINISHED = ("weights.safetensors", "metrics.csv", "summary.json")
-CHECKPOINTS = "checkpoints"
 _ROOM = 1 << 28  # bytes of a checkpoint beside its tensors
 
 
@@ -397,13 +396,3 @@ class Loop:
             values["arithmetic"] = environment(self.device, self.precision)
             save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = self._clock()
-
-
-def check_unfinished(folder: Path) -> None:
-    """Raise a UsageError where a run folder without a checkpoint holds what only a finished epoch leaves."""
-    finished = [name for name in FINISHED if (folder / name).exists()]
-    if finished:
-        raise UsageError(
-            f"{printable(folder / CHECKPOINTS)}: holds no checkpoint, and {printable(folder / finished[0])} is of epochs "
-            "that were finished; bring the checkpoints back from a copy of the run, or train again into another folder"
-        )
