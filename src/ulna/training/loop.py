@@ -126,11 +126,12 @@ class Loop:
     def _new_step(self, recorder: Recorder | None) -> Step:
         recipe, labels = self.recipe, self.plan.labels
         loss, training = recipe.loss, recipe.training
+        criterion = make_loss(
+            loss.kind, options=loss.options, heads=loss.heads, multilabel=labels.multilabel, ignored=labels.ignored
+        )
         return Step(
             self.network,
-            make_loss(
-                loss.kind, options=loss.options, heads=loss.heads, multilabel=labels.multilabel, ignored=labels.ignored
-            ),
+            criterion.to(self.device),
             self.optimizer,
             precision=self.precision,
             accumulate=training.accumulate,
@@ -238,6 +239,7 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             self.step = self._new_step(graphs_for(self.device, draws=True))
         state, training, steps = self.state, self.recipe.training, self.batches.steps
+        self.step.criterion.begin_epoch(state.epoch)
         # a training that was stopped in the validation of an epoch that time had cut goes on there
         end = state.step if state.time_is_up else training.steps_of(state.epoch, steps)
         self.batches.epoch, self.batches.first_step, self.batches.end = state.epoch, state.step, end
