@@ -170,7 +170,7 @@ def test_the_command_takes_families_and_says_why(tmp_path, capsys):
     masks = pictures(tmp_path / "p", {"a": CELLS})
     assert cli.run(["evaluate", str(masks), str(references)]) == 0
     said = capsys.readouterr().out
-    assert "lesion F1" in said and "lesions of" in said and "found at 0.5" in said
+    assert "object F1" in said and "objects of" in said and "lesion F1" not in said and "found at 0.5" in said
     assert cli.run(["evaluate", str(masks), str(references), "--metrics", "cldice,boundary", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["hd95"] is None and row["cldice"] == row["boundary_iou"] == 1 and "pq" not in row

@@ -17,6 +17,8 @@ RAW, PREPARED, RESULTS = (Path(os.environ["nnUNet_" + name]) for name in ("raw",
 with (HERE / "calls.txt").open("a") as file:
     print(Path(__file__).name, *sys.argv[1:], file=file)
 assert "PYTHONPATH" not in os.environ
+# else it starts eight processes to export the masks of its validation
+assert int(os.environ["nnUNet_n_proc_DA"]) >= 1 and int(os.environ["nnUNet_def_n_proc"]) >= 1
 
 
 def dataset(number):
@@ -54,14 +56,19 @@ def train():
     folder = RESULTS / name / f"{{words.tr}}__nnUNetPlans__{{words.configuration}}" / f"fold_{{words.fold}}"
     assert words.c == (folder / "checkpoint_latest.pth").exists()
     folder.mkdir(parents=True, exist_ok=True)
+    print("Using splits from existing split file:", PREPARED / name / "splits_final.json")
     print("trains into", folder)
     (folder / "checkpoint_latest.pth").write_text("")
     while (HERE / "waits").exists():
         (HERE / "waiting").write_text(str(os.getpid()))
         time.sleep(0.05)
     if (HERE / "fails").exists():
+        print("Traceback (most recent call last):\\n  File", HERE.parent / "lib" / "nnunetv2" / "run_training.py")
         sys.exit("no memory is left for this")
     (folder / "checkpoint_latest.pth").rename(folder / "checkpoint_final.pth")
+    (folder / "validation").mkdir()
+    for case in split["val"]:
+        (folder / "validation" / f"{{case}}.nii.gz").write_bytes(b"")
 
 
 def predict():
@@ -74,6 +81,9 @@ def predict():
     words = words.parse_args()
     name = dataset(words.d).name
     assert list(RESULTS.glob(f"{{name}}/{{words.tr}}__nnUNetPlans__{{words.c}}/fold_{{words.f}}/checkpoint_final.pth"))
+    told = {{"folder": words.i, "output": words.o}}
+    for name in ("predict_from_raw_data_args.json", "dataset.json", "plans.json"):
+        (Path(words.o) / name).write_text(json.dumps(told if name.startswith("predict") else {{}}))
     for path in Path(words.i).glob("*_0000.nii.gz"):
         image = nibabel.load(path)
         array = image.get_fdata()

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,9 +55,9 @@ def test_tables_have_further_measures_lesions_and_the_gap_between_sites(tmp_path
     outcome, rows = concluded([job(tmp_path, "a", ["pq", "cldice"]), job(tmp_path, "b", ["pq", "cldice"], found=False)])
     assert outcome.described["a"]["pq"].mean == pytest.approx(0.35)
     sections = dict(further_sections(outcome))
-    assert list(sections) == ["Further measures", "Lesions by size", "Subgroups"]
+    assert list(sections) == ["Further measures", "Objects by size", "Subgroups"]
     assert sections["Further measures"].headings == ["model", "PQ [95 %]", "clDice [95 %]"]
-    small = [[cell for cell, _ in row] for row in sections["Lesions by size"].rows if row[3][0].startswith("below")]
+    small = [[cell for cell, _ in row] for row in sections["Objects by size"].rows if row[3][0].startswith("below")]
     assert [row[:7] for row in small][::2] == [
         ["a", "thing", "0.1", "below 1024 px", "1", "1", "1.000"],
         ["b", "thing", "0.1", "below 1024 px", "1", "0", "0.000"],
@@ -92,3 +93,10 @@ def test_a_study_of_an_earlier_version_has_the_tables_of_before(tmp_path):
     outcome, _ = concluded([job(tmp_path, "a", [])])
     assert outcome.further == () and not math.isnan(outcome.described["a"]["dice"].mean)
     assert "Further measures" not in dict(further_sections(outcome))
+
+
+def test_objects_are_lesions_where_lengths_are_in_mm(tmp_path):
+    outcome, _ = concluded([job(tmp_path, "a", ["lesion_f1_10"]), job(tmp_path, "b", ["lesion_f1_10"], found=False)])
+    for unit, title, heading in (("mm", "Lesions by size", "lesion F1"), ("px", "Objects by size", "object F1")):
+        sections = dict(further_sections(replace(outcome, length_unit=unit)))
+        assert title in sections and sections["Further measures"].headings[1].startswith(heading)

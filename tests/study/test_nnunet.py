@@ -38,11 +38,14 @@ def test_names_say_configuration_and_epochs():
     for name, said in (
         ("nnunetv2:", "expected nnunetv2:2d"),
         ("nnunetv2:2D", "did you mean '2d'"),
-        ("nnunetv2:2d/3", "no trainer of 3 epochs; it has those of 1, 5, 10, 20, 50, 100, 250, 1000"),
+        (
+            "nnunetv2:2d/3",
+            "no trainer of 3 epochs; it has those of 1, 5, 10, 20, 50, 100, 250, 500, 750, 1000, 2000, 4000, 8000",
+        ),
     ):
         with pytest.raises(UsageError, match=said):
             read_row(name)
-    assert [trained_epochs(n) for n in (1, 4, 30, 250, 999, 1000, 5000)] == [1, 1, 20, 250, 250, 1000, 1000]
+    assert [trained_epochs(n) for n in (1, 4, 30, 250, 999, 1000, 5000)] == [1, 1, 20, 250, 750, 1000, 4000]
     with pytest.raises(UsageError, match="name a network of ulna's beside"):
         split_names([ROW])
     with pytest.raises(UsageError, match="named twice"):
@@ -176,7 +179,11 @@ def test_a_training_that_failed_goes_on_from_its_checkpoint(begun):
     ]  # fmt: skip
     summary = json.loads((words[2] / "summary.json").read_text())
     assert summary["evaluated_on"] == "test" and summary["test"]["cases"] == 3 and summary["training_seconds"] > 0
-    assert str(folder.parent) not in (words[2] / "nnunet.log").read_text()
+    told = (words[2] / "nnunet.log").read_text()
+    assert str(folder.parent) not in told and "lib/nnunetv2/run_training.py" in told
+    assert sorted(path.name for path in (words[2] / "masks").iterdir() if path.suffix == ".json") == [
+        "dataset.json", "plans.json",
+    ]  # fmt: skip
     assert (summary["epochs"], summary["trainer"]) == (1, "nnUNetTrainer_1epoch")
 
 

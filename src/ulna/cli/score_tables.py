@@ -8,25 +8,26 @@ from rich.console import Console
 
 from ulna.cli.printing import make_table, mean_and_interval, print_plain, safe
 from ulna.errors import printable
-from ulna.evaluation.headings import present
+from ulna.evaluation.headings import object_word, present
 
 
 def further_rows(summary: Any) -> dict[str, str]:
     """Measure -> its heading, of those beyond overlap and surface that apply to any class."""
-    return {key: heading.name for key, heading in present(summary["mean"]).items()}
+    return {key: heading.name for key, heading in present(summary["mean"], summary["tolerance_unit"]).items()}
 
 
 def print_parts(console: Console, summary: Any) -> None:
-    """Lesions by size, scores by group, and why measures were chosen, where there are any."""
+    """Objects by size, scores by group, and why measures were chosen, where there are any."""
+    things = object_word(summary.get("tolerance_unit", "px")) + "s"
     for name, endings in summary.get("lesions", {}).items():
         table = make_table(
             "size",
-            "lesions",
+            things,
             "found at 0.1",
             "false a case",
             "found at 0.5",
             "false a case",
-            title=f"lesions of {safe(name)} by size",
+            title=f"{things} of {safe(name)} by size",
         )
         for size in next(iter(endings.values())):
             first, second = (endings[ending][size] for ending in ("10", "50"))

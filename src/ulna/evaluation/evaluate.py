@@ -39,7 +39,7 @@ from ulna.evaluation.known import (
     values_in,
 )
 from ulna.evaluation.means import finite, summarise, tolerance_of
-from ulna.evaluation.metrics import MEASURES, mask_of, score_labels
+from ulna.evaluation.metrics import MEASURES, mask_of, mean_known, score_labels
 from ulna.evaluation.numbers import numbers_of
 from ulna.evaluation.objects import BySize
 from ulna.evaluation.order import told_as_images
@@ -86,7 +86,7 @@ class Evaluation:
 
     def case_dice(self, case: str) -> float:
         """Mean Dice over the classes that count for one case; NaN if none does."""
-        return _mean_dice([row for row in self.rows if row["case"] == case])
+        return mean_known([row["dice"] for row in self.rows if row["case"] == case])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -306,7 +306,7 @@ class Scores:
         else:
             rows = self._measured({"case": pair.case}, pair)
         self._rows += rows
-        return _mean_dice(rows)
+        return mean_known([row["dice"] for row in rows])
 
     def add_rows(self, rows: list[dict[str, Any]], unit: str, dims: int) -> None:
         """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit.
@@ -374,12 +374,6 @@ class Scores:
                 f"{pair.case}: is {other_dims}D with lengths in {other}, {self._kinds[(unit, dims)]} is {dims}D in {unit}; "
                 "evaluate them apart, or state the spacing in all files"
             )
-
-
-def _mean_dice(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Over the classes that count for a case; NaN if none does."""
-    known = [row["dice"] for row in rows if not np.isnan(row["dice"])]
-    return float(np.mean(known)) if known else float("nan")
 
 
 def _check_out(out: Path, labels: Path, references: Masks) -> None:

@@ -31,6 +31,17 @@ HEADINGS = {
 }
 
 
-def present(measures: Mapping[str, Any]) -> dict[str, Heading]:
+def object_word(unit: str) -> str:
+    """What tables call an object of a structure: a lesion where lengths are in mm; pictures show cells, or anything."""
+    return "lesion" if unit == "mm" else "object"
+
+
+def heading_of(measure: str, unit: str) -> Heading:
+    """The heading of one of `HEADINGS`, of data with lengths in this unit."""
+    name, digits = HEADINGS[measure]
+    return Heading(name.replace("lesion", object_word(unit)), digits)
+
+
+def present(measures: Mapping[str, Any], unit: str) -> dict[str, Heading]:
     """Those of the further measures that a summary of means has, in the order of columns."""
-    return {name: heading for name, heading in HEADINGS.items() if name in measures}
+    return {name: heading_of(name, unit) for name in HEADINGS if name in measures}

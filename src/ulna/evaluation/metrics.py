@@ -22,7 +22,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import KDTree
 
@@ -368,8 +368,16 @@ def average(scores: Sequence[Score], mode: Literal["per_image", "pooled"], empty
     if len({frozenset(each) for each in scores}) > 1:
         raise UsageError("the scores hold different measures; compute all of them with or without `surface`")
     values = {name: np.array([each[name] for each in scores]) for name in (*MEASURES, *FURTHER) if name in scores[0]}
-    return {name: _mean(column[~np.isnan(column)]) for name, column in values.items()}
+    return {name: mean_known(column) for name, column in values.items()}
 
 
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if values.size else math.nan
+def mean_known(values: ArrayLike) -> float:
+    """The mean without NaN; NaN where nothing is left.
+
+    Example:
+        >>> mean_known([0.5, math.nan, 1.0])
+        0.75
+    """
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else math.nan

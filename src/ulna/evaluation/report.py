@@ -148,7 +148,7 @@ def _further(scores: Mapping[str, Any]) -> list[list[Cell]]:
     columns = {**dict(scores.get("classes", {})), "Mean": scores.get("mean", {})}
     if len(columns) == 2:
         columns.popitem()
-    found = present(scores.get("mean", {}))
+    found = present(scores.get("mean", {}), str(scores.get("tolerance_unit")))
     rows = [
         [
             Cell(one.name[:1].upper() + one.name[1:], ""),

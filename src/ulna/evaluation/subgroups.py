@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.evaluation.intervals import difference_interval, interval_note, mean_interval
-from ulna.evaluation.metrics import LENGTHS
+from ulna.evaluation.metrics import LENGTHS, mean_known
 
 MEASURES = ("dice", "sensitivity", "hd95", "nsd", "lesion_f1_10")  # one of each kind, where it was measured
 LEAST = 2  # units of a group that has a place in the gap
@@ -36,7 +36,7 @@ def cases_of(rows: Iterable[Mapping[str, Any]]) -> list[Scored]:
     for row in rows:
         by_case.setdefault(row["case"], []).append(row)
     return [
-        Scored(case, {name: _mean([row[name] for row in some]) for name in MEASURES if name in some[0]})
+        Scored(case, {name: mean_known([row[name] for row in some]) for name in MEASURES if name in some[0]})
         for case, some in by_case.items()
     ]
 
@@ -73,12 +73,12 @@ def _of_field(field: str, cases: list[Scored], fields: Fields, patients: Mapping
     gaps: dict[str, Any] = {}
     for measure in (name for name in MEASURES if name in cases[0].values):
         values = {
-            group: _known([_mean([one.values[measure] for one in some]) for some in of.values()])
+            group: _known([mean_known([one.values[measure] for one in some]) for some in of.values()])
             for group, of in sorted(units.items())
         }
         for group, known in values.items():
             low, high = mean_interval(known)
-            plain = {"mean": _mean(known), "low": low, "high": high}
+            plain = {"mean": mean_known(known), "low": low, "high": high}
             told_of = {key: float(v) if math.isfinite(v) else None for key, v in plain.items()} | {"n": known.size}
             groups.setdefault(group, {})[measure] = told_of
         gap = _gap({group: known for group, known in values.items() if known.size >= LEAST}, measure in LENGTHS)
@@ -128,8 +128,3 @@ def _p(values: list[NDArray[np.float64]], difference: float) -> float:
 def _known(values: list[float]) -> NDArray[np.float64]:
     found = np.array(values, dtype=np.float64)
     return found[~np.isnan(found)]
-
-
-def _mean(values: Any) -> float:
-    known = _known(list(values))
-    return float(known.mean()) if known.size else math.nan

@@ -16,6 +16,7 @@ from ulna.data.layout.case import Case, read_reference
 from ulna.data.pipeline.preprocess import prepare
 from ulna.data.pipeline.slices import neighbourhoods
 from ulna.data.volume import Volume
+from ulna.evaluation.choice import spread
 from ulna.inference.inputs import assumed_affine
 from ulna.inference.segmenter import Segmenter
 from ulna.inference.volume import as_given
@@ -98,8 +99,7 @@ def compare(run: Segmenter, exported: Any, images: Iterator[Compared], *, made_u
 
 def cases_to_compare(cases: Sequence[Case], plan: Plan, most: int = MOST_CASES) -> Iterator[Compared]:
     """Some cases, evenly taken, with their references."""
-    chosen = np.unique(np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int))
-    for case in (cases[number] for number in chosen):
+    for case in spread(cases, most):
         volume = case.read_image()
         yield Compared(case.id, volume, read_reference(case, volume, plan) if case.label is not None else None)
 

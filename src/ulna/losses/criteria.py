@@ -107,7 +107,7 @@ class CrossEntropy(nn.Module):
         (N, K, *S), (N, *S) -> ()
     """
 
-    def __init__(self, *, weights: Sequence[float] | None = None, multilabel: bool = False) -> None:
+    def __init__(self, *, weights: Sequence[float] | str | None = None, multilabel: bool = False) -> None:
         super().__init__()
         self.multilabel = multilabel
         self.weights = class_weights(weights, multilabel=multilabel)
@@ -176,7 +176,7 @@ class DiceCrossEntropy(DiceAnd):
         *,
         dice: float = 1.0,
         cross_entropy: float = 1.0,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | str | None = None,
         smooth: float = 1.0,
         reduction: str = "image",
         multilabel: bool = False,
@@ -265,6 +265,12 @@ class HeadsLoss(nn.Module):
             weights = getattr(part, "weights", None)
             if isinstance(weights, ClassWeights):
                 weights.check(maps)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """What of the criterion depends on the epoch, counted from 0; most depend on none."""
+        for part in self.criterion.modules():
+            if callable(begin := getattr(part, "begin_epoch", None)):
+                begin(epoch)
 
     def forward(self, outputs: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and the criterion at every head with a weight."""

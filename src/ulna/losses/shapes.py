@@ -10,29 +10,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ulna.errors import UsageError
+from ulna.errors import UsageError, unknown
 from ulna.losses.criteria import Overlap, SoftDice, as_maps, mean_of
 from ulna.losses.distances import signed_distances
 from ulna.losses.regions import GeneralisedDice
 
+SCHEDULES = ("constant", "increase", "rebalance")
+
 
 class Boundary(Overlap):
-    """`dice` * generalised Dice + `boundary` * mean of phi p, phi being the distance to the border of the reference.
+    """`dice` * generalised Dice + alpha * mean of phi p, phi being the distance to the border of the reference.
 
     phi is below 0 within, so that what is wrong costs more the further it lies from the border; the loss may be below 0.
+    alpha is `boundary`, with a schedule min(`most`, `boundary` + `growth` * epoch), epochs counted from 0: "increase" leaves
+    the weight of Dice as it is, "rebalance" makes it (1 - alpha) * `dice`.
 
-    Source: boundary loss (kervadec2019), Sec. 2. Reading: distances in voxels of the map; 0 for a class that the image
-    does not hold; a constant weight, where the paper lets it grow by 0.01 every epoch from 0.01.
+    Source: boundary loss (kervadec2019), Sec. 2: alpha begins at 0.01 and grows by 0.01 an epoch. Reading: distances in
+    voxels of the map; 0 for a class that the image does not hold; `most`, of which the paper says nothing: without any Dice
+    an empty mask would be best.
 
     Args:
         dice: weight of generalised Dice, which the paper adds: alone, the boundary term has its minimum for empty masks too.
-        boundary: weight of the boundary term.
+        boundary: weight of the boundary term, in the first epoch where it has a schedule.
+        schedule: "constant", "increase" or "rebalance".
+        growth: of alpha, an epoch; 0 or more.
+        most: what alpha grows to; at most 1 with "rebalance".
         smooth: s of generalised Dice, above 0.
         reduction: "image" or "batch", of generalised Dice.
         background: whether map 0 of a softmax counts in the boundary term.
 
     Shape:
         (N, K, *S), (N, *S) -> ()
+
+    Raises:
+        UsageError: for an unknown schedule, or numbers that it cannot go by.
     """
 
     needs_maps = True
@@ -42,21 +53,45 @@ class Boundary(Overlap):
         *,
         dice: float = 1.0,
         boundary: float = 0.01,
+        schedule: str = "constant",
+        growth: float = 0.01,
+        most: float = 0.99,
         smooth: float = 1.0,
         reduction: str = "image",
         background: bool = False,
         multilabel: bool = False,
     ) -> None:
         super().__init__(smooth=smooth, reduction=reduction, background=background, multilabel=multilabel)
-        self.shares = (dice, boundary)
+        if schedule not in SCHEDULES:
+            raise unknown("schedule of the boundary loss", schedule, SCHEDULES)
+        largest = 1.0 if schedule == "rebalance" else float("inf")
+        if schedule != "constant" and not (growth >= 0 and 0 <= boundary <= most <= largest):
+            raise UsageError(
+                f"schedule={schedule} of the boundary loss: growth is 0 or more, and boundary at most `most`"
+                + (", which is at most 1" if schedule == "rebalance" else "")
+                + f"; got growth={growth}, boundary={boundary}, most={most}"
+            )
+        self.shares, self.schedule, self.growth, self.most = (dice, boundary), schedule, growth, most
         self.dice = GeneralisedDice(smooth=smooth, reduction=reduction, multilabel=multilabel)
+        # a tensor, which a recorded step reads anew every time
+        self.register_buffer("alpha", torch.tensor(float(boundary)), persistent=False)
+        self.alpha: Tensor
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take the weight of an epoch, counted from 0: it depends on nothing else, so that a resumed training has it too."""
+        if self.schedule != "constant":
+            self.alpha.fill_(min(self.most, self.shares[1] + self.growth * epoch))
 
     def forward(self, logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         p, g = self.maps(logits, target, known)
         with torch.no_grad():
             phi = signed_distances(g > 0.5, p.dtype)
         inside = None if known is None else as_maps(known, logits).expand_as(p)
-        return self.shares[0] * self.dice(logits, target, known) + self.shares[1] * mean_of(phi * p, inside)
+        dice, boundary = self.dice(logits, target, known), mean_of(phi * p, inside)
+        if self.schedule == "constant":
+            return self.shares[0] * dice + self.shares[1] * boundary
+        rest = 1 - self.alpha if self.schedule == "rebalance" else 1.0
+        return rest * self.shares[0] * dice + self.alpha * boundary
 
 
 class CenterlineDice(Overlap):

@@ -34,7 +34,9 @@ class Focal(nn.Module):
         UsageError: for a gamma below 0.
     """
 
-    def __init__(self, *, gamma: float = 2.0, weights: Sequence[float] | None = None, multilabel: bool = False) -> None:
+    def __init__(
+        self, *, gamma: float = 2.0, weights: Sequence[float] | str | None = None, multilabel: bool = False
+    ) -> None:
         super().__init__()
         if gamma < 0:
             raise UsageError(f"gamma is {gamma}; it must be 0 or more")
@@ -76,7 +78,9 @@ class TopK(nn.Module):
         UsageError: for a share outside its range.
     """
 
-    def __init__(self, *, share: float = 0.1, weights: Sequence[float] | None = None, multilabel: bool = False) -> None:
+    def __init__(
+        self, *, share: float = 0.1, weights: Sequence[float] | str | None = None, multilabel: bool = False
+    ) -> None:
         super().__init__()
         if not 0 < share <= 1:
             raise UsageError(f"share is {share}; it must be above 0, and 1 at most")
@@ -113,7 +117,7 @@ class DiceFocal(DiceAnd):
         dice: float = 1.0,
         focal: float = 1.0,
         gamma: float = 2.0,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | str | None = None,
         smooth: float = 1.0,
         reduction: str = "image",
         multilabel: bool = False,
@@ -135,7 +139,7 @@ class DiceTopK(DiceAnd):
         dice: float = 1.0,
         topk: float = 1.0,
         share: float = 0.1,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | str | None = None,
         smooth: float = 1.0,
         reduction: str = "image",
         multilabel: bool = False,

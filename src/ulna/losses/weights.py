@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ulna.errors import UsageError, brief
+
+AUTO = "auto"  # planning makes numbers of it
+MOST = 20.0  # times that the rarest class counts as much as the most frequent one, of automatic weights
 
 
 class ClassWeights:
@@ -15,19 +20,25 @@ class ClassWeights:
 
     Args:
         values: background and structure for one map; one for each map of a softmax, background first; one for each map of
-            overlapping classes, where it weighs the whole map.
+            overlapping classes, where it weighs the whole map. "auto" until planning has made numbers of it: all alike.
 
     Raises:
         UsageError: for fewer than one weight, one below 0 or not finite, or none above 0.
     """
 
-    def __init__(self, values: Sequence[float], *, multilabel: bool) -> None:
-        numbers = isinstance(values, Sequence) and all(isinstance(v, int | float) for v in values)
-        if not numbers or not values or min(values) < 0 or max(values) <= 0 or not all(map(math.isfinite, values)):
+    def __init__(self, values: Sequence[float] | str, *, multilabel: bool) -> None:
+        self.values: tuple[float, ...] | None = None
+        self.multilabel = multilabel
+        if values == AUTO:
+            return
+        numbers: list[Any] = [] if isinstance(values, str) or not isinstance(values, Sequence) else list(values)
+        real = bool(numbers) and all(isinstance(v, int | float) and math.isfinite(v) for v in numbers)
+        if not real or min(numbers) < 0 or max(numbers) <= 0:
             raise UsageError(
-                f"loss.options.weights is {brief(values)}; it is a list of one number a class, 0 or more, not all 0"
+                f"loss.options.weights is {brief(values)}; it is {AUTO}, or a list of one number a class, 0 or more, "
+                "not all 0"
             )
-        self.values, self.multilabel = tuple(float(v) for v in values), multilabel
+        self.values = tuple(map(float, numbers))
 
     def check(self, maps: int) -> None:
         """Refuse another number of weights than these maps ask for.
@@ -35,6 +46,8 @@ class ClassWeights:
         Raises:
             UsageError: with the number that is asked for.
         """
+        if self.values is None:
+            return
         wanted = 2 if maps == 1 and not self.multilabel else maps
         if len(self.values) != wanted:
             which = "of the classes" if self.multilabel else "of the classes, background first"
@@ -50,6 +63,8 @@ class ClassWeights:
         Shape:
             (N, *S) or (N, K, *S), the same or (N, 1, *S) -> that of `each`
         """
+        if self.values is None:
+            return torch.ones_like(each)
         if self.multilabel:
             weights = each.new_ones(()).expand_as(each).clone()
             for number, value in enumerate(self.values):
@@ -70,6 +85,28 @@ class ClassWeights:
         return (weights * each).sum() / weights.sum().clamp_min(1e-12)
 
 
-def class_weights(values: Sequence[float] | None, *, multilabel: bool) -> ClassWeights | None:
+def class_weights(values: Sequence[float] | str | None, *, multilabel: bool) -> ClassWeights | None:
     """None where there are none."""
     return None if values is None else ClassWeights(values, multilabel=multilabel)
+
+
+def inverse_frequencies(counts: Sequence[int], *, multilabel: bool) -> tuple[float, ...]:
+    """Weights of classes by their voxels: 1 for the most frequent class, for the others as much more as they are rarer.
+
+    Reading: at most `MOST`, also for a class that nothing holds: weights of thousands make a training chase single voxels.
+    Only ratios matter, for what is weighed is a weighted mean.
+
+    Args:
+        counts: of the voxels of the background and every class.
+        multilabel: whether classes overlap: the background then has no weight.
+
+    Returns:
+        To three digits, as `ClassWeights` takes them.
+
+    Example:
+        >>> inverse_frequencies([9000, 900, 100, 0], multilabel=False)
+        (1.0, 10.0, 20.0, 20.0)
+    """
+    counted = counts[1:] if multilabel else counts
+    most = max(counted)
+    return tuple(float(f"{min(MOST, most / count) if count else MOST:.3g}") for count in counted)

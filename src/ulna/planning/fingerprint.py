@@ -16,7 +16,7 @@ from ulna.data.quality.intensity import Shape, shape_of
 from ulna.data.quality.scan import CaseStats
 from ulna.errors import UsageError
 from ulna.planning.symmetry import slice_axes, world_axes
-from ulna.recipe import Extent, Fingerprint, Foreground, parse
+from ulna.recipe import Extent, Fingerprint, Foreground, Labels, parse
 
 
 def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[str] | None = None) -> Fingerprint:
@@ -58,6 +58,7 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
         ],
         "foreground": foreground,
         "classes": report.labels.names if report.labels else (),
+        "voxels": _voxels(scans, report.labels),
         "extent": _extent(sizes * spacings),
         "values": _shapes(scans),
         "tilt": None if found.orientation is None else max(tilt_of(np.array(s.affine), len(s.size)) for s in scans),
@@ -70,6 +71,13 @@ def fingerprint(report: Report, train: Sequence[str], channel_names: Sequence[st
 def turns_of(scans: Sequence[CaseStats]) -> list[Turn]:
     """How each of some training images is turned for the network."""
     return _orientations(scans).turns
+
+
+def _voxels(scans: Sequence[CaseStats], labels: Labels | None) -> tuple[int, ...]:
+    """Of the background and every class; what is ignored is neither."""
+    if labels is None:
+        return ()
+    return tuple(sum(s.label_values.get(number, 0) for s in scans) for number in range(len(labels.foreground) + 1))
 
 
 def _extent(values: NDArray[Any]) -> Extent:

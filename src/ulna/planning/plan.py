@@ -25,6 +25,7 @@ from ulna.losses import make_loss
 from ulna.networks.build import count_parameters
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.class_weights import with_weights
 from ulna.planning.drafts import Drafts, network_shape, shape_of
 from ulna.planning.fingerprint import fingerprint
 from ulna.planning.fitting import check_plan, check_requires
@@ -302,6 +303,7 @@ def planned_by(plan: Plan, recipe: Recipe, parts: Split, device: Device | None =
 def _planned(recipe: Recipe, plan: Plan, parts: Split, drafts: Drafts, device: Device) -> Planned:
     if recipe.inference.instances is not None:
         check_one_structure(plan.labels, "inference.instances")
+    recipe, plan = with_weights(recipe, plan)
     loss = recipe.loss
     make_loss(loss.kind, options=loss.options, heads=loss.heads, multilabel=plan.labels.multilabel).check(
         plan.labels.outputs

@@ -23,7 +23,7 @@ class Loss(Frozen):
     # dice_ce, dice_focal, dice_topk, unetpp (docs/papers/losses_and_metrics.md, section 1)
     kind: str = "dice_ce"
     # of that loss, such as smooth, reduction ("image", "batch"), gamma, alpha, share; weights: one number a class, background
-    # first (for one structure: background and structure), in cross_entropy, focal, topk_ce and their sums with dice
+    # first (for one structure: background and structure), or auto, in cross_entropy, focal, topk_ce and their sums with dice
     options: Options = Field(default_factory=dict)
     heads: Literal["equal", "halving"] | dict[str, float] = "equal"
 

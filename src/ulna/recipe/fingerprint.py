@@ -77,6 +77,8 @@ class Fingerprint(Frozen):
     intensity: tuple[Range, ...] = ()  # one a channel
     foreground: tuple[Foreground, ...] = ()  # one a channel; none where no training case has a structure
     classes: tuple[str, ...]
+    # voxels of the background and of every class, where it is known; absent from earlier plans
+    voxels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     # what a case is compared with before it is predicted; absent from earlier plans
     extent: Extent | None = None  # size times spacing
     values: tuple[Spread, ...] = ()  # one a channel

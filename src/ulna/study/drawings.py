@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from ulna.evaluation import figures
+from ulna.evaluation.choice import spread
 from ulna.evaluation.drawn import DrawnCase, sized
 from ulna.evaluation.views import Sides
 from ulna.study.ranking import Ranking
@@ -64,7 +65,7 @@ def boxes(
     axes = figure.subplots()
     places = np.arange(len(models))
     order = np.argsort(scores.mean(axis=0))
-    shown = order[np.unique(np.linspace(0, len(order) - 1, min(MOST_LINES, len(order))).round().astype(int))]
+    shown = spread(order.tolist(), MOST_LINES)
     axes.plot(places, scores[:, shown], color=figures.MUTED[False], linewidth=0.6, alpha=0.35, zorder=1)
     drawn = axes.boxplot(
         list(scores), positions=places, widths=0.34, showfliers=False, patch_artist=True, zorder=3,

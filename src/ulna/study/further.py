@@ -1,11 +1,11 @@
-"""Tables of a study beyond the main one: further measures, lesions by size, and scores by group."""
+"""Tables of a study beyond the main one: further measures, objects by size, and scores by group."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ulna.errors import printable
-from ulna.evaluation.headings import HEADINGS
+from ulna.evaluation.headings import heading_of, object_word
 from ulna.evaluation.objects import THRESHOLDS
 from ulna.study.outcome import Outcome
 from ulna.study.printed import Table, figure
@@ -19,15 +19,25 @@ def further_table(outcome: Outcome) -> Table:
     for model in outcome.models:
         row = [(model, "")]
         for name in outcome.further:
-            one, digits = outcome.described[model][name], HEADINGS[name].digits
+            one, digits = outcome.described[model][name], heading_of(name, outcome.length_unit).digits
             row.append((figure(one.mean, digits), f"[{figure(one.low, digits)}, {figure(one.high, digits)}]"))
         rows.append(row)
-    return Table(["model", *(f"{HEADINGS[name].name} [95 %]" for name in outcome.further)], rows)
+    return Table(["model", *(f"{heading_of(name, outcome.length_unit).name} [95 %]" for name in outcome.further)], rows)
 
 
 def lesion_table(outcome: Outcome) -> Table:
-    """A row a network, class, IoU and size: what is found of its lesions, and what is invented."""
-    headings = ["model", "class", "IoU", "size", "lesions", "found", "sensitivity", "F1", "false a case"]
+    """A row a network, class, IoU and size: what is found of its objects, and what is invented."""
+    headings = [
+        "model",
+        "class",
+        "IoU",
+        "size",
+        f"{object_word(outcome.length_unit)}s",
+        "found",
+        "sensitivity",
+        "F1",
+        "false a case",
+    ]
     rows = []
     for model, classes in outcome.lesions.items():
         for name, endings in classes.items():
@@ -62,9 +72,11 @@ def _interval(one: dict[str, Any]) -> str:
     return f"[{figure(one['low'], 4)}, {figure(one['high'], 4)}]"
 
 
-SECTIONS = {"Further measures": further_table, "Lesions by size": lesion_table, "Subgroups": subgroup_table}
-
-
 def further_sections(outcome: Outcome) -> list[tuple[str, Table]]:
     """Headings and tables, of those that have rows."""
-    return [(name, table) for name, make in SECTIONS.items() if (table := make(outcome)).rows]
+    sections = {
+        "Further measures": further_table(outcome),
+        f"{object_word(outcome.length_unit).capitalize()}s by size": lesion_table(outcome),
+        "Subgroups": subgroup_table(outcome),
+    }
+    return [(name, table) for name, table in sections.items() if table.rows]

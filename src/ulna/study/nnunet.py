@@ -22,8 +22,9 @@ COMMANDS = ("nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict"
 # epochs -> the trainer class that comes with it
 TRAINERS = {
     1: "nnUNetTrainer_1epoch",
-    **{epochs: f"nnUNetTrainer_{epochs}epochs" for epochs in (5, 10, 20, 50, 100, 250)},
+    **{epochs: f"nnUNetTrainer_{epochs}epochs" for epochs in (5, 10, 20, 50, 100, 250, 500, 750)},
     1000: "nnUNetTrainer",
+    **{epochs: f"nnUNetTrainer_{epochs}epochs" for epochs in (2000, 4000, 8000)},
 }
 SHARED = "nnunet"  # the folder of a study with what all its rows read
 _ANSWERS_S = 60.0

@@ -45,6 +45,7 @@ from ulna.version import version
 log = logging.getLogger("ulna")
 
 LOG_FILE = "nnunet.log"  # what nnU-Net says
+ITS_WORDS = "predict_from_raw_data_args.json"  # that it leaves beside the masks, with folders of this machine
 ENDS_S = 20.0  # a command has to end after it was asked to
 PLAN, TRAIN, PREDICT = COMMANDS
 
@@ -71,7 +72,8 @@ class Training:
         if isinstance(found, str):
             raise UsageError(f"nnU-Net is not there any more: {found}")
         self.environment: Environment = found
-        self.shown = without_places(data, self.shared.parent, found.folder)  # a log is passed on with its study
+        # a log is passed on with its study; tracebacks name what is installed beside the commands
+        self.shown = without_places(data, self.shared.parent, found.folder, found.folder.parent)
         self.number = fold + 1
         self.name = f"Dataset{self.number:03d}_ulna"
         self.configuration = read_row(recipe.model).configuration
@@ -110,6 +112,7 @@ class Training:
             PREDICT, "-i", raw / self.name / "imagesTs", "-o", self.run / "masks", "-d", self.number,
             "-c", self.configuration, "-f", 0, "-tr", self.trainer, "-device", self.device, "-npp", 1, "-nps", 1,
         )  # fmt: skip
+        (self.run / "masks" / ITS_WORDS).unlink(missing_ok=True)
         self._summarise(self._scored())
 
     def _scored(self) -> Evaluation:
@@ -170,7 +173,9 @@ class Training:
             "results": self.run / "results",
         }
         environment = clean() | {f"nnUNet_{name}": str(folder.resolve()) for name, folder in folders.items()}
-        environment.setdefault("nnUNet_n_proc_DA", str(self._processes()))
+        # of augmentation, and of the validation and the prediction, each of which loads torch anew
+        for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
+            environment.setdefault(name, str(self._processes()))
         for folder in folders.values():
             make_folder(folder)
         log.info("%s %s", command, " ".join(str(word) for word in words if not isinstance(word, Path)))

@@ -20,12 +20,25 @@ from ulna.system.threads import MOST_THREADS
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"  # the folder in that of a run
+# files that only a finished epoch leaves: where they are, a training does not begin anew
+FINISHED = ("weights.safetensors", "metrics.csv", "summary.json")
 NEXT, LAST, PREVIOUS = "next.safetensors", "last.safetensors", "previous.safetensors"
 TAKEN = "taken_over"  # names of the weights that the training began with, where its recipe says something of them
 NETWORK = "network."  # what the names of weights begin with
 # which samples a training draws from its seed; 1: other streams, scaled along the first axis alone, turned in voxels
 TRAINING_FORMAT = 2
 OF_THE_DEVICE = ("fused", "foreach", "capturable")  # how a device updates, and nothing of what
+
+
+def check_unfinished(folder: Path) -> None:
+    """Raise a UsageError where a run folder without a checkpoint holds what only a finished epoch leaves."""
+    finished = [name for name in FINISHED if (folder / name).exists()]
+    if finished:
+        raise UsageError(
+            f"{printable(folder / CHECKPOINTS)}: holds no checkpoint, and {printable(folder / finished[0])} is of epochs "
+            "that were finished; bring the checkpoints back from a copy of the run, or train again into another folder"
+        )
 
 
 def save_checkpoint(folder: Path, checkpoint: Tensors) -> None:

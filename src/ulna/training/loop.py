@@ -33,10 +33,12 @@ from ulna.system.files import Tensors, write_tensors
 from ulna.system.graphs import Recorder, graphs_for
 from ulna.system.progress import bar
 from ulna.training.checkpoint import (
+    CHECKPOINTS,
     NETWORK,
     TAKEN,
     TRAINING_FORMAT,
     Progress,
+    check_unfinished,
     load_checkpoint,
     pack_optimizer,
     save_checkpoint,
@@ -58,9 +60,6 @@ from ulna.training.validating import Validation
 
 log = logging.getLogger(__name__)
 
-# files that only a finished epoch leaves: where they are, a training does not begin anew
-FINISHED = ("weights.safetensors", "metrics.csv", "summary.json")
-CHECKPOINTS = "checkpoints"
 _ROOM = 1 << 28  # bytes of a checkpoint beside its tensors
 
 
@@ -127,11 +126,12 @@ class Loop:
     def _new_step(self, recorder: Recorder | None) -> Step:
         recipe, labels = self.recipe, self.plan.labels
         loss, training = recipe.loss, recipe.training
+        criterion = make_loss(
+            loss.kind, options=loss.options, heads=loss.heads, multilabel=labels.multilabel, ignored=labels.ignored
+        )
         return Step(
             self.network,
-            make_loss(
-                loss.kind, options=loss.options, heads=loss.heads, multilabel=labels.multilabel, ignored=labels.ignored
-            ),
+            criterion.to(self.device),
             self.optimizer,
             precision=self.precision,
             accumulate=training.accumulate,
@@ -239,6 +239,7 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             self.step = self._new_step(graphs_for(self.device, draws=True))
         state, training, steps = self.state, self.recipe.training, self.batches.steps
+        self.step.criterion.begin_epoch(state.epoch)
         # a training that was stopped in the validation of an epoch that time had cut goes on there
         end = state.step if state.time_is_up else training.steps_of(state.epoch, steps)
         self.batches.epoch, self.batches.first_step, self.batches.end = state.epoch, state.step, end
@@ -397,13 +398,3 @@ class Loop:
             values["arithmetic"] = environment(self.device, self.precision)
             save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
         self._saved_at = self._clock()
-
-
-def check_unfinished(folder: Path) -> None:
-    """Raise a UsageError where a run folder without a checkpoint holds what only a finished epoch leaves."""
-    finished = [name for name in FINISHED if (folder / name).exists()]
-    if finished:
-        raise UsageError(
-            f"{printable(folder / CHECKPOINTS)}: holds no checkpoint, and {printable(folder / finished[0])} is of epochs "
-            "that were finished; bring the checkpoints back from a copy of the run, or train again into another folder"
-        )

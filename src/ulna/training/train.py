@@ -33,14 +33,22 @@ from ulna.system.locking import locked
 from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.system.trackers import Tracker, open_tracker
 from ulna.training.calibrating import calibrating_predictions
-from ulna.training.checkpoint import TRAINING_FORMAT, begun_format, keep_last, stored_taken, stored_threads
+from ulna.training.checkpoint import (
+    CHECKPOINTS,
+    TRAINING_FORMAT,
+    begun_format,
+    check_unfinished,
+    keep_last,
+    stored_taken,
+    stored_threads,
+)
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
 from ulna.training.folds import cross_validate
 from ulna.training.init import Start, begin_with, check_dims, check_start, read_start, start_of, started
 from ulna.training.log_file import logged_to
-from ulna.training.loop import CHECKPOINTS, Loop, check_unfinished
+from ulna.training.loop import Loop
 from ulna.training.run_folder import LOG_FILE, START, existing_folder, new_folder, refuse_taken
 from ulna.training.same_command import check_same_command, permit_code, same_threads
 from ulna.training.same_data import check_same, describe

@@ -6,9 +6,9 @@ import logging
 import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
+from ulna.evaluation.metrics import mean_known
 from ulna.inference.forward import Forward
 from ulna.networks.network import Network
 from ulna.recipe import Plan, Recipe
@@ -65,11 +65,11 @@ class Validation:
             if after(len(per_case)):
                 break
         self.network.train()
-        known = {key: [case[key] for case in per_case if not math.isnan(case[key])] for key in ("dice", "iou")}
-        if not known["dice"] and not self._said_empty:
+        means = {key: mean_known([case[key] for case in per_case]) for key in ("dice", "iou")}
+        if math.isnan(means["dice"]) and not self._said_empty:
             log.warning("no validation case holds a structure: the epoch is chosen by what it does not invent alone")
             self._said_empty = True
-        return {key: float(np.mean(values)) if values else 1.0 for key, values in known.items()}
+        return {key: 1.0 if math.isnan(mean) else mean for key, mean in means.items()}
 
     def chosen(self, count: int | None) -> list[int]:
         """The numbers of the cases that are scored: the same ones for the same count."""
