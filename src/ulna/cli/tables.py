@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ulna.cli.cache_table import print_cache
 from ulna.cli.plan_table import print_plan
 from ulna.cli.printing import SYNTHETIC, make_table, mean_and_interval, print_plain, quoted, safe
 from ulna.cli.score_tables import further_rows, print_parts
@@ -351,6 +352,7 @@ def _import_weights(console: Console, made: Any) -> None:
 
 SHOW: dict[str, Callable[[Console, Any], None]] = {
     "bench": print_bench,
+    "cache": print_cache,
     "check": _check,
     "compare": print_study,
     "demo": _demo,

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from ulna.data.prepared.store import SWITCH as CACHE_SWITCH
 from ulna.errors import Interrupted, UsageError
 from ulna.kernels.allocator import tune_memory
 from ulna.system.locking import locked
@@ -36,6 +37,8 @@ def standing_file(run: Path, key: Path | None = None) -> Path:
 
 def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = None, *, allow_code: bool = False) -> int:
     """Train, or go on; returns the exit code of `ulna train`. `allow_code`: a person named the code of the network."""
+    # the other trainings of the study find the cases that this one prepares
+    os.environ.setdefault(CACHE_SWITCH, "1")
 
     def training() -> None:
         from ulna.training.train import train
