@@ -90,9 +90,21 @@ class _Stored(Lines):
 
 
 def _follow(study: int) -> None:
-    while os.getppid() == study:
+    runs = _watched(study) if os.name == "nt" else lambda: os.getppid() == study
+    while runs():
         time.sleep(LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _watched(process: int) -> Callable[[], bool]:
+    """Whether a process of Windows still runs, which tells a child nothing of the end of its parent."""
+    import ctypes
+
+    system = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    may_wait, still_running = 0x0010_0000, 0x102
+    system.OpenProcess.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(system.OpenProcess(may_wait, False, process))
+    return lambda: handle.value is not None and system.WaitForSingleObject(handle, 0) == still_running
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def write_whole(path: Path, write: Callable[[Path], object], size: int | None = 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows syncs only what can be written
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
