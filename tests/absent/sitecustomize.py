@@ -25,8 +25,6 @@ FUNCTIONS = (
     "setsid",
     "sysconf",
     "sched_getaffinity",
-    "statvfs",
-    "fstatvfs",
     "sync",
     "getloadavg",
     "O_NOFOLLOW",
