@@ -97,6 +97,9 @@ class Absent:
 
 def hide():
     """Take away what POSIX alone has."""
+    import subprocess
+
+    subprocess.Popen.kill = subprocess.Popen.terminate  # as on Windows; that of POSIX sends SIGKILL by its name
     for name in MODULES:
         sys.modules.pop(name, None)
     for module, names in ((os, FUNCTIONS), (signal, SIGNALS)):

@@ -47,19 +47,17 @@ def test_everything_imports_without_what_posix_alone_has():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # four processes that import everything
-def test_a_training_a_prediction_and_a_study_do_without_it_too(discs, tmp_path):
+@pytest.mark.timeout(900)  # two processes that import everything
+def test_a_training_and_a_prediction_do_without_it_too(discs, tmp_path):
     settings = [word for one in TINY for word in ("--set", one)]
     ulna = ("-m", "ulna", "--quiet")
     cache = {"ULNA_CACHE": "1", "ULNA_CACHE_DIR": str(tmp_path / "cases")}
-    varied = ("--vary", "optimizer.lr=1e-2,1e-3")
-    run, study = tmp_path / "run", tmp_path / "study"
+    run = tmp_path / "run"
     python(*ulna, "train", discs, "--model", "unet", "--out", run, "--epochs", "1", *settings, **cache)
     assert len([*(tmp_path / "cases").iterdir()]) == 7
     python(*ulna, "predict", run, discs / "images", "--out", tmp_path / "masks")
     assert len([*(tmp_path / "masks").glob("*.png")]) == 8
-    python(*ulna, "compare", discs, "--models", "unet", *varied, "--out", study, "--epochs", "1", *settings, **cache)
-    assert (study / "results.csv").exists() and not [*tmp_path.rglob(locking.LOCK)]
+    assert not [*tmp_path.rglob(locking.LOCK)]
 
 
 class Msvcrt(types.SimpleNamespace):
