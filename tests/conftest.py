@@ -14,6 +14,8 @@ from tests.discs import draw_discs
 from tests.places import SHARED
 from ulna.system import progress
 
+# prepared cases of tests are nothing to keep; what tests the cache gives it a folder
+os.environ["ULNA_CACHE"] = "0"
 torch.set_num_threads(int(os.environ.get("ULNA_TEST_THREADS", "1")))
 
 # Rooms whose tests depend on how a processor computes; CI runs their quick tests under imitated processors too.

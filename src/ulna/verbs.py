@@ -20,6 +20,7 @@ class Verb(NamedTuple):
     paths: bool = False  # its words are files and folders that must be there
     flags: str = ""  # those that take a value
     switches: str = ""  # those that take none
+    gone: bool = False  # what its flags name need not be there any more
 
 
 # flags whose value is a file or folder that must be there
@@ -129,6 +130,13 @@ VERBS: dict[str, Verb] = {
         paths=True,
         flags="--host --port --token --name --queue --keep-minutes --max-megabytes --max-pixels --max-seconds "
         "--max-ram --max-disk --threads",
+    ),
+    "cache": Verb(
+        "ulna.data.prepared.cache:cache",
+        "Show the prepared cases that trainings keep on this disk, by data set, or remove them.",
+        flags="--older-than --data",
+        switches="--clear",
+        gone=True,
     ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",

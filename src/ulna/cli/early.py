@@ -29,7 +29,8 @@ class Words(NamedTuple):
 
     def paths(self, verb: Verb) -> list[str]:
         """What it names that must be there, but for recipes."""
-        return [*(self.plain if verb.paths else ()), *(word for flag in PATH_FLAGS for word in self.of(flag))]
+        of_flags = () if verb.gone else [word for flag in PATH_FLAGS for word in self.of(flag)]
+        return [*(self.plain if verb.paths else ()), *of_flags]
 
     def of(self, wanted: str) -> list[str]:
         """The values of a flag."""

@@ -74,20 +74,22 @@ def _mallopt() -> Any:
         return None
     try:
         return ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # the last: Windows has no library of the whole process
         log.debug("this C library has no mallopt; freed memory goes back to the system")
         return None
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of this process (of the GPU where one is used)."""
+    """Peak memory of this process (of the GPU where one is used); 0 where the system does not tell."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     status = Path("/proc/self/status")
     if status.exists():  # Linux: what getrusage says there begins with the peak of the process that started this one
         lines = status.read_text(encoding="utf-8").splitlines()
         return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10, 1)
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

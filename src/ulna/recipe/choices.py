@@ -119,6 +119,9 @@ class Training(Frozen):
     compile: bool | Literal["auto"] = "auto"  # by torch, which takes minutes; auto: not so far (training/compiling.py)
     workers: int | None = Field(default=None, ge=0)  # threads that draw and read ahead; None: 0 on a CPU, 4 with a GPU
     checkpoint_minutes: float = Field(default=1.0, ge=0)  # how much work a kill may cost
+    # prepared cases on this disk, for this training and later ones (`ulna cache`): true: of all cases; false: none; auto: of
+    # those that the memory has no room for, and in studies and cross-validations of all
+    cache: bool | Literal["auto"] = "auto"
 
     @field_validator("split")
     @classmethod

@@ -81,9 +81,9 @@ class Worker:
         """Bytes that it takes now; 0 where the system does not tell."""
         try:
             pages = int(Path(f"/proc/{self.process.pid}/statm").read_text(encoding="ascii").split()[1])
-        except (OSError, ValueError, IndexError):
+            return pages * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError, AttributeError):
             return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class Supervisor:

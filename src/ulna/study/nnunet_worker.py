@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import platform
-import resource
 import signal
 import subprocess
 import sys
@@ -100,7 +99,7 @@ class Training:
                 self._call(TRAIN, *which, *goes_on)
             finally:
                 seconds = before["training_seconds"] + time.monotonic() - began
-                peak = max(before["peak_memory_mb"], resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+                peak = max(before["peak_memory_mb"], _peak_of_children_mb())
                 told = {"training_seconds": round(seconds, 3), "peak_memory_mb": round(peak, 1)}
                 write_text(self.run / "spent.json", json.dumps(told))
             if not self._trained():
@@ -196,13 +195,27 @@ class Training:
             raise UsageError(f"{command} ended with exit code {code}: {printable(said[-1])[:300]}")
 
 
+def _peak_of_children_mb() -> float:
+    """0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a command, and what it began, where it still runs."""
     if process.poll() is not None:
         return
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for forced in (False, True):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL if forced else signal.SIGTERM)
+            elif forced:  # no groups of processes: what the command began may go on
+                process.kill()
+            else:
+                process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(ENDS_S)
             return

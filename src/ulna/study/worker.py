@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from ulna.data.prepared.store import SWITCH as CACHE_SWITCH
 from ulna.errors import Interrupted, UsageError
 from ulna.kernels.allocator import tune_memory
 from ulna.system.locking import locked
@@ -36,6 +37,8 @@ def standing_file(run: Path, key: Path | None = None) -> Path:
 
 def main(study: int, data: Path, recipe: Path, run: Path, key: Path | None = None, *, allow_code: bool = False) -> int:
     """Train, or go on; returns the exit code of `ulna train`. `allow_code`: a person named the code of the network."""
+    # the other trainings of the study find the cases that this one prepares
+    os.environ.setdefault(CACHE_SWITCH, "1")
 
     def training() -> None:
         from ulna.training.train import train
@@ -87,9 +90,21 @@ class _Stored(Lines):
 
 
 def _follow(study: int) -> None:
-    while os.getppid() == study:
+    runs = _watched(study) if os.name == "nt" else lambda: os.getppid() == study
+    while runs():
         time.sleep(LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _watched(process: int) -> Callable[[], bool]:
+    """Whether a process of Windows still runs, which tells a child nothing of the end of its parent."""
+    import ctypes
+
+    system = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    may_wait, still_running = 0x0010_0000, 0x102
+    system.OpenProcess.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(system.OpenProcess(may_wait, False, process))
+    return lambda: handle.value is not None and system.WaitForSingleObject(handle, 0) == still_running
 
 
 if __name__ == "__main__":

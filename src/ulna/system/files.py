@@ -57,10 +57,10 @@ def write_whole(path: Path, write: Callable[[Path], object], size: int | None = 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows syncs only what can be written
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):  # what did not fit is longer than what was written of it
             size = size or -temporary.stat().st_size
@@ -78,7 +78,7 @@ def move_whole(source: Path, target: Path) -> None:
     """
     try:
         source.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise unwritable(target, error) from error
 
@@ -285,7 +285,7 @@ def _amount(count: int) -> str:
     return f"{count / 1000**exponent:.1f} {'kMGT'[exponent - 1]}B"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A rename is on disk only when its folder is; not every system lets a folder be opened."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -1,7 +1,8 @@
 """One writer a folder: a lock that ends with its process, however it ends, and a note that says who holds it.
 
-The lock is the system's own (`flock`) on the file `.lock` in the folder, so that a killed process leaves none. Where a
-system has no such locks, the note is all there is, and the process that it names is looked for.
+The lock is the system's own (`flock`, on Windows `msvcrt.locking`) on the file `.lock` in the folder, so that a killed
+process leaves none. Where a system has no such locks, the note is all there is, and the process that it names is looked
+for: a note of another machine, or of a process whose number has come again, then has to be removed by hand.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:  # on Windows alone
+    msvcrt = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 _LONGEST_NOTE = 1 << 16
+_FAR = 1 << 30  # a byte of the lock file, which is not there
 _LOOK_S = 0.5
 _held: dict[Path, int] = {}  # folder -> the thread of this process that holds it
 _open: set[int] = set()  # descriptors of lock files
@@ -66,6 +72,8 @@ class Holder(NamedTuple):
     def ended(self, place: Path) -> bool:
         """Whether it is known to run no more: a process of this machine that is not there, or is another one by now."""
         if self.host != socket.gethostname():
+            return False
+        if os.name == "nt":  # there a signal of 0 is no question but a Ctrl-C
             return False
         try:
             os.kill(self.pid, 0)
@@ -116,6 +124,11 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
                 if _same(folder / LOCK, descriptor):
                     (folder / LOCK).unlink()
             _close(descriptor)
+            if (
+                msvcrt is not None
+            ):  # Windows keeps the name of a file that is open; whoever has taken it since keeps it too
+                with suppress(OSError):
+                    (folder / LOCK).unlink(missing_ok=True)
             for parent in missing:
                 with suppress(OSError):  # what was written stays
                     parent.rmdir()
@@ -235,7 +248,7 @@ def _close(descriptor: int) -> None:
 def system_lock(descriptor: int) -> bool | None:
     """Whether this process now has the system's lock; None where there are no such locks."""
     if fcntl is None:
-        return None
+        return None if msvcrt is None else _byte_lock(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -245,6 +258,16 @@ def system_lock(descriptor: int) -> bool | None:
             # some network file systems; the last one of those that lock only what can be written
             return None
         raise
+    return True
+
+
+def _byte_lock(descriptor: int) -> bool:
+    """The same on Windows, where a lock is of bytes, which nobody else can read then: of one far behind the note."""
+    os.lseek(descriptor, _FAR, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    except OSError:
+        return False
     return True
 
 

@@ -7,58 +7,45 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ulna.data.formats.source import beside
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.pseudonyms import DATA_FILE
+from ulna.data.prepared.contents import Contents
 from ulna.errors import UsageError, counted, listed, printable
 from ulna.recipe import Labels
-from ulna.system.outputs import file_digest
 from ulna.system.progress import track
 from ulna.system.reading import read_json_object
 
 _SHOWN = 6  # ids in a message
 
 
-def digests(cases: tuple[Case, ...]) -> dict[str, str]:
+def digests(cases: tuple[Case, ...], contents: Contents) -> dict[str, str]:
     """Case id -> a digest of its image and label files, to the byte; every file is read once."""
-    known: dict[Path, str] = {}
-    return {case.id: _digest(case, known) for case in track(cases, "comparing data")}
+    return {case.id: _digest(case, contents) for case in track(cases, "comparing data")}
 
 
-def _digest(case: Case, known: dict[Path, str]) -> str:
+def _digest(case: Case, contents: Contents) -> str:
     whole = hashlib.sha256()
     for source in (*case.images, *((case.label,) if case.label else ())):
         for path in source.files:
-            if path not in known:
-                known[path] = _of_file(path)
-            whole.update(f"{known[path]} {source.row}\n".encode())
+            whole.update(f"{contents.of(path)} {source.row}\n".encode())
     return whole.hexdigest()[:32]
 
 
-def _of_file(path: Path) -> str:
-    """Of a file, or of all in a folder of masks that are one label map."""
-    try:
-        inside = path.is_dir() and sorted(one for one in path.iterdir() if not beside(one.name) and one.is_file())
-        return file_digest(*(inside or [path]))
-    except OSError as error:
-        why = error.strerror or "it is no file"
-        raise UsageError(f"{printable(path)}: cannot be read ({why}); check the path") from None
-
-
-def describe(dataset: Dataset, labels: Labels, key: str | None = None) -> str:
+def describe(dataset: Dataset, labels: Labels, contents: Contents, key: str | None = None) -> str:
     """What `data.json` of a run holds: the digests of all cases of the data set, and the classes.
 
     Args:
+        contents: takes what is hashed.
         key: the digest of the key of the pseudonyms that stand there in place of ids.
     """
-    facts: dict[str, Any] = {"classes": list(labels.names), "cases": digests(dataset.cases)}
+    facts: dict[str, Any] = {"classes": list(labels.names), "cases": digests(dataset.cases, contents)}
     if key is not None:
         facts["pseudonyms"] = key
     return json.dumps(facts, indent=1)
 
 
-def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> None:
+def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels, contents: Contents) -> None:
     """Raise a UsageError where a data set is not the one that a run began with; names what changed, is missing or new.
 
     A run without its record does not go on: nobody can say whether these are its data.
@@ -81,7 +68,7 @@ def check_same(folder: Path, data: Path, dataset: Dataset, labels: Labels) -> No
         raise UsageError(
             f"{printable(path)}: holds no digests of cases; restore it, or train again into another folder"
         )
-    now = digests(dataset.cases)
+    now = digests(dataset.cases, contents)
     differences = {
         "changed": [name for name in stored if name in now and now[name] != stored[name]],
         "missing": [name for name in stored if name not in now],

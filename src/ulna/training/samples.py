@@ -1,10 +1,11 @@
-"""The samples of a training: prepared cases, kept in memory where they fit, and random samples of them."""
+"""The samples of a training: prepared cases, kept where they fit, and random samples of them."""
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +21,25 @@ from ulna.data.layout.case import Case
 from ulna.data.pipeline.augment import Augment, Draw, Piece
 from ulna.data.pipeline.patches import Structures, epoch_order, patch_about, place_patch, sample_stream
 from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
+from ulna.data.prepared.key import Form
+from ulna.data.prepared.store import CaseStore
 from ulna.recipe import Plan, Training
 from ulna.system.device import to_device
 from ulna.training.ahead import ahead
 from ulna.training.sampling import Balance, Chosen, Pieces, Sampling
+from ulna.training.spool import Spool
 
+log = logging.getLogger(__name__)
+
+LABELS, REFERENCE = "labels", "reference"  # on the grid of the plan, on that of the file
 Key = tuple[int, int, int]  # epoch, number of the sample in it, case (or slice)
 
 
 class PreparedCases:
-    """Cases as the network sees them; read once, and kept while they fit: on a GPU, then in memory.
+    """Cases as the network sees them; read once, and kept while they fit: on a GPU, in memory, then on disk.
+
+    On disk they lie in the cache, for other trainings too, or where that does not take them, in a spool that ends with this
+    process. What came from the cache takes no memory of its own: it is a map of a file.
 
     Args:
         cases: labelled cases.
@@ -39,7 +49,12 @@ class PreparedCases:
         device: where `fill` keeps cases first.
         device_bytes: how much may be kept there.
         sampling: what patches on structures are drawn from; "case": from each case by itself.
+        store: the cache; None for none.
+        folder: on the disk that keeps what neither memory nor cache do; None for none.
     """
+
+    form: Form = ()  # in which a case is kept
+    again = "sample"  # for which a case is read again that nothing keeps
 
     def __init__(
         self,
@@ -51,14 +66,19 @@ class PreparedCases:
         device: torch.device | None = None,
         device_bytes: int = 0,
         sampling: Sampling = "case",
+        store: CaseStore | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
-        self.sampling = sampling
+        self.sampling, self.store = sampling, store
         self._pieces: dict[int, Pieces] = {}
         self._kept: dict[int, tuple[Prepared, Tensor]] = {}
         self._structures: dict[int, Structures] = {}
+        self._mapped: set[int] = set()  # cases that came from the cache
         self._room = _free_memory() // 4 if keep_bytes is None else keep_bytes
         self._device, self._device_room = device, device_bytes
+        self._spool = None if folder is None else Spool(folder)
+        self._said_full = False
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -98,22 +118,46 @@ class PreparedCases:
     def _read(self, index: int) -> tuple[Prepared, Tensor]:
         if index in self._kept:
             return self._kept[index]
-        with within_memory(self.cases[index].images[0]):
-            return self._prepared(index)
-
-    def _prepared(self, index: int) -> tuple[Prepared, Tensor]:
         case = self.cases[index]
+        with within_memory(case.images[0]):
+            found = None if self.store is None else self.store.get(case, self.form)
+            if found is None:
+                prepared, maps = self._prepared(case)
+                if self._is_for_the_store(prepared, maps):
+                    assert self.store is not None
+                    found = self.store.put(case, self.form, prepared, maps)
+            if found is not None:
+                prepared, maps = found
+                self._mapped.add(index)
+            labels = maps[LABELS if self.on_grid else REFERENCE]
+            if self.on_grid:
+                self._note(index, prepared.image, labels)
+            return prepared, labels
+
+    def _prepared(self, case: Case) -> tuple[Prepared, dict[str, Tensor]]:
+        """A case from its files, with the labels that are wanted of it; for the cache, of training and validation."""
         volume = case.read_image()
         prepared = prepare(volume, self.plan)
         reference = encode_labels(case.read_labels(), self.plan.labels)
-        if not self.on_grid:
-            return prepared, torch.from_numpy(np.ascontiguousarray(reference))
-        labels = prepare_labels(reference, volume, self.plan)
+        maps: dict[str, Tensor] = {}
+        if self.on_grid or self.store is not None:
+            maps[LABELS] = prepare_labels(reference, volume, self.plan)
+        if not self.on_grid or self.store is not None:
+            maps[REFERENCE] = torch.from_numpy(np.ascontiguousarray(reference))
+        return prepared, maps
+
+    def _is_for_the_store(self, prepared: Prepared, maps: Mapping[str, Tensor]) -> bool:
+        if self.store is None:
+            return False
+        size = prepared.image.nbytes + maps[LABELS if self.on_grid else REFERENCE].nbytes
+        return self.store.every or size > max(self._room, self._device_room)
+
+    def _note(self, index: int, image: Tensor, labels: Tensor) -> None:
+        """Note where the structures of a case lie."""
         if index not in self._structures:
             self._structures[index] = Structures(labels, self.plan.spatial_dims, self.plan.labels.ignored)
             if self.sampling != "case":
                 self._pieces[index] = Pieces.of(self._structures[index], labels, self.sampling)
-        return prepared, labels
 
     def _keep(self, index: int, case: tuple[Prepared, Tensor], *, on_device: bool = False) -> None:
         """Keep a case where it fits; several threads may read, and offer the same one."""
@@ -126,9 +170,26 @@ class PreparedCases:
                 self._device_room -= size
                 image = prepared.image.to(self._device)
                 self._kept[index] = prepared._replace(image=image), labels.to(self._device)
+            elif index in self._mapped:
+                self._kept[index] = case
             elif size <= self._room:
                 self._room -= size
                 self._kept[index] = case
+            elif self._spool is not None:
+                self._to_the_spool(index, prepared, labels, self._spool)
+
+    def _to_the_spool(self, index: int, prepared: Prepared, labels: Tensor, spool: Spool) -> None:
+        image = spool.put(prepared.image)
+        kept = None if image is None else spool.put(labels)
+        if image is not None and kept is not None:
+            self._kept[index] = prepared._replace(image=image), kept
+        elif not self._said_full:
+            self._said_full = True
+            log.warning(
+                "note: neither memory nor disk hold all training cases; the rest is read again for every %s, which is slow: "
+                "free some of either, or set planning.spacing larger",
+                self.again,
+            )
 
 
 class Sample(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +18,12 @@ from ulna.data.pipeline.augment import Augment
 from ulna.data.pipeline.patches import Structures, sample_stream
 from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
 from ulna.data.pipeline.slices import seen_in_stack, stacked
+from ulna.data.prepared.store import CaseStore
 from ulna.planning.length import MOST_SLICE_STEPS
 from ulna.recipe import Plan, Recipe, Slices, Training, count_drawn
 from ulna.training.ahead import ahead
-from ulna.training.samples import Batches, Key, PreparedCases, Sample, Samples
+from ulna.training.samples import LABELS, Batches, Key, PreparedCases, Sample, Samples
 from ulna.training.sampling import Pieces, Sampling
-from ulna.training.spool import Spool
-
-log = logging.getLogger(__name__)
 
 
 class SlicedVolume(NamedTuple):
@@ -51,31 +48,35 @@ class SliceCases(PreparedCases):
     Args:
         cases: labelled cases.
         plan: with slices.
-        folder: on the disk that keeps what the memory does not; None for none.
         keep_bytes: how much may be kept in memory; None is a quarter of what is free now.
         device: where `fill` keeps cases first.
         device_bytes: how much may be kept there.
         sampling: what patches on structures are drawn from; a lesion is one through all slices.
+        store: the cache; None for none.
+        folder: on the disk that keeps what neither memory nor cache do; None for none.
     """
+
+    again = "slice"
 
     def __init__(
         self,
         cases: Sequence[Case],
         plan: Plan,
         *,
-        folder: Path | None = None,
         keep_bytes: int | None = None,
         device: torch.device | None = None,
         device_bytes: int = 0,
         sampling: Sampling = "case",
+        store: CaseStore | None = None,
+        folder: Path | None = None,
     ) -> None:
         super().__init__(
-            cases, plan, keep_bytes=keep_bytes, device=device, device_bytes=device_bytes, sampling=sampling
-        )
+            cases, plan, keep_bytes=keep_bytes, device=device, device_bytes=device_bytes, sampling=sampling,
+            store=store, folder=folder,
+        )  # fmt: skip
         self.slices = _slices_of(plan)
+        self.form = (self.slices.axis, self.slices.neighbours)
         self._sliced: dict[int, SlicedVolume] = {}
-        self._spool = None if folder is None else Spool(folder)
-        self._said_full = False
 
     def fill(self, threads: int = 0) -> Iterator[int]:
         """Read all cases, one a step, and keep those that fit; their numbers."""
@@ -102,37 +103,23 @@ class SliceCases(PreparedCases):
         found = [(index, getattr(self._sliced[index], kind)) for index in range(len(self))]
         return np.concatenate([np.stack([np.full(len(some), index), some], axis=1) for index, some in found])
 
-    def _prepared(self, index: int) -> tuple[Prepared, Tensor]:
-        case, axis = self.cases[index], self.slices.axis
-        volume = case.read_image()
+    def _prepared(self, case: Case) -> tuple[Prepared, dict[str, Tensor]]:
+        axis, volume = self.slices.axis, case.read_image()
         prepared = prepare(volume, self.plan)
         labels = prepare_labels(encode_labels(case.read_labels(), self.plan.labels), volume, self.plan)
-        labels = labels.movedim(axis - 3, 0).contiguous()
-        if index not in self._sliced:
-            self._sliced[index] = sliced(prepared.image, labels, axis, self.plan.labels.ignored)
-            if self.sampling != "case":
-                maps = labels if labels.ndim == 3 else labels.movedim(1, 0)  # (D, H, W) or (K, D, H, W)
-                whole = Structures(maps, 3, self.plan.labels.ignored)
-                self._pieces[index] = Pieces.of(whole, maps, self.sampling)
-        return prepared._replace(image=stacked(prepared.image, axis, self.slices.neighbours)), labels
+        image = stacked(prepared.image, axis, self.slices.neighbours)
+        return prepared._replace(image=image), {LABELS: labels.movedim(axis - 3, 0).contiguous()}
 
-    def _keep(self, index: int, case: tuple[Prepared, Tensor], *, on_device: bool = False) -> None:
-        super()._keep(index, case, on_device=on_device)
-        if self.keeps(index) or self._spool is None:
+    def _note(self, index: int, image: Tensor, labels: Tensor) -> None:
+        if index in self._sliced:
             return
-        prepared, labels = case
-        with self._lock:
-            if self.keeps(index):
-                return
-            kept = [self._spool.put(one) for one in (prepared.image, labels)]
-            if kept[0] is not None and kept[1] is not None:
-                self._kept[index] = prepared._replace(image=kept[0]), kept[1]
-            elif not self._said_full:
-                self._said_full = True
-                log.warning(
-                    "note: neither memory nor disk hold all training volumes; the rest is read again for every slice, which "
-                    "is slow: free some of either, or set planning.spacing larger"
-                )
+        axis, behind = self.slices.axis, self.slices.neighbours
+        volume = image[behind : behind + len(labels)].movedim(0, axis + 1)
+        self._sliced[index] = sliced(volume, labels, axis, self.plan.labels.ignored)
+        if self.sampling != "case":
+            maps = labels if labels.ndim == 3 else labels.movedim(1, 0)  # (D, H, W) or (K, D, H, W)
+            whole = Structures(maps, 3, self.plan.labels.ignored)
+            self._pieces[index] = Pieces.of(whole, maps, self.sampling)
 
 
 class SliceSamples(Samples):
@@ -239,6 +226,7 @@ def training_samples(
     folder: Path,
     device: torch.device,
     device_bytes: int,
+    store: CaseStore | None = None,
 ) -> Samples:
     """The samples of a training: patches of images, or slices of volumes.
 
@@ -249,13 +237,19 @@ def training_samples(
         folder: of the run.
         device: that keeps cases, and makes samples.
         device_bytes: that cases may take there.
+        store: the cache; None for none.
     """
-    sampling = recipe.training.sampling
-    if plan.slices is None:
-        kept = PreparedCases(cases, plan, device=device, device_bytes=device_bytes, sampling=sampling)
-        return samples_of(kept, plan, recipe)
-    sliced_cases = SliceCases(cases, plan, folder=folder, device=device, device_bytes=device_bytes, sampling=sampling)
-    return samples_of(sliced_cases, plan, recipe)
+    kind = PreparedCases if plan.slices is None else SliceCases
+    kept = kind(
+        cases,
+        plan,
+        device=device,
+        device_bytes=device_bytes,
+        sampling=recipe.training.sampling,
+        store=store,
+        folder=folder,
+    )
+    return samples_of(kept, plan, recipe)
 
 
 def samples_of(cases: PreparedCases, plan: Plan, recipe: Recipe) -> Samples:

@@ -22,6 +22,13 @@ ALIGNED = 64
 AT_ONCE = 1 << 26  # bytes of a write
 
 
+def _write_at(descriptor: int, values: memoryview, place: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(descriptor, values, place)
+    os.lseek(descriptor, place, os.SEEK_SET)  # Windows; whoever writes holds the lock of the cases
+    return os.write(descriptor, values)
+
+
 class Spool:
     """Tensors in files without a name, which are gone with the process, however it ends.
 
@@ -54,7 +61,7 @@ class Spool:
             values = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
             place, done = self._used, 0
             while done < size:  # not through the map: a full disk would end the process there
-                done += os.pwrite(self._file, values[done : done + AT_ONCE], place + done)
+                done += _write_at(self._file, values[done : done + AT_ONCE], place + done)
         except OSError as error:
             log.info("%s: no further case is kept on this disk (%s)", self.folder, error.strerror or error)
             self._room = 0

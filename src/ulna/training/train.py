@@ -14,6 +14,8 @@ import torch
 
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.pseudonyms import Pseudonyms, check_key, named, opened, texts_of
+from ulna.data.prepared.contents import Contents
+from ulna.data.prepared.store import CaseStore
 from ulna.errors import UsageError, counted, printable
 from ulna.evaluation.intervals import told_mean
 from ulna.inference.fold_runs import is_cross_validation
@@ -194,7 +196,9 @@ def train(
             )  # fmt: skip
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
-            return _trained(data, run, own, model_because=why, names=names, tracker=tracker, **limits).summary
+            return _trained(
+                data, run, own, model_because=why, names=names, tracker=tracker, shared=True, **limits
+            ).summary
 
         summary = cross_validate(data, folder, chosen, one_fold, limits, key=_words_again(names, tracker))
         tell_folds(tracker, folder, data)
@@ -214,11 +218,17 @@ def _trained(
     max_hours: float | None = None,
     names: Pseudonyms | None = None,
     tracker: Tracker | None = None,
+    shared: bool = False,
 ) -> Run:
-    """One training into a folder: by the recipe that was chosen, or without one where it stopped."""
+    """One training into a folder: by the recipe that was chosen, or without one where it stopped.
+
+    Args:
+        shared: whether others of the same data follow, which find the cases that this one has prepared.
+    """
     resume = chosen is None
     before: Recipe | None = None  # of a run that goes on
     notes: tuple[str, ...] = ()
+    contents = Contents()
     start = None if chosen is None else start_of(chosen)
     with locked(folder):
         if chosen is None:
@@ -230,7 +240,7 @@ def _trained(
             if not any((folder / CHECKPOINTS).glob("*.safetensors")):
                 check_unfinished(folder)  # before data are read, and anything is written
                 start = start_of(planned.recipe)
-            check_same(folder, data, dataset, planned.plan.labels)
+            check_same(folder, data, dataset, planned.plan.labels, contents)
         else:
             refuse_taken(folder)  # once more: what wrote into it may have ended since
             dataset = named(names, Dataset.from_folder(data)).declaring(chosen.classes)
@@ -251,7 +261,11 @@ def _trained(
         if chosen is not None and chosen.training.budget == "full" and not planned.device.gpu:
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
-        described = "" if resume else describe(dataset, planned.plan.labels, None if names is None else names.digest)
+        key = None if names is None else names.digest
+        described = "" if resume else describe(dataset, planned.plan.labels, contents, key)
+        # pseudonyms are for what others may see, and prepared images are kept where it is not decided who does
+        cached = planned.recipe.training.cache if names is None else False
+        store = CaseStore.of(planned.plan, contents, data, cached, shared=shared)
         again = [*_words_again(names, tracker), *allow_flag(planned.recipe.architecture.foreign)]
         stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *again]))
         with stop.listening(), logged_to(folder / LOG_FILE, texts_of(names, data, folder)):
@@ -266,7 +280,7 @@ def _trained(
             if model_because:
                 log.info("network: %s", model_because)
             with (tracked := Tracked.training(tracker, folder, data)).active():
-                network, state = _train(folder, dataset, planned, stop, tracked, before=before, start=start)
+                network, state = _train(folder, dataset, planned, stop, tracked, store, before=before, start=start)
                 stop.everything_is_saved()
                 summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
                 keep_last(folder / CHECKPOINTS)
@@ -322,7 +336,7 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
 
 
 def _train(
-    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, tracked: Tracked, *,
+    folder: Path, dataset: Dataset, planned: Planned, stop: Stop, tracked: Tracked, store: CaseStore | None, *,
     before: Recipe | None, start: Start | None,
 ) -> tuple[Network, State]:  # fmt: skip
     recipe, plan, split = planned.recipe, planned.plan, planned.split
@@ -345,13 +359,13 @@ def _train(
     held = sum(size for name, size in planned.memory.parts.items() if name in ON_THE_GPU)
     samples = training_samples(
         dataset.cases_of(split.train), plan, recipe,
-        folder=folder, device=default_device(), device_bytes=device_room(held),
+        folder=folder, device=default_device(), device_bytes=device_room(held), store=store,
     )  # fmt: skip
     loop = Loop(
         network,
         plan,
         recipe,
-        val=PreparedCases(dataset.cases_of(split.val), plan, on_grid=False),
+        val=PreparedCases(dataset.cases_of(split.val), plan, on_grid=False, store=store),
         samples=samples,
         folder=folder,
         stop=stop,
