@@ -130,6 +130,13 @@ VERBS: dict[str, Verb] = {
         flags="--host --port --token --name --queue --keep-minutes --max-megabytes --max-pixels --max-seconds "
         "--max-ram --max-disk --threads",
     ),
+    "view": Verb(
+        "ulna.viewer.view:view",
+        "Look at an image, and at a mask over it, in the browser: three planes and 3D for volumes; nothing leaves this machine.",
+        paths=True,
+        flags="--port",
+        switches="--no-browser",
+    ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",

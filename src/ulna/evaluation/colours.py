@@ -1,4 +1,4 @@
-"""The colours of every picture: those of the classes, and an image as RGB. Needs numpy alone, for the server has no matplotlib."""
+"""The colours of every picture: of classes, and an image as RGB. Needs numpy alone: the server has no matplotlib."""
 
 from __future__ import annotations
 
