@@ -15,7 +15,7 @@ from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.dicom.series import DicomStored
 from ulna.data.formats.label_maps import encode_labels, value_counts, without_colour
 from ulna.data.formats.read import read_image, read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, Structure, suffix_of
 from ulna.data.layout.record import Record, read_facts
 from ulna.data.quality.objects import MOST_CLASSES, count_objects
 from ulna.data.volume import Volume, same_geometry, spacing_text
@@ -25,6 +25,7 @@ from ulna.recipe import Labels, parse
 from ulna.system.outputs import PREDICT_FILE
 from ulna.trust.structures import find_structures, unit_of
 
+_LABELS = ("seg", "rtstruct")
 OBJECTS = "objects"  # what a mask of numbered objects is called where nothing names them
 
 
@@ -101,9 +102,11 @@ def _trust(unit: str, found: Mapping[str, Any]) -> dict[str, Any]:
 def _source(path: Path, image: Volume) -> Source:
     """A SEG or RTSTRUCT is read on the grid of the series that it was drawn on."""
     stored = image.meta.stored
-    if suffix_of(path) == DICOM_SUFFIX and isinstance(stored, DicomStored):
+    if suffix_of(path) == DICOM_SUFFIX and isinstance(stored, DicomStored) and known_header(path).kind in _LABELS:
         files = dict.fromkeys(frame.header.path for frame in stored.stack.frames)
-        return Source(path, None, Series((path,), grid=tuple(files), overlapping=True))
+        named = sorted((one.number, printable(one.label)) for one in named_in(path))
+        structures = tuple(Structure(label, (f"#{number}",)) for number, label in named)
+        return Source(path, None, Series((path,), grid=tuple(files), structures=structures, overlapping=True))
     return Source(path)
 
 
@@ -139,9 +142,9 @@ def _labels(path: Path, volume: Volume, facts: Mapping[str, Any]) -> tuple[Label
 def _names(path: Path, count: int) -> tuple[str, ...]:
     """As a SEG or RTSTRUCT names its structures; elsewhere numbers."""
     names: list[str] = []
-    if suffix_of(path) == DICOM_SUFFIX and known_header(path).kind in ("seg", "rtstruct"):
+    if suffix_of(path) == DICOM_SUFFIX and known_header(path).kind in _LABELS:
         named = {one.number: printable(one.label) for one in named_in(path)}
-        names = [named.get(number, str(number)) for number in range(1, max(named, default=0) + 1)]
+        names = [named[number] for number in sorted(named)]
     if len(names) == count and len(set(names)) == count and "background" not in names:
         return tuple(names)
     return tuple(str(number) for number in range(1, count + 1))

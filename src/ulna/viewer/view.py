@@ -80,7 +80,7 @@ def _answers(folder: Path, image: Path, volume: Volume, mask: Path | None, laid:
         "unit": volume.unit,
         "file": mask.name if mask is not None and mask.is_file() else None,
         "classes": list(names),
-        "notes": [*volume.meta.notes, *(() if laid is None else laid.notes)],
+        "notes": list(dict.fromkeys((*volume.meta.notes, *(() if laid is None else laid.notes)))),
         "trust": {} if laid is None else laid.trust,
         "view": shown,
     }

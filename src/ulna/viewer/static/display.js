@@ -67,7 +67,7 @@ export class Display {
     byId("layouts").hidden = !deep;
     byId("layouts").querySelectorAll("button").forEach((button) => button.remove());
     byId("layouts").append(...this.view.layouts.map((name) => make("button", { type: "button", text: name, onclick: () => this.layout(name) })));
-    if (deep) this.layout("All");
+    if (deep) this.layout(this.view.first);
     byId("window-choice").hidden = !deep;
     if (deep) this.#windows();
   }

@@ -84,6 +84,6 @@ export function facts(told) {
   const size = told.size ? `${told.size.join(" × ")} ${told.size.length === 2 ? "pixels" : "voxels"}` : "";
   const spacing = told.spacing && told.unit === "mm" ? `${told.spacing.join(" × ")} mm` : "";
   const step = told.view?.step > 1 ? `shown at 1/${told.view.step} of its size` : "";
-  const seconds = told.seconds ? `${number(told.seconds)} s` : "";
+  const seconds = told.seconds ? `${Number(told.seconds.toPrecision(2))} s` : "";
   return [size, spacing, step, seconds].filter(Boolean).join(" · ");
 }

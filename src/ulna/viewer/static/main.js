@@ -126,6 +126,7 @@ async function choose(study) {
   list();
   display.close();
   byId("empty").hidden = study !== null;
+  document.body.classList.toggle("new", study === null);
   byId("findings").hidden = true;
   say(byId("wait"), "");
   if (study === null) return;

@@ -22,16 +22,18 @@ export const canShow = () => document.createElement("canvas").getContext("webgl2
 
 export class VolumeView {
   layouts = LAYOUTS;
+  first = "All";
 
   constructor(holder, told) {
     this.holder = holder;
+    this.opacity = 0.5;
     this.told = told;
     this.canvas = document.createElement("canvas");
     holder.append(this.canvas);
   }
 
   async show(image, overlay, view) {
-    const { Niivue, NVImage, SHOW_RENDER, DRAG_MODE } = await library();
+    const { Niivue, NVImage, SHOW_RENDER, DRAG_MODE, MULTIPLANAR_TYPE } = await library();
     this.view = view;
     this.drawn = new Niivue({
       backColor: [0, 0, 0, 1],
@@ -39,17 +41,19 @@ export class VolumeView {
       crosshairWidthUnit: "mm",
       dragAndDropEnabled: false,
       dragMode: DRAG_MODE.contrast,
-      fontColor: [0.96, 0.83, 0.37, 1],
-      fontMinPx: 15,
+      fontColor: [1, 0.78, 0.15, 1],
+      fontMinPx: 17,
       isColorbar: false,
       isOrientationTextVisible: view.oriented,
       isRadiologicalConvention: view.oriented, // the patient's right on the left; without an orientation as stored
       loadingText: "",
       logLevel: "silent",
+      multiplanarLayout: MULTIPLANAR_TYPE.GRID,
       multiplanarPadPixels: 4,
       multiplanarShowRender: SHOW_RENDER.ALWAYS,
       sagittalNoseLeft: true,
       show3Dcrosshair: false,
+      showAllOrientationMarkers: true,
       // the page has keys of its own
       clipPlaneHotKey: "",
       cycleClipPlaneHotKey: "",
@@ -60,20 +64,19 @@ export class VolumeView {
     const read = (buffer, name, options) => NVImage.loadFromFile({ file: new File([buffer], name), name, ...options });
     const [low, high] = view.window;
     const volume = await read(image, "image.nii.gz", { colormap: "gray", cal_min: low, cal_max: high });
-    this.drawn.addVolume(volume);
     volume.cal_min = low;
     volume.cal_max = high;
+    this.drawn.addVolume(volume);
     if (overlay !== null) {
       this.mask = await read(overlay, "mask.nii.gz", { opacity: 0.5 });
       this.#colour([]);
       this.drawn.addVolume(this.mask);
       this.#centre();
     }
-    const size = Math.max(...[1, 2, 3].map((axis) => volume.dimsRAS[axis] * volume.pixDimsRAS[axis]));
-    this.drawn.opts.crosshairWidth = size / 450;
-    this.drawn.setInterpolation(Math.max(...volume.dimsRAS.slice(1, 4)) < 24);
-    this.layout("All");
-    this.drawn.updateGLVolume();
+    const sizes = [1, 2, 3].map((axis) => volume.dimsRAS[axis] * volume.pixDimsRAS[axis]);
+    const size = Math.max(...sizes);
+    if (Math.min(...sizes) < size / 6) this.first = ["Sagittal", "Coronal", "Axial"][sizes.indexOf(Math.min(...sizes))]; // a few slices
+    this.drawn.opts.crosshairWidth = size / 300; // mm; as NiiVue has it, a voxel, it hides what is small;
   }
 
   // the crosshair in the middle of what is segmented
@@ -105,15 +108,26 @@ export class VolumeView {
   paint(palette, opacity, outline) {
     if (!this.mask) return;
     this.#colour(palette);
-    this.mask.opacity = opacity;
+    this.opacity = opacity;
     this.drawn.opts.atlasOutline = outline ? 1 : 0;
+    this.#weigh();
     this.drawn.updateGLVolume();
+  }
+
+  // in 3D the mask stands alone: the image would hide it. Returns whether that changes what is drawn
+  #weigh() {
+    const alone = this.mask !== undefined && this.shown === "3D";
+    const before = this.drawn.volumes.map((one) => one.opacity);
+    this.drawn.volumes[0].opacity = alone ? 0 : 1;
+    if (this.mask) this.mask.opacity = alone && this.opacity ? 1 : this.opacity;
+    return this.drawn.volumes.some((one, at) => one.opacity !== before[at]);
   }
 
   layout(name) {
     const kinds = { All: "sliceTypeMultiplanar", Axial: "sliceTypeAxial", Coronal: "sliceTypeCoronal", Sagittal: "sliceTypeSagittal", "3D": "sliceTypeRender" };
     this.shown = name;
     this.drawn.setSliceType(this.drawn[kinds[name]]);
+    if (this.#weigh()) this.drawn.updateGLVolume();
   }
 
   window(low, high) {
