@@ -132,7 +132,7 @@ VERBS: dict[str, Verb] = {
     ),
     "view": Verb(
         "ulna.viewer.view:view",
-        "Look at an image, and at a mask over it, in the browser: three planes and 3D for volumes; nothing leaves this machine.",
+        "Look at an image, and at a mask over it, in the browser; nothing leaves this machine.",
         paths=True,
         flags="--port",
         switches="--no-browser",

@@ -41,8 +41,8 @@ def write_shown(
 
     Returns:
         Plain values: `dims`; `shown` and `overlay`, names of the files; `values`, the classes (from 0) of every value of the
-        overlay, in the order in which they are drawn; `objects`, whether values tell objects apart and not classes;
-        `sides`, the letters at the sides of a picture; `aspect`, how high its pixels are as a multiple of their width; `step`;
+        overlay, as they are drawn one over the other; `objects`, whether values tell objects apart and not classes;
+        `sides`, the letters around a picture; `aspect`, how high its pixels are as a multiple of their width; `step`;
         `oriented`; `window`, from which value (black) to which (white) a volume is shown; `ct`.
     """
     overlay, values = _overlay(mask, volume.spatial_dims, count, objects)
@@ -92,9 +92,9 @@ def _write_picture(path: Path, pixels: NDArray[Any]) -> None:
 
 def _deep(folder: Path, volume: Volume, overlay: NDArray[Any] | None, window: Any) -> dict[str, Any]:
     like, turn = _placed(volume)
-    image = turn(volume.array[0])
+    image = _plain(turn(volume.array[0]))
     told: dict[str, Any] = {SHOWN: f"{SHOWN}.nii.gz", OVERLAY: None, "step": 1}
-    write_whole(folder / told[SHOWN], lambda file: write_nifti(file, _plain(image), like))
+    write_whole(folder / told[SHOWN], lambda file: write_nifti(file, image, like))
     if overlay is not None:
         told[OVERLAY] = f"{OVERLAY}.nii.gz"
         smallest = overlay.astype(label_dtype(int(overlay.max(initial=0))), copy=False)
@@ -103,7 +103,7 @@ def _deep(folder: Path, volume: Volume, overlay: NDArray[Any] | None, window: An
 
 
 def _placed(volume: Volume) -> tuple[Volume, Any]:
-    """The volume with a place, and how its arrays are turned for it: without one, the last axis is across, the second down."""
+    """The volume with a place, and how its arrays are turned: without one, the last axis is across, the second down."""
     if volume.affine is not None:
         return replace(volume, meta=Meta()), lambda array: array
     affine = np.diag([volume.spacing[2], -volume.spacing[1], volume.spacing[0], 1.0])
@@ -116,17 +116,19 @@ def _plain(image: NDArray[Any]) -> NDArray[Any]:
     """Values of a type that every viewer reads, all of them finite."""
     if image.dtype.name in PLAIN[:-1]:
         return image
-    values = image.astype(np.uint8 if image.dtype == bool else np.float32)
-    return values if np.isfinite(values).all() else np.nan_to_num(values, nan=float(np.nanmin(values)), copy=False)
+    with np.errstate(over="ignore"):
+        values = image.astype(np.uint8 if image.dtype == bool else np.float32)
+    finite = np.isfinite(values)
+    if finite.all():
+        return values
+    low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
+    return np.nan_to_num(values, nan=low, posinf=high, neginf=low, copy=False)
 
 
 def _window(image: NDArray[Any]) -> list[float]:
     """As other pictures are stretched: from 1 % to 99 % of the values; from the least to the largest where these are one."""
     step = max(1, round((image.size / SAMPLED) ** (1 / 3)))
     values = image[::step, ::step, ::step].astype(np.float64)
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return [0.0, 1.0]
     low, high = np.percentile(values, (1, 99))
     if high <= low:
         low, high = float(image.min()), float(image.max())

@@ -25,11 +25,12 @@ PREFIX = "ulna-view-"
 
 
 def view(image: Path | str, mask: Path | str | None = None, /, *, port: int = 0, no_browser: bool = False) -> None:
-    """Look at an image, and at a mask over it, in the browser: three planes and 3D for volumes; nothing leaves this machine.
+    """Look at an image, and at a mask over it, in the browser; nothing leaves this machine.
 
-    Listens on this machine alone, below an address that nobody guesses, until Ctrl-C. The mask may be any that ulna reads; it
-    must have the voxels of the image, in whichever order its file has them. Its classes are named where it lies beside
-    the predict.json of `ulna predict`, and in a SEG or RTSTRUCT; else they are numbers. docs/viewing.md has the keys.
+    Volumes are shown in three planes and in 3D. Listens on this machine alone, below an address that nobody guesses, until
+    Ctrl-C. The mask may be any that ulna reads; it must have the voxels of the image, in whichever order its file has them.
+    Its classes are named where it lies beside the predict.json of `ulna predict`, and in a SEG or RTSTRUCT; else they
+    are numbers. docs/viewing.md has the keys.
 
     Args:
         image: a file, or the folder of a DICOM series.
