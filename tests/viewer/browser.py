@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,14 @@ FLAGS = [
     "--remote-debugging-pipe",
 ]
 WAIT_S = 60.0
+# its pipes are the descriptors 3 and 4
+BEGIN = """
+import fcntl, os, sys
+reading, writing = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(reading, 3)
+os.dup2(writing, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -149,10 +158,9 @@ class Browser:
 def browsing(folder):
     """A browser with a profile of its own."""
     ours, theirs = os.pipe(), os.pipe()  # to it, from it
-    command = f'exec "$@" 3<&{ours[0]} 4>&{theirs[1]}'
     profile = f"--user-data-dir={folder / 'profile'}"
     process = subprocess.Popen(
-        ["/bin/sh", "-c", command, "sh", CHROMIUM, *FLAGS, profile, "about:blank"],
+        [sys.executable, "-c", BEGIN, str(ours[0]), str(theirs[1]), CHROMIUM, *FLAGS, profile, "about:blank"],
         pass_fds=(ours[0], theirs[1]),
         stderr=subprocess.DEVNULL,
         env={**os.environ, "HOME": str(folder), "TZ": "UTC"},
