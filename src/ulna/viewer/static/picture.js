@@ -34,7 +34,7 @@ export class PictureView {
 
   // palette: value -> colour or null
   paint(palette, opacity, outline) {
-    this.opacity = opacity;
+    this.opacity = outline ? Math.min(1, 2 * opacity) : opacity; // a thin line needs more
     if (this.values === null) return;
     const key = JSON.stringify([palette, outline]);
     if (key !== this.key) {
@@ -49,7 +49,7 @@ export class PictureView {
     Object.assign(this.painted, { width, height });
     const context = this.painted.getContext("2d");
     const pixels = context.createImageData(width, height);
-    const thick = Math.max(1, Math.round(Math.max(width, height) / 500));
+    const thick = Math.max(1, Math.round(Math.max(width, height) / 250));
     const inner = (x, y, value) => x >= 0 && y >= 0 && x < width && y < height && values[y * width + x] === value;
     const edge = (x, y, value) =>
       !(inner(x - thick, y, value) && inner(x + thick, y, value) && inner(x, y - thick, value) && inner(x, y + thick, value));
