@@ -138,6 +138,13 @@ VERBS: dict[str, Verb] = {
         switches="--clear",
         gone=True,
     ),
+    "view": Verb(
+        "ulna.viewer.view:view",
+        "Look at an image, and at a mask over it, in the browser; nothing leaves this machine.",
+        paths=True,
+        flags="--port",
+        switches="--no-browser",
+    ),
     "bench": Verb(
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",

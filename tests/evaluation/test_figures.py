@@ -12,8 +12,8 @@ from tests.data.pipeline.test_orientation import ALL_48, stored_as
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.evaluation import figures
+from ulna.evaluation.colours import CLASS_COLOURS, to_rgb
 from ulna.evaluation.figures import (
-    CLASS_COLOURS,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
     RIGHT,
@@ -22,7 +22,6 @@ from ulna.evaluation.figures import (
     outlines_alone,
     overlay,
     panels,
-    to_rgb,
 )
 from ulna.evaluation.views import Sides, best_slice, flat, view
 

@@ -42,7 +42,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_twenty_jobs(client):
     assert count(client, 'ulna_jobs_total{state="done"}') == done + 20  # none ended twice
     assert count(client, "ulna_workers_total") == workers + 1
     assert len({client.ask("GET", f"/jobs/{id}/mask")[2] for id in ids}) == 20  # each its own mask
-    assert len(client.settled()) == 40  # a mask and an answer each, and nothing else
+    assert len(client.settled()) == 80  # a mask, an answer and two views each, and nothing else
     for id in ids:
         client.ask("DELETE", f"/jobs/{id}")
     assert client.settled() == []

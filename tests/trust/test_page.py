@@ -21,7 +21,7 @@ from tests.inference.test_trust import TOLD, calibrated
 from ulna.cli.main import run as command
 from ulna.data.volume import Volume
 from ulna.errors import Interrupted, PartialFailure, UsageError
-from ulna.evaluation.figures import CLASS_COLOURS
+from ulna.evaluation.colours import CLASS_COLOURS
 from ulna.recipe import Labels
 from ulna.trust import page as pages
 from ulna.trust import pictures

@@ -1,4 +1,4 @@
-"""Pictures: images as RGB, overlays of prediction and reference, training curves, contact sheets.
+"""Pictures: overlays of prediction and reference, training curves, contact sheets.
 
 Functions return arrays (H, W, 3) uint8 or write one PNG. A file appears whole or not at all. What is shown of a volume, and
 which way up, says `views.py`.
@@ -20,15 +20,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 
+from ulna.evaluation.colours import CLASS_COLOURS, RGB, Colour, to_rgb
 from ulna.evaluation.views import Sides, flat
 from ulna.system.files import write_whole
 
 LINES = 128  # outlines that fit beside each other along a picture
 SIDE = 2.3  # inches that a picture of a contact sheet is wide
 CAPTION = 32  # letters that fit above a picture of a contact sheet
-RGB = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-Colour = tuple[int, int, int]
 
 RIGHT: Colour = (255, 255, 255)
 FALSE_POSITIVE: Colour = (239, 51, 64)
@@ -39,52 +38,13 @@ LEGEND: tuple[tuple[str, Colour], ...] = (
     ("false positive", FALSE_POSITIVE),
     ("false negative", FALSE_NEGATIVE),
 )
-# Okabe and Ito's palette for colour-blind readers, the colours that show on dark images first
-CLASS_COLOURS: tuple[Colour, ...] = (
-    (240, 228, 66),
-    (86, 180, 233),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (213, 94, 0),
-    (0, 114, 178),
-)
-
 LETTERS = "#f4d35e"  # at the sides of a picture: on dark and on bright tissue
-
-DARK = 110  # 8-bit colour whose brightest half per cent stays below is drawn brighter
 
 INK = {False: "#1c2430", True: "#e8ebf0"}  # dark page?
 MUTED = {False: "#677180", True: "#98a2b0"}
 GRID = {False: "#e4e7eb", True: "#2b323c"}
 PAPER = {False: "#ffffff", True: "#171b21"}
 LOSS, DICE, IOU = "#8a6bd1", "#1f8f78", "#d9822b"
-
-
-def to_rgb(image: NDArray[Any]) -> RGB:
-    """A 2D image as RGB, stretched so that 1 % is black and 1 % is white; 8-bit RGB stays as it is unless it is dark.
-
-    One channel is grey, three are a colour, of any other number the first is shown.
-
-    Shape:
-        (C, H, W) -> (H, W, 3)
-    """
-    if image.ndim != 3:
-        raise ValueError(f"image {image.shape} is not (C, H, W)")
-    channels = image if image.shape[0] == 3 else image[:1]
-    if channels.shape[0] == 3 and image.dtype == np.uint8:
-        brightest = float(np.percentile(channels, 99.5))
-        if 0 < brightest < DARK:  # fluorescence often fills a tenth of the range: one factor keeps the colours
-            channels = np.rint(np.clip(channels * (255 / brightest), 0, 255)).astype(np.uint8)
-        return np.ascontiguousarray(np.moveaxis(channels, 0, -1))
-    values = channels.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
-    if high <= low and finite.size:  # almost every pixel alike: a few bright ones must still show
-        low, high = finite.min(), finite.max()
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
-    grey = np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8)
-    return np.ascontiguousarray(np.moveaxis(np.broadcast_to(grey, (3, *grey.shape[1:])), 0, -1))
 
 
 class Picture(NamedTuple):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ulna.evaluation import figures
+from ulna.evaluation.colours import CLASS_COLOURS
 from ulna.evaluation.drawn import EACH, ShownCase
 from ulna.evaluation.headings import present
 from ulna.evaluation.listing import MEASURES, list_cases
@@ -187,6 +188,6 @@ def _anchors(cases: Sequence[ShownCase]) -> dict[str, str]:
 
 def _classes(scores: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(outline of a class, its colour)."""
-    colours = figures.CLASS_COLOURS
+    colours = CLASS_COLOURS
     names = list(scores.get("classes", {}))
     return [(f"outline of {name}", css(colours[k % len(colours)])) for k, name in enumerate(names)]

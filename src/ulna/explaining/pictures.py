@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.write import write_image
 from ulna.data.volume import Volume
-from ulna.evaluation.figures import RGB, Picture, overlay, panels, to_rgb
+from ulna.evaluation.colours import RGB, to_rgb
+from ulna.evaluation.figures import Picture, overlay, panels
 from ulna.evaluation.views import view
 
 SHEET_FILE = "contact_sheet.png"

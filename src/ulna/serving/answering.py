@@ -25,6 +25,7 @@ from ulna.serving.archive import unpack
 from ulna.serving.engine import Answer, Engine
 from ulna.serving.jobs import ANSWER
 from ulna.system.files import write_text
+from ulna.viewer.shown import OVERLAY, SHOWN, write_shown
 
 Note = Callable[[str, float | None], object]
 SERIES = "series"  # the folder that a zip is unpacked to
@@ -77,17 +78,21 @@ def _one(
     )
     told: dict[str, Any] = {"file": written.name, "size": list(volume.size), "notes": [*said, *volume.meta.notes]}
     told["trust"] = answer.trust
-    if volume.meta.format == "dicom" and volume.affine is not None:
-        told["view"] = _views(result, volume, answer, engine.numbered)
+    told["view"] = _views(result, volume, answer, engine)
     return told
 
 
-def _views(result: Path, volume: Volume, answer: Answer, numbered: bool) -> dict[str, str]:
-    """Image and mask as NIfTI, for viewers that read no SEG."""
+def _views(result: Path, volume: Volume, answer: Answer, engine: Engine) -> dict[str, Any]:
+    """Image and mask for the page; of DICOM also as NIfTI for viewers that read no SEG, where the page has something else."""
+    stacked = answer.mask.ndim > volume.spatial_dims
+    told = write_shown(result, volume, answer.mask, len(engine.plan.labels.foreground), answer.objects)
+    plain = told["dims"] == 3 and volume.channels == 1 and not stacked and not engine.numbered
+    if volume.meta.format != "dicom" or volume.affine is None or plain:
+        return told | {"image": told[SHOWN], "mask": told[OVERLAY]}
     image = write_image(result / f"{VIEW}_image", volume)
     shown = answer.in_file("nifti")
-    mask = write_labels(result / f"{VIEW}_mask", shown, volume, None, "nifti", keep_type=numbered)
-    return {"image": image.name, "mask": mask.name}
+    mask = write_labels(result / f"{VIEW}_mask", shown, volume, None, "nifti", keep_type=engine.numbered)
+    return told | {"image": image.name, "mask": mask.name}
 
 
 def _sources(path: Path, plan: Plan, setup: Mapping[str, Any]) -> tuple[Sequence[Source], list[str]]:

@@ -21,6 +21,7 @@ from ulna.serving.limits import Refused
 from ulna.serving.supervising import Supervisor
 from ulna.serving.uploading import Discarding, Gone, receive_upload
 from ulna.version import version
+from ulna.viewer.page import ABOUT, about_body, page_files, read_page
 
 SWEEP_S = 1.0  # how often results are looked at that were kept for long enough
 HEARTBEAT_S = 15.0  # of an event stream
@@ -74,8 +75,12 @@ class Model(BaseModel):
     channels: list[str]
 
 
-def make_api(jobs: Jobs, supervisor: Supervisor) -> FastAPI:
-    """The application, without its guard; its tasks run while it does."""
+def make_api(jobs: Jobs, supervisor: Supervisor, *, token: bool = False) -> FastAPI:
+    """The application, without its guard; its tasks run while it does.
+
+    Args:
+        token: whether requests must bring one, which the page asks for.
+    """
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
@@ -102,6 +107,7 @@ def make_api(jobs: Jobs, supervisor: Supervisor) -> FastAPI:
         },  # nothing is sent anywhere
     )
     _add_errors(api)
+    _add_page(api, token=token)
     _add_state(api, jobs, supervisor)
     _add_jobs(api, jobs)
     return api
@@ -135,6 +141,24 @@ def _add_errors(api: FastAPI) -> None:
     api.add_exception_handler(HTTPException, other)
     api.add_exception_handler(RequestValidationError, wrong)
     api.add_exception_handler(Exception, defect)
+
+
+def _add_page(api: FastAPI, *, token: bool) -> None:
+    body = about_body("serve", token=token)
+
+    @api.get(ABOUT, include_in_schema=False)
+    async def about() -> Response:
+        return Response(body, media_type="application/json")
+
+    def serve(path: str) -> None:
+        @api.get(path, include_in_schema=False)
+        async def file(request: Request) -> Response:
+            page = read_page(path)
+            known = request.headers.get("if-none-match") == page.headers["ETag"]
+            return Response(b"" if known else page.body, 304 if known else 200, page.headers)
+
+    for path in page_files():
+        serve(path)
 
 
 def _add_state(api: FastAPI, jobs: Jobs, supervisor: Supervisor) -> None:
@@ -239,15 +263,15 @@ def _add_jobs(api: FastAPI, jobs: Jobs) -> None:
         return FileResponse(found[0], filename=found[1], media_type="application/octet-stream")
 
     @api.get("/jobs/{id}/view/{what}", response_class=FileResponse)
-    async def view(id: str, what: Literal["image", "mask"]) -> FileResponse:
-        """Image or mask of a DICOM series as NIfTI, for viewers that read no SEG."""
+    async def view(id: str, what: Literal["image", "mask", "shown", "overlay"]) -> FileResponse:
+        """Image or mask as a browser shows it: PNG in 2D, NIfTI in 3D; `image` and `mask` of a DICOM series are NIfTI."""
         job = jobs.find(id)
         name = job.answer.get("view", {}).get(what)
         if job.state != "done" or not isinstance(name, str):
-            raise Refused(409, "the job has no such view; those of DICOM series have, once they are done")
-        return FileResponse(
-            job.result / name, filename=f"{job.stem}_{what}.nii.gz", media_type="application/octet-stream"
-        )
+            raise Refused(409, "the job has no such view; all but those of an .npz have, once they are done")
+        suffix = name[name.index(".") :]
+        media = "image/png" if suffix == ".png" else "application/octet-stream"
+        return FileResponse(job.result / name, filename=f"{job.stem}_{what}{suffix}", media_type=media)
 
     @api.delete("/jobs/{id}", status_code=204, response_class=Response)
     async def remove(id: str) -> None:

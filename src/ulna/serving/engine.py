@@ -20,10 +20,14 @@ class Answer(NamedTuple):
 
     Args:
         in_file: the mask as a file of that format holds it; None is the format of the image.
+        mask: (*S), class indices; (K, *S) of 0 and 1 for overlapping classes.
+        objects: (*S), numbers of objects; None where they were not asked for.
         trust: as `predict.json` has it.
     """
 
     in_file: Callable[[str | None], NDArray[Any]]
+    mask: NDArray[Any]
+    objects: NDArray[Any] | None
     trust: dict[str, Any]
 
 

@@ -72,7 +72,7 @@ class ExportedEngine(Comparing):
         settings = self.recipe.inference.instances
         objects = None if settings is None else number_objects(mask, settings, volume.spacing)
         result = Result(mask, None, volume, self.plan.labels, self.names, self.plan.mask_values, beside, objects)
-        return Answer(result.in_file, self.trust(result, comparison))
+        return Answer(result.in_file, result.mask, result.objects, self.trust(result, comparison))
 
     def _mask(self, given: Any, agreement: Counted | None, progress: Progress) -> NDArray[Any]:
         """As the networks say it."""

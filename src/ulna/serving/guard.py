@@ -11,17 +11,11 @@ from urllib.parse import urlsplit
 
 from ulna.serving.limits import Limits, Refused
 from ulna.serving.metrics import Metrics
+from ulna.viewer.headers import SAFE
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPEN = ("/health",)  # told without a token: whether it runs, and nothing else
 Send = Callable[[Any], Awaitable[None]]
-SAFE = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-frame-options", b"DENY"),
-    (b"cache-control", b"no-store"),
-]
 
 
 class Guard:

@@ -22,6 +22,7 @@ from ulna.serving.jobs import Jobs
 from ulna.serving.limits import MB, TOKEN, Limits
 from ulna.serving.metrics import Metrics
 from ulna.system.names import is_of_the_zoo
+from ulna.viewer.page import page_paths
 
 log = logging.getLogger(__name__)
 
@@ -257,8 +258,9 @@ class Server:
         jobs = Jobs(self.jobs_folder, self.limits, metrics)
         self.supervisor = Supervisor(self.served, self.threads, jobs, metrics, self.folder / "tmp")
         await self.supervisor.first()
+        api = make_api(jobs, self.supervisor, token=self.token is not None)
         config: Any = uvicorn.Config(
-            Guard(make_api(jobs, self.supervisor), self.names, self.token, metrics, self.limits.header_bytes),
+            Guard(api, self.names, self.token, metrics, self.limits.header_bytes, page_paths()),
             http=protocol_of(self.limits),
             ws="none",
             lifespan="on",

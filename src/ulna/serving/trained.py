@@ -44,4 +44,4 @@ class TrainedEngine:
         need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
         comparison = segmenter.compare(volume)
         result = segmenter.segment(volume)
-        return Answer(result.in_file, segmenter.trust(result, comparison))
+        return Answer(result.in_file, result.mask, result.objects, segmenter.trust(result, comparison))

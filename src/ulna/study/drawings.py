@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ulna.evaluation import figures
 from ulna.evaluation.choice import spread
+from ulna.evaluation.colours import to_rgb
 from ulna.evaluation.drawn import DrawnCase, sized
 from ulna.evaluation.views import Sides
 from ulna.study.ranking import Ranking
@@ -179,7 +180,7 @@ def worst(
     drawn = []
     for number, case in enumerate(cases):
         image, reference = sized(case.image, smooth=True), sized(case.reference)
-        pictures = [("image", figures.to_rgb(image)), ("reference", figures.overlay(image, reference))]
+        pictures = [("image", to_rgb(image)), ("reference", figures.overlay(image, reference))]
         pictures += [
             (f"{model}  {scores[model][number]:.3f}", figures.overlay(image, sized(of_model[number]), reference))
             for model, of_model in masks.items()

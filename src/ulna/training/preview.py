@@ -18,7 +18,8 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.augment import Draw
 from ulna.data.pipeline.patches import epoch_order
 from ulna.data.volume import Volume
-from ulna.evaluation.figures import CLASS_COLOURS, Colour, Picture, outlined, panels
+from ulna.evaluation.colours import CLASS_COLOURS, Colour
+from ulna.evaluation.figures import Picture, outlined, panels
 from ulna.evaluation.views import COARSE, view
 from ulna.inference.inputs import assumed_affine
 from ulna.planning.plan import Planned

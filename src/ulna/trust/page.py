@@ -21,7 +21,7 @@ from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry, Record
 from ulna.errors import UsageError
-from ulna.evaluation import figures
+from ulna.evaluation.colours import CLASS_COLOURS
 from ulna.evaluation.known import mask_values, numbered, values_in
 from ulna.evaluation.predicted import read_mask, sources_of
 from ulna.pages.embedding import css
@@ -284,7 +284,7 @@ def _origin(estimate: ToldEstimate | None) -> str:
 
 def _legend(labels: Labels) -> list[tuple[str, str]]:
     """(class, colour of its outline)."""
-    colours = figures.CLASS_COLOURS
+    colours = CLASS_COLOURS
     return [(name, css(colours[k % len(colours)])) for k, name in enumerate(labels.foreground)]
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ulna.data.volume import Volume
-from ulna.evaluation.figures import outlines_alone, to_rgb
+from ulna.evaluation.colours import to_rgb
+from ulna.evaluation.figures import outlines_alone
 from ulna.evaluation.metrics import mask_of
 from ulna.evaluation.views import Sides, View, view
 from ulna.pages.embedding import embed, embed_lines
