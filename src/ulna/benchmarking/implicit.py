@@ -15,6 +15,7 @@ from ulna.benchmarking.curves import draw_curves
 from ulna.data.layout.dataset import Dataset
 from ulna.demonstration import STATEMENT, make_phantom
 from ulna.errors import Interrupted, PartialFailure, UsageError, counted
+from ulna.executors.handing import stoppable
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
 from ulna.inference.sparse import PointCounts
@@ -22,7 +23,6 @@ from ulna.networks.catalog import NAMED
 from ulna.recipe import Recipe, from_yaml
 from ulna.study.compare import Study, compare
 from ulna.study.costs import pick_case, prediction_mb
-from ulna.study.jobs import stoppable
 from ulna.study.statistics import Description, describe
 from ulna.study.timing import time_in_turn
 from ulna.study.variants import make_variants

@@ -14,16 +14,19 @@ from ulna.data.layout.dataset import split as split_cases
 from ulna.data.layout.pseudonyms import Pseudonyms, named, opened
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, counted, printable
+from ulna.executors.handing import stoppable
+from ulna.executors.job import Need
+from ulna.executors.local import Local
+from ulna.executors.places import ENDLESS, Places, need_of, read_jobs
 from ulna.networks.foreign import permit_named
 from ulna.planning.choosing import check_division
 from ulna.planning.length import STATED, check_budget
 from ulna.planning.plan import check_split_is_made, division, training_data, unused_shares
 from ulna.recipe import Protocol, Recipe, Split, parse, set_value, stated
 from ulna.study.costs import ELSEWHERE, Costs, measure_costs, pick_case
-from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
+from ulna.study.jobs import Job, make_jobs, run_jobs
 from ulna.study.nnunet_rows import leave_for_processes, nnunet_rows, not_there, settings_of_rows, split_names
 from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
-from ulna.study.places import ENDLESS, Need, Places, read_jobs
 from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
 from ulna.study.same_study import STUDY_FILE, check_format, check_same, settings_of_study, stored_study, study_threads
@@ -175,8 +178,8 @@ def compare(
     todo = make_jobs(everything, seeds, folds, out / "runs")
     kept = threads or (before or {}).get("threads")
     needs = _needs(settled) | {row.name: ENDLESS for row in rows.variants}  # nobody knows: they run alone
-    places = Places.of(settled.planned[0].device, needs, most, kept)
-    fit = places.at_once([job.network for job in todo])
+    places = Places.of(settled.planned[0].device, most, kept)
+    fit = places.at_once([needs[job.network] for job in todo])
     settings["threads"] = each = study_threads(out, before, threads, fit)
     write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
     leave_for_processes(out, settled.plan, splits, rows)
@@ -207,8 +210,9 @@ def compare(
     key = None if pseudonyms is None else pseudonyms.path
     tracked = TrackedStudy(tracker, out)
     failed = run_jobs(
-        todo, data, places=places, resume_command=again, threads=each, pseudonyms=key, on_done=tracked.training
-    )
+        todo, data, executor=Local(places), needs=needs, resume_command=again, threads=each, pseudonyms=key,
+        on_done=tracked.training,
+    )  # fmt: skip
 
     with stoppable(again):
         complete = _complete(everything, todo)
@@ -325,7 +329,7 @@ def _needs(settled: Settled) -> dict[str, Need]:
     for variant, planned in zip(settled.variants, settled.planned, strict=True):
         taken = planned.memory_elsewhere
         taken.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
-        needs[variant.name] = Need.of(taken, planned.device)
+        needs[variant.name] = need_of(taken, planned.device)
     return needs
 
 
