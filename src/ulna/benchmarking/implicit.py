@@ -46,7 +46,7 @@ WRITTEN = ("data", "study", "bench.json", "curves.png")
 
 
 def measure(
-    data: Path | None, out: Path, *, seeds: int, changes: Sequence[str], again: str, **limits: Any
+    data: Path | None, out: Path, *, seeds: int, changes: Sequence[str], again: str, **asked: Any
 ) -> dict[str, Any]:
     """Train the recommended build and its variations as a study, predict with several meshes, and draw.
 
@@ -56,7 +56,7 @@ def measure(
         seeds: trainings of each.
         changes: for all, KEY=VALUE.
         again: the command that goes on after a stop.
-        limits: `epochs` and `max_hours` of a training.
+        asked: `epochs` and `max_hours` of a training; where trainings run: `jobs`, `on`, `slurm` and `threads`.
 
     Returns:
         `conditions`; `rows` of field, value, whether it is the unvaried network's own, Dice with its interval, epochs,
@@ -82,7 +82,7 @@ def measure(
             vary=vary,
             one_at_a_time=True,
             set=settings,
-            **limits,
+            **asked,
         )
     except Interrupted as stop:
         raise Interrupted(stop.signal, again) from None

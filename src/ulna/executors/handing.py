@@ -16,13 +16,23 @@ from ulna.system.signals import Stopped, on_first_signal
 
 log = logging.getLogger(__name__)
 
+STEP_S = 0.1  # a signal is heard after so long
+
 
 class Executor(Protocol):
     """Where processes run. One object serves one call of `hand_out`, which asks it from one thread."""
 
-    look_s: float  # how long to wait between two looks at what runs
-    stopping: str  # what happens to the jobs at a signal, for a line of the log: "every training leaves a checkpoint"
-    stopped: str  # and once it has: "a checkpoint is written"
+    @property
+    def look_s(self) -> float:
+        """How long to wait between two looks at what runs."""
+
+    @property
+    def stopping(self) -> str:
+        """What happens to the jobs at a signal, for a line of the log: "every training leaves a checkpoint"."""
+
+    @property
+    def stopped(self) -> str:
+        """And once it has: "a checkpoint is written"."""
 
     def open(self, jobs: Sequence[Job]) -> None:
         """See that it can run these jobs; called once, with those that are to be done.
@@ -36,6 +46,9 @@ class Executor(Protocol):
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Hand out what `ready` gave; where one of them still runs since an earlier call, go on waiting for that."""
+
+    def describe(self, jobs: Sequence[Job]) -> str:
+        """What would be begun or submitted for these jobs, for a person to read; nothing is."""
 
     def look(self, job: Job) -> Ended | None:
         """How a job has ended; None as long as it waits or runs."""
@@ -77,6 +90,7 @@ def hand_out(
     for job in queue:
         job.prepare()
     executor.open(queue)
+    queue = [job for job in queue if not job.done()]  # one that went on without us may have ended meanwhile
     failed: dict[str, str] = {}
     running: list[Job] = []
     start, finished = time.perf_counter(), 0
@@ -92,7 +106,7 @@ def hand_out(
                         shown.show(job.name, Standing("starting"))  # until it tells more, seconds later
                 if signals:
                     raise Interrupted(signals[0], resume_command, executor.stopped)
-                time.sleep(executor.look_s)
+                _wait(executor.look_s, signals)
                 for job in list(running):
                     ended = executor.look(job)
                     if ended is None:
@@ -123,6 +137,24 @@ def hand_out(
     return failed
 
 
+class Late:
+    """Patience with files that another machine has written: a network file system shows them later than the job ends."""
+
+    patience_s = 60.0
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def may_come(self, job: Job) -> bool:
+        """Whether it is too soon to say that a job which has ended is not done."""
+        since = self._since.setdefault(job.name, time.monotonic())
+        return time.monotonic() - since < self.patience_s
+
+    def forget(self, job: Job) -> None:
+        """Of a job that is handed out again, or is done."""
+        self._since.pop(job.name, None)
+
+
 def reason(job: Job, ending: str, *, with_last_line: bool = True) -> str:
     """Why a job failed: the last error that it wrote, else how it ended, with its last line."""
     try:
@@ -133,6 +165,14 @@ def reason(job: Job, ending: str, *, with_last_line: bool = True) -> str:
     if len(errors) == 2:
         return " ".join(errors[1].split())
     return ending + (f": {said.splitlines()[-1] if said else 'it said nothing'}" if with_last_line else "")
+
+
+def _wait(seconds: float, signals: Sequence[int]) -> None:
+    """Wait until the next look, or a signal."""
+    for _ in range(max(1, round(seconds / STEP_S))):
+        if signals:
+            return
+        time.sleep(min(seconds, STEP_S))
 
 
 def _show(job: Job, executor: Executor, shown: Board) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from ulna.errors import counted
 
 
 class Need(NamedTuple):
@@ -86,3 +89,17 @@ class Ended(NamedTuple):
 
     why: str = ""
     again: str = ""
+
+
+def told_need(job: Job) -> str:
+    """What a job needs, in words.
+
+    Example:
+        >>> told_need(Job("a", [], Path(), Path(), bool, need=Need(2e9, 5e9), threads=2, seconds=7200))
+        '2 threads, 2.0 GB of memory, 5.0 GB of GPU memory, 2.0 h at most'
+    """
+    parts = [counted(job.threads, "thread")]
+    parts += [f"{job.need.machine / 1e9:.1f} GB of memory" if math.isfinite(job.need.machine) else "memory unknown"]
+    parts += [f"{job.need.gpu / 1e9:.1f} GB of GPU memory"] if 0 < job.need.gpu < math.inf else []
+    parts += [f"{job.seconds / 3600:.1f} h at most"] if job.seconds is not None else []
+    return ", ".join(parts)

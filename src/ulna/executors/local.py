@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
 
-from ulna.errors import counted
+from ulna.errors import counted, printable
 from ulna.executors.handing import reason
-from ulna.executors.job import Ended, Job
+from ulna.executors.job import Ended, Job, told_need
 from ulna.executors.places import Places
 from ulna.executors.working import PARENT
 from ulna.system.device import gpu_names
@@ -71,6 +72,16 @@ class Local:
             self._processes[job.name] = _begin(job, self._gpus[job.name] if self.places.gpus > 1 else None)
             if len(self._processes) > 1:
                 self._crowded |= self._processes.keys()
+
+    def describe(self, jobs: Sequence[Job]) -> str:
+        """The commands."""
+        at_once = self.places.at_once([job.need for job in jobs])
+        lines = [f"# {counted(len(jobs), self.what)} on this machine, {at_once} at once"]
+        for job in jobs:
+            variables = [f"{key}={shlex.quote(value)}" for key, value in sorted(job.variables.items())]
+            command = f"{' '.join(variables)} {shlex.join(job.argv)} > {shlex.quote(str(job.output))} 2>&1"
+            lines += [f"# {printable(job.name)}: {told_need(job)}", command]
+        return "\n".join(lines)
 
     def look(self, job: Job) -> Ended | None:
         """As `Executor`."""

@@ -128,7 +128,26 @@ def run_jobs(
     """
     threads = torch.get_num_threads() if threads is None else threads
     of = {job.name: job for job in jobs}
-    handed = [
+    return hand_out(
+        processes(jobs, data, needs=needs, seconds=seconds, threads=threads, pseudonyms=pseudonyms),
+        executor or Local(Places()),
+        resume_command=resume_command,
+        on_done=lambda one: on_done(of[one.name]),
+        told_duration=told_duration,
+    )
+
+
+def processes(
+    jobs: Sequence[Job],
+    data: Path,
+    *,
+    needs: Mapping[str, Need] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    threads: int = 1,
+    pseudonyms: Path | None = None,
+) -> list[Handed]:
+    """The trainings as processes; the arguments are those of `run_jobs`."""
+    return [
         _handed(
             job,
             data,
@@ -139,13 +158,6 @@ def run_jobs(
         )
         for job in jobs
     ]
-    return hand_out(
-        handed,
-        executor or Local(Places()),
-        resume_command=resume_command,
-        on_done=lambda one: on_done(of[one.name]),
-        told_duration=told_duration,
-    )
 
 
 def _handed(
