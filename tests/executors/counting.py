@@ -1,7 +1,7 @@
 """A job that counts to a number, a step at a time, with a checkpoint after each: `python counting.py FOLDER STEPS`.
 
-`FOLDER/steps` says how far it is, `FOLDER/begun` how often it was begun, `FOLDER/done` the sum. It holds a lock meanwhile, as
-every job must, and notes in `FOLDER/twice` where it finds that another process works beside it.
+`FOLDER/steps` says how far it is, `FOLDER/begun` how often it was begun, `FOLDER/done` the sum, `FOLDER/pid` its process and
+what began that. It holds a lock meanwhile, as every job must.
 """
 
 import fcntl
@@ -33,6 +33,7 @@ def main(folder, steps):
             return
         with (folder / "begun").open("a") as begun:
             begun.write("x")
+        (folder / "pid").write_text(f"{os.getpid()} {os.getppid()}")
         at, total = map(int, (folder / "steps").read_text().split()) if (folder / "steps").exists() else (0, 0)
         if (folder / "fails").exists():
             sys.exit("error: no image in it")

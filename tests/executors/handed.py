@@ -1,8 +1,12 @@
 """Counting jobs, and a command that hands them out: `python -m tests.executors.handed ON FOLDER JOBS STEPS`."""
 
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+from tests.places import ROOT
 from ulna.errors import Interrupted
 from ulna.executors import handing
 from ulna.executors.handing import hand_out
@@ -40,6 +44,22 @@ def begun(folder):
 def waiting(folder, jobs):
     """Whether so many of the jobs have come to where they wait."""
     return [p.read_text().split()[0] for p in folder.glob("job*/steps")].count("3") >= jobs
+
+
+def until(true, what, seconds=60):
+    """Wait for something that has to come."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def driver_of(on, folder, jobs, steps):
+    """The command, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    words = [sys.executable, "-m", "tests.executors.handed", on, str(folder), str(jobs), str(steps)]
+    with (folder / "driver.txt").open("ab") as told:
+        return subprocess.Popen(words, env=environment, cwd=folder, stdout=told, stderr=told)
 
 
 def quick():

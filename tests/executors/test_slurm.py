@@ -5,47 +5,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.executors import fake_slurm
-from tests.executors.handed import begun, counting_jobs, outcome, waiting
-from tests.places import ROOT
+from tests.executors.handed import begun, counting_jobs, driver_of, outcome, until, waiting
 from ulna.errors import Interrupted, UsageError
-from ulna.executors import handing
 from ulna.executors.handing import hand_out
 from ulna.executors.job import Job, Need
 from ulna.executors.slurm import Slurm
 from ulna.executors.slurm_script import Ask, read_options, script, told_time
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """A machine with SLURM, whose states lie in the folder that is given."""
-    root = tmp_path / "controller"
-    root.mkdir()
-    monkeypatch.setenv("FAKE_SLURM", str(root))
-    monkeypatch.setenv("PATH", f"{fake_slurm.install(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(Slurm, "look_s", 0.05)
-    monkeypatch.setattr(handing.Late, "patience_s", 1.0)
-    yield root
-    for told in fake_slurm.states(root).values():
-        for pid in (told["runner"], told.get("job")):
-            if pid and told["state"] in ("PENDING", "RUNNING"):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-
-
-def until(true, what, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def test_jobs_are_an_array_and_their_files_say_what_was_done(slurm, tmp_path, caplog):
@@ -124,16 +94,10 @@ def test_a_refused_script_and_a_machine_without_slurm_are_one_sentence(slurm, tm
         hand_out(counting_jobs(tmp_path, 1), Slurm(tmp_path, {}, None), resume_command="")
 
 
-def _driver(folder, jobs, steps):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
-    words = [sys.executable, "-m", "tests.executors.handed", "slurm", str(folder), str(jobs), str(steps)]
-    return subprocess.Popen(words, env=environment, cwd=folder, stderr=subprocess.DEVNULL)
-
-
 def test_a_killed_command_is_called_again_and_waits_for_what_still_runs(slurm, tmp_path, caplog):
     """Nothing is begun twice, whether it ran or waited; and a job that ended meanwhile is not begun either."""
     (tmp_path / "waits").touch()
-    driver = _driver(tmp_path, 4, 9)
+    driver = driver_of("slurm", tmp_path, 4, 9)
     until(lambda: waiting(tmp_path, 2), "two jobs run, and two wait")
     driver.kill()
     driver.wait(30)
@@ -147,7 +111,7 @@ def test_a_killed_command_is_called_again_and_waits_for_what_still_runs(slurm, t
 def test_an_array_that_was_submitted_by_a_command_that_never_read_its_number_is_found(slurm, tmp_path):
     (slurm / "dies").touch()
     (tmp_path / "waits").touch()
-    driver = _driver(tmp_path, 3, 9)
+    driver = driver_of("slurm", tmp_path, 3, 9)
     assert driver.wait(60) == -signal.SIGKILL
     (slurm / "dies").unlink()
     (tmp_path / "waits").unlink()

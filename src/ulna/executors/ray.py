@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ ADDRESS = "RAY_ADDRESS"
 RETRIES = 5  # of a task whose process, worker or node was killed
 TOKEN = ".nodes-see-this"
 STORE = 80 * 2**20  # of Ray's objects: there are none
+KNOCK_S = 10.0
 ENDS_S = 120.0  # a task that was cancelled has ended
 PASSED = ("PYTHONPATH", "LD_LIBRARY_PATH")
 
@@ -61,6 +63,7 @@ class OnRay:
         ray.cloudpickle.register_pickle_by_value(ray_task)
         quiet = {"configure_logging": False, "log_to_driver": False, "include_dashboard": False}
         try:
+            self._knock()
             if self.address == HERE:
                 ray.init(
                     "local", **quiet, _node_ip_address="127.0.0.1", num_cpus=len(usable_cores()),
@@ -144,6 +147,16 @@ class OnRay:
     def _leave(self) -> None:
         (self.folder / TOKEN).unlink(missing_ok=True)
         self._ray.shutdown()
+
+    def _knock(self) -> None:
+        """See that somebody listens at HOST:PORT: Ray itself would try for minutes.
+
+        Raises:
+            OSError: if nobody does.
+        """
+        host, colon, port = self.address.rpartition(":")
+        if colon and port.isdecimal() and "/" not in host:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
 
     def _check_folder(self) -> None:
         """Have every node read a file that was just written, by a small task on each."""

@@ -23,7 +23,7 @@ from ulna.system.outputs import RUN_FILE
 from ulna.system.reading import read_json_object
 from ulna.system.threads import choose_threads
 from ulna.system.trackers import Tracker
-from ulna.training.folds import SUMMARY, finished, told
+from ulna.training.folds import SUMMARY, check_folds, finished, told
 from ulna.training.limit import told_duration
 
 FOLD = "fold"
@@ -111,5 +111,6 @@ class Together(NamedTuple):
 
     def dry_run(self, data: Path, folder: Path, recipe: Recipe) -> DryRun:
         """What would be begun or submitted."""
+        check_folds(Dataset.from_folder(data), recipe)
         runs = [folder / f"fold_{number}" for number in range(recipe.training.folds or 0)]
         return dry_run(*self.jobs(data, folder, runs, recipe))
