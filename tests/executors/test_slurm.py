@@ -14,8 +14,10 @@ from tests.executors.handed import begun, counting_jobs, driver_of, outcome, unt
 from ulna.errors import Interrupted, UsageError
 from ulna.executors.handing import hand_out
 from ulna.executors.job import Job, Need
+from ulna.executors.places import unknown_need
 from ulna.executors.slurm import Slurm
 from ulna.executors.slurm_script import Ask, read_options, script, told_time
+from ulna.system.device import Device
 
 
 def test_jobs_are_an_array_and_their_files_say_what_was_done(slurm, tmp_path, caplog):
@@ -58,7 +60,7 @@ def test_what_a_person_asks_for_takes_the_place_of_the_estimate(tmp_path):
     options = _options(script("a", [job], Ask.of(job), tmp_path, asked, None))
     assert {"mem=8G", "time=1-00:00:00", "gpus=a100:1", "no-requeue", "comment='two words'"} <= options
     assert not {"requeue", "gres=gpu:1"} & options
-    unknown = Job("a", [], tmp_path, tmp_path, bool, need=Need(float("inf"), float("inf")))
+    unknown = Job("a", [], tmp_path, tmp_path, bool, need=unknown_need(Device("cpu")))
     assert Ask.of(unknown) == Ask(1, None, None, gpu=False)
 
 

@@ -53,7 +53,7 @@ class Job:
         prepare: writes what its process reads; called once in every call, before it is handed out.
         result: what is told of it when it is done, such as its Dice.
         environment: variables of its process beside those of the command.
-        need: memory at its peak; `Need(inf, inf)` where nobody knows: it runs alone.
+        need: memory at its peak; `unknown_need` where nobody knows: it runs alone.
         threads: that it computes with: OMP_NUM_THREADS of its process.
         seconds: that it takes, as far as anybody knows.
         standing: the file in which its process notes how far it is.

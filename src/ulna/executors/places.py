@@ -48,6 +48,11 @@ def need_of(taken: MemoryEstimate, device: Device) -> Need:
     return Need(taken.total - taken.on_the_gpu, taken.on_the_gpu + taken.parts.get("cases kept", 0.0))
 
 
+def unknown_need(device: Device) -> Need:
+    """Of what nobody knows: it runs alone."""
+    return Need(math.inf, math.inf if device.gpu else 0.0)
+
+
 @dataclass(frozen=True)
 class Places:
     """Where jobs run: side by side on one machine.

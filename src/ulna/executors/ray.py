@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,11 @@ class OnRay:
             task.options(num_cpus=0, scheduling_strategy=on_node(node["NodeID"], soft=False)).remote(*self._seen)
             for node in self._nodes()
         ]
-        unseen = sorted({*self._ray.get(asked)} - {""})
+        told: list[str] = []
+        for one in asked:
+            with suppress(self._ray.exceptions.RayError):  # a node that was lost a moment ago is listed still
+                told.append(self._ray.get(one))
+        unseen = sorted({*told} - {""})
         if unseen:
             raise UsageError(
                 f"--on ray: {printable('; '.join(unseen))}: jobs on Ray need one file system that all nodes see under the "
@@ -201,7 +206,7 @@ class OnRay:
 
 def resources(job: Job) -> dict[str, float]:
     """What a task of Ray's asks for: threads, memory by the estimate, and a GPU where it needs one."""
-    asked: dict[str, float] = {"num_cpus": job.threads, "num_gpus": int(0 < job.need.gpu < math.inf)}
+    asked: dict[str, float] = {"num_cpus": job.threads, "num_gpus": int(job.need.gpu > 0)}
     if math.isfinite(job.need.machine) and job.need.machine > 0:
         asked["memory"] = int(job.need.machine)
     return asked

@@ -78,7 +78,7 @@ class Ask(NamedTuple):
         seconds = None
         if job.seconds is not None:
             seconds = 60 * math.ceil(times_seconds * (TIME_SHARE * job.seconds + TIME_MORE_S) / 60)
-        return cls(job.threads, memory, seconds, 0 < need.gpu < math.inf)
+        return cls(job.threads, memory, seconds, need.gpu > 0)
 
 
 def script(name: str, jobs: Sequence[Job], ask: Ask, folder: Path, options: Options, most: int | None) -> str:

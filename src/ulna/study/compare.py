@@ -18,7 +18,7 @@ from ulna.executors.choosing import On
 from ulna.executors.choosing import dry_run as would_do
 from ulna.executors.handing import stoppable
 from ulna.executors.job import Need
-from ulna.executors.places import ENDLESS, need_of
+from ulna.executors.places import need_of, unknown_need
 from ulna.networks.foreign import permit_named
 from ulna.planning.choosing import check_division
 from ulna.planning.length import STATED, check_budget
@@ -188,7 +188,7 @@ def compare(
     everything = [*settled.variants, *rows.variants]
     todo = make_jobs(everything, seeds, folds, out / "runs")
     kept = threads or (before or {}).get("threads")
-    needs = _needs(settled) | {row.name: ENDLESS for row in rows.variants}  # nobody knows: they run alone
+    needs = _needs(settled) | {row.name: unknown_need(settled.planned[0].device) for row in rows.variants}
     places = where.places(settled.planned[0].device, kept)
     fit = places.at_once([needs[job.network] for job in todo])
     settings["threads"] = each = study_threads(out, before, threads if where.here else kept or where.threads(), fit)
