@@ -18,14 +18,14 @@ COUNTING = Path(__file__).with_name("counting.py")
 
 def counting_jobs(folder, jobs, steps=5, **fields):
     """So many of them, each with a folder of its own."""
-    made = []
+    made, pace = [], {name: value for name, value in os.environ.items() if name == "COUNTING_STEP_S"}
     for n in range(jobs):
         own = folder / f"job{n}"
         argv = [sys.executable, "-ISE", str(COUNTING), str(own), str(steps)]
         made.append(
             Job(
                 f"job {n}", argv, own, folder / f"job{n}.txt", done=(own / "done").exists, begun=(own / "steps").exists,
-                **{"need": Need(1e8), "threads": 1, **fields},
+                **{"need": Need(1e8), "threads": 1, "environment": pace, **fields},
             )
         )  # fmt: skip
     return made

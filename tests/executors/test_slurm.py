@@ -64,6 +64,14 @@ def test_what_a_person_asks_for_takes_the_place_of_the_estimate(tmp_path):
     assert Ask.of(unknown) == Ask(1, None, None, gpu=False)
 
 
+def test_no_secret_of_the_environment_is_written_into_a_script(tmp_path, monkeypatch):
+    monkeypatch.setenv("ULNA_TOKEN", "abracadabra")
+    monkeypatch.setenv("ULNA_NATIVE", "0")
+    (job,) = counting_jobs(tmp_path, 1)
+    text = script("a", [job], Ask.of(job), tmp_path, {}, None)
+    assert "\nexport ULNA_NATIVE=0\n" in text and "abracadabra" not in text
+
+
 def test_wrong_options_are_all_told_at_once():
     with pytest.raises(UsageError) as error:
         read_options(["partition=gpu", "array=0-9", "Time=3", "mem=", "gres=gpu:1\n#SBATCH --wrap=x", "wrap=x"])

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ulna.errors import counted
+
+# Variables of the command that its jobs on other machines get by name; no other one, for one may be a secret
+PASSED = (
+    "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "ULNA_GRAPH", "ULNA_NATIVE", "ULNA_NATIVE_ARCH", "ULNA_NNUNET",
+    "ULNA_TRITON",
+)  # fmt: skip
 
 
 class Need(NamedTuple):
@@ -77,6 +84,11 @@ class Job:
     def variables(self) -> dict[str, str]:
         """What its process finds in its environment beside what the command has there."""
         return {"OMP_NUM_THREADS": str(self.threads), **self.environment}
+
+
+def passed_variables() -> dict[str, str]:
+    """What a job on another machine finds in its environment as the command has it."""
+    return {name: os.environ[name] for name in PASSED if name in os.environ}
 
 
 class Ended(NamedTuple):

@@ -17,7 +17,7 @@ from ulna.data.formats.limits import memory as machine_memory
 from ulna.errors import UsageError, counted, printable
 from ulna.executors import ray_task
 from ulna.executors.handing import Late, reason
-from ulna.executors.job import Ended, Job, told_need
+from ulna.executors.job import Ended, Job, passed_variables, told_need
 from ulna.system.extras import need
 from ulna.system.outputs import make_folder
 from ulna.system.progress import Standing
@@ -32,7 +32,6 @@ TOKEN = ".nodes-see-this"
 STORE = 80 * 2**20  # of Ray's objects: there are none
 KNOCK_S = 10.0
 ENDS_S = 120.0  # a task that was cancelled has ended
-PASSED = ("PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 class OnRay:
@@ -97,7 +96,7 @@ class OnRay:
             task = self._ray.remote(ray_task.run).options(
                 name=job.name, max_retries=RETRIES, retry_exceptions=True, **resources(job)
             )
-            variables = {**_passed(), **job.variables}
+            variables = {**passed_variables(), **job.variables}
             self._tasks[job.name] = task.remote(list(job.argv), variables, str(job.output.absolute()), self._seen)
 
     def describe(self, jobs: Sequence[Job]) -> str:
@@ -215,11 +214,6 @@ def resources(job: Job) -> dict[str, float]:
 def _holds(node: Mapping[str, float], asked: Mapping[str, float]) -> bool:
     names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
     return all(node.get(names[name], 0) >= amount for name, amount in asked.items())
-
-
-def _passed() -> dict[str, str]:
-    """Variables of the command that its jobs get, too."""
-    return {k: v for k, v in os.environ.items() if k in PASSED or k.startswith("ULNA_")}
 
 
 def _lost(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ulna.errors import UsageError, printable
-from ulna.executors.job import Job, Need
+from ulna.executors.job import Job, Need, passed_variables
 
 # Set by ulna: what it finds its jobs by
 OWN = ("array", "job-name", "output", "error", "chdir", "wrap", "parsable", "open-mode", "test-only", "wait")
@@ -22,9 +21,6 @@ MEMORY_STEP = 256  # MiB
 TIME_SHARE, TIME_MORE_S = 1.5, 600
 # A job hears SIGTERM so long before its time ends, so that it leaves a checkpoint
 WARNING_S = 120
-# Variables of the command that its jobs get by name: a site may pass on nothing else
-PASSED = ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
-
 Options = Mapping[str, str | None]
 
 
@@ -113,8 +109,8 @@ def script(name: str, jobs: Sequence[Job], ask: Ask, folder: Path, options: Opti
         "chdir": str(Path.cwd()),
     }
     lines = ["#!/bin/bash", *(_directive(key, value) for key, value in own.items()), ""]
-    passed = {key: value for key, value in os.environ.items() if key in PASSED or key.startswith("ULNA_")}
-    lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(passed.items())]
+    # a site may pass on nothing by itself
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(passed_variables().items())]
     lines += ['case "$SLURM_ARRAY_TASK_ID" in']
     for number, job in enumerate(jobs):
         lines += [f"{number})", f"  # {printable(job.name)}"]
