@@ -18,7 +18,7 @@ def slurm(tmp_path, monkeypatch):
     root.mkdir()
     monkeypatch.setenv("FAKE_SLURM", str(root))
     monkeypatch.setenv("PATH", f"{fake_slurm.install(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(Slurm, "look_s", 0.05)
+    monkeypatch.setattr(Slurm, "look_s", 0.2)
     monkeypatch.setattr(handing.Late, "patience_s", 1.0)
     yield root
     for told in fake_slurm.states(root).values():

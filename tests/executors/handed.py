@@ -64,7 +64,7 @@ def driver_of(on, folder, jobs, steps):
 
 def quick():
     """Look often, and do not wait for the files of a machine far away."""
-    Slurm.look_s, handing.Late.patience_s = 0.05, 1.0
+    Slurm.look_s, handing.Late.patience_s = 0.2, 1.0
 
 
 def make(on, folder):
