@@ -12,6 +12,8 @@ from tests.training.tiny import TINY
 from ulna.cli import main as cli
 from ulna.study.compare import compare
 
+pytestmark = pytest.mark.timeout(900)  # several studies, on a machine that may have other work
+
 FLAGS = {"models": "unet,unetpp", "epochs": 1, "threads": 1, "set": TINY}
 
 
