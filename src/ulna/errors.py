@@ -4,7 +4,8 @@
     ├── UsageError (also a ValueError)   what a user can cause: exit code 2, one clear sentence
     │   └── DataError                    problems in files, all of them at once
     ├── PartialFailure                   some cases failed, the others are written: exit code 3
-    └── Interrupted                      stopped by a signal; what was done is written: 130 or 143
+    ├── Interrupted                      stopped by a signal; what was done is written: 130 or 143
+    └── DryRun                           was asked to say what would be done: exit code 0
 
 Anything else that reaches a user is a defect of ulna (exit code 1).
 """
@@ -161,6 +162,23 @@ class Interrupted(UlnaError):
     def __init__(self, signal: int, resume: str, done: str = "a checkpoint is written") -> None:
         self.signal, self.resume, self.done = signal, resume, done
         super().__init__(f"stopped by signal {signal}; {done}, go on with: {resume}")
+
+
+class DryRun(UlnaError):
+    """Raised by `dry_run=True` in place of doing anything: nothing was written, begun or submitted.
+
+    Args:
+        text: the script of SLURM as it would be submitted, or the commands of the jobs.
+        jobs: names of what is to be done.
+    """
+
+    def __init__(self, text: str, jobs: Sequence[str]) -> None:
+        self.text, self.jobs = text, list(jobs)
+        super().__init__(text)
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {"jobs": self.jobs, "text": self.text}
 
 
 def unknown(what: str, name: object, valid: Iterable[object]) -> UsageError:

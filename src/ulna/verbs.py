@@ -60,8 +60,8 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--model --out --epochs --max-hours --budget --seed "
-        "--fold --folds --split --recipe --plan --init --set --threads --pseudonymise --track",
-        switches="--resume --allow-code",
+        "--fold --folds --split --recipe --plan --init --set --jobs --on --slurm --threads --pseudonymise --track",
+        switches="--resume --dry-run --allow-code",
     ),
     "predict": Verb(
         "ulna.inference.predict:predict",
@@ -98,8 +98,8 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--models --out --seeds --folds --split --match --vary --epochs "
-        "--max-hours --budget --recipe --set --margin --jobs --threads --beside --pseudonymise --track",
-        switches="--one-at-a-time",
+        "--max-hours --budget --recipe --set --margin --jobs --on --slurm --threads --beside --pseudonymise --track",
+        switches="--one-at-a-time --dry-run",
     ),
     "export": Verb(
         "ulna.exporting.export:export",
@@ -149,7 +149,7 @@ VERBS: dict[str, Verb] = {
         "ulna.benchmarking.bench:bench",
         "Measure what the choices of a network cost, and what they gain, on this machine.",
         computes=True,
-        flags="--out --epochs --max-hours --seeds --set",
+        flags="--out --epochs --max-hours --seeds --set --jobs --on --slurm --threads",
     ),
 }
 

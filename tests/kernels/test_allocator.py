@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from ulna.cli import main as cli
+from ulna.executors import working
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.kernels.native import library
 from ulna.study import worker
@@ -105,9 +106,9 @@ def test_what_another_process_will_have_is_told_without_taking_it(native):
 
 def test_a_training_of_a_study_tunes_its_memory(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(worker, "tune_memory", lambda: asked.append("tuned"))
-    monkeypatch.setattr(worker.logging, "basicConfig", lambda **_: None)
-    assert worker.main(os.getppid(), tmp_path / "no-such-data", tmp_path / "recipe.yaml", tmp_path / "run") == 2
+    monkeypatch.setattr(working, "tune_memory", lambda: asked.append("tuned"))
+    monkeypatch.setattr(working.logging, "basicConfig", lambda **_: None)
+    assert worker.main(tmp_path / "no-such-data", tmp_path / "recipe.yaml", tmp_path / "run") == 2
     assert asked == ["tuned"]
 
 

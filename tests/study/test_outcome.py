@@ -1,12 +1,13 @@
 """What a study concludes from its rows: one mean in the table, in the ranks and in the drawing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from ulna.recipe import Recipe
 from ulna.study import drawings, jobs
 from ulna.study.outcome import RIGHTLY_EMPTY, analyse
 from ulna.study.scores import MEASURES, Row
@@ -90,17 +91,21 @@ def test_a_training_tells_its_dice_or_that_nothing_was_to_find(monkeypatch, capl
         name: str = "a seed 0"
         network: str = "a"
         begun: bool = False
-        run: Path = tmp_path
+        external: bool = False
+        recipe: Recipe = field(default_factory=Recipe)
+        run: Path = tmp_path / "run"
         done: bool = False
 
         def summary(self):
             return {"evaluated_on": "test", "test": {"mean": {"dice": {"mean": dice}}}}
 
-    def begin(one, *_):
-        one.done = True
-        return SimpleNamespace(poll=lambda: 0, returncode=0)
+    one = Done()
 
-    monkeypatch.setattr(jobs, "_begin", begin)
+    def begin(*_):
+        one.done = True
+        return SimpleNamespace(poll=lambda: 0)
+
+    monkeypatch.setattr("ulna.executors.local._begin", begin)
     with caplog.at_level("INFO"):
-        assert jobs.run_jobs([Done()], tmp_path, resume_command="") == {}
+        assert jobs.run_jobs([one], tmp_path, resume_command="") == {}
     assert caplog.text.endswith(f"a seed 0: {said}\n")  # and no time to go

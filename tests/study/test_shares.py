@@ -8,9 +8,9 @@ from tests.discs import draw_discs
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
 from ulna.errors import UsageError
+from ulna.executors.local import Local
 from ulna.study import compare as comparing
 from ulna.study.compare import compare
-from ulna.study.places import Places
 
 
 @pytest.fixture
@@ -52,10 +52,12 @@ def test_wrong_shares_and_jobs_are_one_sentence_each(undivided, discs, tmp_path,
 def test_a_recipe_s_shares_give_way_to_the_split_of_the_data_with_a_note(discs, tmp_path, caplog, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        comparing, "run_jobs", lambda jobs, data, *, places, **_: asked.append(places) or {"unet": "not trained"}
+        comparing,
+        "run_jobs",
+        lambda jobs, data, *, executor, needs, **_: asked.append((executor, needs)) or {"unet": "not trained"},
     )
     with caplog.at_level("INFO"), pytest.raises(UsageError, match="no network has all its trainings"):
         compare(discs, models="unet", out=tmp_path / "s", epochs=1, jobs=3, set=[*TINY, "training.split=80/20"])
     assert "note: training.split=80/20 is not used: the data set brings its own split" in caplog.text
-    (places,) = asked
-    assert isinstance(places, Places) and places.needs["unet"].machine > 0
+    ((executor, needs),) = asked
+    assert isinstance(executor, Local) and needs["unet"].machine > 0

@@ -5,6 +5,7 @@ import pytest
 from tests.plans import training_data
 from ulna.data.quality.check import Report
 from ulna.errors import UsageError
+from ulna.executors.places import Places
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.length import BUDGETS, FIELDS
@@ -14,7 +15,6 @@ from ulna.recipe.library import recipe_file
 from ulna.study import compare as comparing
 from ulna.study import same_study
 from ulna.study.jobs import make_jobs
-from ulna.study.places import Places
 from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
 from ulna.system.device import Device
 
@@ -43,11 +43,11 @@ def test_a_study_reckons_with_the_memory_of_its_own_processes(monkeypatch):
     assert here["maps of a step"] / there["maps of a step"] == pytest.approx(1.55 / 1.25)
     room = int(2.1 * sum(there.values()))
     monkeypatch.setattr("ulna.planning.memory.memory", lambda: room)
-    monkeypatch.setattr("ulna.study.places.machine_memory", lambda: room)
+    monkeypatch.setattr("ulna.executors.places.machine_memory", lambda: room)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    places = Places.of(planned.device, comparing._needs(settled), 3)
-    assert places.at_once(["unet"] * 3) == 2
-    assert places.fits("unet", ["unet"]) and not places.fits("unet", ["unet"] * 2)
+    need, places = comparing._needs(settled)["unet"], Places.of(planned.device, 3)
+    assert places.at_once([need] * 3) == 2
+    assert places.gpu_for(need, [(need, 0)]) == 0 and places.gpu_for(need, [(need, 0)] * 2) is None
 
 
 def test_only_the_architecture_differs():

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import ulna
 from tests.discs import draw_discs
@@ -343,3 +344,54 @@ def test_measures_that_not_all_folds_chose_are_left_out_and_said(tmp_path, monke
     assert "not all folds have them: lesions of a; evaluation.metrics" in found["both"]["note"]
     assert "lesions of a, lesions of b" in found["neither"]["note"] and "lesions of a, lesions of b" in caplog.text
     assert "pq" not in neither["mean"] and "lesions" not in neither["measures"]["of_classes"]["a"]
+
+
+def test_folds_as_processes_are_those_that_one_process_trains(crossed, undivided, tmp_path):
+    """The same weights, summary and table; and the command that goes on says where."""
+    before, number = torch.get_num_threads(), json.loads((crossed.folder / "summary.json").read_text())["threads"]
+    side = train(undivided, out=tmp_path / "cv", folds=3, epochs=2, jobs=2, threads=number, **FLAGS)
+    for name in ("fold_0", "fold_1", "fold_2"):
+        for file in ("weights.safetensors", "metrics.csv", "cases.csv", "recipe.yaml", "plan.yaml"):
+            assert (side.folder / name / file).read_bytes() == (crossed.folder / name / file).read_bytes(), (name, file)
+    assert (side.folder / "cases.csv").read_bytes() == (crossed.folder / "cases.csv").read_bytes()
+    assert side.summary["all"] == crossed.summary["all"] and torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+def test_folds_as_processes_go_on_and_say_what_failed(undivided, tmp_path):
+    flags = {"folds": 2, "jobs": 2, "threads": 1, **FLAGS}
+    train(undivided, out=tmp_path / "cv", epochs=1, **flags)
+    (tmp_path / "cv" / "fold_1" / "summary.json").unlink()
+    write_text(tmp_path / "cv" / "fold_1" / "plan.yaml", "nothing")
+    with pytest.raises(UsageError, match=r"1 fold failed, the others are trained; go on with: ulna train .* --jobs 2"):
+        train(undivided, out=tmp_path / "cv", resume=True, jobs=2)
+
+
+def test_a_dry_run_of_folds_prints_every_command_and_writes_nothing(undivided, tmp_path, capsys):
+    words = [
+        "train",
+        str(undivided),
+        "--model",
+        "unet",
+        "--out",
+        str(tmp_path / "cv"),
+        "--threads",
+        "2",
+        "--max-hours",
+        "2",
+    ]
+    words += [word for setting in TINY for word in ("--set", setting)]
+    assert cli.run([*words, "--folds", "3", "--on", "slurm", "--slurm", "qos=long", "--dry-run", "--quiet"]) == 0
+    script = capsys.readouterr().out
+    for line in ("--array=0-2", "--qos=long", "--cpus-per-task=2", "--time=03:10:00"):
+        assert f"\n#SBATCH {line}\n" in script
+    assert script.count("ulna.training.fold_worker") == 3
+    assert cli.run([*words, "--folds", "3", "--jobs", "2", "--dry-run", "--quiet"]) == 0
+    assert capsys.readouterr().out.count("ulna.training.fold_worker") == 3 and not (tmp_path / "cv").exists()
+    for more, said in (
+        (("--on", "slurm"), "hand out the folds of --folds"),
+        (("--dry-run",), "hand out the folds of --folds"),
+        (("--folds", "3", "--on", "pbs"), "--on pbs: local, ray, ray:ADDRESS or slurm"),
+        (("--folds", "3", "--slurm", "mem=1G"), "--slurm mem=1G: belongs to --on slurm"),
+    ):
+        assert cli.run([*words, *more, "--quiet"]) == 2 and said in " ".join(capsys.readouterr().err.split())

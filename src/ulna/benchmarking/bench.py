@@ -10,7 +10,9 @@ from typing import Any
 
 from ulna.benchmarking import implicit
 from ulna.errors import PartialFailure, unknown
+from ulna.executors.choosing import On
 from ulna.system.files import write_text
+from ulna.system.threads import check_threads
 from ulna.verbs import command, to_argv
 
 # name -> what it measures; each is called with the data, the folder, the flags of a training and the command to go on with
@@ -49,6 +51,10 @@ def bench(
     max_hours: float | None = None,
     seeds: int = 1,
     set: Sequence[str] = (),
+    jobs: str | int | None = None,
+    on: str = "local",
+    slurm: Sequence[str] = (),
+    threads: int | None = None,
 ) -> Bench:
     """Measure what the choices of a network cost, and what they gain, on this machine.
 
@@ -64,6 +70,10 @@ def bench(
         max_hours: at most so long a training; 0.1 where neither this nor epochs is given.
         seeds: trainings of every choice.
         set: changes of single fields for all, KEY=VALUE.
+        jobs: trainings at once, as in `ulna compare`; what is measured of time is measured one at a time, here.
+        on: where trainings run, as in `ulna compare`: local, ray, ray:ADDRESS or slurm.
+        slurm: an option of sbatch, KEY=VALUE.
+        threads: of each training, as in `ulna compare`.
 
     Raises:
         UsageError: for an unknown name, or if anything about the data or the folder is wrong; nothing is lost then.
@@ -75,8 +85,13 @@ def bench(
     if name not in BENCHMARKS:
         raise unknown("benchmark", name, BENCHMARKS)
     folder = Path("runs") / f"bench-{name}" if out is None else Path(out)
+    where = On.read(on, jobs, slurm)  # what is wrong is said before data are drawn
+    check_threads(threads)
     changes = [set] if isinstance(set, str) else list(set)
-    flags = {"--epochs": epochs, "--max-hours": max_hours, "--seeds": None if seeds == 1 else seeds, "--set": changes}
+    flags: dict[str, object] = {
+        "--epochs": epochs, "--max-hours": max_hours, "--seeds": None if seeds == 1 else seeds, "--set": changes,
+        **where.flags(jobs, on, slurm), "--threads": threads,
+    }  # fmt: skip
     given = [] if data is None else [data]
     again = command(["bench", name, *given, *to_argv(flags), "--out", folder])
     if epochs is None and max_hours is None and not any(change.strip().startswith(LIMITS) for change in changes):
@@ -89,6 +104,10 @@ def bench(
         again=again,
         epochs=epochs,
         max_hours=max_hours,
+        jobs=jobs,
+        on=on,
+        slurm=slurm,
+        threads=threads,
     )
     made = Bench(name, folder, facts)
     write_text(folder / RESULT, json.dumps(facts, indent=1, allow_nan=False))

@@ -15,6 +15,7 @@ from ulna.benchmarking.curves import draw_curves
 from ulna.data.layout.dataset import Dataset
 from ulna.demonstration import STATEMENT, make_phantom
 from ulna.errors import Interrupted, PartialFailure, UsageError, counted
+from ulna.executors.handing import stoppable
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
 from ulna.inference.sparse import PointCounts
@@ -22,7 +23,6 @@ from ulna.networks.catalog import NAMED
 from ulna.recipe import Recipe, from_yaml
 from ulna.study.compare import Study, compare
 from ulna.study.costs import pick_case, prediction_mb
-from ulna.study.jobs import stoppable
 from ulna.study.statistics import Description, describe
 from ulna.study.timing import time_in_turn
 from ulna.study.variants import make_variants
@@ -46,7 +46,7 @@ WRITTEN = ("data", "study", "bench.json", "curves.png")
 
 
 def measure(
-    data: Path | None, out: Path, *, seeds: int, changes: Sequence[str], again: str, **limits: Any
+    data: Path | None, out: Path, *, seeds: int, changes: Sequence[str], again: str, **asked: Any
 ) -> dict[str, Any]:
     """Train the recommended build and its variations as a study, predict with several meshes, and draw.
 
@@ -56,7 +56,7 @@ def measure(
         seeds: trainings of each.
         changes: for all, KEY=VALUE.
         again: the command that goes on after a stop.
-        limits: `epochs` and `max_hours` of a training.
+        asked: `epochs` and `max_hours` of a training; where trainings run: `jobs`, `on`, `slurm` and `threads`.
 
     Returns:
         `conditions`; `rows` of field, value, whether it is the unvaried network's own, Dice with its interval, epochs,
@@ -82,7 +82,7 @@ def measure(
             vary=vary,
             one_at_a_time=True,
             set=settings,
-            **limits,
+            **asked,
         )
     except Interrupted as stop:
         raise Interrupted(stop.signal, again) from None

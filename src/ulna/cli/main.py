@@ -20,13 +20,15 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from ulna.cli.early import check_early
-from ulna.errors import Interrupted, PartialFailure, UsageError, printable_lines, unknown
+from ulna.errors import DryRun, Interrupted, PartialFailure, UsageError, printable_lines, printable_text, unknown
 from ulna.verbs import VERBS, find
 
 EVERYWHERE = ("--quiet", "--json")
 METAVARS = {
     "budget": "quick|standard|full",
     "jobs": "N|auto",
+    "on": "local|ray[:ADDRESS]|slurm",
+    "slurm": "KEY=VALUE",
     "set": "KEY=VALUE",
     "vary": "KEY=V1,V2",
     "beside": "STUDY",
@@ -130,6 +132,9 @@ def _call(name: str, arguments: list[str]) -> int:
         result = call()
     except SystemExit as leaving:  # tyro has printed help (0) or what is wrong (2)
         return int(leaving.code or 0)
+    except DryRun as would:
+        print(json.dumps(would.to_json(), indent=1) if as_json else printable_text(would.text))
+        return 0
     except PartialFailure as error:
         if as_json and error.result is not None:
             _print_json(error.result)

@@ -14,16 +14,20 @@ from ulna.data.layout.dataset import split as split_cases
 from ulna.data.layout.pseudonyms import Pseudonyms, named, opened
 from ulna.data.quality.check import Report, check_dataset
 from ulna.errors import PartialFailure, UsageError, counted, printable
+from ulna.executors.choosing import On
+from ulna.executors.choosing import dry_run as would_do
+from ulna.executors.handing import stoppable
+from ulna.executors.job import Need
+from ulna.executors.places import need_of, unknown_need
 from ulna.networks.foreign import permit_named
 from ulna.planning.choosing import check_division
 from ulna.planning.length import STATED, check_budget
 from ulna.planning.plan import check_split_is_made, division, training_data, unused_shares
 from ulna.recipe import Protocol, Recipe, Split, parse, set_value, stated
 from ulna.study.costs import ELSEWHERE, Costs, measure_costs, pick_case
-from ulna.study.jobs import Job, make_jobs, run_jobs, stoppable
+from ulna.study.jobs import Job, make_jobs, processes, run_jobs
 from ulna.study.nnunet_rows import leave_for_processes, nnunet_rows, not_there, settings_of_rows, split_names
 from ulna.study.outcome import OUTCOME_FILE, Outcome, analyse, read_beside
-from ulna.study.places import ENDLESS, Need, Places, read_jobs
 from ulna.study.published import published_for
 from ulna.study.publishing import write_outputs
 from ulna.study.same_study import STUDY_FILE, check_format, check_same, settings_of_study, stored_study, study_threads
@@ -87,7 +91,10 @@ def compare(
     recipe: Path | str | None = None,
     set: Sequence[str] = (),
     margin: float = 0.01,
-    jobs: str | int = "1",
+    jobs: str | int | None = None,
+    on: str = "local",
+    slurm: Sequence[str] = (),
+    dry_run: bool = False,
     threads: int | None = None,
     beside: Sequence[str] = (),
     pseudonymise: Path | str | None = None,
@@ -117,9 +124,13 @@ def compare(
         set: changes of single fields for all, KEY=VALUE.
         margin: the smallest difference of mean Dice that matters.
         jobs: trainings at once, as far as cores and memory allow; auto: as many as they carry. What was killed beside others
-            is tried once more alone.
-        threads: of each training; left out, as many as are free when the study begins, shared among trainings at once. The
-            study keeps the number.
+            is tried once more alone. Left out: one, or one a GPU; on Ray and SLURM as many as these begin.
+        on: where trainings run: local, as processes of this machine; ray or ray:ADDRESS, as tasks of a Ray cluster; slurm, as
+            arrays that outlive this command: the same one waits for them again. All nodes must see the same files.
+        slurm: an option of sbatch, KEY=VALUE, such as partition=gpu; may be repeated.
+        dry_run: write, begin and submit nothing; print the scripts of SLURM as they would be submitted, or the commands.
+        threads: of each training; left out, as many as are free when the study begins, shared among trainings at once; on Ray
+            and SLURM four. The study keeps the number.
         beside: finished studies of the same networks on other data, for the ranking.
         pseudonymise: a file of yours, made where there is none: ids of cases and patients are hashes under the key in it, as
             in `ulna train`; give the same file each time the study goes on.
@@ -128,13 +139,14 @@ def compare(
     Raises:
         UsageError: if anything about the data, a network or the folder is wrong; nothing is lost then.
         PartialFailure: if some trainings failed; the others are in the tables.
+        DryRun: in place of everything, where that was asked for.
 
     Example:
         ulna compare data/nuclei --models unet,unetpp,nnunet --seeds 3 --max-hours 0.5 --out studies/nuclei
     """
     data, out = Path(data), Path(out)
     names = [part.strip() for text in _listed(models or ()) for part in text.split(",") if part.strip()]
-    most, tracker = read_jobs(jobs), open_tracker(track)
+    where, tracker = On.read(on, jobs, slurm), open_tracker(track)
     check_threads(threads)
     check_division(split=split, fold=None, folds=folds)
     base = _base(recipe, epochs, max_hours, budget, split)
@@ -156,6 +168,8 @@ def compare(
     before = stored_study(out)
     if before is None:
         check_folder(out, [data])
+    if dry_run and pseudonymise is not None and not Path(pseudonymise).exists():
+        raise UsageError(f"--dry-run: {pseudonymise} is not there, and would be made; leave one of the two out")
     pseudonyms = opened(pseudonymise, out)
     dataset, report = _read(data, split, variants[0].recipe, folds, pseudonyms)
     splits = _splits(dataset, report, variants[0].recipe, folds)
@@ -174,10 +188,15 @@ def compare(
     everything = [*settled.variants, *rows.variants]
     todo = make_jobs(everything, seeds, folds, out / "runs")
     kept = threads or (before or {}).get("threads")
-    needs = _needs(settled) | {row.name: ENDLESS for row in rows.variants}  # nobody knows: they run alone
-    places = Places.of(settled.planned[0].device, needs, most, kept)
-    fit = places.at_once([job.network for job in todo])
-    settings["threads"] = each = study_threads(out, before, threads, fit)
+    needs = _needs(settled) | {row.name: unknown_need(settled.planned[0].device) for row in rows.variants}
+    places = where.places(settled.planned[0].device, kept)
+    fit = places.at_once([needs[job.network] for job in todo])
+    settings["threads"] = each = study_threads(out, before, threads if where.here else kept or where.threads(), fit)
+    key = None if pseudonyms is None else pseudonyms.path
+    seconds = {variant.name: limit for variant in everything if (limit := _longest_s(variant)) is not None}
+    executor = where.executor(out, places)
+    if dry_run:
+        raise would_do(processes(todo, data, needs=needs, seconds=seconds, threads=each, pseudonyms=key), executor)
     write_text(out / STUDY_FILE, json.dumps(settings, indent=1))
     leave_for_processes(out, settled.plan, splits, rows)
 
@@ -185,7 +204,7 @@ def compare(
         "--models": ",".join(names) or None, "--seeds": seeds, "--folds": folds, "--split": split,
         "--match": match, "--vary": vary, "--one-at-a-time": one_at_a_time,
         "--epochs": epochs, "--max-hours": max_hours, "--budget": budget, "--recipe": recipe, "--set": set,
-        "--margin": None if margin == 0.01 else margin, "--jobs": None if most == 1 else jobs, "--threads": threads,
+        "--margin": None if margin == 0.01 else margin, **where.flags(jobs, on, slurm), "--threads": threads,
         "--beside": beside, "--pseudonymise": pseudonymise, "--track": track,
     }  # fmt: skip
     words = ["compare", data, *to_argv(flags), "--out", out]
@@ -201,14 +220,14 @@ def compare(
         log.info("note: %s", note)
     for note in unused_shares(dataset, todo[0].recipe.training):
         log.info("note: %s", note)
-    if most is not None and fit < min(most, len(todo)):
+    if where.here and where.jobs is not None and fit < min(where.jobs, len(todo)):
         log.info("note: %s at once: cores and memory carry no more", counted(fit, "training"))
     log.info("%s a training", counted(each, "thread"))
-    key = None if pseudonyms is None else pseudonyms.path
     tracked = TrackedStudy(tracker, out)
     failed = run_jobs(
-        todo, data, places=places, resume_command=again, threads=each, pseudonyms=key, on_done=tracked.training
-    )
+        todo, data, executor=executor, needs=needs, seconds=seconds, resume_command=again, threads=each, pseudonyms=key,
+        on_done=tracked.training,
+    )  # fmt: skip
 
     with stoppable(again):
         complete = _complete(everything, todo)
@@ -325,8 +344,14 @@ def _needs(settled: Settled) -> dict[str, Need]:
     for variant, planned in zip(settled.variants, settled.planned, strict=True):
         taken = planned.memory_elsewhere
         taken.check(f"{variant.name}: a training", "set planning.batch=1 or a smaller planning.patch")
-        needs[variant.name] = Need.of(taken, planned.device)
+        needs[variant.name] = need_of(taken, planned.device)
     return needs
+
+
+def _longest_s(variant: Variant) -> float | None:
+    """How long a training is at most, where its recipe says so."""
+    hours = variant.recipe.training.max_hours
+    return None if hours is None else 3600 * hours
 
 
 def _complete(variants: Sequence[Variant], jobs: Sequence[Job]) -> list[str]:

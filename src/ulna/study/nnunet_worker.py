@@ -1,4 +1,4 @@
-"""One training of nnU-Net's in a process: `python -m ulna.study.nnunet_worker STUDY_PID DATA RECIPE RUN [KEY]`.
+"""One training of nnU-Net's in a process: `python -m ulna.study.nnunet_worker DATA RECIPE RUN [KEY]`.
 
 It converts the data, calls nnU-Net's own commands one after the other, and scores its masks as all are scored. What is done
 stays done: a training that was stopped goes on from nnU-Net's own checkpoint.
@@ -240,10 +240,9 @@ def train(data: Path, recipe: Path, run: Path, key: Path | None) -> None:
 
 def main(words: Sequence[str]) -> int:
     """The words of the command line; returns an exit code as `ulna` has them."""
-    study, *paths = words
-    data, recipe, run, *key = map(Path, paths)
+    data, recipe, run, *key = map(Path, words)
     which: Any = key[0] if key else None
-    return work(int(study), data, run, lambda: train(data, recipe, run, which))
+    return work(data, run, lambda: train(data, recipe, run, which))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,17 @@ def find_device() -> Device:
     return Device("cuda" if device.type == "cuda" else "cpu", float(memory), multiplies_bf16(device))
 
 
+def gpus_here() -> int:
+    """How many GPUs this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def gpu_names() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each GPU that this process sees, so that another process can be given one of them."""
+    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return listed[: gpus_here()] if listed else [str(number) for number in range(gpus_here())]
+
+
 def default_device() -> torch.device:
     """The first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -46,6 +46,8 @@ SHARED = ("model", "data", "parameters", "monitor", "device", "precision", "thre
 Limits = dict[str, Any]
 # train into a folder by a recipe, or go on there without one, to other limits; gives what the run says about itself
 OneFold = Callable[[Path, Recipe | None, Limits], dict[str, Any]]
+# the data, the folder, its runs, the recipe of all, and the command that goes on
+AllFolds = Callable[[Path, Path, Sequence[Path], Recipe, str], None]
 
 
 def check_folds(dataset: Dataset, recipe: Recipe) -> None:
@@ -86,7 +88,14 @@ def _seed(recipe: Recipe) -> int:
 
 
 def cross_validate(
-    data: Path, folder: Path, recipe: Recipe | None, one_fold: OneFold, limits: Limits, *, key: Sequence[str] = ()
+    data: Path,
+    folder: Path,
+    recipe: Recipe | None,
+    one_fold: OneFold,
+    limits: Limits,
+    *,
+    key: Sequence[str] = (),
+    all_folds: AllFolds | None = None,
 ) -> dict[str, Any]:
     """Train all folds that are not finished, and summarise; returns what stands in the summary.
 
@@ -97,6 +106,7 @@ def cross_validate(
         one_fold: trains one.
         limits: `epochs` and `max_hours` of a cross-validation that goes on, where they change.
         key: words of the command that goes on: where the pseudonyms come from.
+        all_folds: trains those that are not finished, in processes, in place of `one_fold`.
 
     Raises:
         Interrupted: after a signal, with the command that goes on with all folds.
@@ -106,26 +116,29 @@ def cross_validate(
             recipe = _changed(folder, limits)
         else:
             check_folds(Dataset.from_folder(data), recipe)
+        allowed = allow_flag(recipe.architecture.foreign)
+        again = command(["train", data, "--out", folder, "--resume", *key, *allowed])
         with _begun(folder, recipe):
+            if all_folds is not None:
+                all_folds(data, folder, fold_runs(folder), recipe, again)
             runs, start, trained = fold_runs(folder), time.perf_counter(), 0
             todo = [run for run in runs if not finished(run, recipe)]
             for number, run in enumerate(runs):
                 which = f"fold {number + 1} of {len(runs)} ({run.name})"
                 if run not in todo:
-                    log.info("%s: is finished", which)
+                    if all_folds is None:
+                        log.info("%s: is finished", which)
                     continue
                 begun = (run / RUN_FILE).exists()
                 log.info("%s: %s", which, "goes on" if begun else "begins")
                 own = recipe.replaced(training=recipe.training.replaced(fold=number))
                 try:
-                    summary = one_fold(run, None if begun else own, _other_limits(run, recipe) if begun else {})
+                    summary = one_fold(run, None if begun else own, other_limits(run, recipe) if begun else {})
                 except Interrupted as stopped:
-                    allowed = allow_flag(recipe.architecture.foreign)
-                    again = command(["train", data, "--out", folder, "--resume", *key, *allowed])
                     raise Interrupted(stopped.signal, again, f"{run.name}: {stopped.done}") from None
                 trained += 1
                 left = (len(todo) - trained) * (time.perf_counter() - start) / trained
-                log.info("%s: %s", which, _told(summary, left))
+                log.info("%s: %s", which, told(summary, left))
         return _summarise(folder, runs, recipe, data)
 
 
@@ -153,17 +166,18 @@ def finished(run: Path, recipe: Recipe) -> bool:
         return False
     told, own = read_json_object(run / SUMMARY).get("limits"), from_yaml(Recipe, run / RUN_FILE).training
     being_extended = told != limits_of(own)
-    return not being_extended and not _other_limits(run, recipe)
+    return not being_extended and not other_limits(run, recipe)
 
 
-def _other_limits(run: Path, recipe: Recipe) -> Limits:
+def other_limits(run: Path, recipe: Recipe) -> Limits:
     """In which the recipe of all folds goes beyond that of a fold, since the cross-validation was extended."""
     own, wanted = from_yaml(Recipe, run / RUN_FILE).training, recipe.training
     names = ("max_hours",) if wanted.steps is not None else ("epochs", "max_hours")  # of steps, epochs follow
     return {name: value for name in names if (value := getattr(wanted, name)) not in (None, getattr(own, name))}
 
 
-def _told(summary: dict[str, Any], left_s: float) -> str:
+def told(summary: dict[str, Any], left_s: float = 0.0) -> str:
+    """What is told of a fold that is finished."""
     part = summary["evaluated_on"]
     dice = summary[part]["mean"]["dice"]["mean"]
     scored = "no structure" if dice is None else f"Dice {dice:.4f}"

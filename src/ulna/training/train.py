@@ -18,6 +18,7 @@ from ulna.data.prepared.contents import Contents
 from ulna.data.prepared.store import CaseStore
 from ulna.errors import UsageError, counted, printable
 from ulna.evaluation.intervals import told_mean
+from ulna.executors.choosing import On
 from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.segmenter import network_for, read_split
 from ulna.networks.foreign import CODE_FILE, allow_flag, file_of, load_encoder
@@ -32,6 +33,7 @@ from ulna.system.device import choose_precision, default_device
 from ulna.system.exported import refuse_exported
 from ulna.system.files import remove_leftovers, write_text, write_whole
 from ulna.system.locking import locked
+from ulna.system.outputs import FOLDS_FILE
 from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.system.trackers import Tracker, open_tracker
 from ulna.training.calibrating import calibrating_predictions
@@ -47,6 +49,7 @@ from ulna.training.checkpoint import (
 from ulna.training.compiling import compiles
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
+from ulna.training.fold_jobs import Together
 from ulna.training.folds import cross_validate
 from ulna.training.init import Start, begin_with, check_dims, check_start, read_start, start_of, started
 from ulna.training.log_file import logged_to
@@ -103,6 +106,10 @@ def train(
     plan: Path | str | None = None,
     init: Path | str | None = None,
     set: Sequence[str] = (),
+    jobs: str | int | None = None,
+    on: str = "local",
+    slurm: Sequence[str] = (),
+    dry_run: bool = False,
     threads: int | None = None,
     resume: bool = False,
     pseudonymise: Path | str | None = None,
@@ -134,6 +141,11 @@ def train(
         init: weights to begin with: a run, an exported file that holds them, a .safetensors file, or zoo:NAME, see
             `ulna zoo`. Their network is trained where none is named; what depends on other channels or classes is begun anew.
         set: changes of single fields, KEY=VALUE, such as optimizer.lr=3e-4.
+        jobs: of --folds: folds at once, as processes, as far as cores and memory allow; auto: as many as they carry. Left
+            out: one after the other, or one a GPU; on Ray and SLURM as many as these begin.
+        on: of --folds: where they are trained: local, ray, ray:ADDRESS or slurm, as in `ulna compare`.
+        slurm: an option of sbatch, KEY=VALUE, such as partition=gpu; may be repeated.
+        dry_run: of --folds: write, begin and submit nothing; print what would be begun or submitted.
         threads: that compute, kept by the run; left out, those of OMP_NUM_THREADS, else no more than processors are free.
         resume: go on with the run in `out` after a stop, or for more epochs or hours; other flags must be those that it began
             with.
@@ -146,13 +158,14 @@ def train(
 
     Raises:
         UsageError: if anything about the data, the model or the folder is wrong; nothing is written then.
+        DryRun: in place of everything, where that was asked for.
 
     Example:
         ulna train data/nuclei --model unetpp --max-hours 1
     """
     data, out = Path(data), None if out is None else Path(out)
     check_threads(threads)
-    tracker = open_tracker(track)
+    tracker, where = open_tracker(track), On.read(on, jobs, slurm)
     given, why, begins = None, "", None if init is None else str(init)
     if resume:
         folder, chosen = existing_folder(out, data), None
@@ -186,26 +199,37 @@ def train(
         folder = new_folder(data, chosen.model, out)
         check_words(chosen)
         compiles(chosen.training, default_device())  # says what is missing before data are read
+    if folds is None and (dry_run or where != On()):
+        raise UsageError(
+            "--on, --jobs, --slurm and --dry-run: hand out the folds of --folds; one training is one process"
+        )
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
+    if dry_run:
+        of_all = chosen or from_yaml(Recipe, folder / FOLDS_FILE)
+        raise Together(where, threads, why, None, tracker).dry_run(data, folder, of_all)
     names = opened(pseudonymise, folder)
     with computing_with(choose_threads(threads)):
         if folds is None:
-            return _trained(
+            return train_into(
                 data, folder, chosen, given=given, source=str(plan), asked_split=split, model_because=why, names=names,
                 tracker=tracker, **limits,
             )  # fmt: skip
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
-            return _trained(
+            return train_into(
                 data, run, own, model_because=why, names=names, tracker=tracker, shared=True, **limits
             ).summary
 
-        summary = cross_validate(data, folder, chosen, one_fold, limits, key=_words_again(names, tracker))
+        together = Together(where, threads, why, names, tracker)
+        words = [*_words_again(names, tracker), *to_argv(where.flags(jobs, on, slurm))]
+        summary = cross_validate(
+            data, folder, chosen, one_fold, limits, key=words, all_folds=together.train if together.needed else None
+        )
         tell_folds(tracker, folder, data)
         return Run(folder, summary)
 
 
-def _trained(
+def train_into(
     data: Path,
     folder: Path,
     chosen: Recipe | None,

@@ -1,0 +1,116 @@
+"""The folds of a cross-validation as jobs, each a process of its own, on this machine or elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.pseudonyms import Pseudonyms, named
+from ulna.errors import DryRun, UsageError, counted, printable
+from ulna.executors.choosing import On, dry_run
+from ulna.executors.handing import hand_out
+from ulna.executors.job import Job
+from ulna.executors.places import need_of
+from ulna.executors.working import python_module, standing_file
+from ulna.networks.foreign import is_permitted
+from ulna.planning.plan import plan_training, read_training_data
+from ulna.recipe import Recipe
+from ulna.system.device import find_device, gpus_here
+from ulna.system.outputs import RUN_FILE
+from ulna.system.reading import read_json_object
+from ulna.system.threads import choose_threads
+from ulna.system.trackers import Tracker
+from ulna.training.folds import SUMMARY, check_folds, finished, told
+from ulna.training.limit import told_duration
+
+FOLD = "fold"
+
+
+class Together(NamedTuple):
+    """How the folds of a command are trained as processes.
+
+    Args:
+        on: where.
+        threads: of each, where a person or an earlier call said how many.
+        because: why the network was chosen.
+        names: the pseudonyms.
+        tracker: that they tell.
+    """
+
+    on: On
+    threads: int | None
+    because: str
+    names: Pseudonyms | None
+    tracker: Tracker | None
+
+    @property
+    def needed(self) -> bool:
+        """Whether folds run beside each other or elsewhere: else this process trains one after the other."""
+        if not self.on.here:
+            return True
+        return self.on.jobs != 1 if self.on.given else gpus_here() > 1
+
+    def jobs(self, data: Path, folder: Path, runs: Sequence[Path], recipe: Recipe) -> tuple[list[Job], Any]:
+        """A job for every fold, and what hands them out; the first of them that is not finished is planned for its memory."""
+        first = next((number for number, run in enumerate(runs) if not finished(run, recipe)), 0)
+        own = recipe.replaced(training=recipe.training.replaced(fold=first))
+        dataset = named(self.names, Dataset.from_folder(data)).declaring(recipe.classes)
+        taken = plan_training(read_training_data(dataset, own.training), own).memory_elsewhere
+        taken.check("a fold", "set planning.batch=1 or a smaller planning.patch")
+        need, device = need_of(taken, find_device()), find_device()
+        places = self.on.places(device, self.threads)
+        if self.on.here:
+            threads = self.threads or max(1, choose_threads() // places.at_once([need] * len(runs)))
+        else:
+            threads = self.threads or self.on.threads()
+        options = json.dumps(
+            {
+                "because": self.because,
+                "pseudonymise": None if self.names is None else str(self.names.path),
+                "track": None if self.tracker is None else self.tracker.name,
+                "allow_code": is_permitted(recipe.architecture.foreign),
+            }
+        )
+        hours = recipe.training.max_hours
+        made = [
+            Job(
+                run.name,
+                python_module("ulna.training.fold_worker", data, folder, number, options),
+                folder=run,
+                output=run.with_name(run.name + ".txt"),
+                done=lambda run=run: finished(run, recipe),  # type: ignore[misc]
+                begun=(run / RUN_FILE).exists,
+                result=lambda run=run: told(read_json_object(run / SUMMARY)),  # type: ignore[misc]
+                need=need,
+                threads=threads,
+                seconds=None if hours is None else 3600 * hours,
+                standing=standing_file(run),
+            )
+            for number, run in enumerate(runs)
+        ]
+        return made, self.on.executor(folder, places, FOLD)
+
+    def train(self, data: Path, folder: Path, runs: Sequence[Path], recipe: Recipe, again: str) -> None:
+        """Train the folds that are not finished.
+
+        Raises:
+            UsageError: if some of them failed; the others are finished.
+            Interrupted: after a signal.
+        """
+        jobs, executor = self.jobs(data, folder, runs, recipe)
+        failed = hand_out(jobs, executor, resume_command=again, what=FOLD, told_duration=told_duration)
+        if failed:
+            lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+            raise UsageError(
+                f"{printable(folder)}: {counted(len(failed), FOLD)} failed, the others are trained; go on with: {again}\n"
+                + lines
+            )
+
+    def dry_run(self, data: Path, folder: Path, recipe: Recipe) -> DryRun:
+        """What would be begun or submitted."""
+        check_folds(Dataset.from_folder(data), recipe)
+        runs = [folder / f"fold_{number}" for number in range(recipe.training.folds or 0)]
+        return dry_run(*self.jobs(data, folder, runs, recipe))
