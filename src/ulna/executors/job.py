@@ -14,7 +14,7 @@ from ulna.errors import counted
 # Variables of the command that its jobs on other machines get by name; no other one, for one may be a secret
 PASSED = (
     "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "ULNA_GRAPH", "ULNA_NATIVE", "ULNA_NATIVE_ARCH", "ULNA_NNUNET",
-    "ULNA_TRITON",
+    "ULNA_CACHE", "ULNA_CACHE_DIR", "ULNA_CACHE_GB", "ULNA_TRITON",
 )  # fmt: skip
 
 
