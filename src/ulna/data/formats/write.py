@@ -15,7 +15,7 @@ from ulna.data.formats.dicom.about import About
 from ulna.data.formats.dicom.series import DicomStored, has_place, in_slices
 from ulna.data.formats.dicom.verified import Kind, write_verified
 from ulna.data.formats.itk_writing import write_itk
-from ulna.data.formats.nifti import write_nifti
+from ulna.data.formats.nifti_writing import write_nifti
 from ulna.data.formats.npy import write_npy
 from ulna.data.formats.npz import npz_contents, write_masks, write_npz
 from ulna.data.formats.raster import write_png
