@@ -67,7 +67,7 @@ VERBS: dict[str, Verb] = {
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
         computes=True,
         paths=True,
-        flags="--out --split --level --format --series --dicom --threads --pseudonymise",
+        flags="--out --split --level --format --series --dicom --threads --pseudonymise --max-ram",
         switches="--tta --probabilities --overwrite --strict --no-post-processing --instances --report --allow-code",
     ),
     "evaluate": Verb(

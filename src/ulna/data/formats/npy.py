@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.limits import check_memory, check_pixels
 from ulna.data.formats.raw_boxes import Boxes, RawFile, Reordered
-from ulna.data.formats.slabs import Float32, fill, native
+from ulna.data.formats.slabs import SLAB, Float32, fill, native
 from ulna.data.formats.source import AGAIN, data_error, file_stat, first_line, suffix_of
+from ulna.data.formats.whole_boxes import Boxed, slabs_along
 from ulna.data.volume import Meta, Volume
 
 MOST_COLOURS = 4  # a last axis up to this long is colour
@@ -125,3 +126,14 @@ def write_npy(path: Path, maps: NDArray[Any], like: Volume) -> None:
     """Write (*S), or (K, *S) as (*S, K)."""
     with path.open("wb") as file:
         np.save(file, np.moveaxis(maps, 0, -1) if maps.ndim > like.spatial_dims else maps)
+
+
+def write_npy_slabs(path: Path, maps: Boxed, *, channels: bool) -> None:
+    """The same of maps that are read some rows at a time."""
+    count, *size = maps.shape
+    shape = (*size, count) if channels else tuple(size)
+    with path.open("wb") as file:
+        header = {"descr": npy.dtype_to_descr(maps.dtype), "fortran_order": False, "shape": shape}
+        npy.write_array_header_1_0(file, header)
+        for _, part in slabs_along(maps, 0, SLAB):
+            file.write((np.moveaxis(part, 0, -1) if channels else part[0]).tobytes())

@@ -23,6 +23,19 @@ class Boxed(NamedTuple):
     dtype: np.dtype[Any]
     read: Callable[[Sequence[slice], Sequence[int]], NDArray[Any]]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all of them."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def whole(self) -> NDArray[Any]:
+        """All of them in memory."""
+        return self.read([slice(0, n) for n in self.shape[1:]], range(self.shape[0]))
+
+    def of_type(self, dtype: np.dtype[Any]) -> Boxed:
+        """The same values in another type."""
+        return Boxed(self.shape, dtype, lambda box, channels: self.read(box, channels).astype(dtype, copy=False))
+
 
 def slabs_along(
     maps: Boxed, axis: int, most: int, channels: Sequence[int] | None = None
