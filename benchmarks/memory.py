@@ -4,9 +4,10 @@
     python benchmarks/memory.py --limits 4 --sizes 512 --classes 100   # one cell; hours on a slow CPU with --width 8
     python benchmarks/memory.py --sizes 512x512x600 --suffix .nii.gz --spacing 1.5
 
-The image is noise and the weights are random: nothing is said of a segmentation. The network is a U-Net of two levels and few
-channels, so that large volumes end on a CPU; its maps count in the limit as those of any other. The peak is the largest sum of
-resident memory of the process and its children, sampled every 20 ms, and no less than the kernel's own high-water mark.
+The image is noise and the weights are random: nothing is said of a segmentation. The network is a U-Net of two levels
+and few channels, so that large volumes end on a CPU; its maps count in the limit as those of any other. The peak is the
+largest sum of resident memory of the process and its children, sampled every 20 ms, and no less than the kernel's own
+high-water mark.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -185,8 +185,8 @@ def by_windows(
             with torch.inference_mode():  # where they may be changed in place
                 for corner, values in zip(group, maps, strict=True):
                     inner, there = _overlap(corner, patch, origin, room)
-                    total[(..., *there)] += values[(..., *inner)].mul_(weights[(..., *inner)])
-                    weight_sum[(..., *there)] += weights[(..., *inner)]
+                    total[there] += values[inner].mul_(weights[inner])
+                    weight_sum[there] += weights[inner]
             del maps, values  # lest those of two groups be held
         assert total is not None
         done = size[axis] - places[0] if following is None else following[0] - places[0]
@@ -224,9 +224,10 @@ def _box(corner: Sequence[int], patch: Sequence[int]) -> list[slice]:
 
 def _overlap(
     corner: Sequence[int], patch: Sequence[int], origin: Sequence[int], room: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """What of a window lies in a room that begins at an origin, in the window and in the room."""
-    inner, there = [], []
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The index of what lies in a room that begins at an origin: in a window, and in the room; of the last axes."""
+    inner: list[Any] = [...]
+    there: list[Any] = [...]
     for start, length, begin, extent in zip(corner, patch, origin, room, strict=True):
         first, end = max(start, begin), min(start + length, begin + extent)
         inner.append(slice(first - start, end - start))
