@@ -32,7 +32,7 @@ from ulna.recipe import PLAN_FORMAT, Labels, Plan, Recipe, Split, to_yaml
 from ulna.system.files import Tensors, write_tensors
 
 
-def make_run(folder: Path, classes: int, width: int, patch: int, spacing: float) -> Path:
+def make_run(folder: Path, classes: int, width: int, patch: int, spacing: float, overlap: float) -> Path:
     """A run folder of a small U-Net with random weights."""
     folder.mkdir(parents=True)
     extent: dict[str, Any] = dict.fromkeys(("min", "median", "max"), (64, 64, 64))
@@ -60,7 +60,7 @@ def make_run(folder: Path, classes: int, width: int, patch: int, spacing: float)
         },
     )  # fmt: skip
     recipe = Recipe(model="unet").replaced(
-        architecture={"channels": (width, 2 * width), "strides": plan.strides}, inference={"overlap": 0.25}
+        architecture={"channels": (width, 2 * width), "strides": plan.strides}, inference={"overlap": overlap}
     )
     network = network_for(recipe, plan, torch.Generator().manual_seed(0))
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 20, 100])
     parser.add_argument("--width", type=int, default=4)
     parser.add_argument("--patch", type=int, default=64)
+    parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--spacing", type=float, default=1.0, help="mm of the network's grid; that of the image is 1")
     parser.add_argument("--suffix", default=".nii")
     parser.add_argument("--threads", type=int, default=2)
@@ -157,9 +158,9 @@ def main() -> None:
             size = size if len(size) == 3 else size * 3
             image = draw(Path(folder) / text / f"image{arguments.suffix}", size)
             for classes in arguments.classes:
-                run = make_run(
-                    Path(folder) / f"run-{text}-{classes}", classes, arguments.width, arguments.patch, arguments.spacing
-                )
+                place = Path(folder) / f"run-{text}-{classes}"
+                of_it = (arguments.width, arguments.patch, arguments.spacing, arguments.overlap)
+                run = make_run(place, classes, *of_it)
                 for limit in arguments.limits:
                     out = Path(folder) / f"out-{text}-{classes}-{limit}"
                     call = ["predict", str(run), str(image), "--out", str(out), "--max-ram", str(limit)]

@@ -116,6 +116,12 @@ VERBS: dict[str, Verb] = {
         "ulna.exporting.zoo:zoo",
         "List the small segmenters that come with ulna-runtime: `zoo:NAME` stands for one wherever a file is asked for.",
     ),
+    "convert": Verb(
+        "ulna.data.converting:convert",
+        "Write an image in another format with the same values and the same place in space.",
+        flags="--spacing",
+        switches="--labels --overwrite",
+    ),
     "import-weights": Verb(
         "ulna.importing.weights:import_weights",
         "Write weights that others saved with torch as a safetensors file, for `ulna train --init` or an encoder.",

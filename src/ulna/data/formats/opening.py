@@ -30,6 +30,7 @@ from ulna.data.formats.source import (
     suffix_of,
 )
 from ulna.data.formats.tiff_boxes import open_tiff
+from ulna.data.formats.zarr_boxes import is_zarr, open_zarr
 from ulna.data.volume import Volume
 
 _CHUNK = 1 << 20
@@ -114,6 +115,9 @@ def _open(source: Source, spatial_dims: int | None, scratch: Path | None) -> Ope
     path = source.path
     if source.series is None and source.row is None:
         suffix = suffix_of(path)
+        if is_zarr(path):
+            volume, parts = open_zarr(path)
+            return OpenImage(volume, (parts,), volume.spatial_dims - 1 if volume.affine is not None else 0)
         try:
             if suffix in NIFTI_SUFFIXES:
                 return _open_nifti(path, spatial_dims, scratch)
