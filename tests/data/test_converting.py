@@ -78,9 +78,22 @@ def test_pictures(tmp_path):
     with pytest.raises(UsageError, match=r"states no spacing, which \.nii needs; give it with --spacing"):
         ulna.convert(tmp_path / "a.png", tmp_path / "a.nii")
     made = ulna.convert(tmp_path / "a.png", tmp_path / "a.nii", spacing="0.5x0.25")
-    np.testing.assert_allclose(opened(made.file).spacing, (0.5, 0.25))
-    with pytest.raises(UsageError, match="--spacing 0.5: give 2 lengths above 0"):
+    volume = opened(made.file)
+    np.testing.assert_allclose(volume.spacing, (0.25, 0.5))  # columns first, as NIfTI has them
+    np.testing.assert_array_equal(volume.array, values.transpose(2, 1, 0))
+    assert not volume.meta.oriented and "no orientation" in made.notes[-1]
+    with pytest.raises(UsageError, match=r"--spacing 0\.5: give 2 lengths above 0"):
         ulna.convert(tmp_path / "a.png", tmp_path / "b.nii", spacing="0.5")
+
+
+def test_a_stack_without_orientation(tmp_path):
+    values = np.random.default_rng(4).integers(0, 255, (5, 30, 20), np.uint8)
+    about = {"axes": "ZYX", "unit": "um", "spacing": 3.0}
+    tifffile.imwrite(tmp_path / "a.tif", values, imagej=True, resolution=(1 / 0.5, 1 / 0.5), metadata=about)
+    ulna.convert(tmp_path / "a.tif", tmp_path / "a.nii.gz")
+    back = opened(ulna.convert(tmp_path / "a.nii.gz", tmp_path / "b.tif").file)
+    np.testing.assert_array_equal(back.array[0], values)
+    np.testing.assert_allclose(back.spacing, (3e-3, 5e-4, 5e-4), rtol=1e-6)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -1,6 +1,12 @@
 """`predict --max-ram`: the same masks, and what cannot keep to the limit is refused beforehand."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -162,3 +168,50 @@ def test_the_fewest_columns_that_keep_to_the_limit():
     assert needs.total(8) <= smallest < needs.total(8) + 1e7
     assert len(plan_columns(needs, smallest).ends) == 8
     assert plan_columns(needs, needs.total(8) - 1) is None
+
+
+def peak_of(*arguments):
+    """The most bytes that a call of ulna and its children held, and what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    call = [sys.executable, "-m", "ulna", *map(str, arguments)]
+    peak = 0
+    with subprocess.Popen(
+        call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while process.poll() is None:
+            peak = max(peak, held_by(process.pid))
+            time.sleep(0.01)
+        return peak, process.stdout.read(), process.returncode
+
+
+def held_by(pid):
+    """Bytes of a process, as its kernel knows the most of them, and of its children."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = [
+            int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return 0
+    most = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return 1024 * most + sum(map(held_by, children))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not tell what a process holds")
+@pytest.mark.parametrize(("size", "classes"), [((64, 64, 64), 2), ((48, 40, 40), 20)])
+def test_the_least_that_works_is_kept_to(tmp_path, size, classes):
+    labels = Labels(names=("background", *(f"class {n}" for n in range(1, classes))))
+    run = run_folder(
+        tmp_path / "run", 0, spatial_dims=3, strides=((2, 2, 2),), patch=(32, 32, 32), whole_image_limit=10,
+        labels=labels, spacing=(0.9, 0.9, 0.9), unit="mm", orientation="RAS",
+    )  # fmt: skip
+    volume_of(tmp_path / "images", "x.nii.gz", size, np.eye(4))
+    command = ("predict", run, tmp_path / "images", "--out", tmp_path / "out", "--max-ram")
+    _, said, code = peak_of(*command, 0.1)
+    least_gb = float(re.search(r"needs ([\d.]+) GB at least", " ".join(said.split()))[1])
+    assert code == 2 and not list(tmp_path.glob("out/*.nii.gz"))
+    # what the process holds before differs from call to call by a few MB
+    peak, said, code = peak_of(*command, least_gb + 0.03)
+    assert code == 0, said
+    assert 0.5 * least_gb < peak / 1e9 <= least_gb + 0.03

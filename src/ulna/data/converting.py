@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Header
 
 from ulna.data.formats.itk_header import Geometry, ItkStored
 from ulna.data.formats.itk_writing import write_itk
+from ulna.data.formats.nifti import NiftiStored
 from ulna.data.formats.nifti_writing import write_nifti_slabs
 from ulna.data.formats.npy import write_npy_slabs
 from ulna.data.formats.opening import OpenImage, open_image
@@ -31,6 +33,7 @@ from ulna.system.outputs import same_place
 log = logging.getLogger(__name__)
 
 WRITTEN = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *TIFF_SUFFIXES, NUMPY_SUFFIX, ".zarr")
+_NO_ORIENTATION = "the image states no orientation, and so does the file: its last axis is written first"
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _STRAIGHT = 1e-4  # a cosine between axes that counts as 0: files hold seven digits
 
@@ -214,8 +217,11 @@ def _fitted(volume: Volume, image: OpenImage, out: Path) -> tuple[Volume, Boxed,
             raise UsageError(f"{volume.path}: states no spacing, which {suffix} needs; give it with --spacing, in mm")
         if same or volume.affine is not None:
             return (volume if same else replace(volume, meta=Meta())), maps, ()
-        spaced = replace(volume, affine=np.diag([*(*volume.spacing, 1.0)[:3], 1.0]), meta=Meta())
-        return spaced, maps, ("states no orientation: axes are written to the right, front and head",)
+        return (
+            _without_orientation(volume),
+            _reordered(maps, [*reversed(range(volume.spatial_dims))]),
+            (_NO_ORIENTATION,),
+        )
     if suffix in ITK_SUFFIXES:
         return (volume if same else _as_itk(volume, suffix)), maps, ()
     if suffix == NUMPY_SUFFIX:
@@ -227,6 +233,33 @@ def _fitted(volume: Volume, image: OpenImage, out: Path) -> tuple[Volume, Boxed,
     if suffix == ".zarr":
         return volume, maps, ()
     return _as_tiff(volume, maps)
+
+
+def _without_orientation(volume: Volume) -> Volume:
+    """With a NIfTI header that states lengths alone, the axes in the other order: columns, rows, pages."""
+    header = Nifti1Header()
+    size = volume.size[::-1]
+    header.set_data_shape((*size, 1)[:3])
+    header.set_zooms((*volume.spacing[::-1], 1.0)[:3])
+    header.set_xyzt_units("mm")
+    stored = NiftiStored(header, (*size, 1)[:3])
+    hollow = np.broadcast_to(np.zeros((), volume.array.dtype), (volume.channels, *size))
+    return Volume(hollow, volume.spacing[::-1], "mm", None, volume.path, Meta(format="nifti", stored=stored))
+
+
+def _reordered(maps: Boxed, order: Sequence[int], flips: Sequence[bool] | None = None) -> Boxed:
+    """Maps whose axis i is axis `order[i]` of others, against it where `flips[i]`."""
+    turned = flips or (False,) * len(order)
+    size = [maps.shape[1 + axis] for axis in order]
+
+    def read(box: Sequence[slice], channels: Sequence[int]) -> Any:
+        stored: list[slice] = [slice(0, 0)] * len(order)
+        for part, axis, flip, n in zip(box, order, turned, size, strict=True):
+            stored[axis] = slice(n - part.stop, n - part.start) if flip else part
+        values = maps.read(stored, channels).transpose(0, *(1 + axis for axis in order))
+        return values[(slice(None), *(slice(None, None, -1 if flip else 1) for flip in turned))]
+
+    return Boxed((maps.shape[0], *size), maps.dtype, read)
 
 
 def _of(values: Any, channels: Sequence[int]) -> Any:
@@ -267,16 +300,9 @@ def _as_tiff(volume: Volume, maps: Boxed) -> tuple[Volume, Boxed, tuple[str, ...
     order = list(reversed(axes)) if dims == 3 else list(axes)
     # canonical axes run to the right, front and head; rows and columns are drawn from the front and the patient's right
     flips = [flipped[axes.index(axis)] != (axes.index(axis) < 2 and dims == 3) for axis in order]
-    size = [volume.size[axis] for axis in order]
-
-    def read(box: Sequence[slice], channels: Sequence[int]) -> Any:
-        stored: list[slice] = [slice(0, 0)] * dims
-        for part, axis, flip, n in zip(box, order, flips, size, strict=True):
-            stored[axis] = slice(n - part.stop, n - part.start) if flip else part
-        values = maps.read(stored, channels).transpose(0, *(1 + axis for axis in order))
-        return values[(slice(None), *(slice(None, None, -1 if flip else 1) for flip in flips))]
-
-    turned = Boxed((maps.shape[0], *size), maps.dtype, read)
+    if not volume.meta.oriented:
+        flips = [False] * dims
+    turned = _reordered(maps, order, flips)
     steps = tuple(volume.spacing[axis] for axis in order)
     like = Volume(
         np.broadcast_to(np.zeros((), maps.dtype), turned.shape), steps, volume.unit, None, volume.path, Meta()
