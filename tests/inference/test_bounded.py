@@ -154,6 +154,8 @@ def test_too_little_is_refused_with_the_least_that_works(tmp_path, monkeypatch):
     monkeypatch.setattr(bounded, "WORKING", 10**12)
     with pytest.raises(UsageError, match=r"needs about [\d.]+ GB \(--probabilities keeps all maps\)"):
         ulna.predict(run, tmp_path / "images", out=tmp_path / "out", max_ram=100, probabilities=True)
+    with pytest.raises(UsageError, match="--report reads images whole"):
+        ulna.predict(run, tmp_path / "images", out=tmp_path / "out", max_ram=8, report=True)
     with pytest.raises(UsageError, match="--max-ram 0: must be above 0"):
         ulna.predict(run, tmp_path / "images", out=tmp_path / "out", max_ram=0)
 

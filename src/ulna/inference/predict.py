@@ -157,6 +157,10 @@ def predict(
     if max_ram is not None:
         if not 0 < max_ram < math.inf:
             raise UsageError(f"--max-ram {max_ram:g}: must be above 0")
+        if report:
+            raise UsageError(
+                "--report reads images whole: leave it out with --max-ram; a second call without that adds it"
+            )
         give_back_memory()
     named, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
     formats, wishes = _formats(format), parse_wishes(series, dicom)
