@@ -68,7 +68,7 @@ VERBS: dict[str, Verb] = {
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
         computes=True,
         paths=True,
-        flags="--out --split --level --format --series --dicom --threads --pseudonymise",
+        flags="--out --split --level --format --series --dicom --threads --pseudonymise --max-ram",
         switches="--tta --probabilities --overwrite --strict --no-post-processing --instances --report --allow-code",
     ),
     "evaluate": Verb(
@@ -116,6 +116,12 @@ VERBS: dict[str, Verb] = {
     "zoo": Verb(
         "ulna.exporting.zoo:zoo",
         "List the small segmenters that come with ulna-runtime: `zoo:NAME` stands for one wherever a file is asked for.",
+    ),
+    "convert": Verb(
+        "ulna.data.converting:convert",
+        "Write an image in another format with the same values and the same place in space.",
+        flags="--spacing",
+        switches="--labels --overwrite",
     ),
     "import-weights": Verb(
         "ulna.importing.weights:import_weights",

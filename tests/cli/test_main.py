@@ -51,6 +51,7 @@ POSITIONALS = {
     "check": "DATA", "plan": "DATA", "models": "[NAME]", "train": "DATA", "predict": "RUN [RUN ...] DATA",
     "evaluate": "PREDICTIONS LABELS", "explain": "RUN [RUN ...] IMAGE", "prune": "RUN", "compare": "DATA",
     "bench": "[NAME] [DATA]", "recipes": "[NAME]", "export": "RUN [RUN ...]", "info": "RUN", "import-weights": "FILE",
+    "convert": "IMAGE TARGET",
 }  # fmt: skip
 
 

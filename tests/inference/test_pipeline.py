@@ -214,7 +214,7 @@ def test_the_next_is_read_ahead_only_where_the_memory_holds_both(
 ):
     segmenter, order = ulna.load(run), []
     volume = segmenter._volume(images / "a.png")
-    monkeypatch.setattr(memory, "_program", lambda: 0.0)
+    monkeypatch.setattr(memory, "program_bytes", lambda: 0.0)
     need = segmenter.forecast(volume, probabilities=False).total
     room = need + (10 if fits else 1.9) * volume.array.nbytes
     monkeypatch.setattr(memory, "memory", lambda: room)

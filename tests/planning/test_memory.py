@@ -76,7 +76,7 @@ def test_a_training_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch):
 def test_an_image_that_cannot_fit_fails_alone(tmp_path, images, monkeypatch):  # noqa: F811
     run = run_folder(tmp_path / "run", 0)
     Image.fromarray(np.zeros((900, 800), np.uint8)).save(images / "huge.png")
-    monkeypatch.setattr("ulna.planning.memory._program", lambda: 0.0)  # grows as libraries are loaded
+    monkeypatch.setattr("ulna.planning.memory.program_bytes", lambda: 0.0)  # grows as libraries are loaded
     small = ulna.load(run).forecast(ulna.load(run)._volume(images / "a.png"), probabilities=False).total
     monkeypatch.setattr("ulna.planning.memory.memory", lambda: 2 * small)
     with pytest.raises(ulna.PartialFailure, match="900 x 800 needs about"):

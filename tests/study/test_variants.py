@@ -37,7 +37,7 @@ def test_a_study_reckons_with_the_memory_of_its_own_processes(monkeypatch):
     settled = plan_variants(make_variants(["unet"], {}, [], []), facts(), match=None)
     monkeypatch.setattr("ulna.planning.memory.allocator_in_use", lambda: "torch")
     monkeypatch.setattr("ulna.planning.memory.allocator_when_tuned", lambda: "ulna")
-    monkeypatch.setattr("ulna.planning.memory._program", lambda: 1e15)
+    monkeypatch.setattr("ulna.planning.memory.program_bytes", lambda: 1e15)
     (planned,) = settled.planned
     here, there = planned.memory.parts, planned.memory_elsewhere.parts
     assert here["maps of a step"] / there["maps of a step"] == pytest.approx(1.55 / 1.25)

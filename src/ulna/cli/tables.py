@@ -340,6 +340,12 @@ def _zoo(console: Console, made: Any) -> None:
     print_plain(console, "next: ulna info zoo:NAME; ulna predict zoo:NAME IMAGES --out masks", style="dim")
 
 
+def _convert(console: Console, made: Any) -> None:
+    size, step = " x ".join(map(str, made.size)), " x ".join(f"{one:.4g}" for one in made.spacing)
+    channels = f", {made.channels} channels" if made.channels > 1 else ""
+    print_plain(console, f"file: {made.file} ({size} of {step} {made.unit}{channels}, {made.dtype})")
+
+
 def _import_weights(console: Console, made: Any) -> None:
     names = [printable(weight.name) for weight in made.weights]
     for name, weight in zip(names, made.weights, strict=True):
@@ -355,6 +361,7 @@ SHOW: dict[str, Callable[[Console, Any], None]] = {
     "cache": print_cache,
     "check": _check,
     "compare": print_study,
+    "convert": _convert,
     "demo": _demo,
     "evaluate": _evaluate,
     "explain": _explain,

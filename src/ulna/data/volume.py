@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Format = Literal["nifti", "itk", "tiff", "raster", "npy", "npz", "dicom"]
+Format = Literal["nifti", "itk", "tiff", "raster", "npy", "npz", "dicom", "zarr"]
 
 
 @dataclass(frozen=True, kw_only=True)

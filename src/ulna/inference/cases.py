@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,11 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.dicom.verified import LEAST_DICE
-from ulna.data.formats.limits import is_memory_error
 from ulna.data.formats.npz import npz_contents
-from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import DICOM_SUFFIX, Source, case_name, suffix_of
+from ulna.data.formats.source import DICOM_SUFFIX, case_name, suffix_of
 from ulna.data.formats.write import (
     mask_suffix,
     probabilities_suffix,
@@ -29,9 +25,12 @@ from ulna.data.formats.write import (
 )
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry, Record
+from ulna.data.quality.intensity import Shape
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.batches import Pace
+from ulna.inference.bounded import check_whole, fit, opened_within, segment_within, why_whole
+from ulna.inference.outcomes import bytes_of, file_bytes, reason, row_of, verified
 from ulna.inference.pending import find_pending, input_digest
 from ulna.inference.pipeline import OneByOne, Pipeline, overlaps
 from ulna.inference.result import NO_DICOM, Result
@@ -74,6 +73,7 @@ class Work:
         failed: case, or folder, -> why it cannot be predicted, known before any work.
         shown: how texts are written into predict.json.
         strict: whether a case that is unlike the training data fails.
+        limit: bytes of memory that this process may take; None for what the machine has.
     """
 
     def __init__(
@@ -89,8 +89,9 @@ class Work:
         shown: Shown = as_it_is,
         *,
         strict: bool = False,
+        limit: float | None = None,
     ) -> None:
-        self.strict = strict
+        self.strict, self.limit = strict, limit
         self.segmenter, self.out, self.probabilities, self.record = segmenter, out, probabilities, record
         self.run_digest, self.options, self.formats = run_digest, options, formats
         self.done: dict[str, Entry] = {}
@@ -148,10 +149,14 @@ class Work:
     def _predict_all(self, todo: Sequence[Case], staging: Path, interruption: Interruption) -> None:
         dicom = any(case.images[0].series is not None for case in todo)
         self._pace = Pace(len(todo), every=dicom)
-        form = Pipeline if overlaps(self.segmenter.device) else OneByOne
+        form = Pipeline if overlaps(self.segmenter.device) and self.limit is None else OneByOne
         with form(self._read, interruption) as pipeline:
             for number, case in enumerate(track(todo, "predicting"), start=1):
-                self._attempt(case, partial(self._segment, case, todo[number : number + 1], pipeline, staging))
+                if self.limit is not None:
+                    work = partial(self._segment_within, case, staging, self.limit, pipeline.held)
+                else:
+                    work = partial(self._segment, case, todo[number : number + 1], pipeline, staging)
+                self._attempt(case, work)
 
     def _attempt(self, case: Case, work: Callable[[], None]) -> None:
         """Do it, and note why a case failed, whatever it is: the other cases are written, unless none can be."""
@@ -164,14 +169,18 @@ class Work:
             self.failed[case.id] = str(error)
             self._blocked = self._blocked or error.everything
         except Exception as error:
-            self.failed[case.id] = _reason(error)
+            self.failed[case.id] = reason(error)
             self._pace.done(case.id, "failed")
 
-    def _read(self, case: Case) -> Read:
-        start = time.perf_counter()
+    def _begin(self, case: Case) -> Entry:
         entry = self._wanted[case.id]
         if not entry.input:  # before the image is read: if it changes in between, the next call sees another image
             entry = replace(entry, input=self._input(case))
+        return entry
+
+    def _read(self, case: Case) -> Read:
+        start = time.perf_counter()
+        entry = self._begin(case)
         volume = self.segmenter.as_trained(case.read_image())
         if volume.meta.format == "dicom":
             for note in volume.meta.notes:
@@ -205,7 +214,7 @@ class Work:
         entry = replace(entry, seconds=seconds)
         write = partial(self._write, case, entry, result, compared, staging, pipeline.held)
         pipeline.put(partial(self._attempt, case, write))
-        self._last = _bytes_of(result)
+        self._last = bytes_of(result)
 
     def _write(
         self,
@@ -222,26 +231,66 @@ class Work:
         written = []
         if result.probabilities is not None:
             written = [write_probabilities(staging / f"{case.id}_probabilities", result.probabilities, volume)]
-        in_npz = source.row is not None
-        if not in_npz:
-            masks = {format: result.write(staging / case.id, format) for format in self.formats or (None,)}
-            written = [*masks.values(), *written]
-            entry = replace(entry, verified=_verified(masks, volume))
-        files = {path.name: "" for path in written}
-        file = entry.file if in_npz else written[0].name
-        seconds = round(entry.seconds + time.perf_counter() - start, 3)
-        entry = replace(entry, file=file, files={file: ""} | files, size=volume.size, seconds=seconds)
-        if in_npz:
+        if source.row is not None:
+            entry = replace(entry, files={entry.file: ""} | {path.name: "" for path in written}, size=volume.size)
+            entry = replace(entry, seconds=round(entry.seconds + time.perf_counter() - start, 3))
             self._arrays.setdefault(source.path, []).append((entry, result.in_file()))
-            self._pace.done(case.id, f"{seconds:.1f} s")
+            self._pace.done(case.id, f"{entry.seconds:.1f} s")
             return
+        masks = {format: result.write(staging / case.id, format) for format in self.formats or (None,)}
+        entry = replace(entry, verified=verified(masks, volume), seconds=entry.seconds + time.perf_counter() - start)
+        self._put(case, entry, [*masks.values(), *written], volume, staging, held)
+
+    def _put(
+        self,
+        case: Case,
+        entry: Entry,
+        written: Sequence[Path],
+        volume: Volume,
+        staging: Path,
+        held: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Put the files of a case in place, its mask first."""
+        entry = replace(
+            entry,
+            file=written[0].name,
+            files={path.name: "" for path in written},
+            size=volume.size,
+            seconds=round(entry.seconds, 3),
+        )
         with held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self._free(entry))
-        self._pace.done(case.id, f"{seconds:.1f} s")
+        self._pace.done(case.id, f"{entry.seconds:.1f} s")
 
-    def _compared(self, case: Case, volume: Volume) -> Comparison:
+    def _segment_within(
+        self, case: Case, staging: Path, limit: float, held: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        """Make one mask within so many bytes of memory, and write it."""
+        start, segmenter = time.perf_counter(), self.segmenter
+        entry = self._begin(case)
+        why = why_whole(segmenter, case, self.formats, probabilities=self.probabilities)
+        with opened_within(segmenter, case, limit, staging, whole=bool(why)) as image:
+            if isinstance(image, Volume):
+                check_whole(segmenter, image, limit, why, probabilities=self.probabilities)
+                compared = self._compared(case, image)
+                result = segmenter.segment(image, probabilities=self.probabilities)
+                entry = replace(entry, seconds=time.perf_counter() - start)
+                self._write(case, entry, result, compared, staging, held)
+                return
+            columns = fit(segmenter, image, limit, self.formats)
+            if columns.cost > 1.005:
+                text = "%s: within --max-ram %g it is answered in %d columns, which takes %.2f times as long"
+                log.info(text, case.id, limit / 1e9, len(columns.ends), columns.cost)
+            made = segment_within(segmenter, image, columns, staging, partial(self._compared, case, image.volume))
+            with closing(made.mask):
+                entry = replace(entry, trust=self._told(case, made.trust(segmenter)))
+                written = [made.write(segmenter, staging / case.id, format) for format in self.formats or (None,)]
+        entry = replace(entry, seconds=time.perf_counter() - start)
+        self._put(case, entry, written, made.volume, staging, held)
+
+    def _compared(self, case: Case, volume: Volume, shapes: Sequence[Shape | None] | None = None) -> Comparison:
         """The case against the training data; what is far outside is said, and refused where it is to be."""
-        compared = self.segmenter.compare(volume)
+        compared = self.segmenter.compare(volume, shapes)
         if compared.findings:
             said = f"unlike the training data: {in_one_line(compared.findings)}"
             if self.strict:
@@ -250,7 +299,10 @@ class Work:
         return compared
 
     def _trust(self, case: Case, result: Result, compared: Comparison) -> dict[str, Any]:
-        told = self.segmenter.trust(result, compared)
+        return self._told(case, self.segmenter.trust(result, compared))
+
+    def _told(self, case: Case, told: dict[str, Any]) -> dict[str, Any]:
+        """What is written of the trust in a mask, after what is odd about it was said."""
         flags = [Finding(**flag) for flag in told["flags"] if flag["about"] == "mask"]
         if flags:
             log.info("note: %s: the mask is unlike the training references: %s", case.id, in_one_line(flags))
@@ -258,7 +310,7 @@ class Work:
 
     def _fits_beside(self, need: MemoryEstimate, volume: Volume, cases: Sequence[Case]) -> bool:
         """Whether the memory holds the last result and the next image beside a case; images are as large as their files."""
-        here, *others = [_file_bytes(case) for case in cases]
+        here, *others = [file_bytes(case) for case in cases]
         following = sum(max(1.0, there / max(1, here)) for there in others) * volume.array.nbytes
         beside = {"next image": 2 * following, "last result": self._last}  # it may be held twice while it is decoded
         try:
@@ -281,7 +333,7 @@ class Work:
             try:
                 self._put_npz(source, masks, staging)
             except Exception as error:  # whatever it is, the other files are written
-                self.failed |= {entry.case: _reason(error) for entry, _ in masks}
+                self.failed |= {entry.case: reason(error) for entry, _ in masks}
         order = [case.id for case in cases if case.id in self.failed]
         self.failed = {case: self.failed[case] for case in order} | self.failed
         facts = {**facts, "failed": {case: self.shown(why) for case, why in self.failed.items()}}
@@ -299,7 +351,7 @@ class Work:
         new = {entry.case for entry, _ in masks}
         kept = [entry for entry in self._kept.get(name, []) if entry.case not in new]
         multilabel = self.segmenter.plan.labels.stacked
-        both = [(entry, _row_of(self.out / name, entry.case, multilabel)) for entry in kept] + masks
+        both = [(entry, row_of(self.out / name, entry.case, multilabel)) for entry in kept] + masks
         place = {case: row for row, case in enumerate(npz_contents(source).ids)}
         both.sort(key=lambda row: place.get(row[0].case, len(place)))
         stacked, ids = np.stack([mask for _, mask in both]), [entry.case for entry, _ in both]
@@ -330,43 +382,3 @@ class Work:
     def _free(self, entry: Entry) -> tuple[str, ...]:
         """The names that may be taken: what is ulna's own was looked at before the work."""
         return tuple(name for name in entry.files if self.record.owns(name) or self.record.undigested(name))
-
-
-def _verified(masks: Mapping[str | None, Path], volume: Volume) -> dict[str, str]:
-    """File -> how it was compared with the mask after it was written, for those that were."""
-    own = "seg" if volume.meta.format == "dicom" else ""
-    how = {
-        "seg": "read again, equal voxel by voxel",
-        "rtstruct": f"read again, Dice at least {LEAST_DICE:g} and equal volume",
-    }
-    return {path.name: how[kind] for format, path in masks.items() if (kind := format or own) in how}
-
-
-def _row_of(path: Path, case: str, multilabel: bool) -> NDArray[Any]:
-    """The mask of a case in an npz that `predict` wrote: (*S), or (K, *S) where classes overlap."""
-    array = read_labels(Source(path, npz_contents(path).ids.index(case))).array
-    return array if multilabel else array[0]
-
-
-def _reason(error: Exception) -> str:
-    """Why a case failed. What is not the user's doing is a defect, unless it is the memory that ran out."""
-    text = str(error)
-    if isinstance(error, UsageError):
-        return text
-    if is_memory_error(error):
-        return "out of memory; predict on a machine with more, or train with a smaller planning.patch"
-    log.error("%s", traceback.format_exc())
-    return f"a defect of ulna, please report it ({type(error).__name__}: {text})"
-
-
-def _bytes_of(result: Result) -> int:
-    maps = 0 if result.probabilities is None else result.probabilities.nbytes
-    return result.mask.nbytes + maps + result.volume.array.nbytes
-
-
-def _file_bytes(case: Case) -> int:
-    """Of its images; 0 where one cannot be seen, which is told when it is read."""
-    try:
-        return sum(file.stat().st_size for source in case.images for file in source.files)
-    except OSError:
-        return 0

@@ -7,6 +7,7 @@ where ulna wrote it otherwise, and never touched where ulna did not write it.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.loading import load
 from ulna.inference.segmenter import Ensemble, Segmenter, read_split
 from ulna.inference.zoo import located
+from ulna.kernels.allocator import give_back_memory
 from ulna.pages.sealing import PAGE_FILE
 from ulna.recipe import Split
 from ulna.system.order import check_run_first
@@ -101,6 +103,7 @@ def predict(
     pseudonymise: Path | str | None = None,
     report: bool = False,
     allow_code: bool = False,
+    max_ram: float | None = None,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
@@ -138,6 +141,9 @@ def predict(
             for it, the Dice to expect is told from mirrored copies: 4 times as long in 2D, 8 in 3D. Where all masks are
             there already, only the page is made.
         allow_code: execute the code of a network of one's own, which lies in the run as network.py: read it before.
+        max_ram: GB of memory that the process may take: images are read, answered and written by slabs, and an image that
+            needs more is refused with the least that works (docs/large-images.md). Masks are the same; it takes longer the
+            closer the limit is.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
@@ -148,6 +154,14 @@ def predict(
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
     check_threads(threads)
+    if max_ram is not None:
+        if not 0 < max_ram < math.inf:
+            raise UsageError(f"--max-ram {max_ram:g}: must be above 0")
+        if report:
+            raise UsageError(
+                "--report reads images whole: leave it out with --max-ram; a second call without that adds it"
+            )
+        give_back_memory()
     named, data, out = [Path(one) for one in ([run] if isinstance(run, str | Path) else run)], Path(data), Path(out)
     formats, wishes = _formats(format), parse_wishes(series, dicom)
     flags = {
@@ -166,6 +180,7 @@ def predict(
         "--pseudonymise": pseudonymise,
         "--report": report,
         "--allow-code": allow_code,
+        "--max-ram": max_ram,
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run([located(one) for one in named])
@@ -208,6 +223,7 @@ def predict(
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
     shown = texts_of(names, data, out)
     work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats, broken, shown, strict=strict)
+    work.limit = None if max_ram is None else 1e9 * max_ram
     if report:
         check_page(out)
     work.find_pending(cases, overwrite)

@@ -172,7 +172,7 @@ class Segmenter(Comparing):
 
     def mask(self, volume: Volume) -> NDArray[Any]:
         """The mask alone, (*S), or (K, *S) if multilabel: never holds the probabilities of all classes everywhere."""
-        self._check(volume)
+        self.check(volume)
         mask = self._watched(volume).label_map(self.plan.labels, self.recipe.inference.threshold)
         return self.cleaned(mask, volume)
 
@@ -195,7 +195,7 @@ class Segmenter(Comparing):
 
     def probabilities(self, volume: Volume) -> Tensor:
         """Volume (C, *S) -> probabilities (K, *S), float32, on the volume's grid; not calibrated."""
-        self._check(volume)
+        self.check(volume)
         return self._watched(volume).maps()
 
     def label_map(self, probabilities: Tensor) -> NDArray[Any]:
@@ -206,11 +206,15 @@ class Segmenter(Comparing):
         """How a volume is turned for the network."""
         return turn_of(volume, self.plan)
 
+    def slab_axis(self, volume: Volume) -> int:
+        """The axis, turned, that the slabs of an answer lie along."""
+        return axis_of_slabs(self.turn(volume).order(volume.size), self.plan)
+
     def _plans(self) -> tuple[Plan, ...]:
         """Of all networks that answer."""
         return (self.plan,)
 
-    def _check(self, volume: Volume) -> None:
+    def check(self, volume: Volume) -> None:
         """Refuse a volume that fits no plan; what is odd about it is noted once."""
         for plan in self._plans():
             check_fit(volume, plan)
@@ -227,7 +231,7 @@ class Segmenter(Comparing):
         """
         check_fit(volume, self.plan)
         return prediction_memory(
-            self.plan, volume, self.network, maps_per_voxel=self._maps_per_voxel, probabilities=probabilities
+            self.plan, volume, self.network, maps_per_voxel=self.maps_per_voxel, probabilities=probabilities
         )
 
     def unprocessed(self) -> Segmenter:
@@ -256,14 +260,14 @@ class Segmenter(Comparing):
     def slabs(self, volume: Volume, agreement: Agreement | None = None) -> Slabs:
         """The probabilities in slabs, computed as they are asked for; see `predict_slabs`."""
         return predict_slabs(
-            self._forward.network,
+            self.forward.network,
             self.plan,
             self._prepared(volume),
             settings=self.recipe.inference,
             device=self.device,
             precision=self.precision,
             tally=self.tally,
-            forward=self._forward,
+            forward=self.forward,
             agreement=agreement,
         )
 
@@ -276,12 +280,13 @@ class Segmenter(Comparing):
         return prepare(volume, self.plan)
 
     @cached_property
-    def _maps_per_voxel(self) -> float:
+    def maps_per_voxel(self) -> float:
+        """Bytes that the maps of a window take."""
         return maps_per_voxel(self.network, self.plan, bf16=self.precision == "bf16")
 
     @cached_property
-    def _forward(self) -> Forward:
-        """Kept from image to image."""
+    def forward(self) -> Forward:
+        """How the network is run; kept from image to image."""
         heads = self.compares == "heads"
         return Forward(fuse_batchnorm(self.network), self.plan, self.device, self.precision, heads=heads)
 
@@ -324,11 +329,11 @@ class Ensemble(Segmenter):
 
     def slabs(self, volume: Volume, agreement: Agreement | None = None) -> Slabs:
         """The mean of the members' probabilities in slabs, as in `Segmenter.slabs`."""
-        turn, axis = self.turn(volume), self._axis(volume)
+        turn, axis = self.turn(volume), self.slab_axis(volume)
         parts = mean_slabs([_along(turn, axis, member, volume) for member in self.members], axis, agreement)
         return Slabs(parts, turn.order(volume.size), axis, turn)
 
-    def _axis(self, volume: Volume) -> int:
+    def slab_axis(self, volume: Volume) -> int:
         """The axis, turned, that the slabs lie along: that of the first member which is turned as all are."""
         turn = self.turn(volume)
         plan = next(member.plan for member in self.members if member.turn(volume) == turn)
@@ -343,7 +348,7 @@ class Ensemble(Segmenter):
         each = [member.forecast(volume, probabilities=probabilities).parts for member in self.members]
         taken = {name: max(parts[name] for parts in each) for name in each[0]}
         turn = self.turn(volume)
-        here = turn, self._axis(volume)
+        here = turn, self.slab_axis(volume)
         along = [(m.turn(volume), axis_of_slabs(m.turn(volume).order(volume.size), m.plan)) for m in self.members]
         whole = sum(one != here for one in along)  # these give all of theirs at once
         taken["result"] += 2 * 4 * whole * self.plan.labels.outputs * math.prod(volume.size)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ulna.blocks import nd
 from ulna.data.pipeline.slices import neighbourhoods
-from ulna.inference.sliding import gaussian, portions, window_starts
+from ulna.inference.sliding import Grid, gaussian, on_grid, portions, window_starts
 from ulna.recipe import Slices
 
 
 def by_slices(
     probabilities: Callable[[Tensor], Tensor],
-    image: Tensor,
+    image: Grid | Tensor,
     slices: Slices,
     patch: Sequence[int],
     *,
@@ -40,13 +40,19 @@ def by_slices(
         (K, *S) with some rows along the axis of the slices, in order and together all of them, float32; good until the next
         one is asked for.
     """
+    image = on_grid(image)
     size = [image.shape[axis + 1] for axis in slices.plane]
     patch = [min(p, n) for p, n in zip(patch, size, strict=True)]
     starts = [window_starts(n, p, overlap) for n, p in zip(size, patch, strict=True)]
     corners = list(itertools.product(*starts))
     places = range(image.shape[slices.axis + 1])
     for some in portions(places, max(1, batch // len(corners))):
-        seen = neighbourhoods(image, slices.axis, some, slices.neighbours)
+        first = max(0, some[0] - slices.neighbours)
+        end = min(len(places), some[-1] + slices.neighbours + 1)
+        rows = image.box(
+            [slice(first, end) if a == slices.axis else slice(0, n) for a, n in enumerate(image.shape[1:])]
+        )
+        seen = neighbourhoods(rows, slices.axis, [place - first for place in some], slices.neighbours)
         maps = probabilities(seen) if len(corners) == 1 else _of_windows(probabilities, seen, patch, corners, batch)
         yield maps.float().movedim(0, slices.axis + 1)
 

@@ -8,12 +8,76 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+class Grid(Protocol):
+    """An image (C, *S) of which boxes are read, wherever it lies."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(C, *S)."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of the boxes."""
+        ...
+
+    def box(self, place: Sequence[slice]) -> Tensor:
+        """(C, *place)."""
+        ...
+
+
+class InMemory(NamedTuple):
+    """One that is held, on its device."""
+
+    image: Tensor
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(C, *S)."""
+        return self.image.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Of the image."""
+        return self.image.device
+
+    def box(self, place: Sequence[slice]) -> Tensor:
+        """A view."""
+        return self.image[(slice(None), *place)]
+
+
+def on_grid(image: Grid | Tensor) -> Grid:
+    """An image of which boxes are read."""
+    return InMemory(image) if isinstance(image, Tensor) else image
+
+
+class Column(NamedTuple):
+    """The part of an image that is answered: some rows along an axis which is not that of the slabs."""
+
+    axis: int
+    first: int
+    end: int
+
+
+class Seen:
+    """Which windows were asked for the first time, where columns ask for those at their borders twice."""
+
+    def __init__(self) -> None:
+        self._corners: set[tuple[int, ...]] = set()
+        self.new: list[bool] = []
+
+    def note(self, corners: Sequence[tuple[int, ...]]) -> None:
+        """The windows that are asked for next; `new` says of each whether it is the first time."""
+        self.new = [corner not in self._corners for corner in corners]
+        self._corners.update(corners)
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -30,14 +94,17 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [round(i * (size - patch) / (count - 1)) for i in range(count)]
 
 
-def count_windows(size: Sequence[int], patch: Sequence[int], overlap: float) -> int:
-    """How many windows cover an image.
+def count_windows(size: Sequence[int], patch: Sequence[int], overlap: float, column: Column | None = None) -> int:
+    """How many windows cover an image, or touch a column of it.
 
     Example:
         >>> count_windows((10, 3), (4, 4), 0.5)
         4
     """
-    return math.prod(len(window_starts(n, p, overlap)) for n, p in zip(size, patch, strict=True))
+    starts = [window_starts(n, p, overlap) for n, p in zip(size, patch, strict=True)]
+    if column is not None:
+        starts[column.axis] = touching(starts[column.axis], patch[column.axis], column)
+    return math.prod(map(len, starts))
 
 
 def gaussian(patch: Sequence[int]) -> Tensor:
@@ -54,60 +121,89 @@ def gaussian(patch: Sequence[int]) -> Tensor:
 
 def by_windows(
     probabilities: Callable[[Tensor], Tensor],
-    image: Tensor,
+    image: Grid | Tensor,
     patch: Sequence[int],
     *,
     overlap: float,
     axis: int = 0,
     batch: int = 1,
+    column: Column | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Tensor]:
     """Probabilities of a whole image from those of its windows, slab by slab along one spatial axis.
 
     A slab is handed out as soon as no further window touches it, so no more than a window's length of the image is held
-    for every class, and where a batch has windows of several places along the axis, what these reach.
+    for every class, and where a batch has windows of several places along the axis, what these reach. With a column, no more
+    than what lies in it, from all windows that touch it.
 
     Args:
-        probabilities: (N, C, *patch) -> (N, K, *patch).
+        probabilities: (N, C, *patch) -> (N, K, *patch); what it gives is used up.
         image: (C, *S).
         patch: size of a window; axes shorter than it are taken whole.
         overlap: share of a window that its neighbour repeats, 0 to below 1.
         axis: the spatial axis to go along.
         batch: windows at once, at most.
+        column: what of the image is wanted; None for all of it.
+        seen: is told of the windows before they are asked for.
 
     Yields:
         (K, *S) with S[axis] rows of the image, in order and together all of them, float32. A slab is good until the next
         one is asked for.
     """
-    size = image.shape[1:]
+    image = on_grid(image)
+    size = tuple(image.shape[1:])
     patch = [min(p, n) for p, n in zip(patch, size, strict=True)]
     starts = [window_starts(n, p, overlap) for n, p in zip(size, patch, strict=True)]
-    if all(len(along) == 1 for along in starts):
-        yield probabilities(image[None])[0].float()
+    single = all(len(along) == 1 for along in starts)
+    across, origin = size, [0] * len(size)
+    if column is not None:
+        starts[column.axis] = touching(starts[column.axis], patch[column.axis], column)
+        across = tuple(column.end - column.first if a == column.axis else n for a, n in enumerate(size))
+        origin[column.axis] = column.first
+    if single:
+        if seen is not None:
+            seen.note([(0,) * len(size)])
+        maps = probabilities(image.box([slice(0, n) for n in size])[None])[0].float()
+        yield maps if column is None else maps.narrow(column.axis + 1, column.first, across[column.axis])
         return
     weights = gaussian(patch).to(image.device)
     beside = math.prod(len(along) for a, along in enumerate(starts) if a != axis)  # windows at one place along the axis
     runs = [*portions(starts[axis], max(1, batch // beside))]
     reach = patch[axis] + max(places[-1] - places[0] for places in runs)
-    room = (*size[:axis], reach, *size[axis + 1 :])  # what the windows of one run of places can touch
+    room = (*across[:axis], reach, *across[axis + 1 :])  # what the windows of one run of places can touch
     total: Tensor | None = None
     weight_sum = torch.zeros(room, device=image.device)
     for places, following in itertools.zip_longest(runs, runs[1:]):
         corners = list(itertools.product(*(places if a == axis else along for a, along in enumerate(starts))))
+        origin[axis] = places[0]
         for group in portions(corners, batch):
-            maps = probabilities(torch.stack([image[_window(corner, patch)] for corner in group])).float() * weights
+            if seen is not None:
+                seen.note(group)
+            maps = probabilities(torch.stack([image.box(_box(corner, patch)) for corner in group])).float()
             if total is None:
                 total = torch.zeros((maps.shape[1], *room), device=image.device)
-            for corner, values in zip(group, maps, strict=True):
-                begin = [start - places[0] if a == axis else start for a, start in enumerate(corner)]
-                window = _window(begin, patch)
-                total[window] += values
-                weight_sum[window] += weights
+            with torch.inference_mode():  # where they may be changed in place
+                for corner, values in zip(group, maps, strict=True):
+                    inner, there = _overlap(corner, patch, origin, room)
+                    total[there] += values[inner].mul_(weights[inner])
+                    weight_sum[there] += weights[inner]
+            del maps, values  # lest those of two groups be held
         assert total is not None
         done = size[axis] - places[0] if following is None else following[0] - places[0]
         yield total.narrow(axis + 1, 0, done).div_(weight_sum.narrow(axis, 0, done))
         if following is not None:
             _advance(total, axis + 1, done)
             _advance(weight_sum, axis, done)
+
+
+def touching(starts: Sequence[int], patch: int, column: Column) -> list[int]:
+    """The windows along the axis of a column that touch it.
+
+    Example:
+        >>> touching([0, 2, 4, 6], 4, Column(0, 6, 8))
+        [4, 6]
+    """
+    return [start for start in starts if start < column.end and start + patch > column.first]
 
 
 def portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
@@ -122,8 +218,21 @@ def portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
         yield items[first : first + portion]
 
 
-def _window(corner: Sequence[int], patch: Sequence[int]) -> tuple[Any, ...]:
-    return (..., *(slice(start, start + length) for start, length in zip(corner, patch, strict=True)))
+def _box(corner: Sequence[int], patch: Sequence[int]) -> list[slice]:
+    return [slice(start, start + length) for start, length in zip(corner, patch, strict=True)]
+
+
+def _overlap(
+    corner: Sequence[int], patch: Sequence[int], origin: Sequence[int], room: Sequence[int]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The index of what lies in a room that begins at an origin: in a window, and in the room; of the last axes."""
+    inner: list[Any] = [...]
+    there: list[Any] = [...]
+    for start, length, begin, extent in zip(corner, patch, origin, room, strict=True):
+        first, end = max(start, begin), min(start + length, begin + extent)
+        inner.append(slice(first - start, end - start))
+        there.append(slice(first - begin, end - begin))
+    return tuple(inner), tuple(there)
 
 
 def _advance(held: Tensor, axis: int, rows: int) -> None:

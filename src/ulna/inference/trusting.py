@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
+from ulna.data.quality.intensity import Shape
 from ulna.data.volume import Volume
-from ulna.inference.result import Result
+from ulna.inference.result import Beside, Result
 from ulna.inference.spread import MOST_CLASSES
 from ulna.recipe import Plan, Recipe
 from ulna.trust.calibration import Calibration
@@ -15,7 +17,7 @@ from ulna.trust.cleaning import Changed, clean
 from ulna.trust.comparing import Comparison, compare_case
 from ulna.trust.dice import MEAN, Origin, uncalibrated
 from ulna.trust.report import Predicted, trust_json
-from ulna.trust.structures import find_structures, odd_structures, unit_of
+from ulna.trust.structures import Found, find_structures, odd_structures, unit_of
 
 
 class Comparing:
@@ -49,9 +51,9 @@ class Comparing:
         self.compares = "copies"
         return copies
 
-    def compare(self, volume: Volume) -> Comparison:
-        """The case against the training data, before it is predicted."""
-        return compare_case(volume, self.plan)
+    def compare(self, volume: Volume, shapes: Sequence[Shape | None] | None = None) -> Comparison:
+        """The case against the training data, before it is predicted; `shapes` of its values where they are not held."""
+        return compare_case(volume, self.plan, shapes)
 
     def trust(self, result: Result, comparison: Comparison | None = None) -> dict[str, Any]:
         """How far a result can be trusted, as `predict.json` has it; docs/trust.md tells every field.
@@ -64,8 +66,14 @@ class Comparing:
             segment.trust(result)["flags"]
         """
         comparison = self.compare(result.volume) if comparison is None else comparison
-        unit, voxel = unit_of(result.volume)
-        found = find_structures(result.mask, result.labels, voxel)
+        found = find_structures(result.mask, result.labels, unit_of(result.volume)[1])
+        return self.trust_in(result.volume, found, result.beside, comparison)
+
+    def trust_in(
+        self, volume: Volume, found: Mapping[str, Found], beside: Beside, comparison: Comparison
+    ) -> dict[str, Any]:
+        """The same of a mask whose structures are known."""
+        unit, _ = unit_of(volume)
         known = None if self.calibration is None else self.calibration.structures
         left_out = {}
         if known is None:
@@ -73,13 +81,13 @@ class Comparing:
         elif known.unit != unit:
             left_out["volume"] = f"the image is measured in {unit}, the training references in {known.unit}"
         flags = () if known is None else odd_structures(found, known, unit)
-        predicted = self._predicted(result)
+        predicted = self._predicted(beside)
         if predicted is None:
             left_out["predicted Dice"] = "no answers were compared, or the run was not calibrated for them"
-        return trust_json(comparison, found, unit, flags, predicted, result.beside.changed, left_out)
+        return trust_json(comparison, found, unit, flags, predicted, beside.changed, left_out)
 
-    def _predicted(self, result: Result) -> Predicted | None:
-        agreement = {} if result.beside.agreement is None else result.beside.agreement.by_class()
+    def _predicted(self, beside: Beside) -> Predicted | None:
+        agreement = {} if beside.agreement is None else beside.agreement.by_class()
         if self.compares is None or not agreement:
             return None
         if self.compares == "folds":
@@ -92,7 +100,7 @@ class Comparing:
 
     def predicted_mean(self, result: Result) -> float | None:
         """The predicted mean Dice of a result; None where nothing tells."""
-        predicted = self._predicted(result)
+        predicted = self._predicted(result.beside)
         return None if predicted is None or MEAN not in predicted.estimates else predicted.estimates[MEAN].dice
 
 

@@ -24,7 +24,7 @@ from ulna.data.volume import label_dtype
 from ulna.inference.finite import FiniteCheck
 from ulna.inference.forward import Forward
 from ulna.inference.slices import by_slices, smoothed_in_plane
-from ulna.inference.sliding import by_windows, count_windows
+from ulna.inference.sliding import Column, Grid, Seen, by_windows, count_windows, on_grid
 from ulna.inference.sparse import PointCounts, by_stages, smoothed
 from ulna.inference.spread import Agreement, count_agreement
 from ulna.networks.heads import probabilities
@@ -126,7 +126,10 @@ def predict_slabs(
         axis = axis_of_slabs(prepared.size, plan)
     prepared = as_given(prepared, network, plan)
     forward = forward or Forward(network, plan, device, precision)
-    parts = _windowed(forward, prepared, axis, settings, tally, agreement)
+    parts = windowed(forward, to_device(prepared.image, device), axis, settings, tally, agreement)
+    parts = without_margins(parts, prepared.margins, axis)
+    if network.head.sparse and settings.smooth:
+        parts = smoothed(parts, axis) if plan.slices is None else smoothed_in_plane(parts, plan.slices)
     return on_own_grid(parts, prepared, axis, _background(plan.labels))
 
 
@@ -150,26 +153,44 @@ def _background(labels: Labels) -> Tensor:
     return maps
 
 
-def _windowed(
+def windowed(
     forward: Forward,
-    prepared: Prepared,
+    given: Grid | Tensor,
     axis: int,
     settings: Inference,
-    tally: PointCounts | None,
+    tally: PointCounts | None = None,
     agreement: Agreement | None = None,
+    column: Column | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[Tensor]:
-    """Probabilities on the grid of the plan, without margins, windows by windows."""
+    """Probabilities on the grid that a network is given, windows by windows, in slabs along an axis.
+
+    Args:
+        forward: how the network is run.
+        given: the image, (C, *S').
+        axis: of *S'.
+        settings: of the recipe.
+        tally: of a head that reads points.
+        agreement: what answers have in common is added to it.
+        column: what of the image is wanted, where windows are not of slices; None for all of it.
+        seen: kept from column to column, so that nothing is added to `agreement` twice.
+    """
     network, plan, device = forward.network, forward.plan, forward.device
     aside = agreement is not None and agreement.copies and not settings.tta  # the copies change no answer
     flipped = flips([a + 2 for a in plan.mirror_axes] if settings.tta or aside else ())  # axes of (N, C, *S)
     multilabel, sparse = plan.labels.multilabel, network.head.sparse
-    image = to_device(prepared.image, device)
+    image = on_grid(given)
     grid = tuple(image.shape[1 + along] for along in plan.patch_axes)
-    patch = (
-        grid if plan.takes_whole(grid, sparse=sparse) else [min(p, n) for p, n in zip(plan.patch, grid, strict=True)]
-    )
+    patch = window_of(plan, grid, sparse=sparse)
     batch = forward.together(patch)
     finite = FiniteCheck(network, device)
+
+    def add(counts: Tensor) -> None:
+        assert agreement is not None
+        if seen is None or all(seen.new) or len(seen.new) != len(counts):
+            agreement.add(counts)
+        elif any(seen.new):
+            agreement.add(counts[torch.tensor(seen.new, device=counts.device)])
 
     def ask(windows: Tensor) -> Tensor:
         if sparse:
@@ -178,7 +199,7 @@ def _windowed(
         logits, counts = forward.counted(windows)
         finite.add(logits)
         if counts is not None and agreement is not None:
-            agreement.add(counts)
+            add(counts)
         return probabilities(logits, multilabel=multilabel)
 
     @torch.inference_mode()
@@ -187,7 +208,7 @@ def _windowed(
         layout = nd.layout(plan.spatial_dims, True, device, forward.precision)
         windows = windows.contiguous(memory_format=layout)
         # flipped copies, where windows alone do not fill a batch; beside others an answer may change in its last bit
-        at_once = 1 if aside else max(1, batch // len(windows))
+        at_once = 1 if aside or seen is not None else max(1, batch // len(windows))
         maps: Tensor | None = None
         straight: Tensor | None = None  # the answer to the image as it is
         for first in range(0, len(flipped), at_once):
@@ -201,26 +222,32 @@ def _windowed(
                     if straight is None:
                         straight = p.clone()
                     else:
-                        agreement.add(count_agreement(straight, p, plan.labels))
+                        add(count_agreement(straight, p, plan.labels))
                 if maps is None or not aside:
                     maps = p if maps is None else maps + p
         assert maps is not None
         return maps if len(flipped) == 1 or aside else maps / len(flipped)
 
     if plan.slices is None:
-        windows = by_windows(from_windows, image, patch, overlap=settings.overlap, axis=axis, batch=batch)
+        slabs = by_windows(
+            from_windows, image, patch, overlap=settings.overlap, axis=axis, batch=batch, column=column, seen=seen
+        )
     else:
-        windows = by_slices(from_windows, image, plan.slices, patch, overlap=settings.overlap, batch=batch)
-    slabs = without_margins(windows, prepared.margins, axis)
-    if sparse and settings.smooth:
-        slabs = smoothed(slabs, axis) if plan.slices is None else smoothed_in_plane(slabs, plan.slices)
-    count = count_windows(grid, patch, settings.overlap) * len(flipped)
+        slabs = by_slices(from_windows, image, plan.slices, patch, overlap=settings.overlap, batch=batch)
+    count = count_windows(grid, patch, settings.overlap, column) * len(flipped)
     if plan.slices is not None:
         count *= image.shape[plan.slices.axis + 1]
     with bar("windows", count) if count > 1 else nullcontext(_untold) as advance:
         for slab in slabs:
             finite.finish()
             yield slab
+
+
+def window_of(plan: Plan, grid: Sequence[int], *, sparse: bool) -> tuple[int, ...]:
+    """The size of a window of an image whose size along the axes of a patch is `grid`."""
+    if plan.takes_whole(grid, sparse=sparse):
+        return tuple(grid)
+    return tuple(min(p, n) for p, n in zip(plan.patch, grid, strict=True))
 
 
 def _untold(steps: int) -> None:

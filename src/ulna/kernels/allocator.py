@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 # as in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**30
+_SMALLEST = 2**20
 _state: list[str] = []
 
 
@@ -54,6 +55,20 @@ def tune_memory() -> bool:
     if kept:
         _state.append("glibc" if allocator is None else "ulna")
     return kept
+
+
+def give_back_memory() -> bool:
+    """Give what is freed back to the system at once, for the rest of this process: it holds what it uses, and no more.
+
+    For Linux with glibc, in a process that has not called `tune_memory`; elsewhere nothing happens.
+
+    Returns:
+        Whether it is given back.
+    """
+    mallopt = _mallopt()
+    if mallopt is None or _state:
+        return False
+    return all([mallopt(_MMAP_THRESHOLD, _SMALLEST), mallopt(_TRIM_THRESHOLD, _SMALLEST)])
 
 
 def allocator_in_use() -> str:

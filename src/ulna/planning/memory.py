@@ -120,7 +120,7 @@ def training_memory(
         {
             **step_memory(network, plan.patch, plan.batch, recipe, device, elsewhere=elsewhere),
             "cases kept": min(held, 2 * memory() / 4),
-            "program": (PROGRAM if device.gpu or elsewhere else _program()) + LIBRARIES,
+            "program": (PROGRAM if device.gpu or elsewhere else program_bytes()) + LIBRARIES,
         }
     )
 
@@ -190,7 +190,7 @@ def prediction_memory(
             "image": _image_bytes(grid, plan) + 4 * plan.in_channels * math.prod(size),
             "result": (4 * classes if probabilities else 0) * math.prod(size)
             + math.prod(size) * (classes if plan.labels.multilabel else 1),
-            "program": _program(),
+            "program": program_bytes(),
         }
     )
 
@@ -200,6 +200,12 @@ def maps_per_voxel(network: Network, plan: Plan, *, bf16: bool) -> float:
     voxels = math.prod(plan.patch)
     points = min(MESH_POINTS, voxels) if network.head.sparse else None
     return peak_bytes(network, plan.patch, training=False, bf16=bf16, points=points) / voxels
+
+
+def window_bytes(maps_per_voxel: float, voxels: int, plan: Plan, *, copies: bool) -> float:
+    """One window on its way: its maps, then its probabilities, and with mirrored copies their sum and the first of them."""
+    maps = plan.labels.outputs * (4 if copies else 2)
+    return voxels * (_overhead(find_device()) * maps_per_voxel + 4.0 * (maps + 3 * plan.inputs))
 
 
 def _overhead(device: Device, *, elsewhere: bool = False) -> float:
@@ -218,7 +224,7 @@ def _weight_bytes(network: Network) -> int:
     return sum(p.numel() * 4 for p in network.parameters())
 
 
-def _program() -> float:
+def program_bytes() -> float:
     """Bytes that this process holds now."""
     if find_device().gpu:
         return PROGRAM

@@ -67,13 +67,16 @@ class Comparison(NamedTuple):
     left_out: dict[str, str]
 
 
-def compare_case(volume: Volume, plan: Plan) -> Comparison:
+def compare_case(volume: Volume, plan: Plan, shapes: Sequence[Shape | None] | None = None) -> Comparison:
     """Compare a case with the training data of a plan.
 
     Args:
         volume: one that fits the plan.
         plan: of the run; an earlier one knows less of its data.
+        shapes: the distribution of every channel, where the values of the volume are not in memory.
     """
+    if shapes is None:
+        shapes = _shapes(volume) if plan.fingerprint.values else ()
     told, earlier = plan.fingerprint, "the plan is of an earlier version, which did not store it"
     found: dict[str, list[str] | str] = {  # rule -> what is odd, or why it was not applied
         "modality": _modality(volume, told),
@@ -81,7 +84,7 @@ def compare_case(volume: Volume, plan: Plan) -> Comparison:
         "spacing": _lengths(volume, plan, "spacing"),
         "field of view": earlier if told.extent is None else _lengths(volume, plan, "field of view"),
         "orientation": _orientation(volume, plan),
-        "intensity": _intensity(volume, told) if told.values else "the plan does not hold the range of its values",
+        "intensity": _intensity(shapes, told) if told.values else "the plan does not hold the range of its values",
     }
     applied = {rule: lines for rule, lines in found.items() if isinstance(lines, list)}
     findings = tuple(Finding("input", rule, line) for rule, lines in applied.items() for line in lines)
@@ -163,14 +166,17 @@ def _orientation(volume: Volume, plan: Plan) -> list[str] | str:
     return odd
 
 
-def _intensity(volume: Volume, told: Fingerprint) -> list[str]:
-    return [line for number in range(len(told.values)) for line in _channel(volume, told, number)]
+def _shapes(volume: Volume) -> list[Shape | None]:
+    found = (measure(channel).intensity for channel in volume.array)
+    return [None if one is None else shape_of(one) for one in found]
 
 
-def _channel(volume: Volume, told: Fingerprint, number: int) -> Iterator[str]:
+def _intensity(shapes: Sequence[Shape | None], told: Fingerprint) -> list[str]:
+    return [line for number in range(len(told.values)) for line in _channel(shapes[number], told, number)]
+
+
+def _channel(shape: Shape | None, told: Fingerprint, number: int) -> Iterator[str]:
     name = f" of {told.channel_names[number]}" if len(told.values) > 1 else ""
-    found = measure(volume.array[number]).intensity
-    shape = None if found is None else shape_of(found)
     if shape is None:
         yield f"the values{name} are all the same"
         return

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.ndimage import find_objects
 
+from ulna.data.formats.whole_boxes import Boxed, slabs_along
 from ulna.data.volume import Volume
 from ulna.evaluation.further import MM3_PER_ML
 from ulna.evaluation.metrics import mask_of
@@ -20,6 +22,7 @@ from ulna.trust.components import box_of, find_components
 RARE = 0.05  # what fewer training cases had is worth a word: a missing structure, one at the border
 LEAST = 2  # references that show how volumes spread
 LARGER = 1.05  # beyond the largest seen, and below the smallest: what resampling alone may change
+_AT_ONCE = 1 << 20  # voxels of a mask in boxes
 FEW = 5.0  # and FEW / n of the range that n references span, as a factor: few do not show how large a structure may be
 
 
@@ -96,6 +99,46 @@ def find_structures(mask: NDArray[Any], labels: Labels, voxel: float) -> dict[st
     }
 
 
+def structures_of(maps: Boxed, labels: Labels, voxel: float) -> dict[str, Found]:
+    """What `find_structures` finds, of a mask in boxes: (1, *S) of class indices, or (K, *S) of overlapping classes."""
+    size, found = maps.shape[1:], {}
+    boxes = _boxes(maps, labels)
+    for number, name in enumerate(labels.foreground, start=1):
+        box = boxes.get(number)
+        if box is None:
+            found[name] = Found(0.0, 0, 0.0, 0.0, False)
+            continue
+        channel, value = (number - 1, 1) if labels.multilabel else (0, number)
+
+        def part(rows: slice, box: list[slice] = box, channel: int = channel, value: int = value) -> NDArray[np.bool_]:
+            first = box[0].start
+            here = [slice(first + rows.start, first + rows.stop), *box[1:]]
+            where: NDArray[np.bool_] = maps.read(here, (channel,))[0] == value
+            return where
+
+        extent = [one.stop - one.start for one in box]
+        border = any(one.start == 0 or one.stop == n for one, n in zip(box, size, strict=True))
+        found[name] = _of_sizes(find_components(part, extent, slab=_AT_ONCE).sizes[1:], voxel, border=border)
+    return found
+
+
+def _boxes(maps: Boxed, labels: Labels) -> dict[int, list[slice]]:
+    """Class -> the smallest box that holds it, for those that are there."""
+    boxes: dict[int, list[slice]] = {}
+    for rows, values in slabs_along(maps, 0, _AT_ONCE * maps.dtype.itemsize):
+        for channel, part in enumerate(values):
+            for value, here in enumerate(find_objects(part.astype(np.int32)), start=1):
+                if here is None:
+                    continue
+                number = channel + 1 if labels.multilabel else value
+                moved = [slice(here[0].start + rows.start, here[0].stop + rows.start), *here[1:]]
+                known = boxes.get(number, moved)
+                boxes[number] = [
+                    slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(known, moved, strict=True)
+                ]
+    return boxes
+
+
 def _found(where: NDArray[np.bool_], voxel: float) -> Found:
     box = box_of(where)
     if box is None:
@@ -103,6 +146,10 @@ def _found(where: NDArray[np.bool_], voxel: float) -> Found:
     inside = where[box]
     sizes = find_components(lambda rows: inside[rows], inside.shape).sizes[1:]
     border = any(part.start == 0 or part.stop == n for part, n in zip(box, where.shape, strict=True))
+    return _of_sizes(sizes, voxel, border=border)
+
+
+def _of_sizes(sizes: NDArray[np.int64], voxel: float, *, border: bool) -> Found:
     total = int(sizes.sum())
     return Found(total * voxel, len(sizes), int(sizes.min()) * voxel, float(sizes.max()) / total, border)
 

@@ -12,6 +12,7 @@ from ulna.data.formats.slabs import slabs
 from ulna.data.formats.source import (
     data_error,
 )
+from ulna.data.formats.whole_boxes import Boxed
 from ulna.data.volume import Volume, label_dtype
 from ulna.errors import listed
 from ulna.recipe import Labels
@@ -164,3 +165,16 @@ def in_file(mask: NDArray[Any], labels: Labels, values: Sequence[int] | None = N
     for value, one in zip(labels.order, mask, strict=True):  # the later over the earlier
         written[one != 0] = value
     return written
+
+
+def boxes_in_file(maps: Boxed, labels: Labels, values: Sequence[int] | None = None) -> Boxed:
+    """`in_file` of a mask that is read in boxes, (1, *S) or (K, *S) of overlapping classes -> the same, or (1, *S)."""
+    if labels.order is not None:
+        dtype, every = label_dtype(max(labels.order)), range(maps.shape[0])
+        return Boxed((1, *maps.shape[1:]), dtype, lambda box, _: in_file(maps.read(box, every), labels)[None])
+    if values is None:
+        return maps
+    known = tuple(values)
+    return Boxed(
+        maps.shape, label_dtype(max(known)), lambda box, channels: in_file(maps.read(box, channels), labels, known)
+    )

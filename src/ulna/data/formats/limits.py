@@ -46,7 +46,7 @@ def allowing(max_pixels: int | None, max_ram: float | None) -> Iterator[None]:
         _allowed.update(before)
 
 
-def check_promise(where: object, what: str, promised: int, held: int, *, packed: bool) -> None:
+def check_promise(where: object, what: str, promised: int, held: int, *, packed: bool, whole: bool = True) -> None:
     """Refuse, before memory is taken, a header that its bytes cannot fulfil, and what no half of the memory holds.
 
     Args:
@@ -54,10 +54,12 @@ def check_promise(where: object, what: str, promised: int, held: int, *, packed:
         promised: bytes that the header declares.
         held: bytes that the file holds.
         packed: the bytes are compressed with deflate.
+        whole: all of it will be in memory at once.
     """
     if promised > held * (LARGEST_RATIO if packed else 1):
         raise data_error(where, what, AGAIN)
-    check_memory(where, promised)
+    if whole:
+        check_memory(where, promised)
 
 
 def check_memory(where: object, promised: int) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header, Nifti1Image
-from nibabel.nifti2 import Nifti2Header, Nifti2Image
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
 from ulna.data.formats.limits import check_memory, check_pixels, check_promise
@@ -51,49 +51,111 @@ def read_nifti(path: Path, spatial_dims: int | None = None) -> Volume:
     Raises:
         DataError: if the file is empty, cut short, damaged, or its header cannot be right.
     """
-    size = file_stat(path).st_size
-    with _stream(path) as stream:
-        header, start = _header(path, stream)
-        shape = tuple(int(n) for n in header.get_data_shape())
-        dtype = header.get_data_dtype()
-        spatial, channels, flat = _axes(path, shape, spatial_dims)
-        if dtype.kind not in "iuf":
-            raise data_error(path, f"holds values of type {dtype}", "save it with integer or real values")
-        expected = math.prod(shape) * dtype.itemsize
-        begin = float(header["vox_offset"])
-        if not math.isfinite(begin):
-            raise data_error(path, f"has a header that is damaged (its data begin at byte {begin})", AGAIN)
-        offset = max(int(begin), len(start) + 4)  # four bytes say whether extensions follow
-        promised = offset + expected
-        check_pixels(path, shape)
-        cut = f"is cut short: the header promises {shape} voxels in {promised} bytes, the file has {size} bytes"
-        check_promise(path, cut, promised, size, packed=suffix_of(path) == ".nii.gz")
-        scaled = _scaling(header, dtype)
-        array = np.empty((channels, *spatial), native(dtype) if scaled is None else np.float32)
+    with unpacked(path) as stream:
+        layout = layout_of(path, stream, spatial_dims)
+        expected, offset = layout.expected, layout.offset
+        array = np.empty((layout.channels, *layout.spatial), layout.kept)
         check_memory(path, array.nbytes)
-        _skip(stream, offset - len(start))
-        held = fill(np.moveaxis(array, 0, -1), lambda count: _read_up_to(stream, count), dtype, scaled)
+        held = fill(np.moveaxis(array, 0, -1), lambda count: read_up_to(stream, count), layout.dtype, layout.scaled)
         if held < expected:
-            raise _cut(path, f"the header promises {offset + expected} bytes, the file holds {offset + held}")
-        spare = _rest(stream)
-    affine, spacing = _geometry(path, header, spatial, flat)
-    faults = [*_spare(spare, expected // shape[-1]), *contradiction(header, shape)]
-    notes = (*_disagreement(header, spacing, flat), *_odd_fields(header, shape), *_assumed(header, len(start)))
-    meta = Meta(
-        format="nifti",
-        suffix=suffix_of(path),
-        notes=notes,
-        faults=tuple(faults),
-        too_large=scaled.too_large if scaled is not None else None,
-        either=1 in (*shape, 1)[:3],
-        oriented=int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,  # else nibabel assumes LAS
-        stored=NiftiStored(header, shape[:3]),
-    )
-    return Volume(array, spacing, "mm", affine, path, meta)
+            raise cut_short(path, f"the header promises {offset + expected} bytes, the file holds {offset + held}")
+        spare = rest_of(stream)
+    large = layout.scaled.too_large if layout.scaled is not None else None
+    return layout.volume(path, array, spare, large)
+
+
+class Layout(NamedTuple):
+    """Where the values of a file lie and what they are.
+
+    Args:
+        header: nibabel's.
+        length: of the header, in bytes.
+        shape: of the file.
+        dtype: of its values.
+        spatial: *S.
+        channels: C.
+        flat: the axis that a 2D image is flat along; None in 3D.
+        offset: of the first value.
+        scaled: from stored values to values; None for integers that are not scaled.
+    """
+
+    header: Any
+    length: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    spatial: tuple[int, ...]
+    channels: int
+    flat: int | None
+    offset: int
+    scaled: Float32 | None
+
+    @property
+    def expected(self) -> int:
+        """Bytes of all values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def kept(self) -> np.dtype[Any]:
+        """The type of the values as they are read."""
+        return native(self.dtype) if self.scaled is None else np.dtype(np.float32)
+
+    def volume(self, path: Path, array: NDArray[Any], spare: int, too_large: tuple[int, float] | None) -> Volume:
+        """A volume of values, (C, *S), with what the file says of them; `spare` bytes follow them in the file."""
+        header, shape = self.header, self.shape
+        affine, spacing = _geometry(path, header, self.spatial, self.flat)
+        faults = [*_spare(spare, self.expected // shape[-1]), *contradiction(header, shape)]
+        notes = (
+            *_disagreement(header, spacing, self.flat),
+            *_odd_fields(header, shape),
+            *_assumed(header, self.length),
+        )
+        meta = Meta(
+            format="nifti",
+            suffix=suffix_of(path),
+            notes=notes,
+            faults=tuple(faults),
+            too_large=too_large,
+            either=1 in (*shape, 1)[:3],
+            oriented=int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,  # else nibabel assumes LAS
+            stored=NiftiStored(header, shape[:3]),
+        )
+        return Volume(array, spacing, "mm", affine, path, meta)
+
+
+def layout_of(path: Path, stream: IO[bytes], spatial_dims: int | None, *, whole: bool = True) -> Layout:
+    """Read a header, and what is before the first value.
+
+    Args:
+        path: the file.
+        stream: of its bytes, unpacked.
+        spatial_dims: as for `read_nifti`.
+        whole: whether all values will be in memory at once.
+
+    Raises:
+        DataError: as `read_nifti`.
+    """
+    size = file_stat(path).st_size
+    header, start = _header(path, stream)
+    shape = tuple(int(n) for n in header.get_data_shape())
+    dtype = header.get_data_dtype()
+    spatial, channels, flat = _axes(path, shape, spatial_dims)
+    if dtype.kind not in "iuf":
+        raise data_error(path, f"holds values of type {dtype}", "save it with integer or real values")
+    begin = float(header["vox_offset"])
+    if not math.isfinite(begin):
+        raise data_error(path, f"has a header that is damaged (its data begin at byte {begin})", AGAIN)
+    offset = max(int(begin), len(start) + 4)  # four bytes say whether extensions follow
+    layout = Layout(header, len(start), shape, dtype, spatial, channels, flat, offset, _scaling(header, dtype))
+    promised = offset + layout.expected
+    check_pixels(path, shape)
+    cut = f"is cut short: the header promises {shape} voxels in {promised} bytes, the file has {size} bytes"
+    check_promise(path, cut, promised, size, packed=suffix_of(path) == ".nii.gz", whole=whole)
+    read_up_to(stream, offset - len(start))
+    return layout
 
 
 @contextmanager
-def _stream(path: Path) -> Iterator[IO[bytes]]:
+def unpacked(path: Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         if suffix_of(path) != ".nii.gz":
             yield file
@@ -108,12 +170,12 @@ def _stream(path: Path) -> Iterator[IO[bytes]]:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield unpacked  # type: ignore[misc]
         except EOFError:
-            raise _cut(path, "the compressed data end too early") from None
+            raise cut_short(path, "the compressed data end too early") from None
         except (gzip.BadGzipFile, zlib.error) as error:
             raise data_error(path, f"is damaged ({first_line(error)})", AGAIN) from None
 
 
-def _cut(path: Path, how: str) -> Exception:
+def cut_short(path: Path, how: str) -> Exception:
     return data_error(path, f"is cut short: {how}", AGAIN)
 
 
@@ -121,7 +183,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
     """The header and the bytes it was read from."""
     start = stream.read(4)
     if len(start) < 4:
-        raise _cut(path, f"it holds {len(start)} bytes, less than a header")
+        raise cut_short(path, f"it holds {len(start)} bytes, less than a header")
     lengths = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
     kind = Nifti1Header if 348 in lengths else Nifti2Header if 540 in lengths else None
     if kind is None:
@@ -129,7 +191,7 @@ def _header(path: Path, stream: IO[bytes]) -> tuple[Any, bytes]:
     length = 348 if kind is Nifti1Header else 540
     start += stream.read(length - 4)
     if len(start) < length:
-        raise _cut(path, f"it holds {len(start)} bytes of a header of {length}")
+        raise cut_short(path, f"it holds {len(start)} bytes of a header of {length}")
     try:
         header = kind(start, check=False)  # nibabel's check repairs in silence and prints; what matters is judged here
         header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])  # a negative size is an old way to say "mirrored"
@@ -164,11 +226,7 @@ def flat_axis(shape: tuple[int, ...], spatial_dims: int | None) -> int | None:
     return single[-1] if single and spatial_dims != 3 else None
 
 
-def _skip(stream: IO[bytes], count: int) -> None:
-    _read_up_to(stream, count)
-
-
-def _read_up_to(stream: IO[bytes], count: int) -> bytearray:
+def read_up_to(stream: IO[bytes], count: int) -> bytearray:
     data = bytearray()
     while len(data) < count:
         chunk = stream.read(min(_CHUNK, count - len(data)))
@@ -178,7 +236,7 @@ def _read_up_to(stream: IO[bytes], count: int) -> bytearray:
     return data
 
 
-def _rest(stream: IO[bytes]) -> int:
+def rest_of(stream: IO[bytes]) -> int:
     """Bytes up to the end, where gzip keeps its checksum; a stream that will not end is left."""
     spare = 0
     while spare <= _MOST_SPARE and (chunk := stream.read(_CHUNK)):
@@ -291,37 +349,3 @@ def _disagreement(header: Any, spacing: tuple[float, ...], flat: int | None) -> 
         return ()
     stated_text, used = (" x ".join(f"{value:.4g}" for value in values) for values in (stated, spacing))
     return (f"header spacing {stated_text} differs from the affine {used}; the affine is used",)
-
-
-def _header_for(like: Volume) -> Any:
-    """A header for a volume that came from no NIfTI file but has an affine."""
-    header = Nifti1Header()
-    header.set_data_shape((*like.size, 1)[:3])
-    header.set_sform(like.affine, code="aligned")
-    header.set_qform(like.affine, code="aligned", strip_shears=True)
-    header.set_xyzt_units("mm")
-    return header
-
-
-def write_nifti(path: Path, maps: NDArray[Any], like: Volume) -> None:
-    """Write (*S) or (K, *S) with the header of `like` (orientation, its codes and units), or one made of its affine."""
-    stored = like.meta.stored
-    if not isinstance(stored, NiftiStored):
-        stored = NiftiStored(_header_for(like), (*like.size, 1)[:3])
-    header, spatial = stored.header.copy(), stored.size
-    header.extensions.clear()  # may hold the patient's name
-    header.set_slope_inter(1, 0)
-    header["vox_offset"] = 0  # wherever the input's data began
-    for field in ("cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
-        header[field] = 0
-    for field in ("intent_name", "descrip", "aux_file", "db_name", "data_type"):  # texts: may hold the patient's name
-        if field in header:  # NIfTI-2 has fewer
-            header[field] = b""
-    header.set_data_dtype(maps.dtype)
-    array = maps.reshape(spatial) if maps.ndim == like.spatial_dims else np.moveaxis(maps, 0, -1)
-    if maps.ndim > like.spatial_dims:  # channels stand on the fourth axis, also for a 2D image
-        array = array.reshape((*spatial, *[1] * (3 - len(spatial)), maps.shape[0]))
-    header["pixdim"][4:] = 1.0
-    header.set_data_shape(array.shape)
-    kind = Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image
-    kind(array, None, header).to_filename(path)

@@ -43,7 +43,7 @@ from ulna.data.formats.source import (
     suffix_of,
 )
 from ulna.data.formats.tiff import read_tiff
-from ulna.data.volume import Volume, label_dtype, same_geometry, spacing_text
+from ulna.data.volume import Meta, Volume, label_dtype, same_geometry, spacing_text
 
 
 def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -> Volume:
@@ -150,17 +150,33 @@ def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Vo
         DataError: if a file is missing, empty, cut short, damaged or unsupported, or the sources lie on several grids.
     """
     volumes = [_read(source, as_labels=False, spatial_dims=spatial_dims) for source in sources]
+    check_grids(sources, volumes)
+    first = volumes[0]
+    if len(volumes) == 1:
+        return first
+    return replace(
+        first, array=np.concatenate([volume.array for volume in volumes]), meta=merged_meta(sources, volumes)
+    )
+
+
+def check_grids(sources: Sequence[Source], volumes: Sequence[Volume]) -> None:
+    """Refuse channels that do not lie on one grid.
+
+    Raises:
+        DataError: naming the first that does not.
+    """
     first = volumes[0]
     for source, volume in zip(sources[1:], volumes[1:], strict=True):
         if volume.size != first.size or not same_geometry(volume, first):
             own, other = (spacing_text(one.spacing, one.unit) for one in (volume, first))
             what = f"{volume.size} at {own}, but channel {sources[0].path.name} has {first.size} at {other}"
             raise data_error(source, what, "resample the channels of a case to one grid")
-    if len(volumes) == 1:
-        return first
+
+
+def merged_meta(sources: Sequence[Source], volumes: Sequence[Volume]) -> Meta:
+    """What the files of all channels say."""
     notes = tuple(note for volume in volumes for note in volume.meta.notes)
-    meta = replace(first.meta, notes=notes, faults=_faults(sources, volumes), too_large=_too_large(volumes))
-    return replace(first, array=np.concatenate([volume.array for volume in volumes]), meta=meta)
+    return replace(volumes[0].meta, notes=notes, faults=_faults(sources, volumes), too_large=_too_large(volumes))
 
 
 def _faults(sources: Sequence[Source], volumes: Sequence[Volume]) -> tuple[tuple[str, str], ...]:

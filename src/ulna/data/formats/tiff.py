@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from ulna.data.formats.slabs import as_float32, native
 from ulna.data.formats.source import AGAIN, data_error, file_stat, suffix_of
 from ulna.data.formats.tiff_decoding import decoded
 from ulna.data.formats.tiff_meaning import RGB, WHITE_IS_ZERO, channels_first, check_meaning, meant
-from ulna.data.formats.tiff_scale import TiffStored, read_scale
+from ulna.data.formats.tiff_scale import Spacing, TiffStored, read_scale
 from ulna.data.turning import ORIENTATION, checked_orientation, exchanged, upright
 from ulna.data.volume import Meta, Volume
 from ulna.errors import DataError
@@ -41,53 +43,87 @@ def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
     Raises:
         DataError: if the file is empty, cut short, damaged, too large or packed in a way that cannot be read.
     """
-    size = file_stat(path).st_size
     notes: list[str] = []
+    with checked(path, notes, as_labels=as_labels) as (file, series):
+        page = series.keyframe
+        array, axes, palette = meant(path, decoded(path, series), series.axes, page, as_labels, notes)
+        spacing, scale = read_scale(file, page)
+        array, run = channels_first(path, array, axes, page.extrasamples, notes)
+        orientation = checked_orientation(page.tags.valueof(ORIENTATION, default=None), notes)
+    check_type(path, array.dtype)
+    array, large = upright(array, orientation), None
+    if array.dtype.kind == "f":
+        array, large = as_float32(array)
+    stored = TiffStored(scale, run)
+    meta = replace(meta_of(path, page, notes, orientation, len(array), stored), too_large=large, palette=palette)
+    array = array if min(array.strides) > 0 else np.ascontiguousarray(array)  # torch takes no mirrored views
+    return Volume(array, *steps_of(spacing, array.ndim - 1, orientation), None, path, meta)
+
+
+@contextmanager
+def checked(
+    path: Path, notes: list[str], *, as_labels: bool = False, whole: bool = True
+) -> Iterator[tuple[tifffile.TiffFile, Any]]:
+    """The file and its first series, after all that can be judged before a pixel is decoded.
+
+    Args:
+        path: the file.
+        notes: what a person should know is added.
+        as_labels: whether label maps are read.
+        whole: whether all of it will be in memory at once.
+
+    Raises:
+        DataError: as `read_tiff`, also for what is raised inside.
+    """
+    size = file_stat(path).st_size
     pages = _check_chain(path, size)
     try:
         with tifffile.TiffFile(path) as file:
             if not file.pages:
                 raise data_error(path, "is cut short: it holds no page", AGAIN)
             series = file.series[0]
-            page = series.keyframe
             _check_series(path, file.series, notes)
-            _check_whole(path, series, size)
+            _check_whole(path, series, size, whole=whole)
             _check_pages(path, series, pages)
             _check_growth(path, file, series)
-            check_meaning(path, page, as_labels)
-            array, axes, palette = meant(path, decoded(path, series), series.axes, page, as_labels, notes)
-            spacing, scale = read_scale(file, page)
-            array, run = channels_first(path, array, axes, page.extrasamples, notes)
-            orientation = checked_orientation(page.tags.valueof(ORIENTATION, default=None), notes)
+            check_meaning(path, series.keyframe, as_labels)
+            yield file, series
     except DataError:
         raise
     except MemoryError:
         raise
     except Exception as error:  # tifffile raises nearly every type on damaged files
         raise data_error(path, f"cannot be read as TIFF ({str(error) or type(error).__name__})", AGAIN) from None
-    if array.dtype.kind not in "iuf":
-        raise data_error(path, f"holds values of type {array.dtype}", "save it with integer or real values")
-    array, large = upright(array, orientation), None
-    if array.dtype.kind == "f":
-        array, large = as_float32(array)
-    meta = Meta(
+
+
+def check_type(path: Path, dtype: np.dtype[Any]) -> None:
+    """Refuse what are no numbers.
+
+    Raises:
+        DataError: if values of the type are neither integer nor real.
+    """
+    if dtype.kind not in "iuf":
+        raise data_error(path, f"holds values of type {dtype}", "save it with integer or real values")
+
+
+def meta_of(path: Path, page: Any, notes: Sequence[str], orientation: int, channels: int, stored: TiffStored) -> Meta:
+    """What a file says beside its values, but for its palette and what float32 does not hold."""
+    return Meta(
         format="tiff",
         suffix=suffix_of(path),
         notes=tuple(notes),
-        too_large=large,
         orientation=orientation,
-        palette=palette,
         white=(1 << int(page.bitspersample)) - 1 if WHITE_IS_ZERO in notes else None,
-        colour=page.photometric == RGB and len(array) == 3,
-        stored=TiffStored(scale, run),
+        colour=page.photometric == RGB and channels == 3,
+        stored=stored,
     )
-    dims = array.ndim - 1
-    spaces: tuple[float, ...] = (1.0,) * dims
-    known = spacing is not None and (dims == 2 or spacing[0] is not None)
-    if known and spacing is not None:
-        spaces = tuple(float(step) for step in exchanged(spacing[-dims:], orientation) if step)
-    array = array if min(array.strides) > 0 else np.ascontiguousarray(array)  # torch takes no mirrored views
-    return Volume(array, spaces, "mm" if known else "px", None, path, meta)
+
+
+def steps_of(spacing: Spacing | None, dims: int, orientation: int) -> tuple[tuple[float, ...], Literal["mm", "px"]]:
+    """The spacing of a picture as shown, and its unit."""
+    if spacing is None or (dims == 3 and spacing[0] is None):
+        return (1.0,) * dims, "px"
+    return tuple(float(step) for step in exchanged(spacing[-dims:], orientation) if step), "mm"
 
 
 def _check_series(path: Path, series: Sequence[Any], notes: list[str]) -> None:
@@ -160,9 +196,10 @@ def _check_pages(path: Path, series: Any, pages: Sequence[dict[int, int]]) -> No
             raise data_error(path, f"is damaged: page {number + 1} does not agree with the first", AGAIN)
 
 
-def _check_whole(path: Path, series: Any, size: int) -> None:
-    check_pixels(path, series.shape, 4 * MOST_PIXELS)
-    check_memory(path, math.prod(series.shape) * native(series.dtype).itemsize)
+def _check_whole(path: Path, series: Any, size: int, *, whole: bool) -> None:
+    check_pixels(path, series.shape, 4 * MOST_PIXELS if whole else None)
+    if whole:
+        check_memory(path, math.prod(series.shape) * native(series.dtype).itemsize)
     if series.dataoffset is not None:  # one run of bytes
         needed = series.dataoffset + series.nbytes
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,27 +74,57 @@ def _white_is_largest(array: NDArray[Any], page: Any, as_labels: bool, notes: li
 def channels_first(
     path: Path, array: NDArray[Any], axes: str, extra: Sequence[int], notes: list[str]
 ) -> tuple[NDArray[Any], str]:
-    """(C, *S), and the name of the axis that is read as depth, empty in 2D.
+    """(C, *S), and the name of the axis that is read as depth, empty in 2D."""
+    found = find_axes(path, array.shape, axes, extra, notes)
+    return found.apply(array), found.run
 
-    S (samples) and C (channels) become the channels; Z, a run of pages without a name, or any other axis the depth.
+
+class Axes(NamedTuple):
+    """Which axes of stored values are what.
+
+    Args:
+        order: of channels (None where there is no such axis), and of *S, in the stored array; all others have length 1.
+        run: the name of the axis that is read as depth, empty in 2D.
+        chosen: the channels that are kept; None for all.
     """
-    keep = [i for i, axis in enumerate(axes) if array.shape[i] > 1 or axis in "YX"]
-    array, axes = array.reshape([array.shape[i] for i in keep]), "".join(axes[i] for i in keep)
-    depth = [axis for axis in axes if axis not in "YXSC"]
-    colour = [axis for axis in axes if axis in "SC"]
-    if len(depth) > 1 or len(colour) > 1 or not {"Y", "X"} <= set(axes):
-        raise data_error(path, f"has the axes {axes} of {array.shape}", "save one 2D or 3D image a file")
-    order = [axes.index(axis) for axis in (*colour, *depth, "Y", "X")]
-    array = array.transpose(order)
+
+    order: tuple[int | None, ...]
+    run: str
+    chosen: tuple[int, ...] | None = None
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(C, *S) of stored values, or of a box of them: a view, but where channels are dropped."""
+        kept = [axis for axis in self.order if axis is not None]
+        size = [array.shape[axis] for axis in kept]
+        moved = array.transpose(*kept, *(axis for axis in range(array.ndim) if axis not in kept))
+        moved = moved.reshape(size if self.order[0] is not None else (1, *size))
+        return moved if self.chosen is None else moved[list(self.chosen)]
+
+
+def find_axes(path: Path, shape: Sequence[int], axes: str, extra: Sequence[int], notes: list[str]) -> Axes:
+    """S (samples) and C (channels) become the channels; Z, a run of pages without a name, or any other axis the depth.
+
+    Raises:
+        DataError: if there are others.
+    """
+    keep = [i for i, axis in enumerate(axes) if shape[i] > 1 or axis in "YX"]
+    kept = {axes[i]: i for i in keep}
+    depth = [axes[i] for i in keep if axes[i] not in "YXSC"]
+    colour = [axes[i] for i in keep if axes[i] in "SC"]
+    if len(depth) > 1 or len(colour) > 1 or not {"Y", "X"} <= set(kept):
+        held = tuple(shape[i] for i in keep)
+        raise data_error(
+            path, f"has the axes {''.join(axes[i] for i in keep)} of {held}", "save one 2D or 3D image a file"
+        )
+    order = (kept[colour[0]] if colour else None, *(kept[axis] for axis in (*depth, "Y", "X")))
     run = depth[0] if depth else ""
     if run and run not in _DEPTH:
         name = _MEANING.get(run, f"the axis {run}")
-        what = f"has {array.shape[-3]} pictures along {name}, read as depth"
+        what = f"has {shape[kept[run]]} pictures along {name}, read as depth"
         notes.append(f"{what}; where they are none, save one a file")
-    if not colour:
-        return array[None], run
     if colour != ["S"] or not any(kind in _ALPHA for kind in extra):
-        return array, run
+        return Axes(order, run)
     notes.append("has an alpha channel, dropped")
-    first = array.shape[0] - len(extra)
-    return array[[i for i in range(array.shape[0]) if i < first or extra[i - first] not in _ALPHA]], run
+    channels = shape[kept["S"]]
+    first = channels - len(extra)
+    return Axes(order, run, tuple(i for i in range(channels) if i < first or extra[i - first] not in _ALPHA))

@@ -15,10 +15,11 @@ from ulna.data.formats.dicom.about import About
 from ulna.data.formats.dicom.series import DicomStored, has_place, in_slices
 from ulna.data.formats.dicom.verified import Kind, write_verified
 from ulna.data.formats.itk_writing import write_itk
-from ulna.data.formats.nifti import write_nifti
-from ulna.data.formats.npy import write_npy
+from ulna.data.formats.nifti_writing import write_nifti, write_nifti_slabs
+from ulna.data.formats.npy import write_npy, write_npy_slabs
 from ulna.data.formats.npz import npz_contents, write_masks, write_npz
 from ulna.data.formats.raster import write_png
+from ulna.data.formats.slabs import SLAB
 from ulna.data.formats.source import (
     ARRAY_SUFFIX,
     DICOM_SUFFIX,
@@ -31,7 +32,8 @@ from ulna.data.formats.source import (
     data_error,
     suffix_of,
 )
-from ulna.data.formats.tiff_writing import write_tiff
+from ulna.data.formats.tiff_writing import write_tiff, write_tiff_slabs
+from ulna.data.formats.whole_boxes import Boxed, slabs_along
 from ulna.data.turning import as_stored, orientation_of
 from ulna.data.volume import Format, Meta, Volume, label_dtype
 from ulna.errors import DataError, UsageError
@@ -41,6 +43,7 @@ from ulna.system.outputs import same_place
 log = logging.getLogger(__name__)
 
 FORMATS = ("seg", "rtstruct", "nifti")  # what a mask may be written as where a person says so
+_ONE_PIECE = 1 << 26  # bytes of a TIFF that is written as it would be without slabs
 _NO_PLACE = "has no place in space, which a mask in this format needs"
 
 
@@ -193,6 +196,39 @@ def write_probabilities(stem: Path, probabilities: NDArray[np.float32], like: Vo
 
 def _format(like: Volume) -> Format:
     return like.meta.format or ("nifti" if like.affine is not None else "tiff")
+
+
+def streamed(like: Volume, format: str | None) -> bool:
+    """Whether `write_labels_slabs` holds some slices of a mask at a time; other formats take all of it."""
+    kind = _format(like)
+    return kind in ("nifti", "npy", "tiff") or (format == "nifti" and like.affine is not None)
+
+
+def write_labels_slabs(stem: Path, maps: Boxed, like: Volume, format: str | None = None, *, channels: bool) -> Path:
+    """`write_labels` of a mask that is read in boxes: some slices of it are held where the format is `streamed`.
+
+    Args:
+        stem: folder and name, without extension.
+        maps: (K, *S) on the grid of `like`.
+        like: the image, with or without its values.
+        format: as for `write_labels`; not of DICOM.
+        channels: whether there is a map for every class, else K is 1.
+    """
+    if maps.dtype.itemsize > 1:
+        highest = max(int(part.max(initial=0)) for _, part in slabs_along(maps, 0, SLAB))
+        maps = maps.of_type(label_dtype(highest))
+    kind = _format(like)
+    if not streamed(like, format) or (kind == "tiff" and format is None and maps.nbytes <= _ONE_PIECE):
+        whole = maps.whole()
+        return write_labels(stem, whole if channels else whole[0], like, None, format)
+    if format == "nifti" or kind == "nifti":
+        if kind != "nifti":
+            like = replace(like, meta=Meta())
+        suffix = ".nii" if like.meta.suffix == ".nii" and format is None else ".nii.gz"
+        return _whole(stem, suffix, lambda path: write_nifti_slabs(path, maps, like, channels=channels), like.path)
+    if kind == "npy":
+        return _whole(stem, ".npy", lambda path: write_npy_slabs(path, maps, channels=channels), like.path)
+    return _whole(stem, ".tif", lambda path: write_tiff_slabs(path, maps, like, channels=channels), like.path)
 
 
 def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, multilabel: bool = False) -> Path:

@@ -58,8 +58,7 @@ def _each(
 
 def normalise_channel(values: NDArray[np.float32], how: Normalization, inside: Index = ALL) -> NDArray[np.float32]:
     """One channel, (*S) -> (*S). A constant image becomes 0; what is standardised with other channels is clipped alone."""
-    if how.clip is not None:
-        values = np.asarray(values.clip(*_bounds(how.clip)), np.float32)
+    values = _clipped(values, how)
     if how.kind == "zscore":
         return standardise(values, inside)
     if how.kind == "ct":
@@ -67,6 +66,10 @@ def normalise_channel(values: NDArray[np.float32], how: Normalization, inside: I
     if how.kind == "rescale":
         return np.asarray((values - how.low) / max(how.high - how.low, TINY), np.float32)
     return values
+
+
+def _clipped(values: NDArray[np.float32], how: Normalization) -> NDArray[np.float32]:
+    return values if how.clip is None else np.asarray(values.clip(*_bounds(how.clip)), np.float32)
 
 
 def _bounds(clip: tuple[float | None, float | None]) -> tuple[float, float]:
@@ -77,8 +80,61 @@ def _bounds(clip: tuple[float | None, float | None]) -> tuple[float, float]:
 def standardise(values: NDArray[np.float32], inside: Index = ALL) -> NDArray[np.float32]:
     """Minus the mean, over the standard deviation, of what lies inside."""
     own = values[inside]
-    mean, std = own.mean(dtype=np.float64), float(own.std(dtype=np.float64))
+    return _standardised(values, own.mean(dtype=np.float64), float(own.std(dtype=np.float64)))
+
+
+def _standardised(values: NDArray[np.float32], mean: np.float64, std: float) -> NDArray[np.float32]:
     return np.asarray((values - mean) / max(std, TINY), np.float32)
+
+
+class Moments:
+    """Count, mean and standard deviation of values that come part by part, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, np.float64(0.0), np.float64(0.0)
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Count some more. Source: Chan, Golub and LeVeque, Updating formulae, 1979."""
+        count, mean = values.size, values.mean(dtype=np.float64)
+        squares = values.var(dtype=np.float64) * count
+        total = self.count + count
+        apart = mean - self.mean
+        self._squares += squares + apart**2 * self.count * count / total
+        self.mean += apart * count / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """The standard deviation."""
+        return float(np.sqrt(self._squares / max(self.count, 1)))
+
+
+class ByParts:
+    """`normalise` of an image that comes part by part, twice: all of it to `add`, and then what is to be normalised.
+
+    Mean and deviation differ from those of the whole by rounding in float64; all else is the same.
+    """
+
+    def __init__(self, how: Sequence[Normalization]) -> None:
+        self._how = how
+        joint = Moments()
+        self._moments = [joint if one.kind == JOINT else Moments() if one.kind == "zscore" else None for one in how]
+
+    def add(self, part: NDArray[np.float32]) -> None:
+        """A part of every channel: (C, *S)."""
+        for values, one, moments in zip(part, self._how, self._moments, strict=True):
+            if moments is not None:
+                moments.add(_clipped(values, one))
+
+    def normalise(self, part: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(C, *S) -> the same."""
+        made = np.empty(part.shape, np.float32)
+        for target, values, one, moments in zip(made, part, self._how, self._moments, strict=True):
+            if moments is None:
+                target[:] = normalise_channel(values, one)
+            else:
+                target[:] = _standardised(_clipped(values, one), moments.mean, moments.std)
+        return made
 
 
 def _channel_there(values: Tensor, how: Normalization, inside: Index) -> Tensor:

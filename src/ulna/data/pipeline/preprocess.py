@@ -185,7 +185,7 @@ def prepare(volume: Volume, plan: Plan, device: torch.device | None = None) -> P
     name = volume.path or "image"
     turn = turn_of(volume, plan)
     values = turn.forward(format_1.stored_values(volume) if plan.format == 1 else volume.array)
-    size, step = tuple(values.shape[1:]), _steps(volume, plan)
+    size, step = tuple(values.shape[1:]), steps_of(volume, plan)
     crop = None if step is None else crop_of(size, step, plan.crop)
     if device is None or device.type == "cpu":
         image = _normalised(values, plan, name, inside(crop))
@@ -203,7 +203,7 @@ def prepare(volume: Volume, plan: Plan, device: torch.device | None = None) -> P
 def _normalised(values: NDArray[Any], plan: Plan, name: object, inside: Index) -> Tensor:
     array = np.ascontiguousarray(values, dtype=np.float32)
     if not np.isfinite(array).all():
-        raise _not_finite(array.size - int(np.count_nonzero(np.isfinite(array))), name)
+        raise not_finite(array.size - int(np.count_nonzero(np.isfinite(array))), name)
     return torch.from_numpy(normalise(array, plan.normalization, inside))
 
 
@@ -219,11 +219,12 @@ def normalised_on(
     stored = np.require(values, None if small else np.float32, ["C", "W"])
     array = to_device(torch.from_numpy(stored), device).float()
     if not small and (bad := int((~torch.isfinite(array)).sum())):
-        raise _not_finite(bad, name)
+        raise not_finite(bad, name)
     return normalise_there(array, plan.normalization, inside)
 
 
-def _not_finite(bad: int, name: object) -> UsageError:
+def not_finite(bad: int, name: object) -> UsageError:
+    """The error for an image with values that are NaN or infinite."""
     return UsageError(f"{name}: {bad} values are NaN or infinite; replace them, or export the image again")
 
 
@@ -240,7 +241,7 @@ def prepare_labels(labels: NDArray[Any], volume: Volume, plan: Plan, *, padded: 
     small = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32)
     small = np.ascontiguousarray(turn_of(volume, plan).forward(small))
     maps = torch.from_numpy(small[None] if exclusive else small)
-    step = _steps(volume, plan)
+    step = steps_of(volume, plan)
     if step is None:
         maps = format_1.resize_labels(maps, grid_of(volume, plan))
     else:
@@ -271,7 +272,7 @@ def restored(
 
 def grid_of(volume: Volume, plan: Plan) -> tuple[int, ...]:
     """*S' of an image on the grid of the plan, cropped or padded as it says."""
-    step = _steps(volume, plan)
+    step = steps_of(volume, plan)
     size = turn_of(volume, plan).order(volume.size)
     if step is None:
         return (
@@ -283,7 +284,7 @@ def grid_of(volume: Volume, plan: Plan) -> tuple[int, ...]:
     return points(size, step) if crop is None else crop.size
 
 
-def _steps(volume: Volume, plan: Plan) -> tuple[float, ...] | None:
+def steps_of(volume: Volume, plan: Plan) -> tuple[float, ...] | None:
     """The step of the plan's grid in voxels of a volume; None: see `Prepared`."""
     if plan.spacing is None or plan.format == 1:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,6 +55,55 @@ def resample(maps: Tensor, step: Sequence[float]) -> Tensor:
     return maps
 
 
+class Rows(NamedTuple):
+    """Points of a grid along one axis, and the voxels that they are made of.
+
+    Args:
+        axis: of *S.
+        points: first and end.
+        voxels: first and end.
+    """
+
+    axis: int
+    points: tuple[int, int]
+    voxels: tuple[int, int]
+
+
+def rows_for(points: tuple[int, int], axis: int, length: int, step: float, count: int) -> Rows:
+    """What `resample` reads of an axis of `length` voxels for some of its `count` points.
+
+    Example:
+        >>> rows_for((2, 4), 0, length=10, step=2.0, count=5)
+        Rows(axis=0, points=(2, 4), voxels=(3, 8))
+    """
+    if step == 1:
+        return Rows(axis, points, points)
+    places, reach = _places(count, step, length)[points[0] : points[1]], max(1.0, step)
+    first = int((places[0] - reach).floor()) + 1
+    last = int((places[-1] - reach).floor()) + 1 + (1 if reach == 1 else math.ceil(2 * reach) - 1)
+    begin = min(max(first, 0), length - 1)
+    return Rows(axis, points, (begin, max(min(last, length - 1), begin) + 1))
+
+
+def resample_rows(maps: Tensor, step: Sequence[float], size: Sequence[int], rows: Rows) -> Tensor:
+    """What `resample` gives at some points along one axis, to the bit.
+
+    Args:
+        maps: (K, *S), of `rows.axis` the voxels that `rows` names.
+        step: of the grid, in voxels.
+        size: *S of the whole image.
+        rows: from `rows_for`.
+    """
+    grid = points(size, step)
+    for axis in sorted(range(len(size)), key=lambda a: -step[a]):
+        if step[axis] != 1:
+            places, begin = _places(grid[axis], step[axis], size[axis]), 0
+            if axis == rows.axis:
+                places, begin = places[slice(*rows.points)], rows.voxels[0]
+            maps = _between(maps, axis + 1, places, max(1.0, step[axis]), begin, size[axis])
+    return maps
+
+
 def nearest(maps: Tensor, step: Sequence[float]) -> Tensor:
     """The values of the voxels nearest to the points of a grid: (K, *S) -> (K, *S'), of the same type.
 
@@ -92,7 +142,12 @@ def on_grid(length: int, step: float, count: int) -> Tensor:
 
 
 def read_at(
-    slabs: Iterable[Tensor], places: Sequence[Tensor], grid: tuple[int, ...], step: Sequence[float], axis: int
+    slabs: Iterable[Tensor],
+    places: Sequence[Tensor],
+    grid: tuple[int, ...],
+    step: Sequence[float],
+    axis: int,
+    begin: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
     """Values at places along every axis, linearly, slab by slab; an axis with a step of 1 stays as it is.
 
@@ -102,6 +157,7 @@ def read_at(
         grid: *S', of all slabs together.
         step: of the grid.
         axis: that the slabs lie along.
+        begin: the point of the grid at which the slabs begin, along every axis but `axis`; they hold all that is needed.
     """
     if all(r == 1 for r in step):
         yield from slabs
@@ -110,7 +166,8 @@ def read_at(
     def across(rows: Tensor) -> Tensor:
         for other, place in enumerate(places):
             if other != axis and step[other] != 1:
-                rows = _between(rows, other + 1, place, 1.0)
+                first = 0 if begin is None else begin[other]
+                rows = _between(rows, other + 1, place, 1.0, first, grid[other])
         return rows
 
     size = tuple(map(len, places))
@@ -148,13 +205,19 @@ def _places(count: int, step: float, length: int) -> Tensor:
     return (torch.arange(count, dtype=torch.float64) - (count - 1) / 2) * step + (length - 1) / 2
 
 
-def _between(maps: Tensor, axis: int, places: Tensor, reach: float) -> Tensor:
-    """Values at places along an axis: the mean of the voxels within `reach`, weighted by a triangle; 1 is linear."""
-    last = maps.shape[axis] - 1
+def _between(
+    maps: Tensor, axis: int, places: Tensor, reach: float, begin: int = 0, length: int | None = None
+) -> Tensor:
+    """Values at places along an axis: the mean of the voxels within `reach`, weighted by a triangle; 1 is linear.
+
+    Args:
+        maps: all voxels along the axis, or with `length`, of them all, those from `begin` on that are needed.
+    """
+    last = (maps.shape[axis] if length is None else length) - 1
     first = (places - reach).floor().long() + 1
     shape = [-1 if a == axis else 1 for a in range(maps.ndim)]
     if reach == 1:
-        near, far = (maps.index_select(axis, (first + k).clamp(0, last).to(maps.device)) for k in (0, 1))
+        near, far = (maps.index_select(axis, (first + k).clamp(0, last).sub(begin).to(maps.device)) for k in (0, 1))
         share = (places - first).float().reshape(shape).to(maps.device)
         return torch.lerp(near, far, share)  # a constant stays exactly one
     index = first[:, None] + torch.arange(math.ceil(2 * reach))
@@ -164,7 +227,7 @@ def _between(maps: Tensor, axis: int, places: Tensor, reach: float) -> Tensor:
     centre = (weights * index).sum(1, keepdim=True)
     spread = (weights * (index - centre) ** 2).sum(1, keepdim=True)
     weights *= 1 + (places[:, None] - centre) / spread * (index - centre)
-    weights, index = weights.float().to(maps.device), index.clamp(0, last).to(maps.device)
+    weights, index = weights.float().to(maps.device), index.clamp(0, last).sub(begin).to(maps.device)
     total: Tensor | None = None
     for column, weight in zip(index.T, weights.T, strict=True):
         part = maps.index_select(axis, column).mul_(weight.reshape(shape))

@@ -1,0 +1,164 @@
+"""OME-Zarr (NGFF 0.4 in Zarr 2, 0.5 in Zarr 3) on the disk: the metadata of an image, and boxes of its full resolution.
+
+Axes are channels, then space: (C, *S) with *S as the file orders it (z, y, x). What ulna wrote of an image with an affine
+states that affine too, and has the axes of that image, the last one first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ulna.data.formats.limits import check_pixels
+from ulna.data.formats.slabs import Float32, native
+from ulna.data.formats.source import AGAIN, data_error, first_line
+from ulna.data.formats.units import millimetres_in
+from ulna.data.volume import Meta, Volume
+from ulna.errors import DataError
+from ulna.system.extras import need
+
+ZARR_SUFFIXES = (".zarr",)
+OWN = "ulna"  # the attribute that holds what OME-Zarr has no word for
+_REMEDY = "write it as OME-Zarr 0.4 or 0.5"
+
+
+class Level(NamedTuple):
+    """What the metadata say of one resolution.
+
+    Args:
+        path: of its array, in the group.
+        axes: their names, in order.
+        kinds: "channel", "space" or "time", one an axis.
+        steps: between neighbours, in the unit.
+        origin: of the first voxel, in the unit.
+        units: one an axis; empty for none.
+        affine: (4, 4) of the image whose axes these are, the last first; None where none is stated.
+    """
+
+    path: str
+    axes: tuple[str, ...]
+    kinds: tuple[str, ...]
+    steps: tuple[float, ...]
+    origin: tuple[float, ...]
+    units: tuple[str, ...]
+    affine: NDArray[np.float64] | None
+
+
+class ZarrBoxes:
+    """The values of one array.
+
+    Args:
+        path: of the image.
+        array: of the zarr library.
+        order: for every axis of (C, *S), its axis in the array; None where there is no such axis.
+    """
+
+    def __init__(self, path: Path, array: Any, order: Sequence[int | None]) -> None:
+        self._path, self._array, self._order = path, array, tuple(order)
+
+    def read(self, box: Sequence[slice]) -> NDArray[Any]:
+        """(C, *box)."""
+        wanted = [slice(0, n) for n in self._array.shape]
+        for axis, part in zip(self._order[1:], box, strict=True):
+            assert axis is not None
+            wanted[axis] = part
+        try:
+            values = np.asarray(self._array[tuple(wanted)])
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # codecs raise many types on damaged chunks
+            raise data_error(self._path, f"is damaged ({first_line(error)})", AGAIN) from None
+        kept = [axis for axis in self._order if axis is not None]
+        values = values.transpose(*kept, *(axis for axis in range(values.ndim) if axis not in kept))
+        size = [part.stop - part.start for part in box]
+        values = values.reshape((self._array.shape[self._order[0]] if self._order[0] is not None else 1, *size))
+        kind = native(values.dtype)
+        return Float32()(values) if kind == np.float32 else np.ascontiguousarray(values, kind)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def open_zarr(path: Path) -> tuple[Volume, ZarrBoxes]:
+    """The geometry of an image, in a volume without memory, and boxes of its full resolution.
+
+    Raises:
+        DataError: if the folder holds no OME-Zarr image, or one of other axes.
+        UsageError: if zarr is not installed.
+    """
+    zarr = need("zarr", "OME-Zarr needs", "zarr")
+    try:
+        group = zarr.open_group(str(path), mode="r")
+        level = _level(path, dict(group.attrs))
+        array = group[level.path]
+        shape, dtype = tuple(int(n) for n in array.shape), np.dtype(array.dtype)
+    except DataError:
+        raise
+    except Exception as error:  # zarr raises many types
+        raise data_error(path, f"cannot be read as OME-Zarr ({first_line(error)})", _REMEDY) from None
+    if len(shape) != len(level.axes):
+        raise data_error(path, f"has an array of {len(shape)} axes and names {len(level.axes)}", _REMEDY)
+    if dtype.kind not in "iufb":
+        raise data_error(path, f"holds values of type {dtype}", "save it with integer or real values")
+    check_pixels(path, shape)
+    space = [axis for axis, kind in enumerate(level.kinds) if kind == "space"]
+    if len(space) == 3 and shape[space[0]] == 1 and level.affine is None:
+        space = space[1:]  # a picture that is written with a depth of 1
+    others = [axis for axis, n in enumerate(shape) if axis not in space and n > 1]
+    if len(space) not in (2, 3) or len(others) > 1:
+        held = ", ".join(f"{name} {n}" for name, n in zip(level.axes, shape, strict=True))
+        raise data_error(path, f"has the axes {held}", "save one 2D or 3D image, with channels at most beside")
+    notes = []
+    if others and level.kinds[others[0]] != "channel":
+        notes.append(f"has {shape[others[0]]} pictures along {level.axes[others[0]]}, read as channels")
+    if level.affine is not None:
+        space = space[::-1]
+    channels = others[0] if others else None
+    full = (1 if channels is None else shape[channels], *(shape[axis] for axis in space))
+    hollow = np.broadcast_to(np.zeros((), native(dtype)), full)
+    scales = [millimetres_in(level.units[axis]) for axis in space]
+    known = all(scale is not None for scale in scales)
+    spacing = tuple(level.steps[a] * (s or 0.0) if known else 1.0 for a, s in zip(space, scales, strict=True))
+    if min(spacing) <= 0 or not all(map(math.isfinite, spacing)):
+        raise data_error(path, f"has a voxel size of {spacing}", "write the metadata anew")
+    meta = Meta(format="zarr", suffix=".zarr", notes=tuple(notes))
+    volume = Volume(hollow, spacing, "mm" if known else "px", level.affine, path, meta)
+    return volume, ZarrBoxes(path, array, [channels, *space])
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path is that of a Zarr folder, by its name."""
+    return path.suffix.lower() in ZARR_SUFFIXES
+
+
+def _level(path: Path, attributes: Mapping[str, Any]) -> Level:
+    """What the attributes of a group say of the highest resolution."""
+    told = attributes.get("ome", attributes)
+    several = told.get("multiscales") if isinstance(told, Mapping) else None
+    if not isinstance(several, list) or not several:
+        raise data_error(path, "holds no OME-Zarr image (no multiscales in its attributes)", _REMEDY)
+    image = several[0]
+    axes = [one if isinstance(one, Mapping) else {"name": str(one)} for one in image["axes"]]
+    names = tuple(str(one["name"]) for one in axes)
+    usual = {"t": "time", "c": "channel"}
+    kinds = tuple(str(one.get("type") or usual.get(name, "space")) for one, name in zip(axes, names, strict=True))
+    first = image["datasets"][0]
+    steps, origin = np.ones(len(names)), np.zeros(len(names))
+    for found in (first.get("coordinateTransformations") or [], image.get("coordinateTransformations") or []):
+        for one in found:
+            values = np.asarray(one.get(one.get("type")) if one.get("type") in ("scale", "translation") else 0, float)
+            if one.get("type") == "scale":
+                steps, origin = steps * values, origin * values
+            elif one.get("type") == "translation":
+                origin = origin + values
+    own = attributes.get(OWN)
+    affine = np.asarray(own["affine"], np.float64) if isinstance(own, Mapping) and "affine" in own else None
+    if affine is not None and (affine.shape != (4, 4) or not np.isfinite(affine).all()):
+        raise data_error(path, "states an affine that is none", "write the metadata anew")
+    units = tuple(str(one.get("unit") or "") for one in axes)
+    return Level(str(first["path"]), names, kinds, tuple(map(float, steps)), tuple(map(float, origin)), units, affine)

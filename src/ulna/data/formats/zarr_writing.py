@@ -1,0 +1,112 @@
+"""Images and label maps as OME-Zarr 0.5 (Zarr 3): chunks, several resolutions, and where the voxels lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ulna.data.formats.slabs import SLAB
+from ulna.data.formats.whole_boxes import Boxed, slabs_along
+from ulna.data.formats.zarr_boxes import OWN
+from ulna.data.volume import Volume
+from ulna.system.extras import need
+
+CHUNK = {2: 512, 3: 64}  # voxels along every axis of space
+_SMALLEST = 256  # along all axes: no smaller level is made
+_ROWS = 1 << 26  # bytes of a level that are held while the next is made
+
+
+def write_zarr(path: Path, maps: Boxed, like: Volume, *, labels: bool = False) -> None:
+    """Write (C, *S), read some rows at a time, with every level half as large as the one before.
+
+    Axes of an image with an affine are written the last one first (z, y, x); the affine is kept beside. A level takes every
+    second voxel of the one before it, so no value is made that the image does not hold, and voxel 0 stays where it is.
+
+    Args:
+        path: the folder, which must not be there.
+        maps: the values.
+        like: their place.
+        labels: whether they are a label map.
+
+    Raises:
+        UsageError: if zarr is not installed.
+    """
+    zarr = need("zarr", "OME-Zarr needs", "zarr")
+    dims = like.spatial_dims
+    turned = like.affine is not None
+    order = list(reversed(range(dims))) if turned else list(range(dims))
+    size = [maps.shape[1 + axis] for axis in order]
+    steps = [like.spacing[axis] for axis in order]
+    channels = maps.shape[0] > 1
+    group = zarr.open_group(str(path), mode="w-", zarr_format=3)
+    edge = CHUNK[dims]
+    datasets: list[dict[str, Any]] = []
+    level, factor = size, 1
+    array: Any = None
+    while True:
+        chunks = [min(edge, n) for n in level]
+        made = group.create_array(
+            str(len(datasets)),
+            shape=(*([maps.shape[0]] if channels else []), *level),
+            chunks=(*([1] if channels else []), *chunks),
+            dtype=maps.dtype,
+            dimension_names=[*(["c"] if channels else []), *"zyx"[3 - dims :]],
+        )
+        if array is None:
+            _first(made, maps, order, chunks[0])
+        else:
+            _halved(array, made)
+        lead = [1.0] if channels else []
+        scale = {"type": "scale", "scale": [*lead, *(step * factor for step in steps)]}
+        transformations = [scale, {"type": "translation", "translation": [0.0] * (len(lead) + dims)}]
+        datasets.append({"path": str(len(datasets)), "coordinateTransformations": transformations})
+        if max(level) <= _SMALLEST:
+            break
+        array, factor, level = made, 2 * factor, [-(-n // 2) for n in level]
+    unit = {"unit": "millimeter"} if like.unit == "mm" else {}
+    axes: list[dict[str, Any]] = [{"name": name, "type": "space", **unit} for name in "zyx"[3 - dims :]]
+    if channels:
+        axes.insert(0, {"name": "c", "type": "channel"})
+    told: dict[str, Any] = {"version": "0.5", "multiscales": [{"name": path.name, "axes": axes, "datasets": datasets}]}
+    if labels:
+        told["image-label"] = {"version": "0.5", "source": {"image": "../../"}}
+    group.attrs.update({"ome": told})
+    if like.affine is not None:
+        group.attrs.update({OWN: {"affine": like.affine.tolist()}})
+
+
+def _first(array: Any, maps: Boxed, order: Sequence[int], rows: int) -> None:
+    """The full resolution, rows of whole chunks at a time."""
+    size = maps.shape[1:]
+    each = max(1, maps.nbytes // size[order[0]])
+    lead = (slice(None),) if maps.shape[0] > 1 else ()
+    most = each * max(rows, SLAB // each // rows * rows)
+    for here, part in slabs_along(maps, order[0], most):
+        values = part.transpose(0, *(1 + axis for axis in order))
+        array[(*lead, here)] = values if lead else values[0]
+
+
+def _halved(array: Any, made: Any) -> None:
+    """Every second voxel of one level as the next."""
+    lead = made.ndim - len(_spatial(made))
+    rows = made.chunks[lead]
+    for channel in range(made.shape[0]) if lead else (None,):
+        first: tuple[Any, ...] = () if channel is None else (channel,)
+        for start in range(0, made.shape[lead], rows):
+            end = min(start + rows, made.shape[lead])
+            values = array[(*first, slice(2 * start, min(2 * end, array.shape[lead])))]
+            made[(*first, slice(start, end))] = values[(slice(None, None, 2),) * len(_spatial(made))]
+
+
+def _spatial(array: Any) -> tuple[str, ...]:
+    return tuple(name for name in array.metadata.dimension_names if name != "c")
+
+
+def add_to_labels(path: Path) -> None:
+    """Name a label map in the group that holds it, `IMAGE.zarr/labels`, which is made where there is none."""
+    zarr = need("zarr", "OME-Zarr needs", "zarr")
+    group = zarr.open_group(str(path.parent), mode="a")
+    told = dict(group.attrs.get("ome", {"version": "0.5"}))
+    names = [*told.get("labels", []), path.name]
+    group.attrs.update({"ome": {**told, "labels": sorted(set(names))}})

@@ -1,0 +1,138 @@
+"""From an image on disk to the grid of a plan on disk, a slab at a time: `prepare` of images larger than memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ulna.data.formats.bricks import Bricks
+from ulna.data.formats.opening import OpenImage
+from ulna.data.pipeline.normalising import ByParts
+from ulna.data.pipeline.orientation import Turn, turn_of
+from ulna.data.pipeline.preprocess import check_fit, grid_of, not_finite, steps_of
+from ulna.data.pipeline.resampling import points, resample_rows, rows_for
+from ulna.data.pipeline.whitening import whiten
+from ulna.recipe import Plan
+
+WORKING = 6  # times the bytes of a slab as float32 that are held beside it: stored, turned, normalised, resampled
+
+
+class OnGrid(NamedTuple):
+    """An image on the grid of a plan, on disk.
+
+    Args:
+        values: (C, *S'), float32, normalised.
+        size: *S of the volume it came from, turned as the network sees it.
+        turn: how the volume was turned.
+        step: of the grid, in voxels of the volume along the turned axes.
+        device: where boxes are given.
+    """
+
+    values: Bricks
+    size: tuple[int, ...]
+    turn: Turn
+    step: tuple[float, ...]
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *S')."""
+        return self.values.shape
+
+    def box(self, place: Sequence[slice]) -> Tensor:
+        """(C, *place)."""
+        return torch.from_numpy(self.values.read(place)).to(self.device)
+
+    def close(self) -> None:
+        """Give its place on the disk back."""
+        self.values.close()
+
+
+Seen = Callable[[Sequence[slice], NDArray[Any]], None]  # a box of the stored image, and its values (C, *box)
+
+
+def streams(plan: Plan) -> bool:
+    """Whether images of a plan are prepared a slab at a time: not cropped to fixed sizes, nor of a plan of format 1."""
+    return plan.format > 1 and plan.crop is None
+
+
+def prepare_on_disk(image: OpenImage, plan: Plan, scratch: Path, most: int, seen: Seen, device: torch.device) -> OnGrid:
+    """Turn, normalise, whiten and resample an image, as `ulna.data.pipeline.preprocess.prepare` does it.
+
+    Mean and standard deviation of an image differ from those of `prepare` by rounding; all else is the same to the bit.
+
+    Args:
+        image: opened; its slabs are read twice.
+        plan: one that `streams`.
+        scratch: the folder for the file.
+        most: bytes of memory that may be taken, beside what reading one row takes.
+        seen: is given every part of the image once, as stored.
+        device: where boxes of the result are given.
+
+    Raises:
+        UsageError: as `prepare`.
+        DataError: if the values are damaged.
+    """
+    volume = image.volume
+    check_fit(volume, plan)
+    name, turn = volume.path or "image", turn_of(volume, plan)
+    size = turn.order(volume.size)
+    step = steps_of(volume, plan) or (1.0,) * len(size)
+    grid = grid_of(volume, plan)
+    by_parts, bad = ByParts(plan.normalization), 0
+    rows = rows_within(most, volume.array.shape, image.axis)
+    for box in _boxes(volume.size, image.axis, rows):
+        stored = image.read(box)
+        seen(box, stored)
+        values = np.asarray(stored, np.float32)
+        bad += values.size - int(np.count_nonzero(np.isfinite(values)))
+        if not bad:
+            by_parts.add(values)
+    if bad:
+        raise not_finite(bad, name)
+    axis = turn.axes.index(image.axis) if turn.axes else image.axis
+    made = Bricks((volume.channels, *grid), np.float32, scratch)
+    at_once = _points_within(rows, step[axis])
+    for first in range(0, grid[axis], at_once):
+        wanted = rows_for((first, min(first + at_once, grid[axis])), axis, size[axis], step[axis], grid[axis])
+        turned = [slice(*wanted.voxels) if a == axis else slice(0, n) for a, n in enumerate(size)]
+        values = turn.forward(image.read(stored_box(turned, turn, size)))
+        part = torch.from_numpy(by_parts.normalise(np.ascontiguousarray(values, np.float32)))
+        if plan.whitening is not None:
+            part = whiten(part, plan.whitening)
+        part = resample_rows(part, step, size, wanted)
+        made.write([slice(*wanted.points) if a == axis else slice(0, n) for a, n in enumerate(grid)], part.numpy())
+    assert points(size, step) == grid
+    return OnGrid(made, size, turn, step, device)
+
+
+def stored_box(box: Sequence[slice], turn: Turn, size: Sequence[int]) -> list[slice]:
+    """A box of a turned image of `size` as one of the stored image."""
+    flips = turn.flipped or (False,) * len(box)
+    straight = [
+        slice(n - part.stop, n - part.start) if flip else part for part, flip, n in zip(box, flips, size, strict=True)
+    ]
+    return list(turn.stored(straight))
+
+
+def rows_within(most: int, shape: Sequence[int], axis: int) -> int:
+    """How many rows of an image (C, *S) along an axis of *S are worked on at once within so many bytes; one at least."""
+    each = WORKING * 4 * math.prod(shape) // shape[axis + 1]
+    return max(1, most // max(each, 1))
+
+
+def _points_within(rows: int, step: float) -> int:
+    """Points along an axis whose voxels are about so many rows."""
+    return max(1, int((rows - 2 * max(1.0, step)) / step) if rows > 2 * max(1.0, step) + step else 1)
+
+
+def _boxes(size: Sequence[int], axis: int, rows: int) -> Iterator[list[slice]]:
+    for start in range(0, size[axis], rows):
+        yield [slice(start, min(start + rows, size[axis])) if a == axis else slice(0, n) for a, n in enumerate(size)]
