@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ulna.data.formats.nifti import write_nifti
+from ulna.data.formats.nifti_writing import write_nifti
 from ulna.data.volume import Meta, Volume, label_dtype
 from ulna.evaluation.colours import CLASS_COLOURS, to_rgb
 from ulna.evaluation.views import view
