@@ -59,7 +59,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--model --out --epochs --max-hours --budget --seed "
-        "--fold --folds --split --recipe --plan --init --set --threads --pseudonymise --track",
+        "--fold --folds --split --recipe --plan --init --set --devices --threads --pseudonymise --track",
         switches="--resume --allow-code",
     ),
     "predict": Verb(

@@ -18,7 +18,7 @@ from ulna.recipe import Plan, Recipe, from_yaml, renamed_path, stated
 from ulna.system.device import find_device
 from ulna.system.outputs import FOLDS_FILE, RUN_FILE
 from ulna.training.checkpoint import stored_threads
-from ulna.training.loop import CHECKPOINTS
+from ulna.training.snapshot import CHECKPOINTS
 
 LIMITS = ("epochs", "max_hours")  # what --resume may change
 # what a run has in numbers alone, and where it has them; those of a budget are `FIELDS`

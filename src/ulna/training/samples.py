@@ -39,6 +39,7 @@ class PreparedCases:
         device: where `fill` keeps cases first.
         device_bytes: how much may be kept there.
         sampling: what patches on structures are drawn from; "case": from each case by itself.
+        sharing: processes that keep as much, beside each other.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class PreparedCases:
         device: torch.device | None = None,
         device_bytes: int = 0,
         sampling: Sampling = "case",
+        sharing: int = 1,
     ) -> None:
         self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
         self.sampling = sampling
         self._pieces: dict[int, Pieces] = {}
         self._kept: dict[int, tuple[Prepared, Tensor]] = {}
         self._structures: dict[int, Structures] = {}
-        self._room = _free_memory() // 4 if keep_bytes is None else keep_bytes
+        self._room = _free_memory() // 4 // sharing if keep_bytes is None else keep_bytes
         self._device, self._device_room = device, device_bytes
         self._lock = threading.Lock()
 

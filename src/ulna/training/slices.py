@@ -56,6 +56,7 @@ class SliceCases(PreparedCases):
         device: where `fill` keeps cases first.
         device_bytes: how much may be kept there.
         sampling: what patches on structures are drawn from; a lesion is one through all slices.
+        sharing: processes that keep as much, beside each other.
     """
 
     def __init__(
@@ -68,13 +69,15 @@ class SliceCases(PreparedCases):
         device: torch.device | None = None,
         device_bytes: int = 0,
         sampling: Sampling = "case",
+        sharing: int = 1,
     ) -> None:
         super().__init__(
-            cases, plan, keep_bytes=keep_bytes, device=device, device_bytes=device_bytes, sampling=sampling
-        )
+            cases, plan,
+            keep_bytes=keep_bytes, device=device, device_bytes=device_bytes, sampling=sampling, sharing=sharing,
+        )  # fmt: skip
         self.slices = _slices_of(plan)
         self._sliced: dict[int, SlicedVolume] = {}
-        self._spool = None if folder is None else Spool(folder)
+        self._spool = None if folder is None else Spool(folder, sharing=sharing)
         self._said_full = False
 
     def fill(self, threads: int = 0) -> Iterator[int]:
@@ -239,6 +242,7 @@ def training_samples(
     folder: Path,
     device: torch.device,
     device_bytes: int,
+    sharing: int = 1,
 ) -> Samples:
     """The samples of a training: patches of images, or slices of volumes.
 
@@ -249,12 +253,15 @@ def training_samples(
         folder: of the run.
         device: that keeps cases, and makes samples.
         device_bytes: that cases may take there.
+        sharing: processes that keep cases, beside each other.
     """
     sampling = recipe.training.sampling
     if plan.slices is None:
-        kept = PreparedCases(cases, plan, device=device, device_bytes=device_bytes, sampling=sampling)
+        kept = PreparedCases(cases, plan, device=device, device_bytes=device_bytes, sampling=sampling, sharing=sharing)
         return samples_of(kept, plan, recipe)
-    sliced_cases = SliceCases(cases, plan, folder=folder, device=device, device_bytes=device_bytes, sampling=sampling)
+    sliced_cases = SliceCases(
+        cases, plan, folder=folder, device=device, device_bytes=device_bytes, sampling=sampling, sharing=sharing
+    )
     return samples_of(sliced_cases, plan, recipe)
 
 

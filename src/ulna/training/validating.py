@@ -12,6 +12,7 @@ import torch
 from ulna.inference.forward import Forward
 from ulna.networks.network import Network
 from ulna.recipe import Plan, Recipe
+from ulna.training.crew import NOBODY, Crew
 from ulna.training.samples import PreparedCases
 from ulna.training.validation import score_case
 
@@ -28,12 +29,20 @@ class Validation:
         cases: with their references on their own grid.
         device: of the network.
         precision: "bf16" or "fp32".
+        crew: whose processes score a case each, side by side.
     """
 
     def __init__(
-        self, network: Network, plan: Plan, recipe: Recipe, cases: PreparedCases, device: torch.device, precision: str
+        self,
+        network: Network,
+        plan: Plan,
+        recipe: Recipe,
+        cases: PreparedCases,
+        device: torch.device,
+        precision: str,
+        crew: Crew = NOBODY,
     ) -> None:
-        self.network, self.recipe, self.cases = network, recipe, cases
+        self.network, self.recipe, self.cases, self.crew = network, recipe, cases, crew
         self.forward = Forward(network, plan, device, precision)
         self._said_empty = False
 
@@ -54,14 +63,17 @@ class Validation:
 
         Args:
             count: of the cases, spread over them; all where it is left out.
-            before: called before every case.
-            after: called after every case, with how many are scored; where it says so, no more are.
+            before: called before every case, or every few that are scored side by side.
+            after: called after them, with how many are scored; where it says so, no more are.
         """
         self.network.eval()
         per_case: list[dict[str, float]] = []
-        for index in self.chosen(count):
+        chosen, at_once = self.chosen(count), self.crew.ranks.count
+        for first in range(0, len(chosen), at_once):
             before()
-            per_case.append(self._score(index))
+            together = chosen[first : first + at_once]
+            self.crew.tell("score", cases=together)
+            per_case += [self.score(together[0]), *self.crew.answers()[: len(together) - 1]]
             if after(len(per_case)):
                 break
         self.network.train()
@@ -79,8 +91,9 @@ class Validation:
     def try_one(self) -> None:
         """Predict and score one case, to time it; nothing of the training changes."""
         self.network.eval()
-        self._score(0)
+        self.score(0)
         self.network.train()
 
-    def _score(self, index: int) -> dict[str, float]:
+    def score(self, index: int) -> dict[str, float]:
+        """One case, by the network in evaluation mode."""
         return score_case(self.forward, self.recipe, *self.cases[index])
