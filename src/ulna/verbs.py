@@ -45,7 +45,7 @@ VERBS: dict[str, Verb] = {
         "Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.",
         computes=True,
         paths=True,
-        flags="--model --max-ram --recipe --set --seed --fold --out --preview",
+        flags="--model --max-ram --recipe --set --seed --fold --devices --out --preview",
         switches="--untimed",
     ),
     "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),

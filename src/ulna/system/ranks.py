@@ -183,14 +183,23 @@ def abandon() -> None:
         dist.destroy_process_group()
 
 
+def check_number(devices: int) -> None:
+    """Refuse a number of devices that cannot be anywhere.
+
+    Raises:
+        UsageError: with what is meant.
+    """
+    if not 1 <= devices <= MOST_DEVICES:
+        raise UsageError(f"--devices {devices}: a number of devices that train together, from 1 to {MOST_DEVICES}")
+
+
 def check_devices(devices: int, device: torch.device) -> None:
     """Refuse a number of devices that cannot be had here.
 
     Raises:
         UsageError: with what is missing.
     """
-    if not 1 <= devices <= MOST_DEVICES:
-        raise UsageError(f"--devices {devices}: a number of devices that train together, from 1 to {MOST_DEVICES}")
+    check_number(devices)
     if devices == 1:
         return
     alone = "train on one: leave --devices out"

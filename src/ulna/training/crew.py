@@ -101,8 +101,10 @@ class Processes(Crew):
         self._others = [_Other(rank, place, count, task.threads) for rank in range(1, count)]
         self._closing = False
         for other in self._others:
-            other.say({"task": task.to_text()})
-            threading.Thread(target=self._listen, args=(other,), daemon=True).start()
+            other.ears = threading.Thread(target=self._listen, args=(other,), daemon=True)
+            other.ears.start()
+        with suppress(Lost):  # whoever has ended already says why where its answer is waited for
+            self.tell("compute", task=task.to_text())
 
     def tell(self, order: str, **values: Any) -> None:
         for other in self._others:
@@ -153,6 +155,7 @@ class _Other:
 
     def __init__(self, rank: int, place: Path, count: int, threads: int) -> None:
         self.rank, self.error, self.defect = rank, "", False
+        self.ears: threading.Thread  # that listen to it
         self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._told: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self.process = subprocess.Popen(
@@ -201,6 +204,9 @@ class _Other:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.ears.join(END_S)
+        if not self.ears.is_alive():
+            self.process.stdout.close()
         self._told.close()
 
     def why(self, count: int, resume: str) -> Exception:

@@ -96,10 +96,8 @@ class Follower:
         rank = self.loop.crew.ranks.rank
         if rank >= len(cases):
             return None
-        self.loop.network.eval()
-        scores = self.loop.validation.score(cases[rank])
-        self.loop.network.train()
-        return scores
+        with self.loop.validation.evaluating():
+            return self.loop.validation._score(cases[rank])
 
 
 ANSWERED = ("read", "score")

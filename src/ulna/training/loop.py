@@ -207,10 +207,13 @@ class Loop:
             self.share_statistics()
         with bar(f"validating epoch {state.epoch + 1}", self.pace.val_cases) as advance:
             advance(0, note=self.pace.told_end())
+            shown = 0
 
             def after(scored: int) -> bool:
+                nonlocal shown
                 state.step_s = self._clock() - start
-                advance(note=self.pace.told_end())
+                advance(scored - shown, note=self.pace.told_end())
+                shown = scored
                 return self.pace.ends_validation(scored)
 
             return self.validation.scores(state.val_cases, before=lambda: self.stop.check(self._save), after=after)

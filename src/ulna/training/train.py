@@ -23,7 +23,6 @@ from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.default_network import choose_network, with_reason
 from ulna.planning.fitting import check_plan, other_cases, recipe_of
-from ulna.planning.memory import ON_THE_GPU
 from ulna.planning.plan import Planned, check_split_is_made, plan_training, planned_by, read_training_data
 from ulna.recipe import PLAN_FORMAT, Plan, Recipe, from_yaml, to_yaml
 from ulna.system.device import choose_precision, default_device
@@ -356,8 +355,9 @@ def _train(
         choose_precision(recipe.training.precision, default_device()),
         len(split.train), len(split.val), len(split.test), recipe.training.seed,
     )  # fmt: skip
-    held = sum(size for name, size in planned.memory_on(devices).parts.items() if name in ON_THE_GPU)
-    device, room = default_device(), device_room(held)
+    device = default_device()
+    held = planned.memory_on(devices).on_the_gpu if device.type == "cuda" else 0
+    room = device_room(held)
     train, val = dataset.cases_of(split.train), dataset.cases_of(split.val)
     threads = torch.get_num_threads()
     each = threads if device.type == "cuda" else max(1, threads // devices)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ class Validation:
     def __len__(self) -> int:
         return len(self.cases)
 
+    @property
+    def at_once(self) -> int:
+        """How many cases are predicted side by side."""
+        return self.crew.ranks.count
+
     def scores(
         self,
         count: int | None = None,
@@ -66,17 +72,16 @@ class Validation:
             before: called before every case, or every few that are scored side by side.
             after: called after them, with how many are scored; where it says so, no more are.
         """
-        self.network.eval()
         per_case: list[dict[str, float]] = []
-        chosen, at_once = self.chosen(count), self.crew.ranks.count
-        for first in range(0, len(chosen), at_once):
-            before()
-            together = chosen[first : first + at_once]
-            self.crew.tell("score", cases=together)
-            per_case += [self.score(together[0]), *self.crew.answers()[: len(together) - 1]]
-            if after(len(per_case)):
-                break
-        self.network.train()
+        chosen = self.chosen(count)
+        with self.evaluating():
+            for first in range(0, len(chosen), self.at_once):
+                before()
+                together = chosen[first : first + self.at_once]
+                self.crew.tell("score", cases=together)
+                per_case += [self._score(together[0]), *self.crew.answers()[: len(together) - 1]]
+                if after(len(per_case)):
+                    break
         known = {key: [case[key] for case in per_case if not math.isnan(case[key])] for key in ("dice", "iou")}
         if not known["dice"] and not self._said_empty:
             log.warning("no validation case holds a structure: the epoch is chosen by what it does not invent alone")
@@ -90,10 +95,20 @@ class Validation:
 
     def try_one(self) -> None:
         """Predict and score one case, to time it; nothing of the training changes."""
-        self.network.eval()
-        self.score(0)
-        self.network.train()
+        with self.evaluating():
+            self._score(0)
 
-    def score(self, index: int) -> dict[str, float]:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The network predicts within; afterwards it trains as before, its frozen parts excepted as before."""
+        before = [(part, part.training) for part in self.network.modules()]
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for part, training in before:
+                part.training = training
+
+    def _score(self, index: int) -> dict[str, float]:
         """One case, by the network in evaluation mode."""
         return score_case(self.forward, self.recipe, *self.cases[index])
