@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.plans import make
 from tests.training.ranks import Threads, in_ranks
+from tests.volumes import draw_balls
 from ulna.blocks import nd
 from ulna.blocks.synchronised import synchronised
 from ulna.data.layout.dataset import Dataset
@@ -18,13 +18,12 @@ from ulna.losses.sharing import is_mean_of_samples, own_part
 from ulna.networks.heads import Outputs
 from ulna.planning.choosing import recommended
 from ulna.planning.memory import MemoryEstimate
-from ulna.planning.plan import plan_training, planned_by, read_training_data
-from ulna.recipe import Split, set_value
+from ulna.planning.plan import plan_training, read_training_data
+from ulna.recipe import set_value
 from ulna.system.ranks import ALONE, check_batch, check_devices
-from ulna.training.duration import MadeCases
 from ulna.training.loop import Loop
 from ulna.training.samples import PreparedCases
-from ulna.training.slices import samples_of, training_samples
+from ulna.training.slices import training_samples
 from ulna.training.stopping import Stop
 from ulna.training.validating import Validation
 
@@ -108,13 +107,13 @@ def test_batch_norm_takes_the_statistics_of_all_ranks(dims, kind):
         torch.testing.assert_close(norm.bias.grad, expected[2].bias.grad, rtol=1e-4, atol=1e-4)
 
 
-def of_discs(discs, model, *changes):
+def of_data(data, model, *changes):
     recipe = recommended(model)
     for change in (*SHARED, *changes):
         recipe = set_value(recipe, change)
-    dataset = Dataset.from_folder(discs)
+    dataset = Dataset.from_folder(data)
     planned = plan_training(read_training_data(dataset, recipe.training), recipe)
-    dataset = dataset.of_dims(2)
+    dataset = dataset.of_dims(planned.plan.image_dims)
     train, val = (dataset.cases_of(part) for part in (planned.split.train, planned.split.val))
 
     def parts():
@@ -124,22 +123,6 @@ def of_discs(discs, model, *changes):
         return samples, PreparedCases(val, planned.plan, on_grid=False)
 
     return planned.recipe, planned.plan, parts
-
-
-class Made(MadeCases):
-    """There is nothing to read."""
-
-    def fill(self, threads=0):
-        return iter(())
-
-
-def of_volumes(model, *changes):
-    recipe = recommended(model)
-    for change in (*SHARED, *changes):
-        recipe = set_value(recipe, change)
-    plan = make(spatial_dims=3, patch=(12, 12, 8), batch=3, strides=((2, 2, 1),), whole_image_limit=10_000)
-    planned = planned_by(plan, recipe, Split(train=("a", "b", "c"), val=("d", "e", "f")))
-    return planned.recipe, plan, lambda: (samples_of(Made(plan, 3), plan, recipe), Made(plan, 3))
 
 
 def trained(training, folder, count, clock=None):
@@ -192,18 +175,22 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_ranks_train_as_one(discs, tmp_path, name):
-    training = of_discs(discs, *NETWORKS[name])
+    training = of_data(discs, *NETWORKS[name])
     alone, both = (trained(training, tmp_path / f"{count}", count) for count in (1, 2))
     check_same(both, alone)
 
 
-def test_three_ranks_train_as_one_on_volumes(tmp_path):
-    training = of_volumes("unet", "architecture.channels=[4, 8]")
+@pytest.mark.parametrize("dims", [2, 3])  # slices of volumes, and patches of them
+def test_three_ranks_train_as_one_on_volumes(tmp_path, dims):
+    (tmp_path / "data").mkdir()
+    data = draw_balls(tmp_path / "data")
+    training = of_data(data, "unet", "architecture.channels=[4, 8]", f"planning.spatial_dims={dims}")
+    assert (training[1].slices is None) == (dims == 3)
     check_same(trained(training, tmp_path / "3", 3), trained(training, tmp_path / "1", 1))
 
 
 def test_statistics_of_their_own_make_another_training(discs, tmp_path):
-    own = of_discs(discs, *NETWORKS["batch norm"], "training.sync_batchnorm=false")
+    own = of_data(discs, *NETWORKS["batch norm"], "training.sync_batchnorm=false")
     alone, both = (trained(own, tmp_path / f"{count}", count) for count in (1, 2))
     assert both.state.rows[-1]["train_loss"] != pytest.approx(alone.state.rows[-1]["train_loss"], rel=1e-4)
 
@@ -211,7 +198,7 @@ def test_statistics_of_their_own_make_another_training(discs, tmp_path):
 def test_a_limit_of_hours_is_the_first_rank_s_alone(discs, tmp_path):
     """No other reads a clock: it cuts the first epoch and its validation, and all end together."""
     times = itertools.count(0.0, 0.5)
-    recipe, plan, parts = of_discs(
+    recipe, plan, parts = of_data(
         discs, *NETWORKS["batch norm"], "training.max_hours=0.01", "training.min_steps=400", "training.epochs=50"
     )
     loop = trained((recipe, plan, parts), tmp_path / "run", 2, clock=lambda: next(times))

@@ -25,7 +25,7 @@ from typing import IO, Any, NoReturn
 import torch
 
 from ulna.data.layout.case import Case
-from ulna.errors import UsageError, printable_text
+from ulna.errors import UsageError, brief, printable_text
 from ulna.recipe import Plan, Recipe
 from ulna.system.ranks import ALONE, Lost, Ranks, abandon, joined
 
@@ -119,11 +119,12 @@ class Processes(Crew):
         for other in self._others:
             other.end(END_S if well else 0.0)
 
-    def why(self, resume: str) -> Exception:
+    def why(self, resume: str, seen: str) -> Exception:
         """What to tell a person of the process that has gone.
 
         Args:
             resume: the command that goes on.
+            seen: what was seen of it here.
         """
         until = time.monotonic() + END_S
         while time.monotonic() < until:
@@ -134,7 +135,9 @@ class Processes(Crew):
                 time.sleep(LOOK_S)  # for its last words
                 return gone[0].why(len(self._others) + 1, resume)
             time.sleep(LOOK_S)
-        return RuntimeError(f"the processes of this training cannot reach each other; go on with: {resume}")
+        return RuntimeError(
+            f"the processes of this training cannot reach each other ({brief(seen)}); go on with: {resume}"
+        )
 
     def _listen(self, other: _Other) -> None:
         other.listen()
@@ -241,7 +244,7 @@ def crew_of(task: Task, count: int, device: torch.device, resume: str) -> Iterat
     if count == 1:
         yield NOBODY
         return
-    with tempfile.TemporaryDirectory(prefix="ulna-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ulna-", ignore_cleanup_errors=True) as folder:
         place, well = Path(folder) / "ranks", False
         others = Processes(task, place, count)
         try:
@@ -251,8 +254,8 @@ def crew_of(task: Task, count: int, device: torch.device, resume: str) -> Iterat
                 yield others
                 others.tell("end")
                 well = True
-        except Lost:
-            _raise(others.why(resume))
+        except Lost as error:
+            _raise(others.why(resume, str(error)))
         finally:
             others.end(well=well)
 

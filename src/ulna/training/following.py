@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -35,10 +36,15 @@ from ulna.training.stopping import Stop
 
 
 class Orders:
-    """What the first process says, one order after the other."""
+    """What the first process says, one order after the other; where it says no more, this process ends.
 
-    def __init__(self, source: IO[bytes]) -> None:
-        self._source = source
+    Args:
+        source: what it writes to.
+        place: of the file by which they meet.
+    """
+
+    def __init__(self, source: IO[bytes], place: Path) -> None:
+        self._source, self._place = source, place
         self._lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -54,7 +60,9 @@ class Orders:
             self._lines.put(order)
             if order.get("order") == "end":
                 return
-        os._exit(1)  # the first process has gone, wherever this one is
+        # the first process has gone, wherever this one is, and cannot tidy up
+        shutil.rmtree(self._place.parent, ignore_errors=True)
+        os._exit(1)
 
 
 class Follower:
@@ -162,7 +170,8 @@ def main(words: list[str]) -> int:
     os.dup2(2, 1)
     tune_memory()
     try:
-        follow(Orders(sys.stdin.buffer), answers, Path(words[0]), int(words[1]), int(words[2]))
+        place = Path(words[0])
+        follow(Orders(sys.stdin.buffer, place), answers, place, int(words[1]), int(words[2]))
     except Lost:
         return 1  # whoever has gone, the first process sees it
     except UsageError as error:
