@@ -180,7 +180,7 @@ def test_two_ranks_train_as_one(discs, tmp_path, name):
     check_same(both, alone)
 
 
-@pytest.mark.parametrize("dims", [2, 3])  # slices of volumes, and patches of them
+@pytest.mark.parametrize("dims", [pytest.param(2, marks=pytest.mark.slow), 3])  # slices of volumes, and patches of them
 def test_three_ranks_train_as_one_on_volumes(tmp_path, dims):
     (tmp_path / "data").mkdir()
     data = draw_balls(tmp_path / "data")
@@ -189,6 +189,7 @@ def test_three_ranks_train_as_one_on_volumes(tmp_path, dims):
     check_same(trained(training, tmp_path / "3", 3), trained(training, tmp_path / "1", 1))
 
 
+@pytest.mark.slow
 def test_statistics_of_their_own_make_another_training(discs, tmp_path):
     own = of_data(discs, *NETWORKS["batch norm"], "training.sync_batchnorm=false")
     alone, both = (trained(own, tmp_path / f"{count}", count) for count in (1, 2))
