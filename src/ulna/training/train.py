@@ -271,6 +271,8 @@ def _trained(
             log.info("length: %s", planned.length)
             began = ", as this run began" if resume and stored_threads(folder / CHECKPOINTS) else ""
             log.info("threads: %d%s", torch.get_num_threads(), began)
+            if devices > 1:
+                log.info("devices: %d, which share each batch", devices)
             if model_because:
                 log.info("network: %s", model_because)
             with (tracked := Tracked.training(tracker, folder, data)).active():
