@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import budget
 from tests.discs import draw_discs
 from tests.places import SHARED
 from ulna.system import progress
@@ -67,4 +68,12 @@ def pytest_collection_modifyitems(items):
         slow = item.get_closest_marker("slow")
         return not (slow and slow.kwargs.get("longest"))
 
-    items.sort(key=later)
+    if budget.LIMITED:
+        budget.order(items)
+    else:
+        items.sort(key=later)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of what is skipped
+def pytest_runtest_setup(item):
+    budget.skip_what_is_late(item)
