@@ -64,7 +64,8 @@ def after(monkeypatch):
 
 
 @needs_proc
-def test_a_run_goes_on_with_other_numbers_of_devices(discs, tmp_path, after):
+@pytest.mark.parametrize("devices", [(2,), pytest.param((1, 2, 1), marks=pytest.mark.slow)])
+def test_a_run_of_several_devices_is_that_of_one_whatever_their_number_in_each_epoch(discs, tmp_path, after, devices):
     seen = {}
 
     def stop():
@@ -75,16 +76,16 @@ def test_a_run_goes_on_with_other_numbers_of_devices(discs, tmp_path, after):
         )
         raise Stopped
 
-    def go_on(run, epoch, devices, resume):
+    def go_on(run, epoch, count, resume):
         undo = after(epoch, stop)
         with pytest.raises(Stopped):
-            train(discs, out=tmp_path / run, devices=devices, model="unet", epochs=3, set=SETTINGS, resume=resume)
+            train(discs, out=tmp_path / run, devices=count, model="unet", epochs=3, set=SETTINGS, resume=resume)
         undo()
         return tmp_path / run
 
-    whole = go_on("whole", 3, 1, False)
-    for epoch, devices in ((1, 1), (2, 2), (3, 1)):
-        run = go_on("run", epoch, devices, epoch > 1)
+    whole = go_on("whole", len(devices), 1, False)
+    for epoch, count in enumerate(devices, start=1):
+        run = go_on("run", epoch, count, epoch > 1)
     assert len(seen["others"]) == 1 and not (PROC / str(seen["others"][0])).exists()
     assert seen["listening"] and {*seen["listening"]} == {"0100007F"}  # 127.0.0.1
     for row, expected in zip(rows_of(run), rows_of(whole), strict=True):
@@ -95,7 +96,9 @@ def test_a_run_goes_on_with_other_numbers_of_devices(discs, tmp_path, after):
     for name, tensor in other.tensors.items():
         if name.startswith("network."):
             torch.testing.assert_close(one.tensors[name], tensor, rtol=1e-3, atol=2e-5)
-    assert "devices 2 before, 1 now" in (run / "log.txt").read_text()
+    log = (run / "log.txt").read_text()
+    assert "devices: 2, which share each batch" in log
+    assert ("devices 2 before, 1 now" in log) == (len(devices) > 1)
 
 
 @pytest.mark.slow
