@@ -7,6 +7,7 @@ which module they begin. Without the first, all run, in their usual order.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 
@@ -14,7 +15,7 @@ import pytest
 
 MINUTES = float(os.environ.get("ULNA_TEST_MINUTES", "inf"))
 FIRST = os.environ.get("ULNA_TEST_FIRST", "")
-LIMITED = MINUTES < float("inf")
+LIMITED = math.isfinite(MINUTES)
 
 _began = time.monotonic()
 

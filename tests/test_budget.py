@@ -1,4 +1,4 @@
-"""A limit of minutes: over many commits no slow module is left out, and what is late is skipped before its fixtures are made."""
+"""A limit of minutes: over many commits no slow module is left out; what is late is skipped before its fixtures are made."""
 
 from __future__ import annotations
 
