@@ -46,7 +46,7 @@ VERBS: dict[str, Verb] = {
         "Show how a data set would be trained on, each choice with its reason, and what that takes: memory and hours.",
         computes=True,
         paths=True,
-        flags="--model --max-ram --recipe --set --seed --fold --out --preview",
+        flags="--model --max-ram --recipe --set --seed --fold --devices --out --preview",
         switches="--untimed",
     ),
     "models": Verb("ulna.networks.profile.cost:models", "All named networks, or the one of that name."),
@@ -60,7 +60,7 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--model --out --epochs --max-hours --budget --seed "
-        "--fold --folds --split --recipe --plan --init --set --jobs --on --slurm --threads --pseudonymise --track",
+        "--fold --folds --split --recipe --plan --init --set --jobs --on --slurm --devices --threads --pseudonymise --track",
         switches="--resume --dry-run --allow-code",
     ),
     "predict": Verb(

@@ -136,6 +136,11 @@ class Recomputing:
         _recomputing[0] = self.before.pop()
 
 
+def recomputing() -> bool:
+    """Whether maps are computed a second time."""
+    return _recomputing[0]
+
+
 class _BatchNorm:
     """What torch's batch norm lacks: a clear error, and an activation in the same pass over the map."""
 
@@ -151,7 +156,7 @@ class _BatchNorm:
             )
         if self.takes_one_pass(x):
             return self._in_one_pass(x, slope)
-        if self.training and _recomputing[0]:
+        if self.training and recomputing():
             return normalize.activated(self._by_batch(x), slope)
         return normalize.activated(super().forward(x), slope)  # type: ignore[misc]
 
@@ -170,7 +175,7 @@ class _BatchNorm:
 
     def _in_one_pass(self: Any, x: Tensor, slope: float) -> Tensor:
         y, mean, variance = normalize.batch_norm(x, self.weight, self.bias, eps=self.eps, slope=slope)
-        if _recomputing[0]:
+        if recomputing():
             return y
         count = x.numel() // x.shape[1]
         with torch.no_grad():

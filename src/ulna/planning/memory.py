@@ -103,7 +103,14 @@ class MemoryEstimate(NamedTuple):
 
 
 def training_memory(
-    network: Network, plan: Plan, recipe: Recipe, *, device: Device, cases: int, elsewhere: bool = False
+    network: Network,
+    plan: Plan,
+    recipe: Recipe,
+    *,
+    device: Device,
+    cases: int,
+    elsewhere: bool = False,
+    devices: int = 1,
 ) -> MemoryEstimate:
     """A training: the maps of a step, the weights with gradients and moments, and the cases that are kept.
 
@@ -114,13 +121,19 @@ def training_memory(
         device: that it would run on.
         cases: training and validation cases; a quarter of the memory holds them at most.
         elsewhere: in a process of its own, as a study trains: with its allocator, and without what this one holds.
+        devices: that share every batch, each in a process of its own, which keeps all cases. Given is what lies on one GPU,
+            and in the memory of the machine what all of them take.
     """
     held = _image_bytes(median_grid(plan), plan) * cases
+    step = step_memory(network, plan.patch, -(-plan.batch // devices), recipe, device, elsewhere=elsewhere)
+    if not device.gpu:
+        step = {name: devices * size for name, size in step.items()}
+    own = (PROGRAM if device.gpu or elsewhere else program_bytes()) + LIBRARIES
     return MemoryEstimate(
         {
-            **step_memory(network, plan.patch, plan.batch, recipe, device, elsewhere=elsewhere),
-            "cases kept": min(held, 2 * memory() / 4),
-            "program": (PROGRAM if device.gpu or elsewhere else program_bytes()) + LIBRARIES,
+            **step,
+            "cases kept": min(devices * held, 2 * memory() / 4),
+            "program": own + (devices - 1) * (PROGRAM + LIBRARIES),
         }
     )
 

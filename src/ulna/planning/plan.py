@@ -189,11 +189,13 @@ class Planned:
         """The same in a process of its own, as a study trains."""
         return self._memory(elsewhere=True)
 
-    def _memory(self, *, elsewhere: bool) -> MemoryEstimate:
+    def memory_on(self, devices: int) -> MemoryEstimate:
+        """The same on several devices: what each GPU holds, or all processes of a CPU together."""
+        return self.memory if devices == 1 else self._memory(devices=devices)
+
+    def _memory(self, **how: Any) -> MemoryEstimate:
         cases = len(self.split.train) + len(self.split.val)
-        return training_memory(
-            self.network, self.plan, self.recipe, device=self.device, cases=cases, elsewhere=elsewhere
-        )
+        return training_memory(self.network, self.plan, self.recipe, device=self.device, cases=cases, **how)
 
 
 def plan_training(

@@ -97,6 +97,8 @@ class Training(Frozen):
     min_steps: int = Field(default=20, ge=1)
     clip_gradients: float | None = Field(default=12.0, gt=0)
     accumulate: int = Field(default=1, ge=1)
+    # where several devices share a batch: batch norm by all its samples, as one device has it; false: by those of each device
+    sync_batchnorm: bool = True
     init: str | None = None  # the weights to begin with: a run, a file with weights, or zoo:NAME
     # of weights that were taken from `init`, or from `architecture.foreign.encoder_weights`: so many epochs at the beginning
     # those of the encoder stay as they are

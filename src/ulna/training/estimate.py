@@ -14,10 +14,12 @@ from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, printable
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.default_network import choose_network, with_reason
+from ulna.planning.memory import MemoryEstimate
 from ulna.planning.plan import Planned, plan_training, read_training_data
 from ulna.recipe import Plan, to_yaml
 from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, check_names
+from ulna.system.ranks import check_batch, check_number
 from ulna.system.reading import read_yaml
 from ulna.training.duration import Timing, time_training
 from ulna.training.preview import check_preview, draw_preview
@@ -36,6 +38,7 @@ class Estimate:
         untimed: why not.
         file: where the plan was written.
         preview: the sheet with samples of some cases; None where none was asked for.
+        devices: that would train together.
     """
 
     data: Path
@@ -44,17 +47,23 @@ class Estimate:
     untimed: str = ""
     file: Path | None = None
     preview: Path | None = None
+    devices: int = 1
 
     def __repr__(self) -> str:
         plan, planned = self.plan, self.planned
         size = "x".join(map(str, plan.patch))
         what = f"{planned.parameters:,} parameters, {plan.spatial_dims}D, patch {size}, batch {plan.batch}"
-        return printable(f"Estimate for {planned.recipe.model} on {self.data}: {what}; memory about {planned.memory}")
+        return printable(f"Estimate for {planned.recipe.model} on {self.data}: {what}; memory about {self.memory}")
 
     @property
     def plan(self) -> Plan:
         """Every choice, with its reason."""
         return self.planned.plan
+
+    @property
+    def memory(self) -> MemoryEstimate:
+        """What a training takes: each GPU, or all processes of a CPU together."""
+        return self.planned.memory_on(self.devices)
 
     def __getattr__(self, name: str) -> Any:
         if name in Plan.model_fields:
@@ -70,7 +79,8 @@ class Estimate:
             "split": {name: len(cases) for name, cases in planned.split.model_dump().items()},
             "parameters": planned.parameters,
             "gmacs": round(planned.gmacs, 4),
-            "memory": {"bytes": round(planned.memory.total), "parts": dict(planned.memory.parts)},
+            "memory": {"bytes": round(self.memory.total), "parts": dict(self.memory.parts)},
+            "devices": self.devices,
             "time": None if self.timing is None else self.timing.to_json(),
             "untimed": self.untimed or None,
             "preview": None if self.preview is None else str(self.preview),
@@ -87,6 +97,7 @@ def plan(
     set: Sequence[str] = (),
     seed: int | None = None,
     fold: int | None = None,
+    devices: int = 1,
     untimed: bool = False,
     out: Path | str | None = None,
     preview: Path | str | None = None,
@@ -104,6 +115,8 @@ def plan(
         set: changes of single fields, KEY=VALUE, such as planning.batch=4.
         seed: of the split where none is given, and of the training.
         fold: which fold of the data set's folds.
+        devices: that would share every batch, as in `ulna train`: the memory is that of each GPU, or of all processes of a
+            CPU together; the hours are those of one device.
         untimed: leave the hours out: no step is timed.
         out: also write the plan to this YAML file, with the recipe, for `ulna train --plan`; no other file than a plan is
             replaced, and no plan of a run.
@@ -116,6 +129,7 @@ def plan(
     Example:
         ulna plan data/nuclei --model unetpp --out plan.yaml --preview look
     """
+    check_number(devices)
     if out is not None:
         folder, name = Path(out).parent, Path(out).name
         of_a_run = (folder / RUN_FILE).exists()
@@ -131,7 +145,8 @@ def plan(
     for note in found.notes:
         log.info("note: %s", note)
     planned = with_reason(plan_training(found, chosen), named.why)
-    why = f"about {planned.memory}; this machine has {machine_memory() / 1e9:.1f} GB"
+    check_batch(devices, planned.plan.batch)
+    why = f"about {planned.memory_on(devices)}; this machine has {machine_memory() / 1e9:.1f} GB"
     if planned.device.gpu:
         why += f", its GPU {planned.device.memory_bytes / 1e9:.1f} GB"
     reasons = {**planned.plan.reasons, "length": planned.length, "memory": why}
@@ -141,7 +156,7 @@ def plan(
         write_text(Path(out), to_yaml(planned.plan))
     sheet = None if preview is None else draw_preview(planned, found.dataset, Path(preview))
     timing, reason = (None, "left out, as --untimed says") if untimed else _timed(planned)
-    return Estimate(Path(data), planned, timing, reason, None if out is None else Path(out), sheet)
+    return Estimate(Path(data), planned, timing, reason, None if out is None else Path(out), sheet, devices)
 
 
 def _timed(planned: Planned) -> tuple[Timing | None, str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ulna.system.ranks import ALONE, Ranks
 from ulna.training.ahead import ahead
 from ulna.training.samples import Batches, Key, Sample, Samples
 
@@ -26,10 +27,14 @@ class Feed:
         batches: which samples, and in which order.
         device: where batches are made, and where steps run.
         threads: that draw and read ahead; 0: all is done in the thread of the training.
+        ranks: that share every batch; each makes its own samples alone.
     """
 
-    def __init__(self, samples: Samples, batches: Batches, device: torch.device, threads: int) -> None:
+    def __init__(
+        self, samples: Samples, batches: Batches, device: torch.device, threads: int, ranks: Ranks = ALONE
+    ) -> None:
         self.samples, self.batches, self.device, self.threads = samples, batches, device, threads
+        self.ranks = ranks
         # one for all epochs: what torch keeps of freed memory belongs to a stream
         self._beside: torch.cuda.Stream | None = None
 
@@ -38,7 +43,7 @@ class Feed:
         return self._made(ahead(self._draw, self.batches, self.threads))
 
     def _draw(self, keys: list[Key]) -> list[Sample]:
-        return [self.samples.draw(key) for key in keys]
+        return [self.samples.draw(key) for key in keys[self.ranks.rows(len(keys))]]
 
     def _made(self, drawn: Iterable[list[Sample]]) -> Iterator[Batch]:
         if self.device.type != "cuda":

@@ -157,7 +157,7 @@ def must_validate(state: State, training: Training, val_cases: int) -> bool:
     Args:
         state: where the training stands.
         training: its limit.
-        val_cases: of a validation.
+        val_cases: of a validation, one after the other.
     """
     if training.max_hours is None:
         return False

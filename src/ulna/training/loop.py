@@ -13,54 +13,45 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ulna.blocks import nd
-from ulna.data.pipeline.points import count_points, sample_points
-from ulna.errors import UsageError, brief, printable
+from ulna.blocks.synchronised import synchronised
+from ulna.data.pipeline.points import count_points
+from ulna.errors import UsageError
 from ulna.kernels.allocator import peak_memory_mb
 from ulna.losses import check_targets, make_loss
 from ulna.networks.network import Network
-from ulna.networks.weights import check_shapes, not_finite
-from ulna.recipe import Plan, Recipe, parse
+from ulna.networks.weights import not_finite
+from ulna.recipe import Plan, Recipe
 from ulna.system.device import choose_precision, default_device
 from ulna.system.files import Tensors, write_tensors
 from ulna.system.graphs import Recorder, graphs_for
 from ulna.system.progress import bar
-from ulna.training.checkpoint import (
-    CHECKPOINTS,
-    NETWORK,
-    TAKEN,
-    TRAINING_FORMAT,
-    Progress,
-    check_unfinished,
-    load_checkpoint,
-    pack_optimizer,
-    save_checkpoint,
-    unpack_optimizer,
-)
+from ulna.system.ranks import ALONE
+from ulna.training.checkpoint import CHECKPOINTS, save_checkpoint
 from ulna.training.compiling import compiles
+from ulna.training.crew import NOBODY, Crew
 from ulna.training.feed import Feed, thread_count
 from ulna.training.late import LateNumbers
 from ulna.training.optimizers import lr_of, make_optimizer, set_lr
 from ulna.training.pace import Pace
-from ulna.training.reproducing import environment, restore_environment
 from ulna.training.samples import PreparedCases, Samples
+from ulna.training.snapshot import Snapshot
 from ulna.training.state import State, learning_rate, validated
 from ulna.training.step import Step, bounded
 from ulna.training.stopping import Stop
 from ulna.training.stopwatch import Stopwatch, advice, parts
+from ulna.training.streams import begin_shared_step, points_of
 from ulna.training.taken import Taken
 from ulna.training.validating import Validation
 
 log = logging.getLogger(__name__)
-
-_ROOM = 1 << 28  # bytes of a checkpoint beside its tensors
 
 
 class Loop:
@@ -77,6 +68,7 @@ class Loop:
         on_epoch: called after every epoch with the state.
         final_cases, calibrating_cases: predictions at the end, for which a limit of hours keeps time.
         taken: names of the weights that were taken over from another training.
+        crew: the other processes that share every step and validation.
         clock: seconds from any moment on.
     """
 
@@ -94,17 +86,19 @@ class Loop:
         final_cases: int = 0,
         calibrating_cases: int = 0,
         taken: Collection[str] = (),
+        crew: Crew = NOBODY,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.device = default_device()
         self.precision = choose_precision(recipe.training.precision, self.device)
         self.plan, self.recipe, self.folder, self.stop, self.on_epoch = plan, recipe, folder, stop, on_epoch
+        self.crew, self.ranks = crew, crew.ranks
         self.layout = nd.layout(plan.spatial_dims, recipe.training.channels_last, self.device, self.precision)
         self.network = network.to(self.device)
         self.network.activation_checkpointing = recipe.training.activation_checkpointing
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.validation = Validation(self.network, plan, recipe, val, self.device, self.precision)
-        recorder = graphs_for(self.device, draws=True)
+        self.validation = Validation(self.network, plan, recipe, val, self.device, self.precision, crew)
+        recorder = self._recorder()
         self.taken = Taken(self.network, taken, recipe.training)
         self.optimizer = make_optimizer(recipe.optimizer, self.taken.groups(), recorded=recorder is not None)
         self.step = self._new_step(recorder)
@@ -113,8 +107,12 @@ class Loop:
         self.val, self.samples = val, samples
         self.batches = samples.batches(recipe.training, plan.batch)
         threads = thread_count(recipe.training.workers, self.device.type)
-        self.feed = Feed(samples, self.batches, self.device, threads)
+        self.feed = Feed(samples, self.batches, self.device, threads, self.ranks)
         self.state = State(recipe.training.monitor)
+        self.snapshot = Snapshot(
+            self.network, self.optimizer, self.state,
+            device=self.device, precision=self.precision, taken=self.taken.names, crew=crew,
+        )  # fmt: skip
         self.watch = Stopwatch()
         self.pace = Pace(
             self.state, recipe.training, self.batches, self.validation,
@@ -122,6 +120,10 @@ class Loop:
         )  # fmt: skip
         self._clock = clock
         self._saved_at = clock()
+
+    def _recorder(self) -> Recorder | None:
+        """What makes graphs of whole steps; sums over several processes are in none."""
+        return graphs_for(self.device, draws=True) if self.ranks.alone else None
 
     def _new_step(self, recorder: Recorder | None) -> Step:
         recipe, labels = self.recipe, self.plan.labels
@@ -138,6 +140,8 @@ class Loop:
             clip=training.clip_gradients,
             compile=compiles(training, self.device),
             recorder=recorder,
+            ranks=self.ranks,
+            batch=self.plan.batch,
         )
 
     def resume(self) -> bool:
@@ -146,33 +150,14 @@ class Loop:
         Raises:
             UsageError: if this process cannot compute as the run began, no checkpoint is whole, or it is of another run.
         """
-        folder = self.folder / CHECKPOINTS
-        own = self.network.state_dict()
-        # weights and two moments, each in at most 8 bytes a number, and the losses of an epoch
-        saved = load_checkpoint(folder, largest=_ROOM + 8 * sum(tensor.nbytes for tensor in own.values()))
-        if saved is None:
-            check_unfinished(self.folder)
+        if not self.snapshot.load(self.folder):
             return False
-        weights = {n.removeprefix(NETWORK): t for n, t in saved.tensors.items() if n.startswith(NETWORK)}
-        check_shapes(folder, own, {name: tuple(tensor.shape) for name, tensor in weights.items()})
-        parse(Progress, saved.state.get("loop"), source=str(folder))
-        try:
-            restore_environment(saved.state.get("arithmetic", {}), self.device, self.precision)
-            self.network.load_state_dict(weights)
-            unpack_optimizer(self.optimizer, saved.tensors, saved.state["optimizer"])
-            vars(self.state).update(saved.state["loop"])
-            self.watch.spent.update(self.state.epoch_seconds)
-            torch.set_rng_state(saved.tensors["random"])
-            if torch.cuda.is_available() and "random_cuda" in saved.tensors:
-                torch.cuda.set_rng_state(saved.tensors["random_cuda"])
-        except UsageError:
-            raise
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UsageError(
-                f"{printable(folder)}: the checkpoint does not fit the recipe.yaml beside it ({brief(str(error))}); bring "
-                "both back from one copy of the run, or train again into another folder"
-            ) from None
+        self.watch.spent.update(self.state.epoch_seconds)
         return True
+
+    def together(self) -> AbstractContextManager[None]:
+        """Within, the processes of the training compute as one would."""
+        return synchronised(self.network, self.ranks if self.recipe.training.sync_batchnorm else ALONE)
 
     def run(self) -> State:
         """Train until the recipe says that it is enough.
@@ -180,6 +165,11 @@ class Loop:
         Raises:
             Interrupted: after a signal, with a checkpoint of the step that was under way.
         """
+        with self.together():
+            return self._run()
+
+    def _run(self) -> State:
+        self.snapshot.send()
         self._read_cases()
         self._save()  # from here on a kill costs no more than `checkpoint_minutes`, and the number of threads is known
         self.pace.training_begins()
@@ -213,41 +203,61 @@ class Loop:
     def validate(self) -> dict[str, float]:
         """Dice and IoU on the whole validation images."""
         state, start = self.state, self._clock() - self.state.step_s
+        if not self.recipe.training.sync_batchnorm:
+            self.crew.tell("statistics")
+            self.share_statistics()
         with bar(f"validating epoch {state.epoch + 1}", self.pace.val_cases) as advance:
             advance(0, note=self.pace.told_end())
+            shown = 0
 
             def after(scored: int) -> bool:
+                nonlocal shown
                 state.step_s = self._clock() - start
-                advance(note=self.pace.told_end())
+                advance(scored - shown, note=self.pace.told_end())
+                shown = scored
                 return self.pace.ends_validation(scored)
 
             return self.validation.scores(state.val_cases, before=lambda: self.stop.check(self._save), after=after)
 
+    def share_statistics(self) -> None:
+        """Those of batch norm are the first process's from here on."""
+        self.ranks.send(list(self.network.buffers()))
+
     def _read_cases(self) -> None:
-        kept = [self.val, self.samples.cases]
+        # where validation cases are shared, each process reads its own when their turn comes
+        kept = [self.val, self.samples.cases] if self.ranks.alone else [self.samples.cases]
+        self.crew.tell("read")
         start = self._clock()
         with bar("reading cases", sum(map(len, kept))) as advance:
             for _ in itertools.chain.from_iterable(cases.fill(self.feed.threads) for cases in kept):
                 self.stop.check(self._save)
                 advance()
+            self.crew.answers(lambda: self.stop.check(self._save))
         self.state.reading_s = self._clock() - start
 
-    def _train_epoch(self, start: float) -> float:
+    def begin_steps(self, first: int, end: int) -> None:
+        """Steps of the epoch under way come next, from one to another."""
         self.network.train()
         if self.taken.hold(self.state.epoch):
             # other gradients than those that a graph has recorded, and all in new places
             self.optimizer.zero_grad(set_to_none=True)
-            self.step = self._new_step(graphs_for(self.device, draws=True))
+            self.step = self._new_step(self._recorder())
+        self.step.criterion.begin_epoch(self.state.epoch)
+        self.batches.epoch, self.batches.first_step, self.batches.end = self.state.epoch, first, end
+
+    def _train_epoch(self, start: float) -> float:
         state, training, steps = self.state, self.recipe.training, self.batches.steps
-        self.step.criterion.begin_epoch(state.epoch)
         # a training that was stopped in the validation of an epoch that time had cut goes on there
         end = state.step if state.time_is_up else training.steps_of(state.epoch, steps)
-        self.batches.epoch, self.batches.first_step, self.batches.end = state.epoch, state.step, end
+        self.crew.tell("epoch", epoch=state.epoch, first=state.step, end=end)
+        self.begin_steps(state.step, end)
         self.pace.epoch_begins()
         with bar(self.pace.told_epoch(), state.last_step or end) as advance:
             advance(state.step, note=self.pace.told_end())
             for images, labels in self._batches():
-                set_lr(self.optimizer, learning_rate(self.recipe, state, state.step / steps))
+                rate = learning_rate(self.recipe, state, state.step / steps)
+                set_lr(self.optimizer, rate)
+                self.crew.tell("step", step=state.step, lr=rate)
                 self._step(images, labels, state.step)
                 state.step += 1
                 state.step_s = self._clock() - start
@@ -275,6 +285,7 @@ class Loop:
         """Take a step; its loss is noted when it has come."""
         labels, extremes = self._checked(labels)
         images = images.contiguous(memory_format=self.layout)
+        begin_shared_step(self.recipe, (self.state.epoch, step), self.ranks)
         last = (step + 1) % self.recipe.training.accumulate == 0 or step + 1 == self.batches.last
         loss = self.step(images, labels, self._points(labels, step), update=last)
         self._note(self._late.add(loss, *extremes))
@@ -311,18 +322,8 @@ class Loop:
         """The points of a step, from a stream of its own; None where it reads all voxels."""
         if self.points is None:
             return None
-        stream = np.random.SeedSequence([self.recipe.training.seed, self.state.epoch, step])
-        generator = torch.Generator(labels.device).manual_seed(int(stream.generate_state(1)[0]))
-        settings = self.recipe.points
-        return sample_points(
-            labels,
-            self.plan.spatial_dims,
-            count=self.points,
-            alpha=settings.alpha,
-            sigma=settings.sigma,
-            generator=generator,
-            ignored=self.plan.labels.ignored,
-        )
+        place = self.state.epoch, step
+        return points_of(labels, self.plan, self.recipe, self.points, place=place, ranks=self.ranks)
 
     def _finish_epoch(self, train_loss: float, scores: dict[str, float] | None, seconds: float) -> None:
         state, rate = self.state, lr_of(self.optimizer)
@@ -387,14 +388,5 @@ class Loop:
             self._check_weights()
             self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
             self.state.epoch_seconds = dict(self.watch.spent)
-            optimizer_tensors, plain = pack_optimizer(self.optimizer)
-            tensors = {f"{NETWORK}{name}": tensor for name, tensor in self.network.state_dict().items()}
-            tensors |= optimizer_tensors | {"random": torch.get_rng_state()}
-            if torch.cuda.is_available():
-                tensors["random_cuda"] = torch.cuda.get_rng_state()
-            values: dict[str, Any] = {"format": TRAINING_FORMAT, "loop": vars(self.state), "optimizer": plain}
-            if self.taken.names:
-                values[TAKEN] = sorted(self.taken.names)
-            values["arithmetic"] = environment(self.device, self.precision)
-            save_checkpoint(self.folder / CHECKPOINTS, Tensors(tensors, values))
+            save_checkpoint(self.folder / CHECKPOINTS, self.snapshot.take())
         self._saved_at = self._clock()

@@ -61,6 +61,11 @@ class Pace:
         every = len(self.validation)
         return every if self.state.val_cases is None else min(every, self.state.val_cases)
 
+    @property
+    def _rounds(self) -> int:
+        """How often a validation takes as long as one case: several devices predict some side by side."""
+        return -(-self.val_cases // self.validation.at_once)
+
     def training_begins(self) -> None:
         """A limit of hours that came later allows less for the calibration than a training without one takes."""
         limit, state = self.training.max_hours, self.state
@@ -85,7 +90,7 @@ class Pace:
             self._first = None
             self._share_time(step_s, end - state.step)
         planned = state.last_step is not None and state.step >= state.last_step
-        state.time_is_up = planned or must_validate(state, self.training, self.val_cases)
+        state.time_is_up = planned or must_validate(state, self.training, self._rounds)
         return state.time_is_up
 
     def _share_time(self, step_s: float, steps: int) -> None:
@@ -126,7 +131,7 @@ class Pace:
     def validated(self, seconds: float) -> None:
         """A validation took so long, which tells more than its first case did."""
         state = self.state
-        before, state.case_s = state.case_s, seconds / max(1, self.val_cases)
+        before, state.case_s = state.case_s, seconds / max(1, self._rounds)
         if before and state.final_s:
             state.final_s *= min(2.0, state.case_s / before)
         else:  # no steps were timed: epochs are short, or a limit of hours may come later

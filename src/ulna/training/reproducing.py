@@ -20,12 +20,20 @@ KERNEL = "kernel "  # what the names of compiled libraries begin with
 KERNELS = ("convolution", "normalize", "sweep", "sweep_matrices")
 
 
-def environment(device: torch.device, precision: str) -> dict[str, Any]:
-    """What is stored with every checkpoint, in plain values."""
+def environment(device: torch.device, precision: str, threads: int | None = None, devices: int = 1) -> dict[str, Any]:
+    """What is stored with every checkpoint, in plain values.
+
+    Args:
+        device: that computes.
+        precision: "bf16" or "fp32".
+        threads: of all devices together; None: those of this process.
+        devices: that compute together.
+    """
     kernels = "native" if native.available() else "torch's own"
     compiled = native.versions() if device.type == "cpu" else {}
     return {
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if threads is None else threads,
+        "devices": devices,
         "device": device.type,
         "precision": precision,
         "ulna": version("ulna"),
@@ -49,8 +57,10 @@ def _gpu(device: torch.device) -> dict[str, Any]:
     }
 
 
-def restore_environment(stored: dict[str, Any], device: torch.device, precision: str) -> None:
+def restore_environment(stored: dict[str, Any], device: torch.device, precision: str, devices: int = 1) -> None:
     """Compute as the run began: takes its number of threads, and says what else is different now.
+
+    Several devices have a share of the threads each, which whoever began them has seen to.
 
     Sums over pixels are split among threads, so another number of threads gives other last bits.
 
@@ -61,7 +71,7 @@ def restore_environment(stored: dict[str, Any], device: torch.device, precision:
     wanted = stored.get("threads", here)
     if not isinstance(wanted, int) or not 1 <= wanted <= MOST_THREADS:
         raise UsageError(f"the checkpoint names {brief(wanted)} threads; restore it, or train again")
-    if wanted != here:
+    if wanted != here and devices == 1:
         torch.set_num_threads(wanted)
         if torch.get_num_threads() != wanted:
             raise UsageError(
@@ -76,7 +86,7 @@ def restore_environment(stored: dict[str, Any], device: torch.device, precision:
     for name in KERNELS:
         if f"{KERNEL}{name}" in stored:
             native.library(name)
-    now = environment(device, precision)
+    now = environment(device, precision, None if devices == 1 else wanted, devices)
     other = [
         f"{name} {printable(stored[name])} before, {now[name]} now"
         for name in now

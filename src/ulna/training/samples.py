@@ -51,6 +51,7 @@ class PreparedCases:
         sampling: what patches on structures are drawn from; "case": from each case by itself.
         store: the cache; None for none.
         folder: on the disk that keeps what neither memory nor cache do; None for none.
+        sharing: processes that keep as much, beside each other.
     """
 
     form: Form = ()  # in which a case is kept
@@ -68,6 +69,7 @@ class PreparedCases:
         sampling: Sampling = "case",
         store: CaseStore | None = None,
         folder: Path | None = None,
+        sharing: int = 1,
     ) -> None:
         self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
         self.sampling, self.store = sampling, store
@@ -75,9 +77,9 @@ class PreparedCases:
         self._kept: dict[int, tuple[Prepared, Tensor]] = {}
         self._structures: dict[int, Structures] = {}
         self._mapped: set[int] = set()  # cases that came from the cache
-        self._room = _free_memory() // 4 if keep_bytes is None else keep_bytes
+        self._room = _free_memory() // 4 // sharing if keep_bytes is None else keep_bytes
         self._device, self._device_room = device, device_bytes
-        self._spool = None if folder is None else Spool(folder)
+        self._spool = None if folder is None else Spool(folder, sharing=sharing)
         self._said_full = False
         self._lock = threading.Lock()
 

@@ -54,6 +54,7 @@ class SliceCases(PreparedCases):
         sampling: what patches on structures are drawn from; a lesion is one through all slices.
         store: the cache; None for none.
         folder: on the disk that keeps what neither memory nor cache do; None for none.
+        sharing: processes that keep as much, beside each other.
     """
 
     again = "slice"
@@ -69,10 +70,11 @@ class SliceCases(PreparedCases):
         sampling: Sampling = "case",
         store: CaseStore | None = None,
         folder: Path | None = None,
+        sharing: int = 1,
     ) -> None:
         super().__init__(
             cases, plan, keep_bytes=keep_bytes, device=device, device_bytes=device_bytes, sampling=sampling,
-            store=store, folder=folder,
+            store=store, folder=folder, sharing=sharing,
         )  # fmt: skip
         self.slices = _slices_of(plan)
         self.form = (self.slices.axis, self.slices.neighbours)
@@ -227,6 +229,7 @@ def training_samples(
     device: torch.device,
     device_bytes: int,
     store: CaseStore | None = None,
+    sharing: int = 1,
 ) -> Samples:
     """The samples of a training: patches of images, or slices of volumes.
 
@@ -238,6 +241,7 @@ def training_samples(
         device: that keeps cases, and makes samples.
         device_bytes: that cases may take there.
         store: the cache; None for none.
+        sharing: processes that keep cases, beside each other.
     """
     kind = PreparedCases if plan.slices is None else SliceCases
     kept = kind(
@@ -248,6 +252,7 @@ def training_samples(
         sampling=recipe.training.sampling,
         store=store,
         folder=folder,
+        sharing=sharing,
     )
     return samples_of(kept, plan, recipe)
 

@@ -35,11 +35,12 @@ class Spool:
     Args:
         folder: on the disk that is to hold them.
         most_bytes: at most; left out, half of what is free there.
+        sharing: processes that take as much, beside each other.
     """
 
-    def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
+    def __init__(self, folder: Path, most_bytes: int | None = None, *, sharing: int = 1) -> None:
         self.folder = folder
-        self._room = int(SHARE * shutil.disk_usage(folder).free) if most_bytes is None else most_bytes
+        self._room = int(SHARE / sharing * shutil.disk_usage(folder).free) if most_bytes is None else most_bytes
         self._file = -1
         self._close: Callable[[], object] = lambda: None
         self._map: mmap.mmap | None = None

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ulna.losses import HeadsLoss
+from ulna.losses.sharing import own_part
 from ulna.networks.network import Network
 from ulna.system.device import autocast
 from ulna.system.graphs import Recorder
+from ulna.system.ranks import ALONE, Ranks
 from ulna.training.compiling import compiled, explained
 from ulna.training.replay import Replayed
 
@@ -31,6 +33,8 @@ class Step:
         clip: the largest norm of the gradients of an update; None: any.
         compile: whether torch compiles forward pass and loss as one graph of fixed shapes.
         recorder: what makes graphs of whole steps; None: every operation is launched by itself.
+        ranks: that share every batch; nothing is recorded or compiled where there are several.
+        batch: samples of a whole batch, where it is shared.
     """
 
     def __init__(
@@ -44,8 +48,11 @@ class Step:
         clip: float | None = None,
         compile: bool = False,
         recorder: Recorder | None = None,
+        ranks: Ranks = ALONE,
+        batch: int = 0,
     ) -> None:
         self.network, self.criterion, self.optimizer = network, criterion, optimizer
+        self.ranks, self.batch = ranks, batch
         self.precision, self.accumulate, self.clip, self.compile = precision, accumulate, clip, compile
         self.parameters = list(network.parameters())
         self.device = self.parameters[0].device
@@ -66,13 +73,13 @@ class Step:
         """One batch, and with `update` a change of the weights by the gradients since the last one.
 
         Args:
-            images: (N, C, *S), on the device.
+            images: (N, C, *S), on the device; of a batch that is shared, the samples of this rank.
             labels: (N, *S), or (N, K, *S) where classes overlap.
             points: (N, P, D) where the network is asked at points alone.
             update: whether this is the last batch of its group.
 
         Returns:
-            The loss of the batch, (), good until the next step.
+            The loss of the whole batch, (), good until the next step.
 
         Raises:
             UsageError: where the network is to be compiled and cannot be.
@@ -83,15 +90,29 @@ class Step:
         return self._loss
 
     def _work(self, images: Tensor, labels: Tensor, points: Tensor | None, update: bool) -> None:
-        loss = self._loss_of(images, labels, points)
-        (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
-        self._loss.copy_(loss.detach())
+        if self.ranks.alone:
+            loss = self._loss_of(images, labels, points)
+            (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
+            self._loss.copy_(loss.detach())
+        else:
+            self._shared(images, labels, points)
         if not update:
             return
+        if not self.ranks.alone:
+            self.ranks.add([one.grad for one in self.parameters if one.grad is not None])
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)  # a norm that is not finite shows in the next loss
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
+
+    def _shared(self, images: Tensor, labels: Tensor, points: Tensor | None) -> None:
+        """The gradients of this rank's samples, as parts of those of the whole batch, and the loss of that."""
+        with autocast(self.precision, self.device):
+            outputs = self.network.outputs(images, points)
+        loss, part = own_part(self.criterion, outputs, labels, batch=self.batch, ranks=self.ranks)
+        (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
+        self._loss.copy_(part)
+        self.ranks.add([self._loss])
 
     def _forward(self, images: Tensor, labels: Tensor, points: Tensor | None) -> Tensor:
         with autocast(self.precision, self.device):

@@ -63,7 +63,7 @@ def final_predictions(plan: Plan, recipe: Recipe, split: Split) -> int:
 
 
 def summarise(
-    folder: Path, data: Path, parts: Parts, planned: Planned, network: Network, state: State
+    folder: Path, data: Path, parts: Parts, planned: Planned, network: Network, state: State, *, devices: int = 1
 ) -> dict[str, Any]:
     """Evaluate the best weights on the test cases (the validation cases where there are none), draw, and write it down.
 
@@ -74,6 +74,7 @@ def summarise(
         planned: what was trained.
         network: it gets the best weights.
         state: where the training stands.
+        devices: that trained together last.
     """
     start = time.perf_counter()
     recipe, plan, split = planned.recipe, planned.plan, planned.split
@@ -104,6 +105,7 @@ def summarise(
         "device": device_name(),
         "precision": choose_precision(recipe.training.precision, default_device()),
         "threads": torch.get_num_threads(),
+        "devices": devices,
         "seed": recipe.training.seed,
         **({} if recipe.training.init is None else {"init": without_place(recipe.training.init)}),
         "split_hash": split_hash(split),

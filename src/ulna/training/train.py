@@ -21,12 +21,11 @@ from ulna.evaluation.intervals import told_mean
 from ulna.executors.choosing import On
 from ulna.inference.fold_runs import is_cross_validation
 from ulna.inference.segmenter import network_for, read_split
-from ulna.networks.foreign import CODE_FILE, allow_flag, file_of, load_encoder
+from ulna.networks.foreign import CODE_FILE, allow_flag, file_of, is_permitted, load_encoder
 from ulna.networks.network import Network
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.default_network import choose_network, with_reason
 from ulna.planning.fitting import check_plan, other_cases, recipe_of
-from ulna.planning.memory import ON_THE_GPU
 from ulna.planning.plan import Planned, check_split_is_made, plan_training, planned_by, read_training_data
 from ulna.recipe import PLAN_FORMAT, Plan, Recipe, from_yaml, to_yaml
 from ulna.system.device import choose_precision, default_device
@@ -34,6 +33,7 @@ from ulna.system.exported import refuse_exported
 from ulna.system.files import remove_leftovers, write_text, write_whole
 from ulna.system.locking import locked
 from ulna.system.outputs import FOLDS_FILE
+from ulna.system.ranks import check_batch, check_devices
 from ulna.system.threads import check_threads, choose_threads, computing_with
 from ulna.system.trackers import Tracker, open_tracker
 from ulna.training.calibrating import calibrating_predictions
@@ -47,6 +47,7 @@ from ulna.training.checkpoint import (
     stored_threads,
 )
 from ulna.training.compiling import compiles
+from ulna.training.crew import Task, crew_of
 from ulna.training.duration import hours_in_words
 from ulna.training.extending import extend
 from ulna.training.fold_jobs import Together
@@ -110,6 +111,7 @@ def train(
     on: str = "local",
     slurm: Sequence[str] = (),
     dry_run: bool = False,
+    devices: int = 1,
     threads: int | None = None,
     resume: bool = False,
     pseudonymise: Path | str | None = None,
@@ -146,6 +148,8 @@ def train(
         on: of --folds: where they are trained: local, ray, ray:ADDRESS or slurm, as in `ulna compare`.
         slurm: an option of sbatch, KEY=VALUE, such as partition=gpu; may be repeated.
         dry_run: of --folds: write, begin and submit nothing; print what would be begun or submitted.
+        devices: that share every batch and the validation cases: processes of a CPU, or GPUs, one each. The training is the
+            same within rounding however many they are, and --resume takes any number.
         threads: that compute, kept by the run; left out, those of OMP_NUM_THREADS, else no more than processors are free.
         resume: go on with the run in `out` after a stop, or for more epochs or hours; other flags must be those that it began
             with.
@@ -165,6 +169,7 @@ def train(
     """
     data, out = Path(data), None if out is None else Path(out)
     check_threads(threads)
+    check_devices(devices, default_device())
     tracker, where = open_tracker(track), On.read(on, jobs, slurm)
     given, why, begins = None, "", None if init is None else str(init)
     if resume:
@@ -203,6 +208,8 @@ def train(
         raise UsageError(
             "--on, --jobs, --slurm and --dry-run: hand out the folds of --folds; one training is one process"
         )
+    if devices > 1 and (dry_run or where != On()):
+        raise UsageError("--devices: all devices train one fold after the other; leave out --on, --jobs and --dry-run")
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
     if dry_run:
         of_all = chosen or from_yaml(Recipe, folder / FOLDS_FILE)
@@ -212,19 +219,20 @@ def train(
         if folds is None:
             return train_into(
                 data, folder, chosen, given=given, source=str(plan), asked_split=split, model_because=why, names=names,
-                tracker=tracker, **limits,
+                tracker=tracker, devices=devices, **limits,
             )  # fmt: skip
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
             return train_into(
-                data, run, own, model_because=why, names=names, tracker=tracker, shared=True, **limits
+                data, run, own, model_because=why, names=names, tracker=tracker, devices=devices, shared=True, **limits
             ).summary
 
         together = Together(where, threads, why, names, tracker)
-        words = [*_words_again(names, tracker), *to_argv(where.flags(jobs, on, slurm))]
+        words = [*_words_again(names, tracker, devices), *to_argv(where.flags(jobs, on, slurm))]
         summary = cross_validate(
-            data, folder, chosen, one_fold, limits, key=words, all_folds=together.train if together.needed else None
-        )
+            data, folder, chosen, one_fold, limits,
+            key=words, all_folds=together.train if together.needed and devices == 1 else None,
+        )  # fmt: skip
         tell_folds(tracker, folder, data)
         return Run(folder, summary)
 
@@ -243,6 +251,7 @@ def train_into(
     names: Pseudonyms | None = None,
     tracker: Tracker | None = None,
     shared: bool = False,
+    devices: int = 1,
 ) -> Run:
     """One training into a folder: by the recipe that was chosen, or without one where it stopped.
 
@@ -281,7 +290,13 @@ def train_into(
         if start is not None:
             left = check_start(start, planned.recipe, planned.plan)
             notes = (*notes, started(start, left))
-        planned.memory.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
+        check_batch(devices, planned.plan.batch)
+        if devices > 1 and compiles(planned.recipe.training, default_device()):
+            raise UsageError(
+                f"--devices {devices}: steps that devices share are not compiled; leave training.compile to auto"
+            )
+        memory = planned.memory_on(devices)
+        memory.check("this training", "set planning.batch=1, a smaller planning.patch, or a smaller network")
         if chosen is not None and chosen.training.budget == "full" and not planned.device.gpu:
             notes = (*notes, f"--budget full on a CPU takes {hours_in_words(planned)}")
         # what takes long comes before there is something to stop: a signal here ends it at once, and leaves nothing
@@ -290,31 +305,38 @@ def train_into(
         # pseudonyms are for what others may see, and prepared images are kept where it is not decided who does
         cached = planned.recipe.training.cache if names is None else False
         store = CaseStore.of(planned.plan, contents, data, cached, shared=shared)
-        again = [*_words_again(names, tracker), *allow_flag(planned.recipe.architecture.foreign)]
+        again = [*_words_again(names, tracker, devices), *allow_flag(planned.recipe.architecture.foreign)]
         stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *again]))
         with stop.listening(), logged_to(folder / LOG_FILE, texts_of(names, data, folder)):
             if not resume:
                 _start(folder, planned, described)
             for note in notes:
                 log.info("note: %s", note)
-            log.info("memory: about %s", planned.memory)
+            log.info("memory: about %s", memory)
             log.info("length: %s", planned.length)
             began = ", as this run began" if resume and stored_threads(folder / CHECKPOINTS) else ""
             log.info("threads: %d%s", torch.get_num_threads(), began)
+            if devices > 1:
+                log.info("devices: %d, which share each batch", devices)
             if model_because:
                 log.info("network: %s", model_because)
             with (tracked := Tracked.training(tracker, folder, data)).active():
-                network, state = _train(folder, dataset, planned, stop, tracked, store, before=before, start=start)
+                network, state = _train(
+                    folder, dataset, planned, stop, tracked, store, before=before, start=start, devices=devices
+                )
                 stop.everything_is_saved()
-                summary = summarise(folder, data, Parts.of(dataset, planned.split), planned, network, state)
+                summary = summarise(
+                    folder, data, Parts.of(dataset, planned.split), planned, network, state, devices=devices
+                )
                 keep_last(folder / CHECKPOINTS)
                 tracked.figures()
     return Run(folder, summary)
 
 
-def _words_again(names: Pseudonyms | None, tracker: Tracker | None) -> list[str]:
-    """The words of a command that goes on under the same pseudonyms, told to the same tracker."""
-    return to_argv({"--pseudonymise": names and names.path, "--track": tracker and tracker.name})
+def _words_again(names: Pseudonyms | None, tracker: Tracker | None, devices: int) -> list[str]:
+    """The words of a command that goes on under the same pseudonyms, told to the same tracker, on as many devices."""
+    many = devices if devices > 1 else None
+    return to_argv({"--pseudonymise": names and names.path, "--track": tracker and tracker.name, "--devices": many})
 
 
 def _read_plan(path: Path, *, named: bool) -> Plan:
@@ -361,7 +383,7 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
 
 def _train(
     folder: Path, dataset: Dataset, planned: Planned, stop: Stop, tracked: Tracked, store: CaseStore | None, *,
-    before: Recipe | None, start: Start | None,
+    before: Recipe | None, start: Start | None, devices: int,
 ) -> tuple[Network, State]:  # fmt: skip
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
@@ -380,29 +402,47 @@ def _train(
         choose_precision(recipe.training.precision, default_device()),
         len(split.train), len(split.val), len(split.test), recipe.training.seed,
     )  # fmt: skip
-    held = sum(size for name, size in planned.memory.parts.items() if name in ON_THE_GPU)
-    samples = training_samples(
-        dataset.cases_of(split.train), plan, recipe,
-        folder=folder, device=default_device(), device_bytes=device_room(held), store=store,
+    device = default_device()
+    held = planned.memory_on(devices).on_the_gpu if device.type == "cuda" else 0
+    room = device_room(held)
+    train, val = dataset.cases_of(split.train), dataset.cases_of(split.val)
+    threads = torch.get_num_threads()
+    each = threads if device.type == "cuda" else max(1, threads // devices)
+    task = Task(
+        plan, recipe, train, val,
+        folder=folder, taken=taken, threads=each, device_bytes=room,
+        allow_code=is_permitted(recipe.architecture.foreign),
     )  # fmt: skip
-    loop = Loop(
-        network,
-        plan,
-        recipe,
-        val=PreparedCases(dataset.cases_of(split.val), plan, on_grid=False, store=store),
-        samples=samples,
-        folder=folder,
-        stop=stop,
-        on_epoch=lambda state: record_epoch(folder, state, tracked),
-        final_cases=final_predictions(plan, recipe, split),
-        calibrating_cases=calibrating_predictions(plan, recipe, len(split.val)),
-        taken=taken,
-    )
-    loop.taken.tell()
-    if before is not None:
-        if loop.resume():
-            extend(loop.state, folder, before, recipe)
-        else:
-            log.info("no checkpoint yet: starting from the first epoch")
-        write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
-    return network, loop.run()
+    with crew_of(task, devices, device, stop.resume_command) as crew, computing_with(each):
+        crew.threads = threads if devices > 1 else None
+        loop = Loop(
+            network,
+            plan,
+            recipe,
+            val=PreparedCases(val, plan, on_grid=False, store=store, sharing=devices),
+            samples=training_samples(
+                train,
+                plan,
+                recipe,
+                folder=folder,
+                device=device,
+                device_bytes=room,
+                store=store,
+                sharing=devices,
+            ),
+            folder=folder,
+            stop=stop,
+            on_epoch=lambda state: record_epoch(folder, state, tracked),
+            final_cases=final_predictions(plan, recipe, split),
+            calibrating_cases=calibrating_predictions(plan, recipe, len(split.val)),
+            taken=taken,
+            crew=crew,
+        )
+        loop.taken.tell()
+        if before is not None:
+            if loop.resume():
+                extend(loop.state, folder, before, recipe)
+            else:
+                log.info("no checkpoint yet: starting from the first epoch")
+            write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
+        return network, loop.run()

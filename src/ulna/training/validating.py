@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -12,6 +13,7 @@ from ulna.evaluation.metrics import mean_known
 from ulna.inference.forward import Forward
 from ulna.networks.network import Network
 from ulna.recipe import Plan, Recipe
+from ulna.training.crew import NOBODY, Crew
 from ulna.training.samples import PreparedCases
 from ulna.training.validation import score_case
 
@@ -28,17 +30,30 @@ class Validation:
         cases: with their references on their own grid.
         device: of the network.
         precision: "bf16" or "fp32".
+        crew: whose processes score a case each, side by side.
     """
 
     def __init__(
-        self, network: Network, plan: Plan, recipe: Recipe, cases: PreparedCases, device: torch.device, precision: str
+        self,
+        network: Network,
+        plan: Plan,
+        recipe: Recipe,
+        cases: PreparedCases,
+        device: torch.device,
+        precision: str,
+        crew: Crew = NOBODY,
     ) -> None:
-        self.network, self.recipe, self.cases = network, recipe, cases
+        self.network, self.recipe, self.cases, self.crew = network, recipe, cases, crew
         self.forward = Forward(network, plan, device, precision)
         self._said_empty = False
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    @property
+    def at_once(self) -> int:
+        """How many cases are predicted side by side."""
+        return self.crew.ranks.count
 
     def scores(
         self,
@@ -54,17 +69,19 @@ class Validation:
 
         Args:
             count: of the cases, spread over them; all where it is left out.
-            before: called before every case.
-            after: called after every case, with how many are scored; where it says so, no more are.
+            before: called before every case, or every few that are scored side by side.
+            after: called after them, with how many are scored; where it says so, no more are.
         """
-        self.network.eval()
         per_case: list[dict[str, float]] = []
-        for index in self.chosen(count):
-            before()
-            per_case.append(self._score(index))
-            if after(len(per_case)):
-                break
-        self.network.train()
+        chosen = self.chosen(count)
+        with self.evaluating():
+            for first in range(0, len(chosen), self.at_once):
+                before()
+                together = chosen[first : first + self.at_once]
+                self.crew.tell("score", cases=together)
+                per_case += [self._score(together[0]), *self.crew.answers()[: len(together) - 1]]
+                if after(len(per_case)):
+                    break
         means = {key: mean_known([case[key] for case in per_case]) for key in ("dice", "iou")}
         if math.isnan(means["dice"]) and not self._said_empty:
             log.warning("no validation case holds a structure: the epoch is chosen by what it does not invent alone")
@@ -78,9 +95,20 @@ class Validation:
 
     def try_one(self) -> None:
         """Predict and score one case, to time it; nothing of the training changes."""
+        with self.evaluating():
+            self._score(0)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """The network predicts within; afterwards it trains as before, its frozen parts excepted as before."""
+        before = [(part, part.training) for part in self.network.modules()]
         self.network.eval()
-        self._score(0)
-        self.network.train()
+        try:
+            yield
+        finally:
+            for part, training in before:
+                part.training = training
 
     def _score(self, index: int) -> dict[str, float]:
+        """One case, by the network in evaluation mode."""
         return score_case(self.forward, self.recipe, *self.cases[index])
