@@ -7,7 +7,7 @@ from tests.losses import literal
 from tests.training.tiny import TINY, rows_of
 from ulna.errors import UsageError
 from ulna.losses import make_loss
-from ulna.training import train as room
+from ulna.training import single as room
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.train import train
 

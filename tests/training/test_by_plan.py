@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-import ulna.training.train as room
+import ulna.training.single as room
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
 from ulna.demonstration import make_phantom

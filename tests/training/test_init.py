@@ -14,7 +14,7 @@ from ulna.inference.segmenter import network_for
 from ulna.planning.choosing import choose
 from ulna.recipe import Labels, Recipe, from_yaml
 from ulna.system.files import read_tensors
-from ulna.training import train as room
+from ulna.training import single as room
 from ulna.training.init import begin_with, check_start, read_start, started
 from ulna.training.train import train
 from ulna_runtime import zoo

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-import ulna.training.train as room
+import ulna.training.single as room
 from tests.training.tiny import TINY, rows_of
 from ulna.cli.tables import show
 from ulna.errors import UsageError

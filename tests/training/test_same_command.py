@@ -116,7 +116,7 @@ class Killed(BaseException):
 
 
 def test_an_extension_that_was_stopped_goes_on_as_one(discs, run, tmp_path, monkeypatch):
-    import ulna.training.train as room
+    import ulna.training.single as room
 
     whole = shutil.copytree(run, tmp_path / "whole")
     train(discs, out=whole, resume=True, epochs=6)

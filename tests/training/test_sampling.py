@@ -16,7 +16,7 @@ from ulna.data.pipeline.patches import Structures, place_patch, sample_stream
 from ulna.errors import UsageError
 from ulna.planning.choosing import choose
 from ulna.planning.plan import plan_training, read_training_data
-from ulna.training import train as room
+from ulna.training import single as room
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.feed import Feed
 from ulna.training.samples import Batches, PreparedCases, Samples

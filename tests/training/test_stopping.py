@@ -12,7 +12,7 @@ import torch
 from tests.training.tiny import TINY, rows_of
 from ulna.errors import Interrupted, UsageError
 from ulna.training import loop as room
-from ulna.training import train as verb
+from ulna.training import single as verb
 from ulna.training.checkpoint import load_checkpoint
 from ulna.training.train import train
 

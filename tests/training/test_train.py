@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import ulna
-import ulna.training.train as room
+import ulna.training.single as room
 from tests.training.tiny import TINY, rows_of
 from ulna.cli import main as cli
 from ulna.demonstration import make_phantom

@@ -23,7 +23,7 @@ def main(data: Path, folder: Path, number: int, options: str) -> int:
     from ulna.system.trackers import open_tracker
     from ulna.training.folds import finished, other_limits
     from ulna.training.same_command import same_threads
-    from ulna.training.train import train_into
+    from ulna.training.single import train_into
 
     recipe, given = from_yaml(Recipe, folder / FOLDS_FILE), json.loads(options)
     run = folder / f"fold_{number}"
