@@ -109,13 +109,13 @@ class Ranks:
                 tensor.copy_(given)
 
     def _add(self, flat: Tensor) -> None:
-        raise NotImplementedError
+        """The sum over one is its own."""
 
     def _every(self, own: Tensor) -> list[Tensor]:
-        raise NotImplementedError
+        return [own]
 
     def _send(self, tensor: Tensor) -> None:
-        raise NotImplementedError
+        """There is nobody else."""
 
 
 ALONE = Ranks()
