@@ -133,6 +133,22 @@ def test_what_is_there_stays(tmp_path):
     np.testing.assert_array_equal(opened(tmp_path / "c.nii").array, opened(image).array)
 
 
+def test_a_label_map_of_an_older_ome_zarr_is_refused(tmp_path):
+    old = tmp_path / "old.ome.zarr"
+    group = zarr.open_group(str(old), mode="w", zarr_format=2)
+    group.create_array("0", shape=(8, 9), chunks=(8, 9), dtype="uint8")
+    axes = [{"name": name, "type": "space"} for name in "yx"]
+    steps = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1.0, 1.0]}]}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": steps}]
+    mask = tmp_path / "mask.npy"
+    np.save(mask, np.zeros((8, 9), np.uint8))
+    with pytest.raises(
+        UsageError, match=r"0\.4, whose readers do not find a label map of 0\.5; convert the image first"
+    ):
+        ulna.convert(mask, old / "labels" / "liver.zarr")
+    assert not (old / "labels" / "liver.zarr").exists()
+
+
 def test_levels_and_labels_of_ome_zarr(tmp_path):
     image = nifti(tmp_path / "a.nii", LPS, (20, 700, 12))
     ulna.convert(image, tmp_path / "a.ome.zarr")

@@ -11,7 +11,8 @@ from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError
 from ulna.losses import make_loss
 from ulna.losses.weights import inverse_frequencies
-from ulna.recipe import Labels, Plan, Recipe, from_yaml
+from ulna.planning.class_weights import with_asked_weights
+from ulna.recipe import Labels, Plan, Recipe, from_yaml, parse
 from ulna.training.estimate import plan
 from ulna.training.train import train
 
@@ -67,3 +68,12 @@ def test_a_training_keeps_and_repeats_them(discs, tmp_path):
     assert told.planned.recipe.loss.options["weights"] == weights
     by_plan = train(discs, out=tmp_path / "c", plan=tmp_path / "plan.yaml", epochs=1)
     assert from_yaml(Recipe, by_plan.folder / "recipe.yaml").loss.options["weights"] == weights
+
+
+def test_each_training_of_a_study_counts_for_itself():
+    """The numbers of the first fold, which hold cases that the others keep aside, are not passed on."""
+    asked = parse(Recipe, {"loss": {"kind": "cross_entropy", "options": {"weights": "auto"}}}, source="")
+    planned = asked.replaced(loss=asked.loss.replaced(options={"weights": [1.0, 7.0]}))
+    assert with_asked_weights(planned, asked).loss == asked.loss
+    stated = asked.replaced(loss=asked.loss.replaced(options={"weights": [1.0, 3.0]}))
+    assert with_asked_weights(planned, stated) is planned

@@ -190,6 +190,12 @@ def _itk(path: Path, maps: Boxed, like: Volume) -> None:
 
 
 def _zarr(path: Path, maps: Boxed, like: Volume, labels: bool) -> None:
+    named = path.parent.name == "labels" and is_zarr(path.parent.parent)
+    if named and (path.parent.parent / ".zgroup").exists():
+        raise UsageError(
+            f"{printable(path.parent.parent)}: is OME-Zarr 0.4, whose readers do not find a label map of 0.5; convert "
+            "the image first, which writes 0.5, and the mask into that"
+        )
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -197,7 +203,7 @@ def _zarr(path: Path, maps: Boxed, like: Volume, labels: bool) -> None:
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if path.parent.name == "labels" and is_zarr(path.parent.parent):
+    if named:
         add_to_labels(path)
 
 

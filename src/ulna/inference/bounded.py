@@ -6,7 +6,6 @@ same voxel for voxel, but where the mean of an image, which is summed by slabs, 
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,8 +44,6 @@ from ulna.planning.memory import program_bytes, window_bytes
 from ulna.recipe import Labels, Plan
 from ulna.trust.comparing import Comparison
 from ulna.trust.structures import structures_of, unit_of
-
-log = logging.getLogger(__name__)
 
 AT_ONCE = 1 << 22  # voxels whose class is chosen at once
 
@@ -126,8 +123,6 @@ def opened_within(
                     image.close()
                     image = None
             volume = segmenter.as_trained(case.read_image()) if image is None else image.volume
-        for note in volume.meta.notes if volume.meta.format == "dicom" else ():
-            log.info("note: %s: %s", case.id, note)
         yield volume if image is None else image
 
 

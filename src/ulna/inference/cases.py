@@ -182,11 +182,15 @@ class Work:
         start = time.perf_counter()
         entry = self._begin(case)
         volume = self.segmenter.as_trained(case.read_image())
-        if volume.meta.format == "dicom":
-            for note in volume.meta.notes:
-                log.info("note: %s: %s", case.id, note)
-            entry = replace(entry, notes=tuple(map(self.shown, volume.meta.notes)))
-        return Read(entry, volume, time.perf_counter() - start)
+        return Read(self._noted(entry, case, volume), volume, time.perf_counter() - start)
+
+    def _noted(self, entry: Entry, case: Case, volume: Volume) -> Entry:
+        """With what a reader of DICOM had to change, which the log says, too."""
+        if volume.meta.format != "dicom":
+            return entry
+        for note in volume.meta.notes:
+            log.info("note: %s: %s", case.id, note)
+        return replace(entry, notes=tuple(map(self.shown, volume.meta.notes)))
 
     def _segment(
         self,
@@ -270,6 +274,7 @@ class Work:
         entry = self._begin(case)
         why = why_whole(segmenter, case, self.formats, probabilities=self.probabilities)
         with opened_within(segmenter, case, limit, staging, whole=bool(why)) as image:
+            entry = self._noted(entry, case, image if isinstance(image, Volume) else image.volume)
             if isinstance(image, Volume):
                 check_whole(segmenter, image, limit, why, probabilities=self.probabilities)
                 compared = self._compared(case, image)

@@ -39,3 +39,8 @@ def with_weights(recipe: Recipe, plan: Plan) -> tuple[Recipe, Plan]:
     )
     why = f"{told}: by the training labels, the rarer the more, at most {MOST:g}"
     return recipe, plan.replaced(reasons=plan.reasons | {REASON: why})
+
+
+def with_asked_weights(planned: Recipe, asked: Recipe) -> Recipe:
+    """A planned recipe for several trainings: weights that were left to the data are counted by each of them itself."""
+    return planned.replaced(loss=asked.loss) if asked.loss.options.get("weights") == AUTO else planned

@@ -17,6 +17,7 @@ from ulna.networks.foreign import check_named, check_options
 from ulna.networks.foreign.scaling import origin_words, scaled_words
 from ulna.networks.network import Network
 from ulna.networks.profile.cost import count_gmacs
+from ulna.planning.class_weights import with_asked_weights
 from ulna.planning.drafts import shape_of
 from ulna.planning.plan import Planned, TrainingData, plan_training, planned_by
 from ulna.recipe import (
@@ -216,7 +217,11 @@ def plan_variants(
             "networks of 2D read the slices of the volumes that those of 3D see whole; scores are of volumes for all"
         )
     done = [
-        Variant(variant.name, one.recipe, (*variant.footnotes, *([note] if note else [])))
+        Variant(
+            variant.name,
+            with_asked_weights(one.recipe, variant.recipe),
+            (*variant.footnotes, *([note] if note else [])),
+        )
         for variant, one, note in zip(variants, planned, notes, strict=True)
     ]
     return Settled(done, list(planned), sizes, tuple(footnotes))

@@ -3,16 +3,19 @@
 import dataclasses
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
+import ulna
 from tests import plans
 from tests.discs import draw_discs
 from ulna.data.formats.source import Series, Source, Structure
 from ulna.data.layout.dataset import Dataset
 from ulna.data.prepared import contents as hashing
+from ulna.data.prepared import key as room
 from ulna.data.prepared.contents import Contents
 from ulna.data.prepared.key import files_of, key_of
 from ulna.recipe import Labels, Normalization
@@ -152,3 +155,11 @@ def test_a_file_that_was_left_alone_is_not_hashed_again(tmp_path, monkeypatch):
     known.of(path)
     monkeypatch.setattr(hashing, "file_digest", lambda *files: pytest.fail("hashed again"))
     assert known.holds(path) and known.of(path)
+
+
+def test_the_code_of_labels_and_of_kept_samples_counts():
+    """An entry holds what these made: with other code it would be another one."""
+    root = Path(ulna.__file__).parent
+    for name in ("recipe/labels.py", "training/samples.py", "training/slices.py"):
+        assert name in room._CODE
+    assert all((root / name).exists() for name in room._CODE)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from ulna.data.formats.offsets import read_at, write_at
 
 EDGE = {1: 1 << 16, 2: 256, 3: 32}  # voxels along every axis of a brick, by the number of axes
 
@@ -62,13 +63,13 @@ class Bricks:
         self._file.close()
 
     def _brick(self, channel: int, place: tuple[int, ...]) -> NDArray[Any]:
-        data = os.pread(self._file.fileno(), self._bytes, self._offset(channel, place))
+        data = read_at(self._file.fileno(), self._bytes, self._offset(channel, place))
         return np.frombuffer(data, self.dtype).reshape(self._edge)
 
     def _put(self, data: bytes, offset: int) -> None:
         rest = memoryview(data)
         while len(rest):  # a full disk writes less at first, and raises then
-            done = os.pwrite(self._file.fileno(), rest, offset)
+            done = write_at(self._file.fileno(), rest, offset)
             rest, offset = rest[done:], offset + done
 
     def _offset(self, channel: int, place: tuple[int, ...]) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.formats.offsets import read_at
 from ulna.data.formats.slabs import native
 
 _PIECE = 1 << 22  # bytes that are read at once
@@ -87,12 +87,12 @@ class RawFile:
     def _values(self, first: int, count: int) -> NDArray[Any]:
         size = self._stored.itemsize
         data, at = bytearray(count * size), 0
-        view = memoryview(data)
         while at < len(data):
-            done = os.preadv(self._file.fileno(), [view[at:]], self._offset + first * size + at)
-            if not done:
+            found = read_at(self._file.fileno(), len(data) - at, self._offset + first * size + at)
+            if not found:
                 raise OSError("the file was cut while it was read")
-            at += done
+            data[at : at + len(found)] = found
+            at += len(found)
         return np.frombuffer(data, self._stored)
 
 

@@ -29,8 +29,22 @@ FORMAT = 1  # of entries; a digest of the code that reads and prepares stands be
 Form = tuple[int, ...]  # empty: the image as a whole; (axis, neighbours): a stack of its slices
 
 # of `ulna`: whatever the values of a prepared case go through
-_CODE = ("data/formats", "data/pipeline", "data/volume.py", "data/turning.py", "data/layout/case.py", "data/prepared")
-_LIBRARIES = ("torch", "numpy", "scipy", "nibabel", "pillow", "tifffile", "pydicom", "highdicom", "pylibjpeg")
+_CODE = (
+    "data/formats", "data/pipeline", "data/volume.py", "data/turning.py", "data/layout/case.py", "data/prepared",
+    "recipe/labels.py", "training/samples.py", "training/slices.py",
+)  # fmt: skip
+_LIBRARIES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "nibabel",
+    "pillow",
+    "tifffile",
+    "pydicom",
+    "highdicom",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+)
 
 
 def key_of(case: Case, plan: Plan, form: Form, contents: Contents) -> str | None:
