@@ -15,6 +15,7 @@ import tifffile
 from PIL import Image
 
 import ulna
+from tests.dicom_series import write_series
 from tests.inference.test_predict import run_folder
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Source
@@ -72,7 +73,7 @@ def assert_same(found):
         assert len(np.unique(mask.array)) > 1
         assert (mask.spacing, mask.meta.orientation) == (ours[name].spacing, ours[name].meta.orientation)
     for row, own in zip(rows, own_rows, strict=True):
-        assert row["trust"] == own["trust"]
+        assert (row["trust"], row.get("notes")) == (own["trust"], own.get("notes"))
 
 
 LPS = np.array([[-1.0, 0, 0, 5], [0, -1.3, 0, 2], [0, 0, 2.1, 0], [0, 0, 0, 1]])
@@ -98,6 +99,19 @@ def test_volumes(tmp_path, monkeypatch, count, size, affine, grid, suffix):
     volume_of(tmp_path / "images", f"x{suffix}", size, affine)
     assert_same(both(run, tmp_path / "images", tmp_path))
     assert len(made[0].ends) == count and (made[0].cost > 1) == (count > 1)
+
+
+def test_what_was_changed_of_dicom_is_recorded(tmp_path, monkeypatch):
+    narrow(monkeypatch, 2)
+    run = run_folder(
+        tmp_path / "run", 0, spatial_dims=3, strides=((2, 2, 2),), patch=(16, 16, 8), whole_image_limit=10,
+        labels=CLASSES, spacing=(1.0, 1.0, 2.0), unit="mm", orientation="RAS",
+    )  # fmt: skip
+    values = np.random.default_rng(0).integers(0, 900, (10, 24, 26)).astype(np.int16)
+    write_series(tmp_path / "images" / "case", values, tilt=(0.0, 0.5))
+    found = both(run, tmp_path / "images", tmp_path, format=["nifti"])
+    assert_same(found)
+    assert found[0][1][0]["notes"]
 
 
 def test_pictures_and_ensembles_and_mirrored_copies(tmp_path, monkeypatch):
