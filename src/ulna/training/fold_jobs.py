@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,15 +93,25 @@ class Together(NamedTuple):
         ]
         return made, self.on.executor(folder, places, FOLD)
 
-    def train(self, data: Path, folder: Path, runs: Sequence[Path], recipe: Recipe, again: str) -> None:
-        """Train the folds that are not finished.
+    def train(
+        self,
+        data: Path,
+        folder: Path,
+        runs: Sequence[Path],
+        recipe: Recipe,
+        again: str,
+        on_begin: Callable[[], None],
+    ) -> None:
+        """Train the folds that are not finished; `on_begin` is called before the first of them is handed out.
 
         Raises:
             UsageError: if some of them failed; the others are finished.
             Interrupted: after a signal.
         """
         jobs, executor = self.jobs(data, folder, runs, recipe)
-        failed = hand_out(jobs, executor, resume_command=again, what=FOLD, told_duration=told_duration)
+        failed = hand_out(
+            jobs, executor, resume_command=again, what=FOLD, on_begin=on_begin, told_duration=told_duration
+        )
         if failed:
             lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
             raise UsageError(
