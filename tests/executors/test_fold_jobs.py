@@ -12,7 +12,8 @@ import pytest
 from tests.discs import draw_discs
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
-from ulna.errors import Interrupted, UsageError
+from ulna.data.layout.pseudonyms import opened
+from ulna.errors import DryRun, Interrupted, UsageError
 from ulna.executors.slurm import Slurm
 from ulna.training import fold_jobs, fold_worker
 from ulna.training.train import train
@@ -118,3 +119,18 @@ def test_a_fold_without_its_recipe_says_so_as_a_job_does(tmp_path, monkeypatch):
     for act in acts:
         with pytest.raises(UsageError, match=r"folds\.yaml"):
             act()
+
+
+def dry(data, out, **flags):
+    with pytest.raises(DryRun) as would:
+        train(data, out=out, dry_run=True, **{**FLAGS, **flags})
+    return str(would.value)
+
+
+def test_a_dry_run_names_the_file_of_pseudonyms(undivided, tmp_path):
+    key = tmp_path / "names.json"
+    with pytest.raises(UsageError, match=r"--dry-run: .*names\.json is not there, and would be made"):
+        dry(undivided, tmp_path / "cv", pseudonymise=key)
+    assert not key.exists()
+    opened(key).remembered("disc0")
+    assert dry(undivided, tmp_path / "cv", pseudonymise=key).count(f'"pseudonymise": "{key}"') == 2

@@ -168,9 +168,7 @@ def compare(
     before = stored_study(out)
     if before is None:
         check_folder(out, [data])
-    if dry_run and pseudonymise is not None and not Path(pseudonymise).exists():
-        raise UsageError(f"--dry-run: {pseudonymise} is not there, and would be made; leave one of the two out")
-    pseudonyms = opened(pseudonymise, out)
+    pseudonyms = opened(pseudonymise, out, dry_run=dry_run)
     dataset, report = _read(data, split, variants[0].recipe, folds, pseudonyms)
     splits = _splits(dataset, report, variants[0].recipe, folds)
     settled = plan_variants(

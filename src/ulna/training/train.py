@@ -155,10 +155,10 @@ def train(
     if devices > 1 and (dry_run or where != On()):
         raise UsageError("--devices: all devices train one fold after the other; leave out --on, --jobs and --dry-run")
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
+    names = opened(pseudonymise, folder, dry_run=dry_run)
     if dry_run:
         of_all = chosen or from_yaml(Recipe, folder / FOLDS_FILE)
-        raise Together(where, threads, why, None, tracker).dry_run(data, folder, of_all)
-    names = opened(pseudonymise, folder)
+        raise Together(where, threads, why, names, tracker).dry_run(data, folder, of_all)
     with computing_with(choose_threads(threads)):
         if folds is None:
             return train_into(
