@@ -134,3 +134,9 @@ def test_a_dry_run_names_the_file_of_pseudonyms(undivided, tmp_path):
     assert not key.exists()
     opened(key).remembered("disc0")
     assert dry(undivided, tmp_path / "cv", pseudonymise=key).count(f'"pseudonymise": "{key}"') == 2
+
+
+def test_folds_of_a_budget_ask_slurm_for_its_time(undivided, tmp_path):
+    flags = {"epochs": None, "budget": "quick", "on": "slurm"}
+    assert "#SBATCH --time=" in dry(undivided, tmp_path / "cv", **flags)
+    assert "#SBATCH --time=" not in dry(undivided, tmp_path / "cv", on="slurm")

@@ -58,7 +58,8 @@ class Together(NamedTuple):
         first = next((number for number, run in enumerate(runs) if not finished(run, recipe)), 0)
         own = recipe.replaced(training=recipe.training.replaced(fold=first))
         dataset = named(self.names, Dataset.from_folder(data)).declaring(recipe.classes)
-        taken = plan_training(read_training_data(dataset, own.training), own).memory_elsewhere
+        planned = plan_training(read_training_data(dataset, own.training), own)
+        taken = planned.memory_elsewhere
         taken.check("a fold", "set planning.batch=1 or a smaller planning.patch")
         need, device = need_of(taken, find_device()), find_device()
         places = self.on.places(device, self.threads)
@@ -74,7 +75,7 @@ class Together(NamedTuple):
                 "allow_code": is_permitted(recipe.architecture.foreign),
             }
         )
-        hours = recipe.training.max_hours
+        hours = planned.recipe.training.max_hours  # that of a budget, too
         made = [
             Job(
                 run.name,
