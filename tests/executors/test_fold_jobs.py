@@ -10,12 +10,14 @@ import sys
 import pytest
 
 from tests.discs import draw_discs
+from tests.tracker import Server, standing_in
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
 from ulna.data.layout.pseudonyms import opened
 from ulna.errors import DryRun, Interrupted, UsageError
 from ulna.executors.slurm import Slurm
 from ulna.training import fold_jobs, fold_worker
+from ulna.training.tracking import TRACKING_FILE
 from ulna.training.train import train
 
 FLAGS = {"model": "unet", "set": TINY, "folds": 2, "epochs": 1, "threads": 1}
@@ -54,6 +56,17 @@ def test_where_all_folds_fail_the_command_that_is_printed_goes_on(undivided, tmp
     failing.undo()
     go_on(failed.value, "--dry-run")
     assert capsys.readouterr().out.count("ulna.training.fold_worker") == 2
+
+
+def test_a_cross_validation_is_told_to_a_tracker_before_its_folds(undivided, tmp_path, failing, monkeypatch):
+    """Each fold, a process, goes on below this run: none makes one of its own."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    server, out = standing_in(monkeypatch, Server()), tmp_path / "cv"
+    with pytest.raises(UsageError, match="2 folds failed"):
+        train(undivided, out=out, jobs=2, track="mlflow", **FLAGS)
+    (told,) = server.runs.values()
+    assert (told.name, told.experiment) == ("cv", undivided.name)
+    assert json.loads((out / TRACKING_FILE).read_text())["mlflow"] == told.id
 
 
 def test_where_no_fold_was_handed_out_nothing_is_left(undivided, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from ulna.system.threads import choose_threads
 from ulna.system.trackers import Tracker
 from ulna.training.folds import SUMMARY, check_folds, finished, told
 from ulna.training.limit import told_duration
+from ulna.training.tracking import begin_folds
 
 FOLD = "fold"
 
@@ -109,9 +110,14 @@ class Together(NamedTuple):
             UsageError: if some of them failed; the others are finished.
             Interrupted: after a signal.
         """
+
+        def begins() -> None:
+            on_begin()
+            begin_folds(self.tracker, folder, data)
+
         jobs, executor = self.jobs(data, folder, runs, recipe)
         failed = hand_out(
-            jobs, executor, resume_command=again, what=FOLD, on_begin=on_begin, told_duration=told_duration
+            jobs, executor, resume_command=again, what=FOLD, on_begin=begins, told_duration=told_duration
         )
         if failed:
             lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
