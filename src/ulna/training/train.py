@@ -88,7 +88,8 @@ def train(
             `ulna zoo`. Their network is trained where none is named; what depends on other channels or classes is begun anew.
         set: changes of single fields, KEY=VALUE, such as optimizer.lr=3e-4.
         jobs: of --folds: folds at once, as processes, as far as cores and memory allow; auto: as many as they carry. Left
-            out: one after the other, or one a GPU; on Ray and SLURM as many as these begin.
+            out: one after the other, or one a GPU; on Ray and SLURM as many as these begin. SLURM holds every array to it by
+            itself: folds that ask for the same are one array, and one that is tried again is in another.
         on: of --folds: where they are trained: local, ray, ray:ADDRESS or slurm, as in `ulna compare`.
         slurm: an option of sbatch, KEY=VALUE, such as partition=gpu; may be repeated.
         dry_run: of --folds: write, begin and submit nothing; print what would be begun or submitted.
