@@ -107,7 +107,9 @@ def stopped(data, out, **flags):
     return error.value
 
 
-def test_a_command_that_is_stopped_while_its_folds_wait_leaves_what_they_read(undivided, tmp_path, stopping, monkeypatch):
+def test_a_command_that_is_stopped_while_its_folds_wait_leaves_what_they_read(
+    undivided, tmp_path, stopping, monkeypatch
+):
     stopped(undivided, tmp_path / "cv")
     assert (tmp_path / "cv" / "folds.yaml").exists()
     monkeypatch.setattr("ulna.executors.slurm.waiting_or_running", lambda _: None)

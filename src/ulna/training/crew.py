@@ -162,7 +162,8 @@ class Processes(Crew):
         other.listen()
         if self._closing or not torch.cuda.is_available():
             return  # on a CPU, whoever waits for it learns so at once
-        self._lost = f"process {other.rank + 1} of the training has ended"  # first: a sum that is given up returns as if it were whole
+        # first: a sum that is given up returns as if it were whole
+        self._lost = f"process {other.rank + 1} of the training has ended"
         with suppress(Exception):
             abandon()
         time.sleep(NOTICE_S)

@@ -116,9 +116,7 @@ class Together(NamedTuple):
             begin_folds(self.tracker, folder, data)
 
         jobs, executor = self.jobs(data, folder, runs, recipe)
-        failed = hand_out(
-            jobs, executor, resume_command=again, what=FOLD, on_begin=begins, told_duration=told_duration
-        )
+        failed = hand_out(jobs, executor, resume_command=again, what=FOLD, on_begin=begins, told_duration=told_duration)
         if failed:
             lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
             raise UsageError(
