@@ -13,7 +13,7 @@ from tests.executors import fake_slurm
 from tests.executors.handed import begun, counting_jobs, driver_of, outcome, until, waiting
 from ulna.errors import Interrupted, UsageError
 from ulna.executors.handing import hand_out
-from ulna.executors.job import Job, Need
+from ulna.executors.job import Job, Need, passed_variables
 from ulna.executors.places import unknown_need
 from ulna.executors.slurm import Slurm
 from ulna.executors.slurm_script import Ask, read_options, script, told_time
@@ -67,9 +67,14 @@ def test_what_a_person_asks_for_takes_the_place_of_the_estimate(tmp_path):
 def test_no_secret_of_the_environment_is_written_into_a_script(tmp_path, monkeypatch):
     monkeypatch.setenv("ULNA_TOKEN", "abracadabra")
     monkeypatch.setenv("ULNA_NATIVE", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://tracking.example.org/x@y")
     (job,) = counting_jobs(tmp_path, 1)
     text = script("a", [job], Ask.of(job), tmp_path, {}, None)
     assert "\nexport ULNA_NATIVE=0\n" in text and "abracadabra" not in text
+    assert "\nexport MLFLOW_TRACKING_URI=https://tracking.example.org/x@y\n" in text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:abracadabra@tracking.example.org/x")
+    assert "MLFLOW" not in script("a", [job], Ask.of(job), tmp_path, {}, None)
+    assert passed_variables()["MLFLOW_TRACKING_URI"].startswith("https://me:")  # in memory, by Ray
 
 
 def test_wrong_options_are_all_told_at_once():

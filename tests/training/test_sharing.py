@@ -1,7 +1,6 @@
 """What processes share is exactly that of one: losses of a batch, batch norm, whole trainings; here ranks are threads."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from ulna.planning.memory import MemoryEstimate
 from ulna.planning.plan import plan_training, read_training_data
 from ulna.recipe import set_value
 from ulna.system.ranks import ALONE, check_batch, check_devices
+from ulna.training.crew import NOBODY
 from ulna.training.loop import Loop
 from ulna.training.samples import PreparedCases
 from ulna.training.slices import training_samples
@@ -140,7 +140,7 @@ def trained(training, folder, count, clock=None):
 
     crew = Threads(count)
     if count == 1:
-        loop = loop_of(SimpleNamespace(ranks=ALONE, threads=None, tell=lambda *_, **__: None, answers=lambda *_: []))
+        loop = loop_of(NOBODY)
         loop.run()
         return loop
     with crew.following(loop_of):
@@ -168,6 +168,9 @@ NETWORKS = {
     "points": (
         "implicit_unet", "architecture.channels=[4, 8]", "architecture.head.points.width=16",
         "architecture.head.points.dropout=0", "points.fraction=0.3",
+    ),
+    "boundary loss, rebalanced": (
+        "unet", "architecture.channels=[4, 8]", "loss.kind=boundary", "loss.options.schedule=rebalance",
     ),
     "pooled loss": ("unet", "architecture.channels=[4, 8]", "loss.kind=dice_topk", "loss.options.reduction=batch"),
 }  # fmt: skip

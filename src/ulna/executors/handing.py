@@ -66,6 +66,7 @@ def hand_out(
     *,
     resume_command: str,
     what: str = "training",
+    on_begin: Callable[[], None] = lambda: None,
     on_done: Callable[[Job], None] = lambda job: None,
     told_duration: Callable[[float], str] = lambda seconds: f"{seconds:.0f} s",
 ) -> dict[str, str]:
@@ -76,6 +77,7 @@ def hand_out(
         executor: where they run.
         resume_command: what a person types to go on.
         what: the noun for one of them.
+        on_begin: called once, before the first job is handed out.
         on_done: called with every job that is done in this call.
         told_duration: seconds in words.
 
@@ -93,12 +95,15 @@ def hand_out(
     queue = [job for job in queue if not job.done()]  # one that went on without us may have ended meanwhile
     failed: dict[str, str] = {}
     running: list[Job] = []
-    start, finished = time.perf_counter(), 0
+    start, finished, begun = time.perf_counter(), 0, False
     with _signals(executor.stopping) as signals, board(counted(2, what).partition(" ")[2], len(jobs)) as shown:
         shown.advance(len(jobs) - len(queue))
         try:
             while queue or running:
                 while not signals and (ready := executor.ready(queue, running)):
+                    if not begun:
+                        on_begin()
+                    begun = True
                     executor.begin(ready)
                     for job in ready:
                         queue.remove(job)

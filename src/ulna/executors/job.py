@@ -14,7 +14,7 @@ from ulna.errors import counted
 # Variables of the command that its jobs on other machines get by name; no other one, for one may be a secret
 PASSED = (
     "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "ULNA_GRAPH", "ULNA_NATIVE", "ULNA_NATIVE_ARCH", "ULNA_NNUNET",
-    "ULNA_CACHE", "ULNA_CACHE_DIR", "ULNA_CACHE_GB", "ULNA_TRITON",
+    "ULNA_CACHE", "ULNA_CACHE_DIR", "ULNA_CACHE_GB", "ULNA_TRITON", "MLFLOW_TRACKING_URI",
 )  # fmt: skip
 
 
@@ -86,9 +86,19 @@ class Job:
         return {"OMP_NUM_THREADS": str(self.threads), **self.environment}
 
 
-def passed_variables() -> dict[str, str]:
-    """What a job on another machine finds in its environment as the command has it."""
-    return {name: os.environ[name] for name in PASSED if name in os.environ}
+def passed_variables(*, written: bool = False) -> dict[str, str]:
+    """What a job on another machine finds in its environment as the command has it.
+
+    Args:
+        written: into a file: without an address that has a user or a password in it.
+    """
+    found = {name: os.environ[name] for name in PASSED if name in os.environ}
+    return {name: value for name, value in found.items() if not (written and _names_user(value))}
+
+
+def _names_user(value: str) -> bool:
+    _, scheme, rest = value.partition("://")
+    return bool(scheme) and "@" in rest.partition("/")[0]
 
 
 class Ended(NamedTuple):

@@ -110,7 +110,7 @@ def script(name: str, jobs: Sequence[Job], ask: Ask, folder: Path, options: Opti
     }
     lines = ["#!/bin/bash", *(_directive(key, value) for key, value in own.items()), ""]
     # a site may pass on nothing by itself
-    lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(passed_variables().items())]
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(passed_variables(written=True).items())]
     lines += ['case "$SLURM_ARRAY_TASK_ID" in']
     for number, job in enumerate(jobs):
         lines += [f"{number})", f"  # {printable(job.name)}"]

@@ -124,7 +124,8 @@ def compare(
         set: changes of single fields for all, KEY=VALUE.
         margin: the smallest difference of mean Dice that matters.
         jobs: trainings at once, as far as cores and memory allow; auto: as many as they carry. What was killed beside others
-            is tried once more alone. Left out: one, or one a GPU; on Ray and SLURM as many as these begin.
+            is tried once more alone. Left out: one, or one a GPU; on Ray and SLURM as many as these begin. SLURM holds
+            every array to it by itself: trainings that ask for the same are one array.
         on: where trainings run: local, as processes of this machine; ray or ray:ADDRESS, as tasks of a Ray cluster; slurm, as
             arrays that outlive this command: the same one waits for them again. All nodes must see the same files.
         slurm: an option of sbatch, KEY=VALUE, such as partition=gpu; may be repeated.
@@ -168,9 +169,7 @@ def compare(
     before = stored_study(out)
     if before is None:
         check_folder(out, [data])
-    if dry_run and pseudonymise is not None and not Path(pseudonymise).exists():
-        raise UsageError(f"--dry-run: {pseudonymise} is not there, and would be made; leave one of the two out")
-    pseudonyms = opened(pseudonymise, out)
+    pseudonyms = opened(pseudonymise, out, dry_run=dry_run)
     dataset, report = _read(data, split, variants[0].recipe, folds, pseudonyms)
     splits = _splits(dataset, report, variants[0].recipe, folds)
     settled = plan_variants(

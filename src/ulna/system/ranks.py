@@ -234,7 +234,7 @@ def _backend(device: torch.device) -> str:
 def _reached() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # the latter: the others were left meanwhile
         raise Lost(str(error)) from error
 
 

@@ -86,6 +86,9 @@ class Crew:
         """What each answers to the last order, by rank; `check` is called now and then meanwhile."""
         return []
 
+    def check_whole(self) -> None:
+        """Raise `Lost` where a sum may lack the part of another process; asked before what came of it is written."""
+
 
 NOBODY = Crew()
 
@@ -93,11 +96,18 @@ NOBODY = Crew()
 class Processes(Crew):
     """As many as there are devices beside the first.
 
+    Args:
+        task: what is computed.
+        place: of the file by which they meet.
+        count: of devices.
+        resume: the command that goes on.
+
     Raises:
         Lost: by every method, where one has gone.
     """
 
-    def __init__(self, task: Task, place: Path, count: int) -> None:
+    def __init__(self, task: Task, place: Path, count: int, resume: str) -> None:
+        self._resume, self._lost = resume, ""
         self._others = [_Other(rank, place, count, task.threads) for rank in range(1, count)]
         self._closing = False
         for other in self._others:
@@ -112,6 +122,15 @@ class Processes(Crew):
 
     def answers(self, check: Callable[[], object] = lambda: None) -> list[Any]:
         return [other.answer(check) for other in self._others]
+
+    def check_whole(self) -> None:
+        if self._lost:
+            raise Lost(self._lost)
+
+    def close(self) -> None:
+        """The training is over: each may end from here on."""
+        self._closing = True
+        self.tell("end")
 
     def end(self, *, well: bool) -> None:
         """No process is left after this; `well`: each is given time to end by itself."""
@@ -143,13 +162,14 @@ class Processes(Crew):
         other.listen()
         if self._closing or not torch.cuda.is_available():
             return  # on a CPU, whoever waits for it learns so at once
+        # first: a sum that is given up returns as if it were whole
+        self._lost = f"process {other.rank + 1} of the training has ended"
         with suppress(Exception):
             abandon()
         time.sleep(NOTICE_S)
         if not self._closing:
-            os.write(
-                2, f"error: process {other.rank + 1} of the training has ended, and the GPU waits for it\n".encode()
-            )
+            told = f"error: {self._lost}, and the GPU waits for it; go on with: {self._resume}\n"
+            os.write(2, told.encode())
             os._exit(1)
 
 
@@ -246,13 +266,13 @@ def crew_of(task: Task, count: int, device: torch.device, resume: str) -> Iterat
         return
     with tempfile.TemporaryDirectory(prefix="ulna-", ignore_cleanup_errors=True) as folder:
         place, well = Path(folder) / "ranks", False
-        others = Processes(task, place, count)
+        others = Processes(task, place, count, resume)
         try:
             others.answers()  # each is there: none is waited for that never began
             with joined(place, 0, count, device) as ranks:
                 others.ranks = ranks
                 yield others
-                others.tell("end")
+                others.close()
                 well = True
         except Lost as error:
             _raise(others.why(resume, str(error)))

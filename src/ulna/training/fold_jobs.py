@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from ulna.system.threads import choose_threads
 from ulna.system.trackers import Tracker
 from ulna.training.folds import SUMMARY, check_folds, finished, told
 from ulna.training.limit import told_duration
+from ulna.training.tracking import begin_folds
 
 FOLD = "fold"
 
@@ -58,7 +59,8 @@ class Together(NamedTuple):
         first = next((number for number, run in enumerate(runs) if not finished(run, recipe)), 0)
         own = recipe.replaced(training=recipe.training.replaced(fold=first))
         dataset = named(self.names, Dataset.from_folder(data)).declaring(recipe.classes)
-        taken = plan_training(read_training_data(dataset, own.training), own).memory_elsewhere
+        planned = plan_training(read_training_data(dataset, own.training), own)
+        taken = planned.memory_elsewhere
         taken.check("a fold", "set planning.batch=1 or a smaller planning.patch")
         need, device = need_of(taken, find_device()), find_device()
         places = self.on.places(device, self.threads)
@@ -74,7 +76,7 @@ class Together(NamedTuple):
                 "allow_code": is_permitted(recipe.architecture.foreign),
             }
         )
-        hours = recipe.training.max_hours
+        hours = planned.recipe.training.max_hours  # that of a budget, too
         made = [
             Job(
                 run.name,
@@ -93,15 +95,28 @@ class Together(NamedTuple):
         ]
         return made, self.on.executor(folder, places, FOLD)
 
-    def train(self, data: Path, folder: Path, runs: Sequence[Path], recipe: Recipe, again: str) -> None:
-        """Train the folds that are not finished.
+    def train(
+        self,
+        data: Path,
+        folder: Path,
+        runs: Sequence[Path],
+        recipe: Recipe,
+        again: str,
+        on_begin: Callable[[], None],
+    ) -> None:
+        """Train the folds that are not finished; `on_begin` is called before the first of them is handed out.
 
         Raises:
             UsageError: if some of them failed; the others are finished.
             Interrupted: after a signal.
         """
+
+        def begins() -> None:
+            on_begin()
+            begin_folds(self.tracker, folder, data)
+
         jobs, executor = self.jobs(data, folder, runs, recipe)
-        failed = hand_out(jobs, executor, resume_command=again, what=FOLD, told_duration=told_duration)
+        failed = hand_out(jobs, executor, resume_command=again, what=FOLD, on_begin=begins, told_duration=told_duration)
         if failed:
             lines = "\n".join(f"  {name}: {why}" for name, why in failed.items())
             raise UsageError(

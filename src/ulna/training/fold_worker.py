@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 from ulna.executors.working import work
@@ -25,10 +26,14 @@ def main(data: Path, folder: Path, number: int, options: str) -> int:
     from ulna.training.same_command import same_threads
     from ulna.training.single import train_into
 
-    recipe, given = from_yaml(Recipe, folder / FOLDS_FILE), json.loads(options)
-    run = folder / f"fold_{number}"
+    given, run = json.loads(options), folder / f"fold_{number}"
+
+    @cache
+    def of_all() -> Recipe:
+        return from_yaml(Recipe, folder / FOLDS_FILE)
 
     def training() -> None:
+        recipe = of_all()
         if given["allow_code"]:
             permit(recipe.architecture.foreign, run)
         begun = (run / RUN_FILE).exists()
@@ -46,7 +51,7 @@ def main(data: Path, folder: Path, number: int, options: str) -> int:
                 **(other_limits(run, recipe) if begun else {}),
             )
 
-    return work(data, run, training, lambda: finished(run, recipe))
+    return work(data, run, training, lambda: finished(run, of_all()))
 
 
 if __name__ == "__main__":

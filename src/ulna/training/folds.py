@@ -46,8 +46,8 @@ SHARED = ("model", "data", "parameters", "monitor", "device", "precision", "thre
 Limits = dict[str, Any]
 # train into a folder by a recipe, or go on there without one, to other limits; gives what the run says about itself
 OneFold = Callable[[Path, Recipe | None, Limits], dict[str, Any]]
-# the data, the folder, its runs, the recipe of all, and the command that goes on
-AllFolds = Callable[[Path, Path, Sequence[Path], Recipe, str], None]
+# the data, the folder, its runs, the recipe of all, the command that goes on, and what is called before a job begins
+AllFolds = Callable[[Path, Path, Sequence[Path], Recipe, str, Callable[[], None]], None]
 
 
 def check_folds(dataset: Dataset, recipe: Recipe) -> None:
@@ -118,9 +118,9 @@ def cross_validate(
             check_folds(Dataset.from_folder(data), recipe)
         allowed = allow_flag(recipe.architecture.foreign)
         again = command(["train", data, "--out", folder, "--resume", *key, *allowed])
-        with _begun(folder, recipe):
+        with _begun(folder, recipe) as keep:
             if all_folds is not None:
-                all_folds(data, folder, fold_runs(folder), recipe, again)
+                all_folds(data, folder, fold_runs(folder), recipe, again, keep)
             runs, start, trained = fold_runs(folder), time.perf_counter(), 0
             todo = [run for run in runs if not finished(run, recipe)]
             for number, run in enumerate(runs):
@@ -143,13 +143,17 @@ def cross_validate(
 
 
 @contextmanager
-def _begun(folder: Path, recipe: Recipe) -> Iterator[None]:
-    """Write down what is trained; taken back where no fold could begin."""
+def _begun(folder: Path, recipe: Recipe) -> Iterator[Callable[[], None]]:
+    """Write down what is trained; taken back where no fold could begin.
+
+    What is given keeps it from there on: jobs that were handed out read it, maybe long after this command.
+    """
+    kept = [(folder / FOLDS_FILE).exists()]
     write_text(folder / FOLDS_FILE, to_yaml(recipe))
     try:
-        yield
+        yield lambda: kept.append(True)
     except BaseException:
-        if not any((run / RUN_FILE).exists() for run in fold_runs(folder)):
+        if not any(kept) and not any((run / RUN_FILE).exists() for run in fold_runs(folder)):
             (folder / FOLDS_FILE).unlink()
         raise
 

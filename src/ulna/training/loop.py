@@ -343,6 +343,7 @@ class Loop:
     def _rank(self, scores: dict[str, float]) -> tuple[str, bool]:
         """Note the scores of the last row, and keep the weights where they are the best; in words, and whether they are."""
         state, row = self.state, self.state.rows[-1]
+        self.crew.check_whole()
         found = {f"val_{name}": scores[name] for name in ("dice", "iou")}
         best = scores[state.monitor] > state.best
         row.update(found)
@@ -385,6 +386,7 @@ class Loop:
     def _save(self) -> None:
         with self.watch.of("writing"):
             self._note(self._late.rest())  # a step whose loss was not finite is never saved
+            self.crew.check_whole()
             self._check_weights()
             self.state.peak_mb = max(self.state.peak_mb, peak_memory_mb())
             self.state.epoch_seconds = dict(self.watch.spent)

@@ -71,6 +71,10 @@ class Tracked:
         folds = cls(tracker, above, experiment, above.name) if is_cross_validation(above) else None
         return cls(tracker, folder, experiment, run_name(folder), folds)
 
+    def begin(self) -> None:
+        """Begin it where it has not begun."""
+        self._try(lambda tracker: None)
+
     def epochs(self) -> None:
         """Tell the rows of metrics.csv that were not told yet."""
         if not self._failed:
@@ -151,6 +155,11 @@ def record_epoch(folder: Path, state: State, tracked: Tracked) -> None:
     write_text(folder / "metrics.csv", "\n".join(map(",".join, [METRICS, *cells])) + "\n")
     figures.curves(state.rows, folder / "figures" / "curves.png", monitor=state.monitor)
     tracked.epochs()
+
+
+def begin_folds(tracker: Tracker | None, folder: Path, data: Path) -> None:
+    """Begin the run of a cross-validation before its folds, which as processes would each begin one."""
+    Tracked(tracker, folder, data_name(data), folder.resolve().name).begin()
 
 
 def tell_folds(tracker: Tracker | None, folder: Path, data: Path) -> None:

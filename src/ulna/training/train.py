@@ -88,7 +88,8 @@ def train(
             `ulna zoo`. Their network is trained where none is named; what depends on other channels or classes is begun anew.
         set: changes of single fields, KEY=VALUE, such as optimizer.lr=3e-4.
         jobs: of --folds: folds at once, as processes, as far as cores and memory allow; auto: as many as they carry. Left
-            out: one after the other, or one a GPU; on Ray and SLURM as many as these begin.
+            out: one after the other, or one a GPU; on Ray and SLURM as many as these begin. SLURM holds every array to it by
+            itself: folds that ask for the same are one array, and one that is tried again is in another.
         on: of --folds: where they are trained: local, ray, ray:ADDRESS or slurm, as in `ulna compare`.
         slurm: an option of sbatch, KEY=VALUE, such as partition=gpu; may be repeated.
         dry_run: of --folds: write, begin and submit nothing; print what would be begun or submitted.
@@ -155,10 +156,10 @@ def train(
     if devices > 1 and (dry_run or where != On()):
         raise UsageError("--devices: all devices train one fold after the other; leave out --on, --jobs and --dry-run")
     limits: dict[str, Any] = {"epochs": epochs, "max_hours": max_hours} if resume else {}
+    names = opened(pseudonymise, folder, dry_run=dry_run)
     if dry_run:
         of_all = chosen or from_yaml(Recipe, folder / FOLDS_FILE)
-        raise Together(where, threads, why, None, tracker).dry_run(data, folder, of_all)
-    names = opened(pseudonymise, folder)
+        raise Together(where, threads, why, names, tracker).dry_run(data, folder, of_all)
     with computing_with(choose_threads(threads)):
         if folds is None:
             return train_into(

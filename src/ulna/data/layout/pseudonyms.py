@@ -191,9 +191,13 @@ def named(names: Pseudonyms | None, dataset: Dataset) -> Dataset:
     return dataset if names is None else names.apply(dataset)
 
 
-def opened(path: Path | str | None, *written: Path | None) -> Pseudonyms | None:
-    """The file of `--pseudonymise`, where it is given; see `Pseudonyms.open`."""
-    return None if path is None else Pseudonyms.open(Path(path), *(folder for folder in written if folder is not None))
+def opened(path: Path | str | None, *written: Path | None, dry_run: bool = False) -> Pseudonyms | None:
+    """The file of `--pseudonymise`, where it is given, which a dry run does not make; see `Pseudonyms.open`."""
+    if path is None:
+        return None
+    if dry_run and not Path(path).exists():
+        raise UsageError(f"--dry-run: {printable(path)} is not there, and would be made; leave one of the two out")
+    return Pseudonyms.open(Path(path), *(folder for folder in written if folder is not None))
 
 
 def texts_of(names: Pseudonyms | None, *folders: Path) -> Shown:
