@@ -55,6 +55,22 @@ def test_a_mask_of_another_order_of_voxels_is_turned(tmp_path):
     assert laid.trust["structures"]["1"]["volume"] == pytest.approx(3 * 4 * 2 * 2 / 1000)
 
 
+def test_a_mask_whose_file_does_not_say_how_it_lies_is_never_turned(tmp_path):
+    """Without codes a file is taken to run to the left: turned by that, it would lie on the wrong side of the body."""
+    path, mask = volume_and_mask(tmp_path)
+    centred = np.diag([1.0, 1.0, 2.0, 1.0])
+    centred[:3, 3] = -2.5, -3.0, -7.0  # where the place that is assumed lies on the voxels of the image, mirrored
+    array = np.random.default_rng(0).integers(0, 99, mask.shape).astype(np.int16)
+    image = read_at_hand(nifti(path, array, centred))
+    plain = nibabel.Nifti1Image(mask, None)
+    plain.header.set_zooms((1.0, 1.0, 2.0))
+    plain.header.set_sform(None, 0)
+    plain.header.set_qform(None, 0)
+    plain.to_filename(tmp_path / "m.nii.gz")
+    with pytest.raises(UsageError, match="at another place"):
+        lay_mask(tmp_path / "m.nii.gz", image)
+
+
 def test_what_does_not_lie_on_the_image_is_refused_in_a_sentence(tmp_path):
     path, mask = volume_and_mask(tmp_path)
     image = read_at_hand(path)

@@ -74,7 +74,8 @@ def lay_mask(path: Path, image: Volume) -> Laid:
     rows = [] if record is None else record.of_file(path.name)
     own = bool(rows) and record is not None and not record.changed(rows[0])
     labels, objects = _labels(path, volume, facts if own else {})
-    laid = onto_grid(volume, image)
+    oriented = volume.meta.oriented and image.meta.oriented  # else the place is assumed, and says nothing of sides
+    laid = onto_grid(volume, image) if oriented else volume
     if laid.size != image.size or not same_geometry(laid, image):
         here, there = (
             f"{' x '.join(map(str, one.size))} at {spacing_text(one.spacing, one.unit)}" for one in (laid, image)
