@@ -45,7 +45,7 @@ export class VolumeView {
       fontMinPx: 17,
       isColorbar: false,
       isOrientationTextVisible: view.oriented,
-      isRadiologicalConvention: view.oriented, // the patient's right on the left; without an orientation as stored
+      isRadiologicalConvention: view.radiological, // the patient's right on the left; without a place as stored
       loadingText: "",
       logLevel: "silent",
       multiplanarLayout: MULTIPLANAR_TYPE.GRID,
@@ -158,7 +158,7 @@ export class VolumeView {
       this.drawn.setRenderAzimuthElevation(this.drawn.scene.renderAzimuth + 6 * x, this.drawn.scene.renderElevation - 6 * y);
       return;
     }
-    const right = this.view.oriented ? -x : x;
+    const right = this.view.radiological ? -x : x;
     const steps = { Sagittal: [0, -x, -y], Coronal: [right, 0, -y] }[this.shown] ?? [right, -y, 0];
     this.drawn.moveCrosshairInVox(...steps);
   }
