@@ -20,7 +20,10 @@ import ulna
 from tests.dicom_series import write_series
 from tests.places import ROOT
 from ulna.cli import main as cli
+from ulna.data.formats.dicom.about import About
+from ulna.data.formats.write import write_labels
 from ulna.errors import UsageError
+from ulna.system.outputs import file_digest
 from ulna.viewer.hand import lay_mask, read_at_hand
 from ulna.viewer.local import LocalServer
 from ulna.viewer.view import _showing
@@ -117,20 +120,39 @@ def test_names_and_trust_are_those_of_predict(tmp_path):
     assert other.labels.foreground == ("7",) and "flags" not in other.trust
 
 
-def test_a_seg_names_its_structures(tmp_path):
-    values = np.random.default_rng(4).integers(0, 400, (4, 12, 14)).astype(np.int16)
-    write_series(tmp_path / "ct", values)
-    image = read_at_hand(tmp_path / "ct")
+def seg_of_two(folder, names):
+    """A series, a mask of two classes that do not touch, and the mask as a SEG."""
+    write_series(folder / "ct", np.random.default_rng(4).integers(0, 400, (4, 12, 14)).astype(np.int16))
+    image = read_at_hand(folder / "ct")
     mask = np.zeros(image.size, np.uint8)
     mask[2:5, 3:6, 1:3] = 1
     mask[8:, 3:6, 1:3] = 2
-    from ulna.data.formats.dicom.about import About
-    from ulna.data.formats.write import write_labels
+    return image, mask, write_labels(folder / "mask", mask, image, About(names, "unet", "0"))
 
-    seg = write_labels(tmp_path / "mask", mask, image, About(("liver", "<b>tumour</b>"), "unet", "0"))
+
+def test_a_seg_names_its_structures(tmp_path):
+    image, mask, seg = seg_of_two(tmp_path, ("liver", "<b>tumour</b>"))
     laid = lay_mask(seg, image)
     assert laid.labels.foreground == ("liver", "<b>tumour</b>")
     assert np.array_equal(laid.mask, np.stack([mask == 1, mask == 2]))
+
+
+def test_segments_of_one_name_are_two(tmp_path):
+    image, mask, seg = seg_of_two(tmp_path, ("Lesion", "Lesion"))
+    laid = lay_mask(seg, image)
+    assert laid.labels.foreground == ("1", "2")
+    assert np.array_equal(laid.mask, np.stack([mask == 1, mask == 2]))
+
+
+def test_a_seg_of_predict_has_the_classes_of_predict(tmp_path):
+    image, mask, seg = seg_of_two(tmp_path, ("liver", "tumour"))
+    row = {"case": "mask", "file": seg.name, "files": {seg.name: file_digest(seg)}, "trust": {"unit": "ml"}}
+    facts = {"labels": {"names": ["background", "liver", "tumour"]}, "cases": [row]}
+    (tmp_path / "predict.json").write_text(json.dumps(facts))
+    laid = lay_mask(seg, image)
+    assert laid.labels.names == ("background", "liver", "tumour")
+    assert np.array_equal(laid.mask, mask)
+    assert laid.trust == {"unit": "ml"}
 
 
 @contextmanager
