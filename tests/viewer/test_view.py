@@ -1,15 +1,21 @@
 """`ulna view`: which masks lie on an image, what their classes are called, and who gets an answer."""
 
+import gc
 import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import urllib.parse
+import weakref
+import webbrowser
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -24,6 +30,7 @@ from ulna.data.formats.dicom.about import About
 from ulna.data.formats.write import write_labels
 from ulna.errors import UsageError
 from ulna.system.outputs import file_digest
+from ulna.viewer import view
 from ulna.viewer.hand import lay_mask, read_at_hand
 from ulna.viewer.local import LocalServer
 from ulna.viewer.view import _showing
@@ -218,7 +225,6 @@ def test_an_image_alone_has_nothing_to_download(tmp_path):
 def test_a_port_that_is_taken_is_told():
     with LocalServer({}) as taken:
         port = taken.server_address[1]
-        taken.allow_reuse_address = False
         with pytest.raises(UsageError, match=f"--port {port}: cannot be listened to"):
             LocalServer({}, port)
     with pytest.raises(UsageError, match="is no port"):
@@ -238,23 +244,74 @@ def test_what_the_command_line_refuses(tmp_path, capfd):
         assert said in told and "Traceback" not in told
 
 
+def test_the_browser_is_given_a_page_of_our_own_while_the_server_answers(tmp_path, monkeypatch):
+    """All users can read what a browser is started with; and a browser of a terminal does not return."""
+    path, _ = volume_and_mask(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    served, opened, seen = threading.Event(), threading.Event(), {}
+
+    def browse(address):
+        seen["answering"] = served.wait(10)
+        page = Path(urllib.parse.unquote(urllib.parse.urlsplit(address).path))
+        seen.update(address=address, page=page, text=page.read_text(), mode=page.stat().st_mode & 0o777)
+        opened.set()
+        return True
+
+    def serve(server):
+        seen["server"] = server.address
+        served.set()
+        assert opened.wait(20)
+
+    monkeypatch.setattr(webbrowser, "open", browse)
+    monkeypatch.setattr(LocalServer, "serve_forever", serve)
+    ulna.view(path)
+    secret = urllib.parse.urlsplit(seen["server"]).path.strip("/")
+    assert seen["answering"]
+    assert seen["address"].startswith("file://") and secret not in seen["address"]
+    assert seen["mode"] == 0o600 and f"url={seen['server']}" in seen["text"]
+    assert not seen["page"].parent.exists()
+
+
+def test_what_is_shown_is_held_in_memory_and_the_arrays_are_not(tmp_path, monkeypatch):
+    path, mask = volume_and_mask(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    read = []
+
+    def reading(path):
+        volume = read_at_hand(path)
+        read.append(weakref.ref(volume.array))
+        return volume
+
+    monkeypatch.setattr(view, "read_at_hand", reading)
+    with _showing(path, nifti(tmp_path / "m.nii.gz", mask), 0):
+        gc.collect()
+        assert [one() for one in read] == [None]
+        assert not list((tmp_path / "tmp").iterdir())
+
+
 @pytest.mark.slow
-def test_it_ends_with_a_signal_and_leaves_no_folder(tmp_path):
+@pytest.mark.parametrize("number, browser", [("SIGINT", False), ("SIGTERM", True), ("SIGHUP", False)])
+def test_it_ends_with_a_signal_and_leaves_no_folder(tmp_path, number, browser):
     path, _ = volume_and_mask(tmp_path)
     (tmp_path / "tmp").mkdir()
+    sent = getattr(signal, number)
     places = os.pathsep.join(map(str, (ROOT / "src", ROOT / "packages" / "runtime" / "src")))
     process = subprocess.Popen(
-        [sys.executable, "-m", "ulna", "view", str(path), "--no-browser"],
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": places},
+        [sys.executable, "-m", "ulna", "view", str(path), *(() if browser else ("--no-browser",))],
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": places, "BROWSER": "true"},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=partial(signal.signal, sent, signal.SIG_DFL),
     )
     try:
         assert "showing scan.nii.gz at http://127.0.0.1:" in process.stderr.readline()
-        assert list((tmp_path / "tmp").iterdir())
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        until = time.monotonic() + 20
+        while browser and not list((tmp_path / "tmp").glob("ulna-view-*/open.html")):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(sent)
+        assert process.wait(20) == 128 + sent
     finally:
         process.kill()
         process.wait()
