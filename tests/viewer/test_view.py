@@ -91,7 +91,11 @@ def test_what_does_not_lie_on_the_image_is_refused_in_a_sentence(tmp_path):
         (mask, moved, "at another place"),
         (np.random.default_rng(1).normal(size=mask.shape).astype(np.float32), None, "is an image and no mask"),
         (-mask.astype(np.int16), None, "negative"),
-        (np.arange(mask.size).reshape(mask.shape).astype(np.int16), None, "more than masks do"),
+        (
+            np.arange(mask.size).reshape(mask.shape).astype(np.int16),
+            None,
+            "holds 335 values, and no mask more than 256 ",
+        ),
     ):
         with pytest.raises(UsageError, match=said):
             lay_mask(nifti(tmp_path / "other.nii.gz", other, affine), image)
@@ -99,6 +103,23 @@ def test_what_does_not_lie_on_the_image_is_refused_in_a_sentence(tmp_path):
         (tmp_path / name).touch()
         with pytest.raises(UsageError, match=r"save it as \.npy|unpack it"):
             read_at_hand(tmp_path / name)
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_whole_body_has_a_hundred_classes(tmp_path, pieces):
+    """Each in one piece, as objects are, or in several."""
+    mask = np.tile(np.kron(np.arange(1, 101).reshape(10, 10), np.ones((2, 2))), (1, pieces)).astype(np.uint8)
+    mask = np.stack([np.zeros_like(mask), mask, mask], axis=-1)
+    image = read_at_hand(nifti(tmp_path / "i.nii.gz", np.zeros(mask.shape, np.int16)))
+    laid = lay_mask(nifti(tmp_path / "m.nii.gz", mask), image)
+    assert laid.labels.foreground == tuple(map(str, range(1, 101))) and laid.objects is None
+    assert np.array_equal(laid.mask, mask)
+
+
+def test_grey_values_are_no_mask(tmp_path):
+    image = picture(tmp_path / "i.png", np.random.default_rng(2).integers(0, 256, (30, 40), np.uint8))
+    with pytest.raises(UsageError, match="and no mask more than 32 "):
+        lay_mask(image, read_at_hand(image))
 
 
 def test_colours_are_no_mask_and_numbered_objects_are(tmp_path):

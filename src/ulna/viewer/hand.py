@@ -26,6 +26,7 @@ from ulna.system.outputs import PREDICT_FILE
 from ulna.trust.structures import find_structures, unit_of
 
 _LABELS = ("seg", "rtstruct")
+MOST_IN_A_BODY = 256  # classes that nobody named, of what has a place: whole-body masks have more than a hundred
 OBJECTS = "objects"  # what a mask of numbered objects is called where nothing names them
 
 
@@ -129,10 +130,12 @@ def _labels(path: Path, volume: Volume, known: Labels | None, facts: Mapping[str
     values = [int(value) for value in value_counts(array, most=1 << 16) if value != 0]
     if min(values, default=0) < 0:
         raise UsageError(f"{path}: holds negative values, which no mask does; give the image first, then its mask")
-    if len(values) > MOST_CLASSES and volume.meta.format != "dicom":
+    most = MOST_CLASSES if volume.affine is None else MOST_IN_A_BODY
+    if len(values) > most and volume.meta.format != "dicom":
         if not count_objects(array[0], values):
             raise UsageError(
-                f"{path}: holds {len(values)} values, more than masks do; give the image first, then its mask"
+                f"{path}: holds {len(values)} values, and no mask more than {most} that are not numbers of objects; give "
+                "the image first, then its mask, and one of more classes beside its predict.json"
             )
         return Labels(names=("background", OBJECTS)), True
     if volume.meta.format == "dicom":
