@@ -235,6 +235,34 @@ def test_only_who_knows_the_path_gets_an_answer(tmp_path):
         assert b"evil" not in ask(server, "/evil<script>")[2]
 
 
+def test_a_file_that_cannot_be_read_any_more_is_told(tmp_path):
+    path, mask = volume_and_mask(tmp_path)
+    file = nifti(tmp_path / "m.nii.gz", mask)
+    with _showing(path, file, 0) as server, answering(server):
+        base = urllib.parse.urlsplit(server.address).path
+        file.unlink()
+        assert ask(server, f"{base}mask")[::2] == (404, b"the file is no longer where it was\n")
+        file.mkdir()
+        status, _, body = ask(server, f"{base}mask")
+        assert status == 500 and body.startswith(b"the file cannot be read (")
+
+
+def test_an_error_of_our_own_is_printed_and_a_client_that_left_is_not(capfd):
+    def fail():
+        raise KeyError("of ours")
+
+    with LocalServer({"/own": fail}) as server:
+        with answering(server), pytest.raises(http.client.RemoteDisconnected):
+            ask(server, f"{urllib.parse.urlsplit(server.address).path}own")
+        for error in (BrokenPipeError, ConnectionResetError, TimeoutError):
+            try:
+                raise error
+            except OSError:
+                server.handle_error(None, ("127.0.0.1", 1))
+    told = capfd.readouterr().err
+    assert told.count("Traceback") == 1 and "of ours" in told
+
+
 def test_an_image_alone_has_nothing_to_download(tmp_path):
     path, _ = volume_and_mask(tmp_path)
     with _showing(path, None, 0) as server, answering(server):
