@@ -1,4 +1,4 @@
-"""On which side of the picture a mask is seen, in a real browser."""
+"""On which side of the picture a mask is seen, in a real browser, and what of its graphics is taken for that."""
 
 import io
 import threading
@@ -16,6 +16,13 @@ from ulna.viewer.view import _showing
 pytestmark = [pytest.mark.slow, needs_chromium]
 READY = "!document.querySelector('#findings').hidden && document.querySelector('#wait').hidden"
 BOX = "Object.values(document.querySelector('#canvas').getBoundingClientRect().toJSON()).slice(0, 4)"
+
+CONTEXTS = """import("./page/volume.js").then(({ canShow }) => {
+  let made = 0;
+  const own = HTMLCanvasElement.prototype.getContext;
+  HTMLCanvasElement.prototype.getContext = function (...given) { made += 1; return own.apply(this, given); };
+  return [canShow(), canShow(), made];
+})"""
 
 
 def written(path, array, stated):
@@ -55,3 +62,4 @@ def test_a_mask_is_seen_on_the_side_that_the_reports_show(tmp_path, stated):
     columns = np.flatnonzero(view(image, mask).maps[0].any(0))
     with _showing(path, written(tmp_path / "mask.nii.gz", mask, stated), 0) as server, browsing(tmp_path) as browser:
         assert (seen_at(browser, server) < 0.5) == (columns.mean() < 12) == (not stated)
+        assert browser.value(CONTEXTS) == [True, True, 0]  # asked before, once

@@ -18,7 +18,17 @@ function library() {
   return loading;
 }
 
-export const canShow = () => document.createElement("canvas").getContext("webgl2") !== null;
+// asked once: a browser has few contexts, and takes them from views where there are more
+let able = null;
+
+export function canShow() {
+  if (able === null) {
+    const context = document.createElement("canvas").getContext("webgl2");
+    able = context !== null;
+    context?.getExtension("WEBGL_lose_context")?.loseContext();
+  }
+  return able;
+}
 
 export class VolumeView {
   layouts = LAYOUTS;
