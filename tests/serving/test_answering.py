@@ -22,6 +22,7 @@ from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Series, Source
 from ulna.errors import UsageError
 from ulna.recipe import Instances, Labels
+from ulna.serving import answering
 from ulna.serving.answering import answer_upload
 from ulna.serving.exported import ExportedEngine
 from ulna.serving.jobs import ANSWER
@@ -70,6 +71,18 @@ def test_a_run_answers_as_predict_does(flat, tmp_path):
     assert set(np.unique(np.asarray(Image.open(result / "mask.png")))) == {0, 255}
     assert told["trust"] == json.loads((tmp_path / "masks" / "predict.json").read_text())["cases"][0]["trust"]
     assert told["size"] == list(predicted.cases[0]["size"])
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), UsageError("full")])
+def test_a_mask_is_answered_where_there_is_no_room_to_show_it(tmp_path, monkeypatch, error):
+    def fail(folder, *given):
+        (folder / "shown.png").touch()
+        raise error
+
+    monkeypatch.setattr(answering, "write_shown", fail)
+    told, result = answered(ExportedEngine("zoo:nuclei", 1), picture(tmp_path / "a.png"), tmp_path / "job")
+    assert "view" not in told and told["notes"][-1] == answering.NO_VIEWS
+    assert sorted(path.name for path in result.iterdir()) == [ANSWER, "mask.png"]
 
 
 @pytest.mark.parametrize("colour", [True, False])

@@ -69,6 +69,15 @@ def test_a_volume_keeps_values_and_place(tmp_path, kind):
     assert told["window"][0] < told["window"][1] and told["oriented"]
 
 
+@pytest.mark.parametrize("affine, oriented", [(RAS, True), (RAS, False), (None, False)])
+def test_a_place_that_is_assumed_turns_a_volume_and_gives_no_letters(tmp_path, affine, oriented):
+    """As `evaluation.views.view` turns what the reports show."""
+    array = np.zeros((1, 4, 5, 6), np.uint8)
+    volume = Volume(array, (1.0, 2.0, 3.0), "mm", affine, meta=Meta(oriented=oriented))
+    told = write_shown(tmp_path, volume, None, 0)
+    assert (told["radiological"], told["oriented"]) == (affine is not None, oriented)
+
+
 def test_values_that_are_no_numbers_are_not_passed_on(tmp_path):
     array = np.full((1, 3, 3, 3), np.nan, np.float32)
     for number, fill in enumerate((np.nan, 4.0)):

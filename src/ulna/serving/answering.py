@@ -30,6 +30,7 @@ from ulna.viewer.shown import OVERLAY, SHOWN, write_shown
 Note = Callable[[str, float | None], object]
 SERIES = "series"  # the folder that a zip is unpacked to
 MASK, VIEW = "mask", "view"  # the names, without their endings, of what is handed out
+NO_VIEWS = "what the page shows could not be made, for want of disk space or memory; the mask can be downloaded"
 
 
 def answer_upload(
@@ -78,7 +79,12 @@ def _one(
     )
     told: dict[str, Any] = {"file": written.name, "size": list(volume.size), "notes": [*said, *volume.meta.notes]}
     told["trust"] = answer.trust
-    told["view"] = _views(result, volume, answer, engine)
+    try:
+        told["view"] = _views(result, volume, answer, engine)
+    except (OSError, UsageError, MemoryError):  # a full disk, say; the mask is there, whatever a browser can be shown
+        for left in (*result.glob(f"{SHOWN}.*"), *result.glob(f"{OVERLAY}.*"), *result.glob(f"{VIEW}_*")):
+            left.unlink(missing_ok=True)
+        told["notes"].append(NO_VIEWS)
     return told
 
 

@@ -268,7 +268,9 @@ def _add_jobs(api: FastAPI, jobs: Jobs) -> None:
         job = jobs.find(id)
         name = job.answer.get("view", {}).get(what)
         if job.state != "done" or not isinstance(name, str):
-            raise Refused(409, "the job has no such view; all but those of an .npz have, once they are done")
+            raise Refused(
+                409, "the job has no such view; one of an .npz has none, nor one that is not done or whose notes say so"
+            )
         suffix = name[name.index(".") :]
         media = "image/png" if suffix == ".png" else "application/octet-stream"
         return FileResponse(job.result / name, filename=f"{job.stem}_{what}{suffix}", media_type=media)

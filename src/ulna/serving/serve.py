@@ -9,8 +9,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ulna.serving.jobs import Jobs
 from ulna.serving.limits import MB, TOKEN, Limits
 from ulna.serving.metrics import Metrics
 from ulna.system.names import is_of_the_zoo
+from ulna.system.signals import leaving
 from ulna.viewer.page import page_paths
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def serve(
         raise UsageError(f"--threads {threads}: a number of threads, from 1 to 4096; left out, all cores")
     if not is_of_the_zoo(run) and not os.path.lexists(run):
         raise UsageError(f"{run}: does not exist; check the path")
-    with bound(host, port) as listening, _leaving(), private_folder() as folder:
+    with bound(host, port) as listening, leaving(signal.SIGTERM), private_folder() as folder:
         server = Server(str(run), threads, listening, folder, limits, token, names)
         asyncio.run(server.run())
 
@@ -283,20 +283,3 @@ class Server:
     def stop(self) -> None:
         """Let it end, from another thread."""
         self._server.should_exit = True
-
-
-@contextmanager
-def _leaving() -> Iterator[None]:
-    """Let SIGTERM leave as Ctrl-C does; else nobody would remove what was sent."""
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -40,6 +40,31 @@ def on_first_signal(act: Callable[[int], None]) -> Iterator[None]:
         restore()
 
 
+@contextmanager
+def leaving(*numbers: int) -> Iterator[None]:
+    """Let signals leave as Ctrl-C does, so that what is to be removed is; one that is ignored (`nohup`) stays ignored.
+
+    Raises:
+        SystemExit: of 128 and the number, where the signal arrives.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may listen
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in numbers}
+    heard = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in heard:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+
+
 class Interruption:
     """Stops work at once where the first signal arrives, except inside `held`.
 

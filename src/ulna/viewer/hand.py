@@ -26,6 +26,7 @@ from ulna.system.outputs import PREDICT_FILE
 from ulna.trust.structures import find_structures, unit_of
 
 _LABELS = ("seg", "rtstruct")
+MOST_IN_A_BODY = 256  # classes that nobody named, of what has a place: whole-body masks have more than a hundred
 OBJECTS = "objects"  # what a mask of numbered objects is called where nothing names them
 
 
@@ -68,13 +69,15 @@ def lay_mask(path: Path, image: Volume) -> Laid:
     """
     if suffix_of(path) == ARRAY_SUFFIX:
         raise UsageError(f"{path}: holds many masks, and one can be looked at; save it as .npy")
-    volume = read_labels(_source(path, image), image.spatial_dims)
     facts = read_facts(path.parent)
     record = Record.read(path.parent) if facts else None
     rows = [] if record is None else record.of_file(path.name)
     own = bool(rows) and record is not None and not record.changed(rows[0])
-    labels, objects = _labels(path, volume, facts if own else {})
-    laid = onto_grid(volume, image)
+    known = parse(Labels, facts["labels"], source=PREDICT_FILE) if own and "labels" in facts else None
+    volume = read_labels(_source(path, image, known), image.spatial_dims)
+    labels, objects = _labels(path, volume, known, facts)
+    oriented = volume.meta.oriented and image.meta.oriented  # else the place is assumed, and says nothing of sides
+    laid = onto_grid(volume, image) if oriented else volume
     if laid.size != image.size or not same_geometry(laid, image):
         here, there = (
             f"{' x '.join(map(str, one.size))} at {spacing_text(one.spacing, one.unit)}" for one in (laid, image)
@@ -99,37 +102,40 @@ def _trust(unit: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {"unit": unit, "structures": {name: one.to_json() for name, one in found.items()}}
 
 
-def _source(path: Path, image: Volume) -> Source:
-    """A SEG or RTSTRUCT is read on the grid of the series that it was drawn on."""
+def _source(path: Path, image: Volume, known: Labels | None) -> Source:
+    """A SEG or RTSTRUCT is read on the grid of the series that it was drawn on; one map a class where they may overlap."""
     stored = image.meta.stored
     if suffix_of(path) == DICOM_SUFFIX and isinstance(stored, DicomStored) and known_header(path).kind in _LABELS:
         files = dict.fromkeys(frame.header.path for frame in stored.stack.frames)
+        if known is not None:
+            return Source(path, None, Series((path,), grid=tuple(files), overlapping=known.multilabel))
         named = sorted((one.number, printable(one.label)) for one in named_in(path))
         structures = tuple(Structure(label, (f"#{number}",)) for number, label in named)
         return Source(path, None, Series((path,), grid=tuple(files), structures=structures, overlapping=True))
     return Source(path)
 
 
-def _labels(path: Path, volume: Volume, facts: Mapping[str, Any]) -> tuple[Labels, bool]:
+def _labels(path: Path, volume: Volume, known: Labels | None, facts: Mapping[str, Any]) -> tuple[Labels, bool]:
     """The classes of a mask, and whether its values number objects."""
     array = without_colour(volume)
     if array.dtype.kind == "f" or (array.shape[0] == 3 and (volume.meta.format == "raster" or volume.meta.colour)):
         raise UsageError(f"{path}: is an image and no mask; give the image first, then its mask")
-    if "labels" in facts:
-        labels = parse(Labels, facts["labels"], source=PREDICT_FILE)
+    if known is not None:
         if facts.get("instances") is True:
-            return Labels(names=labels.names), True
+            return Labels(names=known.names), True
         picture = volume.meta.format in ("raster", "tiff") and volume.spatial_dims == 2
-        return (values_in(labels, mask_values(facts, labels)) if picture else labels.of_masks), False
+        return (values_in(known, mask_values(facts, known)) if picture else known.of_masks), False
     if array.shape[0] > 1:
         return Labels(names=_names(path, array.shape[0]), multilabel=True), False
     values = [int(value) for value in value_counts(array, most=1 << 16) if value != 0]
     if min(values, default=0) < 0:
         raise UsageError(f"{path}: holds negative values, which no mask does; give the image first, then its mask")
-    if len(values) > MOST_CLASSES and volume.meta.format != "dicom":
+    most = MOST_CLASSES if volume.affine is None else MOST_IN_A_BODY
+    if len(values) > most and volume.meta.format != "dicom":
         if not count_objects(array[0], values):
             raise UsageError(
-                f"{path}: holds {len(values)} values, more than masks do; give the image first, then its mask"
+                f"{path}: holds {len(values)} values, and no mask more than {most} that are not numbers of objects; give "
+                "the image first, then its mask, and one of more classes beside its predict.json"
             )
         return Labels(names=("background", OBJECTS)), True
     if volume.meta.format == "dicom":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,7 +52,9 @@ class LocalServer(ThreadingHTTPServer):
         self.answers = {f"/{secret}{path}": answer for path, answer in {**page, **files}.items()}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that left is no error."""
+        """A client that left is no error; of all else the traceback is printed."""
+        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
 
 
 def _page_file(path: str) -> Answer:
@@ -84,7 +87,15 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.NOT_FOUND, "there is nothing here; open the address that ulna view printed", with_body
             )
             return
-        found = answer()
+        try:
+            found = answer()
+        except FileNotFoundError:
+            self._refuse(HTTPStatus.NOT_FOUND, "the file is no longer where it was", with_body)
+            return
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"the file cannot be read ({why})", with_body)
+            return
         tag = found.headers.get("ETag")
         known = tag is not None and self.headers.get("If-None-Match") == tag
         self._send(HTTPStatus.NOT_MODIFIED if known else HTTPStatus.OK, found, with_body=with_body and not known)

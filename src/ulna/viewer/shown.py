@@ -43,12 +43,15 @@ def write_shown(
         Plain values: `dims`; `shown` and `overlay`, names of the files; `values`, the classes (from 0) of every value of the
         overlay, as they are drawn one over the other; `objects`, whether values tell objects apart and not classes;
         `sides`, the letters around a picture; `aspect`, how high its pixels are as a multiple of their width; `step`;
-        `oriented`; `window`, from which value (black) to which (white) a volume is shown; `ct`.
+        `oriented`, whether the file says how it lies, so that letters may stand at the sides; `radiological`, whether it
+        has a place, stated or assumed, and is turned as other pictures of ulna are; `window`, from which value (black) to
+        which (white) a volume is shown; `ct`.
     """
     overlay, values = _overlay(mask, volume.spatial_dims, count, objects)
     told: dict[str, Any] = {"dims": volume.spatial_dims, "values": values, "objects": objects is not None}
     window = ct_window(volume, np.zeros(volume.size, np.uint8) if mask is None else mask)
-    told |= {"ct": window is not None, "oriented": volume.affine is not None and volume.meta.oriented}
+    placed = volume.affine is not None
+    told |= {"ct": window is not None, "oriented": placed and volume.meta.oriented, "radiological": placed}
     if volume.spatial_dims == 2:
         return told | _flat(folder, volume, overlay, window)
     return told | _deep(folder, volume, overlay, window)

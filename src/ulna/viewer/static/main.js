@@ -139,7 +139,8 @@ async function choose(study) {
     return;
   }
   describe(study);
-  say(byId("wait"), study.told.view ? "Loading the image" : "Many images in one file: their masks can be downloaded.");
+  const unseen = study.told.cases ? "Many images in one file: their masks can be downloaded." : "The image cannot be shown. Its mask can be downloaded.";
+  say(byId("wait"), study.told.view ? "Loading the image" : unseen);
   try {
     await display.show(study.told, (what) => server.bytes(path(study, `view/${what}`)));
     if (study === current && study.told.view) say(byId("wait"), "");

@@ -18,7 +18,17 @@ function library() {
   return loading;
 }
 
-export const canShow = () => document.createElement("canvas").getContext("webgl2") !== null;
+// asked once: a browser has few contexts, and takes them from views where there are more
+let able = null;
+
+export function canShow() {
+  if (able === null) {
+    const context = document.createElement("canvas").getContext("webgl2");
+    able = context !== null;
+    context?.getExtension("WEBGL_lose_context")?.loseContext();
+  }
+  return able;
+}
 
 export class VolumeView {
   layouts = LAYOUTS;
@@ -45,7 +55,7 @@ export class VolumeView {
       fontMinPx: 17,
       isColorbar: false,
       isOrientationTextVisible: view.oriented,
-      isRadiologicalConvention: view.oriented, // the patient's right on the left; without an orientation as stored
+      isRadiologicalConvention: view.radiological, // the patient's right on the left; without a place as stored
       loadingText: "",
       logLevel: "silent",
       multiplanarLayout: MULTIPLANAR_TYPE.GRID,
@@ -158,7 +168,7 @@ export class VolumeView {
       this.drawn.setRenderAzimuthElevation(this.drawn.scene.renderAzimuth + 6 * x, this.drawn.scene.renderElevation - 6 * y);
       return;
     }
-    const right = this.view.oriented ? -x : x;
+    const right = this.view.radiological ? -x : x;
     const steps = { Sagittal: [0, -x, -y], Coronal: [right, 0, -y] }[this.shown] ?? [right, -y, 0];
     this.drawn.moveCrosshairInVox(...steps);
   }

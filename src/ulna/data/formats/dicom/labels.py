@@ -108,10 +108,14 @@ def _numbered(files: tuple[Path, ...]) -> Iterator[Structure]:
 def _parts(
     series: Series, whole: Stack, structures: tuple[Structure, ...], notes: dict[str, None]
 ) -> Iterator[tuple[int, Part]]:
-    """The parts of all files with the places of their classes."""
+    """The parts of all files with the places of their classes, which are found by "#number" before any name."""
+    numbers = {known: at for at, structure in enumerate(structures) for known in structure.known_as if known[:1] == "#"}
 
     def place(named: Named) -> int | None:
-        return class_of(named, structures) if series.structures else named.number - 1
+        if not series.structures:
+            return named.number - 1
+        own = numbers.get(f"#{named.number}")
+        return class_of(named, structures) if own is None else own
 
     for file in series.files:
         header = known_header(file)
