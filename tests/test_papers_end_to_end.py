@@ -190,6 +190,7 @@ def test_the_ablations_of_the_liver_are_the_command_that_their_recipe_names(what
     assert {v.recipe.planning.size for v in liver} == {(128, 128)}
 
 
+@pytest.mark.slow
 def test_a_paper_on_folds_is_one_command(tmp_path):
     data = lung(tmp_path)
     changes = [*small("marimont_lung"), "training.validate_every=1"]

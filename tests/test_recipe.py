@@ -200,7 +200,7 @@ def test_a_fingerprint_is_stored_as_it_was(tmp_path):
                                world_axes=[0, 1, None], intensity=[{"min": 0, "max": 255.0}],
                                foreground=[{"low": 1.0, "high": 9, "mean": 4.5, "std": 0}],
                                extent={"median": [40, 40.5], "min": [40, 40], "max": [41, 41]}, values=[], tilt=None,
-                               modalities={"MR": 5}, body_parts={})  # fmt: skip
+                               modalities={"MR": 5}, body_parts={}, voxels=[])  # fmt: skip
     plan = plans.make(fingerprint=fields, spacing=(1.0, 1.0), orientation="RAS")
     (tmp_path / "plan.yaml").write_text(to_yaml(plan))
     stored = read_yaml(tmp_path / "plan.yaml")["fingerprint"]

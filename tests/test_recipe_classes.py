@@ -65,6 +65,7 @@ def test_a_plan_file_brings_them_along_and_a_pruned_run_keeps_them(tmp_path):
     assert from_yaml(Plan, tmp_path / "small" / "plan.yaml").labels.values == ((1, 3),)
 
 
+@pytest.mark.slow
 def test_a_study_and_folds_take_them(tmp_path):
     data = drawn(tmp_path / "data", inner=3)
     (data / "splits.json").unlink()

@@ -61,7 +61,7 @@ VERBS: dict[str, Verb] = {
         paths=True,
         flags="--model --out --epochs --max-hours --budget --seed "
         "--fold --folds --split --recipe --plan --init --set --jobs --on --slurm --devices --threads --pseudonymise --track",
-        switches="--resume --dry-run --allow-code",
+        switches="--dry-run --resume --allow-code",
     ),
     "predict": Verb(
         "ulna.inference.predict:predict",

@@ -48,6 +48,7 @@ def cells_as_script() -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     try:
         import nbclient

@@ -123,7 +123,8 @@ def test_the_command_line_tunes_the_memory_of_verbs_that_compute(monkeypatch, tm
     assert not asked
     cli.run(["train", str(discs), "--out", str(tmp_path / "run"), "--max-hours", "-1"])
     assert asked == ["tuned"]
-    least = ["check", "models", "recipes", "evaluate", "info", "zoo", "import-weights", "serve", "cache", "view"]
+    least = ["check", "models", "recipes", "evaluate", "info", "zoo", "convert"]
+    least += ["import-weights", "serve", "cache", "view"]
     assert [name for name, verb in VERBS.items() if not verb.computes] == least
 
 

@@ -79,6 +79,7 @@ def test_what_is_allowed_or_fixed_bounds_a_plan_for_a_gpu():
     assert fixed.patch == (64, 64, 64) and fixed.batch == LARGEST_BATCH[3]
 
 
+@pytest.mark.slow
 def test_presets_of_the_residual_encoder_are_one_network_planned_for_their_memory():
     volumes = IMAGES["large volumes"]
     made = {

@@ -24,6 +24,7 @@ def undivided(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_all_trainings_of_a_study_have_the_shares_that_were_asked_for(undivided, tmp_path, caplog):
     flags = {"models": "unet,unetpp", "split": "50/25/25", "epochs": 1, "set": TINY, "jobs": "auto"}
     with caplog.at_level("INFO"):

@@ -19,6 +19,7 @@ def run(tmp_path_factory):
     return ulna.train(data, model="unet", out=folder / "run", epochs=1, set=TINY).folder
 
 
+@pytest.mark.slow
 def test_they_are_made_and_measured(run):
     found = hundred_steps(run)
     assert 0 < found.made <= MANY  # fewer where the machine is busy

@@ -21,6 +21,7 @@ def test_nothing_is_compiled_unless_it_is_asked_for(discs, tmp_path, monkeypatch
     train(discs, out=tmp_path / "run", set=(*TINY, f"training.compile={wanted}"), **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_takes_the_same_steps(discs, tmp_path, monkeypatch):
     seen, compile = [], torch.compile
 

@@ -66,10 +66,10 @@ def after(monkeypatch):
 @needs_proc
 @pytest.mark.parametrize("devices", [(2,), pytest.param((1, 2, 1), marks=pytest.mark.slow)])
 def test_a_run_of_several_devices_is_that_of_one_whatever_their_number_in_each_epoch(discs, tmp_path, after, devices):
-    seen = {}
+    seen, before = {}, children_of(os.getpid())
 
     def stop():
-        others = children_of(os.getpid())
+        others = [one for one in children_of(os.getpid()) if one not in before]
         seen["others"] = [*seen.get("others", []), *others]
         seen["listening"] = [place for pid in (os.getpid(), *others) for place in listening(pid)] or seen.get(
             "listening"

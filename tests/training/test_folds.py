@@ -159,6 +159,7 @@ class Counted:
         monkeypatch.setattr(loop.Loop, "run", lambda one: self.begun.append(one.folder.name) or run(one))
 
 
+@pytest.mark.slow
 def test_finished_folds_are_skipped_and_a_stopped_one_goes_on(crossed, undivided, tmp_path, monkeypatch, caplog):
     counted, validate, out = Counted(monkeypatch), loop.Loop.validate, tmp_path / "cv"
 
@@ -189,6 +190,7 @@ def test_finished_folds_are_skipped_and_a_stopped_one_goes_on(crossed, undivided
     assert counted.begun == []
 
 
+@pytest.mark.slow
 def test_more_epochs_extend_all_folds_also_after_a_stop(crossed, undivided, tmp_path, monkeypatch):
     out = tmp_path / "cv"
     shutil.copytree(crossed.folder, out)
@@ -346,6 +348,7 @@ def test_measures_that_not_all_folds_chose_are_left_out_and_said(tmp_path, monke
     assert "pq" not in neither["mean"] and "lesions" not in neither["measures"]["of_classes"]["a"]
 
 
+@pytest.mark.slow
 def test_folds_as_processes_are_those_that_one_process_trains(crossed, undivided, tmp_path):
     """The same weights, summary and table; and the command that goes on says where."""
     before, number = torch.get_num_threads(), json.loads((crossed.folder / "summary.json").read_text())["threads"]

@@ -162,6 +162,7 @@ def test_folds_keep_the_code_each(net, tmp_path):
     assert len(ulna.load(run.folder, allow_code=True).members) == 2
 
 
+@pytest.mark.slow
 def test_a_study_trains_it_beside_others(discs, net, tmp_path):
     names = f"unet,module:{net}:Tiny"
     study = ulna.compare(

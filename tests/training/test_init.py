@@ -163,6 +163,7 @@ def test_a_training_without_a_checkpoint_begins_with_them_once_more(discs, first
     assert taken == [str(first)]
 
 
+@pytest.mark.slow
 def test_an_exported_file_that_holds_its_weights(discs, first, tmp_path):
     from ulna.exporting.export import export
 

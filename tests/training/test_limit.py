@@ -226,6 +226,7 @@ def test_what_is_stopped_in_the_validation_of_a_cut_epoch_goes_on_there(discs, t
     assert run.summary["epochs"] == 1 and run.summary["val_dice"] is not None
 
 
+@pytest.mark.slow
 def test_more_hours_validate_all_cases_and_forget_what_fewer_chose(discs, tmp_path, monkeypatch, loops):
     clock = Clock(monkeypatch, step_s=1.0, case_s=200.0)
     train(discs, out=tmp_path / "run", max_hours=54 / 3600, **LIMITED)

@@ -46,6 +46,7 @@ def made(monkeypatch):
     return built, splits
 
 
+@pytest.mark.slow
 def test_a_training_builds_and_divides_once(squares, tmp_path, made):
     built, splits = made
     run = train(squares, model="unet", out=tmp_path / "run", epochs=1, set=SHORT)

@@ -115,6 +115,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_an_extension_that_was_stopped_goes_on_as_one(discs, run, tmp_path, monkeypatch):
     import ulna.training.single as room
 

@@ -246,6 +246,7 @@ def small(data, out, *changes, **options):
     return ulna.train(data, model="unet", out=out, set=(*TINY, *changes), **options)
 
 
+@pytest.mark.slow
 def test_the_whole_path_from_volumes_to_scores_of_volumes(balls, tmp_path):
     run = small(balls, tmp_path / "run", "planning.neighbours=1", epochs=12)
     plan = read_yaml(run.folder / "plan.yaml")
@@ -293,6 +294,7 @@ def test_a_killed_training_takes_the_same_steps(balls, tmp_path, monkeypatch):
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_plan_from_a_file_repeats_the_training(balls, tmp_path):
     made = plan_verb(balls, model="unet", set=TINY, out=tmp_path / "plan.yaml", untimed=True)
     assert made.plan.slices is not None

@@ -88,7 +88,7 @@ def test_an_early_stopped_run_goes_on_when_it_is_given_more_epochs(discs, tmp_pa
 
 
 def test_a_training_that_is_stopped_while_it_reads_its_data_leaves_nothing(discs, tmp_path, monkeypatch):
-    def stopped(dataset, labels, key):
+    def stopped(*_):
         signal.raise_signal(signal.SIGINT)
         return "{}"
 

@@ -94,7 +94,7 @@ class Moments:
         self.count, self.mean, self._squares = 0, np.float64(0.0), np.float64(0.0)
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Count some more. Source: Chan, Golub and LeVeque, Updating formulae, 1979."""
+        """Count some more. Source: chan1979."""
         count, mean = values.size, values.mean(dtype=np.float64)
         squares = values.var(dtype=np.float64) * count
         total = self.count + count

@@ -74,7 +74,7 @@ def rows_for(points: tuple[int, int], axis: int, length: int, step: float, count
 
     Example:
         >>> rows_for((2, 4), 0, length=10, step=2.0, count=5)
-        Rows(axis=0, points=(2, 4), voxels=(3, 8))
+        Rows(axis=0, points=(2, 4), voxels=(3, 9))
     """
     if step == 1:
         return Rows(axis, points, points)
