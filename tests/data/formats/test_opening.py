@@ -1,4 +1,4 @@
-"""What is opened gives, box by box, what is read whole, to the bit."""
+"""What is opened gives, box by box, what is read whole: to the bit on every processor, for no value is ever a sum."""
 
 import gzip
 
