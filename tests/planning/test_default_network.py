@@ -114,7 +114,7 @@ def test_a_check_and_an_estimate_are_short_to_read(discs):
 def test_a_result_a_run_and_an_evaluation_are_short_to_read(discs, tmp_path):
     run = ulna.train(discs, out=tmp_path / "run", epochs=1, set=TINY)
     found = run.summary["test"]["mean"]["dice"]["mean"]
-    assert repr(run) == f"Run {run.folder}: unet on discs0: Dice {found:.3f} over 1 test case, best epoch 1 of 1"
+    assert repr(run) == f"Run {run.folder}: unet on {discs.name}: Dice {found:.3f} over 1 test case, best epoch 1 of 1"
     segment = ulna.load(run.folder)
     assert repr(segment) == "Segmenter unet: foreground in 2D, 1 channel, patch 32x40"
     result = segment(discs / "images" / "disc0.png")
