@@ -26,6 +26,12 @@ def dataset(number):
     return found
 
 
+def known(trainer):
+    if not trainer.startswith("nnUNetTrainer"):
+        (file,) = Path(os.environ["nnUNet_extTrainer"]).glob("*.py")
+        assert f"class {{trainer}}(nnUNetTrainer)" in file.read_text()
+
+
 def plan():
     words = argparse.ArgumentParser()
     for flag in ("-d", "-c", "-npfp"):
@@ -50,6 +56,7 @@ def train():
         words.add_argument(name)
     words.add_argument("--c", action="store_true")
     words = words.parse_args()
+    known(words.tr)
     name = dataset(words.number).name
     split = json.loads((PREPARED / name / "splits_final.json").read_text())[int(words.fold)]
     assert split["train"] and split["val"] and not set(split["train"]) & set(split["val"])
@@ -79,6 +86,7 @@ def predict():
     for flag in ("-i", "-o", "-d", "-c", "-f", "-tr", "-device", "-npp", "-nps"):
         words.add_argument(flag, required=True)
     words = words.parse_args()
+    known(words.tr)
     name = dataset(words.d).name
     assert list(RESULTS.glob(f"{{name}}/{{words.tr}}__nnUNetPlans__{{words.c}}/fold_{{words.f}}/checkpoint_final.pth"))
     told = {{"folder": words.i, "output": words.o}}

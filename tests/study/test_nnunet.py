@@ -6,10 +6,12 @@ A stand-in obeys its command line: nnU-Net wants a torchvision, which does not r
 import csv
 import json
 import os
+import runpy
 import signal
+import sys
 import threading
 import time
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -35,6 +37,7 @@ ROW = "nnunetv2:2d"
 
 def test_names_say_configuration_and_epochs():
     assert read_row("nnunetv2:2d") == Row("2d", None) and read_row("nnunetv2:3d_fullres/50") == Row("3d_fullres", 50)
+    assert read_row("nnunetv2:2d/0.05") == Row("2d", 1, 12)
     for name, said in (
         ("nnunetv2:", "expected nnunetv2:2d"),
         ("nnunetv2:2D", "did you mean '2d'"),
@@ -42,6 +45,8 @@ def test_names_say_configuration_and_epochs():
             "nnunetv2:2d/3",
             "no trainer of 3 epochs; it has those of 1, 5, 10, 20, 50, 100, 250, 500, 750, 1000, 2000, 4000, 8000",
         ),
+        ("nnunetv2:2d/0.0001", "less than one step; an epoch of nnU-Net has 250"),
+        ("nnunetv2:2d/1.5", "expected nnunetv2:2d or"),
     ):
         with pytest.raises(UsageError, match=said):
             read_row(name)
@@ -149,19 +154,22 @@ def test_what_it_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
         nnunet_rows([ROW], settled)
     (row,) = nnunet_rows([f"{ROW}/50"], settled).variants
     assert row.recipe.training.epochs == 50 and "hours do not limit it" in row.footnotes[-1]
+    (row,) = nnunet_rows([f"{ROW}/0.1"], settled).variants
+    assert row.recipe.training.epochs == 1 and "25 steps in place of the 250 of an epoch" in row.footnotes[1]
     with pytest.raises(UsageError, match="compare it without --vary"):
         split_names(["unet", ROW], varied=True)
 
 
 @pytest.fixture
-def begun(many, tmp_path, monkeypatch):
+def begun(many, tmp_path, monkeypatch, request):
     """A study's folder before the training of the row, and what its process is given."""
     run, folder = tmp_path / "runs" / "row" / "seed0", install(tmp_path / "bin")
     run.mkdir(parents=True)
-    recipe = Recipe(model=ROW, training=Training(epochs=1))
+    model = getattr(request, "param", ROW)
+    recipe = Recipe(model=model, training=Training(epochs=1))
     cases = [f"disc{n}" for n in range(9)]
     split = Split(train=cases[:4], val=cases[4:6], test=cases[6:])
-    leave_for_processes(tmp_path, make(), [split], Rows([Variant(ROW, recipe)], {}))
+    leave_for_processes(tmp_path, make(), [split], Rows([Variant(model, recipe)], {}))
     (tmp_path / "recipe.yaml").write_text(to_yaml(recipe))
     monkeypatch.setenv("ULNA_NNUNET", str(folder / "python"))
     return folder, (many, tmp_path / "recipe.yaml", run, None)
@@ -185,6 +193,30 @@ def test_a_training_that_failed_goes_on_from_its_checkpoint(begun):
         "dataset.json", "plans.json",
     ]  # fmt: skip
     assert (summary["epochs"], summary["trainer"]) == (1, "nnUNetTrainer_1epoch")
+
+
+@pytest.mark.parametrize("begun", [f"{ROW}/0.1"], indirect=True)
+def test_less_than_an_epoch_is_a_trainer_with_fewer_steps(begun, monkeypatch):
+    folder, words = begun
+    nnunet_worker.train(*words)
+    assert [call[call.index("-tr") + 1] for call in calls(folder) if "-tr" in call] == ["ulna_25_steps"] * 2
+    assert json.loads((words[2] / "summary.json").read_text())["steps_per_epoch"] == 25
+
+    class Trainer:  # what nnU-Net's own has, and sets before it is initialised
+        num_epochs, num_iterations_per_epoch, num_val_iterations_per_epoch, save_every = 1000, 250, 50, 50
+
+        def initialize(self):
+            self.scheduled = self.num_epochs
+
+    name = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
+    for depth in range(1, 5):
+        module = ModuleType(".".join(name.split(".")[:depth]))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.nnUNetTrainer = Trainer
+    trainer = runpy.run_path(str(words[2] / "trainer" / "ulna_25_steps.py"))["ulna_25_steps"]()
+    trainer.initialize()
+    assert trainer.scheduled == 1
+    assert (trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch, trainer.save_every) == (25, 5, 50)
 
 
 def test_a_stopped_training_ends_its_process_and_goes_on(begun):

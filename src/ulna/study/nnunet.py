@@ -26,15 +26,23 @@ TRAINERS = {
     1000: "nnUNetTrainer",
     **{epochs: f"nnUNetTrainer_{epochs}epochs" for epochs in (2000, 4000, 8000)},
 }
+STEPS = 250  # of an epoch, and a fifth as many to validate
 SHARED = "nnunet"  # the folder of a study with what all its rows read
 _ANSWERS_S = 60.0
 
 
 class Row(NamedTuple):
-    """What the name of a row says: `nnunetv2:3d_fullres`, or `nnunetv2:2d/50` with the epochs."""
+    """What the name of a row says: `nnunetv2:3d_fullres`, or `nnunetv2:2d/50` with the epochs.
+
+    Args:
+        configuration: one of `CONFIGURATIONS`.
+        epochs: that the name asks for.
+        steps: of its one epoch, where the name asks for less than one.
+    """
 
     configuration: str
     epochs: int | None = None
+    steps: int = STEPS
 
 
 def is_nnunet(model: str) -> bool:
@@ -49,20 +57,28 @@ def read_row(model: str) -> Row:
         UsageError: if it is none, or names epochs that no trainer of nnU-Net has.
 
     Example:
-        >>> read_row("nnunetv2:3d_fullres"), read_row("nnunetv2:2d/50")
-        (Row(configuration='3d_fullres', epochs=None), Row(configuration='2d', epochs=50))
+        >>> read_row("nnunetv2:3d_fullres").epochs, read_row("nnunetv2:2d/50").epochs, read_row("nnunetv2:2d/0.1").steps
+        (None, 50, 25)
     """
-    form = re.fullmatch(r"(\w+)(?:/(\d{1,5}))?", model.removeprefix(KIND))
+    form = re.fullmatch(r"(\w+)(?:/(\d{1,5}|0\.\d{1,4}))?", model.removeprefix(KIND))
     if form is None:
         raise UsageError(
             f"{printable(model)}: expected nnunetv2:2d or nnunetv2:3d_fullres, or nnunetv2:2d/50 with its epochs"
         )
     if form[1] not in CONFIGURATIONS:
         raise unknown("configuration of nnunetv2", form[1], CONFIGURATIONS)
-    epochs = None if form[2] is None else int(form[2])
-    if epochs is not None and epochs not in TRAINERS:
+    if form[2] is None:
+        return Row(form[1])
+    if "." in form[2]:
+        steps = round(float(form[2]) * STEPS)
+        if steps < 1:
+            raise UsageError(f"{model}: less than one step; an epoch of nnU-Net has {STEPS}")
+        return Row(form[1], 1, steps)
+    epochs = int(form[2])
+    if epochs not in TRAINERS:
         raise UsageError(
-            f"{model}: nnU-Net has no trainer of {epochs} epochs; it has those of {', '.join(map(str, TRAINERS))}"
+            f"{model}: nnU-Net has no trainer of {epochs} epochs; it has those of {', '.join(map(str, TRAINERS))}, "
+            f"and 0.1 is a tenth of one epoch"
         )
     return Row(form[1], epochs)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ulna.errors import UsageError, counted, printable
 from ulna.recipe import Plan, Recipe, Split, Training, to_yaml
-from ulna.study.nnunet import KIND, SHARED, find, is_nnunet, read_row, trained_epochs
+from ulna.study.nnunet import KIND, SHARED, STEPS, find, is_nnunet, read_row, trained_epochs
 from ulna.study.variants import Settled, Variant, settings_of
 from ulna.system.files import write_text
 from ulna.system.outputs import make_folder
@@ -66,14 +66,17 @@ def nnunet_rows(names: Sequence[str], settled: Settled) -> Rows:
     base, planned = settled.variants[0].recipe, settled.planned[0].recipe
     variants = []
     for name in names:
-        own = read_row(name).epochs
+        own, steps = read_row(name).epochs, read_row(name).steps
         if own is None and planned.training.max_hours is not None:
             raise UsageError(
                 f"{name}: no hours limit nnU-Net; say for how many epochs it is trained, such as {name}/50"
             )
         wanted = planned.training.most_epochs if own is None else own
         epochs = trained_epochs(wanted)
-        notes = [f"nnU-Net {printable(found.version())}, {counted(epochs, 'epoch')} of 250 steps: it {OWN_WAY}"]
+        length = f"{counted(epochs, 'epoch')} of {counted(steps, 'step')}"
+        notes = [f"nnU-Net {printable(found.version())}, {length}: it {OWN_WAY}"]
+        if steps < STEPS:
+            notes.append(f"{counted(steps, 'step')} in place of the {STEPS} of an epoch of its own")
         if epochs != wanted:
             notes.append(f"{counted(epochs, 'epoch')}, not {wanted}: nnU-Net has no trainer of so many")
         if planned.training.max_hours is not None:

@@ -28,7 +28,7 @@ from ulna.evaluation.known import known_alone
 from ulna.evaluation.pair import Pair
 from ulna.inference.scoring import scores_of
 from ulna.recipe import Plan, Recipe, Split, from_yaml, parse
-from ulna.study.nnunet import COMMANDS, SHARED, TRAINERS, Environment, clean, find, read_row
+from ulna.study.nnunet import COMMANDS, SHARED, STEPS, TRAINERS, Environment, clean, find, read_row
 from ulna.study.nnunet_data import ENDING, names_of, read_mask, splits_of, write_dataset
 from ulna.study.worker import work
 from ulna.system.device import default_device, device_name
@@ -44,6 +44,7 @@ from ulna.version import version
 log = logging.getLogger("ulna")
 
 LOG_FILE = "nnunet.log"  # what nnU-Net says
+TRAINER = "trainer"  # a folder of the run, where nnU-Net finds one that it does not have
 ITS_WORDS = "predict_from_raw_data_args.json"  # that it leaves beside the masks, with folders of this machine
 ENDS_S = 20.0  # a command has to end after it was asked to
 PLAN, TRAIN, PREDICT = COMMANDS
@@ -75,13 +76,17 @@ class Training:
         self.shown = without_places(data, self.shared.parent, found.folder, found.folder.parent)
         self.number = fold + 1
         self.name = f"Dataset{self.number:03d}_ulna"
-        self.configuration = read_row(recipe.model).configuration
-        self.trainer = TRAINERS[recipe.training.most_epochs]
+        self.configuration, _, self.steps = read_row(recipe.model)
+        short = self.steps < STEPS
+        self.trainer = f"ulna_{self.steps}_steps" if short else TRAINERS[recipe.training.most_epochs]
         device = default_device().type
         self.device = device if device in ("cuda", "mps") else "cpu"
 
     def run_all(self) -> None:
         """Whatever is left to do, to the figures."""
+        if self.steps < STEPS:
+            make_folder(self.run / TRAINER)
+            write_text(self.run / TRAINER / f"{self.trainer}.py", less_than_an_epoch(self.trainer, self.steps))
         raw, prepared = self.shared / "raw", self.shared / "preprocessed" / self.name
         done = prepared / f"{self.configuration}.done"
         with locked(self.shared, wait=True):  # for all trainings of the study
@@ -133,6 +138,7 @@ class Training:
             "epochs": epochs,
             "best_epoch": epochs,  # it takes the last one
             "trainer": self.trainer,
+            "steps_per_epoch": self.steps,
             "evaluated_on": part,
             part: evaluation.summary,
             **self._spent(),
@@ -172,6 +178,8 @@ class Training:
             "results": self.run / "results",
         }
         environment = clean() | {f"nnUNet_{name}": str(folder.resolve()) for name, folder in folders.items()}
+        if self.steps < STEPS:
+            environment["nnUNet_extTrainer"] = str((self.run / TRAINER).resolve())
         # of augmentation, and of the validation and the prediction, each of which loads torch anew
         for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
             environment.setdefault(name, str(self._processes()))
@@ -193,6 +201,20 @@ class Training:
         if code:
             said = text.strip().splitlines() or ["it said nothing"]
             raise UsageError(f"{command} ended with exit code {code}: {printable(said[-1])[:300]}")
+
+
+def less_than_an_epoch(name: str, steps: int) -> str:
+    """A trainer for nnU-Net's environment that is its own but for the steps of its one epoch."""
+    return f"""from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class {name}(nnUNetTrainer):
+    def initialize(self):
+        self.num_epochs = 1
+        self.num_iterations_per_epoch = {steps}
+        self.num_val_iterations_per_epoch = {max(1, steps // 5)}
+        super().initialize()
+"""
 
 
 def _peak_of_children_mb() -> float:
