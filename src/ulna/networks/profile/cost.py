@@ -17,6 +17,7 @@ from ulna.networks.build import count_parameters, validate
 from ulna.networks.catalog import NAMED, Entry
 from ulna.networks.network import Network
 from ulna.networks.profile.ptflops import count_ptflops_gmacs
+from ulna.networks.profile.shapes import shapes_alone
 from ulna.recipe import SPARSE_POINTS, Slot
 
 
@@ -150,10 +151,11 @@ def count_gmacs(network: Network, size: tuple[int, ...], *, points: int | None =
         size: S, of one image.
         points: read at so many points alone, as a training on sampled points does.
     """
-    network = copy.deepcopy(network).to("meta")
+    if not next(network.parameters()).is_meta:
+        network = copy.deepcopy(network).to("meta")
     at = None if points is None else torch.zeros(1, points, len(size), dtype=torch.long, device="meta")
     formulas: dict[Any, Any] = {torch.ops.ulna.sweep: sweep_flops}
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad(), shapes_alone(network):
         network.outputs(torch.zeros(1, network.in_channels, *size, device="meta"), at)
     return counter.get_total_flops() / 2e9
 

@@ -16,6 +16,7 @@ from ulna.blocks import nd
 from ulna.blocks.resample import Linear
 from ulna.networks.heads.decoder import PointDecoder
 from ulna.networks.network import Network
+from ulna.networks.profile.shapes import shapes_alone
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -41,7 +42,7 @@ def count_ptflops_gmacs(network: Network, size: tuple[int, ...], *, points: int 
 
     hooks = [module.register_forward_hook(add) for module in network.modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), shapes_alone(network):
             device = next(network.parameters()).device
             at = None if points is None else torch.zeros(1, points, len(size), dtype=torch.long, device=device)
             network.outputs(torch.zeros(1, network.in_channels, *size, device=device), at)
