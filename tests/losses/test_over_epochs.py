@@ -57,8 +57,8 @@ def test_a_training_that_goes_on_has_the_weights_of_its_epoch(discs, tmp_path, m
     whole, part = train(discs, out=tmp_path / "whole", **options), tmp_path / "part"
     record = room.record_epoch
 
-    def killed_after_one(folder, state, tracked):
-        record(folder, state, tracked)
+    def killed_after_one(folder, state, *rest):
+        record(folder, state, *rest)
         if state.epoch == 1:
             raise Killed
 

@@ -105,8 +105,8 @@ def test_a_stopped_training_goes_on_exactly_between_validations_and_within_its_s
     assert len(rows_of(whole.folder)) == 5  # four of four steps and one of two
     record = room.record_epoch
 
-    def killed_after_three(folder, state, tracked):
-        record(folder, state, tracked)
+    def killed_after_three(folder, state, *rest):
+        record(folder, state, *rest)
         if state.epoch == 3:
             raise Killed
 

@@ -123,8 +123,8 @@ def test_an_extension_that_was_stopped_goes_on_as_one(discs, run, tmp_path, monk
     train(discs, out=whole, resume=True, epochs=6)
     record = room.record_epoch
 
-    def killed(folder, state, tracked):
-        record(folder, state, tracked)
+    def killed(folder, state, *rest):
+        record(folder, state, *rest)
         if state.epoch == 4:
             raise Killed
 

@@ -236,8 +236,8 @@ def test_a_training_by_lesion_that_was_stopped_goes_on_exactly(specks, tmp_path,
     options = {"model": "unet", "epochs": 2, "set": (*TINY, *SMALL[:2], "training.sampling=lesion")}
     whole, part, record = train(specks, out=tmp_path / "whole", **options), tmp_path / "part", room.record_epoch
 
-    def killed_after_one(folder, state, tracked):
-        record(folder, state, tracked)
+    def killed_after_one(folder, state, *rest):
+        record(folder, state, *rest)
         if state.epoch == 1:
             raise Killed
 

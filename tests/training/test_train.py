@@ -93,8 +93,8 @@ def test_a_stopped_training_goes_on_exactly(discs, tmp_path, monkeypatch):
     whole, part = train(discs, out=tmp_path / "whole", **options), tmp_path / "part"
     record = room.record_epoch
 
-    def killed_after_two(folder, state, tracked):
-        record(folder, state, tracked)
+    def killed_after_two(folder, state, *rest):
+        record(folder, state, *rest)
         if state.epoch == 2:
             raise Killed
 

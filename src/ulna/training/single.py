@@ -15,7 +15,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.pseudonyms import Pseudonyms, check_key, named, texts_of
 from ulna.data.prepared.contents import Contents
 from ulna.data.prepared.store import CaseStore
-from ulna.errors import UsageError, counted, printable
+from ulna.errors import Interrupted, UsageError, counted, printable
 from ulna.evaluation.intervals import told_mean
 from ulna.inference.segmenter import network_for, read_split
 from ulna.networks.foreign import CODE_FILE, allow_flag, file_of, is_permitted, load_encoder
@@ -55,7 +55,7 @@ from ulna.training.state import State
 from ulna.training.stopping import Stop
 from ulna.training.summary import Parts, final_predictions, summarise, with_limits
 from ulna.training.taken import encoder_parts, uses
-from ulna.training.tracking import Tracked, record_epoch
+from ulna.training.tracking import Curves, Tracked, record_epoch
 from ulna.verbs import to_argv
 
 log = logging.getLogger("ulna")
@@ -223,6 +223,7 @@ def _train(
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
     taken: list[str] = []
+    curves = Curves(folder)
     if before is None or not any((folder / CHECKPOINTS).glob("*.safetensors")):
         taken += load_encoder(network, recipe.architecture.foreign)
     elif uses(recipe.training):
@@ -265,7 +266,7 @@ def _train(
             ),
             folder=folder,
             stop=stop,
-            on_epoch=lambda state: record_epoch(folder, state, tracked),
+            on_epoch=lambda state: record_epoch(folder, state, tracked, curves),
             final_cases=final_predictions(plan, recipe, split),
             calibrating_cases=calibrating_predictions(plan, recipe, len(split.val)),
             taken=taken,
@@ -278,4 +279,10 @@ def _train(
             else:
                 log.info("no checkpoint yet: starting from the first epoch")
             write_text(folder / "recipe.yaml", to_yaml(recipe))  # only now: with it the run goes on
-        return network, loop.run()
+        try:
+            state = loop.run()
+        except Interrupted:
+            curves.draw(loop.state, ended=True)
+            raise
+        curves.draw(state, ended=True)
+        return network, state

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,11 +151,34 @@ class Tracked:
         write_text(self.folder / TRACKING_FILE, json.dumps(stored))
 
 
-def record_epoch(folder: Path, state: State, tracked: Tracked) -> None:
+class Curves:
+    """The picture of a training: drawn while it goes on, but no sooner than `PAUSE_S` after the one before, and at its end.
+
+    A drawing takes half a second, as long as an epoch of a small data set.
+
+    Args:
+        folder: of the run.
+    """
+
+    PAUSE_S = 10.0
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "figures" / "curves.png"
+        self._drawn: list[dict[str, float | None]] = []
+        self._at = -math.inf
+
+    def draw(self, state: State, *, ended: bool = False) -> None:
+        """Draw the epochs so far, where there are new ones and it is time."""
+        if state.rows != self._drawn and (ended or time.monotonic() - self._at >= self.PAUSE_S):
+            figures.curves(state.rows, self.path, monitor=state.monitor)
+            self._drawn, self._at = [dict(row) for row in state.rows], time.monotonic()
+
+
+def record_epoch(folder: Path, state: State, tracked: Tracked, curves: Curves) -> None:
     """metrics.csv and the curves, after every epoch; cells are empty where an epoch was not validated."""
     cells = [["" if (value := row[name]) is None else repr(value) for name in METRICS] for row in state.rows]
     write_text(folder / "metrics.csv", "\n".join(map(",".join, [METRICS, *cells])) + "\n")
-    figures.curves(state.rows, folder / "figures" / "curves.png", monitor=state.monitor)
+    curves.draw(state)
     tracked.epochs()
 
 
