@@ -279,6 +279,7 @@ def test_a_run_with_plain_ids_does_not_go_on_with_a_key(outputs, root, tmp_path)
         ulna.train(root, out=out / "run", resume=True, epochs=2, pseudonymise=tmp_path / "key.json")
 
 
+@pytest.mark.slow
 def test_folds_go_under_pseudonyms(root, tmp_path):
     key = root.parent / "key-of-folds.json"
     ulna.train(root, model="unet", out=tmp_path / "folds", folds=3, epochs=1, set=TINY, pseudonymise=key)

@@ -76,7 +76,14 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["models"], ["models", "--json"], ["models", "unetpp"]], ids=" ".join
+    "arguments",
+    [
+        ["--help"],
+        pytest.param(["models"], marks=pytest.mark.slow),
+        pytest.param(["models", "--json"], marks=pytest.mark.slow),
+        ["models", "unetpp"],
+    ],
+    ids=" ".join,
 )
 def test_a_reader_that_has_gone_is_no_error(arguments):
     """As in `ulna models | head -1`."""
@@ -88,6 +95,7 @@ def test_a_reader_that_has_gone_is_no_error(arguments):
         assert process.wait() == 0
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_where_nobody_reads_its_log(discs, tmp_path):
     tiny = ["--epochs", "2", "--set", "architecture.channels=[2,4]", "--set", "training.min_steps=2"]
     command = [

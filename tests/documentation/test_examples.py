@@ -26,7 +26,13 @@ def run(command, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(path.name, marks=[pytest.mark.slow] if path.name.startswith("segment_") else [])
+        for path in sorted(EXAMPLES.glob("*.py"))
+    ],
+)
 def test_a_script_runs(script, tmp_path):
     out = run([sys.executable, str(EXAMPLES / script), str(tmp_path / "out")], tmp_path)
     assert [words for words in SAYS[script] if words not in out] == []

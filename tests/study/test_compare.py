@@ -206,6 +206,7 @@ def test_one_seed_is_no_evidence(study, many):
     assert "Pairs" not in (study.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_study_is_told_to_a_tracker_also_after_it_was_finished(study, many, tmp_path, monkeypatch):
     out, server = shutil.copytree(study.folder, tmp_path / "b"), standing_in(monkeypatch, Server())
     monkeypatch.setattr(comparing, "write_outputs", lambda *_: None)

@@ -20,6 +20,7 @@ def short(monkeypatch):
         monkeypatch.setitem(BUDGETS, name, budget)
 
 
+@pytest.mark.slow
 def test_a_run_stores_its_length_in_numbers_and_goes_on_by_them(discs, tmp_path, short):
     run = train(discs, out=tmp_path / "run", budget="quick", **FLAGS)
     stored = from_yaml(Recipe, run.folder / "recipe.yaml").training

@@ -47,6 +47,7 @@ def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_file_trains_as_its_command_does(discs, planned, tmp_path):
     by_flags = train(discs, out=tmp_path / "flags", epochs=2, **FLAGS)
     by_file = train(discs, plan=planned, out=tmp_path / "file", epochs=2)

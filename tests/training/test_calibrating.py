@@ -116,6 +116,7 @@ def tmp_path_with_weights(run, folder):
     return folder
 
 
+@pytest.mark.slow
 def test_folds_have_one_each_and_the_summary_lists_them(data, tmp_path):
     (tmp_path / "data").mkdir()
     for folder in ("images", "labels"):

@@ -67,6 +67,7 @@ def test_a_compiler_that_is_not_found_is_named(monkeypatch):
         room.compiles(Training(compile=True), torch.device("cuda"))
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_compiled_is_a_clear_error(discs, tmp_path, monkeypatch):
     def broken(graph, inputs):
         raise RuntimeError("no such instruction")

@@ -45,6 +45,7 @@ def test_a_run_of_another_version_does_not_go_on_and_predicts(run, discs, number
     assert ulna.load(run)(np.zeros((32, 40))).mask.shape == (32, 40)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_does_not_hide_the_format(run):
     begun_by(run, None)
     (run / "checkpoints" / "next.safetensors").write_bytes(b"torn")

@@ -22,7 +22,7 @@ from ulna.training.estimate import plan
 from ulna.training.train import train
 
 
-@pytest.mark.parametrize("model", ["unetpp", "implicit_unet"])
+@pytest.mark.parametrize("model", [pytest.param("unetpp", marks=pytest.mark.slow), "implicit_unet"])
 def test_the_plan_told_is_the_one_that_a_training_makes(discs, tmp_path, model):
     flags = {"model": model, "seed": 3, "set": (*TINY[1:], "architecture.base_channels=4", "planning.whitening=zca")}
     told = plan(discs, untimed=True, **flags)

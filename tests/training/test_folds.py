@@ -247,6 +247,7 @@ def test_where_no_fold_could_begin_nothing_is_left(undivided, tmp_path):
     assert not (tmp_path / "cv").exists()
 
 
+@pytest.mark.slow
 def test_given_folds_with_tests_of_their_own_are_scored_on_these(undivided, tmp_path):
     data, ids = tmp_path / "data", [f"disc{number}" for number in range(7)]
     shutil.copytree(undivided, data)
@@ -281,6 +282,7 @@ def test_flags_of_a_cross_validation_do_not_change_when_it_goes_on(crossed, undi
     train(undivided, out=crossed.folder, resume=True, folds=own)
 
 
+@pytest.mark.slow
 def test_shares_of_a_command_divide_the_cases(undivided, tmp_path, capsys):
     run = train(undivided, out=tmp_path / "a", split="60/20/20", epochs=1, **FLAGS)
     split = json.loads((run.folder / "splits.json").read_text())

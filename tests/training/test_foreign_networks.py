@@ -146,6 +146,7 @@ def test_volumes_are_learned_as_images_are(net, tmp_path):
     assert ulna.load(run.folder)(data / "images" / "ball0.nii.gz").mask.shape == (20, 24, 9)  # named here: no flag
 
 
+@pytest.mark.slow
 def test_folds_keep_the_code_each(net, tmp_path):
     root = tmp_path / "discs"
     root.mkdir()

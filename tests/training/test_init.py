@@ -142,6 +142,7 @@ def test_a_network_that_was_named_must_be_that_of_the_weights(discs, first, tmp_
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_going_on_does_not_need_the_weights_again(discs, first, tmp_path):
     source = shutil.copytree(first, tmp_path / "source")
     run = train(discs, init=source, out=tmp_path / "b", epochs=1, set=TINY[1:]).folder
@@ -152,6 +153,7 @@ def test_going_on_does_not_need_the_weights_again(discs, first, tmp_path):
         train(discs, init="zoo:nuclei", out=run, resume=True)
 
 
+@pytest.mark.slow
 def test_a_training_without_a_checkpoint_begins_with_them_once_more(discs, first, tmp_path, monkeypatch):
     run = train(discs, init=first, out=tmp_path / "b", epochs=1, set=TINY[1:]).folder
     for name in ("weights.safetensors", "metrics.csv", "summary.json"):

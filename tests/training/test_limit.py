@@ -157,6 +157,7 @@ def test_a_limit_shorter_than_an_epoch_is_kept_and_leaves_weights(discs, tmp_pat
     assert Segmenter.load(run.folder)(discs / "images" / "disc0.png").mask.shape == (32, 40)
 
 
+@pytest.mark.slow
 def test_a_machine_that_gets_slower_ends_its_epoch_in_time(discs, tmp_path, monkeypatch, loops):
     clock = Clock(monkeypatch, step_s=0.2, case_s=0.5)
     step, calls = room.Loop._step, itertools.count()
@@ -180,6 +181,7 @@ def test_a_validation_longer_than_the_limit_takes_one_case(discs, tmp_path, monk
     )
 
 
+@pytest.mark.slow
 def test_a_machine_that_gets_slower_ends_the_validation_in_time(discs, tmp_path, monkeypatch, loops):
     clock = Clock(monkeypatch, step_s=1.0, case_s=2.0)
     score = Validation._score
@@ -194,6 +196,7 @@ def test_a_machine_that_gets_slower_ends_the_validation_in_time(discs, tmp_path,
     assert "the weights are chosen by 1 of 2 validation cases" in (run.folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_time_left_goes_on_while_it_validates(discs, tmp_path, monkeypatch, loops):
     Clock(monkeypatch, step_s=1.0, case_s=2.0)
     told = []

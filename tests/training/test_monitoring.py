@@ -99,6 +99,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_exactly_between_validations_and_within_its_steps(discs, tmp_path, monkeypatch):
     settings = (*TINY, "training.validate_every=2", "training.monitor=iou", "training.steps=18")
     whole = train(discs, model="unet", out=tmp_path / "whole", set=settings)

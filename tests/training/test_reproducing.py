@@ -21,6 +21,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_number_of_threads(discs, tmp_path, one_thread, caplog):
     whole = train(discs, model="unet", out=tmp_path / "whole", epochs=2, threads=2, set=TINY)
     part = train(discs, model="unet", out=tmp_path / "part", epochs=1, threads=2, set=TINY)

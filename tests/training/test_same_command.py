@@ -88,6 +88,7 @@ def test_a_finished_run_keeps_its_last_checkpoint_alone(discs, run):
     assert list((run / "checkpoints").iterdir()), "what is alone stays"
 
 
+@pytest.mark.slow
 def test_an_extension_anneals_from_a_third_of_the_first_rate(discs, run):
     train(discs, out=run, resume=True, epochs=8)
     rates = [float(row["lr"]) for row in rows_of(run)]

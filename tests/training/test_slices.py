@@ -269,6 +269,7 @@ def test_the_whole_path_from_volumes_to_scores_of_volumes(balls, tmp_path):
     assert plain.mask.shape == given.shape
 
 
+@pytest.mark.slow
 def test_a_killed_training_takes_the_same_steps(balls, tmp_path, monkeypatch):
     whole = small(balls, tmp_path / "whole", epochs=2)
     steps = 0
@@ -328,6 +329,7 @@ def test_two_classes_and_slices_scored_as_images(tmp_path):
     assert ulna.evaluate(tmp_path / "masks", data, by="case").summary["cases"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_without_the_new_keys_predicts_as_before(tmp_path):
     data = draw_balls(tmp_path / "data", 4)
     changes = [change for change in TINY if "spatial_dims" not in change]

@@ -167,6 +167,7 @@ def late(monkeypatch):
 OPTIONS = {"model": "unet", "epochs": 2, "set": (*TINY, "architecture.conv.double_conv.dropout=0.2")}
 
 
+@pytest.mark.slow
 def test_losses_that_are_read_late_change_nothing(discs, tmp_path, request):
     soon = train(discs, out=tmp_path / "soon", **OPTIONS)
     request.getfixturevalue("late")

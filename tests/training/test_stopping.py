@@ -20,7 +20,7 @@ OPTIONS = {"model": "unet", "epochs": 3, "set": (*TINY, "architecture.conv.doubl
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("stop_at", [1, 6])
+@pytest.mark.parametrize("stop_at", [pytest.param(1, marks=pytest.mark.slow), 6])
 def test_a_signal_stops_at_the_next_step_and_the_rest_is_the_same(discs, tmp_path, monkeypatch, number, stop_at):
     whole, part = train(discs, out=tmp_path / "whole", **OPTIONS), tmp_path / "part"
     step, count = room.Loop._step, 0
@@ -74,12 +74,14 @@ def test_the_command_line_exits_with_143_and_prints_the_command(discs, tmp_path)
     assert load_checkpoint(run / "checkpoints") is not None
 
 
+@pytest.mark.slow
 def test_with_resume_only_the_length_can_change(discs, tmp_path):
     run = train(discs, out=tmp_path / "r", **OPTIONS)
     with pytest.raises(UsageError, match=r"training\.seed is 0 there, 3 now, optimizer\.lr is 0\.01 there, 1\.0 now"):
         train(discs, out=run.folder, resume=True, seed=3, set=("optimizer.lr=1",))
 
 
+@pytest.mark.slow
 def test_an_early_stopped_run_goes_on_when_it_is_given_more_epochs(discs, tmp_path):
     still = (*TINY, "optimizer.lr=1e-12", "training.patience=2")
     first = train(discs, model="unet", out=tmp_path / "r", epochs=20, set=still)

@@ -90,6 +90,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_an_epoch_that_was_stopped_in_its_middle_adds_up(discs, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "Stopwatch", Ticks)
     options = {"model": "unet", "epochs": 2, "set": (*TINY, "schedule.kind=constant")}

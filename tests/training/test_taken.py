@@ -72,6 +72,7 @@ def test_after_these_epochs_the_encoder_learns(first, second):
     assert {name for name in before if name.startswith(ENCODER) and name.endswith("conv.weight")} <= {*moved}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [2, 6])  # in an epoch with a frozen encoder, and in the one without
 def test_a_stopped_training_goes_on_exactly(discs, first, second, tmp_path, monkeypatch, stop_at):
     step, count = room.Loop._step, 0

@@ -132,6 +132,7 @@ def test_training_multiplies_in_the_precision_of_the_recipe(discs, tmp_path, mon
     assert all(t.dtype != torch.bfloat16 for t in read_tensors(tmp_path / "run/weights.safetensors").tensors.values())
 
 
+@pytest.mark.slow
 def test_more_epochs_extend_a_finished_run(discs, tmp_path):
     first = train(discs, model="unet", out=tmp_path / "r", epochs=2, set=TINY)
     longer = train(discs, out=first.folder, resume=True, epochs=3)
@@ -144,6 +145,7 @@ def test_a_time_limit_stops_at_the_end_of_an_epoch(discs, tmp_path):
     assert 1 <= run.summary["epochs"] < 1000
 
 
+@pytest.mark.slow
 def test_it_stops_when_nothing_gets_better(discs, tmp_path):
     run = train(
         discs, model="unet", out=tmp_path / "r", epochs=50, set=(*TINY, "optimizer.lr=1e-12", "training.patience=2")
@@ -312,6 +314,7 @@ def test_overlapping_classes_from_training_to_scores(tmp_path):
     assert scores.summary["mean"]["dice"]["mean"] == pytest.approx(run.summary["val"]["mean"]["dice"]["mean"])
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_volume_run_repeats_it(tmp_path):
     data = make_phantom(tmp_path / "data", count=4, size=(16, 20, 12))
     small = ("architecture.base_channels=4", "planning.batch=1", "training.min_steps=2")
@@ -332,6 +335,7 @@ def test_a_recipe_file_changes_what_it_states_and_nothing_else(tmp_path):
         choose(model=None, recipe=None, set=("model=unet",))
 
 
+@pytest.mark.slow
 def test_the_command_line_composes_whitens_and_scales(tmp_path):
     """A recommended network with another skip, to a budget, on whitened channels: trained, stored, and used again."""
     rng = np.random.default_rng(0)
@@ -509,6 +513,7 @@ def test_a_run_without_its_record_of_the_data_does_not_go_on(copied, tmp_path, c
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_a_pruned_run_does_not_go_on_and_stays_as_it_is(copied, tmp_path):
     train(copied, model="unetpp", out=tmp_path / "deep", epochs=1, set=(*TINY, "architecture.deep_supervision=true"))
     prune(tmp_path / "deep", out=tmp_path / "small", level=1)
