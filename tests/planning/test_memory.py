@@ -60,6 +60,22 @@ def test_on_a_gpu_what_the_loss_keeps_is_counted():
     assert taken > 1.2 * GPU_OVERHEAD * maps
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_loss_that_reads_the_whole_batch_takes_the_logits_of_all_devices(gpu):
+    device = Device("cuda", 80e9) if gpu else Device("cpu", 0)
+    network = build("unet", classes=50, channels=(4, 8))
+
+    def taken(reduction, batch, **shared):
+        recipe = Recipe.model_validate({"loss": {"kind": "dice_ce", "options": {"reduction": reduction}}})
+        return step_memory(network, (64, 64), batch, recipe, device, **shared)["maps of a step"]
+
+    # one by one, half of the batch is all that a device sees
+    assert taken("image", 4, devices=2) == taken("image", 2)
+    logits = 2 * 50 * 64 * 64 * 2  # of two samples, in half precision at least
+    assert taken("batch", 4, devices=2) > taken("batch", 2) + logits
+    assert taken("image", 4, devices=2, ignored=True) > taken("image", 2) + logits
+
+
 def test_a_training_that_cannot_fit_leaves_no_folder(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     np.savez(

@@ -18,6 +18,8 @@ from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.kernels.allocator import allocator_in_use, allocator_when_tuned
 from ulna.losses import make_loss
+from ulna.losses.criteria import HeadsLoss
+from ulna.losses.sharing import is_mean_of_samples
 from ulna.networks.heads import Outputs
 from ulna.networks.network import Network
 from ulna.networks.profile.memory import peak_bytes
@@ -125,7 +127,10 @@ def training_memory(
             and in the memory of the machine what all of them take.
     """
     held = _image_bytes(median_grid(plan), plan) * cases
-    step = step_memory(network, plan.patch, -(-plan.batch // devices), recipe, device, elsewhere=elsewhere)
+    step = step_memory(
+        network, plan.patch, plan.batch, recipe, device,
+        elsewhere=elsewhere, devices=devices, ignored=plan.labels.ignored is not None,
+    )  # fmt: skip
     if not device.gpu:
         step = {name: devices * size for name, size in step.items()}
     own = (PROGRAM if device.gpu or elsewhere else program_bytes()) + LIBRARIES
@@ -146,13 +151,22 @@ def step_memory(
     device: Device,
     *,
     elsewhere: bool = False,
+    devices: int = 1,
+    ignored: bool = False,
 ) -> dict[str, float]:
-    """Bytes of a training step by what takes them, all of which lies on a GPU; `elsewhere` as for `training_memory`."""
+    """Bytes of a training step by what takes them, all of which lies on a GPU; `elsewhere` as for `training_memory`.
+
+    Of several devices it is what each takes: its share of the batch, and for a loss that reads all of it, as every loss does
+    where labels have a value to ignore, the logits of the others.
+    """
     bf16 = device.precision(recipe.training.precision) == "bf16"
     points = count_points(recipe.points, math.prod(patch), sparse=network.head.sparse)
     # on a CPU the share of the loss is in what was measured for the allocators
-    loss = _loss(recipe, (batch, *patch)) if device.gpu else None
-    maps = peak_bytes(network, patch, batch=batch, training=True, bf16=bf16, points=points, loss=loss)
+    own = -(-batch // devices)
+    criterion = _criterion(recipe)
+    others = batch - own if ignored or not is_mean_of_samples(criterion) else 0
+    loss = _loss(criterion, (own, *patch), others, devices) if device.gpu or others else None
+    maps = peak_bytes(network, patch, batch=own, training=True, bf16=bf16, points=points, loss=loss)
     moments = 1 if recipe.optimizer.kind == "sgd" else 2
     parts = {
         "maps of a step": _overhead(device, elsewhere=elsewhere) * maps,
@@ -161,12 +175,25 @@ def step_memory(
     return {**parts, "pool of the captured step": GPU_GRAPH * maps, "CUDA": float(GPU_CONTEXT)} if device.gpu else parts
 
 
-def _loss(recipe: Recipe, size: tuple[int, ...]) -> Callable[[Outputs], Tensor]:
-    """That of the recipe for labels (N, *S) without memory; overlapping classes take no more than exclusive ones."""
-    criterion = make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
-    labels = torch.zeros(size, dtype=torch.uint8, device="meta")
+def _criterion(recipe: Recipe) -> HeadsLoss:
+    """The loss of a recipe; overlapping classes take no more than exclusive ones."""
+    return make_loss(recipe.loss.kind, options=recipe.loss.options, heads=recipe.loss.heads, multilabel=False)
+
+
+def _loss(criterion: HeadsLoss, size: tuple[int, ...], others: int, devices: int) -> Callable[[Outputs], Tensor]:
+    """That of labels (N, *S) without memory; with `others`, after so many samples of other devices were taken in."""
+    own, *rest = size
+    labels = torch.zeros((own + others, *rest), dtype=torch.uint8, device="meta")
+
+    def taken_in(logits: Tensor) -> Tensor:  # as `Ranks.whole` does: all shares, then one tensor of them
+        shares = [torch.empty_like(logits) for _ in range(devices)]
+        return torch.cat([logits, *shares[1:]])[: own + others]
 
     def loss(outputs: Outputs) -> Tensor:
+        if others:
+            heads = {name: taken_in(logits) for name, logits in outputs.heads.items()}
+            points = None if outputs.points is None else taken_in(outputs.points)
+            outputs = Outputs(next(iter(heads.values())), heads, points)
         made: Tensor = criterion(outputs, labels)[0]
         return made
 
