@@ -225,6 +225,10 @@ def test_widths_are_scaled_by_one_factor(forms):
         match_width(named(f"module:{forms}:Flat"), 20_000, **SHAPE)
     with pytest.raises(UsageError, match="cannot be scaled to 2 parameters: the narrowest such network has"):
         match_width(before, 2, **SHAPE)
+    least = match_width(before, 2, nearest=True, **SHAPE)
+    assert least.foreign.options["width"] == 1
+    flat = match_width(named(f"module:{forms}:Flat"), 20_000, nearest=True, **SHAPE)
+    assert scaled_words(flat.foreign, flat.foreign) == "not scaled: its constructor has no widths"
 
 
 def test_a_recipe_holds_it_and_gives_it_back():

@@ -7,6 +7,7 @@ from ulna.data.quality.check import Report
 from ulna.errors import UsageError
 from ulna.executors.places import Places
 from ulna.networks.build import count_parameters, validate
+from ulna.networks.foreign import permit_named
 from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.length import BUDGETS, FIELDS
 from ulna.planning.plan import plan_training
@@ -153,6 +154,25 @@ def test_a_budget_out_of_reach_names_the_floor():
     variants = make_variants(["unet"], {}, [], [])
     with pytest.raises(UsageError, match="unet: cannot be scaled to 10 parameters: the narrowest such network has"):
         plan_variants(variants, facts(), match=Budget.read("params=10"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("width=4", "width 4 to 1); +"), ("", "not scaled: its constructor has no widths; +")],
+)
+def test_a_network_of_others_that_cannot_come_to_a_size_stands_with_a_footnote(tmp_path, options, said):
+    file, name = tmp_path / "net.py", options.partition("=")[0] or "hidden"
+    file.write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n"
+        f"    def __init__(self, in_channels, out_channels, {name}=4):\n"
+        f"        super().__init__(nn.Conv2d(in_channels, {name}, 3, padding=1), nn.Conv2d({name}, out_channels, 1))\n"
+    )
+    model = f"module:{file}:Net"
+    permit_named(model)
+    (variant,) = plan_variants(make_variants([model], {}, [], []), facts(), match=Budget.read("params=10")).variants
+    assert any(
+        said in note and "away from 10 parameters, as near as its widths come" in note for note in variant.footnotes
+    )
 
 
 def test_gmacs_of_a_head_that_reads_points_are_those_of_a_training_step():

@@ -223,6 +223,7 @@ def match_width(
     *,
     size: Callable[[Network], float] | None = None,
     words: str = "{:,.0f} parameters",
+    nearest: bool = False,
     **shape: Any,
 ) -> Architecture:
     """Scale every width by one factor so that the network comes as close to a size as whole widths allow.
@@ -234,6 +235,7 @@ def match_width(
         target: the size to come close to.
         size: what is counted, on a network without memory; left out, its parameters.
         words: how a size is written in messages.
+        nearest: take a network of others that cannot come to the size as near as it comes.
         shape: `in_channels`, `classes`, `spatial_dims` and `multilabel` of the network.
 
     Raises:
@@ -245,7 +247,8 @@ def match_width(
             with torch.device("meta"):
                 return (size or count_parameters)(from_architecture(Architecture(foreign=foreign), **shape))
 
-        return Architecture(foreign=match_foreign(sized(architecture.foreign, **shape), target, of, words))
+        own = sized(architecture.foreign, **shape)
+        return Architecture(foreign=match_foreign(own, target, of, words, nearest=nearest))
     base = widths(architecture, shape["spatial_dims"])
     counted: dict[tuple[int, ...], float] = {}
 

@@ -299,11 +299,12 @@ def _matched(planned: Planned, budget: Budget) -> tuple[Planned, str]:
         return count_gmacs(network, plan.patch, points=planned.points)
 
     size = count_parameters if budget.kind == "params" else gmacs
-    scaled = match_width(recipe.architecture, budget.value, size=size, words=WORDS[budget.kind], **shape_of(plan))
+    options = {"size": size, "words": WORDS[budget.kind], "nearest": True}
+    scaled = match_width(recipe.architecture, budget.value, **options, **shape_of(plan))
     own = scaled_words(recipe.architecture.foreign, scaled.foreign)
     made = planned_by(plan, recipe.replaced(architecture=scaled), planned.split)
     away = size(made.network) / budget.value - 1
-    far = f"{100 * away:+.1f} % away from {budget}, as near as whole widths come" if abs(away) > NEAR else ""
+    far = f"{100 * away:+.1f} % away from {budget}, as near as its widths come" if abs(away) > NEAR else ""
     return made, "; ".join(part for part in (own, far) if part)
 
 

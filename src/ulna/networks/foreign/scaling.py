@@ -19,7 +19,9 @@ WIDTHS = (
 STEPS = (1, 2, 4, 8, 12, 16, 24, 32, 48)  # of which widths must be multiples, for groups or attention heads
 
 
-def match_foreign(foreign: Foreign, target: float, size: Callable[[Foreign], float], words: str) -> Foreign:
+def match_foreign(
+    foreign: Foreign, target: float, size: Callable[[Foreign], float], words: str, *, nearest: bool = False
+) -> Foreign:
     """The network with its widths scaled by one factor, as close to a size as its constructor takes.
 
     Args:
@@ -27,12 +29,15 @@ def match_foreign(foreign: Foreign, target: float, size: Callable[[Foreign], flo
         target: the size to come close to.
         size: of a network.
         words: how a size is written in messages.
+        nearest: take what cannot be scaled as it is, and the narrowest where even that is larger.
 
     Raises:
         UsageError: if it has no widths that can be scaled, or even the narrowest is larger.
     """
     who = printable(foreign.source)
     base = widths_of(foreign)
+    if not base and nearest:
+        return foreign
     if not base:
         raise UsageError(
             f"{who}: cannot be scaled to {words.format(target)}: its constructor has none of {', '.join(WIDTHS[:6])} ...; "
@@ -54,6 +59,8 @@ def match_foreign(foreign: Foreign, target: float, size: Callable[[Foreign], flo
     low = high = 1.0
     while count(low) > target:
         if all(width <= step for value in base.values() for width in _flat(_times(value, low, step))):
+            if nearest:
+                return scaled(low)
             raise UsageError(
                 f"cannot be scaled to {words.format(target)}: the narrowest such network has {words.format(count(low))}"
                 + ("; its encoder keeps its width" if foreign.named.kind == "smp" else "")
@@ -95,6 +102,8 @@ def scaled_words(before: Foreign | None, after: Foreign | None) -> str:
     if before is None or after is None:
         return ""
     base = widths_of(before)
+    if not base:
+        return "not scaled: its constructor has no widths"
     changed = ", ".join(f"{n} {base[n]} to {after.options[n]}" for n in base if after.options.get(n) != base[n])
     rest = "; its encoder keeps its width" if before.named.kind == "smp" else ""
     return f"scaled by its own options ({changed or 'nothing to change'}){rest}"
