@@ -60,6 +60,20 @@ def test_a_training_and_a_prediction_do_without_it_too(discs, tmp_path):
     assert not [*tmp_path.rglob(locking.LOCK)]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # four processes that import everything
+def test_a_comparison_does_without_it_to_its_end(discs, tmp_path):
+    settings = [word for one in TINY for word in ("--set", one)]
+    words = ("-m", "ulna", "compare", discs, "--models", "unet,unetpp", "--epochs", "1", "--threads", "1")
+    words = (*words, *settings, "--out", tmp_path / "study")
+    python(*words)
+    rows = (tmp_path / "study" / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 1  # a case of the test part each
+    assert (tmp_path / "study" / "report.html").exists() and not [*tmp_path.rglob(locking.LOCK)]
+    assert "begins" not in python(*words).stderr  # all is done
+    assert (tmp_path / "study" / "results.csv").read_text().splitlines() == rows
+
+
 class Msvcrt(types.SimpleNamespace):
     """Locks of bytes, each held by one descriptor."""
 
