@@ -27,25 +27,20 @@ from ulna.inference.batches import usable
 from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.inputs import channels_of
-from ulna.inference.levels import levels_of, named_level, pruned
-from ulna.inference.loading import load
-from ulna.inference.segmenter import Ensemble, Segmenter, read_split
+from ulna.inference.making import Making
+from ulna.inference.runs import Asked, common_split, part_of
+from ulna.inference.segmenter import Segmenter
 from ulna.inference.zoo import located
 from ulna.kernels.allocator import give_back_memory
 from ulna.pages.sealing import PAGE_FILE
-from ulna.recipe import Split
 from ulna.system.order import check_run_first
-from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
+from ulna.system.outputs import PREDICT_FILE, check_folder
 from ulna.system.threads import check_threads, choose_threads, computing_with
-from ulna.trust.calibration import CALIBRATION_FILE
 from ulna.trust.page import check_page, write_page
 from ulna.trust.report import TRUST_FORMAT
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger(__name__)
-
-MOST_LOADS = 3  # of a run whose training writes between two reads
-OF_A_RUN = ("weights.safetensors", "plan.yaml", "recipe.yaml")
 
 
 @dataclass(frozen=True)
@@ -184,13 +179,8 @@ def predict(
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run([located(one) for one in named])
-    segmenter, digest = _loaded(runs, level, allow_code=allow_code)
-    if no_post_processing:
-        segmenter = segmenter.unprocessed()
-    if tta:
-        segmenter = segmenter.mirrored()
-    if instances or segmenter.instances is not None:
-        segmenter = segmenter.numbering()
+    asked = Asked(tuple(runs), level, tta, not no_post_processing, instances, allow_code)
+    segmenter, digest = asked.load()
     found, problems = Dataset.scan(
         data,
         need_labels=False,
@@ -204,7 +194,7 @@ def predict(
         broken = {names.remembered(name): why for name, why in broken.items()}
     for one in runs if split is not None else ():
         check_key(one, names)
-    cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
+    cases = dataset.cases if split is None else part_of(dataset, common_split(runs), split)
     notes = [*dataset.notes, *_values_note(segmenter, cases, formats)]
     for note in notes:
         log.info("note: %s", note)
@@ -222,8 +212,9 @@ def predict(
     odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
     shown = texts_of(names, data, out)
-    work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats, broken, shown, strict=strict)
-    work.limit = None if max_ram is None else 1e9 * max_ram
+    making = Making(segmenter, Record.read(out), probabilities, formats, broken, shown, strict=strict)
+    making.limit = None if max_ram is None else 1e9 * max_ram
+    work = Work(making, digest, options)
     if report:
         check_page(out)
     work.find_pending(cases, overwrite)
@@ -298,74 +289,3 @@ def _values_note(segmenter: Segmenter, cases: Sequence[Case], formats: Sequence[
         return []
     unknown = "class indices, which may look black: this run is of an ulna that kept no values of the training labels"
     return [f"mask files hold {plan.reasons.get('mask_values', unknown)}"]
-
-
-def _loaded(runs: Sequence[Path], level: int | None, *, allow_code: bool) -> tuple[Segmenter, str]:
-    """The network of the runs and the digest of just these weights, also while a training goes on.
-
-    Raises:
-        UsageError: if a run cannot be read, or is written to again and again.
-    """
-    for _ in range(MOST_LOADS):
-        before = _run_digest(runs)
-        segmenter = (
-            load(runs, allow_code=allow_code) if level is None else _at_level(runs, level, allow_code=allow_code)
-        )
-        if before and before == _run_digest(runs):
-            return segmenter, before
-    raise UsageError(f"{', '.join(map(str, runs))}: changed while it was read; predict when its training has ended")
-
-
-def _run_digest(runs: Sequence[Path]) -> str:
-    """Of the weights, plan, recipe and calibration (where there is one) of all runs, in their order; empty text where a file
-    cannot be read."""
-    try:
-        return file_digest(*(file for run in dict.fromkeys(runs) for file in _files_of(run)))
-    except OSError:  # what is missing is told where it is loaded
-        return ""
-
-
-def _files_of(run: Path) -> list[Path]:
-    """What a run's answers depend on: files of its folder, or the exported file that it is."""
-    if run.is_file():
-        return [run]
-    calibration = run / CALIBRATION_FILE
-    return [*(run / name for name in OF_A_RUN), *([calibration] if calibration.exists() else [])]
-
-
-def _at_level(runs: Sequence[Path], level: int, *, allow_code: bool) -> Segmenter:
-    """The smaller network of every run."""
-    members: dict[str, Segmenter] = {}
-    for run in runs:
-        if run.is_file():
-            raise UsageError(
-                f"{run}: is an exported file, whose level was chosen when it was exported; leave --level out"
-            )
-        segmenter = Segmenter.load(run, allow_code=allow_code)
-        chosen = named_level(levels_of(run, segmenter.recipe), level=level, head=None)
-        members[str(run)] = pruned(segmenter, chosen.head if chosen else None)
-    return next(iter(members.values())) if len(members) == 1 else Ensemble(members)
-
-
-def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
-    if part not in Split.model_fields:
-        raise UsageError(f"--split: {unknown('part of a split', part, Split.model_fields)}")
-    wanted = set(getattr(split, part))
-    cases = tuple(case for case in dataset.cases if case.id in wanted)
-    if not cases:
-        raise UsageError(
-            f"--split {part}: none of the run's {counted(len(wanted), f'{part} case')} stands in {dataset.root}"
-        )
-    return cases
-
-
-def _common_split(runs: Sequence[Path]) -> Split:
-    for run in runs:
-        if run.is_file():
-            raise UsageError(f"--split: {run} is an exported file, which holds no split; name the images, or the run")
-    splits = {run: read_split(run) for run in runs}
-    first, *others = splits
-    for other in others:
-        if splits[other] != splits[first]:
-            raise UsageError(f"--split: {other} was trained on another split than {first}; leave --split out")
-    return splits[first]
