@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from ulna.data.formats.write import mask_suffix, probabilities_suffix, write_npz
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry
 from ulna.errors import UsageError
+from ulna.inference.batches import Pace
 from ulna.inference.making import Making
 from ulna.inference.outcomes import reason, row_of
 from ulna.inference.pending import find_pending
 from ulna.inference.result import NO_DICOM
+from ulna.inference.share_jobs import Sharing
 from ulna.system.files import Unwritable
-from ulna.system.outputs import JOURNAL
+from ulna.system.outputs import JOURNAL, SHARES
 from ulna.system.signals import Interruption, Stopped
 from ulna.trust.page import retire_page
 from ulna.version import version
@@ -73,19 +76,38 @@ class Work:
             text = "masks that stand there were made by ulna %s; this is %s: move them away to have them made again"
             log.warning(text, ", ".join(sorted(others)), VERSION)
 
-    def run(self, cases: Sequence[Case], facts: Mapping[str, Any]) -> int:
-        """Predict what is to be done, and write predict.json; the number of the signal that stopped it, or 0."""
-        todo = [case for case in cases if case.id in self.making.wanted]
+    def todo(self, cases: Sequence[Case]) -> list[Case]:
+        """Those whose masks are to be made."""
+        return [case for case in cases if case.id in self.making.wanted]
+
+    def run(self, cases: Sequence[Case], facts: Mapping[str, Any], sharing: Sharing | None = None) -> int:
+        """Predict what is to be done, and write predict.json; the number of the signal that stopped it, or 0.
+
+        Args:
+            cases: of this call.
+            facts: for predict.json.
+            sharing: hands the cases out to processes; None: this one predicts them all.
+        """
+        todo = self.todo(cases)
         if not todo and self._is_recorded(facts):
             return 0
+        pace = Pace(len(todo), every=any(case.images[0].series is not None for case in todo))
         try:
-            with self.record.writing() as staging, Interruption() as interruption:
-                retire_page(self.out)
+            with (
+                self.record.writing(beside=sharing is not None and sharing.goes_on) as staging,
+                Interruption() as interruption,
+            ):
+                if sharing is None:
+                    retire_page(self.out)
                 try:
-                    self.making.make_all(todo, staging, interruption)
+                    if sharing is None:
+                        self.making.make_all(todo, len(todo), staging, interruption, pace.done)
+                    else:
+                        sharing.predict(partial(retire_page, self.out), pace.done)
                 finally:  # what is done is kept, also when a person stops the rest
-                    with interruption.held():
-                        self._finish(staging, cases, facts)
+                    if sharing is None or sharing.begun:
+                        with interruption.held():
+                            self._finish(staging, cases, facts, beside=sharing is not None and not sharing.settled)
         except Stopped as stopped:
             return stopped.number
         return 0
@@ -94,13 +116,13 @@ class Work:
         """Whether predict.json says already what this call would write."""
         before = self.record.facts
         same = all(before.get(name) == facts[name] for name in ("asked", "digest", "options"))
-        return same and not before.get("failed") and not (self.out / JOURNAL).exists()
+        return same and not before.get("failed") and not any((self.out / name).exists() for name in (JOURNAL, SHARES))
 
     def rows(self, cases: Sequence[Case]) -> list[dict[str, Any]]:
         """The rows of predict.json."""
         return [self.done[case.id].to_json(whole=False) for case in cases if case.id in self.done]
 
-    def _finish(self, staging: Path, cases: Sequence[Case], facts: Mapping[str, Any]) -> None:
+    def _finish(self, staging: Path, cases: Sequence[Case], facts: Mapping[str, Any], *, beside: bool) -> None:
         """Write the masks that wait for their npz file, and predict.json."""
         for source, masks in self.making.arrays.items():
             try:
@@ -114,7 +136,8 @@ class Work:
         if tally.voxels:
             facts["points"] = asdict(tally)
         try:
-            self.record.write(facts, [self.done[case.id] for case in cases if case.id in self.done])
+            current = [self.done[case.id] for case in cases if case.id in self.done]
+            self.record.write(facts, current, beside=beside)
         except Unwritable as error:
             self.unwritten = str(error)
 

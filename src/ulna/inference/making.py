@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,6 @@ from ulna.data.layout.record import Entry, Record
 from ulna.data.quality.intensity import Shape
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
-from ulna.inference.batches import Pace
 from ulna.inference.bounded import check_whole, fit, opened_within, segment_within, why_whole
 from ulna.inference.outcomes import bytes_of, file_bytes, reason, verified
 from ulna.inference.pending import input_digest
@@ -30,7 +29,7 @@ from ulna.inference.segmenter import Segmenter
 from ulna.planning.memory import MemoryEstimate
 from ulna.system.files import Unwritable
 from ulna.system.passed_on import Shown, as_it_is
-from ulna.system.progress import track
+from ulna.system.progress import bar
 from ulna.system.signals import Interruption
 from ulna.trust.comparing import Comparison, Finding, in_one_line
 
@@ -82,38 +81,66 @@ class Making:
         self.probabilities, self.formats, self.shown = probabilities, formats, shown
         self.strict, self.limit = strict, limit
         self.done: dict[str, Entry] = {}
-        self.failed, self._pace = dict(failed), Pace(0, every=False)
+        self.failed = dict(failed)
         self.wanted: dict[str, Entry] = {}
         self.arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}
+        self._ended: Callable[[str, str], None] = lambda case, said: None
         self._blocked = False  # nothing at all can be written
         self._last = 0  # bytes of the result that is being written
         self._inputs: dict[tuple[Path, ...], str] = {}
 
-    def make_all(self, todo: Sequence[Case], staging: Path, interruption: Interruption) -> None:
-        dicom = any(case.images[0].series is not None for case in todo)
-        self._pace = Pace(len(todo), every=dicom)
-        form = Pipeline if overlaps(self.segmenter.device) and self.limit is None else OneByOne
-        with form(self._read, interruption) as pipeline:
-            for number, case in enumerate(track(todo, "predicting"), start=1):
+    @property
+    def ahead(self) -> bool:
+        """Whether a case is read while the one before it is computed."""
+        return overlaps(self.segmenter.device) and self.limit is None
+
+    def make_all(
+        self,
+        todo: Iterable[Case],
+        total: int,
+        staging: Path,
+        interruption: Interruption,
+        ended: Callable[[str, str], None],
+    ) -> None:
+        """Make the masks of cases.
+
+        Args:
+            todo: asked for one when it is begun, for the one after it too where that is read ahead.
+            total: of them, for a bar; 0 where nobody knows.
+            staging: a folder for files that are not yet in place.
+            interruption: signals wait while a mask is put in place.
+            ended: called with a case that is done or has failed, and what is said of it; maybe in another thread.
+        """
+        self._ended = ended
+        form, upcoming = Pipeline if self.ahead else OneByOne, iter(todo)
+        with form(self._read, interruption) as pipeline, bar("predicting", total) as advance:
+            case = next(upcoming, None)
+            while case is not None:
+                following = next(upcoming, None) if self.ahead else None
                 if self.limit is not None:
                     work = partial(self._segment_within, case, staging, self.limit, pipeline.held)
                 else:
-                    work = partial(self._segment, case, todo[number : number + 1], pipeline, staging)
+                    work = partial(self._segment, case, [following] if following else [], pipeline, staging)
                 self._attempt(case, work)
+                advance()
+                case = following if self.ahead else next(upcoming, None)
 
     def _attempt(self, case: Case, work: Callable[[], None]) -> None:
         """Do it, and note why a case failed, whatever it is: the other cases are written, unless none can be."""
         if self._blocked:  # it would be computed in vain
-            self.failed[case.id] = f"not begun: {self.out} cannot be written to"
+            self._fail(case, f"not begun: {self.out} cannot be written to")
             return
         try:
             work()
         except Unwritable as error:
-            self.failed[case.id] = str(error)
             self._blocked = self._blocked or error.everything
+            self._fail(case, str(error))
         except Exception as error:
-            self.failed[case.id] = reason(error)
-            self._pace.done(case.id, "failed")
+            self._fail(case, reason(error))
+
+    def _fail(self, case: Case, why: str) -> None:
+        self.failed[case.id] = why
+        self._ended(case.id, "failed")
 
     def _begin(self, case: Case) -> Entry:
         entry = self.wanted[case.id]
@@ -182,7 +209,7 @@ class Making:
             entry = replace(entry, files={entry.file: ""} | {path.name: "" for path in written}, size=volume.size)
             entry = replace(entry, seconds=round(entry.seconds + time.perf_counter() - start, 3))
             self.arrays.setdefault(source.path, []).append((entry, result.in_file()))
-            self._pace.done(case.id, f"{entry.seconds:.1f} s")
+            self._ended(case.id, f"{entry.seconds:.1f} s")
             return
         masks = {format: result.write(staging / case.id, format) for format in self.formats or (None,)}
         entry = replace(entry, verified=verified(masks, volume), seconds=entry.seconds + time.perf_counter() - start)
@@ -207,7 +234,7 @@ class Making:
         )
         with held():
             (self.done[case.id],) = self.record.put([entry], staging, free=self.free(entry))
-        self._pace.done(case.id, f"{entry.seconds:.1f} s")
+        self._ended(case.id, f"{entry.seconds:.1f} s")
 
     def _segment_within(
         self, case: Case, staging: Path, limit: float, held: Callable[[], AbstractContextManager[None]]
