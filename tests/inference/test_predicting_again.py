@@ -441,7 +441,7 @@ def test_masks_of_a_call_that_ran_meanwhile_are_not_forgotten(tmp_path, images, 
 def test_a_killed_process_leaves_no_file_that_nobody_knows(tmp_path, images, run, monkeypatch, segmented):
     """As after SIGKILL: predict.json was never written."""
     out, write = tmp_path / "masks", Record.write
-    monkeypatch.setattr(Record, "write", lambda *_: None)
+    monkeypatch.setattr(Record, "write", lambda *_, **how: None)
     ulna.predict(run, images, out=out)
     assert not (out / PREDICT_FILE).exists()
     monkeypatch.setattr(Record, "write", write)
@@ -459,7 +459,7 @@ def test_a_killed_process_leaves_no_file_that_nobody_knows(tmp_path, images, run
 
 def test_an_unfinished_prediction_stops_the_scoring_of_its_own_files_alone(tmp_path, run, monkeypatch):
     out = tmp_path / "masks"
-    monkeypatch.setattr(Record, "write", lambda *_: None)  # as after SIGKILL
+    monkeypatch.setattr(Record, "write", lambda *_, **how: None)  # as after SIGKILL
     ulna.predict(run, arrays(tmp_path / "x.npz"), out=out)
     shutil.copy(out / "x.npz", out / "mine.npz")
     assert evaluate(out / "mine.npz", out / "mine.npz").summary["cases"] == 4
