@@ -18,7 +18,7 @@ from ulna.data.formats.source import RASTER_SUFFIXES, TIFF_SUFFIXES, suffix_of
 from ulna.data.formats.write import FORMATS
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
-from ulna.data.layout.journals import wait_for_shares
+from ulna.data.layout.journals import end_shares
 from ulna.data.layout.pseudonyms import check_key, opened, texts_of
 from ulna.data.layout.pseudonyms import named as under
 from ulna.data.layout.record import Record
@@ -233,7 +233,7 @@ def predict(
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
     shown = texts_of(names, data, out)
     if where.kind != SLURM:  # whose jobs outlive a command
-        wait_for_shares(out)
+        end_shares(out)
     making = Making(segmenter, Record.read(out), probabilities, formats, broken, shown, strict=strict)
     making.limit = None if max_ram is None else 1e9 * max_ram
     work = Work(making, digest, options)
@@ -247,6 +247,7 @@ def predict(
         )
         log.info(text, times)
     across = Across.of(segmenter.plan)
+    ids = [*(case.id for case in cases), *broken]
     facts = {
         "model": segmenter.recipe.model,
         "runs": [run_name(one) for one in runs],
@@ -262,13 +263,13 @@ def predict(
         "scored_by": segmenter.recipe.evaluation.by,
         "measured": list(segmenter.recipe.evaluation.metrics),
         "slices": None if across is None else across._asdict(),
-        "asked": [*(case.id for case in cases), *broken],
+        "asked": ids,
         "notes": list(map(shown, notes)),
     }
     again = command(["predict", *named, data, "--out", out, *to_argv(flags)])
     key = None if pseudonymise is None else Path(pseudonymise)
     task = Task(asked, digest, data, out, probabilities, formats, strict, copies, making.limit, key)
-    sharing = _sharing(where, threads, task.about_cases(facts["asked"], options), making, work.todo(cases), again)
+    sharing = _sharing(where, threads, task.about_cases(ids, options), making, work.todo(cases), again)
     if dry_run:
         raise nothing_to_share() if sharing is None else sharing.dry_run()
     with computing_with(choose_threads(threads)):

@@ -129,12 +129,13 @@ class Sharing:
     def dry_run(self) -> DryRun:
         """What would be begun or submitted."""
         folder = self._folder(1 + len(self._rounds()))
-        return dry_run(self._jobs(folder, "NAME"), self._executor(folder))
+        return dry_run(self._jobs(folder, "NAME", self._shares), self._executor(folder))
 
     def _divide(self, threads: int | None) -> Division:
         device, limit = find_device(), self.task.limit
         places, need = self.on.places(device, threads), self._need()
         if not self.on.here:
+            need = need if limit is None else need._replace(machine=limit)
             count = self.on.jobs or min(MOST, math.ceil(len(self.todo) / EACH))
             return Division(min(count, len(self.todo)), threads or self.on.threads(), need, limit, places)
         auto = self.on.jobs is None
@@ -188,12 +189,18 @@ class Sharing:
         folder.mkdir(parents=True)
         write_cases(folder, map(item, self._waiting.values()))
         # last: a round without it is none
-        dataclasses.replace(self.task, limit=self.division.limit, name=secrets.token_hex(4)).write(folder)
+        task = dataclasses.replace(self.task, limit=self.division.limit, shares=self._shares, name=secrets.token_hex(4))
+        task.write(folder)
         return folder
 
-    def _jobs(self, folder: Path, name: str) -> list[Job]:
+    @property
+    def _shares(self) -> int:
+        """Of a new round."""
+        return min(self.division.processes, len(self._waiting))
+
+    def _jobs(self, folder: Path, name: str, shares: int) -> list[Job]:
         made, further = [], "" if folder.name == "round_1" else f" of {folder.name.replace('_', ' ')}"
-        for number in range(min(self.division.processes, len(self._waiting))):
+        for number in range(shares):
             share = folder / f"share_{number}"
             made.append(
                 Job(
@@ -223,7 +230,8 @@ class Sharing:
         """Hand out shares until their processes have ended; why no process came to any case, or None where one did."""
         queue = Queue(folder)
         ids = [queue[number].case.id for number in range(len(queue))]
-        jobs = self._jobs(folder, Task.read(folder).name)
+        task = Task.read(folder)
+        jobs = self._jobs(folder, task.name, task.shares)
         ears = [(Listener(job.folder), Tries()) for job in jobs]
 
         def listen() -> None:

@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 
 from ulna.data.formats.source import Series, Source
 from ulna.data.layout.case import Case
+from ulna.data.layout.journals import TASK
 from ulna.data.layout.record import Entry
 from ulna.errors import UsageError, printable
 from ulna.inference.runs import Asked
 from ulna.system.files import write_text
 from ulna.system.reading import parse_json, read_json_object
 
-TASK, CASES, TAKEN, TOLD, ENDED = "task.json", "cases.jsonl", "taken", "told.jsonl", "ended"
+CASES, TAKEN, TOLD, ENDED = "cases.jsonl", "taken", "told.jsonl", "ended"
 MOST_TRIES = 2  # of a case whose process is killed
 KILLED = (
     "the process that predicted it was killed, or crashed, twice: most likely it needs more memory than the others leave "
@@ -51,6 +52,7 @@ class Task:
         copies: tell the Dice to expect from mirrored copies, for a page.
         limit: bytes of memory of one process; None for what the machine has.
         pseudonymise: the file of pseudonyms.
+        shares: of the round.
         name: of the round, which a process is begun with, so that it never works on another one.
         about: tells whether an earlier round was of the same masks.
     """
@@ -65,6 +67,7 @@ class Task:
     copies: bool
     limit: float | None
     pseudonymise: Path | None
+    shares: int = 0
     name: str = ""
     about: str = ""
 
@@ -92,18 +95,16 @@ class Task:
         """
         values = read_json_object(folder / TASK)
         try:
-            asked = {**values.pop("asked")}
-            asked["runs"] = tuple(map(Path, asked["runs"]))
-            key = values.pop("pseudonymise")
-            places = {name: Path(values.pop(name)) for name in ("data", "out")}
-            formats = tuple(values.pop("formats"))
-            return cls(
-                asked=Asked(**asked),
-                formats=formats,
-                pseudonymise=None if key is None else Path(key),
-                **places,
-                **values,
-            )
+            asked = Asked(**{**values["asked"], "runs": tuple(map(Path, values["asked"]["runs"]))})
+            key = values["pseudonymise"]
+            read = {
+                "asked": asked,
+                "data": Path(values["data"]),
+                "out": Path(values["out"]),
+                "formats": tuple(values["formats"]),
+                "pseudonymise": None if key is None else Path(key),
+            }
+            return cls(**{**values, **read})
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UsageError(f"{printable(folder / TASK)}: is not what ulna predict writes; predict again") from None
 

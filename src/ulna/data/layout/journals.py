@@ -16,6 +16,7 @@ from ulna.system.locking import locked
 from ulna.system.outputs import JOURNAL, PREDICT_FILE, SHARES, file_digest, is_plain
 from ulna.system.reading import LARGEST_JSON, parse_json
 
+TASK = "task.json"  # of processes that share the cases: without it none begins
 PATIENCE_S, LOOK_S = 20.0, 0.2  # with processes whose command is gone
 
 
@@ -25,22 +26,27 @@ def journals(folder: Path) -> list[Path]:
     return [path for path in found if is_plain(path) and path.stat().st_size]
 
 
-def wait_for_shares(folder: Path) -> None:
-    """Wait until no process of a command that was killed writes masks any more: they end soon after it.
+def end_shares(folder: Path) -> None:
+    """See that no process of a command that is gone writes masks from now on: they end soon after it, and none begins.
 
     Raises:
-        UsageError: if one goes on; with who it is.
+        UsageError: if one goes on, or another command writes into the folder; with who it is.
     """
-    until = time.monotonic() + PATIENCE_S
-    for share in sorted(path for path in (folder / SHARES).glob("*/share_*") if path.is_dir()):
-        while True:
-            try:
-                with locked(share):
-                    break
-            except UsageError:
-                if time.monotonic() > until:
-                    raise
-            time.sleep(LOOK_S)
+    if not (folder / SHARES).is_dir():
+        return
+    with locked(folder):
+        for task in (folder / SHARES).glob(f"*/{TASK}"):  # such as that of a job which SLURM still has
+            task.unlink(missing_ok=True)
+        until = time.monotonic() + PATIENCE_S
+        for share in sorted(path for path in (folder / SHARES).glob("*/share_*") if path.is_dir()):
+            while True:
+                try:
+                    with locked(share):
+                        break
+                except UsageError:
+                    if time.monotonic() > until:
+                        raise
+                time.sleep(LOOK_S)
 
 
 def of_shares(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from ulna.data.layout.journals import journals, not_ours, noted, state_of, wait_for_shares
+from ulna.data.layout.journals import end_shares, journals, not_ours, noted, state_of
 from ulna.errors import UsageError
 from ulna.system.files import staged, unwritable, write_text
 from ulna.system.locking import locked
@@ -231,7 +231,7 @@ class Record:
             if os.path.lexists(path) and not is_plain(path):
                 raise UsageError(f"{path}: is no file of ulna; move it, or choose another --out")
             if not beside:
-                wait_for_shares(self.folder)
+                end_shares(self.folder)
             known = 2 if beside else None
             if self._seen is not None and self._seen[:known] != state_of(self.folder)[:known]:
                 raise UsageError(
