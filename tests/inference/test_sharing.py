@@ -9,11 +9,11 @@ import time
 import pytest
 
 import ulna
+from tests.inference.poisoned import of_share
 from tests.inference.test_predict import run_folder
 from tests.places import ROOT
 from ulna.data.layout.record import Record
 from ulna.errors import DryRun, Interrupted, PartialFailure, UsageError
-from ulna.executors.working import python_module
 from ulna.inference import share_jobs
 from ulna.pages.sealing import PAGE_FILE
 from ulna.system.outputs import JOURNAL, PREDICT_FILE, SHARES
@@ -24,9 +24,7 @@ TWO = {"jobs": 2, "threads": 1}
 @pytest.fixture
 def poisoned(monkeypatch):
     """Processes of shares do as they are told by POISON and PAUSE_S."""
-    monkeypatch.setattr(
-        share_jobs, "python_module", lambda _, *words: python_module("tests.inference.poisoned", *words)
-    )
+    monkeypatch.setattr(share_jobs, "python_module", of_share)
     path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     return monkeypatch
