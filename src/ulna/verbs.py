@@ -68,8 +68,9 @@ VERBS: dict[str, Verb] = {
         "Segment images with a trained run; masks come back in the input's own format, geometry and name.",
         computes=True,
         paths=True,
-        flags="--out --split --level --format --series --dicom --threads --pseudonymise --max-ram",
-        switches="--tta --probabilities --overwrite --strict --no-post-processing --instances --report --allow-code",
+        flags="--out --split --level --format --series --dicom --threads --pseudonymise --max-ram --jobs --on --slurm",
+        switches="--tta --probabilities --overwrite --strict --no-post-processing --instances --report --allow-code "
+        "--dry-run",
     ),
     "evaluate": Verb(
         "ulna.evaluation.evaluate:evaluate",

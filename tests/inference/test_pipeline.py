@@ -14,7 +14,7 @@ import ulna
 from ulna.data.formats import write as writing
 from ulna.data.layout.case import Case
 from ulna.errors import Interrupted, PartialFailure, UsageError
-from ulna.inference import cases as predicting
+from ulna.inference import making
 from ulna.inference.pipeline import OneByOne, Pipeline
 from ulna.inference.segmenter import Segmenter
 from ulna.planning import memory
@@ -26,7 +26,7 @@ LONG = 20  # seconds after which something hangs
 
 @pytest.fixture
 def side_by_side(monkeypatch):
-    monkeypatch.setattr(predicting, "overlaps", lambda device: True)
+    monkeypatch.setattr(making, "overlaps", lambda device: True)
 
 
 def facts(folder):
@@ -116,7 +116,7 @@ def test_a_stop_waits_for_what_is_being_written_and_not_for_what_is_read():
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_side_by_side_gives_the_same_files_and_record(tmp_path, images, run, monkeypatch, probabilities):
     ulna.predict(run, images, out=tmp_path / "one by one", probabilities=probabilities)
-    monkeypatch.setattr(predicting, "overlaps", lambda device: True)
+    monkeypatch.setattr(making, "overlaps", lambda device: True)
     ulna.predict(run, images, out=tmp_path / "both", probabilities=probabilities)
     both, alone = ({path.name for path in (tmp_path / name).iterdir()} for name in ("both", "one by one"))
     assert both == alone
@@ -156,7 +156,7 @@ def test_cases_that_fail_in_any_stage_are_told_in_their_order_and_cost_themselve
     monkeypatch.setattr(Segmenter, "mask", computes)
     found = {}
     for name, together in (("one by one", False), ("both", True)):
-        monkeypatch.setattr(predicting, "overlaps", lambda device, together=together: together)
+        monkeypatch.setattr(making, "overlaps", lambda device, together=together: together)
         with pytest.raises(PartialFailure) as failure:
             ulna.predict(run, images, out=tmp_path / name)
         found[name] = {case: why.replace(str(tmp_path / name), "OUT") for case, why in failure.value.failed.items()}
@@ -240,7 +240,7 @@ def test_the_next_is_read_ahead_only_where_the_memory_holds_both(
 
 
 def test_what_is_noted_of_cases_comes_in_their_order(tmp_path, images, run, caplog, side_by_side):
-    caplog.set_level(logging.DEBUG, "ulna.inference.cases")
+    caplog.set_level(logging.DEBUG, "ulna.inference.making")
     ulna.predict(run, images, out=tmp_path / "masks")
     told = [record.message for record in caplog.records if "of memory" in record.message]
     assert [text[0] for text in told] == [*"abcd"]

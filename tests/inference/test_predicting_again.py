@@ -22,7 +22,7 @@ from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.evaluation.evaluate import evaluate
 from ulna.inference import cases as predicting
 from ulna.inference import pending
-from ulna.inference import predict as prediction
+from ulna.inference import runs as reading
 from ulna.inference.segmenter import Segmenter
 from ulna.recipe import Labels, Split
 from ulna.system.locking import LOCK
@@ -306,7 +306,7 @@ def test_an_npz_of_overlapping_classes_is_completed_also_of_one(tmp_path, names)
 
 def test_the_digest_of_an_npz_is_taken_once_and_before_it_is_read(tmp_path, run, monkeypatch):
     taken, digest, read = [], pending.file_digest, Case.read_image
-    for room in (pending, prediction):
+    for room in (pending, reading):
         monkeypatch.setattr(room, "file_digest", lambda *paths: taken.extend(p.name for p in paths) or digest(*paths))
     monkeypatch.setattr(Case, "read_image", lambda case: taken.append("read") or read(case))
     ulna.predict(run, arrays(tmp_path / "x.npz"), out=tmp_path / "masks")
@@ -332,7 +332,7 @@ def test_an_image_that_changes_while_it_is_predicted_is_another_image(tmp_path, 
 @pytest.mark.parametrize("writes", [1, 99])
 def test_masks_are_recorded_under_the_weights_that_made_them(tmp_path, images, run, monkeypatch, writes):
     """While a run is trained, its next epoch may be written between two reads."""
-    read, left = prediction.load, list(range(writes))
+    read, left = reading.load, list(range(writes))
 
     def trained_on(runs, **options):
         segmenter = read(runs, **options)
@@ -341,14 +341,14 @@ def test_masks_are_recorded_under_the_weights_that_made_them(tmp_path, images, r
             run_folder(run, 1 + left.pop())
         return segmenter
 
-    monkeypatch.setattr(prediction, "load", trained_on)
+    monkeypatch.setattr(reading, "load", trained_on)
     if writes == 99:
         with pytest.raises(UsageError, match="changed while it was read; predict when its training has ended"):
             ulna.predict(run, images, out=tmp_path / "masks")
         assert len(left) == 96
         return
     ulna.predict(run, images, out=tmp_path / "masks")
-    monkeypatch.setattr(prediction, "load", read)
+    monkeypatch.setattr(reading, "load", read)
     ulna.predict(run, images, out=tmp_path / "expected")
     for name in "abcd":
         assert (tmp_path / "masks" / f"{name}.png").read_bytes() == (tmp_path / "expected" / f"{name}.png").read_bytes()
@@ -441,7 +441,7 @@ def test_masks_of_a_call_that_ran_meanwhile_are_not_forgotten(tmp_path, images, 
 def test_a_killed_process_leaves_no_file_that_nobody_knows(tmp_path, images, run, monkeypatch, segmented):
     """As after SIGKILL: predict.json was never written."""
     out, write = tmp_path / "masks", Record.write
-    monkeypatch.setattr(Record, "write", lambda *_: None)
+    monkeypatch.setattr(Record, "write", lambda *_, **how: None)
     ulna.predict(run, images, out=out)
     assert not (out / PREDICT_FILE).exists()
     monkeypatch.setattr(Record, "write", write)
@@ -459,7 +459,7 @@ def test_a_killed_process_leaves_no_file_that_nobody_knows(tmp_path, images, run
 
 def test_an_unfinished_prediction_stops_the_scoring_of_its_own_files_alone(tmp_path, run, monkeypatch):
     out = tmp_path / "masks"
-    monkeypatch.setattr(Record, "write", lambda *_: None)  # as after SIGKILL
+    monkeypatch.setattr(Record, "write", lambda *_, **how: None)  # as after SIGKILL
     ulna.predict(run, arrays(tmp_path / "x.npz"), out=out)
     shutil.copy(out / "x.npz", out / "mine.npz")
     assert evaluate(out / "mine.npz", out / "mine.npz").summary["cases"] == 4

@@ -11,6 +11,7 @@ from typing import Any
 from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, data_error, suffix_of
+from ulna.data.layout.journals import journals
 from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.layout.record import Entry, Record
 from ulna.data.volume import Volume, same_geometry
@@ -29,9 +30,8 @@ def predicted_masks(predictions: Path) -> tuple[Masks, dict[str, list[str]], dic
     Of a folder of `predict` those that its newest call lists; of any other folder, and of a file that is not listed, all.
     """
     folder = predictions if predictions.is_dir() else predictions.parent
-    journal = folder / JOURNAL
     record = Record.read(folder)
-    if journal.exists() and journal.stat().st_size and (predictions == folder or predictions.name in record.unfinished):
+    if journals(folder) and (predictions == folder or predictions.name in record.unfinished):
         raise UsageError(
             f"{folder}: the last prediction was not finished ({JOURNAL}); call the same ulna predict again"
         )

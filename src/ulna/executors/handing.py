@@ -68,6 +68,8 @@ def hand_out(
     what: str = "training",
     on_begin: Callable[[], None] = lambda: None,
     on_done: Callable[[Job], None] = lambda job: None,
+    on_look: Callable[[], None] = lambda: None,
+    stopping: str = "",
     told_duration: Callable[[float], str] = lambda seconds: f"{seconds:.0f} s",
 ) -> dict[str, str]:
     """Do what is not done yet; returns the reasons of the jobs that failed, by their names.
@@ -79,6 +81,8 @@ def hand_out(
         what: the noun for one of them.
         on_begin: called once, before the first job is handed out.
         on_done: called with every job that is done in this call.
+        on_look: called every time that the jobs are looked at.
+        stopping: what happens to the jobs at a signal, where it is another thing than the executor says.
         told_duration: seconds in words.
 
     Raises:
@@ -96,7 +100,10 @@ def hand_out(
     failed: dict[str, str] = {}
     running: list[Job] = []
     start, finished, begun = time.perf_counter(), 0, False
-    with _signals(executor.stopping) as signals, board(counted(2, what).partition(" ")[2], len(jobs)) as shown:
+    with (
+        _signals(stopping or executor.stopping) as signals,
+        board(counted(2, what).partition(" ")[2], len(jobs)) as shown,
+    ):
         shown.advance(len(jobs) - len(queue))
         try:
             while queue or running:
@@ -112,6 +119,7 @@ def hand_out(
                 if signals:
                     raise Interrupted(signals[0], resume_command, executor.stopped)
                 _wait(executor.look_s, signals)
+                on_look()
                 for job in list(running):
                     ended = executor.look(job)
                     if ended is None:

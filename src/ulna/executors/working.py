@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ulna.errors import Interrupted, UsageError
-from ulna.kernels.allocator import tune_memory
+from ulna.kernels.allocator import give_back_memory, tune_memory
 from ulna.system.locking import locked
 from ulna.system.passed_on import without_places
 from ulna.system.progress import Lines, report_to
@@ -40,7 +40,9 @@ def standing_file(folder: Path) -> Path:
     return folder.with_name(folder.name + ".now")
 
 
-def work(data: Path, folder: Path, act: Callable[[], object], done: Callable[[], bool]) -> int:
+def work(
+    data: Path, folder: Path, act: Callable[[], object], done: Callable[[], bool], *, bounded: bool = False
+) -> int:
     """Do the work of a job as long as its parent lives; returns the exit code that `ulna` would give.
 
     Args:
@@ -48,8 +50,9 @@ def work(data: Path, folder: Path, act: Callable[[], object], done: Callable[[],
         folder: what it writes; locked meanwhile, after another process of this job has ended.
         act: the work.
         done: whether another one has done it meanwhile.
+        bounded: memory is given back as soon as it is free, for work that keeps to a limit.
     """
-    tune_memory()  # as the command line does: this process is its own
+    (give_back_memory if bounded else tune_memory)()  # as the command line does: this process is its own
     report_to(ProgressFile(standing_file(folder)))
     handler = logging.StreamHandler()
     handler.setFormatter(_Stored(data, folder))

@@ -18,34 +18,33 @@ from ulna.data.formats.source import RASTER_SUFFIXES, TIFF_SUFFIXES, suffix_of
 from ulna.data.formats.write import FORMATS
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.journals import end_shares
 from ulna.data.layout.pseudonyms import check_key, opened, texts_of
 from ulna.data.layout.pseudonyms import named as under
 from ulna.data.layout.record import Record
 from ulna.errors import Interrupted, PartialFailure, UsageError, counted, printable, unknown
 from ulna.evaluation.units import Across
+from ulna.executors.choosing import SLURM, On
 from ulna.inference.batches import usable
 from ulna.inference.cases import Work
 from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.inputs import channels_of
-from ulna.inference.levels import levels_of, named_level, pruned
-from ulna.inference.loading import load
-from ulna.inference.segmenter import Ensemble, Segmenter, read_split
+from ulna.inference.making import Making
+from ulna.inference.runs import Asked, common_split, part_of
+from ulna.inference.segmenter import Segmenter
+from ulna.inference.share_jobs import Sharing, nothing_to_share
+from ulna.inference.shares import Task
 from ulna.inference.zoo import located
 from ulna.kernels.allocator import give_back_memory
 from ulna.pages.sealing import PAGE_FILE
-from ulna.recipe import Split
 from ulna.system.order import check_run_first
-from ulna.system.outputs import PREDICT_FILE, check_folder, file_digest
+from ulna.system.outputs import PREDICT_FILE, check_folder
 from ulna.system.threads import check_threads, choose_threads, computing_with
-from ulna.trust.calibration import CALIBRATION_FILE
 from ulna.trust.page import check_page, write_page
 from ulna.trust.report import TRUST_FORMAT
 from ulna.verbs import command, to_argv
 
 log = logging.getLogger(__name__)
-
-MOST_LOADS = 3  # of a run whose training writes between two reads
-OF_A_RUN = ("weights.safetensors", "plan.yaml", "recipe.yaml")
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,10 @@ def predict(
     report: bool = False,
     allow_code: bool = False,
     max_ram: float | None = None,
+    jobs: str | int | None = None,
+    on: str = "local",
+    slurm: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> Predictions:
     """Segment images with a trained run; masks come back in the input's own format, geometry and name.
 
@@ -129,7 +132,8 @@ def predict(
         series: of DICOM: the UID or the description of the series to take; given several times, those that are the channels.
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
             mixed=refuse|largest; the first of each is the default.
-        threads: that compute; left out, those of OMP_NUM_THREADS, else no more than processors are free now.
+        threads: that compute, of each of --jobs; left out, those of OMP_NUM_THREADS, else no more than processors are free
+            now, which --jobs share.
         strict: refuse a case that is unlike the training data, before it is predicted; it counts as failed. Else that is
             said, and stands in predict.json.
         no_post_processing: write masks as the network says them, also where the validation cases chose to clean them.
@@ -143,10 +147,17 @@ def predict(
         allow_code: execute the code of a network of one's own, which lies in the run as network.py: read it before.
         max_ram: GB of memory that the process may take: images are read, answered and written by slabs, and an image that
             needs more is refused with the least that works (docs/large-images.md). Masks are the same; it takes longer the
-            closer the limit is.
+            closer the limit is. Of --jobs here, all together.
+        jobs: processes that share the cases, each with a network of its own, as far as cores and memory allow; auto: as many
+            as these carry, one a GPU. The masks are the same, and of a process that is killed the others take over
+            (docs/predicting.md). Left out: this process alone; on Ray and SLURM one for 50 cases.
+        on: where these processes run: local, ray, ray:ADDRESS or slurm, as in `ulna compare`.
+        slurm: an option of sbatch, KEY=VALUE, such as partition=gpu; may be repeated.
+        dry_run: write, begin and submit nothing; print what would be begun or submitted.
 
     Raises:
         UsageError: if the run, the input or the folder cannot be used.
+        DryRun: in place of everything, where that was asked for.
         PartialFailure: if some cases failed; the others are written.
         Interrupted: after Ctrl-C or SIGTERM; what is done is listed in predict.json.
 
@@ -154,6 +165,9 @@ def predict(
         ulna predict runs/nuclei-unetpp data/new --out masks
     """
     check_threads(threads)
+    where = On.read(on, jobs, slurm)
+    if dry_run and where == On():
+        raise UsageError("--dry-run: prints what --jobs or --on would hand out; name one of them")
     if max_ram is not None:
         if not 0 < max_ram < math.inf:
             raise UsageError(f"--max-ram {max_ram:g}: must be above 0")
@@ -181,16 +195,12 @@ def predict(
         "--report": report,
         "--allow-code": allow_code,
         "--max-ram": max_ram,
+        **where.flags(jobs, on, slurm),
     }
     check_run_first("predict", named, data, to_argv({"--out": out, **flags}))
     runs = each_run([located(one) for one in named])
-    segmenter, digest = _loaded(runs, level, allow_code=allow_code)
-    if no_post_processing:
-        segmenter = segmenter.unprocessed()
-    if tta:
-        segmenter = segmenter.mirrored()
-    if instances or segmenter.instances is not None:
-        segmenter = segmenter.numbering()
+    asked = Asked(tuple(runs), level, tta, not no_post_processing, instances, allow_code)
+    segmenter, digest = asked.load()
     found, problems = Dataset.scan(
         data,
         need_labels=False,
@@ -198,13 +208,13 @@ def predict(
         wishes=wishes._replace(channels=channels_of(segmenter.plan)),
     )
     sound, broken = usable(found, problems)
-    names = opened(pseudonymise, out, *named)
+    names = opened(pseudonymise, out, *named, dry_run=dry_run)
     dataset = under(names, sound).of_dims(segmenter.plan.image_dims)
     if names is not None:
         broken = {names.remembered(name): why for name, why in broken.items()}
     for one in runs if split is not None else ():
         check_key(one, names)
-    cases = dataset.cases if split is None else _part(dataset, _common_split(runs), split)
+    cases = dataset.cases if split is None else part_of(dataset, common_split(runs), split)
     notes = [*dataset.notes, *_values_note(segmenter, cases, formats)]
     for note in notes:
         log.info("note: %s", note)
@@ -222,17 +232,22 @@ def predict(
     odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
     shown = texts_of(names, data, out)
-    work = Work(segmenter, out, probabilities, Record.read(out), digest, options, formats, broken, shown, strict=strict)
-    work.limit = None if max_ram is None else 1e9 * max_ram
+    if where.kind != SLURM:  # whose jobs outlive a command
+        end_shares(out)
+    making = Making(segmenter, Record.read(out), probabilities, formats, broken, shown, strict=strict)
+    making.limit = None if max_ram is None else 1e9 * max_ram
+    work = Work(making, digest, options)
     if report:
         check_page(out)
     work.find_pending(cases, overwrite)
-    if report and len(work.done) < len(cases) and (times := segmenter.with_copies()) > 1:
+    copies = report and len(work.done) < len(cases)
+    if copies and (times := segmenter.with_copies()) > 1:
         text = (
             "note: --report predicts every image %d times, mirrored, to tell the Dice to expect; masks stay as they are"
         )
         log.info(text, times)
     across = Across.of(segmenter.plan)
+    ids = [*(case.id for case in cases), *broken]
     facts = {
         "model": segmenter.recipe.model,
         "runs": [run_name(one) for one in runs],
@@ -248,17 +263,23 @@ def predict(
         "scored_by": segmenter.recipe.evaluation.by,
         "measured": list(segmenter.recipe.evaluation.metrics),
         "slices": None if across is None else across._asdict(),
-        "asked": [*(case.id for case in cases), *broken],
+        "asked": ids,
         "notes": list(map(shown, notes)),
     }
+    again = command(["predict", *named, data, "--out", out, *to_argv(flags)])
+    key = None if pseudonymise is None else Path(pseudonymise)
+    task = Task(asked, digest, data, out, probabilities, formats, strict, copies, making.limit, key)
+    sharing = _sharing(where, threads, task.about_cases(ids, options), making, work.todo(cases), again)
+    if dry_run:
+        raise nothing_to_share() if sharing is None else sharing.dry_run()
     with computing_with(choose_threads(threads)):
-        number = work.run(cases, facts)
+        number = work.run(cases, facts, sharing)
         if report and not number and not work.unwritten:
             number = write_page(out, cases)
     if number:
-        again = command(["predict", *named, data, "--out", out, *to_argv(flags)])
         done = f"{len(work.done)} of {counted(len(cases), 'case')} {'is' if len(cases) == 1 else 'are'} done"
         done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
+        done += f"; {sharing.beside}" if sharing is not None and sharing.beside else ""
         raise Interrupted(number, again, done)
     made = Predictions(
         out,
@@ -277,6 +298,28 @@ def predict(
     if work.failed:
         raise PartialFailure(work.failed, len(work.done), result=made)
     return made
+
+
+def _sharing(
+    on: On, threads: int | None, task: Task, making: Making, todo: Sequence[Case], again: str
+) -> Sharing | None:
+    """What hands the cases out, where several processes are asked for, or one elsewhere; None: this one predicts them.
+
+    Raises:
+        UsageError: if an .npz, whose masks are one file, is to be predicted elsewhere.
+    """
+    if on == On() or not todo:
+        return None
+    arrays = next((case.images[0].path for case in todo if case.images[0].row is not None), None)
+    if arrays is not None and not on.here:
+        raise UsageError(
+            f"--on: {arrays} is an .npz, whose masks are written as one .npz by one process; leave --on out"
+        )
+    if arrays is not None:
+        log.info("note: %s: the masks of an .npz are one .npz, so that one process predicts all cases", arrays)
+        return None
+    sharing = Sharing(on, threads, task, making, todo, again)
+    return sharing if sharing.needed else None
 
 
 def _formats(given: Sequence[str]) -> tuple[str, ...]:
@@ -298,74 +341,3 @@ def _values_note(segmenter: Segmenter, cases: Sequence[Case], formats: Sequence[
         return []
     unknown = "class indices, which may look black: this run is of an ulna that kept no values of the training labels"
     return [f"mask files hold {plan.reasons.get('mask_values', unknown)}"]
-
-
-def _loaded(runs: Sequence[Path], level: int | None, *, allow_code: bool) -> tuple[Segmenter, str]:
-    """The network of the runs and the digest of just these weights, also while a training goes on.
-
-    Raises:
-        UsageError: if a run cannot be read, or is written to again and again.
-    """
-    for _ in range(MOST_LOADS):
-        before = _run_digest(runs)
-        segmenter = (
-            load(runs, allow_code=allow_code) if level is None else _at_level(runs, level, allow_code=allow_code)
-        )
-        if before and before == _run_digest(runs):
-            return segmenter, before
-    raise UsageError(f"{', '.join(map(str, runs))}: changed while it was read; predict when its training has ended")
-
-
-def _run_digest(runs: Sequence[Path]) -> str:
-    """Of the weights, plan, recipe and calibration (where there is one) of all runs, in their order; empty text where a file
-    cannot be read."""
-    try:
-        return file_digest(*(file for run in dict.fromkeys(runs) for file in _files_of(run)))
-    except OSError:  # what is missing is told where it is loaded
-        return ""
-
-
-def _files_of(run: Path) -> list[Path]:
-    """What a run's answers depend on: files of its folder, or the exported file that it is."""
-    if run.is_file():
-        return [run]
-    calibration = run / CALIBRATION_FILE
-    return [*(run / name for name in OF_A_RUN), *([calibration] if calibration.exists() else [])]
-
-
-def _at_level(runs: Sequence[Path], level: int, *, allow_code: bool) -> Segmenter:
-    """The smaller network of every run."""
-    members: dict[str, Segmenter] = {}
-    for run in runs:
-        if run.is_file():
-            raise UsageError(
-                f"{run}: is an exported file, whose level was chosen when it was exported; leave --level out"
-            )
-        segmenter = Segmenter.load(run, allow_code=allow_code)
-        chosen = named_level(levels_of(run, segmenter.recipe), level=level, head=None)
-        members[str(run)] = pruned(segmenter, chosen.head if chosen else None)
-    return next(iter(members.values())) if len(members) == 1 else Ensemble(members)
-
-
-def _part(dataset: Dataset, split: Split, part: str) -> tuple[Case, ...]:
-    if part not in Split.model_fields:
-        raise UsageError(f"--split: {unknown('part of a split', part, Split.model_fields)}")
-    wanted = set(getattr(split, part))
-    cases = tuple(case for case in dataset.cases if case.id in wanted)
-    if not cases:
-        raise UsageError(
-            f"--split {part}: none of the run's {counted(len(wanted), f'{part} case')} stands in {dataset.root}"
-        )
-    return cases
-
-
-def _common_split(runs: Sequence[Path]) -> Split:
-    for run in runs:
-        if run.is_file():
-            raise UsageError(f"--split: {run} is an exported file, which holds no split; name the images, or the run")
-    splits = {run: read_split(run) for run in runs}
-    first, *others = splits
-    for other in others:
-        if splits[other] != splits[first]:
-            raise UsageError(f"--split: {other} was trained on another split than {first}; leave --split out")
-    return splits[first]

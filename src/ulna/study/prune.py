@@ -29,8 +29,8 @@ from ulna.data.layout.pseudonyms import check_key, named, opened
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, counted
 from ulna.evaluation.evaluate import Evaluation
-from ulna.inference.cases import TOO_LARGE
 from ulna.inference.levels import Level, levels_of, named_level, pruned
+from ulna.inference.making import TOO_LARGE
 from ulna.inference.scoring import predict_pair, scores_for
 from ulna.inference.segmenter import Segmenter, read_split
 from ulna.networks.build import count_parameters

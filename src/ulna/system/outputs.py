@@ -26,7 +26,8 @@ DATA_FOLDERS = frozenset({"images", "labels", "imagestr", "labelstr", "imagests"
 PAIRED = {"images": "masks", "masks": "images", "original": "ground truth", "ground truth": "original"}
 # what `predict` notes in a folder while it works, and what `explain` says of its maps
 JOURNAL, EXPLAIN_FILE = "predict.unfinished.jsonl", "explain.json"
-WRITTEN = frozenset({PREDICT_FILE, JOURNAL, EXPLAIN_FILE, "summary.json"})  # marks of ulna's own
+SHARES = ".predict-shares"  # where the processes of one `predict` divide its cases, until it has ended
+WRITTEN = frozenset({PREDICT_FILE, JOURNAL, SHARES, EXPLAIN_FILE, "summary.json"})  # marks of ulna's own
 
 
 def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose another --out") -> None:

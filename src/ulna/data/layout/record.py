@@ -1,24 +1,27 @@
 """predict.json: which masks in a folder are ulna's own, and of which run, options and image each of them is.
 
 While `predict` works, every mask is first noted in a journal beside it and then put in place, so that a process killed at
-any moment leaves no file that nobody knows.
+any moment leaves no file that nobody knows. Processes that share the cases of one `predict` have a journal each, in folders
+of their own.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from ulna.data.layout.journals import end_shares, journals, not_ours, noted, state_of
 from ulna.errors import UsageError
 from ulna.system.files import staged, unwritable, write_text
 from ulna.system.locking import locked
-from ulna.system.outputs import JOURNAL, PREDICT_FILE, file_digest, is_plain
-from ulna.system.reading import LARGEST_JSON, parse_json, read_json_object
+from ulna.system.outputs import JOURNAL, PREDICT_FILE, SHARES, file_digest, is_plain
+from ulna.system.reading import read_json_object
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ class Record:
         Raises:
             UsageError: if predict.json is damaged, or not of ulna.
         """
-        seen = _state(folder)  # before they are read: what changes in between is found in `writing`
+        seen = state_of(folder)  # before they are read: what changes in between is found in `writing`
         facts = read_facts(folder)
         path = folder / PREDICT_FILE
         try:
@@ -142,16 +145,35 @@ class Record:
             entries = [Entry.parse(row) for row in facts.get("earlier", [])]
             entries += [_with_maps(folder, Entry.parse(row, run, matters)) for row in facts.get("cases", [])]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            raise _not_ours(path) from None
+            raise not_ours(path) from None
         record = cls(folder, entries, facts)
         record._seen = seen
-        for entries in _journalled(folder / JOURNAL):
-            record.unfinished |= {name for entry in entries for name in entry.files}
-            for entry in entries:
-                record._note(entry)
-            if all(record._holds(name, digest) for entry in entries for name, digest in entry.files.items()):
-                record._keep(entries)  # else it was killed before they were in place
+        for journal in journals(folder):
+            record.take_journal(journal)
         return record
+
+    def take_journal(self, path: Path, cases: Collection[str] | None = None) -> list[Entry]:
+        """Know what a process has noted in its journal, and keep what it put in place; returns that.
+
+        Args:
+            path: the journal.
+            cases: those alone; None: all.
+        """
+        kept = []
+        for values in noted(path):
+            try:
+                entries = [Entry.parse(one) for one in values]
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                continue
+            if not entries or (cases is not None and not any(entry.case in cases for entry in entries)):
+                continue
+            self.unfinished |= {name for entry in entries for name in entry.files}
+            for entry in entries:
+                self._note(entry)
+            if all(self._holds(name, digest) for entry in entries for name, digest in entry.files.items()):
+                self.take(entries)  # else it was killed before they were in place
+                kept += entries
+        return kept
 
     def find(self, wanted: Entry) -> Entry | None:
         """The entry that was made as `wanted` is to be made, if all its files are as they were written."""
@@ -167,6 +189,15 @@ class Record:
     def undigested(self, name: str) -> bool:
         """Whether an earlier version of ulna wrote a file of that name, and kept no digest of it."""
         return "" in self._noted.get(name, ()) and is_plain(self.folder / name)
+
+    def known(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Name -> digests of all that ulna wrote under it."""
+        return {name: sorted(self._noted[name]) for name in names if name in self._noted}
+
+    def know(self, known: Mapping[str, Sequence[str]]) -> None:
+        """Take over what another process knows."""
+        for name, digests in known.items():
+            self._noted.setdefault(name, set()).update(digests)
 
     def changed(self, entry: Entry) -> bool:
         """Whether a mask is no longer what was written; False where no digest was kept."""
@@ -185,8 +216,11 @@ class Record:
         return known[2]
 
     @contextmanager
-    def writing(self) -> Iterator[Path]:
+    def writing(self, *, beside: bool = False) -> Iterator[Path]:
         """Be the folder's one writer, with a folder for files that are not yet in place.
+
+        Args:
+            beside: processes that an earlier command has begun may go on with their shares meanwhile.
 
         Raises:
             UsageError: if another command writes into the folder, or a `predict` did since the record was read (its masks
@@ -196,20 +230,43 @@ class Record:
         with locked(self.folder), staged(self.folder, "predict") as staging:
             if os.path.lexists(path) and not is_plain(path):
                 raise UsageError(f"{path}: is no file of ulna; move it, or choose another --out")
-            if self._seen not in (None, _state(self.folder)):
+            if not beside:
+                end_shares(self.folder)
+            known = 2 if beside else None
+            if self._seen is not None and self._seen[:known] != state_of(self.folder)[:known]:
                 raise UsageError(
                     f"{self.folder}: another ulna predict wrote into it since this one looked; run the command again"
                 )
-            try:
-                self._journal = path.open("a", encoding="utf-8")
-            except OSError as error:
-                raise unwritable(self.folder, error) from None
-            try:
+            with self._noting(path):
                 yield staging
-            finally:
-                with suppress(OSError):  # a full disk, which was told
-                    self._journal.close()
-                self._journal = None
+
+    @contextmanager
+    def sharing(self, share: Path) -> Iterator[Path]:
+        """Write beside others among whom the folder's one writer has divided its cases; as `writing`.
+
+        Args:
+            share: a folder of this process, which it has locked.
+        """
+        staging = share / "staging"
+        shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
+        staging.mkdir()
+        with self._noting(share / JOURNAL):
+            yield staging
+
+    @contextmanager
+    def _noting(self, path: Path) -> Iterator[None]:
+        try:
+            self._journal = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise unwritable(path.parent, error) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # a full disk, which was told
+                self._journal.close()
+                if not path.stat().st_size:  # nothing was begun, or all is recorded
+                    path.unlink()
+            self._journal = None
 
     def put(self, entries: Sequence[Entry], staging: Path, *, free: Sequence[str] = ()) -> list[Entry]:
         """Note the files of some entries with their digests and put them in place, whole or not at all.
@@ -242,14 +299,19 @@ class Record:
                 (staging / name).replace(self.folder / name)
         except OSError as error:
             raise unwritable(self.folder / names[0], error) from None
-        self._keep(done)
+        self.take(done)
         return done
 
-    def write(self, facts: Mapping[str, Any], current: Sequence[Entry]) -> None:
-        """Write predict.json: the facts, `current` as `cases`, all other masks as `earlier`; the journal ends.
+    def write(self, facts: Mapping[str, Any], current: Sequence[Entry], *, beside: bool = False) -> None:
+        """Write predict.json: the facts, `current` as `cases`, all other masks as `earlier`; the journals end.
+
+        Args:
+            facts: of this call.
+            current: its masks.
+            beside: other processes go on with their shares, and with their journals.
 
         Raises:
-            UsageError: if it cannot be written; the journal stays then.
+            UsageError: if it cannot be written; the journals stay then.
         """
         now = {(entry.case, entry.file) for entry in current}
         earlier = [entry.to_json() for entry in self.entries if (entry.case, entry.file) not in now]
@@ -259,9 +321,11 @@ class Record:
             if self._journal is not None:
                 self._journal.truncate(0)
             (self.folder / JOURNAL).unlink()
+        if not beside:
+            shutil.rmtree(self.folder / SHARES, ignore_errors=True)
 
-    def _keep(self, entries: Sequence[Entry]) -> None:
-        """New entries take the place of those whose files they replaced."""
+    def take(self, entries: Sequence[Entry]) -> None:
+        """Know of masks that are in place; they take the place of those whose files they replaced."""
         for name in {name for entry in entries for name in entry.files}:
             for case in self._owners.pop(name, ()):
                 kept = self._by_case.get(case, {})
@@ -290,17 +354,13 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     if not is_plain(path):
-        raise _not_ours(path)
+        raise not_ours(path)
     facts = read_json_object(path)
     asked = facts.get("asked", [])
     lists = isinstance(facts.get("cases"), list) and isinstance(asked, list)
     if not lists or not all(isinstance(case, str) for case in asked):
-        raise _not_ours(path)
+        raise not_ours(path)
     return facts
-
-
-def _not_ours(path: Path) -> UsageError:
-    return UsageError(f"{path}: is not what ulna predict writes; move it, or choose another folder")
 
 
 def _with_maps(folder: Path, entry: Entry) -> Entry:
@@ -309,25 +369,3 @@ def _with_maps(folder: Path, entry: Entry) -> Entry:
         return entry
     names = [f"{entry.case}_probabilities{suffix}" for suffix in (".nii.gz", ".npz")]
     return replace(entry, files=entry.files | {name: "" for name in names if os.path.lexists(folder / name)})
-
-
-def _journalled(path: Path) -> Iterator[list[Entry]]:
-    """What a killed process noted; its last line may be cut short, and then nothing was put in place for it."""
-    if not is_plain(path):
-        return
-    if path.stat().st_size > LARGEST_JSON:
-        raise _not_ours(path)
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            entries = [Entry.parse(values) for values in parse_json(line, str(path))]
-            if entries:
-                yield entries
-
-
-def _state(folder: Path) -> tuple[str, ...]:
-    """Digests of predict.json and of the journal; empty text for one that is not there, or empty."""
-    paths = (folder / PREDICT_FILE, folder / JOURNAL)
-    try:
-        return tuple(file_digest(path) if is_plain(path) and path.stat().st_size else "" for path in paths)
-    except OSError:  # gone meanwhile, which is a change; or not readable, which is told where it is read
-        return ()

@@ -1,0 +1,45 @@
+"""The process of a share, with cases that kill it (POISON, ids) and a pause before each image (PAUSE_S).
+
+`python -m tests.inference.poisoned predict ...` is the command whose shares are such processes.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from ulna.executors.working import python_module
+
+
+def of_share(_, *words):
+    """The argv of such a process, in place of that of a share."""
+    return python_module("tests.inference.poisoned", *words)
+
+
+def share(folder, number, name):
+    from ulna.data.layout.case import Case
+    from ulna.inference.worker import main
+
+    read, poison, pause = Case.read_image, os.environ.get("POISON", "").split(), float(os.environ.get("PAUSE_S", 0))
+
+    def poisoned(case):
+        time.sleep(pause)
+        if case.id in poison:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(case)
+
+    Case.read_image = poisoned
+    return main(Path(folder), int(number), name)
+
+
+def command(words):
+    from ulna.cli import main as cli
+    from ulna.inference import share_jobs
+
+    share_jobs.python_module = of_share
+    return cli.run(words)
+
+
+if __name__ == "__main__":
+    sys.exit(command(sys.argv[1:]) if sys.argv[1] == "predict" else share(*sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""Cases that processes share: the same masks and record as of one, whatever is killed and whatever fails."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+import ulna
+from tests.inference.poisoned import of_share
+from tests.inference.test_predict import run_folder
+from tests.places import ROOT
+from ulna.data.layout.record import Record
+from ulna.errors import DryRun, Interrupted, PartialFailure, UsageError
+from ulna.inference import share_jobs
+from ulna.pages.sealing import PAGE_FILE
+from ulna.system.outputs import JOURNAL, PREDICT_FILE, SHARES
+
+TWO = {"jobs": 2, "threads": 1}
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Processes of shares do as they are told by POISON and PAUSE_S."""
+    monkeypatch.setattr(share_jobs, "python_module", of_share)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    return monkeypatch
+
+
+def facts(folder):
+    """predict.json, without the times."""
+    found = json.loads((folder / PREDICT_FILE).read_text())
+    for row in found["cases"]:
+        row.pop("seconds")
+    return found
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != PREDICT_FILE}
+
+
+def test_two_processes_give_what_one_gives(tmp_path, images, run, caplog):
+    """An ensemble, probabilities, a page, and an image that is cut short."""
+    caplog.set_level("INFO")
+    (images / "c.png").write_bytes((images / "c.png").read_bytes()[:60])
+    runs = [run, run_folder(tmp_path / "other", 1)]
+    for name, how in (("one", {"threads": 1}), ("two", TWO)):
+        with pytest.raises(PartialFailure, match=r"c: .*c\.png") as failed:
+            ulna.predict(runs, images, out=tmp_path / name, probabilities=True, report=True, **how)
+        assert failed.value.done == 3
+    assert "2 shares to be done" in caplog.text
+    assert facts(tmp_path / "two") == facts(tmp_path / "one")
+    assert files(tmp_path / "two") == files(tmp_path / "one") and PAGE_FILE in files(tmp_path / "two")
+    assert not (tmp_path / "two" / SHARES).exists()
+    (images / "c.png").unlink()
+    again = ulna.predict(runs, images, out=tmp_path / "two", probabilities=True, **TWO)
+    assert again.skipped == ("a", "b", "d")
+
+
+def test_a_case_that_kills_its_process_twice_has_failed_and_no_other(tmp_path, images, run, poisoned):
+    poisoned.setenv("POISON", "b")
+    with pytest.raises(
+        PartialFailure, match="b: the process that predicted it was killed, or crashed, twice"
+    ) as failed:
+        ulna.predict(run, images, out=tmp_path / "masks", **TWO)
+    assert (failed.value.done, list(failed.value.failed)) == (3, ["b"])
+    assert [row["case"] for row in facts(tmp_path / "masks")["cases"]] == ["a", "c", "d"]
+    assert not (tmp_path / "masks" / SHARES).exists() and not (tmp_path / "masks" / JOURNAL).exists()
+
+
+@pytest.mark.slow
+def test_a_stop_keeps_what_is_done_and_another_call_does_the_rest(tmp_path, images, run, poisoned):
+    poisoned.setenv("PAUSE_S", "1")
+    out = tmp_path / "masks"
+
+    def stop():
+        end = time.monotonic() + 120
+        while not list(out.glob("?.png")) and time.monotonic() < end:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    watch = threading.Thread(target=stop)
+    watch.start()
+    with pytest.raises(Interrupted, match=r"of 4 cases .*ulna predict .* --jobs 2") as stopped:
+        ulna.predict(run, images, out=out, **TWO)
+    watch.join()
+    assert stopped.value.signal == signal.SIGTERM
+    done = sorted(path.stem for path in out.glob("?.png"))
+    assert 0 < len(done) < 4 and [row["case"] for row in facts(out)["cases"]] == done
+    assert ulna.predict(run, images, out=out).skipped == tuple(done)
+    ulna.predict(run, images, out=tmp_path / "one")
+    assert files(out) == files(tmp_path / "one")
+
+
+def test_what_would_be_handed_out_is_told_and_nothing_written(tmp_path, images, run):
+    with pytest.raises(DryRun) as would:
+        ulna.predict(run, images, out=tmp_path / "masks", on="slurm", jobs=2, slurm=["partition=gpu"], dry_run=True)
+    assert would.value.jobs == ["share 1", "share 2"]
+    assert "#SBATCH --partition=gpu" in would.value.text and "-m ulna.inference.worker" in would.value.text
+    assert not (tmp_path / "masks").exists()
+    with pytest.raises(UsageError, match="--dry-run: prints what --jobs or --on would hand out"):
+        ulna.predict(run, images, out=tmp_path / "masks", dry_run=True)
+
+
+def test_where_nothing_can_be_handed_out_nothing_is_written(tmp_path, images, run, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match="there is no sbatch"):
+        ulna.predict(run, images, out=tmp_path / "masks", on="slurm")
+    assert not (tmp_path / "masks").exists()
+
+
+def test_masks_that_killed_processes_have_noted_are_known(tmp_path, images, run):
+    """The command and all its processes are gone: what is in place counts, what is not may be made again."""
+    out = tmp_path / "masks"
+    ulna.predict(run, images, out=out)
+    share = out / SHARES / "round_1" / "share_0"
+    share.mkdir(parents=True)
+    rows = [entry.to_json() for entry in Record.read(out).entries]
+    (share / JOURNAL).write_text("".join(f"\n{json.dumps([row])}\n" for row in rows) + '\n[{"case": "e", "fi')
+    (out / PREDICT_FILE).unlink()
+    (out / "d.png").unlink()
+    with pytest.raises(UsageError, match="was not finished"):
+        ulna.evaluate(out, images)
+    assert ulna.predict(run, images, out=out).skipped == ("a", "b", "c")
+    assert not (out / SHARES).exists()
