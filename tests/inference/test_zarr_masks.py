@@ -114,6 +114,10 @@ def test_what_is_ulnas_own_is_replaced_and_nothing_else(pair):
     ulna.predict(other, pair / "zarr", out=pair / "a", overwrite=True)
     assert (mask(pair / "a" / "x.ome.zarr").array != first).any()
     assert {path.name for path in (pair / "a").iterdir()} == {"predict.json", "x.ome.zarr"}
+    (pair / "a" / "x.ome.zarr" / "labels").mkdir()  # somebody's work lies in it
+    with pytest.raises(UsageError, match="not written by ulna, or changed since"):
+        ulna.predict(run, pair / "zarr", out=pair / "a", overwrite=True)
+    (pair / "a" / "x.ome.zarr" / "labels").rmdir()
     (pair / "a" / "x.ome.zarr" / "0" / "zarr.json").write_text("{}")
     with pytest.raises(UsageError, match="not written by ulna, or changed since"):
         ulna.predict(other, pair / "zarr", out=pair / "a", overwrite=True)

@@ -20,14 +20,14 @@ def is_tree(path: Path) -> bool:
 
 
 def is_own_tree(path: Path) -> bool:
-    """The same of a real folder: no link, whatever it leads to."""
-    return is_tree(path) and not path.is_symlink()
+    """The same of a real folder (no link, whatever it leads to) into which nobody has put label maps."""
+    return is_tree(path) and not path.is_symlink() and not (path / LABEL_MAPS).exists()
 
 
 def tree_files(folder: Path) -> list[Path]:
     """The files of an image that is a folder, by their names; those of label maps in it are not among them."""
     names = [LABEL_MAPS] if (folder / LABEL_MAPS).is_dir() else []
-    return sorted(_files(folder, set(), names))
+    return sorted(_files(folder, set(), names), key=Path.as_posix)
 
 
 def _files(folder: Path, seen: set[tuple[int, int]], but: list[str]) -> Iterator[Path]:

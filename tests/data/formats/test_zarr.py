@@ -135,7 +135,10 @@ def test_what_is_wrong_is_one_sentence(tmp_path):
 def test_chunks_that_the_limit_has_no_room_for_are_refused(tmp_path, monkeypatch):
     path = foreign(tmp_path / "a.zarr", np.zeros((50, 60), np.int16), "yx")
     monkeypatch.setattr(opening, "LARGEST", 1000)
-    with allowing(None, 1e-5, 5e-6), pytest.raises(DataError, match=r"has chunks of 6e-06 GB at once, for which --max"):
+    with (
+        allowing(None, 1e-5, 5e-6),
+        pytest.raises(DataError, match=r"has chunks of 6e-06 GB and needs 0\.01 GB at least"),
+    ):
         open_image([Source(path)])
     with allowing(None, 1e-5), pytest.raises(DataError, match="more than half of the 1e-05 GB that --max-ram allows"):
         read_image([Source(path)])
