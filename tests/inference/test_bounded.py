@@ -201,7 +201,7 @@ def peak_of(*arguments):
 
 
 def held_by(pid, of_parent=""):
-    """Bytes of a process, as its kernel knows the most of them, and of its children that have begun a program of their own."""
+    """Bytes of a process, as its kernel knows the most of them, and of its children that have begun their own program."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         pages = Path(f"/proc/{pid}/statm").read_text()
