@@ -53,7 +53,7 @@ def test_every_format_gives_one_mask_and_too_little_is_refused(program, monkeypa
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not tell what a process holds")
 def test_a_png_takes_no_more_than_the_least_that_is_told(program, tmp_path):
     run = program.make_run(tmp_path / "run", 256, 4, 2)
-    image = program.KINDS["png"](tmp_path / "image", program.draw(2600))
+    image = program.KINDS["png"](tmp_path / "image", program.draw(1600))
     call = ("predict", run, image, "--out", tmp_path / "out", "--max-ram")
     _, said, code = peak_of(*call, 0.2)
     told = re.search(
