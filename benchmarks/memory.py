@@ -82,19 +82,22 @@ def draw(path: Path, size: tuple[int, ...]) -> Path:
 
 
 def resident(pid: int) -> int:
-    """Bytes of a process and its children."""
-    total, todo = 0, [pid]
+    """Bytes of a process and its children; one that has not begun its program yet has the memory of its parent, once."""
+    total, todo = 0, [(pid, "")]
     while todo:
-        one = todo.pop()
+        one, of_parent = todo.pop()
         try:
             status = Path(f"/proc/{one}/status").read_text()
+            pages = Path(f"/proc/{one}/statm").read_text()
             tasks = list(Path(f"/proc/{one}/task").iterdir())
         except OSError:
+            continue
+        if pages == of_parent:
             continue
         total += sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
         for task in tasks:
             try:
-                todo += map(int, (task / "children").read_text().split())
+                todo += [(int(child), pages) for child in (task / "children").read_text().split()]
             except OSError:
                 continue
     return total

@@ -200,17 +200,18 @@ def peak_of(*arguments):
         return peak, process.stdout.read(), process.returncode
 
 
-def held_by(pid):
-    """Bytes of a process, as its kernel knows the most of them, and of its children."""
+def held_by(pid, of_parent=""):
+    """Bytes of a process, as its kernel knows the most of them, and of its children that have begun their own program."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
+        pages = Path(f"/proc/{pid}/statm").read_text()
         children = [
             int(one) for task in Path(f"/proc/{pid}/task").iterdir() for one in (task / "children").read_text().split()
         ]
     except OSError:
         return 0
     most = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    return 1024 * most + sum(map(held_by, children))
+    return 0 if pages == of_parent else 1024 * most + sum(held_by(child, pages) for child in children)
 
 
 @pytest.mark.slow

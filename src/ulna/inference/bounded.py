@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ulna.data.as_format import mask_as
 from ulna.data.formats.bricks import Bricks
 from ulna.data.formats.label_maps import boxes_in_file
 from ulna.data.formats.limits import allowing
@@ -74,10 +75,10 @@ class BoundedMask(NamedTuple):
     def write(self, segmenter: Segmenter, stem: Path, format: str | None) -> Path:
         """Write it as `Result.write` does."""
         labels, plan = segmenter.plan.labels, segmenter.plan
-        values = plan.mask_values if format is None and keeps_values(self.volume) else None
-        maps = boxes_in_file(self._boxed(), labels, values)
+        values = plan.mask_values if keeps_values(self.volume, format) else None
+        like, maps = mask_as(self.volume, boxes_in_file(self._boxed(), labels, values), format)
         channels = labels.multilabel and labels.order is None
-        return write_labels_slabs(stem, maps, self.volume, format, channels=channels)
+        return write_labels_slabs(stem, maps, like, format, channels=channels)
 
 
 def why_whole(segmenter: Segmenter, case: Case, formats: Sequence[str], *, probabilities: bool) -> str:
@@ -115,7 +116,7 @@ def opened_within(
             f"without any image it takes {(limit - room) / 1e9:.2f} GB, more than --max-ram {limit / 1e9:g} allows; raise it"
         )
     with ExitStack() as stack:
-        with allowing(None, max(room, 1.0) / 1e9):
+        with allowing(None, limit / 1e9, (limit - room) / 1e9):
             image: OpenImage | None = None
             if not whole:
                 image = stack.enter_context(open_image(case.images, case.spatial_dims, scratch))

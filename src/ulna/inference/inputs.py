@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ulna.data.formats.dicom.choosing import Wishes, series_in
 from ulna.data.formats.read import read_image
-from ulna.data.formats.source import Source, suffix_of
+from ulna.data.formats.source import Source, is_zarr, suffix_of
 from ulna.data.pipeline.orientation import DIRECTIONS
 from ulna.data.volume import Volume, spacing_text
 from ulna.errors import UsageError, counted
@@ -113,8 +113,8 @@ def channels_of(plan: Plan) -> tuple[str, ...]:
 
 
 def _sources(path: Path, plan: Plan) -> list[Source]:
-    """A file; or the series of a folder of DICOM files: those that are the channels, where the run has several."""
-    if not path.is_dir():
+    """A file, or OME-Zarr; or the series of a folder of DICOM files: those that are the channels of a run of several."""
+    if not path.is_dir() or is_zarr(path):
         return [Source(path)]
     found, said = series_in(path, Wishes(channels=channels_of(plan)))
     if said:

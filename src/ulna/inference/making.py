@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from ulna.data.as_format import check_formats
 from ulna.data.formats.write import write_probabilities
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry, Record
@@ -175,6 +176,7 @@ class Making:
         need = segmenter.forecast(volume, probabilities=self.probabilities)
         need.check(f"an image of {' x '.join(map(str, volume.size))}", TOO_LARGE)
         log.debug("%s: about %s of memory", case.id, need)
+        check_formats(volume, self.formats)
         compared = self._compared(case, volume)  # of one that fits the run
         if pipeline.side_by_side:
             if self._fits_beside(need, volume, [case, *following]):
@@ -245,6 +247,7 @@ class Making:
         why = why_whole(segmenter, case, self.formats, probabilities=self.probabilities)
         with opened_within(segmenter, case, limit, staging, whole=bool(why)) as image:
             entry = self._noted(entry, case, image if isinstance(image, Volume) else image.volume)
+            check_formats(image if isinstance(image, Volume) else image.volume, self.formats)
             if isinstance(image, Volume):
                 check_whole(segmenter, image, limit, why, probabilities=self.probabilities)
                 compared = self._compared(case, image)

@@ -19,6 +19,7 @@ from ulna.data.layout.case import Case
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
 from ulna.inference.result import Result
+from ulna.system.trees import stamp
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,6 @@ def bytes_of(result: Result) -> int:
 def file_bytes(case: Case) -> int:
     """Of its images; 0 where one cannot be seen, which is told when it is read."""
     try:
-        return sum(file.stat().st_size for source in case.images for file in source.files)
+        return sum(stamp(file)[1] for source in case.images for file in source.files)
     except OSError:
         return 0

@@ -37,6 +37,7 @@ from ulna.inference.shares import Task
 from ulna.inference.zoo import located
 from ulna.kernels.allocator import give_back_memory
 from ulna.pages.sealing import PAGE_FILE
+from ulna.system.extras import need
 from ulna.system.order import check_run_first
 from ulna.system.outputs import PREDICT_FILE, check_folder
 from ulna.system.threads import check_threads, choose_threads, computing_with
@@ -127,8 +128,8 @@ def predict(
         tta: average over mirrored copies of every image: slower, sometimes better.
         probabilities: also write the probabilities.
         overwrite: predict again what ulna wrote with another run, other options or of another image.
-        format: what masks are written as in place of the input's own format: seg, rtstruct (both for DICOM), nifti; several
-            are written side by side.
+        format: what masks are written as in place of the input's own format: seg, rtstruct (both for DICOM), nifti, tiff (in
+            packed tiles), zarr (OME-Zarr of several resolutions); several are written side by side.
         series: of DICOM: the UID or the description of the series to take; given several times, those that are the channels.
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
             mixed=refuse|largest; the first of each is the default.
@@ -327,6 +328,8 @@ def _formats(given: Sequence[str]) -> tuple[str, ...]:
     for one in given:
         if one not in FORMATS:
             raise UsageError(f"--format: {unknown('format', one, FORMATS)}")
+    if "zarr" in given:
+        need("zarr", "--format zarr needs", "zarr")
     return tuple(dict.fromkeys(given))
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.as_format import array_as
 from ulna.data.formats.dicom.about import About
 from ulna.data.formats.label_maps import in_file
 from ulna.data.formats.source import case_name
@@ -114,7 +115,8 @@ class Result:
     def write(self, stem: Path, format: str | None = None) -> Path:
         """The same under this very name, in a format of `ulna.data.formats.write.FORMATS`."""
         numbered = self.objects is not None
-        return write_labels(stem, self.in_file(format), self.volume, self.about, format, keep_type=numbered)
+        like, mask = array_as(self.volume, self.in_file(format), format)
+        return write_labels(stem, mask, like, self.about, format, keep_type=numbered)
 
     def in_file(self, format: str | None = None) -> NDArray[Any]:
         """The mask as a file of that format holds it; None is the format of the image.
@@ -128,5 +130,5 @@ class Result:
         if self.objects is not None:
             check_numbered(self.volume, format)
             return self.objects
-        picture = format is None and keeps_values(self.volume)
+        picture = keeps_values(self.volume, format)
         return self.mask if of_dicom else in_file(self.mask, self.labels, self.mask_values if picture else None)

@@ -17,6 +17,7 @@ from ulna.errors import UsageError, listed
 from ulna.system import names
 from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.locking import LOCK
+from ulna.system.trees import TREE_SUFFIX, is_tree, tree_files
 
 RUN_FILE, FOLDS_FILE, PREDICT_FILE = names.RUN_FILE, names.FOLDS_FILE, names.PREDICT_FILE
 _SHOWN = 3  # names in a message
@@ -55,6 +56,8 @@ def check_folder(out: Path, inputs: Iterable[Path] = (), remedy: str = "choose a
         folders = (read,) if read.is_dir() else (read.parent, Path(os.path.realpath(read)).parent)
         if any(same_place(real, folder) for folder in folders):
             raise UsageError(f"{out}: holds the images or the references ({read}), which stay as they are; {remedy}")
+        if read.suffix.lower() == TREE_SUFFIX and real.is_relative_to(os.path.realpath(read)):
+            raise UsageError(f"{out}: lies in an image ({read}), which stays as it is; {remedy}")
     if _is_root(real):
         raise UsageError(f"{out}: is the root of a data set, which stays as it is; {remedy}")
     if real.name.lower() in DATA_FOLDERS and _is_root(real.parent, but=real.name.lower()):
@@ -205,11 +208,16 @@ def is_plain(path: Path) -> bool:
 def file_digest(*paths: Path) -> str:
     """The SHA-256 of one file's bytes, or of several files' one after the other, in hexadecimal digits.
 
+    Of a folder that is one image, such as OME-Zarr: of the names and bytes of all its files.
+
     Raises:
         OSError: if one of them cannot be read; what is no file (a pipe would wait for ever) is never opened.
     """
     if len(paths) != 1:
         return hashlib.sha256("".join(file_digest(path) for path in paths).encode()).hexdigest()
+    if is_tree(paths[0]):
+        rows = [f"{file.relative_to(paths[0]).as_posix()}\n{file_digest(file)}\n" for file in tree_files(paths[0])]
+        return hashlib.sha256("".join(rows).encode("utf-8", "surrogateescape")).hexdigest()
     if not paths[0].is_file():
         raise OSError(f"{paths[0]}: is no file")
     with paths[0].open("rb") as file:

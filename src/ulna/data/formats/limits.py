@@ -19,18 +19,20 @@ LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
 MOST_PIXELS = 1_000_000_000  # of a picture; volumes are bounded by the memory
 _UNKNOWN = 1 << 36  # where the system does not say how much memory it has
 _GB = 1e9
+_SPARE = 1.02  # what the program takes differs by some MB from call to call
 _OUT = ("out of memory", "not enough memory", "allocate memory")  # what torch says
 _REMEDY = "cut it into smaller images, or use a machine with more memory"
-_allowed: dict[str, float | None] = {"pixels": None, "ram": None}
+_allowed: dict[str, float | None] = {"pixels": None, "ram": None, "beside": None}
 
 
 @contextmanager
-def allowing(max_pixels: int | None, max_ram: float | None) -> Iterator[None]:
+def allowing(max_pixels: int | None, max_ram: float | None, beside: float | None = None) -> Iterator[None]:
     """Bound what is read inside, in all threads.
 
     Args:
         max_pixels: pixels or voxels of an image, channels included.
         max_ram: GB that may be taken; an image may unpack to half of it.
+        beside: GB of these that are taken by other things, where that is known.
 
     Raises:
         UsageError: if a bound is not above 0.
@@ -39,7 +41,7 @@ def allowing(max_pixels: int | None, max_ram: float | None) -> Iterator[None]:
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name} {value}: must be above 0")
     before = dict(_allowed)
-    _allowed.update(pixels=max_pixels, ram=max_ram)
+    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside)
     try:
         yield
     finally:
@@ -62,14 +64,27 @@ def check_promise(where: object, what: str, promised: int, held: int, *, packed:
         check_memory(where, promised)
 
 
-def check_memory(where: object, promised: int) -> None:
-    """Refuse what half of the memory does not hold: its label map, and what is made of both, must fit beside it."""
-    ram = _allowed["ram"]
-    if ram is not None and promised > ram * _GB / 2:
-        size = f"unpacks to {promised / _GB:.2g} GB, more than half of the {ram:g} GB that --max-ram allows"
-        raise data_error(where, size, "raise --max-ram, or cut it into smaller images")
+def check_memory(where: object, promised: int, what: str = "unpacks to") -> None:
+    """Refuse what half of the memory does not hold: its label map, and what is made of both, must fit beside it.
+
+    Args:
+        where: the image.
+        promised: bytes that are in memory at once.
+        what: they are, as the message begins.
+    """
+    ram, beside = _allowed["ram"], _allowed["beside"] or 0.0
+    if ram is not None and promised > (ram - beside) * _GB / 2:
+        size = f"{what} {promised / _GB:.2g} GB, more than half of the {ram:g} GB that --max-ram allows"
+        remedy = "raise --max-ram, or cut it into smaller images"
+        if beside:
+            least = math.ceil(100 * _SPARE * (2 * promised / _GB + beside)) / 100
+            size = (
+                f"{what} {promised / _GB:.2g} GB and needs {least:.2f} GB at least, more than --max-ram {ram:g} allows"
+            )
+            remedy = "raise it, or convert the image to tiled TIFF or OME-Zarr (ulna convert), which are read by slabs"
+        raise data_error(where, size, remedy)
     if promised > memory() // 2:
-        size = f"unpacks to {promised / _GB:.1f} GB, and this machine has {memory() / _GB:.1f} GB of memory"
+        size = f"{what} {promised / _GB:.1f} GB, and this machine has {memory() / _GB:.1f} GB of memory"
         raise data_error(where, size, _REMEDY)
 
 

@@ -1,7 +1,8 @@
 """Images opened rather than read: what their files say at once, and their values box by box, bit for bit as `read_image`.
 
 Uncompressed NIfTI, `.npy`, TIFF (tiles, strips, BigTIFF, the full resolution of a pyramid) and OME-Zarr are read where they
-lie. Compressed NIfTI is unpacked once, into a nameless file on disk. All others are read whole, and then kept on disk.
+lie. Compressed NIfTI, and OME-Zarr of large chunks, are unpacked once, into a nameless file on disk. All others are read
+whole, and then kept on disk.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.bricks import Bricks
+from ulna.data.formats.limits import check_memory
 from ulna.data.formats.nifti import Layout, cut_short, layout_of, read_up_to, rest_of, unpacked
 from ulna.data.formats.npy import open_npy
 from ulna.data.formats.raw_boxes import Boxes, RawFile, Reordered
@@ -27,10 +29,11 @@ from ulna.data.formats.source import (
     Source,
     data_error,
     file_stat,
+    is_zarr,
     suffix_of,
 )
 from ulna.data.formats.tiff_boxes import open_tiff
-from ulna.data.formats.zarr_boxes import is_zarr, open_zarr
+from ulna.data.formats.zarr_boxes import LARGEST, ZarrBoxes, open_zarr
 from ulna.data.volume import Volume
 
 _CHUNK = 1 << 20
@@ -115,15 +118,16 @@ def _open(source: Source, spatial_dims: int | None, scratch: Path | None) -> Ope
     path = source.path
     if source.series is None and source.row is None:
         suffix = suffix_of(path)
-        if is_zarr(path):
-            volume, parts = open_zarr(path)
-            return OpenImage(volume, (parts,), volume.spatial_dims - 1 if volume.affine is not None else 0)
         try:
+            if is_zarr(path):
+                volume, boxes = open_zarr(path, spatial_dims)
+                parts = boxes if boxes.chunk_bytes <= LARGEST else _unpacked_chunks(path, volume, boxes, scratch)
+                return OpenImage(volume, (parts,), volume.spatial_dims - 1 if volume.affine is not None else 0)
             if suffix in NIFTI_SUFFIXES:
                 return _open_nifti(path, spatial_dims, scratch)
             if suffix == NUMPY_SUFFIX:
-                volume, boxes = open_npy(path, spatial_dims)
-                return OpenImage(volume, (boxes,), 0)
+                volume, raw = open_npy(path, spatial_dims)
+                return OpenImage(volume, (raw,), 0)
             if suffix in TIFF_SUFFIXES and (found := open_tiff(path)) is not None:
                 return OpenImage(found[0], (found[1],), 0)
         except OSError as error:
@@ -133,6 +137,19 @@ def _open(source: Source, spatial_dims: int | None, scratch: Path | None) -> Ope
     kept = Bricks(volume.array.shape, volume.array.dtype, scratch)
     kept.write([slice(0, n) for n in volume.size], volume.array)
     return OpenImage(volume.with_array(hollow(volume.array.shape, volume.array.dtype)), (kept,), 0)
+
+
+def _unpacked_chunks(path: Path, volume: Volume, boxes: ZarrBoxes, scratch: Path | None) -> Bricks:
+    """The values of large chunks on disk: each is decoded once, not for every box that touches it."""
+    check_memory(path, boxes.chunk_bytes, "has chunks of")
+    kept = Bricks(volume.array.shape, volume.array.dtype, scratch)
+    try:
+        for box in boxes.pieces():
+            kept.write(box, boxes.read(box))
+    except BaseException:
+        kept.close()
+        raise
+    return kept
 
 
 def _open_nifti(path: Path, spatial_dims: int | None, scratch: Path | None) -> OpenImage:

@@ -57,7 +57,7 @@ def read_raster(path: Path, *, as_labels: bool = False) -> Volume:
         width, height = picture.size
         check_pixels(path, (width, height), MOST_PIXELS)
         striped = kind == "PNG" and in_strips(data, SLAB)
-        bands = len(picture.getbands())
+        bands = len(picture.getbands()) * (2 if picture.mode.startswith("I") else 1)
         whole = 0 if striped else 1 if bands == 1 else 4  # bytes that Pillow takes beside ours
         check_memory(path, width * height * (bands + whole))
         if kind == "BMP":

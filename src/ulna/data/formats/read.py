@@ -40,20 +40,25 @@ from ulna.data.formats.source import (
     beside,
     data_error,
     file_stat,
+    is_zarr,
     suffix_of,
 )
 from ulna.data.formats.tiff import read_tiff
+from ulna.data.formats.zarr_boxes import read_zarr
 from ulna.data.volume import Meta, Volume, label_dtype, same_geometry, spacing_text
 
 
 def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -> Volume:
     try:
-        if as_labels and source.series is None and source.path.is_dir() and not holds_dicom(source.path):
+        tree = source.series is None and is_zarr(source.path)
+        folder = source.series is None and not tree and source.path.is_dir()
+        if as_labels and folder and not holds_dicom(source.path):
             return _united(source.path)
         if source.series is not None or _of_dicom(source.path):
             with within_memory(source):
                 return _read_dicom(source, as_labels=as_labels, spatial_dims=spatial_dims)
-        file_stat(source.path)
+        if not tree:
+            file_stat(source.path)
         with within_memory(source):
             volume = _read_format(source, as_labels, spatial_dims)
     except OSError as error:
@@ -100,6 +105,8 @@ def _read_format(source: Source, as_labels: bool, spatial_dims: int | None) -> V
         return read_itk(source.path, spatial_dims)
     if suffix == NUMPY_SUFFIX:
         return read_npy(source.path, spatial_dims)
+    if is_zarr(source.path):
+        return read_zarr(source.path, spatial_dims)
     what = f"has the extension {suffix!r}, which is not read"
     raise data_error(source.path, what, f"convert it to one of {', '.join(IMAGE_SUFFIXES)}")
 

@@ -17,10 +17,11 @@ RASTER_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff")
 ITK_SUFFIXES = (".mha", ".nrrd")
 NUMPY_SUFFIX = ".npy"
+ZARR_SUFFIXES = (".ome.zarr", ".zarr")  # of folders
 DICOM_SUFFIX = ".dcm"
-IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RASTER_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX)
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *RASTER_SUFFIXES, *TIFF_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX, *ZARR_SUFFIXES)
 ARRAY_SUFFIX = ".npz"
-_COMPOUND = (".nii.gz", ".ome.tif", ".ome.tiff")
+_COMPOUND = (".nii.gz", ".ome.tif", ".ome.tiff", ".ome.zarr")
 
 _BESIDE = ("readme", "licen", "copying", "changelog", "changes.json", "thumbs.db", "desktop.ini", "__macosx", ".")
 AGAIN = "copy or download the file again"
@@ -54,7 +55,7 @@ class Series(NamedTuple):
 
 
 class Source(NamedTuple):
-    """One file, one row of an npz file, or a DICOM series: its folder (or its one file) and its files."""
+    """A file (OME-Zarr: a folder), one row of an npz file, or a DICOM series: its folder (or its one file) and its files."""
 
     path: Path
     row: int | None = None
@@ -70,8 +71,9 @@ class Source(NamedTuple):
 
     @property
     def places(self) -> tuple[Path, ...]:
-        """Its path, and the folders of a series: where nothing is written."""
-        return tuple(dict.fromkeys((self.path, *(file.parent for file in self.files if self.series is not None))))
+        """Its path, and the folders of a series or of an image that is a folder itself: where nothing is written."""
+        inside = self.series is not None or is_zarr(self.path)
+        return tuple(dict.fromkeys((self.path, *(file.parent for file in self.files if inside))))
 
 
 def suffix_of(path: Path | str) -> str:
@@ -83,6 +85,11 @@ def suffix_of(path: Path | str) -> str:
     """
     name = Path(path).name.lower()
     return next((suffix for suffix in _COMPOUND if name.endswith(suffix)), Path(name).suffix)
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path is that of an OME-Zarr folder, by its name."""
+    return suffix_of(path) in ZARR_SUFFIXES
 
 
 def case_name(path: Path | str) -> str:

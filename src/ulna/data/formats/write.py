@@ -27,22 +27,26 @@ from ulna.data.formats.source import (
     NIFTI_SUFFIXES,
     NUMPY_SUFFIX,
     RASTER_SUFFIXES,
+    ZARR_SUFFIXES,
     Source,
     case_name,
     data_error,
     suffix_of,
 )
 from ulna.data.formats.tiff_writing import write_tiff, write_tiff_slabs
-from ulna.data.formats.whole_boxes import Boxed, slabs_along
+from ulna.data.formats.whole_boxes import Boxed, boxed, slabs_along
+from ulna.data.formats.zarr_writing import write_zarr
 from ulna.data.turning import as_stored, orientation_of
 from ulna.data.volume import Format, Meta, Volume, label_dtype
 from ulna.errors import DataError, UsageError
 from ulna.system.files import write_whole
 from ulna.system.outputs import same_place
+from ulna.system.trees import write_tree
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("seg", "rtstruct", "nifti")  # what a mask may be written as where a person says so
+FORMATS = ("seg", "rtstruct", "nifti", "tiff", "zarr")  # what a mask may be written as where a person says so
+_BY_BOXES = ("tiff", "zarr")  # of these, written alike whether a mask is in memory or on disk
 _ONE_PIECE = 1 << 26  # bytes of a TIFF that is written as it would be without slabs
 _NO_PLACE = "has no place in space, which a mask in this format needs"
 
@@ -58,10 +62,10 @@ def write_labels(
 ) -> Path:
     """Write a label map in the input's own format and geometry, whole or not at all.
 
-    NIfTI stays .nii or .nii.gz, .mha, .nrrd and .npy stay themselves; PNG, BMP and JPEG become .png; TIFF becomes .tif.
-    One map per class (multilabel) needs a format with channels: .tif also where the input was PNG. Rows of an npz become
-    an .npz of one row. DICOM becomes a SEG, CASE.dcm, which is read again and compared with the
-    mask; a DICOM picture without a place in the patient becomes .tif.
+    NIfTI stays .nii or .nii.gz, .mha, .nrrd, .npy and OME-Zarr stay themselves; PNG, BMP and JPEG become .png; TIFF becomes
+    .tif. One map per class (multilabel) needs a format with channels: .tif also where the input was PNG. Rows of an npz
+    become an .npz of one row. DICOM becomes a SEG, CASE.dcm, which is read again and compared with the mask; a DICOM picture
+    without a place in the patient becomes .tif.
 
     Args:
         stem: folder and name, without extension.
@@ -69,7 +73,8 @@ def write_labels(
         like: the volume that was read.
         about: names of the classes and what made them, for formats that say so.
         format: one of `FORMATS` in place of the input's own: "seg" (CASE.dcm) and "rtstruct" (CASE_rtstruct.dcm) for DICOM,
-            "nifti" (CASE.nii.gz) for every image with a place in space.
+            "nifti" (CASE.nii.gz) for every image with a place in space, "tiff" (CASE.tif, in tiles) and "zarr" (CASE.zarr)
+            for every image, as `ulna.data.as_format.mask_as` lays it.
         keep_type: of `labels`; else the smallest that holds the values.
 
     Returns:
@@ -84,14 +89,15 @@ def write_labels(
     if not keep_type:
         labels = labels.astype(label_dtype(int(labels.max(initial=0))))
     kind = _format(like)
+    if format in _BY_BOXES or (kind == "zarr" and format is None):
+        single = labels.ndim == like.spatial_dims
+        return _write_boxes(stem, boxed(labels[None] if single else labels), like, format, channels=not single)
+    check_kind(like, format)
     if kind == "dicom" and format is None and like.affine is None:
         return _whole(stem, ".tif", lambda path: write_tiff(path, labels, replace(like, meta=Meta())), like.path)
     if format in ("seg", "rtstruct") or (kind == "dicom" and format is None):
         stored = like.meta.stored
-        if not isinstance(stored, DicomStored):
-            raise data_error(
-                like.path, f"is no DICOM series, and a mask of it is written as no {format}", "leave --format out"
-            )
+        assert isinstance(stored, DicomStored)
         own: Kind = "rtstruct" if format == "rtstruct" else "seg"
         single = labels.ndim == like.spatial_dims
         slices = in_slices(labels, like) if single else np.stack([in_slices(one, like) for one in labels])
@@ -102,8 +108,6 @@ def write_labels(
 
         return _whole(stem, FORMAT_SUFFIXES[own], write, like.path)
     if format == "nifti" or kind == "dicom":
-        if like.affine is None:
-            raise data_error(like.path, _NO_PLACE, "leave --format out")
         if kind != "nifti":
             like = replace(like, meta=Meta())
         return _whole(stem, ".nii.gz", lambda path: write_nifti(path, labels, like), like.path)
@@ -127,15 +131,36 @@ def write_labels(
     return _whole(stem, ".tif", lambda path: write_tiff(path, labels, like), like.path)
 
 
-FORMAT_SUFFIXES = {"seg": DICOM_SUFFIX, "rtstruct": f"_rtstruct{DICOM_SUFFIX}", "nifti": ".nii.gz"}
+FORMAT_SUFFIXES = {
+    "seg": DICOM_SUFFIX,
+    "rtstruct": f"_rtstruct{DICOM_SUFFIX}",
+    "nifti": ".nii.gz",
+    "tiff": ".tif",
+    "zarr": ".zarr",
+}
 
 
-def keeps_values(like: Volume) -> bool:
+def check_kind(like: Volume, format: str | None) -> None:
+    """Refuse a format that a mask of this image is not written in.
+
+    Raises:
+        DataError: saying why.
+    """
+    if format in ("seg", "rtstruct") and not isinstance(like.meta.stored, DicomStored):
+        what = f"is no DICOM series, and a mask of it is written as no {format}"
+        raise data_error(like.path, what, "leave --format out")
+    if format == "nifti" and like.affine is None:
+        raise data_error(like.path, _NO_PLACE, "leave --format out")
+
+
+def keeps_values(like: Volume, format: str | None = None) -> bool:
     """Whether the mask of an image is a picture, which holds the values of the training labels (`Plan.mask_values`).
 
-    Those of volumes and arrays hold class indices.
+    Those of volumes and arrays hold class indices, and so do those in other formats than a picture's.
     """
     kind = _format(like)
+    if format not in (None, "tiff"):
+        return False
     return like.spatial_dims == 2 and (kind in ("raster", "tiff") or (kind == "dicom" and like.affine is None))
 
 
@@ -146,7 +171,7 @@ def mask_suffix(source: Source, *, multilabel: bool, format: str | None = None) 
     if source.series is not None:
         return DICOM_SUFFIX if has_place(source.files) else ".tif"
     suffix = suffix_of(source.path)
-    if suffix in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX, ARRAY_SUFFIX):
+    if suffix in (*NIFTI_SUFFIXES, *ITK_SUFFIXES, NUMPY_SUFFIX, *ZARR_SUFFIXES, ARRAY_SUFFIX):
         return suffix
     return ".png" if suffix in RASTER_SUFFIXES and not multilabel else ".tif"
 
@@ -176,6 +201,10 @@ def write_image(stem: Path, volume: Volume) -> Path:
         return _whole(stem, ".npy", lambda path: write_npy(path, array, volume), volume.path)
     if kind == "tiff":
         return _whole(stem, ".tif", lambda path: write_tiff(path, array, volume), volume.path)
+    if kind == "zarr":
+        name = stem.name + volume.meta.suffix
+        write_tree(stem.with_name(name), lambda path: write_zarr(path, boxed(volume.array), volume, name))
+        return stem.with_name(name)
     raise data_error(volume.path, "is a picture, which is not written anew", "export it again")
 
 
@@ -201,7 +230,9 @@ def _format(like: Volume) -> Format:
 def streamed(like: Volume, format: str | None) -> bool:
     """Whether `write_labels_slabs` holds some slices of a mask at a time; other formats take all of it."""
     kind = _format(like)
-    return kind in ("nifti", "npy", "tiff") or (format == "nifti" and like.affine is not None)
+    if format is not None:
+        return format in _BY_BOXES or (format == "nifti" and like.affine is not None)
+    return kind in ("nifti", "npy", "tiff", "zarr")
 
 
 def write_labels_slabs(stem: Path, maps: Boxed, like: Volume, format: str | None = None, *, channels: bool) -> Path:
@@ -218,6 +249,8 @@ def write_labels_slabs(stem: Path, maps: Boxed, like: Volume, format: str | None
         highest = max(int(part.max(initial=0)) for _, part in slabs_along(maps, 0, SLAB))
         maps = maps.of_type(label_dtype(highest))
     kind = _format(like)
+    if format in _BY_BOXES or (kind == "zarr" and format is None):
+        return _write_boxes(stem, maps, like, format, channels=channels)
     if not streamed(like, format) or (kind == "tiff" and format is None and maps.nbytes <= _ONE_PIECE):
         whole = maps.whole()
         return write_labels(stem, whole if channels else whole[0], like, None, format)
@@ -229,6 +262,17 @@ def write_labels_slabs(stem: Path, maps: Boxed, like: Volume, format: str | None
     if kind == "npy":
         return _whole(stem, ".npy", lambda path: write_npy_slabs(path, maps, channels=channels), like.path)
     return _whole(stem, ".tif", lambda path: write_tiff_slabs(path, maps, like, channels=channels), like.path)
+
+
+def _write_boxes(stem: Path, maps: Boxed, like: Volume, format: str | None, *, channels: bool) -> Path:
+    """In a format that has one form, whether maps are held in memory or not."""
+    if format == "tiff":
+        return _whole(stem, ".tif", lambda path: write_tiff_slabs(path, maps, like, channels=channels), like.path)
+    name = stem.name + (".zarr" if format is not None else like.meta.suffix)
+    target = stem.with_name(name)
+    _check_other(target, like.path)
+    write_tree(target, lambda path: write_zarr(path, maps, like, name, labels=True))
+    return target
 
 
 def write_npz_masks(path: Path, masks: NDArray[Any], ids: Sequence[str], *, multilabel: bool = False) -> Path:
@@ -258,7 +302,11 @@ def _holds_images(path: Path) -> bool:
 def _whole(stem: Path, suffix: str, write: Callable[[Path], None], image: Path | None) -> Path:
     """Write `stem` + `suffix`, whole or not at all, and never in place of the image it was made from."""
     target = stem.with_name(stem.name + suffix)
-    if image is not None and target.exists() and same_place(target, image):
-        raise UsageError(f"{target}: is the image itself; choose another folder with --out")
+    _check_other(target, image)
     write_whole(target, write)
     return target
+
+
+def _check_other(target: Path, image: Path | None) -> None:
+    if image is not None and target.exists() and same_place(target, image):
+        raise UsageError(f"{target}: is the image itself; choose another folder with --out")

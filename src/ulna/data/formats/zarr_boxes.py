@@ -6,25 +6,28 @@ states that affine too, and has the axes of that image, the last one first.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.limits import check_pixels
-from ulna.data.formats.slabs import Float32, native
-from ulna.data.formats.source import AGAIN, data_error, first_line
+from ulna.data.formats.limits import check_memory, check_pixels
+from ulna.data.formats.slabs import SLAB, Float32, native
+from ulna.data.formats.source import AGAIN, data_error, first_line, suffix_of
 from ulna.data.formats.units import millimetres_in
 from ulna.data.volume import Meta, Volume
 from ulna.errors import DataError
 from ulna.system.extras import need
 
-ZARR_SUFFIXES = (".zarr",)
 OWN = "ulna"  # the attribute that holds what OME-Zarr has no word for
+LARGEST = 1 << 22  # bytes of a chunk that are worth decoding for every box that touches it; ten are decoded at once
 _REMEDY = "write it as OME-Zarr 0.4 or 0.5"
+_SEVERAL = "bioformats2raw.layout"  # images as groups 0, 1, ... of one folder
 
 
 class Level(NamedTuple):
@@ -60,6 +63,29 @@ class ZarrBoxes:
 
     def __init__(self, path: Path, array: Any, order: Sequence[int | None]) -> None:
         self._path, self._array, self._order = path, array, tuple(order)
+        self._float32 = Float32()
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of a chunk, unpacked."""
+        return math.prod(self._array.chunks) * np.dtype(self._array.dtype).itemsize
+
+    @property
+    def too_large(self) -> tuple[int, float] | None:
+        """How many of the values that were read float32 does not hold, and the largest; None for none."""
+        return self._float32.too_large
+
+    def pieces(self) -> Iterator[list[slice]]:
+        """Boxes that are together all of the image, each chunk in one of them: large chunks one by one, else slabs."""
+        space = [axis for axis in self._order[1:] if axis is not None]
+        size, edges = [self._array.shape[axis] for axis in space], [self._array.chunks[axis] for axis in space]
+        if self.chunk_bytes <= LARGEST:
+            channels = 1 if self._order[0] is None else self._array.shape[self._order[0]]
+            row = channels * math.prod(size[1:]) * np.dtype(self._array.dtype).itemsize
+            edges = [edges[0] * max(1, SLAB // max(1, row * edges[0])), *size[1:]]
+        steps = [range(0, n, max(1, edge)) for n, edge in zip(size, edges, strict=True)]
+        for corner in itertools.product(*steps):
+            yield [slice(at, min(at + edge, n)) for at, edge, n in zip(corner, edges, size, strict=True)]
 
     def read(self, box: Sequence[slice]) -> NDArray[Any]:
         """(C, *box)."""
@@ -78,22 +104,43 @@ class ZarrBoxes:
         size = [part.stop - part.start for part in box]
         values = values.reshape((self._array.shape[self._order[0]] if self._order[0] is not None else 1, *size))
         kind = native(values.dtype)
-        return Float32()(values) if kind == np.float32 else np.ascontiguousarray(values, kind)
+        return self._float32(values) if kind == np.float32 else np.ascontiguousarray(values, kind)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def open_zarr(path: Path) -> tuple[Volume, ZarrBoxes]:
+def read_zarr(path: Path, spatial_dims: int | None = None) -> Volume:
+    """The full resolution of an image in memory, (C, *S); see `open_zarr`."""
+    volume, boxes = open_zarr(path, spatial_dims)
+    check_memory(path, volume.array.nbytes)
+    array = np.empty(volume.array.shape, volume.array.dtype)
+    for box in boxes.pieces():
+        array[(slice(None), *box)] = boxes.read(box)
+    return replace(volume, array=array, meta=replace(volume.meta, too_large=boxes.too_large))
+
+
+def open_zarr(path: Path, spatial_dims: int | None = None) -> tuple[Volume, ZarrBoxes]:
     """The geometry of an image, in a volume without memory, and boxes of its full resolution.
+
+    Args:
+        path: the folder.
+        spatial_dims: as for `ulna.data.formats.read.read_image`: what one slice is read as.
 
     Raises:
         DataError: if the folder holds no OME-Zarr image, or one of other axes.
         UsageError: if zarr is not installed.
     """
     zarr = need("zarr", "OME-Zarr needs", "zarr")
+    if not path.is_dir():
+        what = "is a file, and OME-Zarr is a folder" if path.exists() else "does not exist"
+        raise data_error(path, what, "unpack it into a folder of that name" if path.exists() else "check the path")
     try:
         group = zarr.open_group(str(path), mode="r")
+        if _SEVERAL in group.attrs.get("ome", group.attrs):
+            if "1" in group:
+                raise data_error(path, "holds several images", "copy each into a folder of its own, such as NAME.zarr")
+            group = group["0"]
         level = _level(path, dict(group.attrs))
         array = group[level.path]
         shape, dtype = tuple(int(n) for n in array.shape), np.dtype(array.dtype)
@@ -107,9 +154,13 @@ def open_zarr(path: Path) -> tuple[Volume, ZarrBoxes]:
         raise data_error(path, f"holds values of type {dtype}", "save it with integer or real values")
     check_pixels(path, shape)
     space = [axis for axis, kind in enumerate(level.kinds) if kind == "space"]
-    if len(space) == 3 and shape[space[0]] == 1 and level.affine is None:
-        space = space[1:]  # a picture that is written with a depth of 1
+    flat = len(space) == 3 and shape[space[0]] == 1 and level.affine is None  # a picture, written with a depth of 1
+    if flat and spatial_dims != 3:
+        space = space[1:]
     others = [axis for axis, n in enumerate(shape) if axis not in space and n > 1]
+    if times := [axis for axis in others if level.kinds[axis] == "time"]:
+        what = f"holds {shape[times[0]]} points in time (axis {level.axes[times[0]]}), and an image is of one"
+        raise data_error(path, what, "save each of them as an image of its own")
     if len(space) not in (2, 3) or len(others) > 1:
         held = ", ".join(f"{name} {n}" for name, n in zip(level.axes, shape, strict=True))
         raise data_error(path, f"has the axes {held}", "save one 2D or 3D image, with channels at most beside")
@@ -126,14 +177,9 @@ def open_zarr(path: Path) -> tuple[Volume, ZarrBoxes]:
     spacing = tuple(level.steps[a] * (s or 0.0) if known else 1.0 for a, s in zip(space, scales, strict=True))
     if min(spacing) <= 0 or not all(map(math.isfinite, spacing)):
         raise data_error(path, f"has a voxel size of {spacing}", "write the metadata anew")
-    meta = Meta(format="zarr", suffix=".zarr", notes=tuple(notes))
+    meta = Meta(format="zarr", suffix=suffix_of(path), notes=tuple(notes), either=flat)
     volume = Volume(hollow, spacing, "mm" if known else "px", level.affine, path, meta)
     return volume, ZarrBoxes(path, array, [channels, *space])
-
-
-def is_zarr(path: Path) -> bool:
-    """Whether a path is that of a Zarr folder, by its name."""
-    return path.suffix.lower() in ZARR_SUFFIXES
 
 
 def _level(path: Path, attributes: Mapping[str, Any]) -> Level:

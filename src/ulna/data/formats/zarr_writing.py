@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.slabs import SLAB
-from ulna.data.formats.whole_boxes import Boxed, slabs_along
+from ulna.data.formats.whole_boxes import Boxed
 from ulna.data.formats.zarr_boxes import OWN
 from ulna.data.volume import Volume
 from ulna.system.extras import need
 
 CHUNK = {2: 512, 3: 64}  # voxels along every axis of space
 _SMALLEST = 256  # along all axes: no smaller level is made
-_ROWS = 1 << 26  # bytes of a level that are held while the next is made
+_AT_ONCE = 1 << 25  # bytes that are read at once, where a row of chunks takes more
 
 
-def write_zarr(path: Path, maps: Boxed, like: Volume, *, labels: bool = False) -> None:
+def write_zarr(path: Path, maps: Boxed, like: Volume, name: str, *, labels: bool = False, inside: bool = False) -> None:
     """Write (C, *S), read some rows at a time, with every level half as large as the one before.
 
     Axes of an image with an affine are written the last one first (z, y, x); the affine is kept beside. A level takes every
@@ -27,7 +28,9 @@ def write_zarr(path: Path, maps: Boxed, like: Volume, *, labels: bool = False) -
         path: the folder, which must not be there.
         maps: the values.
         like: their place.
+        name: of the image, or of the label map.
         labels: whether they are a label map.
+        inside: whether the folder will lie in `labels` of its image.
 
     Raises:
         UsageError: if zarr is not installed.
@@ -54,7 +57,7 @@ def write_zarr(path: Path, maps: Boxed, like: Volume, *, labels: bool = False) -
             dimension_names=[*(["c"] if channels else []), *"zyx"[3 - dims :]],
         )
         if array is None:
-            _first(made, maps, order, chunks[0])
+            _first(made, maps, order, chunks)
         else:
             _halved(array, made)
         lead = [1.0] if channels else []
@@ -68,35 +71,48 @@ def write_zarr(path: Path, maps: Boxed, like: Volume, *, labels: bool = False) -
     axes: list[dict[str, Any]] = [{"name": name, "type": "space", **unit} for name in "zyx"[3 - dims :]]
     if channels:
         axes.insert(0, {"name": "c", "type": "channel"})
-    told: dict[str, Any] = {"version": "0.5", "multiscales": [{"name": path.name, "axes": axes, "datasets": datasets}]}
+    told: dict[str, Any] = {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
     if labels:
-        told["image-label"] = {"version": "0.5", "source": {"image": "../../"}}
+        told["image-label"] = {"version": "0.5", **({"source": {"image": "../../"}} if inside else {})}
     group.attrs.update({"ome": told})
     if like.affine is not None:
         group.attrs.update({OWN: {"affine": like.affine.tolist()}})
 
 
-def _first(array: Any, maps: Boxed, order: Sequence[int], rows: int) -> None:
-    """The full resolution, rows of whole chunks at a time."""
-    size = maps.shape[1:]
-    each = max(1, maps.nbytes // size[order[0]])
+def _first(array: Any, maps: Boxed, order: Sequence[int], chunks: Sequence[int]) -> None:
+    """The full resolution, whole chunks at a time: rows of them, or parts of rows that take more than some MB."""
+    size = [maps.shape[1 + axis] for axis in order]
+    parts, each = list(size), maps.nbytes
+    for axis, edge in enumerate(chunks):  # cut along one axis after the other, the slowest in the file first
+        each //= max(1, size[axis])
+        parts[axis] = edge * max(1, SLAB // max(1, each * edge))
+        each *= min(edge, size[axis])
+        if each <= _AT_ONCE:
+            break
     lead = (slice(None),) if maps.shape[0] > 1 else ()
-    most = each * max(rows, SLAB // each // rows * rows)
-    for here, part in slabs_along(maps, order[0], most):
-        values = part.transpose(0, *(1 + axis for axis in order))
-        array[(*lead, here)] = values if lead else values[0]
+    for box in _boxes(size, parts):
+        stored = [slice(0, 0)] * len(order)
+        for axis, part in zip(order, box, strict=True):
+            stored[axis] = part
+        values = maps.read(stored, range(maps.shape[0])).transpose(0, *(1 + axis for axis in order))
+        array[(*lead, *box)] = values if lead else values[0]
+
+
+def _boxes(size: Sequence[int], parts: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    steps = [range(0, n, part) for n, part in zip(size, parts, strict=True)]
+    for corner in itertools.product(*steps):
+        yield tuple(slice(at, min(at + part, n)) for at, part, n in zip(corner, parts, size, strict=True))
 
 
 def _halved(array: Any, made: Any) -> None:
-    """Every second voxel of one level as the next."""
+    """Every second voxel of one level as the next, a chunk of it at a time."""
     lead = made.ndim - len(_spatial(made))
-    rows = made.chunks[lead]
     for channel in range(made.shape[0]) if lead else (None,):
         first: tuple[Any, ...] = () if channel is None else (channel,)
-        for start in range(0, made.shape[lead], rows):
-            end = min(start + rows, made.shape[lead])
-            values = array[(*first, slice(2 * start, min(2 * end, array.shape[lead])))]
-            made[(*first, slice(start, end))] = values[(slice(None, None, 2),) * len(_spatial(made))]
+        for box in _boxes(made.shape[lead:], made.chunks[lead:]):
+            twice = [slice(2 * part.start, 2 * part.stop) for part in box]  # zarr cuts at the end, as numpy does
+            values = array[(*first, *twice)]
+            made[(*first, *box)] = values[(slice(None, None, 2),) * len(box)]
 
 
 def _spatial(array: Any) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.dicom.choosing import Wishes
-from ulna.data.formats.source import all_errors, id_problem, readable, shown
+from ulna.data.formats.source import all_errors, id_problem, is_zarr, readable, shown
 from ulna.data.layout.case import Case
 from ulna.data.layout.declared import CLASSES_FILE, recipe_classes
 from ulna.data.layout.groups import read_groups
@@ -223,7 +223,7 @@ class Dataset:
 
 def _links_outside(root: Path, cases: Sequence[Case]) -> list[str]:
     """A data set of links is sound, but a copy of its folder is not."""
-    inside = os.path.realpath(root if root.is_dir() else root.parent) + os.sep
+    inside = os.path.realpath(root if root.is_dir() and not is_zarr(root) else root.parent) + os.sep
     sources = [file for case in cases for one in (*case.images, case.label) if one is not None for file in one.files]
     outside = [path for path in dict.fromkeys(sources) if not os.path.realpath(path).startswith(inside)]
     if not outside:

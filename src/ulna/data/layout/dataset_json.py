@@ -114,7 +114,7 @@ def _image_paths(found: Found, path: Path, value: Any) -> list[Path]:
         target = found.root / relative
         suffix, folder = suffix_of(target), target.parent
         stem = target.name[: len(target.name) - len(suffix)]  # as the file is spelled, not as the case
-        if (folder / f"{stem}_0000{suffix}").is_file():
+        if (folder / f"{stem}_0000{suffix}").exists():
             pattern = re.compile(re.escape(stem) + r"_\d{4}" + re.escape(suffix))
             return sorted(file for file in folder.iterdir() if pattern.fullmatch(file.name))
     one = _inside(found, path, value)

@@ -29,6 +29,7 @@ from ulna.data.formats.source import (
     beside,
     case_name,
     data_error,
+    is_zarr,
     readable,
     shown,
     suffix_of,
@@ -46,6 +47,7 @@ from ulna.data.layout.unknown import PAIRS, half_of_a_pair, remedy, unknown_layo
 from ulna.data.layout.wishes import read_wishes
 from ulna.errors import DataError, counted
 from ulna.system.exported import refuse_exported
+from ulna.system.extras import need
 
 _FEW = 64  # files that tell a DICOM tree
 _LABEL_NAME = re.compile(r"(?:^|[_.-])(label|labels|mask|masks|seg|segmentation|gt|groundtruth)(?:[_.-]|$)")
@@ -70,6 +72,8 @@ def find(root: Path, *, need_labels: bool, channels: int | None = None, wishes: 
         found.wishes = (wishes or Wishes()).over(read_wishes(found))
         found = _looked_through(found, need_labels, channels)
         name_labels(found)
+        if any(is_zarr(source.path) for case in found.cases for source in (*case.images, case.label) if source):
+            need("zarr", f"{shown(root)}: holds OME-Zarr, which needs", "zarr")
         return found
 
 
@@ -89,7 +93,7 @@ def check_layout(root: Path, *, need_labels: bool) -> None:
 
 def _looked_through(found: Found, need_labels: bool, channels: int | None) -> Found:
     root = found.root
-    if root.is_file():
+    if root.is_file() or is_zarr(root):
         _one_file(found, need_labels)
         return found
     names = {entry.name for entry in root.iterdir() if not beside(entry.name)}
@@ -143,7 +147,8 @@ def _one_file(found: Found, need_labels: bool) -> None:
     elif need_labels and path.suffix in (".yaml", ".yml"):
         raise data_error(path, "is a YAML file, not a data set", "a plan goes with --plan, a recipe with --recipe")
     elif need_labels:
-        raise data_error(path, "is one file, not a data set", remedy(need_labels))
+        what = "is one image, not a data set" if is_zarr(path) else "is one file, not a data set"
+        raise data_error(path, what, remedy(need_labels))
     elif suffix_of(path) not in IMAGE_SUFFIXES and is_dicom(path):
         _one_dicom(found, path)
     elif suffix_of(path) not in IMAGE_SUFFIXES:
@@ -205,7 +210,7 @@ def _flat(found: Found, names: Iterable[str], channels: int | None) -> set[str]:
     for case, paths in grouped(found, files_in(found, found.root), (), channels).items():
         found.cases.append(Case(case, image_sources(found, paths), None))
         _tell_label_name(found, paths[0])
-    return {"images"}
+    return {"images", *(name for name in names if is_zarr(Path(name)))}
 
 
 def _arrays(found: Found, files: list[Path], need_labels: bool) -> set[str]:

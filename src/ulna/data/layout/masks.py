@@ -17,6 +17,7 @@ from ulna.data.formats.source import (
     case_name,
     data_error,
     id_problem,
+    is_zarr,
     readable,
     suffix_of,
 )
@@ -108,7 +109,8 @@ def _files(folder: Path) -> dict[str, Source]:
 def mask_files(folder: Path) -> list[Path]:
     """Files of a folder that could be masks, by their names."""
     suffixes = (*IMAGE_SUFFIXES, ARRAY_SUFFIX, DICOM_SUFFIX)
-    files = [path for path in sorted(folder.iterdir()) if suffix_of(path) in suffixes and path.is_file()]
+    named = [path for path in sorted(folder.iterdir()) if suffix_of(path) in suffixes]
+    files = [path for path in named if path.is_file() or is_zarr(path)]
     return [path for path in files if not case_name(path).endswith("_probabilities") and not beside(path.name)]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ulna.data.formats.dicom.choosing import Wishes, series_in
 from ulna.data.formats.dicom.finding import NAMED, holds_dicom, known_header
 from ulna.data.formats.dicom.header import is_dicom
-from ulna.data.formats.source import IMAGE_SUFFIXES, Source, beside, case_name, composed, shown, suffix_of
+from ulna.data.formats.source import IMAGE_SUFFIXES, Source, beside, case_name, composed, is_zarr, shown, suffix_of
 from ulna.data.layout.case import Case
 from ulna.errors import DataError, Problem, counted, listed
 from ulna.recipe import Labels
@@ -52,7 +52,7 @@ def convert() -> str:
 
 
 def files_in(found: Found, folder: Path) -> dict[str, Path]:
-    """Image files of a folder by name without extension; two files of one name are a problem."""
+    """Image files (and OME-Zarr folders) of a folder by name without extension; two of one name are a problem."""
     files: dict[str, Path] = {}
     spare: Counter[str] = Counter()
     folders = 0
@@ -63,7 +63,11 @@ def files_in(found: Found, folder: Path) -> dict[str, Path]:
             if suffix in IMAGE_SUFFIXES and not path.name.startswith("._"):  # which macOS leaves on foreign disks
                 hidden.append(path.name)
             continue
-        if path.is_dir() and suffix in IMAGE_SUFFIXES:
+        if is_zarr(path) and not path.is_dir():
+            found.wrong(path, "is a file, and OME-Zarr is a folder", "unpack it into a folder of that name")
+        elif is_zarr(path):
+            _add(found, files, path)
+        elif path.is_dir() and suffix in IMAGE_SUFFIXES:
             found.notes.append(f"{folder.name}/{path.name} is a folder, it is not read")
         elif path.is_dir() and holds_dicom(path):
             files[composed(path.name)] = path
@@ -100,7 +104,7 @@ def image_sources(found: Found, paths: Iterable[Path]) -> tuple[Source, ...]:
     """The sources of a case: its files, and the series of its folders; none where they cannot be told, which is a problem."""
     sources: list[Source] = []
     for path in paths:
-        if not path.is_dir() and suffix_of(path) in IMAGE_SUFFIXES:
+        if is_zarr(path) or (not path.is_dir() and suffix_of(path) in IMAGE_SUFFIXES):
             sources.append(Source(path))
             continue
         try:

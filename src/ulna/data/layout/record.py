@@ -22,6 +22,7 @@ from ulna.system.files import staged, unwritable, write_text
 from ulna.system.locking import locked
 from ulna.system.outputs import JOURNAL, PREDICT_FILE, SHARES, file_digest, is_plain
 from ulna.system.reading import read_json_object
+from ulna.system.trees import is_own_tree, put_in_place, stamp
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Record:
         return None
 
     def owns(self, name: str) -> bool:
-        """Whether a file is one that ulna wrote: an ordinary file with a digest that was noted."""
+        """Whether a file (or a folder that is one image) is one that ulna wrote: no link, with a digest that was noted."""
         return any(digest and self._holds(name, digest) for digest in self._noted.get(name, ()))
 
     def undigested(self, name: str) -> bool:
@@ -206,13 +207,17 @@ class Record:
 
     def _holds(self, name: str, digest: str) -> bool:
         path = self.folder / name
-        return is_plain(path) and self._digest(path) == digest
+        if is_plain(path):
+            return self._digest(path) == digest
+        try:
+            return is_own_tree(path) and self._digest(path) == digest
+        except OSError:  # a part of it is no file, or nobody may read it
+            return False
 
     def _digest(self, path: Path) -> str:
-        found = path.stat()
-        known = self._digests.get(path)
-        if known is None or known[:2] != (found.st_mtime_ns, found.st_size):
-            self._digests[path] = known = (found.st_mtime_ns, found.st_size, file_digest(path))
+        found, known = stamp(path), self._digests.get(path)
+        if known is None or known[:2] != found:
+            self._digests[path] = known = (*found, file_digest(path))
         return known[2]
 
     @contextmanager
@@ -296,7 +301,7 @@ class Record:
             self._journal.flush()
             os.fsync(self._journal.fileno())
             for name in new:
-                (staging / name).replace(self.folder / name)
+                put_in_place(staging / name, self.folder / name)
         except OSError as error:
             raise unwritable(self.folder / names[0], error) from None
         self.take(done)

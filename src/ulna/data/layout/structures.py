@@ -130,9 +130,11 @@ def _classes_of(value: Any) -> Any:
 
 def _is_label(path: Path) -> bool:
     """Whether a label is DICOM: a SEG or RTSTRUCT, or a folder of them; a single DICOM image is a label map of its own."""
+    if suffix_of(path) in (*IMAGE_SUFFIXES, ARRAY_SUFFIX):
+        return False
     if path.is_dir():
         return holds_dicom(path)
-    if suffix_of(path) in (*IMAGE_SUFFIXES, ARRAY_SUFFIX) or not is_dicom(path):
+    if not is_dicom(path):
         return False
     try:
         return known_header(path).kind in LABEL_KINDS

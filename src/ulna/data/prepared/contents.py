@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ulna.data.formats.source import beside
 from ulna.errors import UsageError, printable
 from ulna.system.outputs import file_digest
+from ulna.system.trees import is_tree, tree_files
 
 # What was changed within so many seconds before it was hashed may be changed again without another time: clocks of file
 # systems go in steps, the longest of them of two seconds.
@@ -53,7 +54,9 @@ class Contents:
 
 
 def members(path: Path) -> list[Path]:
-    """The files that a path stands for: itself, or all in a folder of masks."""
+    """The files that a path stands for: itself, or all in a folder of masks, or of OME-Zarr."""
+    if is_tree(path):
+        return tree_files(path)
     inside = path.is_dir() and sorted(one for one in path.iterdir() if not beside(one.name) and one.is_file())
     return inside or [path]
 
@@ -62,8 +65,9 @@ def _hashed(path: Path) -> _Hashed:
     try:
         files = members(path)
         began, stamps = time.time(), _stamps(files)
-        changed = max(max(stamp[-2:]) for stamp in stamps) / 1e9
-        return _Hashed(file_digest(*files), stamps, settled=began - changed > SETTLED_S)
+        changed = max((max(stamp[-2:]) for stamp in stamps), default=0) / 1e9
+        digest = file_digest(path) if is_tree(path) else file_digest(*files)
+        return _Hashed(digest, stamps, settled=began - changed > SETTLED_S)
     except OSError as error:
         why = error.strerror or "it is no file"
         raise UsageError(f"{printable(path)}: cannot be read ({why}); check the path") from None

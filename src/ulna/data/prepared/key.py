@@ -19,7 +19,7 @@ import tifffile
 import torch
 
 import ulna
-from ulna.data.formats.source import TIFF_SUFFIXES, Source, suffix_of
+from ulna.data.formats.source import TIFF_SUFFIXES, Source, is_zarr, suffix_of
 from ulna.data.layout.case import Case
 from ulna.data.prepared.contents import Contents, members
 from ulna.recipe import Plan
@@ -44,6 +44,8 @@ _LIBRARIES = (
     "highdicom",
     "pylibjpeg",
     "pylibjpeg-openjpeg",
+    "zarr",
+    "numcodecs",
 )
 
 
@@ -81,6 +83,8 @@ def _all_is_known(source: Source) -> bool:
     path = source.path
     if source.series is not None:
         return True
+    if is_zarr(path):
+        return True
     if path.is_dir():
         return all(one.is_file() and _is_alone(one) for one in path.iterdir())
     return _is_alone(path)
@@ -101,11 +105,15 @@ def _is_alone(path: Path) -> bool:
 def _of_source(source: Source, contents: Contents) -> dict[str, Any]:
     series = source.series
     # readers go by the ending
-    files = [[suffix_of(path), [suffix_of(one) for one in members(path)], contents.of(path)] for path in source.files]
+    files = [[suffix_of(path), _endings(path), contents.of(path)] for path in source.files]
     if series is None:
         return {"files": files, "row": source.row}
     grid = [contents.of(path) for path in series.grid]
     return {"files": files, "grid": grid, "read": [series.fixes, series.structures, series.overlapping]}
+
+
+def _endings(path: Path) -> list[str]:
+    return [] if is_zarr(path) else [suffix_of(one) for one in members(path)]
 
 
 def _of_plan(plan: Plan) -> dict[str, Any]:

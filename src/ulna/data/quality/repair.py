@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_image, read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, file_stat, readable, shown, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, file_stat, is_zarr, readable, shown, suffix_of
 from ulna.data.formats.write import write_image, write_labels
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
@@ -267,7 +267,7 @@ def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]],
     fixed, made = fixed_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
-    copied.unlink(missing_ok=True)
+    _remove(copied)
     written = write_image(stem, fixed)
     changes += [(written, change) for change in made]
     return written
@@ -282,7 +282,7 @@ def _write_label(
     changes: list[tuple[Path, Change]],
     of_series: bool,
 ) -> Path:
-    as_it_is = source.path.is_file() and source.row is None and not of_series
+    as_it_is = (source.path.is_file() or is_zarr(source.path)) and source.row is None and not of_series
     if as_it_is:
         copied = stem.with_name(stem.name + _true_suffix(source, changes, stem))
         _copy(source.path, copied)
@@ -297,7 +297,7 @@ def _write_label(
     if as_it_is and not made:
         return copied
     if as_it_is:
-        copied.unlink()
+        _remove(copied)
     array = fixed.array[0] if len(fixed.array) == 1 else fixed.array
     written = write_labels(stem, array, fixed)
     made = [*made, Change("lies on the voxels of its DICOM series")] if of_series else made
@@ -308,6 +308,8 @@ def _write_label(
 def _true_suffix(source: Source, changes: list[tuple[Path, Change]], stem: Path) -> str:
     """The file's extension, or the one that its first bytes ask for."""
     suffix = suffix_of(source.path)
+    if is_zarr(source.path):
+        return suffix
     file_stat(source.path)
     if source.row is not None:
         return suffix
@@ -322,8 +324,15 @@ def _true_suffix(source: Source, changes: list[tuple[Path, Change]], stem: Path)
 def _copy(source: Path, target: Path) -> None:
     """The bytes alone: a copy of a file that nobody may write to can be written to."""
     with readable(source):
+        if is_zarr(source):
+            shutil.copytree(source, target)
+            return
         source.open("rb").close()
     shutil.copyfile(source, target)
+
+
+def _remove(copied: Path) -> None:
+    shutil.rmtree(copied) if copied.is_dir() else copied.unlink(missing_ok=True)
 
 
 def _group_entry(case: Case) -> str | dict[str, str] | None:

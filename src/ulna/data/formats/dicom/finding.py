@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ulna.data.formats.dicom.header import Header, is_dicom, read_header
-from ulna.data.formats.source import beside, suffix_of
+from ulna.data.formats.source import beside, is_zarr, suffix_of
 from ulna.errors import DataError, Problem, brief
 
 NAMED = (".dcm", ".ima", ".dicom")  # endings that promise a DICOM file
@@ -84,7 +84,8 @@ def holds_dicom(root: Path, most: int = 4096) -> bool:
 def _files(root: Path) -> Iterable[Path]:
     for folder, names, files in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
-        names[:] = sorted(name for name in names if not beside(name)) if depth < _MOST_DEEP else []
+        inner = [name for name in names if not beside(name) and not is_zarr(Path(name))]
+        names[:] = sorted(inner) if depth < _MOST_DEEP else []
         yield from (Path(folder) / name for name in sorted(files) if not beside(name))
 
 

@@ -1,0 +1,96 @@
+"""Images that are a folder of files, as OME-Zarr is: to a person one thing, with one digest, put in place as one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ulna.system.files import TEMPORARY, sync_folder, unwritable
+
+TREE_SUFFIX = ".zarr"
+LABEL_MAPS = "labels"  # of OME-Zarr: label maps in the folder of their image, which are no part of it
+_OWN_HIDDEN = ".z"  # .zarray, .zattrs, ...; other hidden files are what systems leave (.DS_Store)
+
+
+def is_tree(path: Path) -> bool:
+    """Whether a folder is one image."""
+    return path.suffix.lower() == TREE_SUFFIX and path.is_dir()
+
+
+def is_own_tree(path: Path) -> bool:
+    """The same of a real folder (no link, whatever it leads to) into which nobody has put label maps."""
+    return is_tree(path) and not path.is_symlink() and not (path / LABEL_MAPS).exists()
+
+
+def tree_files(folder: Path) -> list[Path]:
+    """The files of an image that is a folder, by their names; those of label maps in it are not among them."""
+    names = [LABEL_MAPS] if (folder / LABEL_MAPS).is_dir() else []
+    return sorted(_files(folder, set(), names), key=Path.as_posix)
+
+
+def _files(folder: Path, seen: set[tuple[int, int]], but: list[str]) -> Iterator[Path]:
+    found = folder.stat()
+    if (found.st_dev, found.st_ino) in seen:  # links that lead back
+        return
+    seen.add((found.st_dev, found.st_ino))
+    for path in folder.iterdir():
+        if path.name in but or (path.name.startswith(".") and not path.name.startswith(_OWN_HIDDEN)):
+            continue
+        if path.is_dir():
+            yield from _files(path, seen, [])
+        else:
+            yield path
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """When a file, or the newest of a tree, was changed, and how many bytes it takes: what changes when it is changed.
+
+    Raises:
+        OSError: if it cannot be seen.
+    """
+    found = [file.stat() for file in (tree_files(path) if is_tree(path) else [path])]
+    return max((one.st_mtime_ns for one in found), default=0), sum(one.st_size + 1 for one in found) - 1
+
+
+def write_tree(path: Path, write: Callable[[Path], object]) -> None:
+    """`write_whole` of a folder: the old one or the new one, never half.
+
+    Raises:
+        Unwritable: if it cannot be written.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        for file in tree_files(temporary):
+            with file.open("r+b") as opened:
+                os.fsync(opened.fileno())
+        put_in_place(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(source: Path, target: Path) -> None:
+    """Give a file or a tree another name, in place of what has that name; a tree goes aside first, and is removed then.
+
+    Raises:
+        OSError: if it cannot be moved; the old one is there then.
+    """
+    if not is_own_tree(target):
+        source.replace(target)
+        return
+    aside = source.with_name(f"{source.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    target.replace(aside)
+    try:
+        source.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,132 @@
+"""OME-Zarr folders as cases of a data set: found, checked, trained on, repaired, kept prepared."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ulna
+from tests.data.formats.test_zarr import broken, foreign, written
+from tests.plans import make
+from ulna.data.layout.dataset import Dataset
+from ulna.data.layout.masks import find_masks, mask_files
+from ulna.data.prepared.contents import Contents
+from ulna.data.prepared.key import key_of
+from ulna.errors import DataError, UsageError
+
+zarr = pytest.importorskip("zarr")
+TINY = ("architecture.channels=[4, 8]", "architecture.strides=[[2, 2]]", "planning.batch=4")
+
+
+def folders(root, names="abcdef", endings=(".zarr", ".ome.zarr")):
+    """A data set of one bright square each, 24 x 32; images of two endings, label maps of one."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(names):
+        labels = np.zeros((1, 24, 32), np.uint8)
+        at = 2 + number % 9
+        labels[0, at : at + 9, at : at + 12] = 1
+        values = (rng.integers(0, 90, labels.shape) + 120 * labels).astype(np.uint8)
+        written(root / "images" / f"{name}{endings[number % len(endings)]}", values)
+        written(root / "labels" / f"{name}.zarr", labels, labels=True)
+    return root
+
+
+def test_folders_are_cases_by_their_names(tmp_path):
+    root = folders(tmp_path)
+    (root / "images" / "other").mkdir()
+    dataset = Dataset.from_folder(root)
+    assert [case.id for case in dataset.cases] == list("abcdef") and dataset.layout == "pairs"
+    assert list(dataset.notes) == ["images/ holds 1 folder that is not read"]
+    assert {path.name for path in mask_files(root / "labels")} == {f"{name}.zarr" for name in "abcdef"}
+    assert find_masks(root / "labels").sources.keys() == set("abcdef")
+    flat = Dataset.from_folder(root / "images", need_labels=False)
+    assert len(flat) == 6 and flat.layout == "images"
+    assert flat.notes == ("images/ holds 1 folder that is not read", "other/ is not read")
+    one = Dataset.from_folder(root / "images" / "b.ome.zarr", need_labels=False)
+    assert [case.id for case in one.cases] == ["b"] and not one.notes
+    with pytest.raises(DataError, match="is one image, not a data set"):
+        Dataset.from_folder(root / "images" / "b.ome.zarr")
+    channels = tmp_path / "channels"
+    for number in range(2):
+        shutil.copytree(root / "images" / "a.zarr", channels / "images" / f"p_000{number}.zarr")
+    shutil.copytree(root / "labels" / "a.zarr", channels / "labels" / "p.zarr")
+    (case,) = Dataset.from_folder(channels).cases
+    assert case.read_image().array.shape == (2, 24, 32)
+
+
+def test_check_lists_what_is_broken_with_the_others(tmp_path):
+    root = folders(tmp_path, "abc")
+    said = broken(root / "images")
+    for name in said:
+        shutil.copytree(root / "labels" / "a.zarr", root / "labels" / f"{name}.zarr")
+    report = ulna.check(root)
+    told = {problem.file: problem.what for problem in report.problems}
+    for name, what in said.items():
+        assert any(f"{name}.zarr" in file and what in text for file, text in told.items()), name
+    assert not any(f"/{name}.zarr" in file for file in told for name in "abc")
+
+
+def test_a_copy_is_repaired(tmp_path):
+    root = folders(tmp_path / "data", "abc", (".zarr",))
+    holes = np.random.default_rng(0).normal(0, 9, (1, 24, 32)).astype(np.float32)
+    holes[0, 3, 4] = np.nan
+    shutil.rmtree(root / "images" / "c.zarr")
+    written(root / "images" / "c.zarr", holes)
+    ulna.check(root, fix=tmp_path / "fixed")
+    assert not ulna.check(tmp_path / "fixed").problems
+    cases = Dataset.from_folder(tmp_path / "fixed").cases
+    assert np.isfinite(cases[2].read_image().array).all()
+    np.testing.assert_array_equal(cases[0].read_image().array, Dataset.from_folder(root).cases[0].read_image().array)
+
+
+def test_without_the_extra_a_sentence_names_it(tmp_path, monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    root = folders(tmp_path, "ab")
+    monkeypatch.setattr("ulna.system.extras.import_module", absent)
+    with pytest.raises(
+        UsageError, match=r"holds OME-Zarr, which needs zarr, which is not installed; pip install 'ulna"
+    ):
+        Dataset.from_folder(root)
+
+
+def test_a_prepared_case_is_known_by_the_bytes_of_its_chunks(tmp_path):
+    root, plan = folders(tmp_path, "ab"), make()
+    case = Dataset.from_folder(root).cases[0]
+    first = key_of(case, plan, (), Contents())
+    assert first is not None and first == key_of(case, plan, (), Contents())
+    contents = Contents()
+    contents.of(case.images[0].path)
+    values = case.read_image().array
+    shutil.rmtree(case.images[0].path)
+    written(case.images[0].path, values + 1)
+    assert not contents.holds(case.images[0].path)
+    assert key_of(case, plan, (), Contents()) not in (None, first)
+
+
+@pytest.mark.slow
+def test_from_check_to_scores(tmp_path):
+    """The same path, and the same numbers, as with PNG."""
+    root = folders(tmp_path / "zarr", "abcdefgh")
+    (root / "splits.json").write_text(json.dumps({"train": list("abcde"), "val": list("f"), "test": list("gh")}))
+    png = tmp_path / "png"
+    for case in Dataset.from_folder(root).cases:
+        for kind, volume in (("images", case.read_image()), ("labels", case.read_labels())):
+            (png / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(volume.array[0]).save(png / kind / f"{case.id}.png")
+    shutil.copy(root / "splits.json", png)
+    scores = []
+    for data in (root, png):
+        assert not ulna.check(data).problems
+        run = tmp_path / f"run-{data.name}"
+        ulna.train(data, model="unet", out=run, epochs=2, set=TINY)
+        ulna.predict(run, data, out=tmp_path / f"masks-{data.name}", split="test")
+        ulna.evaluate(tmp_path / f"masks-{data.name}", data, out=tmp_path / f"scores-{data.name}")
+        scores.append(json.loads((tmp_path / f"scores-{data.name}" / "summary.json").read_text())["mean"]["dice"])
+    assert scores[0] == scores[1]
+    foreign(root / "images" / "a.zarr", np.zeros((24, 32), np.uint8), "yx")  # the resumed run notices
+    with pytest.raises(UsageError, match="is not the data that the run"):
+        ulna.train(root, out=tmp_path / "run-zarr", epochs=3, resume=True)
