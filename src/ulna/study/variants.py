@@ -299,8 +299,8 @@ def _matched(planned: Planned, budget: Budget) -> tuple[Planned, str]:
         return count_gmacs(network, plan.patch, points=planned.points)
 
     size = count_parameters if budget.kind == "params" else gmacs
-    options = {"size": size, "words": WORDS[budget.kind], "nearest": True}
-    scaled = match_width(recipe.architecture, budget.value, **options, **shape_of(plan))
+    words, shape = WORDS[budget.kind], shape_of(plan)
+    scaled = match_width(recipe.architecture, budget.value, size=size, words=words, nearest=True, **shape)
     own = scaled_words(recipe.architecture.foreign, scaled.foreign)
     made = planned_by(plan, recipe.replaced(architecture=scaled), planned.split)
     away = size(made.network) / budget.value - 1
