@@ -121,9 +121,23 @@ def label_dtype(highest: int) -> np.dtype[Any]:
     return np.dtype(np.min_scalar_type(max(int(highest), 0)))
 
 
+def may_lie_turned(a: Volume, b: Volume) -> bool:
+    """Whether one of two volumes has an affine and the other none: nothing says that their voxels are in the same order.
+
+    Files without an affine (TIFF, `.npy`, OME-Zarr of other programs) hold z, y, x as often as x, y, z, and mirrored ones.
+    """
+    return a.spatial_dims == b.spatial_dims == 3 and (a.affine is None) != (b.affine is None)
+
+
+def turned_text(volume: Volume, other: str) -> str:
+    """What is wrong with a volume that `may_lie_turned` against another one, named `other`."""
+    states = "states no orientation, and {} does" if volume.affine is None else "states an orientation, and {} none"
+    return f"{states.format(other)}: its voxels may lie turned or mirrored against those"
+
+
 def same_geometry(a: Volume, b: Volume, tolerance: float = 1e-3) -> bool:
     """Whether two volumes lie on the same grid: size, and affine (or spacing) within `tolerance` of a voxel."""
-    if a.size != b.size:
+    if a.size != b.size or may_lie_turned(a, b):
         return False
     if a.affine is not None and b.affine is not None:
         return bool(np.allclose(a.affine, b.affine, rtol=1e-6, atol=tolerance * max(a.spacing)))

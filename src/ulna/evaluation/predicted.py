@@ -14,7 +14,7 @@ from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source,
 from ulna.data.layout.journals import journals
 from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.layout.record import Entry, Record
-from ulna.data.volume import Volume, same_geometry
+from ulna.data.volume import Volume, may_lie_turned, same_geometry, turned_text
 from ulna.errors import DataError, UsageError, listed
 from ulna.recipe import Labels
 from ulna.system.outputs import JOURNAL
@@ -110,6 +110,9 @@ def check_grid(source: Source, mask: Volume, reference: Volume) -> None:
     Raises:
         DataError: saying how they differ.
     """
+    if may_lie_turned(mask, reference):
+        remedy = "give masks and references in formats that state one, such as NIfTI (predict --format nifti)"
+        raise data_error(source, turned_text(mask, "its reference"), remedy)
     if mask.size != reference.size:
         what = f"has the size {mask.size}, its reference {reference.size}"
     elif not same_geometry(mask, reference):

@@ -20,6 +20,7 @@ from ulna.data.formats.source import Source, data_error
 from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry, Record
+from ulna.data.volume import may_lie_turned
 from ulna.errors import UsageError
 from ulna.evaluation.colours import CLASS_COLOURS
 from ulna.evaluation.known import mask_values, numbered, values_in
@@ -192,6 +193,8 @@ def _drawn(
         volume = case.read_image()
         series = case.images[0] if case.images[0].series is not None else None
         found = read_mask(mask, series, labels, volume, volume.spatial_dims)
+        if may_lie_turned(found, volume):  # such as a TIFF of a volume that has an orientation
+            return Drawn((), "no picture: the mask or the image states no orientation, so they may lie turned")
         if found.size != volume.size:
             raise data_error(mask, "has another size than its image", "predict again")
         stored = read[keeps_values(found)]

@@ -18,7 +18,7 @@ from ulna.data.formats.read import read_image, read_labels
 from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, Structure, suffix_of
 from ulna.data.layout.record import Record, read_facts
 from ulna.data.quality.objects import MOST_CLASSES, count_objects
-from ulna.data.volume import Volume, same_geometry, spacing_text
+from ulna.data.volume import Volume, may_lie_turned, same_geometry, spacing_text, turned_text
 from ulna.errors import UsageError, printable
 from ulna.evaluation.known import mask_values, values_in
 from ulna.recipe import Labels, parse
@@ -78,6 +78,9 @@ def lay_mask(path: Path, image: Volume) -> Laid:
     labels, objects = _labels(path, volume, known, facts)
     oriented = volume.meta.oriented and image.meta.oriented  # else the place is assumed, and says nothing of sides
     laid = onto_grid(volume, image) if oriented else volume
+    if may_lie_turned(laid, image):
+        remedy = "give both in formats that state one, such as NIfTI"
+        raise UsageError(f"{path}: {turned_text(laid, 'the image')}; {remedy}")
     if laid.size != image.size or not same_geometry(laid, image):
         here, there = (
             f"{' x '.join(map(str, one.size))} at {spacing_text(one.spacing, one.unit)}" for one in (laid, image)

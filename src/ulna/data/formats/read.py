@@ -45,7 +45,7 @@ from ulna.data.formats.source import (
 )
 from ulna.data.formats.tiff import read_tiff
 from ulna.data.formats.zarr_boxes import read_zarr
-from ulna.data.volume import Meta, Volume, label_dtype, same_geometry, spacing_text
+from ulna.data.volume import Meta, Volume, label_dtype, may_lie_turned, same_geometry, spacing_text, turned_text
 
 
 def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -> Volume:
@@ -174,6 +174,9 @@ def check_grids(sources: Sequence[Source], volumes: Sequence[Volume]) -> None:
     """
     first = volumes[0]
     for source, volume in zip(sources[1:], volumes[1:], strict=True):
+        if may_lie_turned(volume, first):
+            what = turned_text(volume, f"channel {sources[0].path.name}")
+            raise data_error(source, what, "save the channels of a case in one format")
         if volume.size != first.size or not same_geometry(volume, first):
             own, other = (spacing_text(one.spacing, one.unit) for one in (volume, first))
             what = f"{volume.size} at {own}, but channel {sources[0].path.name} has {first.size} at {other}"

@@ -22,7 +22,7 @@ from ulna.data.formats.palettes import Colour
 from ulna.data.formats.source import data_error
 from ulna.data.quality.label_values import NEARLY_WHOLE, colours, farthest_from_whole
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of, upright
-from ulna.data.volume import Volume, label_dtype, same_geometry
+from ulna.data.volume import Volume, label_dtype, may_lie_turned, same_geometry, turned_text
 from ulna.errors import counted, listed
 from ulna.recipe import Labels
 
@@ -270,6 +270,8 @@ def _turned_as(image: Volume, volume: Volume) -> tuple[Volume, list[Change]]:
 
 def _on_the_grid_of(image: Volume, volume: Volume) -> tuple[Volume, Change]:
     """Every voxel of the image takes the label of the nearest voxel in space; nothing may get lost on the way."""
+    if may_lie_turned(image, volume):
+        raise data_error(volume.path, turned_text(volume, "its image"), "save both in one format, such as NIfTI")
     if image.affine is None or volume.affine is None or image.spatial_dims != volume.spatial_dims:
         what = f"has the size {volume.size}, its image {image.size}, and nothing says where its pixels lie"
         raise data_error(volume.path, what, _SAME_SHAPE)

@@ -24,13 +24,14 @@ from ulna.data.quality.label_values import label_values
 from ulna.data.quality.similarity import thumbnail
 from ulna.data.quality.slices import SliceCount, count_slices
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of
-from ulna.data.volume import Volume, same_geometry, spacing_text
+from ulna.data.volume import Volume, may_lie_turned, same_geometry, spacing_text, turned_text
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
 from ulna.system.progress import track
 
 TURNED = "its label map may be rotated against the image"  # so begins a note that must be read before others
 _OTHER_GRID = "resample the label map to the grid of its image, or pair the right files"
+_ONE_FORMAT = "save image and label map in one format, their voxels in one order; as NIfTI, with one affine"
 _MOST_SKEW = 0.01  # about half a degree; what rounding leaves is far smaller
 
 
@@ -301,6 +302,9 @@ def _same_grid(case: Case, image: Volume, reference: Volume, problems: list[Prob
         return False
     if same_geometry(image, reference):
         return True
+    if may_lie_turned(image, reference):
+        problems.append(Problem(where, turned_text(reference, "its image"), _ONE_FORMAT))
+        return False
     if np.allclose(image.spacing, reference.spacing, rtol=1e-3) and image.affine is not None:
         what = "has another orientation or origin (affine) than its image"
     else:
