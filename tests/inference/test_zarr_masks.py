@@ -17,6 +17,7 @@ from ulna.cli import main as cli
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Source
 from ulna.errors import PartialFailure, UsageError
+from ulna.recipe import Labels
 
 zarr = pytest.importorskip("zarr")
 SHEARED = np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
@@ -102,7 +103,39 @@ def test_pictures_keep_their_values_as_tiff(tmp_path):
     assert set(np.unique(png)) == {0, 255}
     np.testing.assert_array_equal(mask(tmp_path / "tiff" / "p.tif").array, png)
     np.testing.assert_array_equal(mask(tmp_path / "own" / "q.zarr").array, png // 255)
-    np.testing.assert_array_equal(mask(tmp_path / "tiff" / "q.tif").array, png // 255)
+    np.testing.assert_array_equal(mask(tmp_path / "tiff" / "q.tif").array, png)  # a picture, too, and read as one
+
+
+@pytest.mark.parametrize("values", [(0, 128, 255), (0, 2, 1)])
+def test_a_tiff_of_what_is_no_picture_is_read_by_the_values_it_was_written_with(tmp_path, values):
+    run = run_folder(tmp_path / "run", 0, labels=Labels(names=("background", "x", "y")), mask_values=values)
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    foreign(tmp_path / "images" / "a.zarr", rng.integers(0, 255, (45, 61), np.uint8), "yx", unit="pixel")
+    np.save(tmp_path / "images" / "b.npy", rng.integers(0, 255, (45, 61), np.uint8))
+    nibabel.save(
+        nibabel.Nifti1Image(rng.integers(0, 255, (45, 61), np.uint8), np.eye(4)), tmp_path / "images" / "c.nii"
+    )
+    ulna.predict(run, tmp_path / "images", out=tmp_path / "truth")
+    (tmp_path / "truth" / "predict.json").unlink()  # class indices, now of somebody else
+    (tmp_path / "truth" / "c.nii").unlink()  # in mm, and not to be scored with pixels
+    for name, limit in (("tiff", None), ("slabs", 8.0)):
+        ulna.predict(run, tmp_path / "images", out=tmp_path / name, format=["tiff"], max_ram=limit)
+        found = [np.unique(mask(tmp_path / name / f"{case}.tif").array) for case in "abc"]
+        assert {0, values[2]} <= set(np.concatenate(found)) <= set(values)
+        scores = ulna.evaluate(tmp_path / name, tmp_path / "truth")
+        assert (scores.summary["cases"], scores.summary["mean"]["dice"]["mean"]) == (2, 1.0)
+
+
+def test_a_tiff_that_holds_class_indices_has_a_note_that_says_so(tmp_path):
+    run = run_folder(tmp_path / "run", 0)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((45, 61), np.uint8)).save(tmp_path / "images" / "p.png")
+    for formats, noted in (([], True), (["tiff"], True), (["zarr", "tiff"], True), (["zarr"], False)):
+        out = tmp_path / "-".join(["out", *formats])
+        ulna.predict(run, tmp_path / "images", out=out, format=formats)
+        notes = json.loads((out / "predict.json").read_text()).get("notes", ())
+        assert any("class indices, which may look black" in note for note in notes) == noted
 
 
 def test_what_is_ulnas_own_is_replaced_and_nothing_else(pair):
@@ -192,6 +225,10 @@ def test_masks_are_scored_and_loaded_from_python(pair):
     ulna.evaluate(pair / "a", pair / "labels", out=pair / "scores")
     summary = json.loads((pair / "scores" / "summary.json").read_text())
     assert (summary["missing"], summary["mean"]["dice"]["mean"]) == ([], 1.0)
+    alone = ulna.evaluate(pair / "a" / "x.ome.zarr", pair / "labels").summary  # a folder, and one mask
+    assert (alone["cases"], alone["mean"]["dice"]["mean"]) == (1, 1.0)
+    with pytest.raises(UsageError, match=r"x\.zarr: is no folder of masks"):
+        ulna.evaluate(truth, pair / "labels")
     result = ulna.load(run)(pair / "zarr" / "x.ome.zarr")
     np.testing.assert_array_equal(result.mask, mask(truth).array[0])
     assert result.save(pair / "b.zarr").name == "b.ome.zarr"

@@ -10,7 +10,7 @@ from typing import Any
 
 from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, data_error, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, DICOM_SUFFIX, Series, Source, data_error, is_zarr, suffix_of
 from ulna.data.layout.journals import journals
 from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.layout.record import Entry, Record
@@ -29,7 +29,7 @@ def predicted_masks(predictions: Path) -> tuple[Masks, dict[str, list[str]], dic
 
     Of a folder of `predict` those that its newest call lists; of any other folder, and of a file that is not listed, all.
     """
-    folder = predictions if predictions.is_dir() else predictions.parent
+    folder = predictions if predictions.is_dir() and not is_zarr(predictions) else predictions.parent
     record = Record.read(folder)
     if journals(folder) and (predictions == folder or predictions.name in record.unfinished):
         raise UsageError(

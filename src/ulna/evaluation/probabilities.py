@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_image
-from ulna.data.formats.source import Source, data_error, readable
+from ulna.data.formats.source import Source, data_error, is_zarr, readable
 from ulna.data.turning import orientation_of, upright
 from ulna.data.volume import Volume, same_geometry
 from ulna.recipe import Labels
@@ -24,7 +24,7 @@ ENDINGS = ("_probabilities.nii.gz", "_probabilities.npz")
 
 def probability_files(predictions: Path, cases: Iterable[str]) -> dict[str, Path]:
     """Case -> the file of its probabilities, of those that have one in the folder of the masks."""
-    folder = predictions if predictions.is_dir() else predictions.parent
+    folder = predictions if predictions.is_dir() and not is_zarr(predictions) else predictions.parent
     places = {case: [folder / f"{case}{ending}" for ending in ENDINGS] for case in cases}
     found = {case: next((path for path in paths if path.is_file()), None) for case, paths in places.items()}
     return {case: path for case, path in found.items() if path is not None}

@@ -338,7 +338,12 @@ def _values_note(segmenter: Segmenter, cases: Sequence[Case], formats: Sequence[
     plan, pictures = segmenter.plan, (*RASTER_SUFFIXES, *TIFF_SUFFIXES)
     if segmenter.instances is not None:
         return [f"mask files hold the numbers of objects of {plan.labels.foreground[0]}, from 1"]
-    if formats or plan.image_dims != 2 or plan.mask_values is not None or plan.labels.order is not None:
+    if (
+        (formats and "tiff" not in formats)
+        or plan.image_dims != 2
+        or plan.mask_values is not None
+        or plan.labels.order is not None
+    ):
         return []
     if not any(suffix_of(case.images[0].path) in pictures for case in cases):
         return []

@@ -156,11 +156,12 @@ def check_kind(like: Volume, format: str | None) -> None:
 def keeps_values(like: Volume, format: str | None = None) -> bool:
     """Whether the mask of an image is a picture, which holds the values of the training labels (`Plan.mask_values`).
 
-    Those of volumes and arrays hold class indices, and so do those in other formats than a picture's.
+    Those of volumes and arrays hold class indices, and so do those in other formats than a picture's. A TIFF of two axes is
+    a picture to who reads it, whatever it was made of.
     """
     kind = _format(like)
-    if format not in (None, "tiff"):
-        return False
+    if format is not None:
+        return format == "tiff" and like.spatial_dims == 2
     return like.spatial_dims == 2 and (kind in ("raster", "tiff") or (kind == "dicom" and like.affine is None))
 
 
@@ -203,8 +204,10 @@ def write_image(stem: Path, volume: Volume) -> Path:
         return _whole(stem, ".tif", lambda path: write_tiff(path, array, volume), volume.path)
     if kind == "zarr":
         name = stem.name + volume.meta.suffix
-        write_tree(stem.with_name(name), lambda path: write_zarr(path, boxed(volume.array), volume, name))
-        return stem.with_name(name)
+        target = stem.with_name(name)
+        _check_other(target, volume.path)
+        write_tree(target, lambda path: write_zarr(path, boxed(volume.array), volume, name))
+        return target
     raise data_error(volume.path, "is a picture, which is not written anew", "export it again")
 
 

@@ -52,7 +52,7 @@ def find_masks(path: Path) -> Masks:
 def _found(path: Path) -> Masks:
     if path.is_file() and suffix_of(path) == ARRAY_SUFFIX:
         return Masks(rows_of(path), None)
-    if not path.is_dir():
+    if not path.is_dir() or is_zarr(path):
         raise data_error(path, "is no folder of masks" if path.exists() else "does not exist", "check the path")
     try:
         dataset, problems = Dataset.scan(path, need_labels=False)
