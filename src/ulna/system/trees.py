@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ulna.errors import UsageError, printable
 from ulna.system.files import TEMPORARY, sync_folder, unwritable
 
 TREE_SUFFIX = ".zarr"
 LABEL_MAPS = "labels"  # of OME-Zarr: label maps in the folder of their image, which are no part of it
-_OWN_HIDDEN = ".z"  # .zarray, .zattrs, ...; other hidden files are what systems leave (.DS_Store)
+_LEFT = (".DS_Store", "._")  # how names begin that macOS leaves in folders it shows
 
 
 def is_tree(path: Path) -> bool:
@@ -36,7 +38,7 @@ def _files(folder: Path, seen: set[tuple[int, int]], but: list[str]) -> Iterator
         return
     seen.add((found.st_dev, found.st_ino))
     for path in folder.iterdir():
-        if path.name in but or (path.name.startswith(".") and not path.name.startswith(_OWN_HIDDEN)):
+        if path.name in but or path.name.startswith(_LEFT):
             continue
         if path.is_dir():
             yield from _files(path, seen, [])
@@ -54,12 +56,29 @@ def stamp(path: Path) -> tuple[int, int]:
     return max((one.st_mtime_ns for one in found), default=0), sum(one.st_size + 1 for one in found) - 1
 
 
+def is_label_map(path: Path) -> bool:
+    """Whether a folder is an OME-Zarr label map (0.5) and holds nothing else."""
+    try:
+        told = json.loads((path / "zarr.json").read_text("utf-8"))["attributes"]["ome"]
+        held = {one.name for one in path.iterdir() if not one.name.startswith(_LEFT)}
+        levels = {one["path"] for one in told["multiscales"][0]["datasets"]}
+        return is_own_tree(path) and "image-label" in told and held == {"zarr.json", *levels}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
 def write_tree(path: Path, write: Callable[[Path], object]) -> None:
-    """`write_whole` of a folder: the old one or the new one, never half.
+    """`write_whole` of a folder, which takes the place of a label map alone: the old one or the new one, never half.
+
+    A process that is killed while the new one takes the name leaves the old one aside, under a temporary name.
 
     Raises:
+        UsageError: if something else is there.
         Unwritable: if it cannot be written.
     """
+    if os.path.lexists(path) and not is_label_map(path):
+        what = "is there, and more or other than the OME-Zarr label map that a mask may replace"
+        raise UsageError(f"{printable(path)}: {what}; remove it, or choose another name")
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
