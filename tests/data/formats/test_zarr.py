@@ -1,6 +1,7 @@
 """OME-Zarr as an image: read whole and in boxes, of ulna and of others, and what is wrong with a folder of that name."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ulna.data.formats.opening import open_image
 from ulna.data.formats.read import read_image, read_labels
 from ulna.data.formats.source import Source, case_name, suffix_of
 from ulna.data.formats.whole_boxes import boxed
+from ulna.data.formats.write import write_labels
 from ulna.data.formats.zarr_writing import write_zarr
 from ulna.data.volume import Volume
 from ulna.errors import DataError
@@ -113,6 +115,21 @@ def broken(folder):
     foreign(folder / "axes.zarr", noise, "zyx")
     said["words"] = "holds values of type"
     foreign(folder / "words.zarr", np.zeros((4, 5), "c8"), "yx")
+    said["nothing"] = "holds no pixel, its shape is (0, 4, 5)"
+    foreign(folder / "nothing.zarr", np.zeros((0, 4, 5)), "cyx", chunks=(1, 4, 5))
+    said["flat"] = "states an affine that is not that of its scales"
+    flat = {"affine": [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}
+    foreign(
+        folder / "flat.zarr",
+        np.zeros((4, 5, 6)),
+        "zyx",
+        scale=[1, 2**0.5, 2**0.5],
+        unit="millimeter",
+        attributes={"ulna": flat},
+    )
+    said["scaled"] = "states an affine that is not that of its scales"
+    own = {"ulna": {"affine": np.eye(4).tolist()}}
+    foreign(folder / "scaled.zarr", np.zeros((4, 5, 6)), "zyx", scale=[1, 1, 2], unit="millimeter", attributes=own)
     said["damaged"] = "is damaged"
     damaged = foreign(folder / "damaged.zarr", noise, "yx", version=3)
     chunk = damaged / "0" / "c" / "0" / "0"
@@ -135,13 +152,49 @@ def test_what_is_wrong_is_one_sentence(tmp_path):
 def test_chunks_that_the_limit_has_no_room_for_are_refused(tmp_path, monkeypatch):
     path = foreign(tmp_path / "a.zarr", np.zeros((50, 60), np.int16), "yx")
     monkeypatch.setattr(opening, "LARGEST", 1000)
+    monkeypatch.setattr(zarr_boxes, "LARGEST", 1000)
     with (
         allowing(None, 1e-5, 5e-6),
-        pytest.raises(DataError, match=r"has chunks of 6e-06 GB and needs 0\.01 GB at least"),
+        pytest.raises(DataError, match=r"has chunks, with all channels, of 6e-06 GB and needs 0\.01 GB at least"),
     ):
         open_image([Source(path)])
     with allowing(None, 1e-5), pytest.raises(DataError, match="more than half of the 1e-05 GB that --max-ram allows"):
         read_image([Source(path)])
+
+
+def test_what_is_read_at_once_is_compared_with_the_limit_and_not_the_image_alone(tmp_path, monkeypatch):
+    """A small image in one large chunk, and many channels of chunks that are within the limit one by one."""
+    monkeypatch.setattr(opening, "LARGEST", 1000)
+    monkeypatch.setattr(zarr_boxes, "LARGEST", 1000)
+    large = foreign(tmp_path / "large.zarr", np.zeros((4, 4), np.uint8), "yx", chunks=(4000, 4000))
+    many = foreign(tmp_path / "many.zarr", np.zeros((40, 50, 60), np.uint8), "cyx", chunks=(1, 50, 60))
+    for path, said in ((large, "of 0.016 GB"), (many, "of 0.00012 GB")):
+        with allowing(None, 2e-4, 1e-5), pytest.raises(DataError) as error:
+            open_image([Source(path)])
+        (problem,) = error.value.problems
+        assert said in problem.what and "smaller chunks (ulna convert IMAGE.zarr NEW.zarr)" in problem.remedy
+    with (
+        allowing(None, 0.01),
+        pytest.raises(DataError, match=r"has chunks, with all channels, of 0\.016 GB, more than half"),
+    ):
+        read_image([Source(large)])
+    with allowing(None, 1e-4, 1e-5), pytest.raises(DataError, match="cut it into smaller images: it is read whole"):
+        read_image([Source(many)])
+    with allowing(None, 3e-4, 1e-5), open_image([Source(many)]) as opened:
+        assert opened.volume.channels == 40
+
+
+def test_chunks_that_are_not_there_are_noted(tmp_path):
+    values = np.arange(1, 31, dtype=np.uint8).reshape(5, 6)
+    path = foreign(tmp_path / "a.zarr", values, "yx", version=3, chunks=(2, 3))
+    assert not read_image([Source(path)]).meta.notes
+    (path / "0" / "c" / "1" / "0").unlink()
+    for read in (lambda one: read_image([one]), read_labels, lambda one: open_image([one]).volume):
+        assert [note[:36] for note in read(Source(path)).meta.notes] == ["lacks chunks, which are read as its f"[:36]]
+    empty = written(
+        tmp_path / "b.zarr", np.zeros((1, 600, 600), np.uint8), labels=True
+    )  # as other writers would leave it out
+    assert not read_labels(Source(empty)).meta.notes
 
 
 def test_a_digest_is_of_names_and_bytes_and_not_of_label_maps(tmp_path):
@@ -162,3 +215,37 @@ def test_a_digest_is_of_names_and_bytes_and_not_of_label_maps(tmp_path):
     swapped = file_digest(path)
     (path / "zarr.json").write_text(json.dumps(attributes))
     assert file_digest(path) != swapped
+
+
+def test_a_mask_has_the_axes_scales_and_origin_of_its_image(tmp_path):
+    """As the file states them: without a unit, in another one, in another order."""
+    values = np.zeros((4, 5, 6), np.uint8)
+    for name, axes, unit, scale, origin in (
+        ("bare", "yx", None, [2.0, 0.5], [10.0, 20.0]),
+        ("small", "zyx", "micrometer", [2.0, 0.5, 0.5], [10.0, 20.0, 30.0]),
+        ("turned", "xyz", "millimeter", [0.5, 0.5, 3.0], [-1.0, 0.0, 7.0]),
+        ("coloured", "cyx", "nanometer", [1.0, 8.0, 9.0], [0.0, 1.0, 2.0]),
+    ):
+        image = foreign(
+            tmp_path / f"{name}.zarr", values[0] if len(axes) == 2 else values, axes, scale=scale, unit=unit
+        )
+        told = json.loads((image / ".zattrs").read_text())
+        told["multiscales"][0]["datasets"][0]["coordinateTransformations"] += [
+            {"type": "translation", "translation": origin}
+        ]
+        if unit is None:
+            told["multiscales"][0]["axes"] = [{"name": one, "type": "space"} for one in axes]
+        (image / ".zattrs").write_text(json.dumps(told))
+        like = read_image([Source(image)])
+        made = write_labels(tmp_path / "masks" / name, np.ones(like.size, np.uint8), like)
+        (found,) = zarr.open_group(str(made), mode="r").attrs["ome"]["multiscales"]
+        (expected,) = told["multiscales"]
+        space = [axis for axis, kind in enumerate(axes) if kind != "c"]
+        assert found["axes"] == [expected["axes"][axis] for axis in space]
+        scales = found["datasets"][0]["coordinateTransformations"]
+        assert scales[0]["scale"] == [scale[axis] for axis in space], name
+        assert scales[1]["translation"] == [origin[axis] for axis in space], name
+        assert read_image([Source(made)]).spacing == like.spacing
+    spaced = replace(read_image([Source(tmp_path / "bare.zarr")]), spacing=(0.1, 0.2), unit="mm")  # by --spacing
+    write_zarr(tmp_path / "spaced.zarr", boxed(spaced.array), spaced, "spaced")
+    assert read_image([Source(tmp_path / "spaced.zarr")]).spacing == (0.1, 0.2)

@@ -22,6 +22,7 @@ _GB = 1e9
 _SPARE = 1.02  # what the program takes differs by some MB from call to call
 _OUT = ("out of memory", "not enough memory", "allocate memory")  # what torch says
 _REMEDY = "cut it into smaller images, or use a machine with more memory"
+_BY_SLABS = "convert the image to tiled TIFF or OME-Zarr (ulna convert), which are read by slabs"
 _allowed: dict[str, float | None] = {"pixels": None, "ram": None, "beside": None}
 
 
@@ -64,25 +65,26 @@ def check_promise(where: object, what: str, promised: int, held: int, *, packed:
         check_memory(where, promised)
 
 
-def check_memory(where: object, promised: int, what: str = "unpacks to") -> None:
+def check_memory(where: object, promised: int, what: str = "unpacks to", remedy: str = _BY_SLABS) -> None:
     """Refuse what half of the memory does not hold: its label map, and what is made of both, must fit beside it.
 
     Args:
         where: the image.
         promised: bytes that are in memory at once.
         what: they are, as the message begins.
+        remedy: beside more memory for `--max-ram`.
     """
     ram, beside = _allowed["ram"], _allowed["beside"] or 0.0
     if ram is not None and promised > (ram - beside) * _GB / 2:
         size = f"{what} {promised / _GB:.2g} GB, more than half of the {ram:g} GB that --max-ram allows"
-        remedy = "raise --max-ram, or cut it into smaller images"
+        advice = "raise --max-ram, or cut it into smaller images"
         if beside:
             least = math.ceil(100 * _SPARE * (2 * promised / _GB + beside)) / 100
             size = (
                 f"{what} {promised / _GB:.2g} GB and needs {least:.2f} GB at least, more than --max-ram {ram:g} allows"
             )
-            remedy = "raise it, or convert the image to tiled TIFF or OME-Zarr (ulna convert), which are read by slabs"
-        raise data_error(where, size, remedy)
+            advice = f"raise it, or {remedy}"
+        raise data_error(where, size, advice)
     if promised > memory() // 2:
         size = f"{what} {promised / _GB:.1f} GB, and this machine has {memory() / _GB:.1f} GB of memory"
         raise data_error(where, size, _REMEDY)

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.bricks import Bricks
-from ulna.data.formats.limits import check_memory
 from ulna.data.formats.nifti import Layout, cut_short, layout_of, read_up_to, rest_of, unpacked
 from ulna.data.formats.npy import open_npy
 from ulna.data.formats.raw_boxes import Boxes, RawFile, Reordered
@@ -141,7 +140,7 @@ def _open(source: Source, spatial_dims: int | None, scratch: Path | None) -> Ope
 
 def _unpacked_chunks(path: Path, volume: Volume, boxes: ZarrBoxes, scratch: Path | None) -> Bricks:
     """The values of large chunks on disk: each is decoded once, not for every box that touches it."""
-    check_memory(path, boxes.chunk_bytes, "has chunks of")
+    boxes.check_pieces()
     kept = Bricks(volume.array.shape, volume.array.dtype, scratch)
     try:
         for box in boxes.pieces():

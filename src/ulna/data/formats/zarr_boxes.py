@@ -26,7 +26,10 @@ from ulna.system.extras import need
 
 OWN = "ulna"  # the attribute that holds what OME-Zarr has no word for
 LARGEST = 1 << 22  # bytes of a chunk that are worth decoding for every box that touches it; ten are decoded at once
+_MISSING = "lacks chunks, which are read as its fill value: it is empty there, or was not copied as a whole"
 _REMEDY = "write it as OME-Zarr 0.4 or 0.5"
+_SMALLER = "convert it on a machine with more memory, which writes smaller chunks (ulna convert IMAGE.zarr NEW.zarr)"
+_WHOLE = "cut it into smaller images: it is read whole here"
 _SEVERAL = "bioformats2raw.layout"  # images as groups 0, 1, ... of one folder
 
 
@@ -52,6 +55,29 @@ class Level(NamedTuple):
     affine: NDArray[np.float64] | None
 
 
+class ZarrStored(NamedTuple):
+    """The place of an image as its file states it, which its masks state too: one of each an axis of *S.
+
+    Args:
+        names: of the axes.
+        units: empty for none.
+        steps: between neighbours, in the unit.
+        origin: of the first voxel, in the unit.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    steps: tuple[float, ...]
+    origin: tuple[float, ...]
+
+    @property
+    def spacing(self) -> tuple[tuple[float, ...], str]:
+        """Along every axis, and its unit: mm, or px where one axis has no unit of length."""
+        scales = [millimetres_in(unit) for unit in self.units]
+        lengths = [step * scale for step, scale in zip(self.steps, scales, strict=True) if scale is not None]
+        return (tuple(lengths), "mm") if len(lengths) == len(scales) else ((1.0,) * len(scales), "px")
+
+
 class ZarrBoxes:
     """The values of one array.
 
@@ -74,6 +100,22 @@ class ZarrBoxes:
     def too_large(self) -> tuple[int, float] | None:
         """How many of the values that were read float32 does not hold, and the largest; None for none."""
         return self._float32.too_large
+
+    @property
+    def piece_bytes(self) -> int:
+        """Of what is read at once where chunks are read one by one: all channels of a place, or a chunk that is more."""
+        channels = 1 if self._order[0] is None else self._array.shape[self._order[0]]
+        edges = [min(self._array.chunks[axis], self._array.shape[axis]) for axis in self._order[1:] if axis is not None]
+        return max(self.chunk_bytes, channels * math.prod(edges) * np.dtype(self._array.dtype).itemsize)
+
+    def check_pieces(self) -> None:
+        """Refuse chunks of which the memory does not hold what is read at once.
+
+        Raises:
+            DataError: saying how much that is.
+        """
+        if self.chunk_bytes > LARGEST:
+            check_memory(self._path, self.piece_bytes, "has chunks, with all channels, of", _SMALLER)
 
     def pieces(self) -> Iterator[list[slice]]:
         """Boxes that are together all of the image, each chunk in one of them: large chunks one by one, else slabs."""
@@ -113,7 +155,8 @@ class ZarrBoxes:
 def read_zarr(path: Path, spatial_dims: int | None = None) -> Volume:
     """The full resolution of an image in memory, (C, *S); see `open_zarr`."""
     volume, boxes = open_zarr(path, spatial_dims)
-    check_memory(path, volume.array.nbytes)
+    check_memory(path, volume.array.nbytes, remedy=_WHOLE)
+    boxes.check_pieces()
     array = np.empty(volume.array.shape, volume.array.dtype)
     for box in boxes.pieces():
         array[(slice(None), *box)] = boxes.read(box)
@@ -144,6 +187,7 @@ def open_zarr(path: Path, spatial_dims: int | None = None) -> tuple[Volume, Zarr
         level = _level(path, dict(group.attrs))
         array = group[level.path]
         shape, dtype = tuple(int(n) for n in array.shape), np.dtype(array.dtype)
+        missing = 0 not in shape and array.nchunks_initialized < array.nchunks
     except DataError:
         raise
     except Exception as error:  # zarr raises many types
@@ -152,6 +196,8 @@ def open_zarr(path: Path, spatial_dims: int | None = None) -> tuple[Volume, Zarr
         raise data_error(path, f"has an array of {len(shape)} axes and names {len(level.axes)}", _REMEDY)
     if dtype.kind not in "iufb":
         raise data_error(path, f"holds values of type {dtype}", "save it with integer or real values")
+    if 0 in shape:
+        raise data_error(path, f"holds no pixel, its shape is {shape}", "take the case out")
     check_pixels(path, shape)
     space = [axis for axis, kind in enumerate(level.kinds) if kind == "space"]
     flat = len(space) == 3 and shape[space[0]] == 1 and level.affine is None  # a picture, written with a depth of 1
@@ -164,7 +210,7 @@ def open_zarr(path: Path, spatial_dims: int | None = None) -> tuple[Volume, Zarr
     if len(space) not in (2, 3) or len(others) > 1:
         held = ", ".join(f"{name} {n}" for name, n in zip(level.axes, shape, strict=True))
         raise data_error(path, f"has the axes {held}", "save one 2D or 3D image, with channels at most beside")
-    notes = []
+    notes = [_MISSING] if missing else []
     if others and level.kinds[others[0]] != "channel":
         notes.append(f"has {shape[others[0]]} pictures along {level.axes[others[0]]}, read as channels")
     if level.affine is not None:
@@ -172,14 +218,25 @@ def open_zarr(path: Path, spatial_dims: int | None = None) -> tuple[Volume, Zarr
     channels = others[0] if others else None
     full = (1 if channels is None else shape[channels], *(shape[axis] for axis in space))
     hollow = np.broadcast_to(np.zeros((), native(dtype)), full)
-    scales = [millimetres_in(level.units[axis]) for axis in space]
-    known = all(scale is not None for scale in scales)
-    spacing = tuple(level.steps[a] * (s or 0.0) if known else 1.0 for a, s in zip(space, scales, strict=True))
+    stored = ZarrStored(
+        *(tuple(each[axis] for axis in space) for each in (level.axes, level.units, level.steps, level.origin))
+    )
+    spacing, unit = stored.spacing
     if min(spacing) <= 0 or not all(map(math.isfinite, spacing)):
         raise data_error(path, f"has a voxel size of {spacing}", "write the metadata anew")
-    meta = Meta(format="zarr", suffix=suffix_of(path), notes=tuple(notes), either=flat)
-    volume = Volume(hollow, spacing, "mm" if known else "px", level.affine, path, meta)
+    if level.affine is not None and not _fits(level.affine, spacing):
+        raise data_error(path, f"states an affine that is not that of its scales, {spacing}", "write the metadata anew")
+    meta = Meta(format="zarr", suffix=suffix_of(path), notes=tuple(notes), either=flat, stored=stored)
+    volume = Volume(hollow, spacing, unit, level.affine, path, meta)
     return volume, ZarrBoxes(path, array, [channels, *space])
+
+
+def _fits(affine: NDArray[np.float64], spacing: Sequence[float]) -> bool:
+    """Whether an affine has an inverse, and the steps along its axes are those of the scales."""
+    axes = affine[:3, : len(spacing)]
+    lengths = np.linalg.svd(axes, compute_uv=False)
+    steps = np.linalg.norm(axes, axis=0)
+    return bool(lengths.min() >= 1e-6 * lengths.max() and np.allclose(steps, spacing, rtol=0.01, atol=0))
 
 
 def _level(path: Path, attributes: Mapping[str, Any]) -> Level:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ulna.data.formats.slabs import SLAB
 from ulna.data.formats.whole_boxes import Boxed
-from ulna.data.formats.zarr_boxes import OWN
+from ulna.data.formats.zarr_boxes import OWN, ZarrStored
 from ulna.data.volume import Volume
 from ulna.system.extras import need
 
@@ -21,8 +22,9 @@ _AT_ONCE = 1 << 25  # bytes that are read at once, where a row of chunks takes m
 def write_zarr(path: Path, maps: Boxed, like: Volume, name: str, *, labels: bool = False, inside: bool = False) -> None:
     """Write (C, *S), read some rows at a time, with every level half as large as the one before.
 
-    Axes of an image with an affine are written the last one first (z, y, x); the affine is kept beside. A level takes every
-    second voxel of the one before it, so no value is made that the image does not hold, and voxel 0 stays where it is.
+    Axes of an image with an affine are written the last one first (z, y, x); the affine is kept beside. What was OME-Zarr
+    keeps the names of its axes, their units, scales and origin. A level takes every second voxel of the one before it, so no
+    value is made that the image does not hold, and voxel 0 stays where it is.
 
     Args:
         path: the folder, which must not be there.
@@ -40,7 +42,7 @@ def write_zarr(path: Path, maps: Boxed, like: Volume, name: str, *, labels: bool
     turned = like.affine is not None
     order = list(reversed(range(dims))) if turned else list(range(dims))
     size = [maps.shape[1 + axis] for axis in order]
-    steps = [like.spacing[axis] for axis in order]
+    names, units, steps, origin = ([each[axis] for axis in order] for each in _place(like))
     channels = maps.shape[0] > 1
     group = zarr.open_group(str(path), mode="w-", zarr_format=3)
     edge = CHUNK[dims]
@@ -54,21 +56,24 @@ def write_zarr(path: Path, maps: Boxed, like: Volume, name: str, *, labels: bool
             shape=(*([maps.shape[0]] if channels else []), *level),
             chunks=(*([1] if channels else []), *chunks),
             dtype=maps.dtype,
-            dimension_names=[*(["c"] if channels else []), *"zyx"[3 - dims :]],
+            dimension_names=[*(["c"] if channels else []), *names],
+            config={"write_empty_chunks": True},  # so that one that was not copied is missed
         )
         if array is None:
             _first(made, maps, order, chunks)
         else:
-            _halved(array, made)
+            _halved(array, made, channels=channels)
         lead = [1.0] if channels else []
         scale = {"type": "scale", "scale": [*lead, *(step * factor for step in steps)]}
-        transformations = [scale, {"type": "translation", "translation": [0.0] * (len(lead) + dims)}]
+        transformations = [scale, {"type": "translation", "translation": [*(0.0 for _ in lead), *origin]}]
         datasets.append({"path": str(len(datasets)), "coordinateTransformations": transformations})
         if max(level) <= _SMALLEST:
             break
         array, factor, level = made, 2 * factor, [-(-n // 2) for n in level]
-    unit = {"unit": "millimeter"} if like.unit == "mm" else {}
-    axes: list[dict[str, Any]] = [{"name": name, "type": "space", **unit} for name in "zyx"[3 - dims :]]
+    axes: list[dict[str, Any]] = [
+        {"name": name, "type": "space", **({"unit": unit} if unit else {})}
+        for name, unit in zip(names, units, strict=True)
+    ]
     if channels:
         axes.insert(0, {"name": "c", "type": "channel"})
     told: dict[str, Any] = {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
@@ -77,6 +82,18 @@ def write_zarr(path: Path, maps: Boxed, like: Volume, name: str, *, labels: bool
     group.attrs.update({"ome": told})
     if like.affine is not None:
         group.attrs.update({OWN: {"affine": like.affine.tolist()}})
+
+
+def _place(like: Volume) -> ZarrStored:
+    """Names, units, steps and origin along the axes of an image, as its own file states them where it is OME-Zarr."""
+    stored, dims = like.meta.stored, like.spatial_dims
+    if isinstance(stored, ZarrStored) and stored.spacing == (like.spacing, like.unit):  # else somebody changed it since
+        finite = all(map(math.isfinite, (*stored.steps, *stored.origin))) and min(stored.steps) > 0
+        if finite and len({"c", *stored.names}) == dims + 1:
+            return stored
+    names = "xyz"[:dims] if like.affine is not None else "zyx"[3 - dims :]
+    unit = "millimeter" if like.unit == "mm" else ""
+    return ZarrStored(tuple(names), (unit,) * dims, like.spacing, (0.0,) * dims)
 
 
 def _first(array: Any, maps: Boxed, order: Sequence[int], chunks: Sequence[int]) -> None:
@@ -104,19 +121,15 @@ def _boxes(size: Sequence[int], parts: Sequence[int]) -> Iterator[tuple[slice, .
         yield tuple(slice(at, min(at + part, n)) for at, part, n in zip(corner, parts, size, strict=True))
 
 
-def _halved(array: Any, made: Any) -> None:
+def _halved(array: Any, made: Any, *, channels: bool) -> None:
     """Every second voxel of one level as the next, a chunk of it at a time."""
-    lead = made.ndim - len(_spatial(made))
+    lead = int(channels)
     for channel in range(made.shape[0]) if lead else (None,):
         first: tuple[Any, ...] = () if channel is None else (channel,)
         for box in _boxes(made.shape[lead:], made.chunks[lead:]):
             twice = [slice(2 * part.start, 2 * part.stop) for part in box]  # zarr cuts at the end, as numpy does
             values = array[(*first, *twice)]
             made[(*first, *box)] = values[(slice(None, None, 2),) * len(box)]
-
-
-def _spatial(array: Any) -> tuple[str, ...]:
-    return tuple(name for name in array.metadata.dimension_names if name != "c")
 
 
 def add_to_labels(path: Path) -> None:
