@@ -74,7 +74,13 @@ def test_a_copy_is_repaired(tmp_path):
     holes[0, 3, 4] = np.nan
     shutil.rmtree(root / "images" / "c.zarr")
     written(root / "images" / "c.zarr", holes)
+    sealed = root / "images" / "a.zarr"
+    (sealed / "0" / "back").symlink_to(sealed, target_is_directory=True)
+    sealed.chmod(0o555)
     ulna.check(root, fix=tmp_path / "fixed")
+    sealed.chmod(0o755)
+    copy = tmp_path / "fixed" / "images" / "a.zarr"
+    assert copy.stat().st_mode & 0o200 and not (copy / "0" / "back").exists()
     assert not ulna.check(tmp_path / "fixed").problems
     cases = Dataset.from_folder(tmp_path / "fixed").cases
     assert np.isfinite(cases[2].read_image().array).all()
