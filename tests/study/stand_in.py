@@ -28,7 +28,8 @@ def dataset(number):
 
 def known(trainer):
     if not trainer.startswith("nnUNetTrainer"):
-        (file,) = Path(os.environ["nnUNet_extTrainer"]).glob("*.py")
+        (file,) = Path(os.environ["nnUNet_extTrainer"].split(os.pathsep)[0]).glob("*.py")
+        (HERE / "trainers.txt").write_text(os.environ["nnUNet_extTrainer"])
         assert f"class {{trainer}}(nnUNetTrainer)" in file.read_text()
 
 

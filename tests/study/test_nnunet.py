@@ -156,6 +156,11 @@ def test_what_it_cannot_be_trained_on_is_refused(tmp_path, monkeypatch):
     assert row.recipe.training.epochs == 50 and "hours do not limit it" in row.footnotes[-1]
     (row,) = nnunet_rows([f"{ROW}/0.1"], settled).variants
     assert row.recipe.training.epochs == 1 and "25 steps in place of the 250 of an epoch" in row.footnotes[1]
+    for version, rows in (("2.7.1", 1), ("2.8", 2), ("2.10.0", 2), ("unknown", 2)):
+        monkeypatch.setattr("ulna.study.nnunet.Environment.version", lambda _, version=version: version)
+        found = nnunet_rows([f"{ROW}/50", f"{ROW}/0.1"], settled)
+        assert len(found.variants) == rows
+        assert rows == 2 or "needs nnU-Net 2.8, which takes" in found.absent[f"{ROW}/0.1"]
     with pytest.raises(UsageError, match="compare it without --vary"):
         split_names(["unet", ROW], varied=True)
 
@@ -198,7 +203,9 @@ def test_a_training_that_failed_goes_on_from_its_checkpoint(begun):
 @pytest.mark.parametrize("begun", [f"{ROW}/0.1"], indirect=True)
 def test_less_than_an_epoch_is_a_trainer_with_fewer_steps(begun, monkeypatch):
     folder, words = begun
+    monkeypatch.setenv("nnUNet_extTrainer", "/trainers/of/others")
     nnunet_worker.train(*words)
+    assert (folder / "trainers.txt").read_text().split(os.pathsep)[1:] == ["/trainers/of/others"]
     assert [call[call.index("-tr") + 1] for call in calls(folder) if "-tr" in call] == ["ulna_25_steps"] * 2
     assert json.loads((words[2] / "summary.json").read_text())["steps_per_epoch"] == 25
 

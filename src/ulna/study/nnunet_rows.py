@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ulna.errors import UsageError, counted, printable
+from ulna.errors import UsageError, counted
 from ulna.recipe import Plan, Recipe, Split, Training, to_yaml
 from ulna.study.nnunet import KIND, SHARED, STEPS, find, is_nnunet, read_row, trained_epochs
 from ulna.study.variants import Settled, Variant, settings_of
@@ -18,6 +19,7 @@ OWN_WAY = (
     "plans, augments, trains and predicts (with mirrored copies) as it does by itself, in float32 or float16 as its device "
     "has it, without a seed; the split and the scoring are those of all"
 )
+_OWN_TRAINERS = (2, 8)  # the version that reads nnUNet_extTrainer
 
 
 class Rows(NamedTuple):
@@ -64,9 +66,17 @@ def nnunet_rows(names: Sequence[str], settled: Settled) -> Rows:
     if isinstance(found, str):
         return Rows([], dict.fromkeys(names, found))
     base, planned = settled.variants[0].recipe, settled.planned[0].recipe
-    variants = []
+    variants: list[Variant] = []
+    absent: dict[str, str] = {}
+    version = found.version()
     for name in names:
         own, steps = read_row(name).epochs, read_row(name).steps
+        if steps < STEPS and _is_before(version, _OWN_TRAINERS):
+            needed = ".".join(map(str, _OWN_TRAINERS))
+            absent[name] = (
+                f"less than an epoch needs nnU-Net {needed}, which takes trainers of others, and this is {version}"
+            )
+            continue
         if own is None and planned.training.max_hours is not None:
             raise UsageError(
                 f"{name}: no hours limit nnU-Net; say for how many epochs it is trained, such as {name}/50"
@@ -74,7 +84,7 @@ def nnunet_rows(names: Sequence[str], settled: Settled) -> Rows:
         wanted = planned.training.most_epochs if own is None else own
         epochs = trained_epochs(wanted)
         length = f"{counted(epochs, 'epoch')} of {counted(steps, 'step')}"
-        notes = [f"nnU-Net {printable(found.version())}, {length}: it {OWN_WAY}"]
+        notes = [f"nnU-Net {version}, {length}: it {OWN_WAY}"]
         if steps < STEPS:
             notes.append(f"{counted(steps, 'step')} in place of the {STEPS} of an epoch of its own")
         if epochs != wanted:
@@ -83,7 +93,13 @@ def nnunet_rows(names: Sequence[str], settled: Settled) -> Rows:
             notes.append("hours do not limit it; its time stands in the table")
         recipe = Recipe(model=name, training=Training(epochs=epochs), evaluation=base.evaluation, classes=base.classes)
         variants.append(Variant(name, recipe, tuple(notes)))
-    return Rows(variants, {})
+    return Rows(variants, absent)
+
+
+def _is_before(version: str, least: tuple[int, int]) -> bool:
+    """Whether a version is known, and an earlier one."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < least
 
 
 def settings_of_rows(rows: Rows) -> dict[str, dict[str, Any]]:

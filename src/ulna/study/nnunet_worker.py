@@ -179,7 +179,10 @@ class Training:
         }
         environment = clean() | {f"nnUNet_{name}": str(folder.resolve()) for name, folder in folders.items()}
         if self.steps < STEPS:
-            environment["nnUNet_extTrainer"] = str((self.run / TRAINER).resolve())
+            theirs = environment.get("nnUNet_extTrainer")  # which other trainers may lie in
+            environment["nnUNet_extTrainer"] = os.pathsep.join(
+                filter(None, (str((self.run / TRAINER).resolve()), theirs))
+            )
         # of augmentation, and of the validation and the prediction, each of which loads torch anew
         for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
             environment.setdefault(name, str(self._processes()))
