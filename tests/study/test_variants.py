@@ -15,8 +15,9 @@ from ulna.recipe import Fingerprint, Recipe, stated
 from ulna.recipe.library import recipe_file
 from ulna.study import compare as comparing
 from ulna.study import same_study
+from ulna.study.budget import Budget
 from ulna.study.jobs import make_jobs
-from ulna.study.variants import Budget, Variant, make_variants, plan_variants, settings_of
+from ulna.study.variants import Variant, make_variants, plan_variants, settings_of
 from ulna.system.device import Device
 
 SHAPE = {"in_channels": 3, "classes": 1, "spatial_dims": 2}

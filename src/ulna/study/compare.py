@@ -24,6 +24,7 @@ from ulna.planning.choosing import check_division
 from ulna.planning.length import STATED, check_budget
 from ulna.planning.plan import check_split_is_made, division, training_data, unused_shares
 from ulna.recipe import Protocol, Recipe, Split, parse, set_value, stated
+from ulna.study.budget import Budget
 from ulna.study.costs import ELSEWHERE, Costs, measure_costs, pick_case
 from ulna.study.jobs import Job, make_jobs, processes, run_jobs
 from ulna.study.nnunet_rows import leave_for_processes, nnunet_rows, not_there, settings_of_rows, split_names
@@ -33,7 +34,7 @@ from ulna.study.publishing import write_outputs
 from ulna.study.same_study import STUDY_FILE, check_format, check_same, settings_of_study, stored_study, study_threads
 from ulna.study.scores import read_scores
 from ulna.study.tracking import TrackedStudy
-from ulna.study.variants import Budget, Settled, Variant, make_variants, plan_variants
+from ulna.study.variants import Settled, Variant, make_variants, plan_variants
 from ulna.system.files import write_text
 from ulna.system.outputs import check_folder
 from ulna.system.passed_on import stored_command

@@ -11,7 +11,8 @@ from ulna.data.layout.dataset import split_hash
 from ulna.data.quality.check import Report
 from ulna.errors import UsageError, brief
 from ulna.recipe import PLAN_FORMAT, Recipe, Split, parse
-from ulna.study.variants import Budget, Settled, Variant, settings_of, sizes_of
+from ulna.study.budget import Budget
+from ulna.study.variants import Settled, Variant, settings_of, sizes_of
 from ulna.system.outputs import check_free
 from ulna.system.reading import parse_yaml, read_json_object
 from ulna.system.threads import MOST_THREADS, choose_threads

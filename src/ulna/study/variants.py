@@ -12,14 +12,11 @@ from functools import reduce
 from typing import Any, TypeVar
 
 from ulna.errors import OtherDataError, UsageError
-from ulna.networks.build import count_parameters, match_width, named, recommends
+from ulna.networks.build import named, recommends
 from ulna.networks.foreign import check_named, check_options
-from ulna.networks.foreign.scaling import origin_words, scaled_words
-from ulna.networks.network import Network
-from ulna.networks.profile.cost import count_gmacs
+from ulna.networks.foreign.scaling import origin_words
 from ulna.planning.class_weights import with_asked_weights
-from ulna.planning.drafts import shape_of
-from ulna.planning.plan import Planned, TrainingData, plan_training, planned_by
+from ulna.planning.plan import Planned, TrainingData, plan_training
 from ulna.recipe import (
     Architecture,
     Plan,
@@ -32,6 +29,7 @@ from ulna.recipe import (
     set_value,
     to_yaml,
 )
+from ulna.study.budget import Budget, matched
 from ulna.system.reading import parse_yaml
 
 # Fields of a network's recommended recipe that belong to the network: which of its maps are supervised, and how, and at
@@ -39,10 +37,6 @@ from ulna.system.reading import parse_yaml
 # class. Everything else of a training is the study's own, the same for all.
 OF_THE_NETWORK = ("loss.heads", "points.")
 POOLING = "loss.options"
-# How far a matched network may lie from its budget before the study says so.
-NEAR = 0.02
-# How a size is written.
-WORDS = {"params": "{:,.0f} parameters", "gmacs": "{:g} GMACs"}
 
 Sizes = dict[int, tuple[tuple[int, ...], int]]  # dimensions of a network -> patch and batch
 T = TypeVar("T")
@@ -69,42 +63,6 @@ class Variant:
         if re.fullmatch(r"[A-Za-z0-9._=+/-]{1,100}", self.name):
             return safe
         return f"{safe[:90]}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A size that every network is scaled to: `params=8.5M` or `gmacs=3G`."""
-
-    kind: str  # params, gmacs
-    value: float
-
-    @classmethod
-    def read(cls, text: str) -> Budget:
-        """From the command line.
-
-        Raises:
-            UsageError: if it is no budget.
-
-        Example:
-            >>> Budget.read("params=8.5M"), Budget.read("gmacs=3G")
-            (Budget(kind='params', value=8500000.0), Budget(kind='gmacs', value=3.0))
-        """
-        form = re.fullmatch(r"\s*(params|gmacs)\s*=\s*([0-9][0-9_.]*)\s*([kKMG]?)\s*", text)
-        if form is None:
-            raise UsageError(f"--match {text}: expected params=8.5M or gmacs=3G")
-        kind, number, unit = form.groups()
-        try:
-            value = float(number) * {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[unit]
-        except ValueError:
-            raise UsageError(f"--match {text}: {number} is not a number") from None
-        if kind == "gmacs" and unit:
-            value /= 1e9
-        if value <= 0:
-            raise UsageError(f"--match {text}: give a size above 0")
-        return cls(kind, value)
-
-    def __str__(self) -> str:
-        return WORDS[self.kind].format(self.value)
 
 
 def make_variants(
@@ -209,7 +167,7 @@ def plan_variants(
         patch, batch = sizes[dims[variant.name]]
         planning = own.replaced(patch=own.patch or patch, batch=own.batch or batch)
         planned = _plan(data, variant.recipe.replaced(planning=planning))
-        return (planned, "") if match is None else _matched(planned, match)
+        return (planned, "") if match is None else matched(planned, match)
 
     planned, notes = zip(*_of_each(variants, alike), strict=True)
     if len({*dims.values()}) > 1:
@@ -289,23 +247,6 @@ def _left_open(variants: Sequence[Variant], plans: Sequence[Plan], what: str) ->
     """What the planner would give each of those whose recipe does not fix it."""
     pairs = zip(variants, plans, strict=True)
     return {v.name: getattr(plan, what) for v, plan in pairs if getattr(v.recipe.planning, what) is None}
-
-
-def _matched(planned: Planned, budget: Budget) -> tuple[Planned, str]:
-    """Every width scaled by one factor, to come as close to the budget as whole widths allow; a footnote if not near."""
-    plan, recipe = planned.plan, planned.recipe
-
-    def gmacs(network: Network) -> float:
-        return count_gmacs(network, plan.patch, points=planned.points)
-
-    size = count_parameters if budget.kind == "params" else gmacs
-    words, shape = WORDS[budget.kind], shape_of(plan)
-    scaled = match_width(recipe.architecture, budget.value, size=size, words=words, nearest=True, **shape)
-    own = scaled_words(recipe.architecture.foreign, scaled.foreign)
-    made = planned_by(plan, recipe.replaced(architecture=scaled), planned.split)
-    away = size(made.network) / budget.value - 1
-    far = f"{100 * away:+.1f} % away from {budget}, as near as its widths come" if abs(away) > NEAR else ""
-    return made, "; ".join(part for part in (own, far) if part)
 
 
 def settings_of(recipe: Recipe) -> str:
