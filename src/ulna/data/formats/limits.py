@@ -78,7 +78,9 @@ def check_memory(where: object, promised: int, what: str = "unpacks to") -> None
         remedy = "raise --max-ram, or cut it into smaller images"
         if beside:
             least = math.ceil(100 * _SPARE * (2 * promised / _GB + beside)) / 100
-            size = f"{what} {promised / _GB:.2g} GB and needs {least:.2f} GB at least, more than --max-ram {ram:g} allows"
+            size = (
+                f"{what} {promised / _GB:.2g} GB and needs {least:.2f} GB at least, more than --max-ram {ram:g} allows"
+            )
             remedy = "raise it, or convert the image to tiled TIFF or OME-Zarr (ulna convert), which are read by slabs"
         raise data_error(where, size, remedy)
     if promised > memory() // 2:
