@@ -141,3 +141,11 @@ def test_jobs_of_slurm_outlive_a_command_and_the_next_one_waits_for_them(tmp_pat
     ulna.predict(run, images, out=tmp_path / "one")
     assert facts(out) == facts(tmp_path / "one") and files(out) == files(tmp_path / "one")
     assert not (out / SHARES).exists()
+
+
+def test_tasks_of_ray_share_cases_too(tmp_path, images, run):
+    pytest.importorskip("ray", reason="the extra ray is not installed: too large for every run of the tests")
+    ulna.predict(run, images, out=tmp_path / "ray", on="ray", **TWO)
+    ulna.predict(run, images, out=tmp_path / "one", threads=1)
+    assert facts(tmp_path / "ray") == facts(tmp_path / "one") and files(tmp_path / "ray") == files(tmp_path / "one")
+    assert not (tmp_path / "ray" / SHARES).exists()

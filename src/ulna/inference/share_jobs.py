@@ -30,7 +30,7 @@ from ulna.inference.outcomes import file_bytes
 from ulna.inference.shares import ENDED, KILLED, MOST_TRIES, TOLD, Item, Listener, Queue, Task, Tries, write_cases
 from ulna.planning.memory import program_bytes
 from ulna.system.device import find_device
-from ulna.system.outputs import JOURNAL, SHARES
+from ulna.system.outputs import JOURNAL, SHARES, make_folder
 from ulna.system.signals import Stopped
 from ulna.system.threads import choose_threads
 
@@ -114,13 +114,13 @@ class Sharing:
         idle = 0
         while self._waiting:
             folder = (None if self.begun else self._going_on()) or self._write(tries)
-            why = self._round(folder, tries, on_begin, ended)
-            idle = 0 if why is None else idle + 1
+            came, why = self._round(folder, tries, on_begin, ended)
+            idle = 0 if came else idle + 1
             for case in list(self._waiting):
                 if tries[case] >= MOST_TRIES:
-                    self._fail(case, KILLED, ended)
+                    self._fail(case, f"{KILLED} ({why})" if why else KILLED, ended)
                 elif idle >= IDLE_ROUNDS:
-                    self._fail(case, f"not begun: {why}", ended)
+                    self._fail(case, f"not begun: {why or 'its processes ended without a word'}", ended)
             if self._waiting:
                 log.info(
                     "%s left by processes that have ended; another takes over", counted(len(self._waiting), "case")
@@ -186,11 +186,14 @@ class Sharing:
             entry = making.wanted[case.id]
             return Item(case, entry, making.record.known(entry.files), tries.get(case.id, 0))
 
-        folder.mkdir(parents=True)
-        write_cases(folder, map(item, self._waiting.values()))
-        # last: a round without it is none
         task = dataclasses.replace(self.task, limit=self.division.limit, shares=self._shares, name=secrets.token_hex(4))
-        task.write(folder)
+        try:
+            make_folder(folder)
+            write_cases(folder, map(item, self._waiting.values()))
+            task.write(folder)  # last: a round without it is none
+        except BaseException:
+            _remove(folder)
+            raise
         return folder
 
     @property
@@ -226,8 +229,8 @@ class Sharing:
         tries: Counter[str],
         on_begin: Callable[[], None],
         ended: Callable[[str, str], None],
-    ) -> str | None:
-        """Hand out shares until their processes have ended; why no process came to any case, or None where one did."""
+    ) -> tuple[bool, str]:
+        """Hand out shares until their processes have ended; whether any came to a case, and why one failed."""
         queue = Queue(folder)
         ids = [queue[number].case.id for number in range(len(queue))]
         task = Task.read(folder)
@@ -246,7 +249,7 @@ class Sharing:
                 on_begin()
             self.begun, self.settled = True, False
 
-        here = self.on.kind != SLURM
+        ends = self.on.kind != SLURM  # with the command
         failed: dict[str, str] = {}
         try:
             failed = hand_out(
@@ -256,17 +259,15 @@ class Sharing:
                 what=SHARE,
                 on_begin=begins,
                 on_look=listen,
-                stopping="what is done stays" if here else "",
+                stopping="what is done stays" if ends else "",
             )
             self.begun = self.settled = True
         except Interrupted as stopped:
-            self.settled, self.beside = here, "" if here else stopped.done
+            self.settled, self.beside = ends, "" if ends else stopped.done
             raise Stopped(stopped.signal) from None
         except UsageError:
             if not self.begun:
-                shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):
-                    folder.parent.rmdir()
+                _remove(folder)
             raise
         finally:
             listen()
@@ -276,10 +277,8 @@ class Sharing:
                     ended(entry.case, "done")
         numbers = {case: number for number, case in enumerate(ids)}
         for case in self._waiting:
-            tries[case] += sum(tally.open.get(numbers[case], 0) for _, tally in ears)
-        if any(tally.open or tally.ended for _, tally in ears):
-            return None
-        return next(iter(failed.values()), "no process came to it")
+            tries[case] += sum(tally.open.get(numbers.get(case, -1), 0) for _, tally in ears)
+        return any(tally.open or tally.ended for _, tally in ears), next(iter(failed.values()), "")
 
     def _note(self, case: str, told: Mapping[str, Any], ended: Callable[[str, str], None]) -> None:
         """What a process tells of a case, which an earlier call may have heard."""
@@ -308,3 +307,10 @@ class Sharing:
         self.making.failed[case] = why
         self._waiting.pop(case, None)
         ended(case, "failed")
+
+
+def _remove(folder: Path) -> None:
+    """A round that nobody has begun."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
