@@ -186,7 +186,13 @@ class Sharing:
             entry = making.wanted[case.id]
             return Item(case, entry, making.record.known(entry.files), tries.get(case.id, 0))
 
-        task = dataclasses.replace(self.task, limit=self.division.limit, shares=self._shares, name=secrets.token_hex(4))
+        task = dataclasses.replace(
+            self.task,
+            limit=self.division.limit,
+            shares=self._shares,
+            careful=any(tries.values()),
+            name=secrets.token_hex(4),
+        )
         try:
             make_folder(folder)
             write_cases(folder, map(item, self._waiting.values()))

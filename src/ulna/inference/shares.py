@@ -52,6 +52,8 @@ class Task:
         limit: bytes of memory of one process; None for what the machine has.
         pseudonymise: the file of pseudonyms.
         shares: of the round.
+        careful: processes were killed before: each takes a case when it is done with the last one, so that what kills it is
+            known.
         name: of the round, which a process is begun with, so that it never works on another one.
         about: tells whether an earlier round was of the same masks.
     """
@@ -67,6 +69,7 @@ class Task:
     limit: float | None
     pseudonymise: Path | None
     shares: int = 0
+    careful: bool = False
     name: str = ""
     about: str = ""
 
