@@ -141,6 +141,8 @@ class Sharing:
         auto = self.on.jobs is None
         if auto and device.gpu:
             places = dataclasses.replace(places, most=min(places.most, places.gpus))
+        if limit is not None and not auto:  # larger images go by slabs
+            need = need._replace(machine=min(need.machine, limit / places.most))
         count = places.at_once([need] * len(self.todo)) if self.todo else 1
         if auto:
             count = max(1, min(count, len(self.todo) // FEWEST))
