@@ -104,11 +104,12 @@ def test_of_many_cases_those_that_are_corrupt_are_listed_and_the_others_written(
     assert failed.value.done == MANY - len(expected) == len(list(out.glob("*.png")))
 
 
-def test_pseudonyms_objects_and_exported_files_go_the_same_way(tmp_path):
+def test_pseudonyms_objects_and_exported_files_go_the_same_way(tmp_path, caplog):
     images, how = small_images(tmp_path / "images", 4, (64, 64)), {"pseudonymise": tmp_path / "names.json"}
     for name, jobs in (("one", {"threads": 1}), ("two", TWO)):
         ulna.predict("zoo:nuclei", images, out=tmp_path / name, instances=True, **how, **jobs)
     assert facts(tmp_path / "two") == facts(tmp_path / "one") and files(tmp_path / "two") == files(tmp_path / "one")
+    assert caplog.text.count("(and so with others like it)") == 2  # once a call, whoever read the image
     assert "n00" not in (tmp_path / "two" / PREDICT_FILE).read_text()
 
 

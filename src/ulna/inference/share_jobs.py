@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry
+from ulna.data.pipeline.colour import as_trained
 from ulna.errors import DryRun, Interrupted, UsageError, counted
 from ulna.executors.choosing import SLURM, On, dry_run
 from ulna.executors.handing import Executor, hand_out
@@ -27,6 +28,7 @@ from ulna.executors.places import Places, need_of
 from ulna.executors.working import python_module, standing_file
 from ulna.inference.making import Making
 from ulna.inference.outcomes import file_bytes
+from ulna.inference.segmenter import LIKE_IT
 from ulna.inference.shares import ENDED, KILLED, MOST_TRIES, TOLD, Item, Listener, Queue, Task, Tries, write_cases
 from ulna.planning.memory import program_bytes
 from ulna.system.device import find_device
@@ -158,7 +160,7 @@ class Sharing:
         segmenter = self.making.segmenter
         for case in sorted(self.todo, key=file_bytes, reverse=True)[:LOOKED_AT]:
             with suppress(Exception):  # what is wrong with it is told when it is predicted
-                volume = segmenter.as_trained(case.read_image())
+                volume, _ = as_trained(case.read_image(), segmenter.plan)
                 return need_of(segmenter.forecast(volume, probabilities=self.making.probabilities), find_device())
         return NOTHING
 
@@ -293,8 +295,9 @@ class Sharing:
         if case not in self._waiting:
             return
         for level, text in told["notes"]:
-            if text not in self._noted:  # what is noted once is noted once by every process
-                self._noted.add(text)
+            once = text.rpartition(": ")[2] if text.endswith(LIKE_IT) else text
+            if once not in self._noted:  # what is noted once is noted once by every process
+                self._noted.add(once)
                 log.log(level, "%s", text)
         tally = self.making.segmenter.tally
         for name, more in told["points"].items():
