@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry
+from ulna.data.pipeline.colour import as_trained
 from ulna.errors import DryRun, Interrupted, UsageError, counted
 from ulna.executors.choosing import SLURM, On, dry_run
 from ulna.executors.handing import Executor, hand_out
@@ -27,10 +28,11 @@ from ulna.executors.places import Places, need_of
 from ulna.executors.working import python_module, standing_file
 from ulna.inference.making import Making
 from ulna.inference.outcomes import file_bytes
+from ulna.inference.segmenter import LIKE_IT
 from ulna.inference.shares import ENDED, KILLED, MOST_TRIES, TOLD, Item, Listener, Queue, Task, Tries, write_cases
 from ulna.planning.memory import program_bytes
 from ulna.system.device import find_device
-from ulna.system.outputs import JOURNAL, SHARES
+from ulna.system.outputs import JOURNAL, SHARES, make_folder
 from ulna.system.signals import Stopped
 from ulna.system.threads import choose_threads
 
@@ -114,13 +116,13 @@ class Sharing:
         idle = 0
         while self._waiting:
             folder = (None if self.begun else self._going_on()) or self._write(tries)
-            why = self._round(folder, tries, on_begin, ended)
-            idle = 0 if why is None else idle + 1
+            came, why = self._round(folder, tries, on_begin, ended)
+            idle = 0 if came else idle + 1
             for case in list(self._waiting):
                 if tries[case] >= MOST_TRIES:
-                    self._fail(case, KILLED, ended)
+                    self._fail(case, f"{KILLED} ({why})" if why else KILLED, ended)
                 elif idle >= IDLE_ROUNDS:
-                    self._fail(case, f"not begun: {why}", ended)
+                    self._fail(case, f"not begun: {why or 'its processes ended without a word'}", ended)
             if self._waiting:
                 log.info(
                     "%s left by processes that have ended; another takes over", counted(len(self._waiting), "case")
@@ -141,6 +143,8 @@ class Sharing:
         auto = self.on.jobs is None
         if auto and device.gpu:
             places = dataclasses.replace(places, most=min(places.most, places.gpus))
+        if limit is not None and not auto:  # larger images go by slabs
+            need = need._replace(machine=min(need.machine, limit / places.most))
         count = places.at_once([need] * len(self.todo)) if self.todo else 1
         if auto:
             count = max(1, min(count, len(self.todo) // FEWEST))
@@ -156,7 +160,7 @@ class Sharing:
         segmenter = self.making.segmenter
         for case in sorted(self.todo, key=file_bytes, reverse=True)[:LOOKED_AT]:
             with suppress(Exception):  # what is wrong with it is told when it is predicted
-                volume = segmenter.as_trained(case.read_image())
+                volume, _ = as_trained(case.read_image(), segmenter.plan)
                 return need_of(segmenter.forecast(volume, probabilities=self.making.probabilities), find_device())
         return NOTHING
 
@@ -186,11 +190,20 @@ class Sharing:
             entry = making.wanted[case.id]
             return Item(case, entry, making.record.known(entry.files), tries.get(case.id, 0))
 
-        folder.mkdir(parents=True)
-        write_cases(folder, map(item, self._waiting.values()))
-        # last: a round without it is none
-        task = dataclasses.replace(self.task, limit=self.division.limit, shares=self._shares, name=secrets.token_hex(4))
-        task.write(folder)
+        task = dataclasses.replace(
+            self.task,
+            limit=self.division.limit,
+            shares=self._shares,
+            careful=any(tries.values()),
+            name=secrets.token_hex(4),
+        )
+        try:
+            make_folder(folder)
+            write_cases(folder, map(item, self._waiting.values()))
+            task.write(folder)  # last: a round without it is none
+        except BaseException:
+            _remove(folder)
+            raise
         return folder
 
     @property
@@ -226,8 +239,8 @@ class Sharing:
         tries: Counter[str],
         on_begin: Callable[[], None],
         ended: Callable[[str, str], None],
-    ) -> str | None:
-        """Hand out shares until their processes have ended; why no process came to any case, or None where one did."""
+    ) -> tuple[bool, str]:
+        """Hand out shares until their processes have ended; whether any came to a case, and why one failed."""
         queue = Queue(folder)
         ids = [queue[number].case.id for number in range(len(queue))]
         task = Task.read(folder)
@@ -246,7 +259,7 @@ class Sharing:
                 on_begin()
             self.begun, self.settled = True, False
 
-        here = self.on.kind != SLURM
+        ends = self.on.kind != SLURM  # with the command
         failed: dict[str, str] = {}
         try:
             failed = hand_out(
@@ -256,17 +269,15 @@ class Sharing:
                 what=SHARE,
                 on_begin=begins,
                 on_look=listen,
-                stopping="what is done stays" if here else "",
+                stopping="what is done stays" if ends else "",
             )
             self.begun = self.settled = True
         except Interrupted as stopped:
-            self.settled, self.beside = here, "" if here else stopped.done
+            self.settled, self.beside = ends, "" if ends else stopped.done
             raise Stopped(stopped.signal) from None
         except UsageError:
             if not self.begun:
-                shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):
-                    folder.parent.rmdir()
+                _remove(folder)
             raise
         finally:
             listen()
@@ -276,18 +287,17 @@ class Sharing:
                     ended(entry.case, "done")
         numbers = {case: number for number, case in enumerate(ids)}
         for case in self._waiting:
-            tries[case] += sum(tally.open.get(numbers[case], 0) for _, tally in ears)
-        if any(tally.open or tally.ended for _, tally in ears):
-            return None
-        return next(iter(failed.values()), "no process came to it")
+            tries[case] += sum(tally.open.get(numbers.get(case, -1), 0) for _, tally in ears)
+        return any(tally.open or tally.ended for _, tally in ears), next(iter(failed.values()), "")
 
     def _note(self, case: str, told: Mapping[str, Any], ended: Callable[[str, str], None]) -> None:
         """What a process tells of a case, which an earlier call may have heard."""
         if case not in self._waiting:
             return
         for level, text in told["notes"]:
-            if text not in self._noted:  # what is noted once is noted once by every process
-                self._noted.add(text)
+            once = text.rpartition(": ")[2] if text.endswith(LIKE_IT) else text
+            if once not in self._noted:  # what is noted once is noted once by every process
+                self._noted.add(once)
                 log.log(level, "%s", text)
         tally = self.making.segmenter.tally
         for name, more in told["points"].items():
@@ -308,3 +318,10 @@ class Sharing:
         self.making.failed[case] = why
         self._waiting.pop(case, None)
         ended(case, "failed")
+
+
+def _remove(folder: Path) -> None:
+    """A round that nobody has begun."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()

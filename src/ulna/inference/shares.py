@@ -26,14 +26,13 @@ from ulna.data.layout.journals import TASK
 from ulna.data.layout.record import Entry
 from ulna.errors import UsageError, printable
 from ulna.inference.runs import Asked
-from ulna.system.files import write_text
+from ulna.system.files import unwritable, write_text
 from ulna.system.reading import parse_json, read_json_object
 
 CASES, TAKEN, TOLD, ENDED = "cases.jsonl", "taken", "told.jsonl", "ended"
 MOST_TRIES = 2  # of a case whose process is killed
 KILLED = (
-    "the process that predicted it was killed, or crashed, twice: most likely it needs more memory than the others leave "
-    "it; fewer --jobs leave more"
+    "the process that predicted it was killed, or crashed, twice; where memory is short, fewer --jobs leave it more"
 )
 
 
@@ -53,6 +52,8 @@ class Task:
         limit: bytes of memory of one process; None for what the machine has.
         pseudonymise: the file of pseudonyms.
         shares: of the round.
+        careful: processes were killed before: each takes a case when it is done with the last one, so that what kills it is
+            known.
         name: of the round, which a process is begun with, so that it never works on another one.
         about: tells whether an earlier round was of the same masks.
     """
@@ -68,6 +69,7 @@ class Task:
     limit: float | None
     pseudonymise: Path | None
     shares: int = 0
+    careful: bool = False
     name: str = ""
     about: str = ""
 
@@ -179,13 +181,19 @@ class Queue:
             return Item.parse(file.readline())
 
     def take(self) -> int | None:
-        """The number of a case that nobody else has or gets; None when there is none."""
+        """The number of a case that nobody else has or gets; None when there is none.
+
+        Raises:
+            UsageError: if nothing can be written.
+        """
         while self._next < len(self):
             number, self._next = self._next, self._next + 1
             try:
                 (self._folder / TAKEN / str(number)).open("x").close()
             except FileExistsError:
                 continue
+            except OSError as error:
+                raise unwritable(self._folder, error) from None
             return number
         return None
 
@@ -194,13 +202,21 @@ class Teller:
     """Writes what becomes of the cases of a process, a line each, from whichever of its threads."""
 
     def __init__(self, share: Path) -> None:
-        self._file = (share / TOLD).open("ab", buffering=0)
+        self._path = share / TOLD
+        self._file = self._path.open("ab", buffering=0)
         self._lock = threading.Lock()
 
     def __call__(self, **values: Any) -> None:
-        """Add a line: `begun`, `left` or `ended` with the number of a case, and what is known of it."""
+        """Add a line: `begun`, `left` or `ended` with the number of a case, and what is known of it.
+
+        Raises:
+            UsageError: if it cannot be written.
+        """
         with self._lock:  # a line of its own, also after one that was cut short
-            self._file.write(f"\n{json.dumps(values)}\n".encode())
+            try:
+                self._file.write(f"\n{json.dumps(values)}\n".encode())
+            except OSError as error:
+                raise unwritable(self._path, error) from None
 
 
 class Listener:

@@ -95,7 +95,9 @@ def _predict(task: Task, folder: Path, share: Path) -> None:
                 elif item.tries + times >= MOST_TRIES:
                     tell(ended=number, entry=None, why=KILLED, said="failed", notes=[], points={})
                 else:  # alone, so that what kills it is known
-                    making.make_all(iter([begun(number).case]), 1, staging, interruption, ended)
+                    making.make_all([begun(number).case], 1, staging, interruption, ended)
+            if task.careful:
+                making.reads_ahead = False
             making.make_all(taken(), 0, staging, interruption, ended)
     except Stopped as stopped:
         for number in mine.values():
