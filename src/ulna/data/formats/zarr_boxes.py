@@ -54,6 +54,12 @@ class Level(NamedTuple):
     units: tuple[str, ...]
     affine: NDArray[np.float64] | None
 
+    def along(self, order: Sequence[int]) -> ZarrStored:
+        """What is said of some of its axes."""
+        names, units = (tuple(each[axis] for axis in order) for each in (self.axes, self.units))
+        steps, origin = (tuple(each[axis] for axis in order) for each in (self.steps, self.origin))
+        return ZarrStored(names, units, steps, origin)
+
 
 class ZarrStored(NamedTuple):
     """The place of an image as its file states it, which its masks state too: one of each an axis of *S.
@@ -218,9 +224,7 @@ def open_zarr(path: Path, spatial_dims: int | None = None) -> tuple[Volume, Zarr
     channels = others[0] if others else None
     full = (1 if channels is None else shape[channels], *(shape[axis] for axis in space))
     hollow = np.broadcast_to(np.zeros((), native(dtype)), full)
-    stored = ZarrStored(
-        *(tuple(each[axis] for axis in space) for each in (level.axes, level.units, level.steps, level.origin))
-    )
+    stored = level.along(space)
     spacing, unit = stored.spacing
     if min(spacing) <= 0 or not all(map(math.isfinite, spacing)):
         raise data_error(path, f"has a voxel size of {spacing}", "write the metadata anew")
