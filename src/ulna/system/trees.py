@@ -46,6 +46,18 @@ def _files(folder: Path, seen: set[tuple[int, int]], but: list[str]) -> Iterator
             yield path
 
 
+def copy_tree(folder: Path, target: Path) -> None:
+    """The bytes of `tree_files` alone: what nobody may write to can be written to in the copy.
+
+    Raises:
+        OSError: if one cannot be copied.
+    """
+    for file in tree_files(folder):
+        copy = target / file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
 def stamp(path: Path) -> tuple[int, int]:
     """When a file, or the newest of a tree, was changed, and how many bytes it takes: what changes when it is changed.
 

@@ -40,7 +40,7 @@ from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.outputs import check_folder
 from ulna.system.passed_on import without_places
 from ulna.system.progress import track
-from ulna.system.trees import tree_files
+from ulna.system.trees import copy_tree
 
 RECORD = "changes.json"
 
@@ -326,13 +326,10 @@ def _copy(source: Path, target: Path) -> None:
     """The bytes alone: a copy of a file that nobody may write to can be written to."""
     with readable(source):
         if is_zarr(source):
-            for file in tree_files(source):
-                copy = target / file.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
-            return
-        source.open("rb").close()
-    shutil.copyfile(source, target)
+            copy_tree(source, target)
+        else:
+            source.open("rb").close()
+            shutil.copyfile(source, target)
 
 
 def _remove(copied: Path) -> None:
