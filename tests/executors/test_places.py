@@ -18,7 +18,7 @@ ROOM = Need(7, 10)
 def test_jobs_are_a_number_or_auto():
     assert (read_jobs("auto"), read_jobs("3"), read_jobs(2)) == (None, 3, 2)
     for wrong in ("0", "-1", "many", "1.5", 0, ""):
-        with pytest.raises(UsageError, match=f"--jobs {wrong}: a number of trainings at once, at least one, or auto"):
+        with pytest.raises(UsageError, match=f"--jobs {wrong}: a number of jobs at once, at least one, or auto"):
             read_jobs(wrong)
 
 

@@ -47,7 +47,7 @@ def test_wrong_shares_and_jobs_are_one_sentence_each(undivided, discs, tmp_path,
     refused("--split 80/10/20 adds up to 110, not to 100 or 1", undivided, "--split", "80/10/20")
     refused("--split 80/20 and --folds: give one of them", undivided, "--split", "80/20", "--folds", "3")
     refused("--split 80/20: the data set brings its own split; leave --split out", discs, "--split", "80/20")
-    refused("--jobs some: a number of trainings at once, at least one, or auto", undivided, "--jobs", "some")
+    refused("--jobs some: a number of jobs at once, at least one, or auto", undivided, "--jobs", "some")
 
 
 def test_a_recipe_s_shares_give_way_to_the_split_of_the_data_with_a_note(discs, tmp_path, caplog, monkeypatch):

@@ -36,7 +36,7 @@ def read_jobs(text: str | int) -> int | None:
     except ValueError:
         number = 0
     if number < 1:
-        raise UsageError(f"--jobs {printable(text)}: a number of trainings at once, at least one, or {AUTO}")
+        raise UsageError(f"--jobs {printable(text)}: a number of jobs at once, at least one, or {AUTO}")
     return number
 
 
