@@ -233,7 +233,7 @@ def predict(
     odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
     shown = texts_of(names, data, out)
-    if where.kind != SLURM:  # whose jobs outlive a command
+    if where.kind != SLURM and not dry_run:  # whose jobs outlive a command
         end_shares(out)
     making = Making(segmenter, Record.read(out), probabilities, formats, broken, shown, strict=strict)
     making.limit = None if max_ram is None else 1e9 * max_ram
