@@ -270,7 +270,8 @@ def predict(
     again = command(["predict", *named, data, "--out", out, *to_argv(flags)])
     key = None if pseudonymise is None else Path(pseudonymise)
     task = Task(asked, digest, data, out, probabilities, formats, strict, copies, making.limit, key)
-    sharing = _sharing(where, threads, task.about_cases(ids, options), making, work.todo(cases), again)
+    task = task.about_cases(ids, {**options, "on": [where.kind, where.jobs]})
+    sharing = _sharing(where, threads, task, making, work.todo(cases), again)
     if dry_run:
         raise nothing_to_share() if sharing is None else sharing.dry_run()
     with computing_with(choose_threads(threads)):
