@@ -280,7 +280,8 @@ def predict(
             number = write_page(out, cases)
     if number:
         done = f"{len(work.done)} of {counted(len(cases), 'case')} {'is' if len(cases) == 1 else 'are'} done"
-        done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
+        if work.unwritten or (out / PREDICT_FILE).exists():  # it is not there where nothing was begun
+            done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
         done += f"; {sharing.beside}" if sharing is not None and sharing.beside else ""
         raise Interrupted(number, again, done)
     made = Predictions(

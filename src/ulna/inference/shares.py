@@ -26,14 +26,14 @@ from ulna.data.layout.journals import TASK
 from ulna.data.layout.record import Entry
 from ulna.errors import UsageError, printable
 from ulna.inference.runs import Asked
-from ulna.system.files import write_text
+from ulna.system.files import unwritable, write_text
 from ulna.system.reading import parse_json, read_json_object
 
 CASES, TAKEN, TOLD, ENDED = "cases.jsonl", "taken", "told.jsonl", "ended"
-MOST_TRIES = 2  # of a case whose process is killed
+MOST_TRIES = 2  # of a case whose process is killed, or stopped from outside
 KILLED = (
-    "the process that predicted it was killed, or crashed, twice: most likely it needs more memory than the others leave "
-    "it; fewer --jobs leave more"
+    "the process that predicted it was killed, or stopped, or crashed, twice: most likely it needs more memory than the "
+    "others leave it (fewer --jobs leave more), or more time than a job of SLURM has (--slurm time=HH:MM:SS)"
 )
 
 
@@ -116,7 +116,7 @@ class Item(NamedTuple):
         case: with its image.
         entry: what is to be made of it.
         known: name of a file -> digests of what ulna wrote under it, which may be replaced.
-        tries: how often a process was killed while it predicted the case, in earlier rounds.
+        tries: how often a process was killed or stopped while it predicted the case, in earlier rounds.
     """
 
     case: Case
@@ -136,7 +136,7 @@ class Item(NamedTuple):
     @classmethod
     def parse(cls, line: bytes) -> Item:
         """From one line of cases.jsonl."""
-        values = parse_json(line.decode("utf-8"), CASES)
+        values = json.loads(line)  # of ulna's own; a path may have bytes that are no text, which `parse_json` refuses
         images = []
         for path, row, series in values["images"]:
             known = None
@@ -194,13 +194,25 @@ class Teller:
     """Writes what becomes of the cases of a process, a line each, from whichever of its threads."""
 
     def __init__(self, share: Path) -> None:
-        self._file = (share / TOLD).open("ab", buffering=0)
+        self._path = share / TOLD
+        self._file = self._path.open("ab", buffering=0)
         self._lock = threading.Lock()
 
     def __call__(self, **values: Any) -> None:
-        """Add a line: `begun`, `left` or `ended` with the number of a case, and what is known of it."""
-        with self._lock:  # a line of its own, also after one that was cut short
-            self._file.write(f"\n{json.dumps(values)}\n".encode())
+        """Add a line: `begun`, `left` or `ended` with the number of a case, and what is known of it.
+
+        Raises:
+            Unwritable: if it cannot be added, as on a full disk.
+        """
+        try:
+            with self._lock:  # a line of its own, also after one that was cut short
+                self._file.write(f"\n{json.dumps(values)}\n".encode())
+        except OSError as error:
+            raise unwritable(self._path, error) from None
+
+    def close(self) -> None:
+        """After the last line."""
+        self._file.close()
 
 
 class Listener:
@@ -234,7 +246,10 @@ class Listener:
 
 
 class Tries:
-    """How often the cases of a process were begun and not ended: each time but the last it was killed meanwhile."""
+    """How often the cases of a process were begun and not ended: each time but the last it was killed meanwhile.
+
+    A case that it left when it was asked to stop is open as well, with no kill counted.
+    """
 
     def __init__(self) -> None:
         self.open: dict[int, int] = {}  # number -> times; those that are not ended
