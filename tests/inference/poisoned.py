@@ -1,4 +1,5 @@
-"""The process of a share, with cases that kill it (POISON, ids) and a pause before each image (PAUSE_S).
+"""The process of a share, with cases that kill it (POISON, ids) and a pause before each image (PAUSE_S); with AHEAD it reads
+the next image while it computes one, as beside a GPU.
 
 `python -m tests.inference.poisoned predict ...` is the command whose shares are such processes.
 """
@@ -19,6 +20,7 @@ def of_share(_, *words):
 
 def share(folder, number, name):
     from ulna.data.layout.case import Case
+    from ulna.inference import making
     from ulna.inference.worker import main
 
     read, poison, pause = Case.read_image, os.environ.get("POISON", "").split(), float(os.environ.get("PAUSE_S", 0))
@@ -29,6 +31,8 @@ def share(folder, number, name):
             os.kill(os.getpid(), signal.SIGKILL)
         return read(case)
 
+    if "AHEAD" in os.environ:
+        making.overlaps = lambda device: True
     Case.read_image = poisoned
     return main(Path(folder), int(number), name)
 

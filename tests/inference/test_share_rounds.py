@@ -13,8 +13,7 @@ from tests.inference.test_sharing import facts, files
 from ulna.data.layout.record import Record
 from ulna.errors import DryRun, Interrupted, UsageError
 from ulna.executors import places
-from ulna.inference import share_jobs, worker
-from ulna.inference.making import Making
+from ulna.inference import making, share_jobs, worker
 from ulna.inference.shares import ENDED, TOLD, Queue, Task
 from ulna.system.locking import locked
 from ulna.system.outputs import PREDICT_FILE, SHARES
@@ -99,7 +98,7 @@ def test_a_case_that_no_job_ends_before_it_is_stopped_has_failed_in_the_end(tmp_
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_case_that_cost_a_process_comes_first_and_alone(tmp_path, images, run, rounds, monkeypatch, ahead):
-    monkeypatch.setattr(Making, "ahead", ahead)
+    monkeypatch.setattr(making, "overlaps", lambda device: ahead)
     told = []
 
     def killed(job, begin):

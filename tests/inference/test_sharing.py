@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,10 +13,17 @@ import ulna
 from tests.inference.poisoned import of_share
 from tests.inference.test_predict import run_folder
 from tests.places import ROOT
+from ulna.data.layout.case import Case
 from ulna.data.layout.record import Record
 from ulna.errors import DryRun, Interrupted, PartialFailure, UsageError
+from ulna.executors import choosing, places
+from ulna.executors.choosing import On
+from ulna.executors.job import Need
 from ulna.inference import share_jobs
+from ulna.inference.share_jobs import Sharing
 from ulna.pages.sealing import PAGE_FILE
+from ulna.planning.memory import GPU_SHARE
+from ulna.system.device import Device
 from ulna.system.outputs import JOURNAL, PREDICT_FILE, SHARES
 
 TWO = {"jobs": 2, "threads": 1}
@@ -110,6 +118,44 @@ def test_where_nothing_can_be_handed_out_nothing_is_written(tmp_path, images, ru
     with pytest.raises(UsageError, match="there is no sbatch"):
         ulna.predict(run, images, out=tmp_path / "masks", on="slurm")
     assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "expected"),
+    [
+        ({"jobs": "auto"}, "cpu", (3, 2)),  # as the memory holds
+        ({"jobs": "auto", "need": Need(1e9)}, "cpu", (6, 1)),  # 24 cases, at least four each
+        ({"jobs": "auto", "need": Need(1e9), "threads": 4}, "cpu", (2, 4)),
+        ({"jobs": 2}, "cpu", (2, 4)),
+        ({"jobs": 99, "need": Need(1e9)}, "cpu", (8, 1)),
+        ({"jobs": "auto", "need": Need(1e9, 1e9)}, "cuda", (2, 4)),  # one a GPU
+        ({"jobs": 4, "need": Need(1e9, 3e9)}, "cuda", (4, 2)),
+        ({"on": "slurm"}, "cpu", (1, 4)),
+        ({"on": "ray", "jobs": 5, "threads": 3}, "cpu", (5, 3)),
+        ({"jobs": "auto", "limit": 7e9}, "cpu", (2, 4)),
+        ({"jobs": 3, "limit": 7e9}, "cpu", (3, 2)),
+    ],
+)
+def test_how_cases_are_divided(monkeypatch, words, device, expected):
+    """Eight cores, 10 GB, two GPUs of 10 GB; the command itself holds 0.5 GB."""
+    given = {"jobs": None, "on": "local", "need": Need(3e9), "threads": None, "limit": None, **words}
+    for room in (places, choosing):
+        monkeypatch.setattr(room, "gpus_here", lambda: 2)
+    monkeypatch.setattr(places, "machine_memory", lambda: 10e9)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(choosing, "usable_cores", lambda: range(8))
+    for name, value in {
+        "find_device": lambda: Device(device, 10e9 / GPU_SHARE),
+        "choose_threads": lambda: 8,
+        "program_bytes": lambda: 0.5e9,
+    }.items():
+        monkeypatch.setattr(share_jobs, name, value)
+    monkeypatch.setattr(Sharing, "_need", lambda self: given["need"])
+    cases = [Case(str(number), (), None) for number in range(24)]
+    task, on = SimpleNamespace(limit=given["limit"]), On.read(given["on"], given["jobs"])
+    found = Sharing(on, given["threads"], task, SimpleNamespace(), cases, "").division
+    assert (found.processes, found.threads) == expected
+    assert found.limit == (None if given["limit"] is None else 6.5e9 / found.processes)
 
 
 def test_masks_that_killed_processes_have_noted_are_known(tmp_path, images, run):

@@ -43,7 +43,7 @@ def mask(path):
 
 def test_a_volume_gives_the_mask_of_its_nifti(pair, monkeypatch):
     narrow(monkeypatch, 2)
-    run = run_3d(pair / "run", patch=(16, 16, 8))
+    run = run_3d(pair / "run")
     ulna.predict(run, pair / "nifti", out=pair / "a")
     expected = mask(pair / "a" / "x.nii.gz")
     assert len(np.unique(expected.array)) > 1
@@ -183,6 +183,7 @@ def test_without_the_extra_a_sentence_names_it(pair, monkeypatch):
     ulna.predict(run, pair / "nifti", out=pair / "a")
 
 
+@pytest.mark.slow
 def test_masks_are_scored_and_loaded_from_python(pair):
     run = run_3d(pair / "run")
     ulna.predict(run, pair / "zarr", out=pair / "a")

@@ -64,6 +64,7 @@ class Making:
         done: case -> its mask.
         wanted: case -> what is to be made of it.
         arrays: npz input -> masks that wait for the others of it.
+        reads_ahead: whether the next case is read while one is computed.
     """
 
     def __init__(
@@ -85,15 +86,11 @@ class Making:
         self.failed = dict(failed)
         self.wanted: dict[str, Entry] = {}
         self.arrays: dict[Path, list[tuple[Entry, NDArray[Any]]]] = {}
+        self.reads_ahead = overlaps(segmenter.device) and limit is None
         self._ended: Callable[[str, str], None] = lambda case, said: None
         self._blocked = False  # nothing at all can be written
         self._last = 0  # bytes of the result that is being written
         self._inputs: dict[tuple[Path, ...], str] = {}
-
-    @property
-    def ahead(self) -> bool:
-        """Whether a case is read while the one before it is computed."""
-        return overlaps(self.segmenter.device) and self.limit is None
 
     def make_all(
         self,
@@ -113,18 +110,18 @@ class Making:
             ended: called with a case that is done or has failed, and what is said of it; maybe in another thread.
         """
         self._ended = ended
-        form, upcoming = Pipeline if self.ahead else OneByOne, iter(todo)
+        form, upcoming = Pipeline if self.reads_ahead else OneByOne, iter(todo)
         with form(self._read, interruption) as pipeline, bar("predicting", total) as advance:
             case = next(upcoming, None)
             while case is not None:
-                following = next(upcoming, None) if self.ahead else None
+                following = next(upcoming, None) if self.reads_ahead else None
                 if self.limit is not None:
                     work = partial(self._segment_within, case, staging, self.limit, pipeline.held)
                 else:
                     work = partial(self._segment, case, [following] if following else [], pipeline, staging)
                 self._attempt(case, work)
                 advance()
-                case = following if self.ahead else next(upcoming, None)
+                case = following if self.reads_ahead else next(upcoming, None)
 
     def _attempt(self, case: Case, work: Callable[[], None]) -> None:
         """Do it, and note why a case failed, whatever it is: the other cases are written, unless none can be."""

@@ -235,8 +235,8 @@ def predict(
     shown = texts_of(names, data, out)
     if where.kind != SLURM and not dry_run:  # whose jobs outlive a command
         end_shares(out)
-    making = Making(segmenter, Record.read(out), probabilities, formats, broken, shown, strict=strict)
-    making.limit = None if max_ram is None else 1e9 * max_ram
+    limit = None if max_ram is None else 1e9 * max_ram
+    making = Making(segmenter, Record.read(out), probabilities, formats, broken, shown, strict=strict, limit=limit)
     work = Work(making, digest, options)
     if report:
         check_page(out)

@@ -47,6 +47,8 @@ from ulna.version import version
 
 log = logging.getLogger(__name__)
 
+LIKE_IT = "(and so with others like it)"  # ends a note that is said of the first image alone
+
 
 class Segmenter(Comparing):
     """A trained network with the plan and the recipe that it needs; predicts with a copy of the network in which
@@ -144,7 +146,7 @@ class Segmenter(Comparing):
         volume, done = as_trained(volume, self.plan)
         if done and done not in self._noted:
             self._noted.add(done)
-            log.warning("note: %s: %s (and so with others like it)", volume.path or "the image", done)
+            log.warning("note: %s: %s %s", volume.path or "the image", done, LIKE_IT)
         return volume
 
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Result:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ulna.data.formats.limits import allowing
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry
+from ulna.data.pipeline.colour import as_trained
 from ulna.errors import DryRun, Interrupted, UsageError, counted
 from ulna.executors.choosing import SLURM, On, dry_run
 from ulna.executors.handing import Executor, hand_out
@@ -28,11 +29,12 @@ from ulna.executors.places import Places, need_of
 from ulna.executors.working import python_module, standing_file
 from ulna.inference.making import Making
 from ulna.inference.outcomes import file_bytes
+from ulna.inference.segmenter import LIKE_IT
 from ulna.inference.shares import ENDED, KILLED, MOST_TRIES, TOLD, Item, Listener, Queue, Task, Tries, write_cases
 from ulna.planning.bounded import LIBRARIES, WORKING
 from ulna.planning.memory import program_bytes
 from ulna.system.device import find_device
-from ulna.system.outputs import JOURNAL, SHARES
+from ulna.system.outputs import JOURNAL, SHARES, make_folder
 from ulna.system.signals import Stopped
 from ulna.system.threads import choose_threads
 
@@ -116,13 +118,13 @@ class Sharing:
         idle = 0
         while self._waiting:
             going = None if self.begun else self._going_on()
-            why = self._round(going or self._write(tries), going is None, tries, on_begin, ended)
-            idle = 0 if why is None else idle + 1
+            came, why = self._round(going or self._write(tries), going is None, tries, on_begin, ended)
+            idle = 0 if came else idle + 1
             for case in list(self._waiting):
                 if tries[case] >= MOST_TRIES:
-                    self._fail(case, KILLED, ended)
+                    self._fail(case, f"{KILLED} ({why})" if why else KILLED, ended)
                 elif idle >= IDLE_ROUNDS:
-                    self._fail(case, f"not begun: {why}", ended)
+                    self._fail(case, f"not begun: {why or 'its processes ended without a word'}", ended)
             if self._waiting:
                 log.info(
                     "%s left by processes that have ended; another takes over", counted(len(self._waiting), "case")
@@ -173,7 +175,7 @@ class Sharing:
                 suppress(Exception),  # what is wrong with it is told when it is predicted
                 nullcontext() if limit is None else allowing(None, limit / 1e9, program_bytes() / 1e9),
             ):
-                volume = segmenter.as_trained(case.read_image())
+                volume, _ = as_trained(case.read_image(), segmenter.plan)
                 return need_of(segmenter.forecast(volume, probabilities=self.making.probabilities), device)
             if limit is not None:
                 break
@@ -205,11 +207,17 @@ class Sharing:
             entry = making.wanted[case.id]
             return Item(case, entry, making.record.known(entry.files), tries.get(case.id, 0))
 
-        folder.mkdir(parents=True)
         # those that cost a process first: what ends each job after a while ends none of them by chance again
         first = sorted(self._waiting.values(), key=lambda case: -tries.get(case.id, 0))
-        task = dataclasses.replace(self.task, limit=self.division.limit, shares=self._shares, name=secrets.token_hex(4))
+        task = dataclasses.replace(
+            self.task,
+            limit=self.division.limit,
+            shares=self._shares,
+            careful=any(tries.values()),
+            name=secrets.token_hex(4),
+        )
         try:
+            make_folder(folder)
             write_cases(folder, map(item, first))
             task.write(folder)  # last: a round without it is none
         except BaseException:
@@ -251,8 +259,8 @@ class Sharing:
         tries: Counter[str],
         on_begin: Callable[[], None],
         ended: Callable[[str, str], None],
-    ) -> str | None:
-        """Hand out shares until their processes have ended; why no process came to any case, or None where one did.
+    ) -> tuple[bool, str]:
+        """Hand out shares until their processes have ended; whether any came to a case, and why one failed.
 
         Args:
             folder: of the round.
@@ -282,7 +290,7 @@ class Sharing:
                 on_begin()
             self.begun, self.settled, handed_out = True, False, True
 
-        here, before = self.on.kind != SLURM, self.begun
+        ends, before = self.on.kind != SLURM, self.begun  # ends: with the command
         handed_out = refused = False
         failed: dict[str, str] = {}
         if not fresh:
@@ -295,12 +303,12 @@ class Sharing:
                 what=SHARE,
                 on_begin=begins,
                 on_look=listen,
-                stopping="what is done stays" if here else "",
+                stopping="what is done stays" if ends else "",
             )
             begins()  # also where all had ended already
             self.settled = True
         except Interrupted as stopped:
-            self.settled, self.beside = here, "" if here else stopped.done
+            self.settled, self.beside = ends, "" if ends else stopped.done
             raise Stopped(stopped.signal) from None
         except UsageError:
             refused = True
@@ -320,9 +328,7 @@ class Sharing:
             if case in self._waiting:
                 # one that was left, by a process that was stopped from outside, cost a try as well: else it may never end
                 tries[case] = so_far + sum(max(1, tally.open[number]) for _, tally in ears if number in tally.open)
-        if any(tally.open or tally.ended for _, tally in ears):
-            return None
-        return next(iter(failed.values()), "no process came to it")
+        return any(tally.open or tally.ended for _, tally in ears), next(iter(failed.values()), "")
 
     def _of_this_image(self, entry: Entry) -> bool:
         """Whether a mask is of the image as it is now, in so far as that had to be known."""
@@ -338,8 +344,9 @@ class Sharing:
     def _note(self, case: str, told: Mapping[str, Any], ended: Callable[[str, str], None]) -> None:
         """What a process tells of a case that waits."""
         for level, text in told["notes"]:
-            if text not in self._noted:  # what is noted once is noted once by every process
-                self._noted.add(text)
+            once = text.rpartition(": ")[2] if text.endswith(LIKE_IT) else text
+            if once not in self._noted:  # what is noted once is noted once by every process
+                self._noted.add(once)
                 log.log(level, "%s", text)
         tally = self.making.segmenter.tally
         for name, more in told["points"].items():

@@ -32,8 +32,8 @@ from ulna.system.reading import parse_json, read_json_object
 CASES, TAKEN, TOLD, ENDED = "cases.jsonl", "taken", "told.jsonl", "ended"
 MOST_TRIES = 2  # of a case whose process is killed, or stopped from outside
 KILLED = (
-    "the process that predicted it was killed, or stopped, or crashed, twice: most likely it needs more memory than the "
-    "others leave it (fewer --jobs leave more), or more time than a job of SLURM has (--slurm time=HH:MM:SS)"
+    "the process that predicted it was killed, or stopped, or crashed, twice; where memory is short, fewer --jobs leave it "
+    "more, and where time is, as in SLURM's queues, --slurm time=HH:MM:SS does"
 )
 
 
@@ -53,6 +53,8 @@ class Task:
         limit: bytes of memory of one process; None for what the machine has.
         pseudonymise: the file of pseudonyms.
         shares: of the round.
+        careful: processes were killed before: each takes a case when it is done with the last one, so that what kills it is
+            known.
         name: of the round, which a process is begun with, so that it never works on another one.
         about: tells whether an earlier round was of the same masks.
     """
@@ -68,6 +70,7 @@ class Task:
     limit: float | None
     pseudonymise: Path | None
     shares: int = 0
+    careful: bool = False
     name: str = ""
     about: str = ""
 
@@ -179,13 +182,19 @@ class Queue:
             return Item.parse(file.readline())
 
     def take(self) -> int | None:
-        """The number of a case that nobody else has or gets; None when there is none."""
+        """The number of a case that nobody else has or gets; None when there is none.
+
+        Raises:
+            UsageError: if nothing can be written.
+        """
         while self._next < len(self):
             number, self._next = self._next, self._next + 1
             try:
                 (self._folder / TAKEN / str(number)).open("x").close()
             except FileExistsError:
                 continue
+            except OSError as error:
+                raise unwritable(self._folder, error) from None
             return number
         return None
 
@@ -202,13 +211,13 @@ class Teller:
         """Add a line: `begun`, `left` or `ended` with the number of a case, and what is known of it.
 
         Raises:
-            Unwritable: if it cannot be added, as on a full disk.
+            UsageError: if it cannot be written.
         """
-        try:
-            with self._lock:  # a line of its own, also after one that was cut short
+        with self._lock:  # a line of its own, also after one that was cut short
+            try:
                 self._file.write(f"\n{json.dumps(values)}\n".encode())
-        except OSError as error:
-            raise unwritable(self._path, error) from None
+            except OSError as error:
+                raise unwritable(self._path, error) from None
 
     def close(self) -> None:
         """After the last line."""

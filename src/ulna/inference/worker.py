@@ -84,13 +84,8 @@ def _predict(task: Task, folder: Path, share: Path) -> None:
         record.know(item.known)
         return item
 
-    alone: list[int] = []  # a case that cost a process: none is read ahead beside it, so that what kills it is known
-
     def taken() -> Iterator[Case]:
         while (number := queue.take()) is not None:
-            if queue[number].tries:
-                alone.append(number)
-                return
             yield begun(number).case
 
     def ended(case: str, said: str) -> None:
@@ -115,12 +110,11 @@ def _predict(task: Task, folder: Path, share: Path) -> None:
                     tell(ended=number, entry=placed[item.case.id].to_json(), why=None, said="done", notes=[], points={})
                 elif item.tries + times >= MOST_TRIES:
                     tell(ended=number, entry=None, why=KILLED, said="failed", notes=[], points={})
-                else:
-                    making.make_all(iter([begun(number).case]), 1, staging, interruption, ended)
+                else:  # alone, so that what kills it is known
+                    making.make_all([begun(number).case], 1, staging, interruption, ended)
+            if task.careful:
+                making.reads_ahead = False
             making.make_all(taken(), 0, staging, interruption, ended)
-            while alone:
-                making.make_all(iter([begun(alone.pop()).case]), 1, staging, interruption, ended)
-                making.make_all(taken(), 0, staging, interruption, ended)
     except Stopped as stopped:
         for number in mine.values():
             tell(left=number)

@@ -140,3 +140,22 @@ def test_a_kill_while_writing_leaves_no_half_entry(tmp_path):
         left.unlink()
     assert wait_for(forked(lambda: killed_after(100))) == 0
     assert torch.equal(read_entry(path).tensors["image"], values)
+
+
+def test_an_entry_that_is_replaced_while_it_is_read_is_read_once_more(tmp_path, monkeypatch):
+    path, values = tmp_path / "a.case", torch.arange(50.0)
+
+    def write():
+        assert write_entry(path, Draft.of({"image": values}, {}), lambda: True)
+
+    write()
+    mapped, replaced = torch.from_file, []
+
+    def replacing(*given, **options):
+        if len(replaced) < 2:
+            replaced.append(path.stat().st_ino)
+            write()
+        return mapped(*given, **options)
+
+    monkeypatch.setattr(torch, "from_file", replacing)
+    assert torch.equal(read_entry(path).tensors["image"], values) and len(replaced) == 2

@@ -51,8 +51,7 @@ from ulna.data.volume import Meta, Volume, label_dtype, same_geometry, spacing_t
 def _read(source: Source, *, as_labels: bool, spatial_dims: int | None = None) -> Volume:
     try:
         tree = source.series is None and is_zarr(source.path)
-        folder = source.series is None and not tree and source.path.is_dir()
-        if as_labels and folder and not holds_dicom(source.path):
+        if as_labels and source.series is None and not tree and source.path.is_dir() and not holds_dicom(source.path):
             return _united(source.path)
         if source.series is not None or _of_dicom(source.path):
             with within_memory(source):

@@ -33,6 +33,7 @@ _TYPES = {
     str(one).removeprefix("torch."): one
     for one in (torch.float32, torch.uint8, torch.uint16, torch.uint32, torch.int16, torch.int32, torch.int64)
 }
+MOST_READS = 10  # of an entry that others replace meanwhile, as whoever prepares the same case at the same time does
 
 
 class Damaged(ValueError):
@@ -131,20 +132,23 @@ def read_entry(path: Path) -> Entry:
         Damaged: if it is cut short, changed, another user's or no entry.
         OSError: if it cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        found = os.fstat(descriptor)
-        _check_owner(found)
-        core, begin = _checked(descriptor, found.st_size)
-    finally:
-        os.close(descriptor)
-    try:  # torch maps a file privately: whoever writes into a tensor by mistake changes no file
-        whole = torch.from_file(str(path), shared=False, size=found.st_size, dtype=torch.uint8)
-        same = os.path.samestat(path.stat(), found)
-    except RuntimeError as error:
-        raise Damaged(str(error)) from None
-    if not same:
-        raise Damaged("was replaced while it was read")
+    for _ in range(MOST_READS):
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            found = os.fstat(descriptor)
+            _check_owner(found)
+            core, begin = _checked(descriptor, found.st_size)
+        finally:
+            os.close(descriptor)
+        try:  # torch maps a file privately: whoever writes into a tensor by mistake changes no file
+            whole = torch.from_file(str(path), shared=False, size=found.st_size, dtype=torch.uint8)
+            same = os.path.samestat(path.stat(), found)
+        except RuntimeError as error:
+            raise Damaged(str(error)) from None
+        if same:
+            break
+    else:
+        raise Damaged("was replaced each time that it was read")
     tensors: dict[str, Tensor] = {}
     for name, (kind, shape, start) in core["tensors"].items():
         size = _TYPES[kind].itemsize * math.prod(shape)
