@@ -27,7 +27,7 @@ from ulna.data.layout.record import Entry
 from ulna.errors import UsageError, printable
 from ulna.inference.runs import Asked
 from ulna.system.files import unwritable, write_text
-from ulna.system.reading import parse_json, read_json_object
+from ulna.system.reading import parse_json
 
 CASES, TAKEN, TOLD, ENDED = "cases.jsonl", "taken", "told.jsonl", "ended"
 MOST_TRIES = 2  # of a case whose process is killed, or stopped from outside
@@ -96,7 +96,14 @@ class Task:
         Raises:
             UsageError: if there is none, or it is damaged.
         """
-        values = read_json_object(folder / TASK)
+        path = folder / TASK
+        try:
+            # of ulna's own; a path may have bytes that are no text, which `read_json` refuses
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{printable(path)}: cannot be read ({error.strerror}); predict again") from None
+        except ValueError:
+            values = {}
         try:
             asked = Asked(**{**values["asked"], "runs": tuple(map(Path, values["asked"]["runs"]))})
             key = values["pseudonymise"]
@@ -109,7 +116,7 @@ class Task:
             }
             return cls(**{**values, **read})
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise UsageError(f"{printable(folder / TASK)}: is not what ulna predict writes; predict again") from None
+            raise UsageError(f"{printable(path)}: is not what ulna predict writes; predict again") from None
 
 
 class Item(NamedTuple):
@@ -139,7 +146,7 @@ class Item(NamedTuple):
     @classmethod
     def parse(cls, line: bytes) -> Item:
         """From one line of cases.jsonl."""
-        values = json.loads(line)  # of ulna's own; a path may have bytes that are no text, which `parse_json` refuses
+        values = json.loads(line)
         images = []
         for path, row, series in values["images"]:
             known = None
