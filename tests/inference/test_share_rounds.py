@@ -95,7 +95,7 @@ def test_a_case_that_no_job_ends_before_it_is_stopped_has_failed_in_the_end(tmp_
 
     rounds += [left] * 9
     with pytest.raises(UsageError, match="a: the process that predicted it was killed, or stopped, or crashed, twice"):
-        ulna.predict(run, images, out=tmp_path / "masks", **SLURM)
+        ulna.predict(run, images, out=tmp_path / "out", **SLURM)
     assert made == ["round_1", "round_2"]
 
 

@@ -274,6 +274,8 @@ class Sharing:
         task = Task.read(folder)
         jobs = self._jobs(folder, task.name, task.shares)
         ears = [(Listener(job.folder), Tries()) for job in jobs]
+        ends, before = self.on.kind != SLURM, self.begun  # ends: with the command
+        handed_out = refused = False
 
         def listen(*, earlier: bool = False) -> None:
             for listener, tally in ears:
@@ -290,8 +292,6 @@ class Sharing:
                 on_begin()
             self.begun, self.settled, handed_out = True, False, True
 
-        ends, before = self.on.kind != SLURM, self.begun  # ends: with the command
-        handed_out = refused = False
         failed: dict[str, str] = {}
         if not fresh:
             listen(earlier=True)
