@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from ulna.system.files import TEMPORARY, sync_folder, unwritable
 
 TREE_SUFFIX = ".zarr"
 LABEL_MAPS = "labels"  # of OME-Zarr: label maps in the folder of their image, which are no part of it
+_HERE, _EXCHANGE = -100, 2  # of Linux' renameat2: paths as they are, and each takes the name of the other
 _OWN_HIDDEN = ".z"  # .zarray, .zattrs, ...; other hidden files are what systems leave (.DS_Store)
 
 
@@ -77,13 +80,19 @@ def write_tree(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def put_in_place(source: Path, target: Path) -> None:
-    """Give a file or a tree another name, in place of what has that name; a tree goes aside first, and is removed then.
+    """Give a file or a tree another name, in place of what has that name.
+
+    A tree exchanges names with the one that it replaces. Where the system or the file system cannot do that (NFS, macOS,
+    Windows), the old one goes aside first: of a process that is killed in between, neither has the name.
 
     Raises:
         OSError: if it cannot be moved; the old one is there then.
     """
     if not is_own_tree(target):
         source.replace(target)
+        return
+    if _exchange(source, target):
+        shutil.rmtree(source, ignore_errors=True)
         return
     aside = source.with_name(f"{source.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -94,3 +103,14 @@ def put_in_place(source: Path, target: Path) -> None:
         aside.replace(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give each of two the name of the other, at once; False, with nothing done, where that cannot be."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # an older C library
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
