@@ -71,7 +71,7 @@ def test_two_processes_give_what_one_gives(tmp_path, images, run, caplog):
 def test_a_case_that_kills_its_process_twice_has_failed_and_no_other(tmp_path, images, run, poisoned):
     poisoned.setenv("POISON", "b")
     with pytest.raises(
-        PartialFailure, match="b: the process that predicted it was killed, or crashed, twice"
+        PartialFailure, match="b: the process that predicted it was killed, or stopped, or crashed, twice"
     ) as failed:
         ulna.predict(run, images, out=tmp_path / "masks", **TWO)
     assert (failed.value.done, list(failed.value.failed)) == (3, ["b"])

@@ -47,6 +47,8 @@ def find_pending(record: Record, cases: Sequence[Case], wanted: Mapping[str, Ent
     for case in cases:
         entry = wanted[case.id]
         present = [name for name in entry.files if os.path.lexists(record.folder / name)]
+        if not all(record.owns(name) or record.undigested(name) for name in present):
+            record.hear()  # a job of an earlier call may have put it in place since
         if present:
             paths = tuple(file for source in case.images for file in source.files)
             if paths not in digests:

@@ -233,7 +233,7 @@ def predict(
     odd = {"format": list(formats), "series": list(series), "dicom": sorted(dicom)}
     options |= {name: value for name, value in odd.items() if value}  # masks of earlier versions have the rest alone
     shown = texts_of(names, data, out)
-    if where.kind != SLURM:  # whose jobs outlive a command
+    if where.kind != SLURM and not dry_run:  # whose jobs outlive a command
         end_shares(out)
     limit = None if max_ram is None else 1e9 * max_ram
     making = Making(segmenter, Record.read(out), probabilities, formats, broken, shown, strict=strict, limit=limit)
@@ -270,7 +270,8 @@ def predict(
     again = command(["predict", *named, data, "--out", out, *to_argv(flags)])
     key = None if pseudonymise is None else Path(pseudonymise)
     task = Task(asked, digest, data, out, probabilities, formats, strict, copies, making.limit, key)
-    sharing = _sharing(where, threads, task.about_cases(ids, options), making, work.todo(cases), again)
+    task = task.about_cases(ids, {**options, "on": [where.kind, where.jobs]})
+    sharing = _sharing(where, threads, task, making, work.todo(cases), again)
     if dry_run:
         raise nothing_to_share() if sharing is None else sharing.dry_run()
     with computing_with(choose_threads(threads)):
@@ -279,7 +280,8 @@ def predict(
             number = write_page(out, cases)
     if number:
         done = f"{len(work.done)} of {counted(len(cases), 'case')} {'is' if len(cases) == 1 else 'are'} done"
-        done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
+        if work.unwritten or (out / PREDICT_FILE).exists():  # it is not there where nothing was begun
+            done += f"; {work.unwritten}" if work.unwritten else f", as {out / PREDICT_FILE} says"
         done += f"; {sharing.beside}" if sharing is not None and sharing.beside else ""
         raise Interrupted(number, again, done)
     made = Predictions(

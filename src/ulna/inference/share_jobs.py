@@ -13,23 +13,25 @@ import secrets
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ulna.data.formats.limits import allowing
 from ulna.data.layout.case import Case
 from ulna.data.layout.record import Entry
 from ulna.data.pipeline.colour import as_trained
 from ulna.errors import DryRun, Interrupted, UsageError, counted
 from ulna.executors.choosing import SLURM, On, dry_run
 from ulna.executors.handing import Executor, hand_out
-from ulna.executors.job import NOTHING, Job, Need
+from ulna.executors.job import Job, Need
 from ulna.executors.places import Places, need_of
 from ulna.executors.working import python_module, standing_file
 from ulna.inference.making import Making
 from ulna.inference.outcomes import file_bytes
 from ulna.inference.segmenter import LIKE_IT
 from ulna.inference.shares import ENDED, KILLED, MOST_TRIES, TOLD, Item, Listener, Queue, Task, Tries, write_cases
+from ulna.planning.bounded import LIBRARIES, WORKING
 from ulna.planning.memory import program_bytes
 from ulna.system.device import find_device
 from ulna.system.outputs import JOURNAL, SHARES, make_folder
@@ -115,8 +117,8 @@ class Sharing:
         tries: Counter[str] = Counter()
         idle = 0
         while self._waiting:
-            folder = (None if self.begun else self._going_on()) or self._write(tries)
-            came, why = self._round(folder, tries, on_begin, ended)
+            going = None if self.begun else self._going_on()
+            came, why = self._round(going or self._write(tries), going is None, tries, on_begin, ended)
             idle = 0 if came else idle + 1
             for case in list(self._waiting):
                 if tries[case] >= MOST_TRIES:
@@ -135,34 +137,49 @@ class Sharing:
 
     def _divide(self, threads: int | None) -> Division:
         device, limit = find_device(), self.task.limit
-        places, need = self.on.places(device, threads), self._need()
+        places = self.on.places(device, threads)
         if not self.on.here:
-            need = need if limit is None else need._replace(machine=limit)
+            need = self._need() if limit is None else Need(limit, float(device.gpu))
             count = self.on.jobs or min(MOST, math.ceil(len(self.todo) / EACH))
             return Division(min(count, len(self.todo)), threads or self.on.threads(), need, limit, places)
         auto = self.on.jobs is None
+        # of a limit each has its part, which is what it takes; with auto the part has to hold the largest image whole
+        need = self._need() if limit is None or auto else Need(0.0, float(device.gpu))
         if auto and device.gpu:
             places = dataclasses.replace(places, most=min(places.most, places.gpus))
-        if limit is not None and not auto:  # larger images go by slabs
-            need = need._replace(machine=min(need.machine, limit / places.most))
         count = places.at_once([need] * len(self.todo)) if self.todo else 1
         if auto:
             count = max(1, min(count, len(self.todo) // FEWEST))
         if limit is not None:
-            rest = limit - program_bytes()  # the command itself holds the network
+            program = program_bytes()
+            rest = limit - program  # the command itself holds the network
             while auto and count > 1 and rest / count < need.machine:
                 count -= 1
-            limit = rest / count if count > 1 else limit
+            if count > 1:
+                if rest / count <= (each := program + LIBRARIES + WORKING):
+                    least = math.ceil((program + count * each) / 1e7) / 100
+                    raise UsageError(
+                        f"--max-ram {limit / 1e9:g}: the command and {count} processes take {least:.2f} GB before they hold "
+                        "any image; raise it, or take fewer --jobs"
+                    )
+                limit = rest / count
+                need = need._replace(machine=limit)
         return Division(count, threads or max(1, choose_threads() // count), need, limit, places)
 
     def _need(self) -> Need:
-        """What a process takes at its peak, by the largest image; nothing where none of the largest can be read."""
-        segmenter = self.making.segmenter
+        """What a process takes at its peak, by the largest image; of the machine nothing where none of the largest can be
+        read, and more than there is where a limit does not hold it."""
+        segmenter, limit, device = self.making.segmenter, self.task.limit, find_device()
         for case in sorted(self.todo, key=file_bytes, reverse=True)[:LOOKED_AT]:
-            with suppress(Exception):  # what is wrong with it is told when it is predicted
+            with (
+                suppress(Exception),  # what is wrong with it is told when it is predicted
+                nullcontext() if limit is None else allowing(None, limit / 1e9, program_bytes() / 1e9),
+            ):
                 volume, _ = as_trained(case.read_image(), segmenter.plan)
-                return need_of(segmenter.forecast(volume, probabilities=self.making.probabilities), find_device())
-        return NOTHING
+                return need_of(segmenter.forecast(volume, probabilities=self.making.probabilities), device)
+            if limit is not None:
+                break
+        return Need(0.0 if limit is None else math.inf, float(device.gpu))
 
     def _folder(self, number: int) -> Path:
         return self.making.out / SHARES / f"round_{number}"
@@ -190,6 +207,8 @@ class Sharing:
             entry = making.wanted[case.id]
             return Item(case, entry, making.record.known(entry.files), tries.get(case.id, 0))
 
+        # those that cost a process first: what ends each job after a while ends none of them by chance again
+        first = sorted(self._waiting.values(), key=lambda case: -tries.get(case.id, 0))
         task = dataclasses.replace(
             self.task,
             limit=self.division.limit,
@@ -199,7 +218,7 @@ class Sharing:
         )
         try:
             make_folder(folder)
-            write_cases(folder, map(item, self._waiting.values()))
+            write_cases(folder, map(item, first))
             task.write(folder)  # last: a round without it is none
         except BaseException:
             _remove(folder)
@@ -236,31 +255,46 @@ class Sharing:
     def _round(
         self,
         folder: Path,
+        fresh: bool,
         tries: Counter[str],
         on_begin: Callable[[], None],
         ended: Callable[[str, str], None],
     ) -> tuple[bool, str]:
-        """Hand out shares until their processes have ended; whether any came to a case, and why one failed."""
+        """Hand out shares until their processes have ended; whether any came to a case, and why one failed.
+
+        Args:
+            folder: of the round.
+            fresh: it is of this call; else an earlier one has begun it.
+            tries: case -> how often a process was killed or stopped while it predicted the case.
+            on_begin: as `predict`.
+            ended: as `predict`.
+        """
         queue = Queue(folder)
-        ids = [queue[number].case.id for number in range(len(queue))]
+        cases = [(item.case.id, item.tries) for item in map(queue.__getitem__, range(len(queue)))]
         task = Task.read(folder)
         jobs = self._jobs(folder, task.name, task.shares)
         ears = [(Listener(job.folder), Tries()) for job in jobs]
+        ends, before = self.on.kind != SLURM, self.begun  # ends: with the command
+        handed_out = refused = False
 
-        def listen() -> None:
+        def listen(*, earlier: bool = False) -> None:
             for listener, tally in ears:
                 for told in listener():
                     tally.add(told)
-                    if "ended" in told:
-                        self._note(ids[int(told["ended"])], told, ended)
+                    case = cases[int(told["ended"])][0] if "ended" in told else ""
+                    # an image may have been replaced or repaired since an earlier call, a mask removed
+                    if case in self._waiting and (fresh or self._still_holds(case, told, failed=not earlier)):
+                        self._note(case, told, ended)
 
         def begins() -> None:
+            nonlocal handed_out
             if not self.begun:
                 on_begin()
-            self.begun, self.settled = True, False
+            self.begun, self.settled, handed_out = True, False, True
 
-        ends = self.on.kind != SLURM  # with the command
         failed: dict[str, str] = {}
+        if not fresh:
+            listen(earlier=True)
         try:
             failed = hand_out(
                 jobs,
@@ -271,29 +305,44 @@ class Sharing:
                 on_look=listen,
                 stopping="what is done stays" if ends else "",
             )
-            self.begun = self.settled = True
+            begins()  # also where all had ended already
+            self.settled = True
         except Interrupted as stopped:
             self.settled, self.beside = ends, "" if ends else stopped.done
             raise Stopped(stopped.signal) from None
         except UsageError:
-            if not self.begun:
-                _remove(folder)
+            refused = True
             raise
         finally:
+            came = any((job.folder / TOLD).exists() for job in jobs)
+            if fresh and not came and (refused or not handed_out):  # an earlier call's is that of jobs which may run
+                _remove(folder)
+                self.begun, self.settled = before, True
             listen()
             for job in jobs:  # in place, but killed before it was told
                 for entry in self.making.record.take_journal(job.folder / JOURNAL, self._waiting.keys()):
-                    self._place(entry)
-                    ended(entry.case, "done")
-        numbers = {case: number for number, case in enumerate(ids)}
-        for case in self._waiting:
-            tries[case] += sum(tally.open.get(numbers.get(case, -1), 0) for _, tally in ears)
+                    if self._of_this_image(entry):
+                        self._place(entry)
+                        ended(entry.case, "done")
+        for number, (case, so_far) in enumerate(cases):
+            if case in self._waiting:
+                # one that was left, by a process that was stopped from outside, cost a try as well: else it may never end
+                tries[case] = so_far + sum(max(1, tally.open[number]) for _, tally in ears if number in tally.open)
         return any(tally.open or tally.ended for _, tally in ears), next(iter(failed.values()), "")
 
+    def _of_this_image(self, entry: Entry) -> bool:
+        """Whether a mask is of the image as it is now, in so far as that had to be known."""
+        return self.making.wanted[entry.case].input in ("", entry.input)
+
+    def _still_holds(self, case: str, told: Mapping[str, Any], *, failed: bool) -> bool:
+        """Whether what a process of an earlier call tells of a case is so now; `failed`: where it failed."""
+        if told["entry"] is None:
+            return failed
+        entry = Entry.parse(told["entry"])
+        return self._of_this_image(entry) and self.making.record.holds(entry)
+
     def _note(self, case: str, told: Mapping[str, Any], ended: Callable[[str, str], None]) -> None:
-        """What a process tells of a case, which an earlier call may have heard."""
-        if case not in self._waiting:
-            return
+        """What a process tells of a case that waits."""
         for level, text in told["notes"]:
             once = text.rpartition(": ")[2] if text.endswith(LIKE_IT) else text
             if once not in self._noted:  # what is noted once is noted once by every process
@@ -321,7 +370,7 @@ class Sharing:
 
 
 def _remove(folder: Path) -> None:
-    """A round that nobody has begun."""
+    """A round of which nothing was handed out."""
     shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
+    with suppress(OSError):  # earlier rounds stay
         folder.parent.rmdir()

@@ -27,12 +27,13 @@ from ulna.data.layout.record import Entry
 from ulna.errors import UsageError, printable
 from ulna.inference.runs import Asked
 from ulna.system.files import unwritable, write_text
-from ulna.system.reading import parse_json, read_json_object
+from ulna.system.reading import parse_json
 
 CASES, TAKEN, TOLD, ENDED = "cases.jsonl", "taken", "told.jsonl", "ended"
-MOST_TRIES = 2  # of a case whose process is killed
+MOST_TRIES = 2  # of a case whose process is killed, or stopped from outside
 KILLED = (
-    "the process that predicted it was killed, or crashed, twice; where memory is short, fewer --jobs leave it more"
+    "the process that predicted it was killed, or stopped, or crashed, twice; where memory is short, fewer --jobs leave it "
+    "more, and where time is, as in SLURM's queues, --slurm time=HH:MM:SS does"
 )
 
 
@@ -95,7 +96,14 @@ class Task:
         Raises:
             UsageError: if there is none, or it is damaged.
         """
-        values = read_json_object(folder / TASK)
+        path = folder / TASK
+        try:
+            # of ulna's own; a path may have bytes that are no text, which `read_json` refuses
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"{printable(path)}: cannot be read ({error.strerror}); predict again") from None
+        except ValueError:
+            values = {}
         try:
             asked = Asked(**{**values["asked"], "runs": tuple(map(Path, values["asked"]["runs"]))})
             key = values["pseudonymise"]
@@ -108,7 +116,7 @@ class Task:
             }
             return cls(**{**values, **read})
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise UsageError(f"{printable(folder / TASK)}: is not what ulna predict writes; predict again") from None
+            raise UsageError(f"{printable(path)}: is not what ulna predict writes; predict again") from None
 
 
 class Item(NamedTuple):
@@ -118,7 +126,7 @@ class Item(NamedTuple):
         case: with its image.
         entry: what is to be made of it.
         known: name of a file -> digests of what ulna wrote under it, which may be replaced.
-        tries: how often a process was killed while it predicted the case, in earlier rounds.
+        tries: how often a process was killed or stopped while it predicted the case, in earlier rounds.
     """
 
     case: Case
@@ -138,7 +146,7 @@ class Item(NamedTuple):
     @classmethod
     def parse(cls, line: bytes) -> Item:
         """From one line of cases.jsonl."""
-        values = parse_json(line.decode("utf-8"), CASES)
+        values = json.loads(line)
         images = []
         for path, row, series in values["images"]:
             known = None
@@ -218,6 +226,10 @@ class Teller:
             except OSError as error:
                 raise unwritable(self._path, error) from None
 
+    def close(self) -> None:
+        """After the last line."""
+        self._file.close()
+
 
 class Listener:
     """Reads what was told since it was read last.
@@ -250,7 +262,10 @@ class Listener:
 
 
 class Tries:
-    """How often the cases of a process were begun and not ended: each time but the last it was killed meanwhile."""
+    """How often the cases of a process were begun and not ended: each time but the last it was killed meanwhile.
+
+    A case that it left when it was asked to stop is open as well, with no kill counted.
+    """
 
     def __init__(self) -> None:
         self.open: dict[int, int] = {}  # number -> times; those that are not ended

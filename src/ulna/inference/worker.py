@@ -23,15 +23,30 @@ def main(folder: Path, number: int, name: str) -> int:
     """Predict cases until none is left; returns the exit code of `ulna predict`."""
     share = folder / f"share_{number}"
     try:
-        task = Task.read(folder)
-        if task.name != name:
-            raise UsageError(f"{printable(folder)}: belongs to another call of ulna predict")
+        task = _task(folder, name)
     except UsageError as error:  # it was begun late, and all is done
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - what is read when this job fails
         return 2
     return work(
-        task.data, share, lambda: _predict(task, folder, share), (share / ENDED).exists, bounded=task.limit is not None
+        task.data,
+        share,
+        # read again under the lock: the round may have ended meanwhile
+        lambda: _predict(_task(folder, name), folder, share),
+        (share / ENDED).exists,
+        bounded=task.limit is not None,
     )
+
+
+def _task(folder: Path, name: str) -> Task:
+    """That of a round.
+
+    Raises:
+        UsageError: if the round has ended, or is another one.
+    """
+    task = Task.read(folder)
+    if task.name != name:
+        raise UsageError(f"{printable(folder)}: belongs to another call of ulna predict")
+    return task
 
 
 def _predict(task: Task, folder: Path, share: Path) -> None:
@@ -78,13 +93,14 @@ def _predict(task: Task, folder: Path, share: Path) -> None:
         before, counted = counted, vars(segmenter.tally).copy()
         entry = making.done.get(case)
         tell(
-            ended=mine.pop(case),
+            ended=mine[case],
             entry=None if entry is None else entry.to_json(),
             why=making.failed.get(case),
             said=said,
             notes=notes.taken(),
             points={name: counted[name] - before[name] for name in counted},
         )
+        del mine[case]  # where it could not be told, it is told that it failed
 
     try:
         with notes, computing_with(choose_threads()), record.sharing(share) as staging, Interruption() as interruption:
@@ -103,6 +119,8 @@ def _predict(task: Task, folder: Path, share: Path) -> None:
         for number in mine.values():
             tell(left=number)
         raise Interrupted(stopped.number, "the same command") from None
+    finally:
+        tell.close()
     write_text(share / ENDED, "")
 
 

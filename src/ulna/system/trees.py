@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ulna.system.files import TEMPORARY, sync_folder, unwritable
 TREE_SUFFIX = ".zarr"
 LABEL_MAPS = "labels"  # of OME-Zarr: label maps in the folder of their image, which are no part of it
 _LEFT = (".DS_Store", "._")  # how names begin that macOS leaves in folders it shows
+_HERE, _EXCHANGE = -100, 2  # of Linux' renameat2: paths as they are, and each takes the name of the other
 
 
 def is_tree(path: Path) -> bool:
@@ -82,7 +85,7 @@ def is_label_map(path: Path) -> bool:
 def write_tree(path: Path, write: Callable[[Path], object]) -> None:
     """`write_whole` of a folder, which takes the place of a label map alone: the old one or the new one, never half.
 
-    A process that is killed while the new one takes the name leaves the old one aside, under a temporary name.
+    Where names cannot be exchanged (`put_in_place`), a process that is killed in between leaves the old one aside.
 
     Raises:
         UsageError: if something else is there.
@@ -108,13 +111,19 @@ def write_tree(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def put_in_place(source: Path, target: Path) -> None:
-    """Give a file or a tree another name, in place of what has that name; a tree goes aside first, and is removed then.
+    """Give a file or a tree another name, in place of what has that name.
+
+    A tree exchanges names with the one that it replaces. Where the system or the file system cannot do that (NFS, macOS,
+    Windows), the old one goes aside first: of a process that is killed in between, neither has the name.
 
     Raises:
         OSError: if it cannot be moved; the old one is there then.
     """
     if not is_own_tree(target):
         source.replace(target)
+        return
+    if _exchange(source, target):
+        shutil.rmtree(source, ignore_errors=True)
         return
     aside = source.with_name(f"{source.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -125,3 +134,14 @@ def put_in_place(source: Path, target: Path) -> None:
         aside.replace(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give each of two the name of the other, at once; False, with nothing done, where that cannot be."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # an older C library
+        return False
+    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)

@@ -30,23 +30,34 @@ def end_shares(folder: Path) -> None:
     """See that no process of a command that is gone writes masks from now on: they end soon after it, and none begins.
 
     Raises:
-        UsageError: if one goes on, or another command writes into the folder; with who it is.
+        UsageError: if one goes on, or another command writes into the folder; with who it is. Nothing is taken from those
+            that go on then.
     """
     if not (folder / SHARES).is_dir():
         return
     with locked(folder):
-        for task in (folder / SHARES).glob(f"*/{TASK}"):  # such as that of a job which SLURM still has
+        _wait_for_shares(folder)
+        for task in (folder / SHARES).glob(f"*/{TASK}"):  # such as that of a job which waits in SLURM's queue
             task.unlink(missing_ok=True)
-        until = time.monotonic() + PATIENCE_S
-        for share in sorted(path for path in (folder / SHARES).glob("*/share_*") if path.is_dir()):
-            while True:
-                try:
-                    with locked(share):
-                        break
-                except UsageError:
-                    if time.monotonic() > until:
-                        raise
-                time.sleep(LOOK_S)
+        _wait_for_shares(folder)  # for one that began meanwhile
+
+
+def _wait_for_shares(folder: Path) -> None:
+    """Until no process works on a share.
+
+    Raises:
+        UsageError: if one still does after a while; with who it is.
+    """
+    until = time.monotonic() + PATIENCE_S
+    for share in sorted(path for path in (folder / SHARES).glob("*/share_*") if path.is_dir()):
+        while True:
+            try:
+                with locked(share):
+                    break
+            except UsageError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(LOOK_S)
 
 
 def of_shares(folder: Path) -> list[Path]:

@@ -110,6 +110,7 @@ class Record:
         self._owners: dict[str, dict[str, None]] = {}  # name -> cases, in their order
         self._noted: dict[str, set[str]] = {}  # name -> every digest that a file of ulna had under it
         self._digests: dict[Path, tuple[int, int, str]] = {}
+        self._heard: dict[Path, int] = {}  # journal -> bytes that were read of it
         self._journal: IO[str] | None = None
         self._seen: tuple[str, ...] | None = None  # digests of predict.json and the journal as they were read
         for entry in entries:
@@ -149,9 +150,17 @@ class Record:
             raise not_ours(path) from None
         record = cls(folder, entries, facts)
         record._seen = seen
-        for journal in journals(folder):
-            record.take_journal(journal)
+        record.hear()
         return record
+
+    def hear(self) -> None:
+        """Know what the journals of the folder say, and of those that jobs go on with, what they have said since."""
+        for journal in journals(self.folder):
+            with suppress(FileNotFoundError):  # one that ends meanwhile
+                size = journal.stat().st_size
+                if self._heard.get(journal) != size:
+                    self.take_journal(journal)
+                    self._heard[journal] = size
 
     def take_journal(self, path: Path, cases: Collection[str] | None = None) -> list[Entry]:
         """Know what a process has noted in its journal, and keep what it put in place; returns that.
@@ -171,7 +180,7 @@ class Record:
             self.unfinished |= {name for entry in entries for name in entry.files}
             for entry in entries:
                 self._note(entry)
-            if all(self._holds(name, digest) for entry in entries for name, digest in entry.files.items()):
+            if all(map(self.holds, entries)):
                 self.take(entries)  # else it was killed before they were in place
                 kept += entries
         return kept
@@ -179,9 +188,13 @@ class Record:
     def find(self, wanted: Entry) -> Entry | None:
         """The entry that was made as `wanted` is to be made, if all its files are as they were written."""
         for entry in self._by_case.get(wanted.case, {}).values():
-            if entry.made_as(wanted) and all(self._holds(name, digest) for name, digest in entry.files.items()):
+            if entry.made_as(wanted) and self.holds(entry):
                 return entry
         return None
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether all files of an entry are as they were written."""
+        return all(self._holds(name, digest) for name, digest in entry.files.items())
 
     def owns(self, name: str) -> bool:
         """Whether a file (or a folder that is one image) is one that ulna wrote: no link, with a digest that was noted."""
