@@ -40,7 +40,7 @@ from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.outputs import check_folder
 from ulna.system.passed_on import without_places
 from ulna.system.progress import track
-from ulna.system.trees import copy_tree
+from ulna.system.trees import copy_tree, tree_files
 
 RECORD = "changes.json"
 
@@ -325,11 +325,10 @@ def _true_suffix(source: Source, changes: list[tuple[Path, Change]], stem: Path)
 def _copy(source: Path, target: Path) -> None:
     """The bytes alone: a copy of a file that nobody may write to can be written to."""
     with readable(source):
-        if is_zarr(source):
-            copy_tree(source, target)
-        else:
-            source.open("rb").close()
-            shutil.copyfile(source, target)
+        for file in tree_files(source) if is_zarr(source) else (source,):
+            file.open("rb").close()
+    copy = copy_tree if is_zarr(source) else shutil.copyfile
+    copy(source, target)
 
 
 def _remove(copied: Path) -> None:
