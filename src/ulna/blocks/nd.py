@@ -149,16 +149,20 @@ class _BatchNorm:
 
     def forward(self, x: Tensor, slope: float = 1.0) -> Tensor:
         """(N, C, *S) -> the same, through a leaky ReLU of `slope` (1: none)."""
-        if self.training and x.numel() == x.shape[1]:
-            raise UsageError(
-                f"batch norm cannot train on one value per channel (a map of shape {tuple(x.shape)}); "
-                "take larger images, a batch of 2 or more, fewer levels, or norm=instance"
-            )
+        self.check(x)
         if self.takes_one_pass(x):
             return self._in_one_pass(x, slope)
         if self.training and recomputing():
             return normalize.activated(self._by_batch(x), slope)
         return normalize.activated(super().forward(x), slope)  # type: ignore[misc]
+
+    def check(self, x: Tensor) -> None:
+        """Raise a UsageError for a map that it cannot be trained on."""
+        if self.training and x.numel() == x.shape[1]:
+            raise UsageError(
+                f"batch norm cannot train on one value per channel (a map of shape {tuple(x.shape)}); "
+                "take larger images, a batch of 2 or more, fewer levels, or norm=instance"
+            )
 
     def takes_one_pass(self: Any, x: Tensor) -> bool:
         """Whether one kernel takes this map, norm and activation."""

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from ulna.errors import UsageError
 from ulna.networks.build import build
 from ulna.networks.profile import cost, ptflops
 from ulna.networks.profile.shapes import shapes_alone
@@ -31,3 +32,9 @@ def test_a_network_with_weights_is_computed_as_it_is():
         with shapes_alone(network):
             assert torch.equal(network.outputs(image).logits, before)
     assert not any("forward" in vars(module) for module in network.modules())
+
+
+def test_what_batch_norm_cannot_train_on_is_refused_where_it_is_counted():
+    (model,) = cost.models("carvalho/unet_polyps")
+    with pytest.raises(UsageError, match="batch norm cannot train on one value per channel"):
+        cost.count_gmacs(model.network(), (16, 16))  # the deepest map is 1 x 1
