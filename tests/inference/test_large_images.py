@@ -62,7 +62,9 @@ def test_a_png_takes_no_more_than_the_least_that_is_told(program, tmp_path):
     assert code == 2 and told, said
     limit = float(told[1])
     peak, said, code = peak_of(*call, limit)
-    if code == 2:  # windows and mask may need more than reading does
+    for _ in range(2):  # windows and mask may need more than reading does, which is told first
+        if code != 2:
+            break
         limit = float(re.search(r"needs ([\d.]+) GB at least", " ".join(said.split()))[1]) + 0.03
         peak, said, code = peak_of(*call, limit)
     assert code == 0, said
