@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 import tifffile
-import torch
 from measure import conditions, write
-from memory import measured, told
+from memory import measured, told, write_run
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -32,9 +31,7 @@ from ulna.data.formats.source import Source
 from ulna.data.formats.whole_boxes import boxed
 from ulna.data.formats.zarr_writing import write_zarr
 from ulna.data.volume import Volume
-from ulna.inference.segmenter import network_for
-from ulna.recipe import PLAN_FORMAT, Labels, Plan, Recipe, Split, to_yaml
-from ulna.system.files import Tensors, write_tensors
+from ulna.recipe import PLAN_FORMAT, Labels, Plan
 
 COLOURS = ("red", "green", "blue")
 
@@ -65,15 +62,7 @@ def make_run(folder: Path, patch: int, width: int, classes: int) -> Path:
             "spacing": dict.fromkeys(("min", "median", "max"), (1.0, 1.0)), "unit": "px", "classes": names,
         },
     )  # fmt: skip
-    recipe = Recipe(model="unet").replaced(
-        architecture={"channels": (width, 2 * width), "strides": plan.strides}, inference={"overlap": 0.25}
-    )
-    network = network_for(recipe, plan, torch.Generator().manual_seed(0))
-    (folder / "recipe.yaml").write_text(to_yaml(recipe))
-    (folder / "plan.yaml").write_text(to_yaml(plan))
-    (folder / "splits.json").write_text(json.dumps(Split(train=("a",), val=("b",)).model_dump(mode="json")))
-    write_tensors(folder / "weights.safetensors", Tensors(dict(network.state_dict()), {}))
-    return folder
+    return write_run(folder, plan, width, overlap=0.25)
 
 
 def draw(side: int) -> NDArray[np.uint8]:

@@ -59,6 +59,11 @@ def make_run(folder: Path, classes: int, width: int, patch: int, spacing: float,
             "spacing": dict.fromkeys(("min", "median", "max"), (spacing,) * 3), "unit": "mm", "classes": names,
         },
     )  # fmt: skip
+    return write_run(folder, plan, width, overlap)
+
+
+def write_run(folder: Path, plan: Plan, width: int, overlap: float) -> Path:
+    """A run folder of a U-Net of two levels, `width` and twice as many channels, with random weights."""
     recipe = Recipe(model="unet").replaced(
         architecture={"channels": (width, 2 * width), "strides": plan.strides}, inference={"overlap": overlap}
     )

@@ -1,4 +1,9 @@
-"""`predict` on OME-Zarr, and masks as OME-Zarr and tiled TIFF: those of NIfTI voxel for voxel, with a limit and without."""
+"""`predict` on OME-Zarr, and masks as OME-Zarr and tiled TIFF: those of NIfTI voxel for voxel, with a limit and without.
+
+Masks are compared voxel for voxel: one process computes the same windows by the same kernels, whichever they are, and only
+the file format differs. With a limit, the mean and deviation of an image are summed in another order in float64, so a voxel
+could differ where two classes tie to the last bit of float32; random weights give no such tie (AVX2 was imitated, too).
+"""
 
 import json
 import shutil

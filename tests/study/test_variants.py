@@ -172,7 +172,8 @@ def test_a_network_of_others_that_cannot_come_to_a_size_stands_with_a_footnote(t
     permit_named(model)
     (variant,) = plan_variants(make_variants([model], {}, [], []), facts(), match=Budget.read("params=10")).variants
     assert any(
-        said in note and "away from 10 parameters, as near as its widths come" in note for note in variant.footnotes
+        said in note and "away from 10 parameters, the closest that its widths allow" in note
+        for note in variant.footnotes
     )
 
 

@@ -235,7 +235,7 @@ def match_width(
         target: the size to come close to.
         size: what is counted, on a network without memory; left out, its parameters.
         words: how a size is written in messages.
-        nearest: take a network of others that cannot come to the size as near as it comes.
+        nearest: where a foreign network cannot reach the size, take the closest that its widths allow.
         shape: `in_channels`, `classes`, `spatial_dims` and `multilabel` of the network.
 
     Raises:

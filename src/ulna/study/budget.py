@@ -68,5 +68,5 @@ def matched(planned: Planned, budget: Budget) -> tuple[Planned, str]:
     own = scaled_words(recipe.architecture.foreign, scaled.foreign)
     made = planned_by(plan, recipe.replaced(architecture=scaled), planned.split)
     away = size(made.network) / budget.value - 1
-    far = f"{100 * away:+.1f} % away from {budget}, as near as its widths come" if abs(away) > NEAR else ""
+    far = f"{100 * away:+.1f} % away from {budget}, the closest that its widths allow" if abs(away) > NEAR else ""
     return made, "; ".join(part for part in (own, far) if part)

@@ -1,4 +1,7 @@
-"""OME-Zarr as an image: read whole and in boxes, of ulna and of others, and what is wrong with a folder of that name."""
+"""OME-Zarr as an image: read whole and in boxes, of ulna and of others, and what is wrong with a folder of that name.
+
+Values are compared to the bit: they are read as they were stored, without arithmetic, so this holds on every processor.
+"""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""OME-Zarr folders as cases of a data set: found, checked, trained on, repaired, kept prepared."""
+"""OME-Zarr folders as cases of a data set: found, checked, trained on, repaired, kept prepared.
+
+Images are compared to the bit: a copy is read as it was stored, without arithmetic, so this holds on every processor.
+"""
 
 import json
 import shutil

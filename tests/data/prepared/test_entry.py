@@ -158,4 +158,5 @@ def test_an_entry_that_is_replaced_while_it_is_read_is_read_once_more(tmp_path, 
         return mapped(*given, **options)
 
     monkeypatch.setattr(torch, "from_file", replacing)
+    # bytes of a file, and no arithmetic: equal on every processor
     assert torch.equal(read_entry(path).tensors["image"], values) and len(replaced) == 2
