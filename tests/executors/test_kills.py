@@ -41,8 +41,10 @@ def test_random_kills_cost_time_and_nothing_else(slurm, tmp_path, monkeypatch, r
             elif what == "node":
                 if node is not None:  # a third one, that comes and goes
                     cluster.remove_node(node, allow_graceful=False)
-                node = None if node is not None else cluster.add_node(**NODE)
-                if node is not None:
+                    node = None
+                else:
+                    with suppress(Exception):  # Ray gives up on a node that begins slowly on a busy machine
+                        node = cluster.add_node(**NODE)
                     continue
             else:
                 alive = [p for p in sorted(tmp_path.glob("job*/pid")) if not (p.parent / "done").exists()]
