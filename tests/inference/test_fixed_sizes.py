@@ -8,7 +8,8 @@ from tests.data.pipeline.test_orientation import ALL_48, oblique, stored_as
 from tests.inference.test_geometry import GRID, RADIUS, RECIPE, Shifted, distances, plan_of
 from tests.plans import make
 from ulna.data.volume import Volume
-from ulna.inference.segmenter import Ensemble, Segmenter
+from ulna.inference.ensemble import Ensemble
+from ulna.inference.segmenter import Segmenter
 from ulna.networks.build import build
 from ulna.planning.memory import prediction_memory
 from ulna.recipe import Labels, Normalization

@@ -16,7 +16,8 @@ from tests.data.pipeline.test_orientation import ALL_48, oblique, stored_as
 from tests.plans import make
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
-from ulna.inference.segmenter import Ensemble, Segmenter
+from ulna.inference.ensemble import Ensemble
+from ulna.inference.segmenter import Segmenter
 from ulna.networks.build import build
 from ulna.recipe import Inference, Labels, Normalization, Recipe, Training
 

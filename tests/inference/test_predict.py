@@ -14,7 +14,8 @@ from ulna.cli import main as cli
 from ulna.data.volume import Volume
 from ulna.errors import PartialFailure, UsageError
 from ulna.inference import predict as prediction
-from ulna.inference.segmenter import Ensemble, Segmenter, network_for
+from ulna.inference.ensemble import Ensemble
+from ulna.inference.segmenter import Segmenter, network_for
 from ulna.recipe import Labels, Recipe, Split, to_yaml
 from ulna.system.files import Tensors, write_tensors, write_text
 

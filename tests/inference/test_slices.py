@@ -11,8 +11,9 @@ from tests.plans import make
 from ulna.data.pipeline.preprocess import Prepared, prepare
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
+from ulna.inference.ensemble import Ensemble
 from ulna.inference.forward import Forward
-from ulna.inference.segmenter import Ensemble, Segmenter, network_for
+from ulna.inference.segmenter import Segmenter, network_for
 from ulna.inference.slices import by_slices
 from ulna.inference.spread import Agreement
 from ulna.inference.volume import predict_slabs

@@ -11,7 +11,7 @@ from tests.data.pipeline.test_orientation import ALL_48, oblique, stored_as
 from tests.inference.test_geometry import GRID
 from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.volume import Volume
-from ulna.inference.segmenter import Ensemble
+from ulna.inference.ensemble import Ensemble
 from ulna.inference.spread import Agreement, count_agreement
 from ulna.networks.heads import probabilities
 from ulna.recipe import Labels, Normalization, Slices

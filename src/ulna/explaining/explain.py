@@ -26,11 +26,12 @@ from ulna.explaining import methods
 from ulna.explaining.maps import Found, Subject, add_attention, add_grad_cam, add_saliency, add_uncertainty
 from ulna.explaining.pictures import SHEET_FILE, WRITERS, Mask
 from ulna.explaining.seeing import most_seen
+from ulna.inference.ensemble import Ensemble, load_runs
 from ulna.inference.fold_runs import each_run, run_name
 from ulna.inference.folding import fuse_batchnorm
 from ulna.inference.inputs import channels_of
 from ulna.inference.levels import pruned
-from ulna.inference.segmenter import Ensemble, Segmenter, load_runs
+from ulna.inference.segmenter import Segmenter
 from ulna.inference.volume import as_given, flips
 from ulna.networks.heads import Dense
 from ulna.networks.network import Network

@@ -20,9 +20,10 @@ from ulna.exporting.openvino import Session, converted, need_openvino, write_ope
 from ulna.exporting.parity import Parity, cases_to_compare, compare, logits_apart, made_up_images, windows_of
 from ulna.exporting.plain import ABOUT, only_graph, write_onnx
 from ulna.exporting.precision import half_weights, quantized, weights_of
+from ulna.inference.ensemble import Ensemble
 from ulna.inference.fold_runs import each_run
 from ulna.inference.levels import levels_of, named_level, pruned
-from ulna.inference.segmenter import Ensemble, Segmenter, read_split
+from ulna.inference.segmenter import Segmenter, read_split
 from ulna.planning.memory import maps_per_voxel
 from ulna.recipe import PLAN_FORMAT
 from ulna.system.exported import refuse_exported

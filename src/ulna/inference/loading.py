@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from ulna.inference.ensemble import together
 from ulna.inference.exported import ExportedSegmenter
-from ulna.inference.segmenter import Segmenter, together
+from ulna.inference.segmenter import Segmenter
 from ulna.inference.zoo import located
 
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, counted, unknown
+from ulna.inference.ensemble import Ensemble
 from ulna.inference.levels import levels_of, named_level, pruned
 from ulna.inference.loading import load
-from ulna.inference.segmenter import Ensemble, Segmenter, read_split
+from ulna.inference.segmenter import Segmenter, read_split
 from ulna.recipe import Split
 from ulna.system.outputs import file_digest
 from ulna.trust.calibration import CALIBRATION_FILE
