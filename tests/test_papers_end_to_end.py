@@ -15,6 +15,7 @@ from PIL import Image
 
 import ulna
 from tests import miniatures
+from tests.share import rest_slow
 from tests.training.tiny import rows_of
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
@@ -129,9 +130,10 @@ def check_geometry(folder, dataset, stacked):
 
 # the fourth goes the same way
 LONG = ("carvalho_ablation_axes", "carvalho_ablation_channels", "carvalho_ablation_scales")
+OTHERS = [name for name in names() if name not in LONG]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in names()])
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.slow) for n in LONG), *rest_slow(OTHERS, 2)])
 def test_it_goes_from_the_published_folder_to_the_scores_of_the_paper(name, tmp_path):
     data = DATA[name](tmp_path / "data")
     recipe = choose(model=None, recipe=name)

@@ -135,7 +135,7 @@ def copied(ours, theirs, turned=False):
         part.bias.data.copy_(other.bias.detach())
 
 
-@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("kernel_size", [3, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_whole_network_is_that_of_monai(dims, kernel_size):
     """Of size S; MONAI gives the up ops of the others another expansion than the authors do (docs/papers/mednext.md)."""

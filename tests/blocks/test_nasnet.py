@@ -61,7 +61,7 @@ def test_reduction_cell_is_its_drawing(size, stride):
     literal.assert_equal(block, [x], y, reduction_cell(dict(block.named_parameters()), x, stride))
 
 
-@pytest.mark.parametrize("size", [(4, 3), (2, 2, 3)])
+@pytest.mark.parametrize("size", [(4, 3), pytest.param((2, 2, 3), marks=pytest.mark.slow)])
 def test_gradients_are_those_of_finite_differences(size):
     x = literal.random_map(2, 2, *size)
     assert torch.autograd.gradcheck(literal.randomise(NormalCell(len(size), 2, 6)), (x,))

@@ -272,6 +272,7 @@ def nested(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_a_pruned_level_and_several_runs(tmp_path, images):
     run = nested(tmp_path / "run")
     small = ulna.export(run, out=tmp_path / "small.ulna", level=1)

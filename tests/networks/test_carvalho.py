@@ -128,7 +128,14 @@ def test_a_network_with_sweeps_overfits_two_images(name):
     assert agreement > 0.98
 
 
-@pytest.mark.parametrize(("name", "spatial_dims"), [("sdu_net", 2), ("sdnu_net", 2), ("sdu_net", 3)])
+@pytest.mark.parametrize(
+    ("name", "spatial_dims"),
+    [
+        ("sdu_net", 2),
+        pytest.param("sdnu_net", 2, marks=pytest.mark.slow),
+        pytest.param("sdu_net", 3, marks=pytest.mark.slow),
+    ],
+)
 def test_networks_with_sweeps_can_be_exported(name, spatial_dims):
     net = build(name, channels=(4, 6), conv=[SMALL, "double_conv"], spatial_dims=spatial_dims).eval()
     image = torch.randn(1, 1, *(8, 6, 4)[:spatial_dims])

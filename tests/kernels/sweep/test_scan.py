@@ -77,7 +77,7 @@ def test_with_gradients_on_an_exported_sweep_can_be_trained():
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("sdu_net", (12, 10)),
+        pytest.param("sdu_net", (12, 10), marks=pytest.mark.slow),
         pytest.param("sdnu_net", (9, 12), marks=pytest.mark.slow),
         pytest.param("sdu_net", (8, 6, 5), marks=pytest.mark.slow),
     ],
