@@ -346,7 +346,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ulna.data.quality.repair.shutil.copyfile", full)
+    monkeypatch.setattr("ulna.data.quality.copying.shutil.copyfile", full)
     with pytest.raises(UsageError, match=r"fixed: cannot be written \(No space left on device: .* are free\)"):
         check(root, fix=tmp_path / "fixed")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_image, read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, file_stat, is_zarr, readable, shown, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, is_zarr, shown
 from ulna.data.formats.write import write_image, write_labels
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
@@ -28,9 +28,10 @@ from ulna.data.layout.groups import PATIENT
 from ulna.data.layout.metadata import SPLIT_FILES
 from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
+from ulna.data.quality.copying import copy, remove, true_suffix
 from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.fixed_splits import fixed_folds, safe_names
-from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels, own_suffix
+from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels
 from ulna.data.quality.merging import numbered_objects
 from ulna.data.quality.scan import CaseStats, scan_case
 from ulna.data.volume import Meta, Volume
@@ -40,7 +41,6 @@ from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.outputs import check_folder
 from ulna.system.passed_on import without_places
 from ulna.system.progress import track
-from ulna.system.trees import copy_tree, tree_files
 
 RECORD = "changes.json"
 
@@ -258,17 +258,17 @@ def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]],
         written = write_image(stem, fixed_image(read_image([source], spatial_dims))[0])
         changes.append((written, Change("was a DICOM series")))
         return written
-    suffix = _true_suffix(source, changes, stem)
+    suffix = true_suffix(source, changes, stem)
     copied = stem.with_name(stem.name + suffix)
     if suffix != ARRAY_SUFFIX:
-        _copy(source.path, copied)
+        copy(source.path, copied)
         volume = read_image([Source(copied)], spatial_dims)
     else:
         volume = read_image([source], spatial_dims)
     fixed, made = fixed_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
-    _remove(copied)
+    remove(copied)
     written = write_image(stem, fixed)
     changes += [(written, change) for change in made]
     return written
@@ -285,8 +285,8 @@ def _write_label(
 ) -> Path:
     as_it_is = (source.path.is_file() or is_zarr(source.path)) and source.row is None and not of_series
     if as_it_is:
-        copied = stem.with_name(stem.name + _true_suffix(source, changes, stem))
-        _copy(source.path, copied)
+        copied = stem.with_name(stem.name + true_suffix(source, changes, stem))
+        copy(source.path, copied)
         volume = read_labels(Source(copied), image.spatial_dims)
     else:
         volume = read_labels(source, image.spatial_dims)
@@ -298,41 +298,12 @@ def _write_label(
     if as_it_is and not made:
         return copied
     if as_it_is:
-        _remove(copied)
+        remove(copied)
     array = fixed.array[0] if len(fixed.array) == 1 else fixed.array
     written = write_labels(stem, array, fixed)
     made = [*made, Change("lies on the voxels of its DICOM series")] if of_series else made
     changes += [(written, change) for change in made]
     return written
-
-
-def _true_suffix(source: Source, changes: list[tuple[Path, Change]], stem: Path) -> str:
-    """The file's extension, or the one that its first bytes ask for."""
-    suffix = suffix_of(source.path)
-    if is_zarr(source.path):
-        return suffix
-    file_stat(source.path)
-    if source.row is not None:
-        return suffix
-    asked = own_suffix(source.path)
-    kin = {".jpeg": ".jpg", ".tiff": ".tif", ".ome.tif": ".tif", ".ome.tiff": ".tif"}
-    if asked is None or kin.get(suffix, suffix) == asked:
-        return suffix
-    changes.append((stem.with_name(stem.name + asked), Change(f"was named {suffix}, though it is {asked}")))
-    return asked
-
-
-def _copy(source: Path, target: Path) -> None:
-    """The bytes alone: a copy of a file that nobody may write to can be written to."""
-    with readable(source):
-        for file in tree_files(source) if is_zarr(source) else (source,):
-            file.open("rb").close()
-    copy = copy_tree if is_zarr(source) else shutil.copyfile
-    copy(source, target)
-
-
-def _remove(copied: Path) -> None:
-    shutil.rmtree(copied) if copied.is_dir() else copied.unlink(missing_ok=True)
 
 
 def _group_entry(case: Case) -> str | dict[str, str] | None:
