@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +26,10 @@ from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.declared import CLASSES_FILE
 from ulna.data.layout.groups import PATIENT
-from ulna.data.layout.metadata import SPLIT_FILES
+from ulna.data.layout.metadata import SPLIT_FILES, read_json
 from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
-from ulna.data.quality.copying import copy, remove, true_suffix
+from ulna.data.quality.copying import about, copy, replaced, sidecars, stem_of, true_suffix
 from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.fixed_splits import fixed_folds, safe_names
 from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels
@@ -43,6 +44,7 @@ from ulna.system.passed_on import without_places
 from ulna.system.progress import track
 
 RECORD = "changes.json"
+_TOLD = ("name", "description", "reference", "licence", "license", "release", "citation")
 
 
 class Repair(NamedTuple):
@@ -74,6 +76,7 @@ class _Made(NamedTuple):
     label: Path
     changes: list[tuple[Path, Change]]
     scan: CaseStats
+    beside: dict[Path, Path]  # file -> the one beside an image or a label map that it is a copy of
 
 
 def check_target(out: Path, root: Path) -> None:
@@ -129,7 +132,7 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
         work = folder / ".case"
         try:
             one = _write_case(case, names[case.id], values, dataset.labels, usual, work)
-            for file in (*one.images, one.label):
+            for file in (*one.images, one.label, *one.beside):
                 (work / file).rename(folder / file)
             made[case.id] = one
         except DataError as error:
@@ -146,6 +149,8 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
     folds, split_changes = fixed_folds(dataset, {id: names[id] for id in made})
     groups = {names[case.id]: entry for case in dataset.cases if case.id in made and (entry := _group_entry(case))}
     _declare(folder, dataset, values, folds, groups)
+    for path in about(dataset.root):
+        copy(path, folder / path.name)
     changes = [(Path(CLASSES_FILE), Change(values.ask))] if values.ask else []
     changes += [entry for one in made.values() for entry in one.changes]
     for id in made:
@@ -204,7 +209,13 @@ def _write_case(
     except DataError as error:
         raise DataError([_of_original(problem, case, folder) for problem in error.problems]) from None
     relative = [(file.relative_to(folder), change) for file, change in changes]
-    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative, scan)
+    beside = {}
+    for file, source in zip((*files, label), (*case.images, case.label), strict=True):
+        for path, ending in sidecars(source):
+            copied = file.with_name(stem_of(file) + ending)
+            copy(path, copied)
+            beside[copied.relative_to(folder)] = path
+    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative, scan, beside)
 
 
 def _of_original(problem: Problem, case: Case, folder: Path) -> Problem:
@@ -268,8 +279,7 @@ def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]],
     fixed, made = fixed_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
-    remove(copied)
-    written = write_image(stem, fixed)
+    written = replaced(copied, partial(write_image, stem, fixed))
     changes += [(written, change) for change in made]
     return written
 
@@ -297,10 +307,8 @@ def _write_label(
     fixed, made = fixed_labels(volume, image, values, declared)
     if as_it_is and not made:
         return copied
-    if as_it_is:
-        remove(copied)
-    array = fixed.array[0] if len(fixed.array) == 1 else fixed.array
-    written = write_labels(stem, array, fixed)
+    write = partial(write_labels, stem, fixed.array[0] if len(fixed.array) == 1 else fixed.array, fixed)
+    written = replaced(copied, write) if as_it_is else write()
     made = [*made, Change("lies on the voxels of its DICOM series")] if of_series else made
     changes += [(written, change) for change in made]
     return written
@@ -324,17 +332,25 @@ def _declare(
     folds: Sequence[dict[str, list[str]]],
     groups: Mapping[str, str | dict[str, str]],
 ) -> None:
-    """Classes, channels, splits and patients, as far as there is something to declare."""
+    """Classes, channels, splits and patients, as far as there is something to declare; and what is said of the data."""
     labels = _declared(values, dataset.labels)
     if labels is not None:
         _json(folder / CLASSES_FILE, labels.declared())
+    told: dict[str, Any] = _told_of(dataset.root)
     if dataset.channel_names:
-        names = {str(number): name for number, name in enumerate(dataset.channel_names)}
-        _json(folder / "dataset.json", {"channel_names": names})
+        told["channel_names"] = {str(number): name for number, name in enumerate(dataset.channel_names)}
+    if told:
+        _json(folder / "dataset.json", told)
     if folds:
         _json(folder / "splits.json", folds[0] if len(folds) == 1 else folds)
     if groups:
         _json(folder / "groups.json", groups)
+
+
+def _told_of(root: Path) -> dict[str, Any]:
+    """What dataset.json says of where the data come from."""
+    found = read_json(root / "dataset.json", []) if (root / "dataset.json").is_file() else None
+    return {key: found[key] for key in _TOLD if isinstance(found.get(key), str)} if isinstance(found, Mapping) else {}
 
 
 def _record(
@@ -352,6 +368,8 @@ def _record(
         case = by_id[id]
         for file, source in zip((*one.images, one.label), (*case.images, case.label), strict=True):
             origin[file.as_posix()] = told(shown(source))
+        origin |= {file.as_posix(): told(shown(path)) for file, path in one.beside.items()}
+    origin |= {path.name: told(shown(path)) for path in about(dataset.root)}
     _json(
         folder / RECORD,
         {
