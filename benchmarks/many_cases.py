@@ -33,6 +33,7 @@ from overlap import masks
 from overlap import measure as measure_overlap
 from PIL import Image
 
+from ulna.errors import counted
 from ulna.system.outputs import PREDICT_FILE
 from ulna.system.threads import usable_cores
 
@@ -94,7 +95,7 @@ def measure(run: str, images: Path, corrupt: list[str], processes: list[int], ro
     """Seconds of every contender in every round, and how many times faster each is than the first."""
     cases = len(list(images.iterdir()))
     with tempfile.TemporaryDirectory() as place:
-        outs = {f"{number} processes": Path(place) / f"by_{number}" for number in processes}
+        outs = {counted(number, "process"): Path(place) / f"by_{number}" for number in processes}
         contenders = {
             name: partial(predict, run, images, out, number, bool(corrupt))
             for (name, out), number in zip(outs.items(), processes, strict=True)
