@@ -32,6 +32,7 @@ class Training:
     fails: list[tuple[int, str]] = field(default_factory=list)  # code and words of one attempt after the other
     number: int = 0
     done: bool = False
+    cuts: int = 0  # after which it goes on at once
 
     @property
     def name(self):
@@ -42,7 +43,7 @@ class Training:
 def machine(monkeypatch, tmp_path):
     """Runs trainings by looks at them; notes which ran beside each other."""
     beside, running = [], []
-    noted = SimpleNamespace(beside=beside, began=lambda one: None)
+    noted = SimpleNamespace(beside=beside, began=lambda one: None, leaves=[])
 
     class Process:
         def __init__(self, one):
@@ -55,13 +56,14 @@ def machine(monkeypatch, tmp_path):
                 return None
             running.remove(self.one)
             code, self.one.said = self.one.fails.pop(0) if self.one.fails else (0, "")
-            self.one.done = code == 0
+            self.one.done = code == 0 and not self.one.said
             return code
 
     def run(trainings, places=ONE, **flags):
         of = {one.name: one for one in trainings}
 
-        def begin(job, gpu):
+        def begin(job, gpu, leaves):
+            noted.leaves += [job.name] * leaves
             process = Process(of[job.name])
             beside.append(sorted(one.name for one in running))
             noted.began(job)
@@ -73,6 +75,7 @@ def machine(monkeypatch, tmp_path):
             Job(
                 one.name, [], tmp_path, tmp_path / "said", done=lambda one=one: one.done, need=NEEDS[one.network],
                 standing=tmp_path / f"{one.name}.now", result=lambda: "Dice 0.5000 on val",
+                goes_on=lambda times, one=one: times <= one.cuts,
             )
             for one in trainings
         ]  # fmt: skip
@@ -112,6 +115,26 @@ def test_a_training_that_others_cut_off_goes_on_alone_once(machine, fault):
     again = Training("small", 1, [fault, fault])
     some = [again, Training("small", 3, number=1)]
     assert machine.run(some, Places(2, ROOM)) == {"small 0": fault[1]}
+
+
+def test_what_is_cut_off_and_has_more_to_do_goes_on_at_once_and_ends_what_it_was_at_alone(machine):
+    killed, stopped = (-9, "killed"), (143, "stopped")
+    cut = Training("small", 2, [killed, stopped, (0, "it left something")], cuts=2)
+    assert machine.run([cut, Training("small", 9, number=1)], Places(2, ROOM)) == {}
+    both = ["small 0", "small 1"]
+    assert cut.done and machine.beside == [["small 0"], both, both, both, ["small 0"]]
+    assert machine.leaves == ["small 0"] * 2
+    often = Training("small", 2, [killed, killed], cuts=1)
+    machine.beside.clear()
+    assert machine.run([often, Training("small", 9, number=1)], Places(2, ROOM)) == {}
+    assert machine.beside == [["small 0"], both, both, ["small 0"]], "memory may be short"
+    together = [Training("small", 2, [killed], number=n, cuts=9) for n in range(2)]
+    machine.beside.clear()
+    assert machine.run(together, Places(2, ROOM)) == {}
+    assert machine.beside == [["small 0"], both, ["small 0"], both]
+    machine.beside.clear(), machine.leaves.clear()
+    assert machine.run([Training("small", 2), Training("small", 4, [killed], number=1, cuts=9)], Places(2, ROOM)) == {}
+    assert machine.beside == [["small 0"], both, ["small 1"]] and not machine.leaves, "it is alone"
 
 
 @pytest.mark.parametrize("most", [1, 2])

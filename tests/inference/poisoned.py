@@ -1,5 +1,5 @@
-"""The process of a share, with cases that kill it (POISON, ids) and a pause before each image (PAUSE_S); with AHEAD it reads
-the next image while it computes one, as beside a GPU.
+"""The process of a share, with cases that kill it (POISON, ids), one that waits until all are taken (LAST, an id) and a pause
+before each image (PAUSE_S); with AHEAD it reads the next image while it computes one, as beside a GPU.
 
 `python -m tests.inference.poisoned predict ...` is the command whose shares are such processes.
 """
@@ -27,6 +27,8 @@ def share(folder, number, name):
 
     def poisoned(case):
         time.sleep(pause)
+        if case.id == os.environ.get("LAST"):
+            all_taken(Path(folder))
         if case.id in poison:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(case)
@@ -35,6 +37,17 @@ def share(folder, number, name):
         making.overlaps = lambda device: True
     Case.read_image = poisoned
     return main(Path(folder), int(number), name)
+
+
+def all_taken(folder):
+    """Wait until every case of a round is taken."""
+    from ulna.inference.shares import Queue
+
+    queue, end = Queue(folder), time.monotonic() + 120
+    while queue.left():
+        if time.monotonic() > end:
+            raise AssertionError("nobody else takes the other cases")
+        time.sleep(0.05)
 
 
 def command(words):

@@ -69,7 +69,9 @@ def test_two_processes_give_what_one_gives(tmp_path, images, run, caplog):
 
 
 def test_a_case_that_kills_its_process_twice_has_failed_and_no_other(tmp_path, images, run, poisoned):
+    """What was killed goes on at once: it takes the cases behind b while the other process is at a."""
     poisoned.setenv("POISON", "b")
+    poisoned.setenv("LAST", "a")
     with pytest.raises(
         PartialFailure, match="b: the process that predicted it was killed, or stopped, or crashed, twice"
     ) as failed:

@@ -40,6 +40,10 @@ def _silent() -> str:
     return ""
 
 
+def _waits(times: int) -> bool:
+    return False
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """One of many independent things to do.
@@ -59,6 +63,9 @@ class Job:
         begun: whether it goes on where it was stopped.
         prepare: writes what its process reads; called once in every call, before it is handed out.
         result: what is told of it when it is done, such as its Dice.
+        goes_on: whether its process, cut off so many times in this call while others ran beside it, has more to do than what
+            it was at. Then it is begun again at once, with `BESIDE` in its environment: it leaves what it was at, and ends
+            without being done, so that this is tried when it is alone.
         environment: variables of its process beside those of the command.
         need: memory at its peak; `unknown_need` where nobody knows: it runs alone.
         threads: that it computes with: OMP_NUM_THREADS of its process.
@@ -74,6 +81,7 @@ class Job:
     begun: Callable[[], bool] = _never
     prepare: Callable[[], None] = _nothing
     result: Callable[[], str] = _silent
+    goes_on: Callable[[int], bool] = _waits
     environment: Mapping[str, str] = field(default_factory=dict)
     need: Need = NOTHING
     threads: int = 1

@@ -8,13 +8,14 @@ import os
 import shlex
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from ulna.errors import counted, printable
 from ulna.executors.handing import reason
 from ulna.executors.job import Ended, Job, told_need
 from ulna.executors.places import Places
-from ulna.executors.working import PARENT
+from ulna.executors.working import BESIDE, PARENT
 from ulna.system.device import gpu_names
 from ulna.system.outputs import make_folder
 from ulna.system.progress import Standing
@@ -24,13 +25,15 @@ log = logging.getLogger(__name__)
 # A process leaves a checkpoint at its next step; after so many seconds it is ended.
 PATIENCE_S = 120.0
 KILLED = -9
+LEFT = "done but for what it was at when it was cut off; it is begun once more, alone"
+STOPPED = (130, 143)  # codes of a process that a signal told to stop
 
 
 class Local:
     """An executor: processes of this machine.
 
     A job that was killed, or found no memory, while others ran beside it is tried once more, alone, and goes on from its
-    checkpoint.
+    checkpoint. One of many things (`Job.goes_on`) is begun again at once before that, and leaves for then what it was at.
 
     Args:
         places: which of them run beside each other; one that fits may overtake one that does not.
@@ -46,6 +49,8 @@ class Local:
         self._gpus: dict[str, int] = {}
         self._crowded: set[str] = set()  # jobs that had others beside them
         self._alone: set[str] = set()  # and failed for it, so that they are tried alone
+        self._cuts: Counter[str] = Counter()  # how often each was cut off beside others
+        self._again: set[str] = set()  # of these, those that are begun again at once
 
     def open(self, jobs: Sequence[Job]) -> None:
         """As `Executor`."""
@@ -69,7 +74,9 @@ class Local:
         """As `Executor`."""
         for job in jobs:
             log.info("%s: %s (%s)", job.name, "goes on" if job.begun() else "begins", job.folder)
-            self._processes[job.name] = _begin(job, self._gpus[job.name] if self.places.gpus > 1 else None)
+            beside = job.name in self._again
+            self._again.discard(job.name)
+            self._processes[job.name] = _begin(job, self._gpus[job.name] if self.places.gpus > 1 else None, beside)
             if len(self._processes) > 1:
                 self._crowded |= self._processes.keys()
 
@@ -92,9 +99,17 @@ class Local:
         if job.done():
             return Ended()
         why = _why(job, code)
-        if job.name in self._crowded - self._alone and _wants_memory(code, why):
+        if job.name not in self._crowded - self._alone:
+            return Ended(why)
+        if _cut_off(code):
+            self._cuts[job.name] += 1
+            if (self._processes or self._again) and job.goes_on(self._cuts[job.name]):
+                self._again.add(job.name)
+                return Ended(why, f"cut off ({why}); it is begun again, and leaves what it was at for the end")
+        left = code == 0 and self._cuts[job.name] > 0  # what it was at
+        if left or _wants_memory(code, why):
             self._alone.add(job.name)
-            return Ended(why, f"cut off ({why}); it is tried once more, alone")
+            return Ended(why, LEFT if left else f"cut off ({why}); it is tried once more, alone")
         return Ended(why)
 
     def standing(self, job: Job) -> Standing | None:
@@ -116,13 +131,15 @@ class Local:
                 process.wait()
 
 
-def _begin(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
+def _begin(job: Job, gpu: int | None, beside: bool) -> subprocess.Popen[bytes]:
     make_folder(job.output.parent)
     if job.standing is not None:
         job.standing.unlink(missing_ok=True)  # of an earlier call that was killed
     environment = {**os.environ, **job.variables, PARENT: str(os.getpid())}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu_names()[gpu]
+    if beside:
+        environment[BESIDE] = "1"
     with job.output.open("wb") as file:
         return subprocess.Popen(
             list(job.argv),
@@ -138,6 +155,11 @@ def _why(job: Job, code: int) -> str:
     if code == KILLED:
         return reason(job, "killed from outside: most likely the memory was full", with_last_line=False)
     return reason(job, f"exit code {code}")
+
+
+def _cut_off(code: int) -> bool:
+    """Whether a process was ended by a signal, and not by what it found."""
+    return code < 0 or code in STOPPED
 
 
 def _wants_memory(code: int, why: str) -> bool:

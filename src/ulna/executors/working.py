@@ -21,6 +21,8 @@ from ulna.system.progress_file import ProgressFile
 
 # The environment variable that names the process which began a job: the job ends when that is gone.
 PARENT = "ULNA_PARENT"
+# The one that says that a process of this job was cut off, and others run beside it again: see `Job.goes_on`.
+BESIDE = "ULNA_BESIDE"
 # How often a process looks whether its parent is still there.
 LOOK_S = 0.5
 

@@ -16,7 +16,8 @@ R = TypeVar("R")
 
 
 def overlaps(device: torch.device) -> bool:
-    """Whether cases go side by side: where a GPU computes, for a CPU has its threads in use already."""
+    """Whether cases go side by side: where a GPU computes. A CPU has its processors in use already, and gained nothing beyond
+    noise (`benchmarks/many_cases.py --overlap`); there processes overlap, by `--jobs`."""
     return device.type == "cuda"
 
 

@@ -1,7 +1,8 @@
 """The cases of one prediction as jobs: processes that take one case after the other, on this machine or elsewhere.
 
-What a process had begun when it was killed is predicted in a further round, or by the same job where its executor begins it
-again. A case whose process was killed twice has failed. The masks, and all that is told of them, are those of one process.
+What a process had begun when it was killed is predicted by the same job where its executor begins it again, else in a further
+round. On this machine it begins again at once, and the case that it was at comes last, alone: the memory may have been short.
+A case whose process was killed twice has failed. The masks, and all that is told of them, are those of one process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,7 @@ FEWEST = 4  # cases a process, where nobody says how many processes: one takes s
 EACH, MOST = 50, 64  # cases a job elsewhere, and jobs, where nobody says how many
 LOOKED_AT = 3  # of the largest images, to know what memory the cases take
 IDLE_ROUNDS = 2  # in which no process came to any case
+CUTS, CASES_A_CUT = 2, 10  # kills after which a process begins again at once, and one more for so many cases done
 
 
 class Division(NamedTuple):
@@ -242,6 +245,7 @@ class Sharing:
                     output=folder / f"share_{number}.txt",
                     done=(share / ENDED).exists,
                     begun=(share / TOLD).exists,
+                    goes_on=partial(_goes_on, folder, share),
                     need=self.division.need,
                     threads=self.division.threads,
                     standing=standing_file(share),
@@ -367,6 +371,13 @@ class Sharing:
         self.making.failed[case] = why
         self._waiting.pop(case, None)
         ended(case, "failed")
+
+
+def _goes_on(folder: Path, share: Path, times: int) -> bool:
+    """Whether the process of a share that was killed so many times is begun again beside others: there are cases to be taken,
+    and kills are rare; else memory is short most likely, and it waits until it is alone."""
+    done = sum("ended" in told for told in Listener(share)())
+    return times <= CUTS + done // CASES_A_CUT and Queue(folder).left()
 
 
 def _remove(folder: Path) -> None:

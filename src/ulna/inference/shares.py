@@ -188,6 +188,13 @@ class Queue:
             file.seek(self._places[number])
             return Item.parse(file.readline())
 
+    def left(self) -> bool:
+        """Whether there may be a case that nobody has."""
+        try:
+            return sum(1 for _ in (self._folder / TAKEN).iterdir()) < len(self)
+        except OSError:
+            return False
+
     def take(self) -> int | None:
         """The number of a case that nobody else has or gets; None when there is none.
 

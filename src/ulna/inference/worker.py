@@ -2,19 +2,20 @@
 
 ROUND is the folder of the round, NAME what its task is called. It loads the network once and takes one case after the other
 until none is left. It ends with what began it; a case that it had begun is then predicted by another process, and given up
-where its process was killed twice.
+where its process was killed twice. One that is begun again beside others (BESIDE) leaves it for the next, which is alone.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ulna.data.layout.case import Case
 from ulna.errors import Interrupted, UsageError, printable
-from ulna.executors.working import work
+from ulna.executors.working import BESIDE, work
 from ulna.inference.shares import ENDED, KILLED, MOST_TRIES, Item, Listener, Queue, Task, Teller, Tries
 from ulna.system.files import write_text
 
@@ -74,6 +75,7 @@ def _predict(task: Task, folder: Path, share: Path) -> None:
         tries.add(told)
     tell = Teller(share)
     mine: dict[str, int] = {}  # case -> its number, of those that are under way
+    left: list[int] = []  # what a process of this share was at when it was killed, where others run beside this one
     counted = vars(segmenter.tally).copy()
 
     def begun(number: int) -> Item:
@@ -110,6 +112,8 @@ def _predict(task: Task, folder: Path, share: Path) -> None:
                     tell(ended=number, entry=placed[item.case.id].to_json(), why=None, said="done", notes=[], points={})
                 elif item.tries + times >= MOST_TRIES:
                     tell(ended=number, entry=None, why=KILLED, said="failed", notes=[], points={})
+                elif BESIDE in os.environ:
+                    left.append(number)
                 else:  # alone, so that what kills it is known
                     making.make_all([begun(number).case], 1, staging, interruption, ended)
             if task.careful:
@@ -121,7 +125,8 @@ def _predict(task: Task, folder: Path, share: Path) -> None:
         raise Interrupted(stopped.number, "the same command") from None
     finally:
         tell.close()
-    write_text(share / ENDED, "")
+    if not left:
+        write_text(share / ENDED, "")
 
 
 class Notes(logging.Handler):

@@ -118,7 +118,8 @@ class Labels(Frozen):
         """The same as classes.json says it."""
         facts: dict[str, Any] = {"mode": "multilabel"} if self.multilabel else {}
         if not self.merges:
-            facts["labels"] = {str(number): name for number, name in enumerate(self.foreground, start=1)}
+            own = {} if self.multilabel or self.names[0] == "background" else {"0": self.names[0]}
+            facts["labels"] = own | {str(number): name for number, name in enumerate(self.foreground, start=1)}
         else:
             named = dict(zip(self.foreground, map(list, self.stored), strict=True))
             facts["labels"] = named if self.background == (0,) else {"background": list(self.background), **named}

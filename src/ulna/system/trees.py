@@ -49,13 +49,18 @@ def _files(folder: Path, seen: set[tuple[int, int]], but: list[str]) -> Iterator
             yield path
 
 
+def all_files(folder: Path) -> list[Path]:
+    """`tree_files`, with those of label maps; no pipe, which would be waited for."""
+    return sorted((file for file in _files(folder, set(), []) if file.is_file()), key=Path.as_posix)
+
+
 def copy_tree(folder: Path, target: Path) -> None:
-    """The bytes of `tree_files` alone: what nobody may write to can be written to in the copy.
+    """The bytes of `all_files` alone: what nobody may write to can be written to in the copy.
 
     Raises:
         OSError: if one cannot be copied.
     """
-    for file in tree_files(folder):
+    for file in all_files(folder):
         copy = target / file.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)

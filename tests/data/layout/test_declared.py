@@ -31,6 +31,7 @@ ACCEPTED = [
     ({"tumour": [1, 2, 3]}, Labels(names=("background", "tumour"), values=((1, 2, 3),))),
     ({"labels": {"tumour": [3, 1, 2]}}, Labels(names=("background", "tumour"), values=((1, 2, 3),))),
     ({"a": [3, 4], "b": 1}, Labels(names=("background", "a", "b"), values=((3, 4), (1,)))),
+    ({"0": "air", "1": "bone"}, Labels(names=("air", "bone"))),
     ({"a": [1], "b": [2]}, Labels(names=("background", "a", "b"))),
     ({"background": [0, 3], "a": [1], "b": [2]},
      Labels(names=("background", "a", "b"), values=((1,), (2,)), background=(0, 3))),

@@ -13,6 +13,7 @@ from PIL import Image
 import ulna
 from tests.data.formats.test_zarr import broken, foreign, written
 from tests.plans import make
+from ulna.data.formats.zarr_writing import add_to_labels
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.masks import find_masks, mask_files
 from ulna.data.prepared.contents import Contents
@@ -78,6 +79,14 @@ def test_a_copy_is_repaired(tmp_path):
     shutil.rmtree(root / "images" / "c.zarr")
     written(root / "images" / "c.zarr", holes)
     sealed = root / "images" / "a.zarr"
+    for name in "ac":  # one is copied, the other one written anew
+        inside = root / "images" / f"{name}.zarr" / "labels" / "cell.zarr"
+        written(inside, np.ones((1, 24, 32), np.uint8), labels=True)
+        add_to_labels(inside)
+        (root / "images" / f"{name}.zarr" / "OME").mkdir()
+        (root / "images" / f"{name}.zarr" / "OME" / "about.xml").write_text("<OME/>")
+    group = zarr.open_group(str(root / "images" / "c.zarr"), mode="r+")
+    group.attrs.update({"ome": {**group.attrs["ome"], "omero": {"channels": [{"color": "00FF00"}]}}, "site": "A"})
     (sealed / "0" / "back").symlink_to(sealed, target_is_directory=True)
     sealed.chmod(0o555)
     ulna.check(root, fix=tmp_path / "fixed")
@@ -87,6 +96,13 @@ def test_a_copy_is_repaired(tmp_path):
     assert not ulna.check(tmp_path / "fixed").problems
     cases = Dataset.from_folder(tmp_path / "fixed").cases
     assert np.isfinite(cases[2].read_image().array).all()
+    for name in "ac":
+        image = zarr.open_group(str(copy.with_name(f"{name}.zarr")), mode="r")
+        assert image["labels"].attrs["ome"]["labels"] == ["cell.zarr"] and (image["labels/cell.zarr/0"][:] == 1).all()
+        assert (copy.with_name(f"{name}.zarr") / "OME" / "about.xml").read_text() == "<OME/>"
+    assert image.attrs["ome"]["omero"] == {"channels": [{"color": "00FF00"}]} and image.attrs["site"] == "A"
+    assert image.attrs["ome"]["multiscales"] == group.attrs["ome"]["multiscales"]
+    assert {path.name for path in copy.parent.iterdir()} == {"a.zarr", "b.zarr", "c.zarr"}
     np.testing.assert_array_equal(cases[0].read_image().array, Dataset.from_folder(root).cases[0].read_image().array)
 
 

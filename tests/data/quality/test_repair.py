@@ -322,6 +322,38 @@ def test_sound_files_are_copied_byte_for_byte(tmp_path):
         assert (report.root / name).read_bytes() == (tmp_path / origin).read_bytes()
 
 
+def test_what_is_said_of_images_and_of_the_data_stays(tmp_path):
+    """Beside an image that is copied, one that is written anew under another name, and one that is left out."""
+    texts = {
+        "images/c0.json": '{"EchoTime": 0.03}',
+        "labels/c1 .txt": "drawn by A",
+        "LICENSE": "CC0",
+        "README.md": "# Data",
+    }
+
+    root = nifti_set(tmp_path / "data")
+    volume(NAN)(root)
+    for folder in ("images", "labels"):
+        rename(f"{folder}/c1.nii.gz", f"{folder}/c1 .nii.gz")(root)
+    written("images/c2.nii.gz", lambda data: b"")(root)
+    for name, text in {**texts, "images/c2.json": "{}"}.items():
+        (root / name).write_text(text)
+    about = {"name": "Hearts", "licence": "CC0", "numTraining": 3, "channel_names": {"0": "MR"}}
+    (root / "dataset.json").write_text(json.dumps(about))
+    declared("groups", {"c0": {"patient": "p", "site": "A"}})(root)
+    declared("classes", {"0": "air", "1": "heart"})(root)
+    report = check(root, fix=tmp_path / "fixed")
+    for name, text in texts.items():
+        assert (report.root / name.replace("c1 ", "c1")).read_text() == text
+    assert not (report.root / "images" / "c2.json").exists()
+    record = json.loads((report.root / "changes.json").read_text())
+    assert record["files"]["labels/c1.txt"] == "data/labels/c1 .txt" and record["files"]["LICENSE"] == "data/LICENSE"
+    told = json.loads((report.root / "dataset.json").read_text())
+    assert told == {"name": "Hearts", "licence": "CC0", "channel_names": {"0": "MR"}}
+    assert json.loads((report.root / "groups.json").read_text()) == {"c0": {"patient": "p", "site": "A"}}
+    assert report.labels.names == ("air", "heart")
+
+
 def test_rows_of_an_npz_become_files(tmp_path):
     report, record = repaired(tmp_path, npz_set, lambda root: None)
     dataset = Dataset.from_folder(report.root)
@@ -346,7 +378,7 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ulna.data.quality.repair.shutil.copyfile", full)
+    monkeypatch.setattr("ulna.data.quality.copying.shutil.copyfile", full)
     with pytest.raises(UsageError, match=r"fixed: cannot be written \(No space left on device: .* are free\)"):
         check(root, fix=tmp_path / "fixed")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -30,7 +30,7 @@ _MISSING = "lacks chunks, which are read as its fill value: it is empty there, o
 _REMEDY = "write it as OME-Zarr 0.4 or 0.5"
 _SMALLER = "convert it on a machine with more memory, which writes smaller chunks (ulna convert IMAGE.zarr NEW.zarr)"
 _WHOLE = "cut it into smaller images: it is read whole here"
-_SEVERAL = "bioformats2raw.layout"  # images as groups 0, 1, ... of one folder
+SEVERAL = "bioformats2raw.layout"  # images as groups 0, 1, ... of one folder
 
 
 class Level(NamedTuple):
@@ -186,7 +186,7 @@ def open_zarr(path: Path, spatial_dims: int | None = None) -> tuple[Volume, Zarr
         raise data_error(path, what, "unpack it into a folder of that name" if path.exists() else "check the path")
     try:
         group = zarr.open_group(str(path), mode="r")
-        if _SEVERAL in group.attrs.get("ome", group.attrs):
+        if SEVERAL in group.attrs.get("ome", group.attrs):
             if "1" in group:
                 raise data_error(path, "holds several images", "copy each into a folder of its own, such as NAME.zarr")
             group = group["0"]

@@ -10,11 +10,12 @@ from typing import Any
 
 from ulna.data.formats.slabs import SLAB
 from ulna.data.formats.whole_boxes import Boxed
-from ulna.data.formats.zarr_boxes import OWN, ZarrStored
+from ulna.data.formats.zarr_boxes import OWN, SEVERAL, ZarrStored
 from ulna.data.volume import Volume
 from ulna.system.extras import need
 
 CHUNK = {2: 512, 3: 64}  # voxels along every axis of space
+_METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 _SMALLEST = 256  # along all axes: no smaller level is made
 _AT_ONCE = 1 << 25  # bytes that are read at once, where a row of chunks takes more
 
@@ -139,3 +140,23 @@ def add_to_labels(path: Path) -> None:
     told = dict(group.attrs.get("ome", {"version": "0.5"}))
     names = [*told.get("labels", []), path.name]
     group.attrs.update({"ome": {**told, "labels": sorted(set(names))}})
+
+
+def keep_rest(before: Path, path: Path) -> None:
+    """Move into an image that was written anew what lay in the folder of the old one beside its levels, such as label maps;
+    and give it what the attributes of the old one say beside the scales, such as the colours of channels.
+    """
+    zarr = need("zarr", "OME-Zarr needs", "zarr")
+    old = zarr.open_group(str(before), mode="r")
+    if SEVERAL in old.attrs.get("ome", old.attrs):
+        before, old = before / "0", old["0"]
+    outside = dict(old.attrs)
+    # 0.4 says all of it in one place
+    told = outside.pop("ome", None) or {key: outside.pop(key) for key in ("multiscales", "omero") if key in outside}
+    levels = {str(one["path"]).split("/")[0] for image in told["multiscales"] for one in image["datasets"]}
+    for entry in sorted(before.iterdir()):
+        if entry.name not in {*_METADATA, *levels} and not (path / entry.name).exists():
+            entry.rename(path / entry.name)
+    group = zarr.open_group(str(path), mode="r+")
+    now = dict(group.attrs)
+    group.attrs.update({**outside, **now, "ome": {**told, **now["ome"]}})

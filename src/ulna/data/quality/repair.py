@@ -14,23 +14,25 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ulna.data.formats.dicom.onto import onto_grid
 from ulna.data.formats.read import read_image, read_labels
-from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, file_stat, is_zarr, readable, shown, suffix_of
+from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, is_zarr, shown
 from ulna.data.formats.write import write_image, write_labels
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.declared import CLASSES_FILE
 from ulna.data.layout.groups import PATIENT
-from ulna.data.layout.metadata import SPLIT_FILES
+from ulna.data.layout.metadata import SPLIT_FILES, read_json
 from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
+from ulna.data.quality.copying import about, copy, replaced, sidecars, stem_of, true_suffix
 from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.fixed_splits import fixed_folds, safe_names
-from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels, own_suffix
+from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels
 from ulna.data.quality.merging import numbered_objects
 from ulna.data.quality.scan import CaseStats, scan_case
 from ulna.data.volume import Meta, Volume
@@ -40,9 +42,9 @@ from ulna.system.files import TEMPORARY, unwritable
 from ulna.system.outputs import check_folder
 from ulna.system.passed_on import without_places
 from ulna.system.progress import track
-from ulna.system.trees import copy_tree, tree_files
 
 RECORD = "changes.json"
+_TOLD = ("name", "description", "reference", "licence", "license", "release", "citation")
 
 
 class Repair(NamedTuple):
@@ -74,6 +76,7 @@ class _Made(NamedTuple):
     label: Path
     changes: list[tuple[Path, Change]]
     scan: CaseStats
+    beside: dict[Path, Path]  # file -> the one beside an image or a label map that it is a copy of
 
 
 def check_target(out: Path, root: Path) -> None:
@@ -129,7 +132,7 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
         work = folder / ".case"
         try:
             one = _write_case(case, names[case.id], values, dataset.labels, usual, work)
-            for file in (*one.images, one.label):
+            for file in (*one.images, one.label, *one.beside):
                 (work / file).rename(folder / file)
             made[case.id] = one
         except DataError as error:
@@ -146,6 +149,8 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
     folds, split_changes = fixed_folds(dataset, {id: names[id] for id in made})
     groups = {names[case.id]: entry for case in dataset.cases if case.id in made and (entry := _group_entry(case))}
     _declare(folder, dataset, values, folds, groups)
+    for path in about(dataset.root):
+        copy(path, folder / path.name)
     changes = [(Path(CLASSES_FILE), Change(values.ask))] if values.ask else []
     changes += [entry for one in made.values() for entry in one.changes]
     for id in made:
@@ -204,7 +209,13 @@ def _write_case(
     except DataError as error:
         raise DataError([_of_original(problem, case, folder) for problem in error.problems]) from None
     relative = [(file.relative_to(folder), change) for file, change in changes]
-    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative, scan)
+    beside = {}
+    for file, source in zip((*files, label), (*case.images, case.label), strict=True):
+        for path, ending in sidecars(source):
+            copied = file.with_name(stem_of(file) + ending)
+            copy(path, copied)
+            beside[copied.relative_to(folder)] = path
+    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative, scan, beside)
 
 
 def _of_original(problem: Problem, case: Case, folder: Path) -> Problem:
@@ -258,18 +269,17 @@ def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]],
         written = write_image(stem, fixed_image(read_image([source], spatial_dims))[0])
         changes.append((written, Change("was a DICOM series")))
         return written
-    suffix = _true_suffix(source, changes, stem)
+    suffix = true_suffix(source, changes, stem)
     copied = stem.with_name(stem.name + suffix)
     if suffix != ARRAY_SUFFIX:
-        _copy(source.path, copied)
+        copy(source.path, copied)
         volume = read_image([Source(copied)], spatial_dims)
     else:
         volume = read_image([source], spatial_dims)
     fixed, made = fixed_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
-    _remove(copied)
-    written = write_image(stem, fixed)
+    written = replaced(copied, partial(write_image, stem, fixed))
     changes += [(written, change) for change in made]
     return written
 
@@ -285,8 +295,8 @@ def _write_label(
 ) -> Path:
     as_it_is = (source.path.is_file() or is_zarr(source.path)) and source.row is None and not of_series
     if as_it_is:
-        copied = stem.with_name(stem.name + _true_suffix(source, changes, stem))
-        _copy(source.path, copied)
+        copied = stem.with_name(stem.name + true_suffix(source, changes, stem))
+        copy(source.path, copied)
         volume = read_labels(Source(copied), image.spatial_dims)
     else:
         volume = read_labels(source, image.spatial_dims)
@@ -297,42 +307,11 @@ def _write_label(
     fixed, made = fixed_labels(volume, image, values, declared)
     if as_it_is and not made:
         return copied
-    if as_it_is:
-        _remove(copied)
-    array = fixed.array[0] if len(fixed.array) == 1 else fixed.array
-    written = write_labels(stem, array, fixed)
+    write = partial(write_labels, stem, fixed.array[0] if len(fixed.array) == 1 else fixed.array, fixed)
+    written = replaced(copied, write) if as_it_is else write()
     made = [*made, Change("lies on the voxels of its DICOM series")] if of_series else made
     changes += [(written, change) for change in made]
     return written
-
-
-def _true_suffix(source: Source, changes: list[tuple[Path, Change]], stem: Path) -> str:
-    """The file's extension, or the one that its first bytes ask for."""
-    suffix = suffix_of(source.path)
-    if is_zarr(source.path):
-        return suffix
-    file_stat(source.path)
-    if source.row is not None:
-        return suffix
-    asked = own_suffix(source.path)
-    kin = {".jpeg": ".jpg", ".tiff": ".tif", ".ome.tif": ".tif", ".ome.tiff": ".tif"}
-    if asked is None or kin.get(suffix, suffix) == asked:
-        return suffix
-    changes.append((stem.with_name(stem.name + asked), Change(f"was named {suffix}, though it is {asked}")))
-    return asked
-
-
-def _copy(source: Path, target: Path) -> None:
-    """The bytes alone: a copy of a file that nobody may write to can be written to."""
-    with readable(source):
-        for file in tree_files(source) if is_zarr(source) else (source,):
-            file.open("rb").close()
-    copy = copy_tree if is_zarr(source) else shutil.copyfile
-    copy(source, target)
-
-
-def _remove(copied: Path) -> None:
-    shutil.rmtree(copied) if copied.is_dir() else copied.unlink(missing_ok=True)
 
 
 def _group_entry(case: Case) -> str | dict[str, str] | None:
@@ -353,17 +332,25 @@ def _declare(
     folds: Sequence[dict[str, list[str]]],
     groups: Mapping[str, str | dict[str, str]],
 ) -> None:
-    """Classes, channels, splits and patients, as far as there is something to declare."""
+    """Classes, channels, splits and patients, as far as there is something to declare; and what is said of the data."""
     labels = _declared(values, dataset.labels)
     if labels is not None:
         _json(folder / CLASSES_FILE, labels.declared())
+    told: dict[str, Any] = _told_of(dataset.root)
     if dataset.channel_names:
-        names = {str(number): name for number, name in enumerate(dataset.channel_names)}
-        _json(folder / "dataset.json", {"channel_names": names})
+        told["channel_names"] = {str(number): name for number, name in enumerate(dataset.channel_names)}
+    if told:
+        _json(folder / "dataset.json", told)
     if folds:
         _json(folder / "splits.json", folds[0] if len(folds) == 1 else folds)
     if groups:
         _json(folder / "groups.json", groups)
+
+
+def _told_of(root: Path) -> dict[str, Any]:
+    """What dataset.json says of where the data come from."""
+    found = read_json(root / "dataset.json", []) if (root / "dataset.json").is_file() else None
+    return {key: found[key] for key in _TOLD if isinstance(found.get(key), str)} if isinstance(found, Mapping) else {}
 
 
 def _record(
@@ -381,6 +368,8 @@ def _record(
         case = by_id[id]
         for file, source in zip((*one.images, one.label), (*case.images, case.label), strict=True):
             origin[file.as_posix()] = told(shown(source))
+        origin |= {file.as_posix(): told(shown(path)) for file, path in one.beside.items()}
+    origin |= {path.name: told(shown(path)) for path in about(dataset.root)}
     _json(
         folder / RECORD,
         {

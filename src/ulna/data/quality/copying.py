@@ -1,0 +1,75 @@
+"""The bytes of a file, or of an image that is a folder, under the ending that they ask for; and the files beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ulna.data.formats.source import Source, file_stat, is_zarr, readable, suffix_of
+from ulna.data.formats.zarr_writing import keep_rest
+from ulna.data.layout.unread import READ
+from ulna.data.quality.fixes import Change, own_suffix
+from ulna.system.trees import all_files, copy_tree
+
+# How files are named that say where data come from, and what may be done with them
+_ABOUT = ("readme", "licen", "copying", "changelog", "synthetic", "citation", "notice")
+_SIDECARS = (".json", ".txt", ".xml", ".csv")
+
+
+def true_suffix(source: Source, changes: list[tuple[Path, Change]], stem: Path) -> str:
+    """The file's extension, or the one that its first bytes ask for."""
+    suffix = suffix_of(source.path)
+    if is_zarr(source.path):
+        return suffix
+    file_stat(source.path)
+    if source.row is not None:
+        return suffix
+    asked = own_suffix(source.path)
+    kin = {".jpeg": ".jpg", ".tiff": ".tif", ".ome.tif": ".tif", ".ome.tiff": ".tif"}
+    if asked is None or kin.get(suffix, suffix) == asked:
+        return suffix
+    changes.append((stem.with_name(stem.name + asked), Change(f"was named {suffix}, though it is {asked}")))
+    return asked
+
+
+def copy(source: Path, target: Path) -> None:
+    """The bytes alone: a copy of a file that nobody may write to can be written to."""
+    with readable(source):
+        for file in all_files(source) if is_zarr(source) else (source,):
+            file.open("rb").close()
+    (copy_tree if is_zarr(source) else shutil.copyfile)(source, target)
+
+
+def replaced(copied: Path, write: Callable[[], Path]) -> Path:
+    """What was copied is written anew; what lies in an OME-Zarr image and is no part of it stays, such as label maps."""
+    if not copied.is_dir():
+        copied.unlink(missing_ok=True)
+        return write()
+    before = copied.rename(copied.with_name(f".{copied.name}"))
+    written = write()
+    if written.is_dir():
+        keep_rest(before, written)
+    shutil.rmtree(before)
+    return written
+
+
+def about(root: Path) -> list[Path]:
+    """Files of a data set's folder that say where the data come from, such as a read-me and a licence."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.name.lower().startswith(_ABOUT) and path.is_file())
+
+
+def sidecars(source: Source) -> Iterator[tuple[Path, str]]:
+    """Files beside an image that have its name and another ending, such as CASE.json of CASE.nii.gz; with that ending."""
+    if source.row is None and source.series is None:
+        for ending in _SIDECARS:
+            path = source.path.with_name(stem_of(source.path) + ending)
+            if path.is_file() and path.name not in READ:
+                yield path, ending
+
+
+def stem_of(path: Path) -> str:
+    """The name without the ending, as it is spelled."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
