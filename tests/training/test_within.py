@@ -21,17 +21,19 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.quality import slices
 from ulna.data.quality.scan import scan_case
 from ulna.errors import DataError, UsageError
+from ulna.executors.choosing import On
 from ulna.planning.choosing import choose
 from ulna.planning.plan import plan_training, read_training_data
 from ulna.system.mapped import let_go
 from ulna.training import by_slabs, single, within
 from ulna.training.feed import Feed
+from ulna.training.fold_jobs import Together
 from ulna.training.samples import PreparedCases
 from ulna.training.slices import SliceCases, samples_of
 
 WAYS = {
     "volumes": ("planning.spacing=[1.5, 1.5, 3]",),
-    "coarse labels": ("planning.spacing=[2.3, 1.1, 4]", "planning.normalization=[ct]"),
+    "coarse labels": ("planning.spacing=[2.3, 1.1, 4]", "planning.normalization=rescale"),
     "overlapping": ('classes={"all": [1, 2], "upper": [2]}',),
     "slices": ("planning.spatial_dims=2", "planning.patch=[16, 16]"),
 }
@@ -113,14 +115,19 @@ def test_what_is_let_go_of_is_read_again(tmp_path):
     assert values[-1] == 99_999 and values[12] == 12
 
 
-def test_a_limit_is_refused_beforehand_with_the_least(discs, tmp_path):
+def test_a_limit_is_refused_beforehand_with_the_least(discs, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="--max-ram 0: must be above 0"):
         ulna.train(discs, max_ram=0)
     with pytest.raises(UsageError, match="--max-ram and --devices 2: no limit is kept"):
         ulna.train(discs, max_ram=8, devices=2)
-    with pytest.raises(DataError, match=r"takes [\d.]+ GB at least to look through, more than --max-ram 0\.01 allows"):
+    with pytest.raises(UsageError, match=r"without any image it takes [\d.]+ GB, more than --max-ram 0\.01 allows"):
         ulna.train(discs, out=tmp_path / "run", max_ram=0.01)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+    monkeypatch.setattr(within, "SCANNED", 10**7)
+    with pytest.raises(
+        DataError, match=r"disc1.png: takes [\d.]+ GB at least to look through, more than --max-ram 8 allows"
+    ):
+        within.look_through(Dataset.from_folder(discs), 8e9)
 
 
 def test_the_least_works_and_less_does_not(balls):
@@ -160,12 +167,31 @@ def test_images_beyond_the_limit_are_prepared_by_slabs(balls, monkeypatch):
 
 def test_a_step_is_planned_by_the_limit(balls, monkeypatch):
     found, _ = planned(balls)
-    recipe = choose(model="unet", recipe=None, max_ram=1.0)
-    free = within.plan_within(found, recipe, None)
-    monkeypatch.setattr(within, "program_bytes", lambda: 0.8e9)
-    tight = within.plan_within(found, recipe, 1e9)
-    assert tight.recipe.planning.memory_gb < 1 == free.recipe.planning.memory_gb
-    assert np.prod(tight.plan.patch) * tight.plan.batch <= np.prod(free.plan.patch) * free.plan.batch
+    recipe = choose(model="unet", recipe=None, max_ram=1.0, set=SETTINGS)
+    monkeypatch.setattr(within, "_base", lambda planned: 0.5e9)
+    monkeypatch.setattr(within, "_step", lambda planned, readers: 1e9 * planned.recipe.planning.memory_gb)
+    assert within.plan_within(found, recipe, None).recipe.planning.memory_gb == 1
+    assert within.plan_within(found, recipe, 1e9).recipe.planning.memory_gb == 0.343
+    asked = choose(model="unet", recipe=None, max_ram=1.0, set=(*SETTINGS, "planning.memory_gb=0.9"))
+    assert within.plan_within(found, asked, 1e9).recipe.planning.memory_gb == 0.9
+
+
+def test_folds_side_by_side_share_the_limit(tmp_path):
+    data = draw_balls(tmp_path / "data", 4, split=False)
+    recipe = choose(model="unet", recipe=None, folds=2, max_ram=8, set=SETTINGS)
+    runs = [tmp_path / "fold_0", tmp_path / "fold_1"]
+
+    def jobs(number, limit):
+        together = Together(On.read("local", number), None, "", None, None, limit)
+        made, executor = together.jobs(data, tmp_path, runs, recipe)
+        return [json.loads(job.argv[-1])["limit"] for job in made], executor.places
+
+    shares, _ = jobs(2, 8e9)
+    assert shares[0] == shares[1] and 6e9 < sum(shares) < 8e9
+    shares, places = jobs("auto", 8e9)
+    assert 6e9 < places.most * shares[0] < 8e9
+    with pytest.raises(UsageError, match=r"--max-ram 0\.1: the command and 2 processes take [\d.]+ GB before"):
+        jobs(2, 1e8)
 
 
 def weights(run):

@@ -80,7 +80,13 @@ def summarise(
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     part, foreign = final_part(split), recipe.architecture.foreign
     best = Segmenter(load_weights(network, folder / "weights.safetensors"), plan, recipe)
-    calibration = tried(folder, best, parts.train, parts.compared, calibration_s(recipe.training, state.elapsed_s))
+    calibration = tried(
+        folder,
+        best,
+        parts.within(parts.train),
+        parts.within(parts.val),
+        calibration_s(recipe.training, state.elapsed_s),
+    )
     best = Segmenter(best.network, plan, recipe, calibration=calibration)
     evaluation, drawn, error = _final(best, getattr(parts, part))
     facts = read_tensors(folder / "weights.safetensors").state
@@ -153,7 +159,7 @@ class Parts(NamedTuple):
 
     Args:
         train, val, test: as it divides them.
-        apart: ids of those of `val` at which no calibration looks.
+        apart: ids of those at which no calibration looks.
     """
 
     train: Sequence[Case]
@@ -161,12 +167,12 @@ class Parts(NamedTuple):
     test: Sequence[Case]
     apart: Collection[str] = ()
 
-    @property
-    def compared(self) -> list[Case]:
-        """Validation cases at which the calibration looks."""
-        return [case for case in self.val if case.id not in self.apart]
+    def within(self, cases: Sequence[Case]) -> list[Case]:
+        """Those of these cases at which the calibration looks."""
+        return [case for case in cases if case.id not in self.apart]
 
     @classmethod
     def of(cls, dataset: Dataset, split: Split, apart: Collection[str] = ()) -> Parts:
         """Those of a data set."""
-        return cls(*(dataset.cases_of(part) for part in (split.train, split.val, split.test)), apart=apart)
+        train, val, test = (dataset.cases_of(part) for part in (split.train, split.val, split.test))
+        return cls(train, val, test, apart)

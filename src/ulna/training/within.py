@@ -34,12 +34,13 @@ from ulna.system.progress import track
 SCANNED = 4  # bytes of a voxel of a label map that is looked through, beside those in its file
 ENCODED = 8  # the same of one that is brought to the grid of a plan, and of which the structures are found
 SCORED = 25  # bytes of a voxel while the surfaces of a mask are compared, if a quarter of all voxels is surface
+REFERENCED = 10  # the same while pieces of a reference are looked for
 COMPARED = 16  # the same while post-processing is tried
 OVERLAP = 6  # the same for overlap alone
 MAPPED = 64 * 10**6  # bytes from which on an image is looked through part by part
 PARTS = 64 * 10**6  # of images and maps that are gone through part by part
 PIECE = 2  # a sample is taken from so many times its voxels: it may be turned
-HARDER = 0.8  # of the memory that a step was planned for, where it does not fit
+HARDER = 0.7  # of the memory that a step was planned for, where it does not fit
 LEAST_STEP_GB = 0.05
 KEPT_FOR_VALIDATION = 0.25  # of what is left for cases
 
@@ -89,7 +90,7 @@ class Within:
         lean: ids of cases that are prepared by slabs.
         readers: threads that draw samples.
         fewer: than the recipe, or the device, has them.
-        apart: ids of validation cases that the end of the training does not look at for calibration.json.
+        apart: ids of cases that the end of the training does not look at for calibration.json.
     """
 
     limit: float
@@ -120,7 +121,7 @@ class Within:
         if self.fewer:
             said.append(f"{counted(self.readers, 'thread')} in place of {self.readers + self.fewer} read ahead")
         if self.apart:
-            said.append(f"calibration leaves out {counted(len(self.apart), 'validation case')} too large for it")
+            said.append(f"calibration leaves out {counted(len(self.apart), 'case')} too large for it")
         said.append("freed memory is given back at once, which makes steps slower")
         return f"--max-ram {self.limit / 1e9:g}: {'; '.join(said)}"
 
@@ -153,11 +154,16 @@ def look_through(dataset: Dataset, limit: float | None) -> None:
     """Refuse a data set of which a case cannot be read within a limit, before any is.
 
     Raises:
+        UsageError: if not even the program is held.
         DataError: with all such cases, and the least that works.
     """
     if limit is None:
         return
-    base, problems = program_bytes() + LIBRARIES, []
+    base = program_bytes() + LIBRARIES
+    problems: list[Problem] = []
+    if MARGIN * (base + PARTS) > limit:
+        least = _up(MARGIN * (base + PARTS))
+        raise UsageError(f"without any image it takes {least} GB, more than --max-ram {limit / 1e9:g} allows; raise it")
     for case in track(dataset.cases, "comparing sizes"):
         try:
             one = seen(case)
@@ -253,6 +259,7 @@ def within(planned: Planned, dataset: Dataset, limit: float) -> Within:
     during = max((readers + 1) * most, _step(planned, readers), *answering.values(), 0.0)
     left = max(0.0, room - during)
     apart = {one.case.id for one in parts["val"] if _finishing(one, planned, each, COMPARED, prepared=2) > room}
+    apart |= {one.case.id for one in parts["train"] if one.map_bytes + REFERENCED * _maps(plan) * one.voxels > room}
     return Within(
         limit,
         MARGIN * (_base(planned) + peak),
