@@ -120,7 +120,9 @@ def test_a_limit_is_refused_beforehand_with_the_least(discs, tmp_path, monkeypat
         ulna.train(discs, max_ram=0)
     with pytest.raises(UsageError, match="--max-ram and --devices 2: no limit is kept"):
         ulna.train(discs, max_ram=8, devices=2)
-    with pytest.raises(UsageError, match=r"without any image it takes [\d.]+ GB, more than --max-ram 0\.01 allows"):
+    with pytest.raises(
+        UsageError, match=r"without any image it takes [\d.]+ GB at least, more than --max-ram 0\.01 allows"
+    ):
         ulna.train(discs, out=tmp_path / "run", max_ram=0.01)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     monkeypatch.setattr(within, "SCANNED", 10**7)
@@ -215,7 +217,7 @@ def test_weights_are_the_same_within_a_limit(discs, tmp_path, monkeypatch, caplo
 
 def draw(root, ids, size):
     for name in ids:
-        rng = np.random.default_rng(len(name))
+        rng = np.random.default_rng(sum(map(ord, name)))
         labels = np.zeros(size, np.uint8)
         labels[tuple(slice(n // 4, n // 2) for n in size)] = 1
         image = rng.integers(0, 100, size, np.int16) + 60 * labels
@@ -237,13 +239,15 @@ def test_a_training_keeps_to_its_limit(tmp_path):
     sets = (*TINY, "planning.patch=[32, 32, 32]", "architecture.channels=[4, 8]")
     changes = [word for one in sets for word in ("--set", one)]
     command = ("train", tmp_path / "data", "--model", "unet", "--out", tmp_path / "run", "--epochs", 1, *changes)
-    limit = 0.5
-    for _ in range(3):  # what is looked through needs less than what is trained on
+    limit = 0.75
+    for _ in range(4):  # what is looked through needs less than what is trained on
         peak, said, code = peak_of(*command, "--max-ram", limit)
         if code == 0:
             break
         assert code == 2 and not (tmp_path / "run" / "recipe.yaml").exists(), said
-        limit = max(map(float, re.findall(r"([\d.]+) GB at least", " ".join(said.split())))) + 0.02
+        least = re.findall(r"([\d.]+) GB at least", " ".join(said.split()))
+        assert least, said
+        limit = max(map(float, least)) + 0.02
     assert code == 0, said
     assert "1 case of 4 is prepared by slabs" in (tmp_path / "run" / "log.txt").read_text()
     assert 0.5 * limit < peak / 1e9 <= limit

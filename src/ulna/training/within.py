@@ -163,7 +163,9 @@ def look_through(dataset: Dataset, limit: float | None) -> None:
     problems: list[Problem] = []
     if MARGIN * (base + PARTS) > limit:
         least = _up(MARGIN * (base + PARTS))
-        raise UsageError(f"without any image it takes {least} GB, more than --max-ram {limit / 1e9:g} allows; raise it")
+        raise UsageError(
+            f"without any image it takes {least} GB at least, more than --max-ram {limit / 1e9:g} allows; raise it"
+        )
     for case in track(dataset.cases, "comparing sizes"):
         try:
             one = seen(case)
