@@ -24,7 +24,7 @@ from ulna.errors import DataError, UsageError
 from ulna.executors.choosing import On
 from ulna.planning.choosing import choose
 from ulna.planning.plan import plan_training, read_training_data
-from ulna.system.mapped import let_go
+from ulna.system.mapped import InFile, let_go_of_part
 from ulna.training import by_slabs, single, within
 from ulna.training.feed import Feed
 from ulna.training.fold_jobs import Together
@@ -101,18 +101,19 @@ def test_images_that_are_mapped_are_found_to_be_what_they_are(balls, tmp_path, m
         for case in Dataset.from_folder(data).cases:
             plainly = scan_case(case, None)
             with allowing(None, 100, 0.1, 1):
-                assert isinstance(mapping.read_or_map(case.images).array, np.memmap)
+                assert isinstance(mapping.read_or_map(case.images).array, InFile)
                 mapped = scan_case(case, None)
             assert mapped == plainly and (mapped.thumbnail == plainly.thumbnail).all()
             assert (mapped.foreground_values == plainly.foreground_values).all()
 
 
-def test_what_is_let_go_of_is_read_again(tmp_path):
-    np.arange(100_000, dtype=np.float32).tofile(tmp_path / "values")
-    values = np.memmap(tmp_path / "values", np.float32, "r")
-    let_go(values[10:20])
-    let_go(values)
-    assert values[-1] == 99_999 and values[12] == 12
+def test_what_is_let_go_of_is_read_again_and_copies_stay(tmp_path):
+    np.arange(1_000_000, dtype=np.float32).tofile(tmp_path / "values")
+    values = InFile(tmp_path / "values", np.float32, "r", shape=(1000, 1000))
+    copy, part, squares = values[:, ::-1].reshape(-1), values[10:800], values * values
+    for one in (values, copy, part, part.T, squares, np.asarray(values)):
+        let_go_of_part(one)
+    assert values[-1, -1] == copy[-1000] == 999_999 and part[0, 5] == 10_005 and squares[0, 3] == 9
 
 
 def test_a_limit_is_refused_beforehand_with_the_least(discs, tmp_path, monkeypatch):
@@ -192,8 +193,8 @@ def test_folds_side_by_side_share_the_limit(tmp_path):
     assert shares[0] == shares[1] and 6e9 < sum(shares) < 8e9
     shares, places = jobs("auto", 8e9)
     assert 6e9 < places.most * shares[0] < 8e9
-    with pytest.raises(UsageError, match=r"--max-ram 0\.1: the command and 2 processes take [\d.]+ GB before"):
-        jobs(2, 1e8)
+    with pytest.raises(UsageError, match=r"--max-ram 1: the command and 2 processes take [\d.]+ GB before"):
+        jobs(2, 1e9)
 
 
 def weights(run):

@@ -9,8 +9,20 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+class InFile(np.memmap):  # type: ignore[type-arg]
+    """An array in a file that nobody writes any more, as `np.memmap` maps it."""
+
+
+def let_go_of_part(values: NDArray[Any]) -> None:
+    """`let_go` of a part of an `InFile`; of what was computed from one, and of any other array, nothing."""
+    # a copy of a part is of the same class, but lies in no file
+    if isinstance(values, InFile) and values._mmap is not None and values.flags.c_contiguous:
+        let_go(values)
 
 
 def let_go(values: Tensor | NDArray[Any]) -> None:

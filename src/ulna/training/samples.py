@@ -138,7 +138,7 @@ class PreparedCases:
         """The image on the plan's grid and its reference: (C, *S'), and (*S') or (K, *S') (without `on_grid`: S)."""
         case = self._read(index)
         self._keep(index, case)
-        return case
+        return self._kept.get(index, case)
 
     def _read(self, index: int) -> tuple[Prepared, Tensor]:
         if index in self._kept:
@@ -172,8 +172,8 @@ class PreparedCases:
                     self._note(index, prepared.image, labels)
                 self._let_go(prepared, labels)
                 with self._lock:
-                    self._in_files.add(index)
                     self._kept[index] = prepared, labels
+                    self._in_files.add(index)
             return self._kept[index]
 
     def _let_go(self, prepared: Prepared, labels: Tensor) -> None:
@@ -217,8 +217,8 @@ class PreparedCases:
                 image = prepared.image.to(self._device)
                 self._kept[index] = prepared._replace(image=image), labels.to(self._device)
             elif index in self._mapped:
-                self._in_files.add(index)
                 self._kept[index] = case
+                self._in_files.add(index)
             elif size <= self._room:
                 self._room -= size
                 self._kept[index] = case
@@ -229,8 +229,8 @@ class PreparedCases:
         image = spool.put(prepared.image)
         kept = None if image is None else spool.put(labels)
         if image is not None and kept is not None:
-            self._in_files.add(index)
             self._kept[index] = prepared._replace(image=image), kept
+            self._in_files.add(index)
         elif self.bounded:
             raise UsageError(
                 f"{printable(spool.folder)}: the disk does not hold the prepared cases that --max-ram keeps out of memory; "

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.bricks import Bricks
@@ -16,6 +15,7 @@ from ulna.data.formats.opening import OpenImage, open_image, peek_image
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import NIFTI_SUFFIXES, NUMPY_SUFFIX, TIFF_SUFFIXES, Source, is_zarr, suffix_of
 from ulna.data.volume import Volume
+from ulna.system.mapped import InFile
 
 _PART = 1 << 24  # bytes that are copied at once
 
@@ -64,7 +64,7 @@ def _mapped(image: OpenImage) -> NDArray[Any]:
                 file.write(bricks.read([here, *(slice(0, n) for n in size[1:])], [channel]).tobytes())
         bricks.close()
         file.flush()
-        return np.memmap(file, dtype, "r", shape=shape)
+        return InFile(file, dtype, "r", shape=shape)
 
 
 def _rows(each: int) -> int:

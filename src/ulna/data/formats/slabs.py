@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.system.mapped import let_go
+from ulna.system.mapped import let_go_of_part
 
 SLAB = 1 << 23  # bytes
 
@@ -25,8 +25,7 @@ def slabs(*arrays: NDArray[Any]) -> Iterator[tuple[NDArray[Any], ...]]:
         parts = tuple(one[start : start + step] for one in flat)
         yield parts
         for part in parts:
-            if isinstance(part, np.memmap):
-                let_go(part)
+            let_go_of_part(part)
 
 
 def fill(

@@ -28,6 +28,7 @@ from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.data.volume import Volume, may_lie_turned, same_geometry, spacing_text, turned_text
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
+from ulna.system.mapped import InFile
 from ulna.system.progress import track
 
 TURNED = "its label map may be rotated against the image"  # so begins a note that must be read before others
@@ -168,7 +169,7 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
 def _upright(image: Volume) -> NDArray[Any]:
     """The array along canonical axes, so that a copy stored in another orientation looks the same; what a thumbnail needs."""
     turn = AS_STORED if image.affine is None else to_canonical(image.affine, image.spatial_dims)
-    return thinned(image.array, turn) if isinstance(image.array, np.memmap) else turn.forward(image.array)
+    return thinned(image.array, turn) if isinstance(image.array, InFile) else turn.forward(image.array)
 
 
 def _noted_constant(found: CaseStats) -> CaseStats:

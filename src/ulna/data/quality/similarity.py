@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
 from ulna.data.pipeline.orientation import Turn
-from ulna.system.mapped import let_go
+from ulna.system.mapped import let_go_of_part
 
 _CELLS = {2: 32, 3: 12}
 _SAMPLES = {2: 256, 3: 48}  # along an axis, at most twice as many are looked at
@@ -64,7 +64,7 @@ def thinned(array: NDArray[Any], turn: Turn) -> NDArray[Any]:
         for place in places[0]:
             row = channel[int(place)]
             rows.append(np.array(row[np.ix_(*places[1:])]))
-            let_go(row)
+            let_go_of_part(row)
         channels.append(np.stack(rows))
     return turn.forward(np.stack(channels))
 

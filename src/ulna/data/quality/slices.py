@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.slabs import SLAB
-from ulna.system.mapped import let_go
+from ulna.system.mapped import InFile, let_go_of_part
 
 
 class SliceCount(NamedTuple):
@@ -69,7 +69,7 @@ def _of_axes(values: NDArray[Any], reduce: Callable[..., Any]) -> list[NDArray[A
     """(..., *S) -> for each of the last three axes what its slices come to; volumes are gone through twice, not thrice."""
     while values.ndim > 3:  # overlapping classes
         values = reduce(values, axis=0)
-    if isinstance(values, np.memmap):
+    if isinstance(values, InFile):
         rows = max(1, SLAB // max(1, values[0].nbytes))
         parts = [_over_both(values[first : first + rows], reduce) for first in range(0, len(values), rows)]
         over_last = np.concatenate([one for one, _ in parts])
@@ -81,6 +81,5 @@ def _of_axes(values: NDArray[Any], reduce: Callable[..., Any]) -> list[NDArray[A
 
 def _over_both(values: NDArray[Any], reduce: Callable[..., Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     made = np.asarray(reduce(values, axis=2)), np.asarray(reduce(values, axis=0))
-    if isinstance(values, np.memmap):
-        let_go(values)
+    let_go_of_part(values)
     return made
