@@ -21,7 +21,7 @@ class InFile(np.memmap):  # type: ignore[type-arg]
 def let_go_of_part(values: NDArray[Any]) -> None:
     """`let_go` of a part of an `InFile`; of what was computed from one, and of any other array, nothing."""
     # a copy of a part is of the same class, but lies in no file
-    if isinstance(values, InFile) and values._mmap is not None and values.flags.c_contiguous:
+    if isinstance(values, InFile) and getattr(values, "_mmap", None) is not None and values.flags.c_contiguous:
         let_go(values)
 
 
