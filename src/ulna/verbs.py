@@ -60,7 +60,8 @@ VERBS: dict[str, Verb] = {
         computes=True,
         paths=True,
         flags="--model --out --epochs --max-hours --budget --seed "
-        "--fold --folds --split --recipe --plan --init --set --jobs --on --slurm --devices --threads --pseudonymise --track",
+        "--fold --folds --split --recipe --plan --init --set --jobs --on --slurm --devices --threads --max-ram "
+        "--pseudonymise --track",
         switches="--dry-run --resume --allow-code",
     ),
     "predict": Verb(

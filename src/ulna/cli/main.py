@@ -120,7 +120,9 @@ def _call(name: str, arguments: list[str]) -> int:
     import tyro  # no sooner: what is wrong so far is told at once
 
     function = find(VERBS[name].place)
-    bounded = name == "predict" and any(word.split("=")[0] in ("--max-ram", "--max_ram") for word in arguments)
+    bounded = name in ("predict", "train", "plan") and any(
+        word.split("=")[0] in ("--max-ram", "--max_ram") for word in arguments
+    )
     call = functools.partial(
         tyro.cli,
         for_command_line(function, _tune_memory if VERBS[name].computes and not bounded else None),

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ulna.data.formats.bricks import Bricks
+from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.opening import OpenImage
 from ulna.data.pipeline.normalising import ByParts
 from ulna.data.pipeline.orientation import Turn, turn_of
 from ulna.data.pipeline.preprocess import check_fit, grid_of, not_finite, steps_of
-from ulna.data.pipeline.resampling import points, resample_rows, rows_for
+from ulna.data.pipeline.resampling import nearest_voxels, points, resample_rows, rows_for
 from ulna.data.pipeline.whitening import whiten
-from ulna.recipe import Plan
+from ulna.data.volume import Volume
+from ulna.recipe import Labels, Plan
 
 WORKING = 6  # times the bytes of a slab as float32 that are held beside it: stored, turned, normalised, resampled
 
@@ -111,6 +113,62 @@ def prepare_on_disk(image: OpenImage, plan: Plan, scratch: Path, most: int, seen
         made.write([slice(*wanted.points) if a == axis else slice(0, n) for a, n in enumerate(grid)], part.numpy())
     assert points(size, step) == grid
     return OnGrid(made, size, turn, step, device)
+
+
+def labels_on_disk(map_: OpenImage, labels: Labels, scratch: Path, most: int) -> Bricks:
+    """The class indices of a raw label map as `encode_labels` gives them: (K, *S), K = 1 where classes exclude each other.
+
+    Args:
+        map_: opened, of one map, or of one a class.
+        labels: the classes.
+        scratch: the folder for the file.
+        most: bytes of memory that may be taken, beside what one row takes.
+
+    Raises:
+        DataError: if values do not fit the classes.
+    """
+    shape = map_.volume.array.shape
+    made: Bricks | None = None
+    for box in _boxes(map_.volume.size, map_.axis, rows_within(most, shape, map_.axis)):
+        found = encode_labels(map_.volume.with_array(map_.read(box)), labels)
+        found = found if labels.multilabel else found[None]
+        if made is None:
+            dtype = np.uint8 if len(labels.foreground) < 254 else np.int32
+            made = Bricks((len(found), *shape[1:]), dtype, scratch)
+        made.write(box, found)
+    assert made is not None
+    return made
+
+
+def nearest_rows(
+    encoded: Bricks, volume: Volume, plan: Plan, most: int, channels: Sequence[int]
+) -> Iterator[NDArray[Any]]:
+    """Parts of a label map on the grid of a plan, by nearest neighbour, along its first axis: as `prepare_labels` makes it.
+
+    Args:
+        encoded: from `labels_on_disk`.
+        volume: the image.
+        plan: one that `streams`.
+        most: bytes of a part, beside what one row takes.
+        channels: of the map, which are given.
+
+    Shape:
+        (len(channels), rows, *S'[1:])
+    """
+    turn = turn_of(volume, plan)
+    size = turn.order(volume.size)
+    at = nearest_voxels(size, steps_of(volume, plan) or (1.0,) * len(size))
+    row = 2 * len(channels) * encoded.dtype.itemsize * math.prod(size[1:]) * max(1, -(-size[0] // len(at[0])))
+    rows = max(1, most // max(row, 1))
+    for first in range(0, len(at[0]), rows):
+        here = at[0][first : first + rows]
+        begin = int(here[0])
+        box = [slice(begin, int(here[-1]) + 1), *(slice(0, n) for n in size[1:])]
+        values = turn.forward(encoded.read(stored_box(box, turn, size), channels))
+        for axis, places in enumerate([here - begin, *at[1:]]):
+            if len(places) != values.shape[axis + 1] or (places != np.arange(len(places))).any():
+                values = values.take(places, axis + 1)
+        yield np.ascontiguousarray(values)
 
 
 def stored_box(box: Sequence[slice], turn: Turn, size: Sequence[int]) -> list[slice]:

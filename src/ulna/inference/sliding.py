@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ulna.system.mapped import let_go
+
 T = TypeVar("T")
 
 
@@ -52,6 +54,24 @@ class InMemory(NamedTuple):
     def box(self, place: Sequence[slice]) -> Tensor:
         """A view."""
         return self.image[(slice(None), *place)]
+
+
+class InAFile(NamedTuple):
+    """One that is mapped from a file: of memory it takes what a box does, while that is read."""
+
+    image: Tensor
+    device: torch.device
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """(C, *S)."""
+        return self.image.shape
+
+    def box(self, place: Sequence[slice]) -> Tensor:
+        """A copy on the device."""
+        part = self.image[(slice(None), *place)].clone()
+        let_go(self.image)
+        return part.to(self.device)
 
 
 def on_grid(image: Grid | Tensor) -> Grid:

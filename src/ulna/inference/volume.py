@@ -106,6 +106,7 @@ def predict_slabs(
     tally: PointCounts | None = None,
     forward: Forward | None = None,
     agreement: Agreement | None = None,
+    given: Grid | None = None,
 ) -> Slabs:
     """Probabilities of an image; they are computed as they are asked for.
 
@@ -121,12 +122,15 @@ def predict_slabs(
         forward: how this very network is run on this device in this precision, kept from an image before.
         agreement: how much the heads agree with the answer is added to it where `forward` compares them, else how much
             mirrored copies do, which may be made for it alone.
+        given: the same image, of which boxes are read, where it lies elsewhere than on the device.
     """
     if axis is None or plan.slices is not None:
         axis = axis_of_slabs(prepared.size, plan)
     prepared = as_given(prepared, network, plan)
     forward = forward or Forward(network, plan, device, precision)
-    parts = windowed(forward, to_device(prepared.image, device), axis, settings, tally, agreement)
+    if given is None or network.head.sparse:
+        given = on_grid(to_device(prepared.image, device))
+    parts = windowed(forward, given, axis, settings, tally, agreement)
     parts = without_margins(parts, prepared.margins, axis)
     if network.head.sparse and settings.smooth:
         parts = smoothed(parts, axis) if plan.slices is None else smoothed_in_plane(parts, plan.slices)

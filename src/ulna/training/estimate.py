@@ -15,7 +15,7 @@ from ulna.errors import UsageError, printable
 from ulna.planning.choosing import check_words, choose
 from ulna.planning.default_network import choose_network, with_reason
 from ulna.planning.memory import MemoryEstimate
-from ulna.planning.plan import Planned, plan_training, read_training_data
+from ulna.planning.plan import Planned, read_training_data
 from ulna.recipe import Plan, to_yaml
 from ulna.system.files import write_text
 from ulna.system.outputs import RUN_FILE, check_names
@@ -23,6 +23,7 @@ from ulna.system.ranks import check_batch, check_number
 from ulna.system.reading import read_yaml
 from ulna.training.duration import Timing, time_training
 from ulna.training.preview import check_preview, draw_preview
+from ulna.training.within import bytes_of, look_through, plan_within, reading_within, within
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def plan(
     Args:
         data: a data set in any known layout: a folder, or an .npz file.
         model: name of a network, see `ulna models`; left out, chosen by the images, and the plan says why.
-        max_ram: GB that a training may take.
+        max_ram: GB that a training may take, as `ulna train --max-ram`; planning keeps to it too.
         recipe: everything else: a YAML file, or the name of one that comes with ulna, see `ulna recipes`.
         set: changes of single fields, KEY=VALUE, such as planning.batch=4.
         seed: of the split where none is given, and of the training.
@@ -130,6 +131,7 @@ def plan(
         ulna plan data/nuclei --model unetpp --out plan.yaml --preview look
     """
     check_number(devices)
+    limit = bytes_of(max_ram)
     if out is not None:
         folder, name = Path(out).parent, Path(out).name
         of_a_run = (folder / RUN_FILE).exists()
@@ -141,10 +143,17 @@ def plan(
     dataset = Dataset.from_folder(data).declaring(chosen.classes)
     if preview is not None:
         check_preview(Path(preview), dataset)
-    found = read_training_data(dataset, chosen.training)
-    for note in found.notes:
-        log.info("note: %s", note)
-    planned = with_reason(plan_training(found, chosen), named.why)
+    with reading_within(limit):
+        look_through(dataset, limit)
+        found = read_training_data(dataset, chosen.training)
+        for note in found.notes:
+            log.info("note: %s", note)
+        planned = with_reason(plan_within(found, chosen, limit), named.why)
+        bound = None if limit is None else within(planned, found.dataset, limit)
+    if bound is not None and preview is not None and bound.lean:
+        raise UsageError(
+            "--preview and --max-ram: some images are too large to be drawn within it; leave one of them out"
+        )
     check_batch(devices, planned.plan.batch)
     why = f"about {planned.memory_on(devices)}; this machine has {machine_memory() / 1e9:.1f} GB"
     if planned.device.gpu:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from ulna.executors.job import Job
 from ulna.executors.places import need_of
 from ulna.executors.working import python_module, standing_file
 from ulna.networks.foreign import is_permitted
-from ulna.planning.plan import plan_training, read_training_data
+from ulna.planning.bounded import LIBRARIES
+from ulna.planning.memory import program_bytes
+from ulna.planning.plan import read_training_data
 from ulna.recipe import Recipe
 from ulna.system.device import find_device, gpus_here
 from ulna.system.outputs import RUN_FILE
@@ -26,6 +29,7 @@ from ulna.system.trackers import Tracker
 from ulna.training.folds import SUMMARY, check_folds, finished, told
 from ulna.training.limit import told_duration
 from ulna.training.tracking import begin_folds
+from ulna.training.within import look_through, plan_within, reading_within, within
 
 FOLD = "fold"
 
@@ -39,6 +43,7 @@ class Together(NamedTuple):
         because: why the network was chosen.
         names: the pseudonyms.
         tracker: that they tell.
+        limit: bytes of memory that this process and theirs keep to; elsewhere, each of theirs.
     """
 
     on: On
@@ -46,6 +51,7 @@ class Together(NamedTuple):
     because: str
     names: Pseudonyms | None
     tracker: Tracker | None
+    limit: float | None = None
 
     @property
     def needed(self) -> bool:
@@ -59,11 +65,22 @@ class Together(NamedTuple):
         first = next((number for number, run in enumerate(runs) if not finished(run, recipe)), 0)
         own = recipe.replaced(training=recipe.training.replaced(fold=first))
         dataset = named(self.names, Dataset.from_folder(data)).declaring(recipe.classes)
-        planned = plan_training(read_training_data(dataset, own.training), own)
-        taken = planned.memory_elsewhere
-        taken.check("a fold", "set planning.batch=1 or a smaller planning.patch")
-        need, device = need_of(taken, find_device()), find_device()
+        device = find_device()
         places = self.on.places(device, self.threads)
+        with reading_within(self.limit):
+            look_through(dataset, self.limit)
+            found = read_training_data(dataset, own.training)
+            share = self._share(len(runs))
+            planned = plan_within(found, own, share)
+            taken = planned.memory_elsewhere
+            taken.check("a fold", "set planning.batch=1 or a smaller planning.patch")
+            need = need_of(taken, device)
+            if share is not None:
+                peak = within(planned, found.dataset, share).peak
+                if self.on.here and self.on.jobs is None:
+                    places = replace(places, most=max(1, min(places.most, int(share / peak))))
+                    share /= min(places.most, len(runs))
+                need = need._replace(machine=0.0 if self.on.here else share)  # of the limit each has its part
         if self.on.here:
             threads = self.threads or max(1, choose_threads() // places.at_once([need] * len(runs)))
         else:
@@ -74,6 +91,7 @@ class Together(NamedTuple):
                 "pseudonymise": None if self.names is None else str(self.names.path),
                 "track": None if self.tracker is None else self.tracker.name,
                 "allow_code": is_permitted(recipe.architecture.foreign),
+                "limit": share,
             }
         )
         hours = planned.recipe.training.max_hours  # that of a budget, too
@@ -94,6 +112,23 @@ class Together(NamedTuple):
             for number, run in enumerate(runs)
         ]
         return made, self.on.executor(folder, places, FOLD)
+
+    def _share(self, folds: int) -> float | None:
+        """Bytes of one of the processes; of `auto` all that are left beside this one, as they are divided later.
+
+        Raises:
+            UsageError: if nothing is left of the limit.
+        """
+        if self.limit is None or not self.on.here:
+            return self.limit
+        count, program = min(self.on.jobs or 1, folds), program_bytes()
+        if self.limit - program <= count * (program + LIBRARIES):
+            least = (program + count * (program + LIBRARIES)) / 1e9
+            raise UsageError(
+                f"--max-ram {self.limit / 1e9:g}: the command and {counted(count, 'process')} take {least:.2f} GB "
+                "before they hold any image; raise it, or take fewer --jobs"
+            )
+        return (self.limit - program) / count
 
     def train(
         self,

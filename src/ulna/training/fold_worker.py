@@ -48,10 +48,12 @@ def main(data: Path, folder: Path, number: int, options: str) -> int:
                 names=opened(None if key is None else Path(key), run),
                 tracker=open_tracker(given["track"]),
                 shared=True,
+                limit=given["limit"],
                 **(other_limits(run, recipe) if begun else {}),
             )
 
-    return work(data, run, training, lambda: finished(run, of_all()))
+    bounded = given["limit"] is not None
+    return work(data, run, training, lambda: finished(run, of_all()), bounded=bounded)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,12 @@ from ulna.data.pipeline.patches import Structures, epoch_order, patch_about, pla
 from ulna.data.pipeline.preprocess import Prepared, prepare, prepare_labels
 from ulna.data.prepared.key import Form
 from ulna.data.prepared.store import CaseStore
+from ulna.errors import UsageError, printable
 from ulna.recipe import Plan, Training
 from ulna.system.device import to_device
+from ulna.system.mapped import let_go
 from ulna.training.ahead import ahead
+from ulna.training.by_slabs import prepare_by_slabs
 from ulna.training.sampling import Balance, Chosen, Pieces, Sampling
 from ulna.training.spool import Spool
 
@@ -52,6 +55,8 @@ class PreparedCases:
         store: the cache; None for none.
         folder: on the disk that keeps what neither memory nor cache do; None for none.
         sharing: processes that keep as much, beside each other.
+        lean: ids of cases that memory does not hold whole: they are prepared by slabs, and lie in the spool.
+        bounded: what lies on disk is no memory of this process but while it is looked at.
     """
 
     form: Form = ()  # in which a case is kept
@@ -70,9 +75,13 @@ class PreparedCases:
         store: CaseStore | None = None,
         folder: Path | None = None,
         sharing: int = 1,
+        lean: Collection[str] = (),
+        bounded: bool = False,
     ) -> None:
         self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
         self.sampling, self.store = sampling, store
+        self.lean, self.bounded = frozenset(lean), bounded
+        self._in_files: set[int] = set()  # of those that are kept
         self._pieces: dict[int, Pieces] = {}
         self._kept: dict[int, tuple[Prepared, Tensor]] = {}
         self._structures: dict[int, Structures] = {}
@@ -82,6 +91,7 @@ class PreparedCases:
         self._spool = None if folder is None else Spool(folder, sharing=sharing)
         self._said_full = False
         self._lock = threading.Lock()
+        self._by_slabs = threading.Lock()  # one at a time
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -102,6 +112,19 @@ class PreparedCases:
         """Whether a case lies ready."""
         return index in self._kept
 
+    def lies_in_a_file(self, index: int) -> bool:
+        """Whether a case is mapped from a disk, and this process keeps to a limit."""
+        return self.bounded and index in self._in_files
+
+    def held(self, index: int, piece: Piece) -> Piece:
+        """A piece of a case as it may be held until its batch is made."""
+        if self.keeps(index) and not self.lies_in_a_file(index):
+            return piece
+        piece = piece.map(torch.clone)  # a view would hold a case that nobody keeps
+        if self.lies_in_a_file(index):
+            self._let_go(*self._kept[index])
+        return piece
+
     def structures(self, index: int) -> Structures:
         """Where the structures of a case lie, which was asked for before."""
         return self._structures[index]
@@ -115,12 +138,14 @@ class PreparedCases:
         """The image on the plan's grid and its reference: (C, *S'), and (*S') or (K, *S') (without `on_grid`: S)."""
         case = self._read(index)
         self._keep(index, case)
-        return case
+        return self._kept.get(index, case)
 
     def _read(self, index: int) -> tuple[Prepared, Tensor]:
         if index in self._kept:
             return self._kept[index]
         case = self.cases[index]
+        if case.id in self.lean:
+            return self._read_by_slabs(index, case)
         with within_memory(case.images[0]):
             found = None if self.store is None else self.store.get(case, self.form)
             if found is None:
@@ -134,7 +159,26 @@ class PreparedCases:
             labels = maps[LABELS if self.on_grid else REFERENCE]
             if self.on_grid:
                 self._note(index, prepared.image, labels)
+            if self.bounded and index in self._mapped:
+                self._let_go(prepared, labels)
             return prepared, labels
+
+    def _read_by_slabs(self, index: int, case: Case) -> tuple[Prepared, Tensor]:
+        assert self._spool is not None
+        with self._by_slabs, within_memory(case.images[0]):
+            if index not in self._kept:
+                prepared, labels = prepare_by_slabs(case, self.plan, self._spool, on_grid=self.on_grid)
+                if self.on_grid:
+                    self._note(index, prepared.image, labels)
+                self._let_go(prepared, labels)
+                with self._lock:
+                    self._kept[index] = prepared, labels
+                    self._in_files.add(index)
+            return self._kept[index]
+
+    def _let_go(self, prepared: Prepared, labels: Tensor) -> None:
+        let_go(prepared.image)
+        let_go(labels)
 
     def _prepared(self, case: Case) -> tuple[Prepared, dict[str, Tensor]]:
         """A case from its files, with the labels that are wanted of it; for the cache, of training and validation."""
@@ -174,6 +218,7 @@ class PreparedCases:
                 self._kept[index] = prepared._replace(image=image), labels.to(self._device)
             elif index in self._mapped:
                 self._kept[index] = case
+                self._in_files.add(index)
             elif size <= self._room:
                 self._room -= size
                 self._kept[index] = case
@@ -185,6 +230,12 @@ class PreparedCases:
         kept = None if image is None else spool.put(labels)
         if image is not None and kept is not None:
             self._kept[index] = prepared._replace(image=image), kept
+            self._in_files.add(index)
+        elif self.bounded:
+            raise UsageError(
+                f"{printable(spool.folder)}: the disk does not hold the prepared cases that --max-ram keeps out of memory; "
+                "free some of it, or raise --max-ram"
+            )
         elif not self._said_full:
             self._said_full = True
             log.warning(
@@ -220,8 +271,7 @@ class Samples:
         start = self.placed(self.cases.structures(case), chosen, stream)
         draw = self.augment.draw(stream)
         piece = self.augment.cut(prepared.image, labels, start, draw)
-        # a view would hold a case that nobody keeps until its batch is made
-        return Sample(piece if self.cases.keeps(case) else piece.map(torch.clone), draw)
+        return Sample(self.cases.held(case, piece), draw)
 
     def chosen(self, stream: np.random.Generator) -> Chosen | None:
         """What the sample is to show, of all cases; None where its own case says it, or it is placed on no structure."""

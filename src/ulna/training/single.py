@@ -22,7 +22,7 @@ from ulna.networks.foreign import CODE_FILE, allow_flag, file_of, is_permitted, 
 from ulna.networks.network import Network
 from ulna.planning.default_network import with_reason
 from ulna.planning.fitting import check_plan, other_cases
-from ulna.planning.plan import Planned, check_split_is_made, plan_training, planned_by, read_training_data
+from ulna.planning.plan import Planned, check_split_is_made, planned_by, read_training_data
 from ulna.recipe import PLAN_FORMAT, Plan, Recipe, from_yaml, to_yaml
 from ulna.system.device import choose_precision, default_device
 from ulna.system.files import remove_leftovers, write_text, write_whole
@@ -56,6 +56,7 @@ from ulna.training.stopping import Stop
 from ulna.training.summary import Parts, final_predictions, summarise, with_limits
 from ulna.training.taken import encoder_parts, uses
 from ulna.training.tracking import Curves, Tracked, record_epoch
+from ulna.training.within import Within, look_through, plan_within, reading_within, within
 from ulna.verbs import to_argv
 
 log = logging.getLogger("ulna")
@@ -96,18 +97,20 @@ def train_into(
     tracker: Tracker | None = None,
     shared: bool = False,
     devices: int = 1,
+    limit: float | None = None,
 ) -> Run:
     """One training into a folder: by the recipe that was chosen, or without one where it stopped.
 
     Args:
         shared: whether others of the same data follow, which find the cases that this one has prepared.
+        limit: bytes of memory that the process keeps to.
     """
     resume = chosen is None
     before: Recipe | None = None  # of a run that goes on
     notes: tuple[str, ...] = ()
     contents = Contents()
     start = None if chosen is None else start_of(chosen)
-    with locked(folder):
+    with locked(folder), reading_within(limit):
         if chosen is None:
             remove_leftovers(folder)
             check_key(folder, names)
@@ -124,10 +127,12 @@ def train_into(
             check_split_is_made(dataset, asked_split)
             if given is not None:  # before all is read
                 check_plan(given, chosen, source, labels=dataset.labels, channel_names=dataset.channel_names)
+            look_through(dataset, limit)
             found = read_training_data(dataset, chosen.training)
             if start is not None:
                 check_dims(start, found.fingerprint.spatial_dims)
-            planned = with_reason(plan_training(found, chosen, given=given, source=source), model_because)
+            planned = plan_within(found, chosen, limit, given=given, source=source)
+            planned = with_reason(planned, model_because)
             dataset, notes = found.dataset, (*found.notes, *other_cases(planned.plan, found.fingerprint))
         if planned.recipe.training.frozen_epochs:
             encoder_parts(planned.network)
@@ -135,6 +140,7 @@ def train_into(
             left = check_start(start, planned.recipe, planned.plan)
             notes = (*notes, started(start, left))
         check_batch(devices, planned.plan.batch)
+        bound = None if limit is None else within(planned, dataset, limit)
         if devices > 1 and compiles(planned.recipe.training, default_device()):
             raise UsageError(
                 f"--devices {devices}: steps that devices share are not compiled; leave training.compile to auto"
@@ -149,14 +155,17 @@ def train_into(
         # pseudonyms are for what others may see, and prepared images are kept where it is not decided who does
         cached = planned.recipe.training.cache if names is None else False
         store = CaseStore.of(planned.plan, contents, data, cached, shared=shared)
-        again = [*words_again(names, tracker, devices), *allow_flag(planned.recipe.architecture.foreign)]
+        again = [*words_again(names, tracker, devices, limit), *allow_flag(planned.recipe.architecture.foreign)]
         stop = Stop(shlex.join(["ulna", "train", str(data), "--out", str(folder), "--resume", *again]))
         with stop.listening(), logged_to(folder / LOG_FILE, texts_of(names, data, folder)):
             if not resume:
                 _start(folder, planned, described)
             for note in notes:
                 log.info("note: %s", note)
-            log.info("memory: about %s", memory)
+            if bound is None:
+                log.info("memory: about %s", memory)
+            else:
+                log.info("memory: %s", bound.words(len(planned.split.train) + len(planned.split.val)))
             log.info("length: %s", planned.length)
             began = ", as this run began" if resume and stored_threads(folder / CHECKPOINTS) else ""
             log.info("threads: %d%s", torch.get_num_threads(), began)
@@ -166,21 +175,31 @@ def train_into(
                 log.info("network: %s", model_because)
             with (tracked := Tracked.training(tracker, folder, data)).active():
                 network, state = _train(
-                    folder, dataset, planned, stop, tracked, store, before=before, start=start, devices=devices
-                )
+                    folder, dataset, planned, stop, tracked, store,
+                    before=before, start=start, devices=devices, bound=bound,
+                )  # fmt: skip
                 stop.everything_is_saved()
-                summary = summarise(
-                    folder, data, Parts.of(dataset, planned.split), planned, network, state, devices=devices
-                )
+                parts = Parts.of(dataset, planned.split, () if bound is None else bound.apart)
+                summary = summarise(folder, data, parts, planned, network, state, devices=devices)
                 keep_last(folder / CHECKPOINTS)
                 tracked.figures()
     return Run(folder, summary)
 
 
-def words_again(names: Pseudonyms | None, tracker: Tracker | None, devices: int) -> list[str]:
-    """The words of a command that goes on under the same pseudonyms, told to the same tracker, on as many devices."""
-    many = devices if devices > 1 else None
-    return to_argv({"--pseudonymise": names and names.path, "--track": tracker and tracker.name, "--devices": many})
+def words_again(
+    names: Pseudonyms | None, tracker: Tracker | None, devices: int, limit: float | None = None
+) -> list[str]:
+    """The words of a command that goes on under the same pseudonyms, told to the same tracker, on as many devices, and within
+    the same limit."""
+    many, gb = devices if devices > 1 else None, None if limit is None else f"{limit / 1e9:g}"
+    return to_argv(
+        {
+            "--pseudonymise": names and names.path,
+            "--track": tracker and tracker.name,
+            "--devices": many,
+            "--max-ram": gb,
+        }
+    )
 
 
 def _start(folder: Path, planned: Planned, data: str) -> None:
@@ -216,9 +235,11 @@ def _stored(folder: Path, data: Path, *, epochs: int | None, max_hours: float | 
 
 def _train(
     folder: Path, dataset: Dataset, planned: Planned, stop: Stop, tracked: Tracked, store: CaseStore | None, *,
-    before: Recipe | None, start: Start | None, devices: int,
+    before: Recipe | None, start: Start | None, devices: int, bound: Within | None,
 ) -> tuple[Network, State]:  # fmt: skip
     recipe, plan, split = planned.recipe, planned.plan, planned.split
+    own = recipe if bound is None else recipe.replaced(training=recipe.training.replaced(workers=bound.readers))
+    of_val: dict[str, Any] = {} if bound is None else bound.of_val(folder)
     torch.manual_seed(recipe.training.seed)  # dropout draws from torch's own stream
     generator = torch.Generator().manual_seed(recipe.training.seed)
     network = network_for(recipe, plan, generator)
@@ -252,8 +273,8 @@ def _train(
         loop = Loop(
             network,
             plan,
-            recipe,
-            val=PreparedCases(val, plan, on_grid=False, store=store, sharing=devices),
+            own,
+            val=PreparedCases(val, plan, on_grid=False, store=store, sharing=devices, **of_val),
             samples=training_samples(
                 train,
                 plan,
@@ -263,6 +284,7 @@ def _train(
                 device_bytes=room,
                 store=store,
                 sharing=devices,
+                within=bound,
             ),
             folder=folder,
             stop=stop,

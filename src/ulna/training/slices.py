@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ulna.recipe import Plan, Recipe, Slices, Training, count_drawn
 from ulna.training.ahead import ahead
 from ulna.training.samples import LABELS, Batches, Key, PreparedCases, Sample, Samples
 from ulna.training.sampling import Pieces, Sampling
+from ulna.training.within import Within
 
 
 class SlicedVolume(NamedTuple):
@@ -55,6 +56,7 @@ class SliceCases(PreparedCases):
         store: the cache; None for none.
         folder: on the disk that keeps what neither memory nor cache do; None for none.
         sharing: processes that keep as much, beside each other.
+        bounded: what lies on disk is no memory of this process but while it is looked at.
     """
 
     again = "slice"
@@ -71,10 +73,11 @@ class SliceCases(PreparedCases):
         store: CaseStore | None = None,
         folder: Path | None = None,
         sharing: int = 1,
+        bounded: bool = False,
     ) -> None:
         super().__init__(
             cases, plan, keep_bytes=keep_bytes, device=device, device_bytes=device_bytes, sampling=sampling,
-            store=store, folder=folder, sharing=sharing,
+            store=store, folder=folder, sharing=sharing, bounded=bounded,
         )  # fmt: skip
         self.slices = _slices_of(plan)
         self.form = (self.slices.axis, self.slices.neighbours)
@@ -140,8 +143,7 @@ class SliceSamples(Samples):
         draw = self.augment.draw(stream)
         image = seen_in_stack(prepared.image, place, self.cases.slices.neighbours)
         piece = self.augment.cut(image, labels[place], start, draw)
-        # a view would hold a volume that nobody keeps until its batch is made
-        return Sample(piece if self.cases.keeps(case) else piece.map(torch.clone), draw)
+        return Sample(self.cases.held(case, piece), draw)
 
     def some_of(self, case: int, count: int) -> list[int]:
         """Places of slices of one case, evenly apart, those with a structure first; none where none is drawn."""
@@ -230,6 +232,7 @@ def training_samples(
     device_bytes: int,
     store: CaseStore | None = None,
     sharing: int = 1,
+    within: Within | None = None,
 ) -> Samples:
     """The samples of a training: patches of images, or slices of volumes.
 
@@ -242,18 +245,23 @@ def training_samples(
         device_bytes: that cases may take there.
         store: the cache; None for none.
         sharing: processes that keep cases, beside each other.
+        within: the limit that the training keeps to; None for none.
     """
-    kind = PreparedCases if plan.slices is None else SliceCases
-    kept = kind(
-        cases,
-        plan,
-        device=device,
-        device_bytes=device_bytes,
-        sampling=recipe.training.sampling,
-        store=store,
-        folder=folder,
-        sharing=sharing,
-    )
+    how: dict[str, Any] = {
+        "device": device,
+        "device_bytes": device_bytes,
+        "sampling": recipe.training.sampling,
+        "store": store,
+        "folder": folder,
+        "sharing": sharing,
+    }
+    if within is not None:
+        how |= {"keep_bytes": within.keep_train, "bounded": True}
+    kept: PreparedCases
+    if plan.slices is None:
+        kept = PreparedCases(cases, plan, **how, lean=() if within is None else within.lean)
+    else:
+        kept = SliceCases(cases, plan, **how)
     return samples_of(kept, plan, recipe)
 
 

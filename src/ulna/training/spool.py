@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import mmap
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -52,24 +53,39 @@ class Spool:
         Args:
             tensor: on the CPU.
         """
-        size = tensor.nbytes
+        return self.put_parts(tensor.shape, tensor.dtype, [tensor])
+
+    def put_parts(self, shape: Sequence[int], dtype: torch.dtype, parts: Iterable[Tensor]) -> Tensor | None:
+        """The same of values that come part by part, in the order of memory; where there is no room, none is asked for.
+
+        Args:
+            shape: of all of them.
+            dtype: of each.
+            parts: on the CPU.
+        """
+        count = math.prod(shape)
+        size = count * dtype.itemsize
         if not 0 < size <= self._room:
             return None
         try:
             if self._map is None or self._used + size > len(self._map):
                 self._begin(max(size, min(SEGMENT, self._room)))
             assert self._map is not None
-            values = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
             place, done = self._used, 0
-            while done < size:  # not through the map: a full disk would end the process there
-                done += _write_at(self._file, values[done : done + AT_ONCE], place + done)
+            for part in parts:
+                values = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
+                first = 0
+                while first < len(values):  # not through the map: a full disk would end the process there
+                    first += _write_at(self._file, values[first : first + AT_ONCE], place + done + first)
+                done += first
         except OSError as error:
             log.info("%s: no further case is kept on this disk (%s)", self.folder, error.strerror or error)
             self._room = 0
             return None
+        assert done == size
         self._used = place + -(-size // ALIGNED) * ALIGNED
         self._room -= size
-        return torch.frombuffer(self._map, dtype=tensor.dtype, count=tensor.numel(), offset=place).reshape(tensor.shape)
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=place).reshape(tuple(shape))
 
     def _begin(self, size: int) -> None:
         """Another file; what is mapped of the one before stays."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,13 @@ def summarise(
     recipe, plan, split = planned.recipe, planned.plan, planned.split
     part, foreign = final_part(split), recipe.architecture.foreign
     best = Segmenter(load_weights(network, folder / "weights.safetensors"), plan, recipe)
-    calibration = tried(folder, best, parts.train, parts.val, calibration_s(recipe.training, state.elapsed_s))
+    calibration = tried(
+        folder,
+        best,
+        parts.within(parts.train),
+        parts.within(parts.val),
+        calibration_s(recipe.training, state.elapsed_s),
+    )
     best = Segmenter(best.network, plan, recipe, calibration=calibration)
     evaluation, drawn, error = _final(best, getattr(parts, part))
     facts = read_tensors(folder / "weights.safetensors").state
@@ -149,13 +155,24 @@ def _final(segmenter: Segmenter, cases: Sequence[Case]) -> tuple[Evaluation, lis
 
 
 class Parts(NamedTuple):
-    """The cases of a split."""
+    """The cases of a split.
+
+    Args:
+        train, val, test: as it divides them.
+        apart: ids of those at which no calibration looks.
+    """
 
     train: Sequence[Case]
     val: Sequence[Case]
     test: Sequence[Case]
+    apart: Collection[str] = ()
+
+    def within(self, cases: Sequence[Case]) -> list[Case]:
+        """Those of these cases at which the calibration looks."""
+        return [case for case in cases if case.id not in self.apart]
 
     @classmethod
-    def of(cls, dataset: Dataset, split: Split) -> Parts:
+    def of(cls, dataset: Dataset, split: Split, apart: Collection[str] = ()) -> Parts:
         """Those of a data set."""
-        return cls(*(dataset.cases_of(part) for part in (split.train, split.val, split.test)))
+        train, val, test = (dataset.cases_of(part) for part in (split.train, split.val, split.test))
+        return cls(train, val, test, apart)

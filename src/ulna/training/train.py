@@ -29,6 +29,7 @@ from ulna.training.run_folder import existing_folder, new_folder
 from ulna.training.same_command import check_same_command, permit_code, same_threads
 from ulna.training.single import Run, train_into, words_again
 from ulna.training.tracking import tell_folds
+from ulna.training.within import bytes_of
 from ulna.verbs import to_argv
 
 log = logging.getLogger("ulna")
@@ -57,6 +58,7 @@ def train(
     dry_run: bool = False,
     devices: int = 1,
     threads: int | None = None,
+    max_ram: float | None = None,
     resume: bool = False,
     pseudonymise: Path | str | None = None,
     track: str | None = None,
@@ -96,6 +98,10 @@ def train(
         devices: that share every batch and the validation cases: processes of a CPU, or GPUs, one each. The training is the
             same within rounding however many they are, and --resume takes any number.
         threads: that compute, kept by the run; left out, those of OMP_NUM_THREADS, else no more than processors are free.
+        max_ram: GB of memory that the process may take, torch included: the step is planned by it, cases that do not fit lie
+            on the disk, large images are prepared by slabs, and what cannot keep to it is refused beforehand, with the least
+            that works. Of --folds --jobs it is of all processes together; on Ray and SLURM of each. The weights do not depend
+            on it where the plan is the same, and --resume may be given another.
         resume: go on with the run in `out` after a stop, or for more epochs or hours; other flags must be those that it began
             with.
         pseudonymise: a file of yours, made where there is none: in all that is written, ids of cases and patients are hashes
@@ -115,6 +121,11 @@ def train(
     data, out = Path(data), None if out is None else Path(out)
     check_threads(threads)
     check_devices(devices, default_device())
+    limit = bytes_of(max_ram)
+    if limit is not None and devices > 1:
+        raise UsageError(
+            f"--max-ram and --devices {devices}: no limit is kept by processes that share batches; leave one of them out"
+        )
     tracker, where = open_tracker(track), On.read(on, jobs, slurm)
     given, why, begins = None, "", None if init is None else str(init)
     if resume:
@@ -142,7 +153,7 @@ def train(
             model, why = theirs.model, f"{theirs.model}, the network of --init {printable(begins)}"
         chosen = choose(
             model=model, recipe=recipe, epochs=epochs, max_hours=max_hours, budget=budget, seed=seed, fold=fold,
-            folds=folds, split=split, init=begins, set=set,
+            folds=folds, split=split, init=begins, max_ram=max_ram, set=set,
             architecture=None if theirs is None else theirs.architecture, planned=None if given is None else recipe_of(given),
             allow_code=allow_code,
         )  # fmt: skip
@@ -159,21 +170,22 @@ def train(
     names = opened(pseudonymise, folder, dry_run=dry_run)
     if dry_run:
         of_all = chosen or from_yaml(Recipe, folder / FOLDS_FILE)
-        raise Together(where, threads, why, names, tracker).dry_run(data, folder, of_all)
+        raise Together(where, threads, why, names, tracker, limit).dry_run(data, folder, of_all)
     with computing_with(choose_threads(threads)):
         if folds is None:
             return train_into(
                 data, folder, chosen, given=given, source=str(plan), asked_split=split, model_because=why, names=names,
-                tracker=tracker, devices=devices, **limits,
+                tracker=tracker, devices=devices, limit=limit, **limits,
             )  # fmt: skip
 
         def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
             return train_into(
-                data, run, own, model_because=why, names=names, tracker=tracker, devices=devices, shared=True, **limits
-            ).summary
+                data, run, own, model_because=why, names=names, tracker=tracker, devices=devices, shared=True,
+                limit=limit, **limits,
+            ).summary  # fmt: skip
 
-        together = Together(where, threads, why, names, tracker)
-        words = [*words_again(names, tracker, devices), *to_argv(where.flags(jobs, on, slurm))]
+        together = Together(where, threads, why, names, tracker, limit)
+        words = [*words_again(names, tracker, devices, limit), *to_argv(where.flags(jobs, on, slurm))]
         summary = cross_validate(
             data, folder, chosen, one_fold, limits,
             key=words, all_folds=together.train if together.needed and devices == 1 else None,

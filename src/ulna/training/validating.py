@@ -111,4 +111,6 @@ class Validation:
 
     def _score(self, index: int) -> dict[str, float]:
         """One case, by the network in evaluation mode."""
-        return score_case(self.forward, self.recipe, *self.cases[index])
+        prepared, reference = self.cases[index]
+        in_a_file = self.cases.lies_in_a_file(index)
+        return score_case(self.forward, self.recipe, prepared, reference, in_a_file=in_a_file)

@@ -23,17 +23,20 @@ _SPARE = 1.02  # what the program takes differs by some MB from call to call
 _OUT = ("out of memory", "not enough memory", "allocate memory")  # what torch says
 _REMEDY = "cut it into smaller images, or use a machine with more memory"
 _BY_SLABS = "convert the image to tiled TIFF or OME-Zarr (ulna convert), which are read by slabs"
-_allowed: dict[str, float | None] = {"pixels": None, "ram": None, "beside": None}
+_allowed: dict[str, float | None] = {"pixels": None, "ram": None, "beside": None, "mapped": None}
 
 
 @contextmanager
-def allowing(max_pixels: int | None, max_ram: float | None, beside: float | None = None) -> Iterator[None]:
+def allowing(
+    max_pixels: int | None, max_ram: float | None, beside: float | None = None, mapped_from: float | None = None
+) -> Iterator[None]:
     """Bound what is read inside, in all threads.
 
     Args:
         max_pixels: pixels or voxels of an image, channels included.
         max_ram: GB that may be taken; an image may unpack to half of it.
         beside: GB of these that are taken by other things, where that is known.
+        mapped_from: bytes from which on an image that is only looked through is mapped from a disk, not read.
 
     Raises:
         UsageError: if a bound is not above 0.
@@ -42,11 +45,17 @@ def allowing(max_pixels: int | None, max_ram: float | None, beside: float | None
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name} {value}: must be above 0")
     before = dict(_allowed)
-    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside)
+    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, mapped=mapped_from)
     try:
         yield
     finally:
         _allowed.update(before)
+
+
+def mapped_from() -> float:
+    """Bytes from which on an image that is only looked through is mapped from a disk; infinite where none is."""
+    found = _allowed["mapped"]
+    return math.inf if found is None else found
 
 
 def check_promise(where: object, what: str, promised: int, held: int, *, packed: bool, whole: bool = True) -> None:

@@ -102,6 +102,34 @@ def open_image(sources: Sequence[Source], spatial_dims: int | None = None, scrat
     return OpenImage(volume, tuple(part for one in opened for part in one.parts), opened[0].axis)
 
 
+class Peeked(NamedTuple):
+    """What the header of an image says.
+
+    Args:
+        volume: as `OpenImage` has it.
+        by_slabs: its values are read box by box; else they are read whole.
+    """
+
+    volume: Volume
+    by_slabs: bool
+
+
+def peek_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Peeked:
+    """What `open_image` would say of an image, without unpacking it; what is read whole in any case is read, and given back.
+
+    Raises:
+        DataError: as `open_image`.
+    """
+    found = [_open(source, spatial_dims, None, peek=True) for source in sources]
+    volumes = [one.volume for one in found]
+    for one in found:
+        one.close()
+    check_grids(sources, volumes)
+    kinds = np.result_type(*(volume.array.dtype for volume in volumes))
+    array = hollow((sum(volume.channels for volume in volumes), *volumes[0].size), kinds)
+    return Peeked(replace(volumes[0], array=array), all(one.axis >= 0 for one in found))
+
+
 def hollow(shape: Sequence[int], dtype: Any) -> NDArray[Any]:
     """An array of zeros that takes no memory, whatever its shape."""
     return np.broadcast_to(np.zeros((), dtype), tuple(shape))
@@ -113,17 +141,19 @@ def read_whole(image: OpenImage) -> Volume:
     return image.volume.with_array(np.ascontiguousarray(array))
 
 
-def _open(source: Source, spatial_dims: int | None, scratch: Path | None) -> OpenImage:
+def _open(source: Source, spatial_dims: int | None, scratch: Path | None, *, peek: bool = False) -> OpenImage:
+    """`peek`: nothing is unpacked, so that nothing can be read either; of what is read whole, the axis is -1 then."""
     path = source.path
     if source.series is None and source.row is None:
         suffix = suffix_of(path)
         try:
             if is_zarr(path):
                 volume, boxes = open_zarr(path, spatial_dims)
-                parts = boxes if boxes.chunk_bytes <= LARGEST else _unpacked_chunks(path, volume, boxes, scratch)
+                small = peek or boxes.chunk_bytes <= LARGEST
+                parts = boxes if small else _unpacked_chunks(path, volume, boxes, scratch)
                 return OpenImage(volume, (parts,), volume.spatial_dims - 1 if volume.affine is not None else 0)
             if suffix in NIFTI_SUFFIXES:
-                return _open_nifti(path, spatial_dims, scratch)
+                return _open_nifti(path, spatial_dims, scratch, peek=peek)
             if suffix == NUMPY_SUFFIX:
                 volume, raw = open_npy(path, spatial_dims)
                 return OpenImage(volume, (raw,), 0)
@@ -133,6 +163,8 @@ def _open(source: Source, spatial_dims: int | None, scratch: Path | None) -> Ope
             what = f"cannot be read ({error.strerror or error})"
             raise data_error(path, what, "check the file and its permissions") from None
     volume = read_image([source], spatial_dims)
+    if peek:
+        return OpenImage(volume.with_array(hollow(volume.array.shape, volume.array.dtype)), (), -1)
     kept = Bricks(volume.array.shape, volume.array.dtype, scratch)
     kept.write([slice(0, n) for n in volume.size], volume.array)
     return OpenImage(volume.with_array(hollow(volume.array.shape, volume.array.dtype)), (kept,), 0)
@@ -151,9 +183,12 @@ def _unpacked_chunks(path: Path, volume: Volume, boxes: ZarrBoxes, scratch: Path
     return kept
 
 
-def _open_nifti(path: Path, spatial_dims: int | None, scratch: Path | None) -> OpenImage:
+def _open_nifti(path: Path, spatial_dims: int | None, scratch: Path | None, *, peek: bool = False) -> OpenImage:
     with unpacked(path) as stream:
         layout = layout_of(path, stream, spatial_dims, whole=False)
+        if peek:
+            array = hollow((layout.channels, *layout.spatial), layout.kept)
+            return OpenImage(layout.volume(path, array, 0, None), (), 0)
         if suffix_of(path) == ".nii.gz":
             file, spare, begin = *_unpack(path, stream, layout, scratch), 0
         else:

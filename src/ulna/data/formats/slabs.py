@@ -9,15 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.system.mapped import let_go_of_part
+
 SLAB = 1 << 23  # bytes
 
 
 def slabs(*arrays: NDArray[Any]) -> Iterator[tuple[NDArray[Any], ...]]:
-    """Parts of arrays of one size, flat, in the order of their axes; views where an array is contiguous."""
+    """Parts of arrays of one size, flat, in the order of their axes; views where an array is contiguous.
+
+    Of an array that is mapped from a file, each part is let go of when the next one is asked for.
+    """
     flat = [array.reshape(-1) for array in arrays]
     step = SLAB // 8  # values: whatever is made of them, up to float64, is no larger than a slab
     for start in range(0, flat[0].size, step):
-        yield tuple(one[start : start + step] for one in flat)
+        parts = tuple(one[start : start + step] for one in flat)
+        yield parts
+        for part in parts:
+            let_go_of_part(part)
 
 
 def fill(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ulna.data.pipeline.cropping import margins
 
+AT_ONCE = 1 << 23  # voxels that are looked through at once
 Runs = tuple[NDArray[np.int64], NDArray[np.int64]]  # first voxels, and how many voxels up to their ends
 
 
@@ -90,7 +91,9 @@ def voxel_of(runs: Runs, size: Sequence[int], generator: np.random.Generator) ->
 def runs_of(labels: Tensor) -> dict[int, Runs]:
     """Value -> its runs: first voxels, and how many voxels up to the end of each."""
     flat = labels.cpu().numpy().reshape(-1)
-    first = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    ends = [(start, min(start + AT_ONCE, len(flat) - 1)) for start in range(0, len(flat) - 1, AT_ONCE)]
+    changes = [np.flatnonzero(flat[start + 1 : end + 1] != flat[start:end]) + start + 1 for start, end in ends]
+    first = np.concatenate([np.zeros(1, np.int64), *changes])
     lengths, values = np.diff(first, append=len(flat)), flat[first]
     chosen = {int(value): values == value for value in np.unique(values)}
     return {value: (first[of_it], lengths[of_it].cumsum()) for value, of_it in chosen.items()}

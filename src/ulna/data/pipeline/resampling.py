@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Values of a slab on its way back: a few MB, whatever the number of classes; on a GPU more, for a portion is some launches
@@ -112,9 +114,22 @@ def nearest(maps: Tensor, step: Sequence[float]) -> Tensor:
     size = maps.shape[1:]
     for axis, (length, count) in enumerate(zip(size, points(size, step), strict=True)):
         if step[axis] != 1:
-            at = (_places(count, step[axis], length) + 0.5).floor().long().clamp(0, length - 1)
+            at = _nearest_along(count, step[axis], length)
             maps = maps.index_select(axis + 1, at.to(maps.device))
     return maps
+
+
+def nearest_voxels(size: Sequence[int], step: Sequence[float]) -> list[NDArray[np.int64]]:
+    """Which voxels `nearest` takes along every axis, ascending."""
+    counts = points(size, step)
+    return [
+        np.arange(n) if r == 1 else _nearest_along(count, r, n).numpy()
+        for n, r, count in zip(size, step, counts, strict=True)
+    ]
+
+
+def _nearest_along(count: int, step: float, length: int) -> Tensor:
+    return (_places(count, step, length) + 0.5).floor().long().clamp(0, length - 1)
 
 
 def restore(

@@ -14,19 +14,21 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import without_colour
 from ulna.data.formats.limits import within_memory
+from ulna.data.formats.mapping import read_or_map
 from ulna.data.formats.slabs import slabs
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.colour import is_colour
-from ulna.data.pipeline.orientation import to_canonical
+from ulna.data.pipeline.orientation import AS_STORED, to_canonical
 from ulna.data.quality.intensity import Intensity, measure
 from ulna.data.quality.label_values import label_values
-from ulna.data.quality.similarity import thumbnail
+from ulna.data.quality.similarity import thinned, thumbnail
 from ulna.data.quality.slices import SliceCount, count_slices
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.data.volume import Volume, may_lie_turned, same_geometry, spacing_text, turned_text
 from ulna.errors import DataError, Problem
 from ulna.recipe import Labels
+from ulna.system.mapped import InFile
 from ulna.system.progress import track
 
 TURNED = "its label map may be rotated against the image"  # so begins a note that must be read before others
@@ -127,7 +129,7 @@ def scan_case(case: Case, labels: Labels | None) -> CaseStats:
 
 
 def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], problems: list[Problem]) -> None:
-    image = _tried(case.read_image, case.images[0], problems)
+    image = _tried(lambda: read_or_map(case.images, case.spatial_dims), case.images[0], problems)
     if image is not None:
         facts |= {"size": image.size, "spacing": image.spacing, "unit": image.unit, "channels": image.channels}
         facts |= {"dtype": str(image.array.dtype), "notes": image.meta.notes, "digest": _digest(image)}
@@ -165,8 +167,9 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
 
 
 def _upright(image: Volume) -> NDArray[Any]:
-    """The array along canonical axes, so that a copy stored in another orientation looks the same."""
-    return image.array if image.affine is None else to_canonical(image.affine, image.spatial_dims).forward(image.array)
+    """The array along canonical axes, so that a copy stored in another orientation looks the same; what a thumbnail needs."""
+    turn = AS_STORED if image.affine is None else to_canonical(image.affine, image.spatial_dims)
+    return thinned(image.array, turn) if isinstance(image.array, InFile) else turn.forward(image.array)
 
 
 def _noted_constant(found: CaseStats) -> CaseStats:

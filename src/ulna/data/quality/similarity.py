@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
+from ulna.data.pipeline.orientation import Turn
+from ulna.system.mapped import let_go_of_part
+
 _CELLS = {2: 32, 3: 12}
 _SAMPLES = {2: 256, 3: 48}  # along an axis, at most twice as many are looked at
 _WINDOW = 5
@@ -44,6 +47,32 @@ def thumbnail(array: NDArray[Any]) -> Thumbnail | None:
     if length <= 1e-5 * float(np.linalg.norm(small)):
         return None
     return (detail / length).astype(np.float32).ravel()
+
+
+def thinned(array: NDArray[Any], turn: Turn) -> NDArray[Any]:
+    """Of an image that is mapped from a file, (C, *S), what `thumbnail` looks at of it, turned: some rows at a time.
+
+    Shape:
+        (C, *S) -> (C, *s), turned
+    """
+    size, dims = array.shape[1:], array.ndim - 1
+    flips = turn.stored(turn.flipped) if turn.axes else (False,) * dims
+    places = [_places(n, dims, flip=flip) for n, flip in zip(size, flips, strict=True)]
+    channels = []
+    for channel in array[:_COLOURS]:
+        rows = []
+        for place in places[0]:
+            row = channel[int(place)]
+            rows.append(np.array(row[np.ix_(*places[1:])]))
+            let_go_of_part(row)
+        channels.append(np.stack(rows))
+    return turn.forward(np.stack(channels))
+
+
+def _places(n: int, dims: int, *, flip: bool) -> NDArray[np.int64]:
+    """Which voxels of an axis are looked at, ascending."""
+    found = np.arange(0, n, max(1, n // _SAMPLES[dims]))
+    return (n - 1 - found)[::-1] if flip else found
 
 
 def _means(array: NDArray[np.float32], axis: int, cells: int) -> NDArray[np.float32]:

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ulna.data.formats.slabs import SLAB
+from ulna.system.mapped import InFile, let_go_of_part
+
 
 class SliceCount(NamedTuple):
     """The slices of volumes across one axis.
@@ -66,5 +69,17 @@ def _of_axes(values: NDArray[Any], reduce: Callable[..., Any]) -> list[NDArray[A
     """(..., *S) -> for each of the last three axes what its slices come to; volumes are gone through twice, not thrice."""
     while values.ndim > 3:  # overlapping classes
         values = reduce(values, axis=0)
-    over_last, over_first = reduce(values, axis=2), reduce(values, axis=0)
+    if isinstance(values, InFile):
+        rows = max(1, SLAB // max(1, values[0].nbytes))
+        parts = [_over_both(values[first : first + rows], reduce) for first in range(0, len(values), rows)]
+        over_last = np.concatenate([one for one, _ in parts])
+        over_first = reduce(np.stack([one for _, one in parts]), axis=0)
+    else:
+        over_last, over_first = _over_both(values, reduce)
     return [reduce(over_last, axis=1), reduce(over_last, axis=0), reduce(over_first, axis=0)]
+
+
+def _over_both(values: NDArray[Any], reduce: Callable[..., Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    made = np.asarray(reduce(values, axis=2)), np.asarray(reduce(values, axis=0))
+    let_go_of_part(values)
+    return made

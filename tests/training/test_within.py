@@ -1,0 +1,254 @@
+"""`train --max-ram`: the same samples and weights, and what cannot keep to the limit is refused beforehand."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import ulna
+from tests.inference.test_bounded import peak_of
+from tests.training.test_cache import CPU, SETTINGS
+from tests.training.tiny import TINY
+from tests.volumes import draw_balls
+from ulna.data.formats import mapping
+from ulna.data.formats.limits import allowing
+from ulna.data.layout.dataset import Dataset
+from ulna.data.quality import slices
+from ulna.data.quality.scan import scan_case
+from ulna.errors import DataError, UsageError
+from ulna.executors.choosing import On
+from ulna.planning.choosing import choose
+from ulna.planning.plan import plan_training, read_training_data
+from ulna.system.mapped import InFile, let_go_of_part
+from ulna.training import by_slabs, single, within
+from ulna.training.feed import Feed
+from ulna.training.fold_jobs import Together
+from ulna.training.samples import PreparedCases
+from ulna.training.slices import SliceCases, samples_of
+
+WAYS = {
+    "volumes": ("planning.spacing=[1.5, 1.5, 3]",),
+    "coarse labels": ("planning.spacing=[2.3, 1.1, 4]", "planning.normalization=rescale"),
+    "overlapping": ('classes={"all": [1, 2], "upper": [2]}',),
+    "slices": ("planning.spatial_dims=2", "planning.patch=[16, 16]"),
+}
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory):
+    return draw_balls(tmp_path_factory.mktemp("balls"), 5, stored="LSP", classes=2)
+
+
+def planned(data, *changes):
+    recipe = choose(model="unet", recipe=None, set=(*SETTINGS, *changes))
+    found = read_training_data(Dataset.from_folder(data).declaring(recipe.classes), recipe.training)
+    return found, plan_training(found, recipe)
+
+
+def batches(found, made, **options):
+    """Of an epoch, and what reads them."""
+    kept = (PreparedCases if made.plan.slices is None else SliceCases)(
+        found.dataset.cases_of(made.split.train), made.plan, **options
+    )
+    for _ in kept.fill():
+        pass
+    samples = samples_of(kept, made.plan, made.recipe)
+    return kept, [*Feed(samples, samples.batches(made.recipe.training.replaced(samples_per_epoch=8), 2), CPU, 0)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_samples_are_the_same_within_a_limit(balls, way, tmp_path, monkeypatch):
+    monkeypatch.setattr(by_slabs, "PREPARING", 20_000)
+    monkeypatch.setattr(by_slabs, "PART", 3_000)
+    found, made = planned(balls, *WAYS[way])
+    _, plainly = batches(found, made)
+    kept, spooled = batches(found, made, keep_bytes=0, folder=tmp_path, bounded=True)
+    assert all(map(kept.lies_in_a_file, range(len(kept))))
+    for (image, labels), (own, its) in zip(plainly, spooled, strict=True):
+        assert torch.equal(image, own) and torch.equal(labels, its)
+    if way == "slices":
+        return
+    lean, slabs = batches(found, made, lean=made.split.train, folder=tmp_path, bounded=True)
+    assert all(map(lean.lies_in_a_file, range(len(lean))))
+    for (image, labels), (own, its) in zip(plainly, slabs, strict=True):
+        torch.testing.assert_close(image, own, rtol=0, atol=2e-6)  # the mean is summed in another order
+        assert torch.equal(labels, its)
+    whole = PreparedCases(lean.cases, made.plan, on_grid=False)
+    parts = PreparedCases(lean.cases, made.plan, on_grid=False, lean=made.split.train, folder=tmp_path, bounded=True)
+    for number in range(len(whole)):
+        (ours, ours_ref), (theirs, theirs_ref) = whole[number], parts[number]
+        assert torch.equal(ours_ref, theirs_ref) and ours._replace(image=0) == theirs._replace(image=0)
+
+
+def test_a_disk_that_is_full_ends_a_bounded_training_before_its_first_step(balls, tmp_path, monkeypatch):
+    found, made = planned(balls)
+    monkeypatch.setattr("ulna.training.spool.SHARE", 0.0)
+    for lean in ((), made.split.train):
+        with pytest.raises(UsageError, match=r"the disk .*does not hold .*--max-ram"):
+            batches(found, made, keep_bytes=0, folder=tmp_path, bounded=True, lean=lean)
+
+
+def test_images_that_are_mapped_are_found_to_be_what_they_are(balls, tmp_path, monkeypatch):
+    monkeypatch.setattr(slices, "SLAB", 2_000)
+    monkeypatch.setattr(mapping, "_PART", 2_000)
+    for stored in ("LSP", "RAS"):
+        data = draw_balls(tmp_path / stored, 2, stored=stored, split=False, channels=2, size=(52, 98, 9))
+        for case in Dataset.from_folder(data).cases:
+            plainly = scan_case(case, None)
+            with allowing(None, 100, 0.1, 1):
+                assert isinstance(mapping.read_or_map(case.images).array, InFile)
+                mapped = scan_case(case, None)
+            assert mapped == plainly and (mapped.thumbnail == plainly.thumbnail).all()
+            assert (mapped.foreground_values == plainly.foreground_values).all()
+
+
+def test_what_is_let_go_of_is_read_again_and_copies_stay(tmp_path):
+    np.arange(1_000_000, dtype=np.float32).tofile(tmp_path / "values")
+    values = InFile(tmp_path / "values", np.float32, "r", shape=(1000, 1000))
+    copy, part, squares = values[:, ::-1].reshape(-1), values[10:800], values * values
+    for one in (values, copy, part, part.T, squares, np.asarray(values)):
+        let_go_of_part(one)
+    assert values[-1, -1] == copy[-1000] == 999_999 and part[0, 5] == 10_005 and squares[0, 3] == 9
+
+
+def test_a_limit_is_refused_beforehand_with_the_least(discs, tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="--max-ram 0: must be above 0"):
+        ulna.train(discs, max_ram=0)
+    with pytest.raises(UsageError, match="--max-ram and --devices 2: no limit is kept"):
+        ulna.train(discs, max_ram=8, devices=2)
+    with pytest.raises(
+        UsageError, match=r"without any image it takes [\d.]+ GB at least, more than --max-ram 0\.01 allows"
+    ):
+        ulna.train(discs, out=tmp_path / "run", max_ram=0.01)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    monkeypatch.setattr(within, "SCANNED", 10**7)
+    with pytest.raises(
+        DataError, match=r"disc1.png: takes [\d.]+ GB at least to look through, more than --max-ram 8 allows"
+    ):
+        within.look_through(Dataset.from_folder(discs), 8e9)
+
+
+def test_the_least_works_and_less_does_not(balls):
+    found, made = planned(balls)
+    with pytest.raises(UsageError, match=r"needs [\d.]+ GB at least") as refused:
+        within.within(made, found.dataset, 2e8)
+    least = float(re.search(r"needs ([\d.]+) GB at least", str(refused.value))[1])
+    kept = within.within(made, found.dataset, 1e9 * least)
+    assert kept.peak <= kept.limit and not kept.lean
+    roomy = within.within(made, found.dataset, 1e9 * (least + 1))
+    assert 0.9e9 < roomy.keep_train + roomy.keep_val < 1.1e9
+    assert "keep prepared cases" in roomy.words(4)
+
+
+def test_images_beyond_the_limit_are_prepared_by_slabs(balls, monkeypatch):
+    found, made = planned(balls)
+    plainly = within.seen
+    big = made.split.train[0]
+
+    def seen(case):
+        one = plainly(case)
+        if case.id != big:
+            return one
+        array = np.broadcast_to(one.volume.array[:, :1, :1, :1], (1, 500, 500, 500))
+        return one._replace(volume=one.volume.with_array(array), map_bytes=1.25e8)
+
+    monkeypatch.setattr(within, "seen", seen)
+    room = within._base(made) + 1.5e9
+    kept = within.within(made, found.dataset, room)
+    assert kept.lean == {big} and "1 case of 4 is prepared by slabs" in kept.words(4)
+    with pytest.raises(UsageError, match=r"preparing .* needs [\d.]+ GB"):
+        within.within(made, found.dataset, within._base(made) + 4.5e8)
+    cropped = replace(made, plan=made.plan.replaced(crop=(24, 20, 9)))
+    with pytest.raises(UsageError, match=r"preparing .* needs [\d.]+ GB"):
+        within.within(cropped, found.dataset, room)
+
+
+def test_a_step_is_planned_by_the_limit(balls, monkeypatch):
+    found, _ = planned(balls)
+    recipe = choose(model="unet", recipe=None, max_ram=1.0, set=SETTINGS)
+    monkeypatch.setattr(within, "_base", lambda planned: 0.5e9)
+    monkeypatch.setattr(within, "_step", lambda planned, readers: 1e9 * planned.recipe.planning.memory_gb)
+    assert within.plan_within(found, recipe, None).recipe.planning.memory_gb == 1
+    assert within.plan_within(found, recipe, 1e9).recipe.planning.memory_gb == 0.343
+    asked = choose(model="unet", recipe=None, max_ram=1.0, set=(*SETTINGS, "planning.memory_gb=0.9"))
+    assert within.plan_within(found, asked, 1e9).recipe.planning.memory_gb == 0.9
+
+
+def test_folds_side_by_side_share_the_limit(tmp_path):
+    data = draw_balls(tmp_path / "data", 4, split=False)
+    recipe = choose(model="unet", recipe=None, folds=2, max_ram=8, set=SETTINGS)
+    runs = [tmp_path / "fold_0", tmp_path / "fold_1"]
+
+    def jobs(number, limit):
+        together = Together(On.read("local", number), None, "", None, None, limit)
+        made, executor = together.jobs(data, tmp_path, runs, recipe)
+        return [json.loads(job.argv[-1])["limit"] for job in made], executor.places
+
+    shares, _ = jobs(2, 8e9)
+    assert shares[0] == shares[1] and 6e9 < sum(shares) < 8e9
+    shares, places = jobs("auto", 8e9)
+    assert 6e9 < places.most * shares[0] < 8e9
+    with pytest.raises(UsageError, match=r"--max-ram 1: the command and 2 processes take [\d.]+ GB before"):
+        jobs(2, 1e9)
+
+
+def weights(run):
+    return (run / "weights.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_weights_are_the_same_within_a_limit(discs, tmp_path, monkeypatch):
+    told = {"model": "unet", "epochs": 1, "set": [*TINY]}
+    ulna.train(discs, out=tmp_path / "free", **told)
+    monkeypatch.setattr(single, "within", lambda *some: replace(within.within(*some), keep_train=0, keep_val=0))
+    ulna.train(discs, out=tmp_path / "bound", max_ram=8, **told)
+    assert weights(tmp_path / "free") == weights(tmp_path / "bound")
+    assert "--max-ram 8: about" in (tmp_path / "bound" / "log.txt").read_text()
+    # and the limit may be another one later
+    ulna.train(discs, out=tmp_path / "free", resume=True, max_ram=9, epochs=2)
+    ulna.train(discs, out=tmp_path / "bound", resume=True, epochs=2)
+    assert weights(tmp_path / "free") == weights(tmp_path / "bound")
+
+
+def draw(root, ids, size):
+    for name in ids:
+        rng = np.random.default_rng(sum(map(ord, name)))
+        labels = np.zeros(size, np.uint8)
+        labels[tuple(slice(n // 4, n // 2) for n in size)] = 1
+        image = rng.integers(0, 100, size, np.int16) + 60 * labels
+        for folder, values in (("images", image.astype(np.int16)), ("labels", labels)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            file = nibabel.Nifti1Image(values, np.eye(4))
+            file.header.set_xyzt_units("mm")
+            file.to_filename(root / folder / f"{name}.nii")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # several commands, beside whatever else runs
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not tell what a process holds")
+def test_a_training_keeps_to_its_limit(tmp_path):
+    small, large = ["a", "b", "c", "d"], ["large"]
+    draw(tmp_path / "data", small, (64, 64, 64))
+    draw(tmp_path / "data", large, (288, 288, 192))
+    split = {"train": [*large, *small[:2]], "val": small[2:3], "test": small[3:]}
+    (tmp_path / "data" / "splits.json").write_text(json.dumps(split))
+    sets = (*TINY, "planning.patch=[32, 32, 32]", "architecture.channels=[4, 8]")
+    changes = [word for one in sets for word in ("--set", one)]
+    command = ("train", tmp_path / "data", "--model", "unet", "--out", tmp_path / "run", "--epochs", 1, *changes)
+    limit = 0.8
+    for _ in range(4):  # what is looked through needs less than what is trained on
+        peak, said, code = peak_of(*command, "--max-ram", limit)
+        if code == 0:
+            break
+        assert code == 2 and not (tmp_path / "run" / "recipe.yaml").exists(), said
+        least = re.findall(r"([\d.]+) GB at least", " ".join(said.split()))
+        assert least, said
+        limit = max(map(float, least)) + 0.02
+    assert code == 0, said
+    assert "1 case of 4 is prepared by slabs" in (tmp_path / "run" / "log.txt").read_text()
+    assert 0.5 * limit < peak / 1e9 <= limit
