@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.evaluation.metrics import Mask, bounding_box
+from ulna.evaluation.surfaces import Mask, bounding_box
 
 
 def cldice(prediction: Mask, reference: Mask, empty_score: float | None = None) -> float:

@@ -26,8 +26,9 @@ from scipy.ndimage import distance_transform_edt, find_objects
 
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, unknown
-from ulna.evaluation.metrics import CALIBRATION, LESIONS, OVERLAP, SURFACE, VOLUME, Mask, bounding_box, mask_of
+from ulna.evaluation.metrics import CALIBRATION, LESIONS, OVERLAP, SURFACE, VOLUME, mask_of
 from ulna.evaluation.objects import objects_of
+from ulna.evaluation.surfaces import Mask, bounding_box
 from ulna.recipe import Labels
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 
-from ulna.evaluation.metrics import Mask, bounding_box
+from ulna.evaluation.surfaces import Mask, bounding_box
 
 SHARE_OF_DIAGONAL = 0.02  # in images, of the diagonal in pixels
 VOLUME_WIDTH = 2.0  # in volumes, in the unit of the spacing: twice the tolerance of the NSD

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ulna.evaluation.calibration import calibration_scores
 from ulna.evaluation.centreline import cldice
 from ulna.evaluation.contour import boundary_iou
-from ulna.evaluation.metrics import CALIBRATION, VOLUME, Mask, Score
+from ulna.evaluation.metrics import CALIBRATION, VOLUME, Score
 from ulna.evaluation.objects import Matches, match_masks, match_objects, object_scores
+from ulna.evaluation.surfaces import Mask
 
 MM3_PER_ML = 1000.0
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from ulna.evaluation.metrics import LESIONS, Mask, Score, bounding_box
+from ulna.evaluation.metrics import LESIONS, Score
+from ulna.evaluation.surfaces import Mask, bounding_box
 
 THRESHOLDS = {"10": 0.1, "50": 0.5}  # ending of a column -> IoU of a pair from which an object is found
 AREAS = (32.0**2, 96.0**2)  # px, of objects in images: small, medium and large of COCO (lin2014)
