@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import encode_labels
+from ulna.data.formats.opening import hollow
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
@@ -24,6 +25,8 @@ from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.layout.pseudonyms import opened
 from ulna.data.turning import orientation_of
 from ulna.errors import DataError, Problem, UsageError, counted, listed
+from ulna.evaluation.boxes import locate
+from ulna.evaluation.calibration import calibration_scores
 from ulna.evaluation.choice import Choice, choose, read_families, spread, usual
 from ulna.evaluation.further import further_scores
 from ulna.evaluation.intervals import told_mean
@@ -39,7 +42,7 @@ from ulna.evaluation.known import (
     values_in,
 )
 from ulna.evaluation.means import finite, summarise, tolerance_of
-from ulna.evaluation.metrics import MEASURES, mask_of, mean_known, score_labels
+from ulna.evaluation.metrics import CALIBRATION, MEASURES, Score, check_labels, mask_of, mean_known, score_in_box
 from ulna.evaluation.numbers import numbers_of
 from ulna.evaluation.objects import BySize
 from ulna.evaluation.order import told_as_images
@@ -202,7 +205,7 @@ def evaluate(
     def read(name: str) -> Pair:
         volume = read_labels(of_classes(references.sources[name], names), dims)
         reference = encode_labels(volume, of_references)
-        prediction, probabilities, mask = np.zeros_like(reference), None, None
+        prediction, probabilities, mask = None, None, None
         if name in predicted.sources:
             mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
             prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
@@ -215,12 +218,17 @@ def evaluate(
                 probabilities = read_probabilities(maps[name], names, mask)
         elif choice.has("calibration"):  # an empty prediction, and sure of it
             probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
+        if prediction is None:
+            prediction = np.zeros_like(reference)
         probabilities = known_probabilities(probabilities, reference, of_references)
         ours, theirs = known_alone(prediction, reference, of_references)
         objects = None
         if choice.has("lesions") and (of_masks.instances or of_references.instances):
             objects = numbers_of(mask, of_masks, ours == 1), numbers_of(volume, of_references, theirs == 1)
-        return Pair(name, ours, theirs, volume, probabilities, objects)
+        # what was stored is not needed any more: the place is
+        return Pair(
+            name, ours, theirs, volume.with_array(hollow(volume.array.shape, theirs.dtype)), probabilities, objects
+        )
 
     def pairs() -> Iterator[Pair]:
         for name in track(wanted, "evaluating"):
@@ -320,34 +328,33 @@ class Scores:
         self._rows = [{name: value for name, value in row.items() if name in common} for row in both]
 
     def _measured(self, whose: dict[str, Any], pair: Pair) -> list[dict[str, Any]]:
-        volume, multilabel = pair.volume, self.labels.multilabel
-        scores = score_labels(
-            pair.prediction,
-            pair.reference,
-            classes=len(self.labels.foreground),
-            spacing=volume.spacing,
-            tolerance=tolerance_of(volume),
-            multilabel=multilabel,
-            empty_score=self.empty_score,
-            surface=self.by != "group" and self.choice.has("surface"),
-        )
+        volume, multilabel, names = pair.volume, self.labels.multilabel, self.labels.foreground
+        surface = self.by != "group" and self.choice.has("surface")
         rows = []
         absent, further = dict.fromkeys(MEASURES, math.nan), dict.fromkeys(self.choice.further, math.nan)
-        for k, (name, score) in enumerate(zip(self.labels.foreground, scores, strict=True)):
-            found, matches = further_scores(
-                mask_of(pair.prediction, k + 1, multilabel=multilabel),
-                mask_of(pair.reference, k + 1, multilabel=multilabel),
-                self.choice.families[name],
-                spacing=volume.spacing,
-                empty_score=self.empty_score,
-                probabilities=None if pair.probabilities is None else pair.probabilities[k],
-                objects=pair.objects,
-            )
+        check_labels(pair.prediction, pair.reference, len(names), multilabel=multilabel)
+        for one in locate(pair.prediction, pair.reference, len(names), multilabel=multilabel):
+            name, families = names[one.number - 1], self.choice.families[names[one.number - 1]]
+            masks = [one.mask(labels, multilabel=multilabel) for labels in (pair.prediction, pair.reference)]
+            on: dict[str, Any] = {"spacing": volume.spacing, "empty_score": self.empty_score}
+            score = score_in_box(*masks, one.counts, volume.size, tolerance=tolerance_of(volume), surface=surface, **on)
+            in_box = [family for family in families if family != "calibration"]
+            objects = pair.objects and (pair.objects[0][one.box], pair.objects[1][one.box])
+            found, matches = further_scores(*masks, in_box, objects=objects, size=volume.size, **on)
+            if "calibration" in families:
+                found |= self._calibrated(pair, one.number)
             if matches is not None:
                 sizes = self._sizes.setdefault(name, BySize(volume.spatial_dims, volume.unit))
                 sizes.add(matches, math.prod(volume.spacing))
             rows.append({**whose, "class": name, **absent, **score, **further, **found})
         return rows
+
+    def _calibrated(self, pair: Pair, number: int) -> Score:
+        """Of all voxels, whatever the box of a structure."""
+        if pair.probabilities is None:
+            return dict.fromkeys(CALIBRATION, math.nan)
+        masks = [mask_of(one, number, multilabel=self.labels.multilabel) for one in (pair.prediction, pair.reference)]
+        return calibration_scores(pair.probabilities[number - 1], *masks)
 
     def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
         """What was measured so far; `missing` are references without a prediction."""

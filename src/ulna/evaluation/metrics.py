@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ulna.errors import UsageError, counted, unknown
+from ulna.evaluation.boxes import Counts, locate
 from ulna.evaluation.surfaces import Mask, SurfaceDistances, check_masks, surface_distances
 
 OVERLAP = ("dice", "iou", "ppv", "sensitivity")
@@ -40,14 +41,6 @@ LENGTHS = ("hd95", "assd")  # the smaller the better
 FURTHER = (*VOLUME, *LESIONS, "cldice", "boundary_iou", *CALIBRATION)
 
 Score = dict[str, float]  # a measure's name -> its value, and the counts tp, fp, fn
-
-
-class Counts(NamedTuple):
-    """Pixels or voxels found, invented and missed."""
-
-    tp: int
-    fp: int
-    fn: int
 
 
 def count(prediction: Mask, reference: Mask) -> Counts:
@@ -177,10 +170,35 @@ def score(
         >>> score(square, np.roll(square, 1, axis=0), spacing=(2.0, 1.0), tolerance=1.0)["hd95"]
         2.0
     """
-    counts = count(prediction, reference)
+    return score_in_box(
+        prediction, reference, count(prediction, reference), prediction.shape,
+        spacing=spacing, tolerance=tolerance, empty_score=empty_score, surface=surface,
+    )  # fmt: skip
+
+
+def score_in_box(
+    prediction: Mask,
+    reference: Mask,
+    counts: Counts,
+    size: Sequence[int],
+    *,
+    spacing: Sequence[float],
+    tolerance: float,
+    empty_score: float | None = None,
+    surface: bool = True,
+) -> Score:
+    """`score` of a box that holds both masks.
+
+    Args:
+        prediction: (*box).
+        reference: (*box).
+        counts: of the voxels of both.
+        size: *S of the whole image.
+        spacing: as for `score`, like the rest.
+    """
     scores = _overlap(counts, empty_score)
     if surface:
-        distances = surface_distances(prediction, reference, spacing)
+        distances = surface_distances(prediction, reference, spacing, size)
         scores |= {"hd95": hd95(distances), "assd": assd(distances), "nsd": nsd(distances, tolerance)}
         if empty_score is not None and not any(counts):
             scores |= {"hd95": 0.0, "assd": 0.0, "nsd": 1.0}
@@ -214,6 +232,23 @@ def score_labels(
     Raises:
         UsageError: if a map is not of integers, or its values or channels do not fit K; else as in `score`.
     """
+    check_labels(prediction, reference, classes, multilabel=multilabel)
+    return [
+        score_in_box(
+            one.mask(prediction, multilabel=multilabel), one.mask(reference, multilabel=multilabel), one.counts,
+            prediction.shape[-len(spacing) :],
+            spacing=spacing, tolerance=tolerance, empty_score=empty_score, surface=surface,
+        )
+        for one in locate(prediction, reference, classes, multilabel=multilabel)
+    ]  # fmt: skip
+
+
+def check_labels(prediction: NDArray[Any], reference: NDArray[Any], classes: int, *, multilabel: bool) -> None:
+    """Refuse what are no two label maps of so many structures; see `score_labels`.
+
+    Raises:
+        UsageError: naming the one that does not fit.
+    """
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels.dtype.kind not in "biu":
             raise UsageError(
@@ -229,18 +264,11 @@ def score_labels(
                 f"{name}: label values {labels.min()} to {labels.max()} do not fit {classes} classes "
                 f"(0 is background, 1..{classes}); remap the others"
             )
-
-    return [
-        score(
-            mask_of(prediction, k, multilabel=multilabel),
-            mask_of(reference, k, multilabel=multilabel),
-            spacing=spacing,
-            tolerance=tolerance,
-            empty_score=empty_score,
-            surface=surface,
+    if prediction.shape != reference.shape:
+        raise UsageError(
+            f"prediction {prediction.shape} and reference {reference.shape} differ in shape; "
+            f"bring both to one grid before they are scored"
         )
-        for k in range(1, classes + 1)
-    ]
 
 
 def mask_of(labels: NDArray[Any], k: int, *, multilabel: bool) -> Mask:
