@@ -10,10 +10,10 @@ from ulna.evaluation import boxes, centreline, surfaces
 from ulna.evaluation.boxes import locate
 from ulna.evaluation.choice import FAMILIES, Choice
 from ulna.evaluation.depths import depths
-from ulna.evaluation.evaluate import Scores
 from ulna.evaluation.further import further_scores
 from ulna.evaluation.metrics import count, mask_of, score
 from ulna.evaluation.pair import Pair
+from ulna.evaluation.scores import Scores
 from ulna.recipe import Labels
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g")
