@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import encode_labels
-from ulna.data.formats.opening import hollow
+from ulna.data.formats.limits import TooLargeError, check_need, holding
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.layout.pseudonyms import opened
 from ulna.data.turning import orientation_of
-from ulna.errors import DataError, Problem, UsageError, listed
+from ulna.errors import DataError, PartialFailure, Problem, UsageError, listed
 from ulna.evaluation.choice import choose, read_families, spread
 from ulna.evaluation.known import (
     classes_of,
@@ -33,9 +33,10 @@ from ulna.evaluation.known import (
     read_as,
     values_in,
 )
+from ulna.evaluation.needs import check_encoding, known_bytes, scoring_within
 from ulna.evaluation.numbers import numbers_of
 from ulna.evaluation.order import told_as_images
-from ulna.evaluation.pair import Pair
+from ulna.evaluation.pair import Pair, without_values
 from ulna.evaluation.predicted import SHOWN, check_grid, common_dims, predicted_masks, read_mask, tell_others
 from ulna.evaluation.probabilities import probability_files, read_probabilities
 from ulna.evaluation.scored_page import is_page, write_scored_page
@@ -61,6 +62,7 @@ def evaluate(
     by: str | None = None,
     metrics: Sequence[str] = (),
     pseudonymise: Path | str | None = None,
+    max_ram: float | None = None,
 ) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
 
@@ -79,12 +81,16 @@ def evaluate(
         metrics: what is measured beside overlap: surface, volume, lesions, cldice, boundary, calibration; several with
             commas. Left out (or auto): what applies by the rule of docs/metrics.md, as summary.json tells; all: everything.
         pseudonymise: the file of pseudonyms under which the masks were predicted (`ulna predict --pseudonymise`).
+        max_ram: GB of memory that the process may take: a case that would take more is not scored, but listed with the least
+            that works, and in no mean (exit 3). Left out, all of the machine's.
 
     Where groups.json beside the references has fields such as site or scanner, scores are told by group, too.
 
     Raises:
         DataError: for every pair that does not fit, all at once.
-        UsageError: if there is no such unit or measure, slices are asked of 2D images, or groups where no file names them.
+        UsageError: if there is no such unit or measure, slices are asked of 2D images, or groups where no file names them; if
+            the process takes `max_ram` without any case.
+        PartialFailure: if `max_ram` leaves no place for some cases; the others are scored and written.
 
     Example:
         ulna evaluate masks data/nuclei --out scores
@@ -92,10 +98,24 @@ def evaluate(
     predictions, labels = Path(predictions), Path(labels)
     if by is not None:
         check_unit(by)
-    check_masks_first(
-        predictions, labels, to_argv({"--out": out, "--by": by, "--metrics": metrics, "--pseudonymise": pseudonymise})
-    )
+    flags = {
+        "--out": out, "--by": by, "--metrics": metrics, "--pseudonymise": pseudonymise, "--max-ram": max_ram,
+    }  # fmt: skip
+    check_masks_first(predictions, labels, to_argv(flags))
     named_measures = read_families(metrics) if metrics else ()
+    with scoring_within(max_ram):
+        return _scored(predictions, labels, out, by, named_measures, pseudonymise)
+
+
+def _scored(
+    predictions: Path,
+    labels: Path,
+    out: Path | str | None,
+    by: str | None,
+    named_measures: tuple[str, ...],
+    pseudonymise: Path | str | None,
+) -> Evaluation:
+    """What `evaluate` gives back, within the memory that is allowed."""
     references = find_masks(labels)
     named = groups_of(labels, references.sources, needed=by == "group")
     names_of = opened(pseudonymise, None if out is None else Path(out), predictions)
@@ -135,59 +155,80 @@ def evaluate(
     def looked_at() -> Iterator[NDArray[Any]]:
         for name in spread(wanted):
             with suppress(DataError):  # told where it is evaluated
-                yield encode_labels(read_labels(of_classes(references.sources[name], names), dims), of_references)
+                volume = read_labels(of_classes(references.sources[name], names), dims)
+                check_encoding(volume, of_references)
+                yield encode_labels(volume, of_references)
 
     families = named_measures or measured(about)
     lenient = not named_measures  # a recipe holds for other data, too
-    choice = choose(families, names, looked_at, volume=first, by=unit, with_probabilities=bool(maps), lenient=lenient)
+
+    def allow(need: float) -> None:
+        what = "choosing measures by the shape of a structure"
+        check_need(labels, need, what, "raise it, or name measures, such as --metrics surface")
+
+    choice = choose(
+        families, names, looked_at, volume=first, by=unit, with_probabilities=bool(maps), lenient=lenient, allow=allow
+    )
     problems: list[Problem] = []
     tags_differ: dict[str, None] = {}  # in their order, each once
 
+    numbers = choice.has("lesions") and (of_masks.instances or of_references.instances)
+
     def read(name: str) -> Pair:
-        volume = read_labels(of_classes(references.sources[name], names), dims)
-        reference = encode_labels(volume, of_references)
-        prediction, probabilities, mask = None, None, None
-        if name in predicted.sources:
-            mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
-            prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
-            if of_masks.ignored is not None:  # what a mask leaves open is not found
-                prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
-            check_grid(predicted.sources[name], mask, volume)
-            if orientation_of(mask) != orientation_of(volume):
-                tags_differ[name] = None
-            if choice.has("calibration") and name in maps:
+        stored = read_labels(of_classes(references.sources[name], names), dims)
+        check_encoding(stored, of_references)
+        reference = encode_labels(stored, of_references)
+        volume = without_values(stored)
+        kept = stored if numbers else None  # the place is enough for all else
+        del stored
+        prediction, probabilities, mask, given = None, None, None, None
+        with holding(reference.nbytes + (0 if kept is None else kept.array.nbytes)):
+            if name in predicted.sources:
+                mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
+                meaning = of_pictures if keeps_values(mask) else of_masks
+                check_encoding(mask, meaning)
+                prediction = encode_labels(mask, meaning)
+                if of_masks.ignored is not None:  # what a mask leaves open is not found
+                    prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
+                check_grid(predicted.sources[name], mask, volume)
+                if orientation_of(mask) != orientation_of(volume):
+                    tags_differ[name] = None
+                given = mask if numbers else None
+                mask = without_values(mask)
+        held = reference.nbytes + (reference if prediction is None else prediction).nbytes
+        with holding(held):
+            check_need(volume.path, known_bytes(volume, of_references, choice, numbers=numbers), "with its mask it")
+            if choice.has("calibration") and mask is not None and name in maps:
                 probabilities = read_probabilities(maps[name], names, mask)
-        elif choice.has("calibration"):  # an empty prediction, and sure of it
-            probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
+            elif choice.has("calibration") and mask is None:  # an empty prediction, and sure of it
+                probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
         if prediction is None:
             prediction = np.zeros_like(reference)
         probabilities = known_probabilities(probabilities, reference, of_references)
         ours, theirs = known_alone(prediction, reference, of_references)
         objects = None
-        if choice.has("lesions") and (of_masks.instances or of_references.instances):
-            objects = numbers_of(mask, of_masks, ours == 1), numbers_of(volume, of_references, theirs == 1)
-        # what was stored is not needed any more: the place is
-        return Pair(
-            name, ours, theirs, volume.with_array(hollow(volume.array.shape, theirs.dtype)), probabilities, objects
-        )
-
-    def pairs() -> Iterator[Pair]:
-        for name in track(wanted, "evaluating"):
-            try:
-                pair = read(name)
-            except DataError as error:
-                problems.extend(error.problems)
-                continue
-            yield pair
+        if numbers:
+            objects = numbers_of(given, of_masks, ours == 1), numbers_of(kept, of_references, theirs == 1)
+        return Pair(name, ours, theirs, volume, probabilities, objects)
 
     across, empty = Across.read(about.get("slices")), empty_score(about)
     scores = Scores(names, empty, by=unit, across=across, groups=named.patients, choice=choice)
-    dice = {pair.case: scores.add(pair) for pair in pairs()}
-    if problems:
+    dice: dict[str, float] = {}
+    too_large: dict[str, DataError] = {}
+    for name in track(wanted, "evaluating"):
+        try:
+            dice[name] = scores.add(read(name))
+        except TooLargeError as error:
+            too_large[name] = error
+        except DataError as error:
+            problems.extend(error.problems)
+    if problems or not dice:
         with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
-            raise DataError(problems, predictions)
+            raise DataError([*problems, *(one for error in too_large.values() for one in error.problems)], predictions)
     evaluation = scores.evaluation(missing)
     evaluation.summary.update(notes)
+    if too_large:
+        evaluation.summary["not_scored"] = {name: str(error) for name, error in too_large.items()}
     if named.fields and unit != "group":
         evaluation.summary["subgroups"] = by_subgroups(cases_of(evaluation.rows), named.fields, named.patients)
     if of_references.ignore:
@@ -205,6 +246,8 @@ def evaluate(
             Path(out), evaluation, dice, read, references.cases, about=about, predictions=predictions, labels=labels
         )
         evaluation = replace(evaluation, report=page)
+    if too_large:
+        raise PartialFailure({name: str(error) for name, error in too_large.items()}, len(dice), result=evaluation)
     return evaluation
 
 

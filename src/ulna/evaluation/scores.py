@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ulna.data.formats.limits import bounded, check_need, holding
 from ulna.errors import UsageError, counted
 from ulna.evaluation.boxes import locate
 from ulna.evaluation.calibration import calibration_scores
@@ -19,7 +20,8 @@ from ulna.evaluation.further import further_scores
 from ulna.evaluation.intervals import told_mean
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import CALIBRATION, MEASURES, Score, check_labels, mask_of, mean_known, score_in_box
-from ulna.evaluation.objects import BySize
+from ulna.evaluation.needs import CALIBRATED, check_structure
+from ulna.evaluation.objects import BySize, Matches
 from ulna.evaluation.pair import Pair
 from ulna.evaluation.units import Across, pooled, slices_of
 from ulna.recipe import Labels
@@ -36,7 +38,8 @@ class Evaluation:
         summary: cases, unit, tolerance, missing cases, and for every class and over all (`mean`) each measure's mean over
             cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
             nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
-            be trusted; `measures`, which apply and why; `lesions`, objects by size; `subgroups`, by groups.json.
+            be trusted; `measures`, which apply and why; `lesions`, objects by size; `subgroups`, by groups.json;
+            `not_scored`, cases that `max_ram` has no place for, and why: they are in no mean.
         report: the page, where one was written.
     """
 
@@ -47,7 +50,8 @@ class Evaluation:
     def __repr__(self) -> str:
         cases = counted(self.summary["cases"], "case")
         missing = f", {len(self.summary['missing'])} without prediction" if self.summary.get("missing") else ""
-        return f"Evaluation: Dice {told_mean(self.summary['mean']['dice'])} over {cases}{missing}"
+        left = f", {len(self.summary['not_scored'])} not scored" if self.summary.get("not_scored") else ""
+        return f"Evaluation: Dice {told_mean(self.summary['mean']['dice'])} over {cases}{missing}{left}"
 
     def case_dice(self, case: str) -> float:
         """Mean Dice over the classes that count for one case; NaN if none does."""
@@ -109,18 +113,21 @@ class Scores:
             UsageError: if it has other dimensions than those before, or lengths in another unit.
         """
         self._check_kind(pair)
+        with holding(pair.nbytes):
+            rows = self._rows_of(pair)
+        self._rows += rows
+        return mean_known([row["dice"] for row in rows])
+
+    def _rows_of(self, pair: Pair) -> list[dict[str, Any]]:
         if self.by == "slice":
-            rows = [
+            return [
                 row
                 for one in slices_of(pair.prediction, pair.reference, pair.volume, self.across)
                 for row in self._measured(
                     {"case": pair.case, "slice": one.number}, Pair(pair.case, one.prediction, one.reference, one.volume)
                 )
             ]
-        else:
-            rows = self._measured({"case": pair.case}, pair)
-        self._rows += rows
-        return mean_known([row["dice"] for row in rows])
+        return self._measured({"case": pair.case}, pair)
 
     def add_rows(self, rows: list[dict[str, Any]], unit: str, dims: int) -> None:
         """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit.
@@ -136,12 +143,15 @@ class Scores:
     def _measured(self, whose: dict[str, Any], pair: Pair) -> list[dict[str, Any]]:
         volume, multilabel, names = pair.volume, self.labels.multilabel, self.labels.foreground
         surface = self.by != "group" and self.choice.has("surface")
-        rows = []
+        rows: list[dict[str, Any]] = []
+        objects_of: list[tuple[str, Matches]] = []
         absent, further = dict.fromkeys(MEASURES, math.nan), dict.fromkeys(self.choice.further, math.nan)
         check_labels(pair.prediction, pair.reference, len(names), multilabel=multilabel)
         for one in locate(pair.prediction, pair.reference, len(names), multilabel=multilabel):
             name, families = names[one.number - 1], self.choice.families[names[one.number - 1]]
             masks = [one.mask(labels, multilabel=multilabel) for labels in (pair.prediction, pair.reference)]
+            if bounded():
+                check_structure(volume.path or pair.case, name, one, masks, families, surface=surface)
             on: dict[str, Any] = {"spacing": volume.spacing, "empty_score": self.empty_score}
             score = score_in_box(*masks, one.counts, volume.size, tolerance=tolerance_of(volume), surface=surface, **on)
             in_box = [family for family in families if family != "calibration"]
@@ -150,15 +160,18 @@ class Scores:
             if "calibration" in families:
                 found |= self._calibrated(pair, one.number)
             if matches is not None:
-                sizes = self._sizes.setdefault(name, BySize(volume.spatial_dims, volume.unit))
-                sizes.add(matches, math.prod(volume.spacing))
+                objects_of.append((name, matches))
             rows.append({**whose, "class": name, **absent, **score, **further, **found})
+        for name, matches in objects_of:  # no sooner: a case that memory does not hold counts nowhere
+            sizes = self._sizes.setdefault(name, BySize(volume.spatial_dims, volume.unit))
+            sizes.add(matches, math.prod(volume.spacing))
         return rows
 
     def _calibrated(self, pair: Pair, number: int) -> Score:
         """Of all voxels, whatever the box of a structure."""
         if pair.probabilities is None:
             return dict.fromkeys(CALIBRATION, math.nan)
+        check_need(pair.volume.path or pair.case, CALIBRATED * math.prod(pair.volume.size), "scoring probabilities")
         masks = [mask_of(one, number, multilabel=self.labels.multilabel) for one in (pair.prediction, pair.reference)]
         return calibration_scores(pair.probabilities[number - 1], *masks)
 
