@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 
-from ulna.data.formats.limits import allowing, check_need
+from ulna.data.formats.label_maps import encoding_bytes
+from ulna.data.formats.limits import check_need, keeping_to
 from ulna.data.volume import Volume
-from ulna.errors import UsageError
 from ulna.evaluation.boxes import Located
 from ulna.evaluation.choice import Choice
 from ulna.evaluation.surfaces import Mask, count_surface
 from ulna.recipe import Labels
-from ulna.system.held import give_back, held_bytes
 
 LOADED = 60 * 10**6  # code that reading, scoring and drawing load: 20 to 50 MB were seen
 WORKING = 120 * 10**6  # slabs on their way, pictures of a page
@@ -29,33 +28,14 @@ CALIBRATED = 60  # bytes a voxel of the image beside the probabilities
 SMALLER = "score smaller images, or on a machine with more memory"
 
 
-@contextmanager
-def scoring_within(max_ram: float | None) -> Iterator[None]:
-    """Keep this process to so many GB inside: what would take more is a `TooLargeError` beforehand.
-
-    Raises:
-        UsageError: if the process takes them without any image.
-    """
-    if max_ram is None:
-        yield
-        return
-    if not 0 < max_ram < math.inf:
-        raise UsageError(f"--max-ram {max_ram:g}: must be above 0")
-    give_back()
-    taken = (held_bytes() + LOADED + WORKING) / 1e9
-    if taken >= max_ram:
-        raise UsageError(f"without any image it takes {taken:.2f} GB, more than --max-ram {max_ram:g} allows; raise it")
-    with allowing(None, max_ram, taken, SMALLER):
-        yield
+def scoring_within(max_ram: float | None) -> AbstractContextManager[None]:
+    """Keep this process to so many GB inside: what would take more is a `TooLargeError` beforehand."""
+    return keeping_to(None, max_ram, LOADED + WORKING, SMALLER)
 
 
 def check_encoding(volume: Volume, labels: Labels) -> None:
     """Refuse a label map of whose class indices, made beside it, the memory does not hold what they take."""
-    voxels, maps = math.prod(volume.size), len(labels.foreground) if labels.multilabel else 1
-    each = 2 * maps + (2 if labels.merges or labels.ignore or labels.instances else 0)
-    if volume.array.dtype.itemsize > 1:
-        each += 2
-    check_need(volume.path, volume.array.nbytes + each * voxels, "with its classes it")
+    check_need(volume.path, volume.array.nbytes + encoding_bytes(volume, labels), "with its classes it")
 
 
 def known_bytes(volume: Volume, labels: Labels, choice: Choice, *, numbers: bool) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ulna.data.formats.source import AGAIN, data_error, shown
 from ulna.errors import DataError, Problem, UsageError
+from ulna.system.held import give_back, held_bytes
 
 LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
 MOST_PIXELS = 1_000_000_000  # of a picture; volumes are bounded by the memory
@@ -57,6 +58,32 @@ def allowing(
         yield
     finally:
         _allowed.update(before)
+
+
+@contextmanager
+def keeping_to(max_pixels: int | None, max_ram: float | None, working: float, remedy: str) -> Iterator[None]:
+    """Bound this process to so many GB inside, all that it holds already included; without, as `allowing`.
+
+    Args:
+        max_pixels: as for `allowing`.
+        max_ram: GB.
+        working: bytes that are taken on the way, whatever the images.
+        remedy: for an image that is too large, beside more memory.
+
+    Raises:
+        UsageError: if a bound is not above 0, or the process takes more without any image.
+    """
+    taken = None
+    if max_ram is not None and 0 < max_ram < math.inf:
+        give_back()
+        taken = (held_bytes() + working) / _GB
+        if taken >= max_ram:
+            need = math.ceil(100 * taken) / 100
+            raise UsageError(
+                f"without any image it takes {need:.2f} GB, more than --max-ram {max_ram:g} allows; raise it"
+            )
+    with allowing(max_pixels, max_ram, taken, remedy):
+        yield
 
 
 def check_promise(where: object, what: str, promised: int, held: int, *, packed: bool, whole: bool = True) -> None:
