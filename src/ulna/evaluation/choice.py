@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from ulna.data.formats.limits import TooLargeError
 from ulna.data.formats.slabs import slabs
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, unknown
@@ -133,7 +134,8 @@ def choose(
         by: what is scored as one.
         with_probabilities: whether there are any.
         lenient: leave out what was named and cannot be computed, as at the end of a training.
-        allow: is asked before so many bytes are taken to look at a structure, and raises what ends this.
+        allow: is asked before so many bytes are taken to look at a structure; a reference of which it raises
+            `TooLargeError` is passed over.
 
     Raises:
         UsageError: if a family that was named cannot be computed.
@@ -191,11 +193,17 @@ def _shapes(
 ) -> dict[str, list[Shape]]:
     found: dict[str, list[Shape]] = {name: [] for name in labels.foreground}
     for reference in references:
-        for one in locate(reference, reference, len(found), multilabel=labels.multilabel):
-            if any(one.counts):
-                mask = one.mask(reference, multilabel=labels.multilabel)
-                allow(LOOKING * mask.size)
-                found[labels.foreground[one.number - 1]].append(_shape(mask, spacing))
+        of_it: list[tuple[int, Shape]] = []
+        try:
+            for one in locate(reference, reference, len(found), multilabel=labels.multilabel):
+                if any(one.counts):
+                    mask = one.mask(reference, multilabel=labels.multilabel)
+                    allow(LOOKING * mask.size)
+                    of_it.append((one.number, _shape(mask, spacing)))
+        except TooLargeError:  # whoever is asked knows which it is
+            continue
+        for number, shape in of_it:
+            found[labels.foreground[number - 1]].append(shape)
     return found
 
 

@@ -152,20 +152,29 @@ def _scored(
     dims, first = common_dims(references.sources[name] for name in wanted)
     unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
 
+    too_large: dict[str, DataError] = {}
+    looked: list[str] = []
+
     def looked_at() -> Iterator[NDArray[Any]]:
         for name in spread(wanted):
+            looked[:] = [name]
             with suppress(DataError):  # told where it is evaluated
                 volume = read_labels(of_classes(references.sources[name], names), dims)
                 check_encoding(volume, of_references)
-                yield encode_labels(volume, of_references)
+                reference = encode_labels(volume, of_references)
+                del volume
+                with holding(reference.nbytes):
+                    yield reference
+
+    def allow(need: float) -> None:
+        try:
+            check_need(references.sources[looked[0]], need, "choosing measures by its shape")
+        except TooLargeError as error:  # nor would what was chosen without it hold for it
+            too_large[looked[0]] = error
+            raise
 
     families = named_measures or measured(about)
     lenient = not named_measures  # a recipe holds for other data, too
-
-    def allow(need: float) -> None:
-        what = "choosing measures by the shape of a structure"
-        check_need(labels, need, what, "raise it, or name measures, such as --metrics surface")
-
     choice = choose(
         families, names, looked_at, volume=first, by=unit, with_probabilities=bool(maps), lenient=lenient, allow=allow
     )
@@ -214,8 +223,7 @@ def _scored(
     across, empty = Across.read(about.get("slices")), empty_score(about)
     scores = Scores(names, empty, by=unit, across=across, groups=named.patients, choice=choice)
     dice: dict[str, float] = {}
-    too_large: dict[str, DataError] = {}
-    for name in track(wanted, "evaluating"):
+    for name in track([name for name in wanted if name not in too_large], "evaluating"):
         try:
             dice[name] = scores.add(read(name))
         except TooLargeError as error:
