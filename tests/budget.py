@@ -1,7 +1,8 @@
-"""What a limit of minutes leaves of the slow tests: CI gives them one, and every commit begins with other modules.
+"""What a limit of minutes leaves of the tests: CI gives the slow ones and those under imitated processors one.
 
-ULNA_TEST_MINUTES=11 skips the slow tests that are not begun by then; ULNA_TEST_FIRST=ANY_TEXT (in CI the commit) says with
-which module they begin. Without the first, all run, in their usual order.
+ULNA_TEST_MINUTES=11 skips the slow tests that are not begun by then, with ULNA_TEST_LIMITED=all any test;
+ULNA_TEST_FIRST=ANY_TEXT (in CI the commit) says with which module they begin, so that every commit begins with another.
+Without the first, all run, in their usual order.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import pytest
 
 MINUTES = float(os.environ.get("ULNA_TEST_MINUTES", "inf"))
 FIRST = os.environ.get("ULNA_TEST_FIRST", "")
+ALL = os.environ.get("ULNA_TEST_LIMITED") == "all"
 LIMITED = math.isfinite(MINUTES)
 
-_began = time.monotonic()
+_began: float | None = None  # of the first test: finding 10,000 of them takes half a minute on a slow machine
 
 
 def in_turn(modules: list[str], first: str) -> list[str]:
@@ -32,14 +34,22 @@ def in_turn(modules: list[str], first: str) -> list[str]:
     return once[start:] + once[:start]
 
 
+def is_limited(item: pytest.Item) -> bool:
+    """Whether the limit is of this test."""
+    return LIMITED and (ALL or item.get_closest_marker("slow") is not None)
+
+
 def order(items: list[pytest.Item]) -> None:
-    """Sort the tests so that the slow ones of another module begin with every commit."""
-    slow = [str(item.path) for item in items if item.get_closest_marker("slow")]
-    place = {path: number for number, path in enumerate(in_turn(slow, FIRST))}
+    """Sort the tests so that limited ones of another module begin with every commit."""
+    limited = [str(item.path) for item in items if is_limited(item)]
+    place = {path: number for number, path in enumerate(in_turn(limited, FIRST))}
     items.sort(key=lambda item: place.get(str(item.path), len(place)))
 
 
 def skip_what_is_late(item: pytest.Item) -> None:
-    """Skip a slow test for which no time is left."""
-    if LIMITED and item.get_closest_marker("slow") and time.monotonic() - _began > MINUTES * 60:
-        pytest.skip(f"the {MINUTES:g} minutes of this run are over; `make slow` without ULNA_TEST_MINUTES runs all")
+    """Skip a limited test for which no time is left."""
+    global _began
+    if _began is None:
+        _began = time.monotonic()
+    if is_limited(item) and time.monotonic() - _began > MINUTES * 60:
+        pytest.skip(f"the {MINUTES:g} minutes of this run are over; without ULNA_TEST_MINUTES all run")

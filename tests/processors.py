@@ -1,4 +1,4 @@
-"""The tests under settings that imitate other processors: `make processors`; CI adds `PROCESSORS=--quick`.
+"""The tests under settings that imitate other processors: `make processors`; CI adds `--quick` and a limit of minutes.
 
 Each setting takes something away from this machine: instructions from torch's libraries and from ulna's own kernels, the
 kernels themselves, the compiler; or it adds a thread. A setting that changes no bit of a few typical computations, or asks
@@ -109,6 +109,11 @@ def why_not(settings: dict[str, str], usual: Probe) -> str:
     return "changes nothing on this machine" if found == usual else ""
 
 
+def limited(minutes: float) -> dict[str, str]:
+    """A limit for the tests of one setting (tests/budget.py)."""
+    return {"ULNA_TEST_MINUTES": f"{minutes:.1f}", "ULNA_TEST_LIMITED": "all"}
+
+
 def tested(name: str, settings: dict[str, str], arguments: list[str]) -> Outcome:
     """The tests under these settings; what failed is printed at once."""
     began = time.perf_counter()
@@ -128,21 +133,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="quick tests marked `processor`, fewer settings")
     parser.add_argument("--slow", action="store_true", help="the slow tests too")
+    parser.add_argument("--minutes", type=float, help="of all settings together; what is not begun by then is skipped")
     parser.add_argument("--only", action="append", metavar="SETTING", choices=SETTINGS, help="one setting, or several")
     parser.add_argument("pytest", nargs="*", help="further arguments for pytest")
     options = parser.parse_args()
     chosen = "processor and not slow" if options.quick else "slow or not slow" if options.slow else "not slow"
+    began = time.perf_counter()
     usual = probe({})
     if usual is None:
         sys.exit("the computations of the probe end in a signal on this machine, without any setting")
     outcomes, left_out = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in options.only or (QUICK if options.quick else SETTINGS):
+        names = options.only or [*(QUICK if options.quick else SETTINGS)]
+        for place, name in enumerate(names):
             settings = without_compiler(Path(folder)) if name == NO_COMPILER else SETTINGS[name]
             reason = why_not(settings, usual)
             if reason:
                 left_out[name] = reason
                 continue
+            if options.minutes is not None:
+                left = options.minutes - (time.perf_counter() - began) / 60
+                settings = {**settings, **limited(max(0.5, left / (len(names) - place)))}
             outcomes.append(tested(name, settings, ["-m", chosen, *options.pytest]))
             print(f"{name}: {outcomes[-1].passed} passed, {outcomes[-1].failed} failed", flush=True)
     print(f"\n| {'setting':27} | passed | failed | skipped | time |\n|{'-' * 29}|---|---|---|---|")

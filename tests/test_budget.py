@@ -16,18 +16,26 @@ def test_every_module_is_the_first_of_some_commit():
 
 
 @pytest.mark.parametrize(
-    ("marks", "began", "skipped"), [(["slow"], -61, True), (["slow"], -59, False), ([], -61, False)]
+    ("marks", "everything", "began", "skipped"),
+    [
+        (["slow"], False, -61, True),
+        (["slow"], False, -59, False),
+        ([], False, -61, False),
+        ([], True, -61, True),
+        ([], True, -59, False),
+    ],
 )
-def test_only_slow_tests_are_late(monkeypatch, marks, began, skipped):
+def test_what_is_limited_is_skipped_when_it_is_late(monkeypatch, marks, everything, began, skipped):
     class Item:
         def get_closest_marker(self, name):
-            return name in marks
+            return name if name in marks else None
 
     monkeypatch.setattr(budget, "MINUTES", 1.0)
     monkeypatch.setattr(budget, "LIMITED", True)
+    monkeypatch.setattr(budget, "ALL", everything)
     monkeypatch.setattr(budget, "_began", budget.time.monotonic() + began)
     if skipped:
-        with pytest.raises(pytest.skip.Exception, match="make slow"):
+        with pytest.raises(pytest.skip.Exception, match="without ULNA_TEST_MINUTES"):
             budget.skip_what_is_late(Item())
     else:
         budget.skip_what_is_late(Item())

@@ -1,4 +1,4 @@
-"""A machine with SLURM: commands that stand in for its own."""
+"""A machine with SLURM: commands that stand in for its own; and a Ray cluster of two nodes, processes of this machine."""
 
 import os
 import signal
@@ -9,6 +9,22 @@ import pytest
 from tests.executors import fake_slurm
 from ulna.executors import handing
 from ulna.executors.slurm import Slurm
+
+# Ray takes 127.0.0.1 for "wherever I am", and would go by the address of the network
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 10**9, "node_ip_address": "127.0.0.2"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    pytest.importorskip("ray", reason="the extra ray is not installed: too large for every run of the tests")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    made.add_node(**NODE)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.executors.conftest import NODE
 from tests.executors.handed import begun, counting_jobs, driver_of, outcome, until, waiting
 from ulna.errors import Interrupted, UsageError
 from ulna.executors import ray_task
@@ -54,23 +55,6 @@ def test_a_task_asks_for_what_the_estimate_says(tmp_path):
     assert resources(job) == {"num_cpus": 3, "num_gpus": 1, "memory": 2_500_000_000}
     (job,) = counting_jobs(tmp_path, 1, need=Need(float("inf"), float("inf")))
     assert resources(job) == {"num_cpus": 1, "num_gpus": 1}
-
-
-# Ray takes 127.0.0.1 for "wherever I am", and would go by the address of the network
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 10**9, "node_ip_address": "127.0.0.2"}
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    pytest.importorskip("ray", reason="the extra ray is not installed: too large for every run of the tests")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    made.add_node(**NODE)
-    made.wait_for_nodes()
-    yield made
-    made.shutdown()
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what Ray warns of is not ours

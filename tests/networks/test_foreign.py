@@ -1,5 +1,6 @@
 """Networks of others as rows: what they give, which sizes they take, how they are scaled, and the gate before code."""
 
+import math
 import re
 import sys
 import types
@@ -16,6 +17,7 @@ from ulna.networks.build import count_parameters, from_architecture, match_width
 from ulna.networks.foreign import code, libraries, load_encoder, permit_stored, tried
 from ulna.networks.foreign.outputs import read_maps
 from ulna.networks.foreign.scaling import scaled_words
+from ulna.networks.foreign.sizes import find_sizes
 from ulna.networks.profile.cost import count_gmacs
 from ulna.networks.profile.memory import peak_bytes
 from ulna.recipe import Architecture, Foreign, Recipe, parse, set_value, to_yaml
@@ -383,3 +385,14 @@ def test_deep_supervision_of_monai_is_read_where_training_gives_it():
     image = torch.randn(1, 1, 32, 32)
     assert list(network.train().outputs(image).heads) == ["logits", "deep1", "deep2"]
     assert list(network.eval().outputs(image).heads) == ["logits"]
+
+
+def test_the_least_size_is_as_short_as_the_other_axes_allow():
+    """A norm that refuses one value alone, at the depth of eighths."""
+
+    def attempt(size):
+        if any(n % 8 for n in size) or math.prod(n // 8 for n in size) < 2:
+            raise ValueError(size)
+
+    assert find_sizes(attempt, 3, "x") == ((8, 8, 8), (16, 8, 8))
+    assert find_sizes(attempt, 2, "x") == ((8, 8), (16, 8))

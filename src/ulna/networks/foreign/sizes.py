@@ -65,8 +65,23 @@ def find_sizes(attempt: Try, dims: int, who: str) -> tuple[tuple[int, ...], tupl
     for times in range(MANY_LEAST + 1):
         least = [d * 2**times for d in divisor]
         if fault(least) is None:
-            return tuple(divisor), tuple(least)
+            return tuple(divisor), _shortened(least, divisor, lambda size: fault(size) is None)
     return tuple(divisor), tuple(_side(d, axis) for axis, d in enumerate(divisor))
+
+
+def _shortened(least: Sequence[int], divisor: Sequence[int], taken: Callable[[Sequence[int]], bool]) -> tuple[int, ...]:
+    """The least sides with every axis as short as the others allow, the last one first.
+
+    A norm that refuses a map of one value takes one of two, along any axis: twice the work, where a cube has eight times it.
+    """
+    sides = list(least)
+    for axis in reversed(range(len(sides))):
+        while sides[axis] > divisor[axis]:
+            shorter = [side // 2 if other == axis else side for other, side in enumerate(sides)]
+            if not taken(shorter):
+                break
+            sides = shorter
+    return tuple(sides)
 
 
 def check_sizes(attempt: Try, divisor: Sequence[int], least: Sequence[int], who: str) -> None:

@@ -16,7 +16,7 @@ from ulna.kernels.sweep.dispatch import sweep_flops
 from ulna.networks.build import count_parameters, validate
 from ulna.networks.catalog import NAMED, Entry
 from ulna.networks.network import Network
-from ulna.networks.profile.ptflops import count_ptflops_gmacs
+from ulna.networks.profile.ptflops import counting
 from ulna.networks.profile.shapes import shapes_alone
 from ulna.recipe import SPARSE_POINTS, Slot
 
@@ -28,6 +28,7 @@ class Model:
     name: str
     entry: Entry
     _built: dict[tuple[int, ...], Network] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _work: list[tuple[float, float]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def paper(self) -> str:
@@ -82,14 +83,24 @@ class Model:
             in_channels: C; left out, as in the paper.
             classes: maps; left out, as in the paper.
         """
+        if size is None and in_channels is None and classes is None:
+            return self._counted()[0]
         size = size or self.entry.input[1:]
         network = self.network(in_channels=in_channels, classes=classes, spatial_dims=len(size))
         return count_gmacs(network, size, points=self.points(size))
 
     def ptflops_gmacs(self) -> float:
         """The same for the image of the paper's figure, under the rules of the counter that the SDU-Net paper used."""
-        network, size = self.network(), self.entry.input[1:]
-        return count_ptflops_gmacs(network, size, points=self.points(size))
+        return self._counted()[1]
+
+    def _counted(self) -> tuple[float, float]:
+        """Both counts of the image of the paper's figure, of one pass."""
+        if not self._work:
+            network, size = self.network(), self.entry.input[1:]
+            with counting(network) as operations:
+                gmacs = count_gmacs(network, size, points=self.points(size))
+            self._work.append((gmacs, sum(operations) / 1e9))
+        return self._work[0]
 
     def points(self, size: tuple[int, ...]) -> int | None:
         """How many points of a patch it trains on by itself; None where it reads all voxels.

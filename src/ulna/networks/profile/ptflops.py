@@ -7,6 +7,8 @@ upsampled map, 1 an element that a pooling reads. What is no such module, attent
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,22 +36,27 @@ def count_ptflops_gmacs(network: Network, size: tuple[int, ...], *, points: int 
     Reading: recurrent cells are not counted: only so does SDU-Net have its printed work. The projection of a linear
     upsampling, here ahead of it on the small map, is counted where the paper's network has it, behind it.
     """
-    total = 0
+    with torch.no_grad(), shapes_alone(network), counting(network) as operations:
+        device = next(network.parameters()).device
+        at = None if points is None else torch.zeros(1, points, len(size), dtype=torch.long, device=device)
+        network.outputs(torch.zeros(1, network.in_channels, *size, device=device), at)
+    return sum(operations) / 1e9
+
+
+@contextmanager
+def counting(network: Network) -> Iterator[list[int]]:
+    """Within, every module that is called adds its operations to the list."""
+    operations: list[int] = []
 
     def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal total
-        total += _operations(module, inputs[0], output)
+        operations.append(_operations(module, inputs[0], output))
 
     hooks = [module.register_forward_hook(add) for module in network.modules()]
     try:
-        with torch.no_grad(), shapes_alone(network):
-            device = next(network.parameters()).device
-            at = None if points is None else torch.zeros(1, points, len(size), dtype=torch.long, device=device)
-            network.outputs(torch.zeros(1, network.in_channels, *size, device=device), at)
+        yield operations
     finally:
         for hook in hooks:
             hook.remove()
-    return total / 1e9
 
 
 def _operations(module: Any, source: Any, output: Any) -> int:

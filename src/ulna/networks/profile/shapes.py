@@ -1,8 +1,9 @@
-"""Layers that keep a map's size and multiply nothing, passed over while a network without memory is counted."""
+"""Layers that multiply nothing and whose size is known, passed over while a network without memory is counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,16 +22,22 @@ _KEEP_THE_SIZE = {
 
 @contextmanager
 def shapes_alone(network: nn.Module) -> Iterator[None]:
-    """Within, norms and activations of a network on the meta device give a map of their input's size and nothing else.
+    """Within, norms, activations and upsamplings of a network on the meta device give a map of the right size, nothing else.
 
-    torch works out a norm on that device by a dozen operations of Python's, which take most of the time of a count. On any
+    torch works these out on that device by dozens of operations of Python's, which take most of the time of a count. On any
     other device nothing changes: there the values are wanted.
     """
     counted = all(parameter.is_meta for parameter in network.parameters())
-    passed: list[Any] = [module for module in network.modules() if counted and type(module) in _KEEP_THE_SIZE]
-
-    for module in passed:
-        module.forward = partial(_same, getattr(module, "check", None))
+    passed: list[Any] = []
+    for module in network.modules() if counted else ():
+        if type(module) in _KEEP_THE_SIZE:
+            forward: Any = partial(_same, getattr(module, "check", None))
+        elif type(module) is nn.Upsample and module.scale_factor is not None:
+            forward = partial(_scaled, module.scale_factor)
+        else:
+            continue
+        module.forward = forward
+        passed.append(module)
     try:
         yield
     finally:
@@ -42,3 +49,9 @@ def _same(check: Callable[[Tensor], None] | None, x: Tensor, *_: Any) -> Tensor:
     if check is not None:  # what a norm cannot be trained on is refused here, too
         check(x)
     return torch.empty_like(x)
+
+
+def _scaled(factor: float | Sequence[float], x: Tensor) -> Tensor:
+    size = x.shape[2:]
+    factors = factor if isinstance(factor, Sequence) else (factor,) * len(size)
+    return x.new_empty(*x.shape[:2], *(math.floor(n * f) for n, f in zip(size, factors, strict=True)))
