@@ -30,6 +30,10 @@ SMALLER = "score smaller images, or on a machine with more memory"
 
 def scoring_within(max_ram: float | None) -> AbstractContextManager[None]:
     """Keep this process to so many GB inside: what would take more is a `TooLargeError` beforehand."""
+    if max_ram is not None:
+        from ulna.kernels.allocator import give_back_memory  # torch, without which much of this room works
+
+        give_back_memory()
     return keeping_to(None, max_ram, LOADED + WORKING, SMALLER)
 
 

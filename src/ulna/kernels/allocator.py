@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import platform
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ulna.kernels.native import library
-from ulna.system.held import give_back, mallopt_of_libc
+
+log = logging.getLogger(__name__)
 
 # as in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**30
+_SMALLEST = 2**20
 _state: list[str] = []
 
 
@@ -39,7 +45,7 @@ def tune_memory() -> bool:
         >>> ulna.tune_memory()                                               # doctest: +SKIP
         True
     """
-    mallopt = mallopt_of_libc()
+    mallopt = _mallopt()
     if mallopt is None:
         return False
     kept = all([mallopt(_MMAP_THRESHOLD, _LARGEST), mallopt(_TRIM_THRESHOLD, 2 * _LARGEST - 1)])
@@ -59,7 +65,10 @@ def give_back_memory() -> bool:
     Returns:
         Whether it is given back.
     """
-    return not _state and give_back()
+    mallopt = _mallopt()
+    if mallopt is None or _state:
+        return False
+    return all([mallopt(_MMAP_THRESHOLD, _SMALLEST), mallopt(_TRIM_THRESHOLD, _SMALLEST)])
 
 
 def allocator_in_use() -> str:
@@ -69,9 +78,20 @@ def allocator_in_use() -> str:
 
 def allocator_when_tuned() -> str:
     """The same of a process that has called `tune_memory`, such as a training of a study; this one stays as it is."""
-    if mallopt_of_libc() is None:
+    if _mallopt() is None:
         return "torch"
     return "glibc" if library("allocator", with_torch=True) is None else "ulna"
+
+
+def _mallopt() -> Any:
+    """What sets how glibc keeps freed memory; None with another C library."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        return ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # the last: Windows has no library of the whole process
+        log.debug("this C library has no mallopt; freed memory goes back to the system")
+        return None
 
 
 def peak_memory_mb() -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ulna.data.formats.source import AGAIN, data_error, shown
 from ulna.errors import DataError, Problem, UsageError
-from ulna.system.held import give_back, held_bytes
+from ulna.system.held import held_bytes
 
 LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
 MOST_PIXELS = 1_000_000_000  # of a picture; volumes are bounded by the memory
@@ -75,7 +75,6 @@ def keeping_to(max_pixels: int | None, max_ram: float | None, working: float, re
     """
     taken = None
     if max_ram is not None and 0 < max_ram < math.inf:
-        give_back()
         taken = (held_bytes() + working) / _GB
         if taken >= max_ram:
             need = math.ceil(100 * taken) / 100

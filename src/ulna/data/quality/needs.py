@@ -18,6 +18,10 @@ SMALLER = "cut it into smaller images"
 
 def checking_within(max_pixels: int | None, max_ram: float | None) -> AbstractContextManager[None]:
     """Keep this process to so many GB inside; without, an image may unpack to half of what the machine has."""
+    if max_ram is not None:
+        from ulna.kernels.allocator import give_back_memory  # torch, without which much of this room works
+
+        give_back_memory()
     return keeping_to(max_pixels, max_ram, LOADED + WORKING, SMALLER)
 
 
