@@ -233,10 +233,11 @@ def _scored(
     if problems or not dice:
         with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
             raise DataError([*problems, *(one for error in too_large.values() for one in error.problems)], predictions)
-    evaluation = scores.evaluation(missing)
+    evaluation = scores.evaluation([name for name in missing if name not in too_large])
     evaluation.summary.update(notes)
     if too_large:
-        evaluation.summary["not_scored"] = {name: str(error) for name, error in too_large.items()}
+        # without the files' names, which may be a patient's
+        evaluation.summary["not_scored"] = {name: error.problems[0].what for name, error in too_large.items()}
     if named.fields and unit != "group":
         evaluation.summary["subgroups"] = by_subgroups(cases_of(evaluation.rows), named.fields, named.patients)
     if of_references.ignore:
