@@ -42,7 +42,8 @@ class Located(NamedTuple):
 
     def mask(self, labels: NDArray[Any], *, multilabel: bool) -> Mask:
         """The part of one map that lies in the box."""
-        return np.asarray(labels[(self.number - 1, *self.box)] == 1 if multilabel else labels[self.box] == self.number)
+        place: Any = (self.number - 1, *self.box) if multilabel else self.box
+        return np.asarray(labels[place] == (1 if multilabel else self.number))
 
 
 def locate(prediction: NDArray[Any], reference: NDArray[Any], classes: int, *, multilabel: bool) -> list[Located]:
@@ -91,10 +92,10 @@ class _Seen:
         parts = [int(np.count_nonzero(one)) for one in (ours, theirs)]
         if not any(parts):
             return
-        both = np.count_nonzero(ours & theirs)
-        self._sizes = [size + int(more) for size, more in zip(self._sizes, (*parts, both), strict=True)]
+        parts.append(int(np.count_nonzero(ours & theirs)))
+        self._sizes = [size + more for size, more in zip(self._sizes, parts, strict=True)]
         either = ours | theirs
-        across = either.any(axis=0)
+        across: Mask = np.asarray(either.any(axis=0))
         self._note(0, np.flatnonzero(either.reshape(len(either), -1).any(axis=1)) + first)
         for axis in range(across.ndim):
             self._note(axis + 1, np.flatnonzero(across.any(axis=tuple(a for a in range(across.ndim) if a != axis))))
