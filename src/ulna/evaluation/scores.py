@@ -153,10 +153,12 @@ class Scores:
             if bounded():
                 check_structure(volume.path or pair.case, name, one, masks, families, surface=surface)
             on: dict[str, Any] = {"spacing": volume.spacing, "empty_score": self.empty_score}
-            score = score_in_box(*masks, one.counts, volume.size, tolerance=tolerance_of(volume), surface=surface, **on)
+            score = score_in_box(
+                masks[0], masks[1], one.counts, volume.size, tolerance=tolerance_of(volume), surface=surface, **on
+            )
             in_box = [family for family in families if family != "calibration"]
             objects = pair.objects and (pair.objects[0][one.box], pair.objects[1][one.box])
-            found, matches = further_scores(*masks, in_box, objects=objects, size=volume.size, **on)
+            found, matches = further_scores(masks[0], masks[1], in_box, objects=objects, size=volume.size, **on)
             if "calibration" in families:
                 found |= self._calibrated(pair, one.number)
             if matches is not None:
@@ -173,7 +175,7 @@ class Scores:
             return dict.fromkeys(CALIBRATION, math.nan)
         check_need(pair.volume.path or pair.case, CALIBRATED * math.prod(pair.volume.size), "scoring probabilities")
         masks = [mask_of(one, number, multilabel=self.labels.multilabel) for one in (pair.prediction, pair.reference)]
-        return calibration_scores(pair.probabilities[number - 1], *masks)
+        return calibration_scores(pair.probabilities[number - 1], masks[0], masks[1])
 
     def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
         """What was measured so far; `missing` are references without a prediction."""
