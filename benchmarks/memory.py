@@ -1,26 +1,34 @@
-"""Peak memory of `ulna predict --max-ram`: limits, sizes and numbers of classes, each in a process of its own.
+"""Peak memory of ulna's verbs with `--max-ram`: limits, sizes and numbers of classes, each in a process of its own.
 
-    python benchmarks/memory.py                                        # 1, 2, 4 GB; 64 to 256; 2, 20, 100 classes
-    python benchmarks/memory.py --limits 4 --sizes 512 --classes 100   # one cell; hours on a slow CPU with --width 8
+    python benchmarks/memory.py                                        # predict: 1, 2, 4 GB; 64 to 256; 2, 20, 100 classes
+    python benchmarks/memory.py --verbs check evaluate --sizes 64 128  # other verbs
+    python benchmarks/memory.py --verbs predict check evaluate --width 2 --overlap 0 --sizes 512x512x600 --out memory-512
     python benchmarks/memory.py --sizes 512x512x600 --suffix .nii.gz --spacing 1.5
 
-The image is noise and the weights are random: nothing is said of a segmentation. The network is a U-Net of two levels
-and few channels, so that large volumes end on a CPU; its maps count in the limit as those of any other. The peak is the
-largest sum of resident memory of the process and its children, sampled every 20 ms, and no less than the kernel's own
-high-water mark.
+The image is noise and the weights are random: nothing is said of a segmentation. Label maps hold balls, one a class on a
+lattice, and the masks to score are the same balls a voxel further. The network is a U-Net of two levels and few channels, so
+that large volumes end on a CPU; its maps count in the limit as those of any other. With `--width 2 --overlap 0` a volume of
+512 x 512 x 600 is 640 windows of 64 voxels a side. The peak is the largest sum of resident memory of the process and its
+children, sampled every 20 ms, and no less than the kernel's own high-water mark. A cell is at most the limit, or refused
+beforehand with the least that works.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -82,8 +90,87 @@ def draw(path: Path, size: tuple[int, ...]) -> Path:
     for axis, n in enumerate(size):
         values = np.repeat(values, 8, axis).take(range(n), axis)
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.Nifti1Image(values, np.eye(4)).to_filename(path)
+    made = nibabel.Nifti1Image(values, np.eye(4))
+    made.header.set_xyzt_units("mm")
+    made.to_filename(path)
     return path
+
+
+def draw_labels(path: Path, size: tuple[int, ...], classes: int, moved: int = 0) -> Path:
+    """Balls on a lattice, one a class but for the background; `moved` by so many voxels along the first axis."""
+    labels = np.zeros(size, np.uint8 if classes <= 256 else np.uint16)
+    along = math.ceil((classes - 1) ** (1 / 3))
+    cells = [n / along for n in size]
+    radius = 0.4 * min(cells)
+    for number in range(1, classes):
+        place = np.unravel_index(number - 1, (along,) * 3)
+        centre = [cell * (at + 0.5) for at, cell in zip(place, cells, strict=True)]
+        centre[0] += moved
+        box = tuple(slice(max(0, int(c - radius)), int(c + radius) + 2) for c in centre)
+        axes = np.ogrid[tuple(slice(part.start, min(part.stop, n)) for part, n in zip(box, size, strict=True))]
+        inside = sum((axis - c) ** 2 for axis, c in zip(axes, centre, strict=True)) <= radius**2
+        labels[box][inside] = number
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nibabel.Nifti1Image(labels, np.eye(4))
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
+    return path
+
+
+class Cell(NamedTuple):
+    """What a call is about.
+
+    Args:
+        folder: for what is made.
+        image: the noise.
+        size: of it.
+        classes: the background included.
+        options: of the command line.
+    """
+
+    folder: Path
+    image: Path
+    size: tuple[int, ...]
+    classes: int
+    options: argparse.Namespace
+
+
+def predict_call(cell: Cell) -> list[str]:
+    """A prediction by a run of random weights."""
+    given = cell.options
+    run = make_run(cell.folder / "run", cell.classes, given.width, given.patch, given.spacing, given.overlap)
+    return ["predict", str(run), str(cell.image), "--out", str(cell.folder / "out")]
+
+
+def check_call(cell: Cell) -> list[str]:
+    """A check of a data set of one case."""
+    root = data_set(cell)
+    return ["check", str(root)]
+
+
+def evaluate_call(cell: Cell) -> list[str]:
+    """Masks of one case against its references, with a page."""
+    root = data_set(cell)
+    draw_labels(cell.folder / "masks" / f"image{cell.options.suffix}", cell.size, cell.classes, moved=1)
+    return ["evaluate", str(cell.folder / "masks"), str(root), "--out", str(cell.folder / "scores")]
+
+
+def data_set(cell: Cell) -> Path:
+    """Image and labels as pairs, with the names of the classes."""
+    root = cell.folder / "data"
+    (root / "images").mkdir(parents=True)
+    (root / "images" / cell.image.name).symlink_to(cell.image)
+    draw_labels(root / "labels" / cell.image.name, cell.size, cell.classes)
+    (root / "classes.json").write_text(json.dumps({str(n): f"class {n}" for n in range(1, cell.classes)}))
+    return root
+
+
+# verb -> the words of a call, but for its limit; a verb is added by a function and an entry
+CALLS: dict[str, Callable[[Cell], list[str]]] = {
+    "predict": predict_call,
+    "check": check_call,
+    "evaluate": evaluate_call,
+}
 
 
 def resident(pid: int) -> int:
@@ -135,19 +222,20 @@ def measured(arguments: list[str], threads: int) -> dict[str, Any]:
 
 def told(found: dict[str, Any], limit: float) -> str:
     """A cell of the table."""
-    text = " ".join(found["said"])
-    if found["code"] == 0:
-        cost = text.split("which takes ")[1].split(" ")[0] if "which takes " in text else "1.00"
-        over = "  OVER THE LIMIT" if found["peak"] > limit * 1e9 else ""
-        return f"{found['peak'] / 1e9:.2f} GB, {found['seconds']:.0f} s, windows x {cost}{over}"
-    if " GB at least" in text:
-        return f"refused: needs {text.split(' GB at least')[0].split()[-1]} GB"
+    text = " ".join(" ".join(found["said"]).split())
+    over = "  OVER THE LIMIT" if found["peak"] > limit * 1e9 else ""
+    if least := re.search(r"([\d.]+) GB at least|without any image it takes ([\d.]+) GB", text):
+        return f"refused: needs {least[1] or least[2]} GB{over}"
+    if found["code"] == 0 or (found["code"] == 2 and "one patient" in text):
+        cost = f", windows x {text.split('which takes ')[1].split(' ')[0]}" if "which takes " in text else ""
+        return f"{found['peak'] / 1e9:.2f} GB, {found['seconds']:.0f} s{cost}{over}"
     return f"failed ({found['code']}): {text[-200:]}"
 
 
 def main() -> None:
     """Print the table, a row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--verbs", nargs="+", choices=sorted(CALLS), default=["predict"])
     parser.add_argument("--limits", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="GB")
     parser.add_argument("--sizes", nargs="+", default=["64", "128", "256"])
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 20, 100])
@@ -165,19 +253,23 @@ def main() -> None:
             size = tuple(map(int, text.split("x")))
             size = size if len(size) == 3 else size * 3
             image = draw(Path(folder) / text / f"image{arguments.suffix}", size)
-            for classes in arguments.classes:
-                place = Path(folder) / f"run-{text}-{classes}"
-                of_it = (arguments.width, arguments.patch, arguments.spacing, arguments.overlap)
-                run = make_run(place, classes, *of_it)
+            for verb, classes in itertools.product(arguments.verbs, arguments.classes):
                 for limit in arguments.limits:
-                    out = Path(folder) / f"out-{text}-{classes}-{limit}"
-                    call = ["predict", str(run), str(image), "--out", str(out), "--max-ram", str(limit)]
+                    place = Path(folder) / f"{verb}-{text}-{classes}-{limit}"
+                    place.mkdir()
+                    call = [*CALLS[verb](Cell(place, image, size, classes, arguments)), "--max-ram", str(limit)]
                     found = measured(call, arguments.threads)
+                    shutil.rmtree(place)
                     cell = told(found, limit)
-                    print(f"{limit:g} GB | {'x'.join(map(str, size))} | {classes} classes | {cell}", flush=True)
-                    rows.append({"limit_gb": limit, "size": size, "classes": classes, **found, "told": cell})
+                    shown = f"{verb} | {limit:g} GB | {'x'.join(map(str, size))} | {classes} classes | {cell}"
+                    print(shown, flush=True)
+                    rows.append(
+                        {"verb": verb, "limit_gb": limit, "size": size, "classes": classes, **found, "told": cell}
+                    )
+            image.unlink()
     if arguments.out:
-        write(arguments.out, {"conditions": conditions(), "rows": rows})
+        given = {name: value for name, value in vars(arguments).items() if name != "out"}
+        write(arguments.out, {"conditions": conditions(), "options": given, "rows": rows})
 
 
 if __name__ == "__main__":

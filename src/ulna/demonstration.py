@@ -23,7 +23,7 @@ from ulna.system.outputs import check_free, make_folder
 
 if TYPE_CHECKING:
     from ulna.evaluation.drawn import ShownCase
-    from ulna.evaluation.evaluate import Evaluation
+    from ulna.evaluation.scores import Evaluation
 
 Array = NDArray[np.float64]
 

@@ -77,7 +77,7 @@ VERBS: dict[str, Verb] = {
         "ulna.evaluation.evaluate:evaluate",
         "Compare predicted masks with references, case by case and class by class.",
         paths=True,
-        flags="--out --by --metrics --pseudonymise",
+        flags="--out --by --metrics --pseudonymise --max-ram",
     ),
     "explain": Verb(
         "ulna.explaining.explain:explain",

@@ -10,8 +10,8 @@ from ulna.cli.printing import mean_and_interval
 from ulna.cli.tables import show
 from ulna.data.quality.check import Report
 from ulna.data.volume import Volume
-from ulna.evaluation.evaluate import Scores
 from ulna.evaluation.pair import Pair
+from ulna.evaluation.scores import Scores
 from ulna.inference.predict import Predictions
 from ulna.recipe import Labels
 from ulna.training.train import Run

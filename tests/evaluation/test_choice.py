@@ -11,9 +11,10 @@ from ulna.cli import main as cli
 from ulna.data.volume import Volume
 from ulna.errors import DataError, UsageError
 from ulna.evaluation.choice import choose, read_families
-from ulna.evaluation.evaluate import Scores, evaluate
+from ulna.evaluation.evaluate import evaluate
 from ulna.evaluation.metrics import CALIBRATION, LESIONS, MEASURES, VOLUME
 from ulna.evaluation.pair import Pair
+from ulna.evaluation.scores import Scores
 from ulna.recipe import Labels
 
 ONE = Labels(names=("background", "thing"))

@@ -12,7 +12,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from tests.places import SHARED
 from ulna.errors import UsageError
-from ulna.evaluation import metrics
+from ulna.evaluation import metrics, surfaces
 from ulna.evaluation.metrics import (
     MEASURES,
     Counts,
@@ -388,7 +388,7 @@ def test_failures_say_what_came_and_what_to_do():
 def test_a_large_image_costs_what_its_structure_costs(monkeypatch):
     """Surfaces are looked for in the box around the structures: transforms of the whole image took 80 times as long."""
     sizes = []
-    monkeypatch.setattr(metrics, "binary_erosion", lambda mask: sizes.append(mask.shape) or binary_erosion(mask))
+    monkeypatch.setattr(surfaces, "binary_erosion", lambda mask: sizes.append(mask.shape) or binary_erosion(mask))
     size = (320, 320, 80)
     organ = block(size, (100, 160), (100, 160), (20, 50))
     values = score(organ, np.roll(organ, 2, axis=0), spacing=(0.7, 0.7, 2.0), tolerance=1.0)

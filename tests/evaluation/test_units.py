@@ -13,9 +13,9 @@ from tests.data.pipeline.test_orientation import stored_as
 from tests.plans import make
 from ulna.data.volume import Volume
 from ulna.errors import UsageError
-from ulna.evaluation.evaluate import Scores
 from ulna.evaluation.metrics import score
 from ulna.evaluation.pair import Pair
+from ulna.evaluation.scores import Scores
 from ulna.evaluation.units import Across, pooled, slices_of, stored_axis
 from ulna.recipe import Labels, Slices
 

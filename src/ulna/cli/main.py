@@ -141,16 +141,22 @@ def _call(name: str, arguments: list[str]) -> int:
     except PartialFailure as error:
         if as_json and error.result is not None:
             _print_json(error.result)
+        elif error.result is not None and name == "evaluate":  # which may write nothing
+            _show(name, error.result)
         raise
     if result is None:  # a server that has ended
         return 0
     if as_json:
         _print_json(result)
     else:
-        from ulna.cli.tables import show
-
-        show(name, result)
+        _show(name, result)
     return 0 if getattr(result, "ok", True) else 2
+
+
+def _show(name: str, result: Any) -> None:
+    from ulna.cli.tables import show
+
+    show(name, result)
 
 
 def _tune_memory() -> None:

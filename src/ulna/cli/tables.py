@@ -231,6 +231,9 @@ def _evaluate(console: Console, evaluation: Any) -> None:
     if missing:
         text = f"{counted(len(missing), 'reference')} without a prediction, counted as missed: {listed(missing, 5)}"
         print_plain(console, text, style="yellow")
+    if left := evaluation.summary.get("not_scored"):
+        text = f"{counted(len(left), 'case')} not scored, for want of memory, and in no mean: {listed(left, 5)}"
+        print_plain(console, text, style="yellow")
     if evaluation.report is not None:
         print_plain(console, f"page: {evaluation.report}")
 

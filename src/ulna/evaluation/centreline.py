@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.evaluation.metrics import Mask, bounding_box
+from ulna.evaluation.surfaces import Mask, bounding_box, joint_box
+
+_AT_ONCE = 1 << 16  # voxels whose neighbourhoods are looked at together
 
 
 def cldice(prediction: Mask, reference: Mask, empty_score: float | None = None) -> float:
@@ -23,7 +25,7 @@ def cldice(prediction: Mask, reference: Mask, empty_score: float | None = None) 
         return math.nan if empty_score is None else empty_score
     if not prediction.any() or not reference.any():
         return 0.0
-    box = bounding_box(prediction | reference)
+    box = joint_box(prediction, reference)
     prediction, reference = prediction[box], reference[box]
     precision = float(reference[skeleton(prediction)].mean())
     sensitivity = float(prediction[skeleton(reference)].mean())
@@ -58,8 +60,10 @@ def skeleton(mask: Mask) -> Mask:
             border = points[~flat[points + face]]
             parity = sum((at & 1) << bit for bit, at in enumerate(np.unravel_index(border, body.shape)))
             for subfield in range(2**body.ndim):
-                some = border[parity == subfield]
-                flat[some[simple.of(flat[some[:, None] + around])]] = False
+                lot = border[parity == subfield]
+                for first in range(0, lot.size, _AT_ONCE):  # no two of one lot are neighbours
+                    some = lot[first : first + _AT_ONCE]
+                    flat[some[simple.of(flat[some[:, None] + around])]] = False
             points = points[flat[points]]
         if points.size == before:
             break

@@ -22,12 +22,17 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.ndimage import find_objects
 
+from ulna.data.formats.limits import TooLargeError
+from ulna.data.formats.slabs import slabs
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, unknown
-from ulna.evaluation.metrics import CALIBRATION, LESIONS, OVERLAP, SURFACE, VOLUME, Mask, bounding_box, mask_of
+from ulna.evaluation.boxes import locate
+from ulna.evaluation.depths import depths
+from ulna.evaluation.metrics import CALIBRATION, LESIONS, OVERLAP, SURFACE, VOLUME
 from ulna.evaluation.objects import objects_of
+from ulna.evaluation.surfaces import Mask
 from ulna.recipe import Labels
 
 T = TypeVar("T")
@@ -46,6 +51,7 @@ USUAL = ("overlap", "surface")
 LOOKED_AT = 20  # references
 SEVERAL = 0.25  # share of the references in which a structure of lesions is two objects or more
 THIN = 0.1  # thickness of a tube to the length of its box
+LOOKING = 24  # bytes a voxel of a structure's box: numbers of objects, then the nearest voxel outside (`depths`)
 LARGE_PX = 96**2  # large objects of COCO; below it the IoU sees the contour itself
 
 
@@ -116,6 +122,7 @@ def choose(
     by: str = "case",
     with_probabilities: bool = False,
     lenient: bool = False,
+    allow: Callable[[float], object] = lambda need: None,
 ) -> Choice:
     """The measures of an evaluation.
 
@@ -127,6 +134,8 @@ def choose(
         by: what is scored as one.
         with_probabilities: whether there are any.
         lenient: leave out what was named and cannot be computed, as at the end of a training.
+        allow: is asked before so many bytes are taken to look at a structure; a reference of which it raises
+            `TooLargeError` is passed over.
 
     Raises:
         UsageError: if a family that was named cannot be computed.
@@ -145,7 +154,7 @@ def choose(
     if by != "case":
         return Choice(tuple(asked), {name: _ordered(named | {*USUAL}) for name in labels.foreground})
     named |= {*USUAL} | {family for family in ("volume", "calibration") if family not in obstacles}
-    why = {name: _judged(shapes, volumes) for name, shapes in _shapes(references(), labels, spacing).items()}
+    why = {name: _judged(shapes, volumes) for name, shapes in _shapes(references(), labels, spacing, allow).items()}
     return Choice(tuple(asked), {name: _ordered(named | why[name].keys()) for name in labels.foreground}, why)
 
 
@@ -179,26 +188,38 @@ def spread(items: Sequence[T], most: int = LOOKED_AT) -> list[T]:
     return [items[place] for place in places]
 
 
-def _shapes(references: Iterable[NDArray[Any]], labels: Labels, spacing: Sequence[float]) -> dict[str, list[Shape]]:
+def _shapes(
+    references: Iterable[NDArray[Any]], labels: Labels, spacing: Sequence[float], allow: Callable[[float], object]
+) -> dict[str, list[Shape]]:
     found: dict[str, list[Shape]] = {name: [] for name in labels.foreground}
     for reference in references:
-        for number, name in enumerate(labels.foreground, start=1):
-            mask = mask_of(reference, number, multilabel=labels.multilabel)
-            if mask.any():
-                found[name].append(_shape(mask[bounding_box(mask)], spacing))
+        of_it: list[tuple[int, Shape]] = []
+        try:
+            for one in locate(reference, reference, len(found), multilabel=labels.multilabel):
+                if any(one.counts):
+                    mask = one.mask(reference, multilabel=labels.multilabel)
+                    allow(LOOKING * mask.size)
+                    of_it.append((one.number, _shape(mask, spacing)))
+        except TooLargeError:  # whoever is asked knows which it is
+            continue
+        for number, shape in of_it:
+            found[labels.foreground[number - 1]].append(shape)
     return found
 
 
 def _shape(mask: Mask, spacing: Sequence[float]) -> Shape:
     objects = objects_of(mask)
-    sizes = np.bincount(objects.ravel())[1:]
+    sizes = np.zeros(int(objects.max()), np.int64)
+    for (part,) in slabs(objects):
+        sizes += np.bincount(part, minlength=sizes.size + 1)[1:]
     largest = int(sizes.argmax())
     box = find_objects(objects)[largest]
-    body = np.pad(objects[box] == largest + 1, 1)
+    body, count = np.pad(objects[box] == largest + 1, 1), sizes.size
+    del objects
     # the spacing of one image stands for all: a ratio of lengths hardly depends on it
-    thickness = 2 * float(distance_transform_edt(body, sampling=spacing).max())
+    thickness = 2 * max(float(part.max()) for _, part in depths(body, spacing))
     length = float(np.linalg.norm(np.multiply(spacing, [side - 2 for side in body.shape])))
-    return Shape(int(sizes.sum()), sizes.size, thickness / length)
+    return Shape(int(sizes.sum()), count, thickness / length)
 
 
 def _judged(shapes: Sequence[Shape], volumes: bool) -> dict[str, str]:

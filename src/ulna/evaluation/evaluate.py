@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import encode_labels
+from ulna.data.formats.limits import TooLargeError, check_need, holding
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.write import keeps_values
 from ulna.data.layout.case import of_classes
 from ulna.data.layout.masks import Masks, find_masks, groups_of
 from ulna.data.layout.pseudonyms import opened
 from ulna.data.turning import orientation_of
-from ulna.errors import DataError, Problem, UsageError, counted, listed
-from ulna.evaluation.choice import Choice, choose, read_families, spread, usual
-from ulna.evaluation.further import further_scores
-from ulna.evaluation.intervals import told_mean
+from ulna.errors import DataError, PartialFailure, Problem, UsageError, listed
+from ulna.evaluation.choice import choose, read_families, spread
 from ulna.evaluation.known import (
     classes_of,
     empty_score,
@@ -38,20 +33,17 @@ from ulna.evaluation.known import (
     read_as,
     values_in,
 )
-from ulna.evaluation.means import finite, summarise, tolerance_of
-from ulna.evaluation.metrics import MEASURES, mask_of, mean_known, score_labels
+from ulna.evaluation.needs import check_encoding, known_bytes, scoring_within
 from ulna.evaluation.numbers import numbers_of
-from ulna.evaluation.objects import BySize
 from ulna.evaluation.order import told_as_images
-from ulna.evaluation.pair import Pair
+from ulna.evaluation.pair import Pair, without_values
 from ulna.evaluation.predicted import SHOWN, check_grid, common_dims, predicted_masks, read_mask, tell_others
 from ulna.evaluation.probabilities import probability_files, read_probabilities
 from ulna.evaluation.scored_page import is_page, write_scored_page
+from ulna.evaluation.scores import Evaluation, Scores
 from ulna.evaluation.subgroups import by_subgroups, cases_of
-from ulna.evaluation.units import Across, check_unit, pooled, slices_of
+from ulna.evaluation.units import Across, check_unit
 from ulna.pages.sealing import PAGE_FILE
-from ulna.recipe import Labels
-from ulna.system.files import cell, write_text
 from ulna.system.order import check_masks_first
 from ulna.system.outputs import check_folder, check_names
 from ulna.system.progress import track
@@ -59,53 +51,6 @@ from ulna.system.reading import read_json_object
 from ulna.verbs import to_argv
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was measured.
-
-    Args:
-        rows: one per case and class: case, class, tp, fp, fn and every measure; NaN where neither reference nor prediction
-            holds the class (and for sensitivity where the reference does not), and for a measure that does not apply to it.
-        summary: cases, unit, tolerance, missing cases, and for every class and over all (`mean`) each measure's mean over
-            cases with its 95 % bootstrap interval and `n`, the cases that count for it; `both_empty`, those that count for
-            nothing; `pooled` has the overlap measures of all cases as one; `interval_note` where some intervals are not to
-            be trusted; `measures`, which apply and why; `lesions`, objects by size; `subgroups`, by groups.json.
-        report: the page, where one was written.
-    """
-
-    rows: list[dict[str, Any]]
-    summary: dict[str, Any]
-    report: Path | None = None
-
-    def __repr__(self) -> str:
-        cases = counted(self.summary["cases"], "case")
-        missing = f", {len(self.summary['missing'])} without prediction" if self.summary.get("missing") else ""
-        return f"Evaluation: Dice {told_mean(self.summary['mean']['dice'])} over {cases}{missing}"
-
-    def case_dice(self, case: str) -> float:
-        """Mean Dice over the classes that count for one case; NaN if none does."""
-        return mean_known([row["dice"] for row in self.rows if row["case"] == case])
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        rows = [{k: finite(v) if isinstance(v, float) else v for k, v in row.items()} for row in self.rows]
-        page = {} if self.report is None else {"report": str(self.report)}
-        return {"summary": self.summary, "rows": rows, **page}
-
-    def write(self, folder: Path) -> None:
-        """metrics.csv and summary.json."""
-        self.write_rows(folder / "metrics.csv")
-        write_text(folder / "summary.json", json.dumps(self.summary, indent=1, allow_nan=False))
-
-    def write_rows(self, path: Path) -> None:
-        """A table with a row per case and class."""
-        text = io.StringIO()
-        table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows({name: cell(value) for name, value in row.items()} for row in self.rows)
-        write_text(path, text.getvalue())
 
 
 def evaluate(
@@ -117,6 +62,7 @@ def evaluate(
     by: str | None = None,
     metrics: Sequence[str] = (),
     pseudonymise: Path | str | None = None,
+    max_ram: float | None = None,
 ) -> Evaluation:
     """Compare predicted masks with references, case by case and class by class.
 
@@ -135,12 +81,16 @@ def evaluate(
         metrics: what is measured beside overlap: surface, volume, lesions, cldice, boundary, calibration; several with
             commas. Left out (or auto): what applies by the rule of docs/metrics.md, as summary.json tells; all: everything.
         pseudonymise: the file of pseudonyms under which the masks were predicted (`ulna predict --pseudonymise`).
+        max_ram: GB of memory that the process may take: a case that would take more is not scored, but listed with the least
+            that works, and in no mean (exit 3). Left out, all of the machine's.
 
     Where groups.json beside the references has fields such as site or scanner, scores are told by group, too.
 
     Raises:
         DataError: for every pair that does not fit, all at once.
-        UsageError: if there is no such unit or measure, slices are asked of 2D images, or groups where no file names them.
+        UsageError: if there is no such unit or measure, slices are asked of 2D images, or groups where no file names them; if
+            the process takes `max_ram` without any case.
+        PartialFailure: if `max_ram` leaves no place for some cases; the others are scored and written.
 
     Example:
         ulna evaluate masks data/nuclei --out scores
@@ -148,10 +98,24 @@ def evaluate(
     predictions, labels = Path(predictions), Path(labels)
     if by is not None:
         check_unit(by)
-    check_masks_first(
-        predictions, labels, to_argv({"--out": out, "--by": by, "--metrics": metrics, "--pseudonymise": pseudonymise})
-    )
+    flags = {
+        "--out": out, "--by": by, "--metrics": metrics, "--pseudonymise": pseudonymise, "--max-ram": max_ram,
+    }  # fmt: skip
+    check_masks_first(predictions, labels, to_argv(flags))
     named_measures = read_families(metrics) if metrics else ()
+    with scoring_within(max_ram):
+        return _scored(predictions, labels, out, by, named_measures, pseudonymise)
+
+
+def _scored(
+    predictions: Path,
+    labels: Path,
+    out: Path | str | None,
+    by: str | None,
+    named_measures: tuple[str, ...],
+    pseudonymise: Path | str | None,
+) -> Evaluation:
+    """What `evaluate` gives back, within the memory that is allowed."""
     references = find_masks(labels)
     named = groups_of(labels, references.sources, needed=by == "group")
     names_of = opened(pseudonymise, None if out is None else Path(out), predictions)
@@ -188,57 +152,92 @@ def evaluate(
     dims, first = common_dims(references.sources[name] for name in wanted)
     unit = by or ("slice" if about.get("scored_by") == "slice" else "case")
 
+    too_large: dict[str, DataError] = {}
+    looked: list[str] = []
+
     def looked_at() -> Iterator[NDArray[Any]]:
         for name in spread(wanted):
+            looked[:] = [name]
             with suppress(DataError):  # told where it is evaluated
-                yield encode_labels(read_labels(of_classes(references.sources[name], names), dims), of_references)
+                volume = read_labels(of_classes(references.sources[name], names), dims)
+                check_encoding(volume, of_references)
+                reference = encode_labels(volume, of_references)
+                del volume
+                with holding(reference.nbytes):
+                    yield reference
+
+    def allow(need: float) -> None:
+        try:
+            check_need(references.sources[looked[0]], need, "choosing measures by its shape")
+        except TooLargeError as error:  # nor would what was chosen without it hold for it
+            too_large[looked[0]] = error
+            raise
 
     families = named_measures or measured(about)
     lenient = not named_measures  # a recipe holds for other data, too
-    choice = choose(families, names, looked_at, volume=first, by=unit, with_probabilities=bool(maps), lenient=lenient)
+    choice = choose(
+        families, names, looked_at, volume=first, by=unit, with_probabilities=bool(maps), lenient=lenient, allow=allow
+    )
     problems: list[Problem] = []
     tags_differ: dict[str, None] = {}  # in their order, each once
 
+    numbers = choice.has("lesions") and (of_masks.instances or of_references.instances)
+
     def read(name: str) -> Pair:
-        volume = read_labels(of_classes(references.sources[name], names), dims)
-        reference = encode_labels(volume, of_references)
-        prediction, probabilities, mask = np.zeros_like(reference), None, None
-        if name in predicted.sources:
-            mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
-            prediction = encode_labels(mask, of_pictures if keeps_values(mask) else of_masks)
-            if of_masks.ignored is not None:  # what a mask leaves open is not found
-                prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
-            check_grid(predicted.sources[name], mask, volume)
-            if orientation_of(mask) != orientation_of(volume):
-                tags_differ[name] = None
-            if choice.has("calibration") and name in maps:
+        stored = read_labels(of_classes(references.sources[name], names), dims)
+        check_encoding(stored, of_references)
+        reference = encode_labels(stored, of_references)
+        volume = without_values(stored)
+        kept = stored if numbers else None  # the place is enough for all else
+        del stored
+        prediction, probabilities, mask, given = None, None, None, None
+        with holding(reference.nbytes + (0 if kept is None else kept.array.nbytes)):
+            if name in predicted.sources:
+                mask = read_mask(predicted.sources[name], references.images.get(name), names, volume, dims)
+                meaning = of_pictures if keeps_values(mask) else of_masks
+                check_encoding(mask, meaning)
+                prediction = encode_labels(mask, meaning)
+                if of_masks.ignored is not None:  # what a mask leaves open is not found
+                    prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
+                check_grid(predicted.sources[name], mask, volume)
+                if orientation_of(mask) != orientation_of(volume):
+                    tags_differ[name] = None
+                given = mask if numbers else None
+                mask = without_values(mask)
+        held = reference.nbytes + (reference if prediction is None else prediction).nbytes
+        with holding(held):
+            check_need(volume.path, known_bytes(volume, of_references, choice, numbers=numbers), "with its mask it")
+            if choice.has("calibration") and mask is not None and name in maps:
                 probabilities = read_probabilities(maps[name], names, mask)
-        elif choice.has("calibration"):  # an empty prediction, and sure of it
-            probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
+            elif choice.has("calibration") and mask is None:  # an empty prediction, and sure of it
+                probabilities = np.zeros((len(names.foreground), *volume.size), dtype=np.float32)
+        if prediction is None:
+            prediction = np.zeros_like(reference)
         probabilities = known_probabilities(probabilities, reference, of_references)
         ours, theirs = known_alone(prediction, reference, of_references)
         objects = None
-        if choice.has("lesions") and (of_masks.instances or of_references.instances):
-            objects = numbers_of(mask, of_masks, ours == 1), numbers_of(volume, of_references, theirs == 1)
+        if numbers:
+            objects = numbers_of(given, of_masks, ours == 1), numbers_of(kept, of_references, theirs == 1)
         return Pair(name, ours, theirs, volume, probabilities, objects)
-
-    def pairs() -> Iterator[Pair]:
-        for name in track(wanted, "evaluating"):
-            try:
-                pair = read(name)
-            except DataError as error:
-                problems.extend(error.problems)
-                continue
-            yield pair
 
     across, empty = Across.read(about.get("slices")), empty_score(about)
     scores = Scores(names, empty, by=unit, across=across, groups=named.patients, choice=choice)
-    dice = {pair.case: scores.add(pair) for pair in pairs()}
-    if problems:
+    dice: dict[str, float] = {}
+    for name in track([name for name in wanted if name not in too_large], "evaluating"):
+        try:
+            dice[name] = scores.add(read(name))
+        except TooLargeError as error:
+            too_large[name] = error
+        except DataError as error:
+            problems.extend(error.problems)
+    if problems or not dice:
         with told_as_images(predictions, predicted.sources.values(), labels, references.sources.values()):
-            raise DataError(problems, predictions)
-    evaluation = scores.evaluation(missing)
+            raise DataError([*problems, *(one for error in too_large.values() for one in error.problems)], predictions)
+    evaluation = scores.evaluation([name for name in missing if name not in too_large])
     evaluation.summary.update(notes)
+    if too_large:
+        # without the files' names, which may be a patient's
+        evaluation.summary["not_scored"] = {name: error.problems[0].what for name, error in too_large.items()}
     if named.fields and unit != "group":
         evaluation.summary["subgroups"] = by_subgroups(cases_of(evaluation.rows), named.fields, named.patients)
     if of_references.ignore:
@@ -256,124 +255,9 @@ def evaluate(
             Path(out), evaluation, dice, read, references.cases, about=about, predictions=predictions, labels=labels
         )
         evaluation = replace(evaluation, report=page)
+    if too_large:
+        raise PartialFailure({name: str(error) for name, error in too_large.items()}, len(dice), result=evaluation)
     return evaluation
-
-
-class Scores:
-    """The measures of cases that come one after the other; none of their masks is kept.
-
-    Args:
-        labels: the classes.
-        empty_score: what a class that neither prediction nor reference holds counts, where a recipe says so; else it counts
-            for nothing.
-        by: what is scored as one, of `UNITS`.
-        across: the axis that slices lie across; None: that of the largest spacing.
-        groups: case -> group.
-        choice: which measures apply; None: overlap and surface.
-    """
-
-    def __init__(
-        self,
-        labels: Labels,
-        empty_score: float | None = None,
-        *,
-        by: str = "case",
-        across: Across | None = None,
-        groups: Mapping[str, str] | None = None,
-        choice: Choice | None = None,
-    ) -> None:
-        self.labels, self.empty_score, self.by, self.across, self.groups = labels, empty_score, by, across, groups or {}
-        self.choice = usual(labels) if choice is None else choice
-        self._rows: list[dict[str, Any]] = []
-        self._sizes: dict[str, BySize] = {}  # of the objects of every structure
-        self._kinds: dict[tuple[str, int], str] = {}  # unit and dimensions -> the first case that has them
-
-    def add(self, pair: Pair) -> float:
-        """Measure a case; its mean Dice over the classes (of slices: and over them) that count, NaN if none does.
-
-        Raises:
-            UsageError: if it has other dimensions than those before, or lengths in another unit.
-        """
-        self._check_kind(pair)
-        if self.by == "slice":
-            rows = [
-                row
-                for one in slices_of(pair.prediction, pair.reference, pair.volume, self.across)
-                for row in self._measured(
-                    {"case": pair.case, "slice": one.number}, Pair(pair.case, one.prediction, one.reference, one.volume)
-                )
-            ]
-        else:
-            rows = self._measured({"case": pair.case}, pair)
-        self._rows += rows
-        return mean_known([row["dice"] for row in rows])
-
-    def add_rows(self, rows: list[dict[str, Any]], unit: str, dims: int) -> None:
-        """Take over the rows of another evaluation, of images of so many dimensions with lengths in this unit.
-
-        Measures that not all of them have are left out.
-        """
-        if rows:
-            self._kinds.setdefault((unit, dims), rows[0]["case"])
-        both = [*self._rows, *rows]
-        common = set.intersection(*({*row} for row in both)) if both else set()
-        self._rows = [{name: value for name, value in row.items() if name in common} for row in both]
-
-    def _measured(self, whose: dict[str, Any], pair: Pair) -> list[dict[str, Any]]:
-        volume, multilabel = pair.volume, self.labels.multilabel
-        scores = score_labels(
-            pair.prediction,
-            pair.reference,
-            classes=len(self.labels.foreground),
-            spacing=volume.spacing,
-            tolerance=tolerance_of(volume),
-            multilabel=multilabel,
-            empty_score=self.empty_score,
-            surface=self.by != "group" and self.choice.has("surface"),
-        )
-        rows = []
-        absent, further = dict.fromkeys(MEASURES, math.nan), dict.fromkeys(self.choice.further, math.nan)
-        for k, (name, score) in enumerate(zip(self.labels.foreground, scores, strict=True)):
-            found, matches = further_scores(
-                mask_of(pair.prediction, k + 1, multilabel=multilabel),
-                mask_of(pair.reference, k + 1, multilabel=multilabel),
-                self.choice.families[name],
-                spacing=volume.spacing,
-                empty_score=self.empty_score,
-                probabilities=None if pair.probabilities is None else pair.probabilities[k],
-                objects=pair.objects,
-            )
-            if matches is not None:
-                sizes = self._sizes.setdefault(name, BySize(volume.spatial_dims, volume.unit))
-                sizes.add(matches, math.prod(volume.spacing))
-            rows.append({**whose, "class": name, **absent, **score, **further, **found})
-        return rows
-
-    def evaluation(self, missing: Iterable[str] = ()) -> Evaluation:
-        """What was measured so far; `missing` are references without a prediction."""
-        unit, dims = next(iter(self._kinds), ("px", 2))
-        rows = pooled(self._rows, self.groups, self.empty_score) if self.by == "group" else self._rows
-        summary = summarise(rows, self.labels, unit, 2 if self.by == "slice" else dims, list(missing), self.empty_score)
-        if self.by != "case":
-            images = len({row["case"] for row in self._rows})
-            summary |= {"by": self.by, "images": images}
-        if self.by == "slice":
-            alike = "slices of a volume are alike: intervals over slices are too narrow"
-            summary["interval_note"] = "; ".join(note for note in (summary.get("interval_note"), alike) if note)
-        if self.choice.further or self.choice.why:
-            summary["measures"] = self.choice.to_json()
-        if self._sizes:
-            summary["lesions"] = {name: sizes.summary() for name, sizes in self._sizes.items()}
-        return Evaluation(rows, summary)
-
-    def _check_kind(self, pair: Pair) -> None:
-        self._kinds.setdefault((pair.volume.unit, pair.volume.spatial_dims), pair.case)
-        if len(self._kinds) > 1:
-            (unit, dims), (other, other_dims) = self._kinds
-            raise UsageError(
-                f"{pair.case}: is {other_dims}D with lengths in {other}, {self._kinds[(unit, dims)]} is {dims}D in {unit}; "
-                "evaluate them apart, or state the spacing in all files"
-            )
 
 
 def _check_out(out: Path, labels: Path, references: Masks) -> None:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ulna.evaluation.calibration import calibration_scores
 from ulna.evaluation.centreline import cldice
 from ulna.evaluation.contour import boundary_iou
-from ulna.evaluation.metrics import CALIBRATION, VOLUME, Mask, Score
+from ulna.evaluation.metrics import CALIBRATION, VOLUME, Score
 from ulna.evaluation.objects import Matches, match_masks, match_objects, object_scores
+from ulna.evaluation.surfaces import Mask
 
 MM3_PER_ML = 1000.0
 
@@ -41,6 +42,7 @@ def further_scores(
     empty_score: float | None = None,
     probabilities: NDArray[Any] | None = None,
     objects: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    size: Sequence[int] | None = None,
 ) -> tuple[Score, Matches | None]:
     """The measures of these families, and the objects where lesions are among them.
 
@@ -52,6 +54,7 @@ def further_scores(
         empty_score: of Dice and IoU where both masks are empty; F1, PQ, clDice and boundary IoU get it too.
         probabilities: (*S) of the structure, NaN where the class is not known; None: calibration is not known.
         objects: (*S) and (*S), their numbers; None: connected components.
+        size: of the whole image, where the masks are a box of it that holds both; probabilities are of all of it, or None.
     """
     scores: Score = {}
     matches = None
@@ -63,7 +66,7 @@ def further_scores(
     if "cldice" in families:
         scores["cldice"] = cldice(prediction, reference, empty_score)
     if "boundary" in families:
-        scores["boundary_iou"] = boundary_iou(prediction, reference, spacing, empty_score)
+        scores["boundary_iou"] = boundary_iou(prediction, reference, spacing, empty_score, size)
     if "calibration" in families:
         absent = dict.fromkeys(CALIBRATION, math.nan)
         scores |= absent if probabilities is None else calibration_scores(probabilities, prediction, reference)

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import binary_erosion
-from scipy.spatial import KDTree
 
 from ulna.errors import UsageError, counted, unknown
+from ulna.evaluation.boxes import Counts, locate
+from ulna.evaluation.surfaces import Mask, SurfaceDistances, check_masks, surface_distances
 
 OVERLAP = ("dice", "iou", "ppv", "sensitivity")
 SURFACE = ("hd95", "assd", "nsd")
@@ -40,40 +40,7 @@ CALIBRATION = ("brier", "ece", "ece_foreground")
 LENGTHS = ("hd95", "assd")  # the smaller the better
 FURTHER = (*VOLUME, *LESIONS, "cldice", "boundary_iou", *CALIBRATION)
 
-Mask = NDArray[np.bool_]
 Score = dict[str, float]  # a measure's name -> its value, and the counts tp, fp, fn
-
-
-class Counts(NamedTuple):
-    """Pixels or voxels found, invented and missed."""
-
-    tp: int
-    fp: int
-    fn: int
-
-
-class SurfaceDistances(NamedTuple):
-    """Distances between two surfaces, in the unit of the spacing.
-
-    `from_prediction` holds for every surface voxel of the prediction how far the reference's surface is,
-    `from_reference` the other way; infinite where the other mask is empty. `diagonal` is that of the whole image.
-    """
-
-    from_prediction: NDArray[np.float64]
-    from_reference: NDArray[np.float64]
-    diagonal: float
-
-
-def _check_masks(prediction: NDArray[Any], reference: NDArray[Any]) -> None:
-    if prediction.shape != reference.shape:
-        raise UsageError(
-            f"prediction {prediction.shape} and reference {reference.shape} differ in shape; "
-            f"bring both to one grid before they are scored"
-        )
-    for name, mask in (("prediction", prediction), ("reference", reference)):
-        # a uint8 mask would count wrongly under `~`, and logits would be all True after a cast
-        if mask.dtype != np.bool_:
-            raise UsageError(f"{name}: masks are boolean, not {mask.dtype}; compare with a label value first")
 
 
 def count(prediction: Mask, reference: Mask) -> Counts:
@@ -86,7 +53,7 @@ def count(prediction: Mask, reference: Mask) -> Counts:
         >>> count(np.array([[True, True, False]]), np.array([[True, False, True]]))
         Counts(tp=1, fp=1, fn=1)
     """
-    _check_masks(prediction, reference)
+    check_masks(prediction, reference)
     tp = np.count_nonzero(prediction & reference)
     return Counts(int(tp), int(np.count_nonzero(prediction) - tp), int(np.count_nonzero(reference) - tp))
 
@@ -127,57 +94,6 @@ def sensitivity(counts: Counts) -> float:
     """TP / (TP + FN), the recall; NaN where the reference is empty."""
     tp, _, fn = counts
     return tp / (tp + fn) if tp + fn else math.nan
-
-
-def surface_distances(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> SurfaceDistances:
-    """Both directed sets of distances between the surfaces of two masks.
-
-    The surface of a mask is its voxels with a 6-neighbour (2D: 4-neighbour) outside; beyond the image's border is
-    outside. Hence every voxel of an array with an axis of length 1 is surface: drop such an axis first.
-
-    Args:
-        prediction: (*S).
-        reference: (*S).
-        spacing: distance between neighbours along every axis of *S, in mm or another unit.
-
-    Raises:
-        UsageError: if the shapes differ, a mask is not boolean or the spacing does not fit the axes.
-    """
-    _check_masks(prediction, reference)
-    step = np.asarray(spacing, dtype=np.float64)
-    if step.shape != (prediction.ndim,) or not (np.isfinite(step) & (step > 0)).all():
-        raise UsageError(
-            f"spacing {tuple(spacing)} does not fit masks of shape {prediction.shape}; one positive per axis"
-        )
-    diagonal = float(np.linalg.norm(step * prediction.shape))
-    # Exact: outside the box both masks are empty, which is what the erosion assumes beyond the border of any array.
-    box = bounding_box(prediction | reference)
-    ours, theirs = (_surface_points(mask[box], step) for mask in (prediction, reference))
-    return SurfaceDistances(_nearest(ours, theirs), _nearest(theirs, ours), diagonal)
-
-
-def bounding_box(mask: Mask) -> tuple[slice, ...]:
-    """The smallest box that holds the mask; of no extent where it is empty."""
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
-    return tuple(box)
-
-
-def _surface_points(mask: Mask, step: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(P, dims): where the surface voxels of a mask lie, in the unit of `step`."""
-    return np.argwhere(mask & ~binary_erosion(mask)) * step
-
-
-def _nearest(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(P,): the distance of each of (P, dims) points to the nearest of the others; infinite if there are none."""
-    if not len(others):
-        return np.full(len(points), np.inf)
-    # A tree over surface voxels instead of a distance transform of the whole box: the same distances, about 8 times
-    # faster on a liver at 512x512x78 and without its 3 index maps. Lattice points need no balancing.
-    tree = KDTree(others, balanced_tree=False, compact_nodes=False)
-    return np.asarray(tree.query(points)[0], dtype=np.float64)
 
 
 def _length(distances: SurfaceDistances, statistic: Callable[[NDArray[np.float64]], Any]) -> float:
@@ -254,10 +170,35 @@ def score(
         >>> score(square, np.roll(square, 1, axis=0), spacing=(2.0, 1.0), tolerance=1.0)["hd95"]
         2.0
     """
-    counts = count(prediction, reference)
+    return score_in_box(
+        prediction, reference, count(prediction, reference), prediction.shape,
+        spacing=spacing, tolerance=tolerance, empty_score=empty_score, surface=surface,
+    )  # fmt: skip
+
+
+def score_in_box(
+    prediction: Mask,
+    reference: Mask,
+    counts: Counts,
+    size: Sequence[int],
+    *,
+    spacing: Sequence[float],
+    tolerance: float,
+    empty_score: float | None = None,
+    surface: bool = True,
+) -> Score:
+    """`score` of a box that holds both masks.
+
+    Args:
+        prediction: (*box).
+        reference: (*box).
+        counts: of the voxels of both.
+        size: *S of the whole image.
+        spacing: as for `score`, like the rest.
+    """
     scores = _overlap(counts, empty_score)
     if surface:
-        distances = surface_distances(prediction, reference, spacing)
+        distances = surface_distances(prediction, reference, spacing, size)
         scores |= {"hd95": hd95(distances), "assd": assd(distances), "nsd": nsd(distances, tolerance)}
         if empty_score is not None and not any(counts):
             scores |= {"hd95": 0.0, "assd": 0.0, "nsd": 1.0}
@@ -291,6 +232,23 @@ def score_labels(
     Raises:
         UsageError: if a map is not of integers, or its values or channels do not fit K; else as in `score`.
     """
+    check_labels(prediction, reference, classes, multilabel=multilabel)
+    return [
+        score_in_box(
+            one.mask(prediction, multilabel=multilabel), one.mask(reference, multilabel=multilabel), one.counts,
+            prediction.shape[-len(spacing) :],
+            spacing=spacing, tolerance=tolerance, empty_score=empty_score, surface=surface,
+        )
+        for one in locate(prediction, reference, classes, multilabel=multilabel)
+    ]  # fmt: skip
+
+
+def check_labels(prediction: NDArray[Any], reference: NDArray[Any], classes: int, *, multilabel: bool) -> None:
+    """Refuse what are no two label maps of so many structures; see `score_labels`.
+
+    Raises:
+        UsageError: naming the one that does not fit.
+    """
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels.dtype.kind not in "biu":
             raise UsageError(
@@ -306,18 +264,11 @@ def score_labels(
                 f"{name}: label values {labels.min()} to {labels.max()} do not fit {classes} classes "
                 f"(0 is background, 1..{classes}); remap the others"
             )
-
-    return [
-        score(
-            mask_of(prediction, k, multilabel=multilabel),
-            mask_of(reference, k, multilabel=multilabel),
-            spacing=spacing,
-            tolerance=tolerance,
-            empty_score=empty_score,
-            surface=surface,
+    if prediction.shape != reference.shape:
+        raise UsageError(
+            f"prediction {prediction.shape} and reference {reference.shape} differ in shape; "
+            f"bring both to one grid before they are scored"
         )
-        for k in range(1, classes + 1)
-    ]
 
 
 def mask_of(labels: NDArray[Any], k: int, *, multilabel: bool) -> Mask:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import without_colour
 from ulna.data.volume import Volume
-from ulna.evaluation.metrics import Mask
 from ulna.evaluation.objects import objects_of
+from ulna.evaluation.surfaces import Mask
 from ulna.recipe import Labels
 
 

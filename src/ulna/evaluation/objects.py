@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from ulna.evaluation.metrics import LESIONS, Mask, Score, bounding_box
+from ulna.data.formats.label_maps import value_counts
+from ulna.data.formats.slabs import slabs
+from ulna.evaluation.metrics import LESIONS, Score
+from ulna.evaluation.surfaces import Mask, joint_box
 
 THRESHOLDS = {"10": 0.1, "50": 0.5}  # ending of a column -> IoU of a pair from which an object is found
 AREAS = (32.0**2, 96.0**2)  # px, of objects in images: small, medium and large of COCO (lin2014)
@@ -43,7 +46,7 @@ def objects_of(mask: Mask) -> NDArray[Any]:
 
 def match_masks(prediction: Mask, reference: Mask) -> Matches:
     """`match_objects` of the connected components of two masks."""
-    box = bounding_box(prediction | reference)
+    box = joint_box(prediction, reference)
     return match_objects(objects_of(prediction[box]), objects_of(reference[box]))
 
 
@@ -58,20 +61,38 @@ def match_objects(prediction: NDArray[Any], reference: NDArray[Any]) -> Matches:
         >>> match_objects(np.array([1, 1, 0, 2]), np.array([1, 0, 0, 0])).counts(0.5)
         (1, 1, 0)
     """
-    ours, at_ours = np.unique(prediction[prediction != 0], return_inverse=True)
-    theirs, at_theirs = np.unique(reference[reference != 0], return_inverse=True)
-    sizes = np.bincount(at_ours, minlength=ours.size), np.bincount(at_theirs, minlength=theirs.size)
-    both = (prediction != 0) & (reference != 0)
-    pairs = np.searchsorted(theirs, reference[both]) * max(1, ours.size) + np.searchsorted(ours, prediction[both])
-    codes, shared = np.unique(pairs, return_counts=True)
-    of_reference, of_prediction = np.divmod(codes, max(1, ours.size))
+    ours, theirs = _numbered(prediction), _numbered(reference)
+    sizes = tuple(np.array([*one.values()], dtype=np.int64) for one in (ours, theirs))
+    codes, shared = _shared(prediction, reference, [*ours], [*theirs])
+    of_reference, of_prediction = np.divmod(codes, max(1, len(ours)))
     iou = shared / (sizes[0][of_prediction] + sizes[1][of_reference] - shared)
-    found = np.zeros(ours.size), np.zeros(theirs.size)
+    found = np.zeros(len(ours)), np.zeros(len(theirs))
     for pair in np.argsort(-iou, kind="stable"):
         a, b = of_prediction[pair], of_reference[pair]
         if not found[0][a] and not found[1][b]:
             found[0][a] = found[1][b] = iou[pair]
-    return Matches(sizes[0].astype(np.int64), found[0], sizes[1].astype(np.int64), found[1])
+    return Matches(sizes[0], found[0], sizes[1], found[1])
+
+
+def _numbered(objects: NDArray[Any]) -> dict[int | float, int]:
+    """The numbers of objects, in ascending order, and how many voxels each has."""
+    return {number: count for number, count in value_counts(objects).items() if number}
+
+
+def _shared(
+    prediction: NDArray[Any], reference: NDArray[Any], ours: Sequence[float], theirs: Sequence[float]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every pair of objects that touch, as place in `theirs` times the length of `ours` plus place in `ours`; its voxels."""
+    codes, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    for one, other in slabs(prediction, reference):
+        both = (one != 0) & (other != 0)
+        pairs = np.searchsorted(theirs, other[both]) * max(1, len(ours)) + np.searchsorted(ours, one[both])
+        found, times = np.unique(pairs, return_counts=True)
+        codes, places = np.unique(np.concatenate([codes, found]), return_inverse=True)
+        total = np.zeros(codes.size, np.int64)
+        np.add.at(total, places, np.concatenate([counts, times]))
+        counts = total
+    return codes, counts
 
 
 def object_scores(matches: Matches, empty_score: float | None = None) -> Score:

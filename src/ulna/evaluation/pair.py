@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from ulna.data.formats.opening import hollow
 from ulna.data.volume import Volume
 
 
@@ -27,3 +28,14 @@ class Pair(NamedTuple):
     volume: Volume
     probabilities: NDArray[Any] | None = None
     objects: tuple[NDArray[Any], NDArray[Any]] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its arrays."""
+        held = [self.prediction, self.reference, *(self.objects or ())]
+        return sum(one.nbytes for one in held) + (0 if self.probabilities is None else self.probabilities.nbytes)
+
+
+def without_values(volume: Volume) -> Volume:
+    """A volume of the same place and shape, whose values take no memory and are 0."""
+    return volume.with_array(hollow(volume.array.shape, volume.array.dtype))

@@ -16,6 +16,7 @@ from ulna.data.layout.masks import Masks, find_masks, mask_files, rows_of
 from ulna.data.layout.record import Entry, Record
 from ulna.data.volume import Volume, may_lie_turned, same_geometry, turned_text
 from ulna.errors import DataError, UsageError, listed
+from ulna.evaluation.pair import without_values
 from ulna.recipe import Labels
 from ulna.system.outputs import JOURNAL
 
@@ -127,7 +128,7 @@ def common_dims(references: Iterable[Source]) -> tuple[int | None, Volume | None
     volume = None
     for source in references:
         with suppress(DataError):  # told where it is evaluated
-            volume = read_labels(source)
+            volume = without_values(read_labels(source))
             if not volume.meta.either:
                 return volume.spatial_dims, volume
     return None, volume

@@ -97,6 +97,7 @@ def write_report(
         "tiles": [*_tiles(scores), *origin.tiles],
         "interval_note": scores.get("interval_note", ""),
         "missing": [str(case) for case in scores.get("missing", ())],
+        "not_scored": [str(case) for case in scores.get("not_scored", ())],
         "measures": [*((name, units.get(key, "")) for key, name in MEASURES.items()), ("n", ""), ("Both empty", "")],
         "table": _table(scores),
         "further": _further(scores),

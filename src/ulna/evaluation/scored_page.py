@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ulna.data.formats.dicom.onto import onto_grid
+from ulna.data.formats.limits import TooLargeError, holding
 from ulna.data.layout.case import Case
 from ulna.data.volume import Volume, same_geometry
 from ulna.errors import UsageError
@@ -69,7 +70,8 @@ def write_scored_page(
 
 def _drawn(pair: Pair, case: Case | None, dice: float) -> DrawnCase:
     """Over the image, or masks alone over nothing."""
-    image = _image(pair.volume, case)
+    with holding(pair.nbytes):
+        image = _image(pair.volume, case)
     nothing = pair.volume.with_array(np.zeros((1, *pair.volume.size), np.uint8))
     drawn = draw_case(pair.case, dice, nothing if image is None else image, pair.reference, pair.prediction)
     return drawn._replace(pictures=drawn.pictures[1:]) if image is None else drawn
@@ -79,6 +81,9 @@ def _image(reference: Volume, case: Case | None) -> Volume | None:
     """The image on the grid of its reference; None where there is none that can be read and lies there."""
     try:
         image = None if case is None else case.read_image()
+    except TooLargeError as error:
+        log.info("note: drawn without its image: %s", error)
+        image = None
     except UsageError as error:
         log.debug("drawn without its image: %s", error)
         image = None

@@ -11,9 +11,9 @@ from ulna.data.formats.label_maps import encode_labels
 from ulna.data.layout.case import Case, read_reference
 from ulna.data.volume import Volume
 from ulna.evaluation.choice import choose, spread
-from ulna.evaluation.evaluate import Scores
 from ulna.evaluation.known import known_alone
 from ulna.evaluation.pair import Pair
+from ulna.evaluation.scores import Scores
 from ulna.evaluation.units import Across
 from ulna.inference.result import Result
 from ulna.inference.segmenter import Segmenter

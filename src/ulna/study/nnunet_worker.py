@@ -23,9 +23,9 @@ from ulna.data.layout.case import read_reference
 from ulna.data.layout.dataset import Dataset, split_hash
 from ulna.data.layout.pseudonyms import named, opened
 from ulna.errors import Interrupted, UsageError, printable
-from ulna.evaluation.evaluate import Evaluation
 from ulna.evaluation.known import known_alone
 from ulna.evaluation.pair import Pair
+from ulna.evaluation.scores import Evaluation
 from ulna.inference.scoring import scores_of
 from ulna.recipe import Plan, Recipe, Split, from_yaml, parse
 from ulna.study.nnunet import COMMANDS, SHARED, STEPS, TRAINERS, Environment, clean, find, read_row

@@ -28,7 +28,7 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.pseudonyms import check_key, named, opened
 from ulna.data.volume import Volume
 from ulna.errors import UsageError, counted
-from ulna.evaluation.evaluate import Evaluation
+from ulna.evaluation.scores import Evaluation
 from ulna.inference.levels import Level, levels_of, named_level, pruned
 from ulna.inference.making import TOO_LARGE
 from ulna.inference.scoring import predict_pair, scores_for

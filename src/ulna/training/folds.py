@@ -21,10 +21,10 @@ from ulna.data.layout.dataset import Dataset, Division, split
 from ulna.errors import Interrupted, UsageError, counted, listed, printable
 from ulna.evaluation.agreed import Agreed
 from ulna.evaluation.drawn import extremes_shown, read_shown
-from ulna.evaluation.evaluate import Scores
 from ulna.evaluation.objects import merged_lesions
 from ulna.evaluation.origins import of_folds
 from ulna.evaluation.report import is_synthetic, write_report
+from ulna.evaluation.scores import Scores
 from ulna.inference.fold_runs import fold_runs
 from ulna.networks.foreign import allow_flag
 from ulna.pages.sealing import PAGE_FILE

@@ -16,9 +16,9 @@ from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.splitting import split_hash
 from ulna.evaluation import figures
 from ulna.evaluation.drawn import DrawnCase, Extremes, ShownCase, keep_shown
-from ulna.evaluation.evaluate import Evaluation
 from ulna.evaluation.origins import of_run
 from ulna.evaluation.report import is_synthetic, write_report
+from ulna.evaluation.scores import Evaluation
 from ulna.inference.scoring import predict_result, scores_for
 from ulna.inference.segmenter import Segmenter
 from ulna.kernels.allocator import peak_memory_mb

@@ -146,7 +146,7 @@ def reading_within(limit: float | None) -> Iterator[None]:
     if limit is None:
         yield
         return
-    with allowing(None, limit / 1e9, (program_bytes() + LIBRARIES) / 1e9, MAPPED):
+    with allowing(None, limit / 1e9, (program_bytes() + LIBRARIES) / 1e9, mapped_from=MAPPED):
         yield
 
 

@@ -16,7 +16,7 @@ from scipy.ndimage import generate_binary_structure, label
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ulna.evaluation.metrics import bounding_box
+from ulna.evaluation.surfaces import bounding_box
 
 SLAB = 1 << 22  # voxels that are numbered at once, in 4 bytes each
 Part = Callable[[slice], NDArray[np.bool_]]  # rows along the first axis -> the mask there

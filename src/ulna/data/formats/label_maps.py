@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,13 @@ def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
     return _spread(indices, [(value,) for value in range(1, count + 1)], (count + 1,) if labels.ignore else ())
 
 
+def encoding_bytes(volume: Volume, labels: Labels) -> float:
+    """What `encode_labels` takes at most beside a raw label map."""
+    size, several = volume.array.dtype.itemsize, bool(labels.merges or labels.ignore or labels.instances)
+    each = len(labels.foreground) + 3 if labels.multilabel else 3 if several or size > 1 else 0
+    return float((each + (size if several else 0)) * math.prod(volume.size))
+
+
 def _checked(volume: Volume, array: NDArray[Any], highest: int, ignore: tuple[int, ...]) -> NDArray[Any]:
     """Values 0..`highest` as they are, ignored ones as the next."""
     values = value_counts(array)
@@ -100,7 +108,7 @@ def _checked(volume: Volume, array: NDArray[Any], highest: int, ignore: tuple[in
     present = [value for value in ignore if value in values]
     if not present:
         return array.astype(label_dtype(highest), copy=False)
-    unknown = np.isin(array, present)
+    unknown = _is_in(array, present)
     return np.where(unknown, highest + 1, array).astype(label_dtype(highest + 1))
 
 
@@ -133,15 +141,27 @@ def _objects(volume: Volume, array: NDArray[Any], labels: Labels) -> NDArray[Any
         what = "holds values that number no objects: they are fractional or negative"
         raise data_error(volume.path, what, "save the label map with whole numbers, 0 for the background")
     indices = (array != 0).view(np.uint8)
-    return np.where(np.isin(array, labels.ignore), 2, indices).astype(np.uint8) if labels.ignore else indices
+    return np.where(_is_in(array, labels.ignore), 2, indices).astype(np.uint8) if labels.ignore else indices
 
 
 def _spread(array: NDArray[Any], stored: Sequence[Sequence[int]], ignore: Sequence[int]) -> NDArray[Any]:
     """A single map as one map of 0 and 1 a structure; 2 where the class is not known: (*S) -> (K, *S)."""
-    maps = np.stack([np.isin(array, values) for values in stored]).astype(np.uint8)
+    maps = np.empty((len(stored), *array.shape), np.uint8)
+    for one, values in zip(maps, stored, strict=True):
+        one[:] = _is_in(array, values)
     if ignore:
-        maps[:, np.isin(array, ignore)] = 2
+        unknown = _is_in(array, ignore)
+        for one in maps:
+            one[unknown] = 2
     return maps
+
+
+def _is_in(array: NDArray[Any], values: Sequence[int]) -> NDArray[np.bool_]:
+    """Where a map has one of some values; slab by slab, as numpy takes 12 bytes a value on the way."""
+    found = np.empty(array.shape, np.bool_)
+    for part, target in slabs(array, found):
+        target[:] = np.isin(part, values)
+    return found
 
 
 def _shown(values: Sequence[int | float]) -> str:

@@ -9,11 +9,14 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from ulna.data.formats.source import AGAIN, data_error
-from ulna.errors import DataError, UsageError
+from ulna.data.formats.source import AGAIN, data_error, shown
+from ulna.errors import DataError, Problem, UsageError
+from ulna.system.held import held_bytes
 
 LARGEST_RATIO = 1100  # deflate cannot pack more than 1032 bytes into one
 MOST_PIXELS = 1_000_000_000  # of a picture; volumes are bounded by the memory
@@ -23,12 +26,21 @@ _SPARE = 1.02  # what the program takes differs by some MB from call to call
 _OUT = ("out of memory", "not enough memory", "allocate memory")  # what torch says
 _REMEDY = "cut it into smaller images, or use a machine with more memory"
 _BY_SLABS = "convert the image to tiled TIFF or OME-Zarr (ulna convert), which are read by slabs"
-_allowed: dict[str, float | None] = {"pixels": None, "ram": None, "beside": None, "mapped": None}
+_held: ContextVar[float] = ContextVar("held", default=0.0)  # bytes of the case under way, in a thread
+_allowed: dict[str, Any] = {"pixels": None, "ram": None, "beside": None, "remedy": None, "mapped": None}
+
+
+class TooLargeError(DataError):
+    """What would take more memory than `--max-ram` allows; others may be small enough."""
 
 
 @contextmanager
 def allowing(
-    max_pixels: int | None, max_ram: float | None, beside: float | None = None, mapped_from: float | None = None
+    max_pixels: int | None,
+    max_ram: float | None,
+    beside: float | None = None,
+    remedy: str | None = None,
+    mapped_from: float | None = None,
 ) -> Iterator[None]:
     """Bound what is read inside, in all threads.
 
@@ -36,6 +48,7 @@ def allowing(
         max_pixels: pixels or voxels of an image, channels included.
         max_ram: GB that may be taken; an image may unpack to half of it.
         beside: GB of these that are taken by other things, where that is known.
+        remedy: for an image that is too large, beside more memory; left out, a format that is read by slabs.
         mapped_from: bytes from which on an image that is only looked through is mapped from a disk, not read.
 
     Raises:
@@ -45,7 +58,7 @@ def allowing(
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name} {value}: must be above 0")
     before = dict(_allowed)
-    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, mapped=mapped_from)
+    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, remedy=remedy, mapped=mapped_from)
     try:
         yield
     finally:
@@ -56,6 +69,31 @@ def mapped_from() -> float:
     """Bytes from which on an image that is only looked through is mapped from a disk; infinite where none is."""
     found = _allowed["mapped"]
     return math.inf if found is None else found
+
+
+@contextmanager
+def keeping_to(max_pixels: int | None, max_ram: float | None, working: float, remedy: str) -> Iterator[None]:
+    """Bound this process to so many GB inside, all that it holds already included; without, as `allowing`.
+
+    Args:
+        max_pixels: as for `allowing`.
+        max_ram: GB.
+        working: bytes that are taken on the way, whatever the images.
+        remedy: for an image that is too large, beside more memory.
+
+    Raises:
+        UsageError: if a bound is not above 0, or the process takes more without any image.
+    """
+    taken = None
+    if max_ram is not None and 0 < max_ram < math.inf:
+        taken = (held_bytes() + working) / _GB
+        if taken >= max_ram:
+            need = math.ceil(100 * taken) / 100
+            raise UsageError(
+                f"without any image it takes {need:.2f} GB, more than --max-ram {max_ram:g} allows; raise it"
+            )
+    with allowing(max_pixels, max_ram, taken, remedy):
+        yield
 
 
 def check_promise(where: object, what: str, promised: int, held: int, *, packed: bool, whole: bool = True) -> None:
@@ -83,20 +121,60 @@ def check_memory(where: object, promised: int, what: str = "unpacks to", remedy:
         what: they are, as the message begins.
         remedy: beside more memory for `--max-ram`.
     """
-    ram, beside = _allowed["ram"], _allowed["beside"] or 0.0
+    ram, beside = _allowed["ram"], _beside()
     if ram is not None and promised > (ram - beside) * _GB / 2:
-        size = f"{what} {promised / _GB:.2g} GB, more than half of the {ram:g} GB that --max-ram allows"
-        advice = "raise --max-ram, or cut it into smaller images"
         if beside:
-            least = math.ceil(100 * _SPARE * (2 * promised / _GB + beside)) / 100
-            size = (
-                f"{what} {promised / _GB:.2g} GB and needs {least:.2f} GB at least, more than --max-ram {ram:g} allows"
+            need = f"{what} {promised / _GB:.2g} GB and needs"
+            raise TooLargeError(
+                [_beyond(where, need, 2 * promised, ram, f"raise it, or {_allowed['remedy'] or remedy}")]
             )
-            advice = f"raise it, or {remedy}"
-        raise data_error(where, size, advice)
+        size = f"{what} {promised / _GB:.2g} GB, more than half of the {ram:g} GB that --max-ram allows"
+        raise data_error(where, size, "raise --max-ram, or cut it into smaller images")
     if promised > memory() // 2:
         size = f"{what} {promised / _GB:.1f} GB, and this machine has {memory() / _GB:.1f} GB of memory"
         raise data_error(where, size, _REMEDY)
+
+
+def check_need(where: object, need: float, what: str, remedy: str = "raise it") -> None:
+    """Refuse what does not fit beside what is held, where `--max-ram` bounds all of a process.
+
+    Args:
+        where: the case.
+        need: bytes.
+        what: takes them, as the message begins.
+        remedy: as it ends.
+
+    Raises:
+        TooLargeError: with the least limit that works.
+    """
+    ram = _allowed["ram"]
+    if ram is not None and bounded() and need > (ram - _beside()) * _GB:
+        raise TooLargeError([_beyond(where, f"{what} needs", need, ram, remedy)])
+
+
+def bounded() -> bool:
+    """Whether `--max-ram` bounds all of this process, and not single images alone."""
+    return _allowed["ram"] is not None and _allowed["beside"] is not None
+
+
+@contextmanager
+def holding(held: float) -> Iterator[None]:
+    """Count so many bytes as taken inside, in this thread."""
+    before = _held.set(_held.get() + held)
+    try:
+        yield
+    finally:
+        _held.reset(before)
+
+
+def _beside() -> float:
+    """GB that are taken by other things than what is to be read."""
+    return (_allowed["beside"] or 0.0) + _held.get() / _GB
+
+
+def _beyond(where: object, what: str, need: float, ram: float, remedy: str) -> Problem:
+    least = math.ceil(100 * _SPARE * (need / _GB + _beside())) / 100
+    return Problem(shown(where), f"{what} {least:.2f} GB at least, more than --max-ram {ram:g} allows", remedy)
 
 
 def check_pixels(where: object, shape: Sequence[int], most: int | None = None) -> None:

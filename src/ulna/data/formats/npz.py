@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ulna.data.formats.limits import check_pixels, check_promise
+from ulna.data.formats.limits import bounded, check_pixels, check_promise
 from ulna.data.formats.npy import MOST_COLOURS, NUMBERS, array_header
 from ulna.data.formats.slabs import as_float32, native
 from ulna.data.formats.source import AGAIN, Source, case_name, composed, data_error, file_stat
@@ -26,6 +26,7 @@ from ulna.errors import counted
 
 _WANTED = "save `images` (N, *S[, C]) and `masks` (N, *S) as numbers"
 _FILES_KEPT = 4
+_last: list[Path] = []  # the file whose arrays alone are held, within `--max-ram`
 _MULTILABEL = "multilabel.npy"  # its presence says that the last axis of `masks` is the classes
 
 
@@ -61,6 +62,9 @@ def read_npz(source: Source, key: str) -> Volume:
         DataError: as `npz_contents`, and if the file has no such array or row.
     """
     stat = file_stat(source.path)
+    if bounded() and source.path not in _last:
+        _arrays.cache_clear()  # of several files one at a time
+        _last[:] = [source.path]
     array = getattr(_arrays(source.path, stat.st_mtime_ns, stat.st_size), key)
     if array is None:
         raise data_error(source.path, f"holds no `{key}`", _WANTED)

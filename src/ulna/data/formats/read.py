@@ -21,7 +21,7 @@ from ulna.data.formats.dicom.labels import read_label_files
 from ulna.data.formats.dicom.series import read_series
 from ulna.data.formats.itk import read_itk
 from ulna.data.formats.label_maps import value_counts, without_colour
-from ulna.data.formats.limits import within_memory
+from ulna.data.formats.limits import holding, within_memory
 from ulna.data.formats.nifti import read_nifti
 from ulna.data.formats.npy import read_npy
 from ulna.data.formats.npz import read_npz
@@ -155,7 +155,10 @@ def read_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Vo
     Raises:
         DataError: if a file is missing, empty, cut short, damaged or unsupported, or the sources lie on several grids.
     """
-    volumes = [_read(source, as_labels=False, spatial_dims=spatial_dims) for source in sources]
+    volumes: list[Volume] = []
+    for source in sources:
+        with holding(2 * sum(volume.array.nbytes for volume in volumes)):  # they are joined, one copy beside the other
+            volumes.append(_read(source, as_labels=False, spatial_dims=spatial_dims))
     check_grids(sources, volumes)
     first = volumes[0]
     if len(volumes) == 1:

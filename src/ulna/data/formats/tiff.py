@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +22,7 @@ from ulna.data.formats.source import AGAIN, data_error, file_stat, suffix_of
 from ulna.data.formats.tiff_decoding import decoded
 from ulna.data.formats.tiff_meaning import RGB, WHITE_IS_ZERO, channels_first, check_meaning, meant
 from ulna.data.formats.tiff_scale import Spacing, TiffStored, read_scale
+from ulna.data.formats.unpacking import exceeds
 from ulna.data.turning import ORIENTATION, checked_orientation, exchanged, upright
 from ulna.data.volume import Meta, Volume
 from ulna.errors import DataError
@@ -33,8 +33,8 @@ _TAG_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 _OFFSET = 273  # where the pixels of a page begin
 _SHAPING = (256, 257, 258, 259, 262, 277, 317, 339)  # width, height, bits, packing, meaning and number of samples
 _AS_SHOWN = {262: 1, ORIENTATION: 1}  # what the values mean and how the page is turned, with what is meant without
-_DEFLATE = (8, 32946)
-_SMALL = 1 << 16  # bytes of deflate, which unpack to 70 MB at most
+_PACKINGS = {8: "zlib", 32946: "zlib", 32773: "packbits", 34925: "lzma", 34926: "zstd", 50000: "zstd", 7: "jpeg"}
+_SMALL = 64  # bytes, which unpack to a few MB at most
 
 
 def read_tiff(path: Path, *, as_labels: bool = False) -> Volume:
@@ -85,7 +85,8 @@ def checked(
             _check_series(path, file.series, notes)
             _check_whole(path, series, size, whole=whole)
             _check_pages(path, series, pages)
-            _check_growth(path, file, series)
+            if whole:
+                _check_segments(path, file, series)
             check_meaning(path, series.keyframe, as_labels)
             yield file, series
     except DataError:
@@ -212,20 +213,27 @@ def _check_whole(path: Path, series: Any, size: int, *, whole: bool) -> None:
         raise data_error(path, f"is cut short: it needs {needed} bytes and holds {size}", AGAIN)
 
 
-def _check_growth(path: Path, file: Any, series: Any) -> None:
-    """Refuse a strip of deflate that unpacks to more than it declares: tifffile would unpack all of it."""
-    first = series.keyframe  # whose tags hold for all pages
-    if first.compression not in _DEFLATE:
+def check_segment(path: Path, page: Any, data: bytes) -> None:
+    """Refuse a strip or tile that unpacks to more than it declares: tifffile would unpack all of it.
+
+    Args:
+        path: the file.
+        page: of tifffile, the first of its series, whose tags hold for all.
+        data: of the strip or tile, packed.
+
+    Raises:
+        DataError: saying so.
+    """
+    declared = math.prod(page.chunks) * -(-int(page.bitspersample) // 8)
+    if len(data) > _SMALL and exceeds(_PACKINGS.get(int(page.compression), ""), data, declared):
+        raise data_error(path, "is damaged: a strip unpacks to more than its header declares", AGAIN)
+
+
+def _check_segments(path: Path, file: Any, series: Any) -> None:
+    """`check_segment` of all strips or tiles of a series."""
+    if int(series.keyframe.compression) not in _PACKINGS:
         return
-    declared = math.prod(first.chunks) * int(first.bitspersample) // 8 + _SMALL
     for page in (page for page in series.pages if page is not None):
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
-            if count <= _SMALL:
-                continue
             file.filehandle.seek(offset)
-            unpacker, packed, size = zlib.decompressobj(), file.filehandle.read(count), 0
-            while packed and size <= declared:
-                size += len(unpacker.decompress(packed, 1 << 20))
-                packed = unpacker.unconsumed_tail
-            if size > declared:
-                raise data_error(path, "is damaged: a strip unpacks to more than its header declares", AGAIN)
+            check_segment(path, series.keyframe, file.filehandle.read(count))

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from ulna.data.formats.raw_boxes import RawFile
 from ulna.data.formats.slabs import Float32, native
 from ulna.data.formats.source import AGAIN, data_error
-from ulna.data.formats.tiff import check_type, checked, meta_of, steps_of
+from ulna.data.formats.tiff import check_segment, check_type, checked, meta_of, steps_of
 from ulna.data.formats.tiff_meaning import Axes, find_axes, meant
 from ulna.data.formats.tiff_scale import TiffStored, read_scale
 from ulna.data.turning import ORIENTATION, TURNS, checked_orientation, exchanged, upright
 from ulna.data.volume import Volume
+from ulna.errors import DataError
 
 _LARGEST = 1 << 25  # bytes of a tile or strip that are worth decoding for every box that touches it
 
@@ -58,7 +59,7 @@ class TiffBoxes:
         series, page = self._series, self._series.keyframe
         try:
             values = self._raw.read(wanted[::-1]).T if self._raw is not None else self._decoded(wanted)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, DataError):
             raise
         except Exception as error:  # tifffile raises nearly every type on damaged files
             raise data_error(self._path, f"is damaged ({str(error) or type(error).__name__})", AGAIN) from None
@@ -131,6 +132,7 @@ class TiffBoxes:
         file = page.parent.filehandle
         file.seek(offset)
         data = file.read(count)
+        check_segment(self._path, self._series.keyframe, data)
         values, _, _ = self._series.keyframe.decode(data, index)
         return None if values is None else np.asarray(values)[0]
 
@@ -145,7 +147,7 @@ def open_tiff(path: Path) -> tuple[Volume, TiffBoxes] | None:
     with ExitStack() as stack:
         file, series = stack.enter_context(checked(path, notes, whole=False))
         page = series.keyframe
-        if not _by_segments(series):
+        if not _by_segments(path, series):
             return None
         sample = np.zeros((1,) * len(series.shape), series.dtype)
         told: list[str] = []
@@ -168,7 +170,7 @@ def open_tiff(path: Path) -> tuple[Volume, TiffBoxes] | None:
     return volume, boxes
 
 
-def _by_segments(series: Any) -> bool:
+def _by_segments(path: Path, series: Any) -> bool:
     """Whether tifffile decodes the tiles or strips of a series one by one."""
     page = series.keyframe
     if series.dataoffset is not None:
@@ -185,8 +187,10 @@ def _by_segments(series: Any) -> bool:
         return False
     file = page.parent.filehandle
     file.seek(page.dataoffsets[first])
+    data = file.read(page.databytecounts[first])
+    check_segment(path, page, data)
     try:
-        page.decode(file.read(page.databytecounts[first]), first)
+        page.decode(data, first)
     except (
         Exception
     ):  # imagecodecs is absent, or the packing is odd: the whole reader knows more ways, and says what is wrong

@@ -20,6 +20,7 @@ from ulna.data.formats.limits import check_memory, check_pixels
 from ulna.data.formats.slabs import SLAB, Float32, native
 from ulna.data.formats.source import AGAIN, data_error, first_line, suffix_of
 from ulna.data.formats.units import millimetres_in
+from ulna.data.formats.zarr_store import Guard, guarded_store
 from ulna.data.volume import Meta, Volume
 from ulna.errors import DataError
 from ulna.system.extras import need
@@ -143,7 +144,7 @@ class ZarrBoxes:
             wanted[axis] = part
         try:
             values = np.asarray(self._array[tuple(wanted)])
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, DataError):
             raise
         except Exception as error:  # codecs raise many types on damaged chunks
             raise data_error(self._path, f"is damaged ({first_line(error)})", AGAIN) from None
@@ -185,13 +186,15 @@ def open_zarr(path: Path, spatial_dims: int | None = None) -> tuple[Volume, Zarr
         what = "is a file, and OME-Zarr is a folder" if path.exists() else "does not exist"
         raise data_error(path, what, "unpack it into a folder of that name" if path.exists() else "check the path")
     try:
-        group = zarr.open_group(str(path), mode="r")
+        guard = Guard(path)
+        group = zarr.open_group(store=guarded_store(path, guard), mode="r")
         if SEVERAL in group.attrs.get("ome", group.attrs):
             if "1" in group:
                 raise data_error(path, "holds several images", "copy each into a folder of its own, such as NAME.zarr")
             group = group["0"]
         level = _level(path, dict(group.attrs))
         array = group[level.path]
+        guard.watch(array)
         shape, dtype = tuple(int(n) for n in array.shape), np.dtype(array.dtype)
         missing = 0 not in shape and array.nchunks_initialized < array.nchunks
     except DataError:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ulna.data.formats.dicom.choosing import parse_wishes
-from ulna.data.formats.limits import allowing
+from ulna.data.formats.limits import holding
 from ulna.data.formats.source import all_errors, condensed
 from ulna.data.layout.classes import classes_found, summarise_ids
 from ulna.data.layout.dataset import Dataset, split
@@ -24,6 +24,7 @@ from ulna.data.pipeline.slices import coarsest_axis
 from ulna.data.quality.consistency import compare_grids, compare_images, compare_names, compare_palettes
 from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.merging import MERGE_OBJECTS, missing_values, numbered_objects
+from ulna.data.quality.needs import KEPT, checking_within
 from ulna.data.quality.repair import Repair, check_target, repair
 from ulna.data.quality.scan import TURNED, CaseStats, scan_dataset
 from ulna.data.quality.slices import SliceCount
@@ -132,7 +133,8 @@ def check(
         fix: write a repaired copy to this new folder, with a list of what was changed; the originals stay as they are.
         max_pixels: refuse images of more pixels or voxels than this, by what their headers declare. Left out, pictures may
             have a thousand million, and volumes what the memory holds.
-        max_ram: GB of memory that may be taken: an image may unpack to half of it. Left out, all of the machine's.
+        max_ram: GB of memory that the process may take, ulna itself included: a case that would take more is a problem
+            among the others, with the least that works. Left out, an image may unpack to half of what the machine has.
         series: of DICOM: the UID or the description of the series to take in every case, or of several that are its channels;
             for training write it into dicom.json beside the data.
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,
@@ -142,7 +144,8 @@ def check(
         What was found; with `fix`, what is found in the copy, and in `repair` what was changed and left out.
 
     Raises:
-        UsageError: with `fix`, if the folder is there already, or no case can be repaired; if a bound is not above 0.
+        UsageError: with `fix`, if the folder is there already, or no case can be repaired; if a bound is not above 0, or
+            leaves no place for any image.
 
     Example:
         ulna check data/nuclei --fix data/nuclei-fixed
@@ -150,14 +153,15 @@ def check(
     wishes = parse_wishes(series, dicom)
     if fix is not None:
         check_target(Path(fix), Path(data))
-    with allowing(max_pixels, max_ram):
+    with checking_within(max_pixels, max_ram):
         try:
             dataset, problems = Dataset.scan(data, wishes=wishes)
         except DataError as error:
             return Report(Path(data), problems=error.problems)
-        found = check_dataset(dataset)
+        with holding(KEPT * len(dataset.cases)):
+            found = check_dataset(dataset)
+            done = None if fix is None else repair(dataset, found.scans, found.copies, problems, Path(fix))
         if fix is not None:
-            done = repair(dataset, found.scans, found.copies, problems, Path(fix))
             return replace(check(fix, max_pixels=max_pixels, max_ram=max_ram), repair=done)
     own = [problem for problem in found.problems if problem not in problems]
     return replace(found, problems=(*problems, *own), notes=(*found.notes, *_too_few(dataset, found)))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ulna.data.formats.dicom.onto import onto_grid
+from ulna.data.formats.limits import holding
 from ulna.data.formats.read import read_image, read_labels
 from ulna.data.formats.source import ARRAY_SUFFIX, Source, data_error, is_zarr, shown
 from ulna.data.formats.write import write_image, write_labels
@@ -254,9 +255,9 @@ def _write_files(
         channels = counted(image.channels, "channel")
         what = f"is {image.spatial_dims}D with {channels}, most cases are {usual[1]}D with {usual[0]}"
         raise data_error(case.images[0], what, "keep such cases in a data set of their own")
-    label = _write_label(
-        case.label, folder / "labels" / name, image, values, declared, changes, case.images[0].series is not None
-    )
+    of_series = case.images[0].series is not None
+    with holding(2 * image.array.nbytes):
+        label = _write_label(case.label, folder / "labels" / name, image, values, declared, changes, of_series)
     made = Case(name, tuple(map(Source, files)), Source(label), spatial_dims=usual[1])
     found = scan_case(made, _declared(values, declared))
     if found.problems:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ulna.data.formats.label_maps import without_colour
-from ulna.data.formats.limits import within_memory
+from ulna.data.formats.limits import holding, within_memory
 from ulna.data.formats.mapping import read_or_map
 from ulna.data.formats.slabs import slabs
 from ulna.data.layout.case import Case
@@ -22,6 +22,7 @@ from ulna.data.pipeline.colour import is_colour
 from ulna.data.pipeline.orientation import AS_STORED, to_canonical
 from ulna.data.quality.intensity import Intensity, measure
 from ulna.data.quality.label_values import label_values
+from ulna.data.quality.needs import check_classes
 from ulna.data.quality.similarity import thinned, thumbnail
 from ulna.data.quality.slices import SliceCount, count_slices
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of
@@ -140,10 +141,18 @@ def _look_through(case: Case, labels: Labels | None, facts: dict[str, Any], prob
             facts["affine"] = tuple(tuple(float(value) for value in row) for row in image.affine)
         facts["image"] = tuple(_intensities(case, image, problems))
         problems += _readable_faults(image, case.images[0])
+    with holding(0 if image is None or isinstance(image.array, InFile) else image.array.nbytes):
+        _look_at_labels(case, labels, image, facts, problems)
+
+
+def _look_at_labels(
+    case: Case, labels: Labels | None, image: Volume | None, facts: dict[str, Any], problems: list[Problem]
+) -> None:
     dims = None if image is None else image.spatial_dims
     reference = _tried(lambda: case.read_labels(dims), case.label, problems) if case.label is not None else None
     if reference is None:
         return
+    check_classes(reference, labels)
     held = label_values(reference, labels, problems)
     values, classes = held.counts, held.classes
     facts |= {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ulna.data.formats.dicom.body_part import body_part_of
+from ulna.data.formats.dicom.deflated import check_deflated
 from ulna.data.formats.dicom.identity import NAMING, code_of, without_names
 from ulna.data.formats.dicom.library import pydicom
 from ulna.data.formats.source import AGAIN, data_error, file_stat
@@ -175,10 +176,11 @@ def read_dataset(path: Path, *, pixels: bool, tags: Sequence[str] | None = _TAGS
     """
     library = pydicom()
     try:
+        check_deflated(path)
         if pixels:
             return library.dcmread(path, force=True)
         return library.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags and list(tags))
-    except MemoryError:
+    except (DataError, MemoryError):
         raise
     except Exception:  # what it says may hold values of the header
         raise data_error(path, "has a header that cannot be read: it is cut short or damaged", AGAIN) from None

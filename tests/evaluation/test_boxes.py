@@ -1,0 +1,93 @@
+"""Structures scored in their boxes, and by parts: the same to the bit as each in the whole image at once."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_edt
+
+from ulna.data.formats import slabs
+from ulna.data.volume import Volume
+from ulna.evaluation import boxes, centreline, surfaces
+from ulna.evaluation.boxes import locate
+from ulna.evaluation.choice import FAMILIES, Choice
+from ulna.evaluation.depths import depths
+from ulna.evaluation.further import further_scores
+from ulna.evaluation.metrics import count, mask_of, score
+from ulna.evaluation.pair import Pair
+from ulna.evaluation.scores import Scores
+from ulna.recipe import Labels
+
+NAMES = ("a", "b", "c", "d", "e", "f", "g")
+SPACING = (1.5, 0.7, 1.1)
+
+
+def maps(size, seed=0):
+    """Blocks of 7 classes: one is in neither map, one in the reference alone, and one touches the border."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(size, np.uint8)
+    for value in (1, 2, 3, 4, 7, 1):
+        at = [int(rng.integers(0, n - 4)) for n in size]
+        labels[tuple(slice(a, a + int(rng.integers(4, 8))) for a in at)] = value
+    moved = np.roll(labels, 2, axis=0)
+    moved[(slice(0, 3), *[slice(1, 3)] * (len(size) - 1))] = 6
+    return labels, moved
+
+
+def parts(monkeypatch):
+    """A few voxels at a time, wherever arrays are gone through by parts."""
+    for module, name in ((boxes, "AT_ONCE"), (surfaces, "AT_ONCE"), (centreline, "_AT_ONCE"), (slabs, "SLAB")):
+        monkeypatch.setattr(module, name, 50)
+    monkeypatch.setattr("ulna.evaluation.depths.AT_ONCE", 50)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+@pytest.mark.parametrize("size", [(23, 31), (17, 12, 14)])
+def test_in_boxes_and_by_parts_as_in_the_whole(monkeypatch, size, multilabel):
+    prediction, reference = maps(size)
+    if multilabel:
+        prediction, reference = (
+            np.stack([one == k for k in range(1, 8)]).astype(np.uint8) for one in (prediction, reference)
+        )
+    spacing, families = SPACING[: len(size)], [name for name in FAMILIES if name not in ("overlap", "surface")]
+    labels = Labels(names=NAMES if multilabel else ("background", *NAMES), multilabel=multilabel)
+    wanted = []
+    probabilities = np.random.default_rng(1).random((7, *size), np.float32)
+    for k in range(1, 8):
+        masks = [mask_of(one, k, multilabel=multilabel) for one in (prediction, reference)]
+        further, _ = further_scores(*masks, families, spacing=spacing, probabilities=probabilities[k - 1])
+        wanted.append(
+            {**score(*masks, spacing=spacing, tolerance=1.0 if len(size) == 3 else 2 * max(spacing)), **further}
+        )
+    parts(monkeypatch)
+    scores = Scores(labels, choice=Choice(("all",), dict.fromkeys(labels.foreground, tuple(FAMILIES))))
+    scores.add(
+        Pair(
+            "x",
+            prediction,
+            reference,
+            Volume(reference[None] if not multilabel else reference, spacing, "mm"),
+            probabilities,
+        )
+    )
+    rows = scores.evaluation().rows
+    assert [row["class"] for row in rows] == [*NAMES]
+    for row, one in zip(rows, wanted, strict=True):
+        for name, value in one.items():
+            assert np.array_equal(row[name], value, equal_nan=True), (row["class"], name)
+    assert sum(row["tp"] > 0 for row in rows) >= 2 and rows[5]["fn"] and not rows[4]["fn"]
+
+
+def test_boxes_and_counts(monkeypatch):
+    monkeypatch.setattr(boxes, "AT_ONCE", 50)
+    prediction, reference = maps((17, 12, 14))
+    for one in locate(prediction, reference, 7, multilabel=False):
+        masks = prediction == one.number, reference == one.number
+        assert one.box == surfaces.joint_box(*masks)
+        assert one.counts == count(*masks)
+
+
+def test_depths_are_those_of_scipy(monkeypatch):
+    monkeypatch.setattr("ulna.evaluation.depths.AT_ONCE", 40)
+    for size, spacing in (((14, 19), (0.3, 1.7)), ((11, 9, 13), SPACING)):
+        mask = np.random.default_rng(0).random(size) < 0.9
+        found = np.concatenate([part for _, part in depths(mask, spacing)])
+        assert np.array_equal(found, distance_transform_edt(mask, sampling=spacing))
