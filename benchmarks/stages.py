@@ -1,4 +1,4 @@
-"""What one case of `ulna predict` costs, stage by stage, on one core: what a plan for many cases is made of (docs/scale.md).
+"""What one case of `ulna predict` costs, stage by stage, on one core (and of `ulna check`): what docs/scale.md plans with.
 
     python benchmarks/stages.py [--size 512x512x300] [--spacing 1.5] [--classes 2 20] [--rounds 3] [--out NAME]
 
@@ -30,7 +30,9 @@ from scipy import ndimage
 
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import Source
+from ulna.data.layout.case import Case
 from ulna.data.pipeline.preprocess import prepare
+from ulna.data.quality.scan import scan_case
 from ulna.inference.pending import input_digest
 from ulna.inference.segmenter import Segmenter
 
@@ -86,6 +88,7 @@ def timing(segmenter: Segmenter, spent: list[float]) -> Iterator[None]:
 
 def one_case(segmenter: Segmenter, path: Path, out: Path, watch: Stopwatch) -> None:
     """A case from its file to its mask, as `ulna predict` goes through it."""
+    watch("check (one image)", lambda: scan_case(Case("image", (Source(path),), None), None))
     watch("digest of the file", lambda: input_digest([path]))
     volume = watch("read", lambda: read_image([Source(path)], 3))
     compared = watch("compare with the training data", lambda: segmenter.compare(volume))
@@ -117,7 +120,7 @@ def measured(size: tuple[int, ...], spacing: float, classes: int, rounds: int) -
             one_case(segmenter, path, Path(place), watch)
         megabytes = path.stat().st_size / 1e6
     stages = {name: spread(taken[1:]) for name, taken in watch.seconds.items()}
-    rest = sum(one["median"] for name, one in stages.items() if not name.startswith("network"))
+    rest = sum(one["median"] for name, one in stages.items() if not name.startswith(("network", "check")))
     return {
         "size": size,
         "million_voxels": round(math.prod(size) / 1e6, 1),
@@ -146,7 +149,7 @@ def main() -> None:
         print(f"{asked.size}, {row['file_mb']} MB, {classes} classes: {row['peak_gb']} GB at the peak")
         for name, one in row["seconds"].items():
             print(f"  {name:32} {one['median']:7.2f} s  [{one['low']:.2f}, {one['high']:.2f}]")
-        print(f"  {'all but the network':32} {row['without_network_s']:7.2f} s", flush=True)
+        print(f"  {'predict but for the network':32} {row['without_network_s']:7.2f} s", flush=True)
     if asked.out:
         write(asked.out, {"conditions": conditions(), "rows": rows})
 
