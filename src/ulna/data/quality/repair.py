@@ -279,7 +279,7 @@ def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]],
     fixed, made = fixed_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
-    written = replaced(copied, partial(write_image, stem, fixed))
+    written = replaced(copied, partial(write_image, stem, fixed), made)
     changes += [(written, change) for change in made]
     return written
 
@@ -308,7 +308,7 @@ def _write_label(
     if as_it_is and not made:
         return copied
     write = partial(write_labels, stem, fixed.array[0] if len(fixed.array) == 1 else fixed.array, fixed)
-    written = replaced(copied, write) if as_it_is else write()
+    written = replaced(copied, write, made) if as_it_is else write()
     made = [*made, Change("lies on the voxels of its DICOM series")] if of_series else made
     changes += [(written, change) for change in made]
     return written
