@@ -6,15 +6,18 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ulna.data.formats.source import Source, check_ordinary, file_stat, is_zarr, readable, suffix_of
+from ulna.data.formats.source import Source, check_ordinary, file_stat, is_zarr, readable, shown, suffix_of
 from ulna.data.formats.zarr_writing import keep_rest
+from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.unread import READ
 from ulna.data.quality.fixes import Change, own_suffix
+from ulna.errors import DataError, Problem
 from ulna.system.files import FULL
 from ulna.system.trees import all_files, copy_tree
 
 # How files are named that say where data come from, and what may be done with them
 _ABOUT = ("readme", "licen", "copying", "changelog", "synthetic", "citation", "notice")
+_TEXTS = ("", ".md", ".txt", ".rst", ".html", ".cff", ".json", ".pdf")
 _SIDECARS = (".json", ".txt", ".xml", ".csv")
 
 
@@ -58,6 +61,15 @@ def copy(source: Path, target: Path) -> None:
             raise
 
 
+def not_copied(path: Path, copied: Path) -> tuple[Problem, ...]:
+    """Copy what no case needs: what is wrong with it, else nothing."""
+    try:
+        copy(path, copied)
+    except DataError as error:
+        return tuple(problem._replace(file=shown(path)) for problem in error.problems)
+    return ()
+
+
 def replaced(copied: Path, write: Callable[[], Path], made: Sequence[Change]) -> Path:
     """What was copied is written anew, with those changes; what lies in an OME-Zarr image and is no part of it stays, such
     as label maps, and what it says of its values, as far as they are what they were or have a new number.
@@ -73,11 +85,17 @@ def replaced(copied: Path, write: Callable[[], Path], made: Sequence[Change]) ->
     return written
 
 
-def about(root: Path) -> list[Path]:
-    """Files of a data set's folder that say where the data come from, such as a read-me and a licence."""
-    if not root.is_dir():
+def about(dataset: Dataset) -> list[Path]:
+    """Texts in a data set's folder that say where the data come from, such as a read-me and a licence; no data of a case."""
+    if not dataset.root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if path.name.lower().startswith(_ABOUT) and path.is_file())
+    used = {source.path for case in dataset.cases for source in (*case.images, case.label) if source is not None}
+    return sorted(
+        path
+        for path in dataset.root.iterdir()
+        if path.name.lower().startswith(_ABOUT) and (path.suffix.lower() in _TEXTS or path.suffix[1:].isdecimal())
+        if path.is_file() and path not in used
+    )
 
 
 def sidecars(source: Source) -> Iterator[tuple[Path, str]]:
