@@ -213,7 +213,8 @@ def _write_case(
     except DataError as error:
         raise DataError([_of_original(problem, case, folder) for problem in error.problems]) from None
     relative = [(file.relative_to(folder), change) for file, change in changes]
-    beside, not_beside = {}, []
+    beside: dict[Path, Path] = {}
+    not_beside: list[Problem] = []
     for file, source in zip((*files, label), (*case.images, case.label), strict=True):
         if any(image.series is not None for image in case.images):  # a file beside it may hold its header
             break
