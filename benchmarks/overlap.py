@@ -1,9 +1,10 @@
 """Whether a CPU gains by reading the next case and writing the last one while one is computed: `many_cases.py --overlap`.
 
-Both ways are calls of `ulna.predict` in this process, in turn, each into a new folder, with the same masks. Where Linux tells
-it, a further table says of the way one by one where the time of a case goes: on a processor, in waiting for one (which other
-work on the machine causes), and in waiting for the disk. The last is what side by side gains where the network has all
-processors.
+Both ways are calls of `ulna.predict` in this process, in turn, each into a new folder, with the same masks. Images are made,
+and lie in the page cache: nothing is told of slow or remote disks. Where Linux tells it, a further table says of the way one
+by one where the time of a case goes, in the thread that does it: on a processor, in waiting for one (which other work on the
+machine causes), and in neither. For reading and writing the last is the disk, which side by side may hide; for computing it
+is the network's other threads, which this one waits for.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def masks(out: Path) -> dict[str, bytes]:
 
 @contextmanager
 def stages() -> Iterator[dict[str, dict[str, float]]]:
-    """What each stage of a case takes within: stage -> seconds on a processor, waiting for one, and waiting for the disk;
+    """What each stage of a case takes within: stage -> seconds on a processor, waiting for one, and neither;
     empty where the system does not tell."""
     spent: dict[str, dict[str, float]] = {}
     before = {stage: getattr(*where) for stage, where in STAGES.items()}

@@ -4,13 +4,15 @@
 
 The image is a made CT: smooth shapes and noise, whole numbers, `.nii.gz`, 0.8 mm, on its way to a grid of --spacing mm. Times
 are of the processor (user and system), one thread, so that other work on the machine turns them little; files lie in the
-page cache. The network itself stands in a row of its own: it is a U-Net of two levels and 2 to 4 channels with random
-weights, only as large as it takes to run the rest; what a real one takes is what `ulna plan` or a GPU says.
+page cache. Each number of classes has a process of its own, whose peak of memory is told. The network itself stands in a row
+of its own: it is a U-Net of two levels and 2 to 4 channels with random weights, only as large as it takes to run the rest;
+what a real one takes is what `ulna plan` or a GPU says.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import tempfile
@@ -24,7 +26,7 @@ from unittest.mock import patch
 import nibabel
 import numpy as np
 import torch
-from measure import conditions, peak_mb, write
+from measure import conditions, in_own_process, peak_mb, write
 from memory import make_run
 from scipy import ndimage
 
@@ -140,11 +142,17 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[2, 20])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", help="the name of a result to keep")
+    parser.add_argument("--row", action="store_true", help="print one row as JSON: what every row's own process does")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    if asked.row:
+        row = measured(tuple(map(int, asked.size.split("x"))), asked.spacing, asked.classes[0], asked.rounds)
+        print(json.dumps(row))
+        return
     rows = []
     for classes in asked.classes:
-        rows.append(measured(tuple(map(int, asked.size.split("x"))), asked.spacing, classes, asked.rounds))
+        words = ["--size", asked.size, "--spacing", str(asked.spacing), "--rounds", str(asked.rounds)]
+        rows.append(in_own_process(__file__, *words, "--row", "--classes", str(classes)))
         row = rows[-1]
         print(f"{asked.size}, {row['file_mb']} MB, {classes} classes: {row['peak_gb']} GB at the peak")
         for name, one in row["seconds"].items():

@@ -15,6 +15,7 @@ from ulna.executors.handing import hand_out
 from ulna.executors.job import Job, Need
 from ulna.executors.local import Local
 from ulna.executors.places import Places
+from ulna.executors.working import BESIDE
 from ulna.system.progress import Standing
 from ulna.system.progress_file import ProgressFile
 
@@ -212,9 +213,11 @@ def test_the_reason_of_a_failure_is_what_the_process_said_last(tmp_path):
     assert ends("e", "pass") == "exit code 0: it said nothing"
 
 
-def test_a_process_knows_which_one_began_it(tmp_path):
-    script = "import os, sys; print(os.environ['ULNA_PARENT'], os.getppid(), file=open(sys.argv[1], 'w'))"
+def test_a_process_knows_which_one_began_it_and_leaves_nothing_unasked(tmp_path, monkeypatch):
+    monkeypatch.setenv(BESIDE, "1")  # of the process that begins it
+    script = "import sys; from os import environ as e, getppid; file = open(sys.argv[1], 'w')\n"
+    script += "print(e['ULNA_PARENT'], getppid(), e.get('ULNA_BESIDE'), file=file)"
     made = tmp_path / "made"
     job = Job("a", [sys.executable, "-c", script, str(made)], tmp_path, tmp_path / "a.txt", done=made.exists)
     assert hand_out([job], Local(Places()), resume_command="") == {}
-    assert made.read_text().split() == [str(os.getpid())] * 2
+    assert made.read_text().split() == [str(os.getpid())] * 2 + ["None"]

@@ -1,5 +1,6 @@
-"""The process of a share, with cases that kill it (POISON, ids), one that waits until all are taken (LAST, an id) and a pause
-before each image (PAUSE_S); with AHEAD it reads the next image while it computes one, as beside a GPU.
+"""The process of a share, with cases that kill it (POISON, ids; POISON_BESIDE, while the other of two shares has not ended),
+one that waits until all are taken (LAST, an id) and a pause before each image (PAUSE_S); with AHEAD it reads the next image
+while it computes one, as beside a GPU.
 
 `python -m tests.inference.poisoned predict ...` is the command whose shares are such processes.
 """
@@ -21,15 +22,18 @@ def of_share(_, *words):
 def share(folder, number, name):
     from ulna.data.layout.case import Case
     from ulna.inference import making
+    from ulna.inference.shares import ENDED
     from ulna.inference.worker import main
 
+    beside = os.environ.get("POISON_BESIDE", "").split()
     read, poison, pause = Case.read_image, os.environ.get("POISON", "").split(), float(os.environ.get("PAUSE_S", 0))
 
     def poisoned(case):
         time.sleep(pause)
         if case.id == os.environ.get("LAST"):
             all_taken(Path(folder))
-        if case.id in poison:
+        crowded = case.id in beside and not (Path(folder) / f"share_{1 - int(number)}" / ENDED).exists()
+        if case.id in poison or crowded:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(case)
 

@@ -15,7 +15,8 @@ from ulna.data.layout.record import Record
 from ulna.errors import DryRun, Interrupted, UsageError
 from ulna.executors import places
 from ulna.inference import making, share_jobs, worker
-from ulna.inference.shares import ENDED, TOLD, Queue, Task
+from ulna.inference.share_jobs import _goes_on
+from ulna.inference.shares import CASES, ENDED, TAKEN, TOLD, Queue, Task
 from ulna.system.locking import locked
 from ulna.system.outputs import PREDICT_FILE, SHARES
 
@@ -235,6 +236,23 @@ def test_paths_with_bytes_that_are_no_text_go_the_same_way(tmp_path, images, run
     ulna.predict(run, odd, out=tmp_path / "one", threads=1)
     ulna.predict(run, odd, out=tmp_path / "two", **SLURM)
     assert files(tmp_path / "two") == files(tmp_path / "one") and facts(tmp_path / "two") == facts(tmp_path / "one")
+
+
+def test_what_is_killed_goes_on_at_once_while_kills_are_rare_and_cases_are_left(tmp_path):
+    folder, share = tmp_path, tmp_path / "share_0"
+    (folder / CASES).write_text("{}\n" * 12)
+    share.mkdir()
+    assert not _goes_on(folder, share, 1)  # nobody can take what has no place to be taken
+    (folder / TAKEN).mkdir()
+    assert _goes_on(folder, share, 2) and not _goes_on(folder, share, 3)
+    (share / TOLD).write_text("".join(f'{{"begun": {n}}}\n{{"ended": {n}}}\n' for n in range(9)))
+    assert not _goes_on(folder, share, 3)
+    with (share / TOLD).open("a") as file:
+        file.write('{"ended": 9}\n')
+    assert _goes_on(folder, share, 3) and not _goes_on(folder, share, 4)
+    for number in range(12):
+        (folder / TAKEN / str(number)).touch()
+    assert not _goes_on(folder, share, 1)
 
 
 def test_a_limit_of_memory_is_divided(tmp_path, images, run, monkeypatch):

@@ -82,6 +82,19 @@ def test_a_case_that_kills_its_process_twice_has_failed_and_no_other(tmp_path, i
 
 
 @pytest.mark.slow
+def test_a_case_that_costs_a_process_beside_others_is_left_until_they_have_ended(
+    tmp_path, images, run, poisoned, caplog
+):
+    """As one that finds no memory beside them: b kills its process as long as the other share, at a, has not ended."""
+    caplog.set_level("INFO")
+    poisoned.setenv("POISON_BESIDE", "b")
+    poisoned.setenv("LAST", "a")
+    made = ulna.predict(run, images, out=tmp_path / "masks", **TWO)
+    assert [row["case"] for row in made.cases] == list("abcd") and (tmp_path / "masks" / "b.png").exists()
+    assert "leaves what it was at for the end" in caplog.text and "it is begun once more, alone" in caplog.text
+
+
+@pytest.mark.slow
 def test_a_stop_keeps_what_is_done_and_another_call_does_the_rest(tmp_path, images, run, poisoned):
     poisoned.setenv("PAUSE_S", "1")
     out = tmp_path / "masks"

@@ -138,6 +138,7 @@ def _begin(job: Job, gpu: int | None, beside: bool) -> subprocess.Popen[bytes]:
     environment = {**os.environ, **job.variables, PARENT: str(os.getpid())}
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu_names()[gpu]
+    environment.pop(BESIDE, None)  # of this process, which may be such a job itself
     if beside:
         environment[BESIDE] = "1"
     with job.output.open("wb") as file:
@@ -158,7 +159,7 @@ def _why(job: Job, code: int) -> str:
 
 
 def _cut_off(code: int) -> bool:
-    """Whether a process was ended by a signal, and not by what it found."""
+    """Whether a process was ended by a signal, and not by what it found; Windows does not tell, and has no signals."""
     return code < 0 or code in STOPPED
 
 

@@ -16,8 +16,9 @@ R = TypeVar("R")
 
 
 def overlaps(device: torch.device) -> bool:
-    """Whether cases go side by side: where a GPU computes. A CPU has its processors in use already, and gained nothing beyond
-    noise (`benchmarks/many_cases.py --overlap`); there processes overlap, by `--jobs`."""
+    """Whether cases go side by side: where a GPU computes. A CPU has its processors in use already: on 2 busy cores, with 2
+    threads and small made images in the page cache, it gained nothing that the noise would show (docs/predicting.md, Many
+    cases; `benchmarks/many_cases.py --overlap`). There processes overlap, by `--jobs`."""
     return device.type == "cuda"
 
 

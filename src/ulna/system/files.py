@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".tmp-"
 _FORMULA = ("=", "+", "-", "@", "'")  # a quote too, so that what is read is what was written
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EFBIG, errno.EINVAL, getattr(errno, "EILSEQ", errno.EINVAL))
 
 
@@ -253,7 +253,7 @@ def unwritable(path: Path, error: OSError, size: int | None = None) -> Unwritabl
         size: bytes needed; below 0, they are known to be more than as many.
     """
     what, remedy = error.strerror or str(error), "free space or choose another folder"
-    if error.errno in _FULL:
+    if error.errno in FULL:
         with suppress(OSError):
             what += f": {_amount(shutil.disk_usage(_nearest(path)).free)} are free"
             if size:

@@ -50,8 +50,8 @@ def _files(folder: Path, seen: set[tuple[int, int]], but: list[str]) -> Iterator
 
 
 def all_files(folder: Path) -> list[Path]:
-    """`tree_files`, with those of label maps; no pipe, which would be waited for."""
-    return sorted((file for file in _files(folder, set(), []) if file.is_file()), key=Path.as_posix)
+    """`tree_files`, with those of label maps: whatever has a name there, a link to nothing too."""
+    return sorted(_files(folder, set(), []), key=Path.as_posix)
 
 
 def copy_tree(folder: Path, target: Path) -> None:

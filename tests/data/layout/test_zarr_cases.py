@@ -4,6 +4,7 @@ Images are compared to the bit: a copy is read as it was stored, without arithme
 """
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -13,11 +14,13 @@ from PIL import Image
 import ulna
 from tests.data.formats.test_zarr import broken, foreign, written
 from tests.plans import make
+from ulna.data.formats.zarr_boxes import SEVERAL
 from ulna.data.formats.zarr_writing import add_to_labels
 from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.masks import find_masks, mask_files
 from ulna.data.prepared.contents import Contents
 from ulna.data.prepared.key import key_of
+from ulna.data.quality.copying import copy
 from ulna.errors import DataError, UsageError
 
 zarr = pytest.importorskip("zarr")
@@ -104,6 +107,96 @@ def test_a_copy_is_repaired(tmp_path):
     assert image.attrs["ome"]["multiscales"] == group.attrs["ome"]["multiscales"]
     assert {path.name for path in copy.parent.iterdir()} == {"a.zarr", "b.zarr", "c.zarr"}
     np.testing.assert_array_equal(cases[0].read_image().array, Dataset.from_folder(root).cases[0].read_image().array)
+
+
+def with_nan(path, version=3):
+    """An image of which one value is to be repaired, of a case whose label map is there."""
+    shutil.rmtree(path)
+    values = np.random.default_rng(0).normal(0, 9, (24, 32)).astype(np.float32)
+    values[3, 4] = np.nan
+    return foreign(path, values, "yx", version=version)
+
+
+def test_further_images_and_what_lies_beside_an_image_stay(tmp_path):
+    root = folders(tmp_path / "data", "abcde", (".zarr",))
+    image = {name: root / "images" / f"{name}.zarr" for name in "abcde"}
+    inner = with_nan(image["a"]).rename(tmp_path / "inner")  # bioformats2raw
+    layout = zarr.open_group(str(image["a"]), mode="w", zarr_format=3)
+    layout.attrs.update({"ome": {"version": "0.5", SEVERAL: 3}, "site": "A"})
+    inner.rename(image["a"] / "0")
+    (image["a"] / "OME").mkdir()
+    (image["a"] / "OME" / "METADATA.ome.xml").write_text("<OME/>")
+    for name, further in {
+        "b": {"name": "other", "datasets": [{"path": "further/0"}]},
+        "c": {"name": "malformed"},
+        "d": {"name": "same level", "datasets": [{"path": "0"}]},
+    }.items():
+        group = zarr.open_group(str(with_nan(image[name])), mode="r+")
+        group.create_array("further/0", data=np.full((3, 3), 7))
+        ome = group.attrs["ome"]
+        group.attrs.update({"ome": {**ome, "multiscales": [*ome["multiscales"], further]}})
+    report = ulna.check(root, fix=tmp_path / "fixed")
+    fixed = {case.id: case for case in Dataset.from_folder(report.root).cases}
+    assert list(fixed) == list("abce") and all(np.isfinite(case.read_image().array).all() for case in fixed.values())
+    assert any("d.zarr" in one.file and "is part of two" in one.what for one in report.repair.left_out)
+    copies = {name: report.root / "images" / f"{name}.zarr" for name in fixed}
+    assert (copies["a"] / "OME" / "METADATA.ome.xml").read_text() == "<OME/>"
+    assert zarr.open_group(str(copies["a"]), mode="r").attrs["site"] == "A"
+    for name, second in (("b", "other"), ("c", "malformed")):
+        group = zarr.open_group(str(copies[name]), mode="r")
+        assert [one.get("name") for one in group.attrs["ome"]["multiscales"]][1:] == [second]
+        assert (group["further/0"][:] == 7).all()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_what_a_label_map_says_of_its_values_is_said_of_the_new_ones(tmp_path, version):
+    root = folders(tmp_path / "data", "ab", (".zarr",))
+    for name in "ab":
+        values = np.zeros((24, 32), np.uint8)
+        values[2:9, 2:9], values[12:20, 12:20] = 128, 255
+        path = root / "labels" / f"{name}.zarr"
+        shutil.rmtree(path)
+        foreign(path, values, "yx", version=version)
+        entries = [{"label-value": value, "rgba": [value, 0, 0, 255]} for value in (0, 128, 255, 77)]
+        told = {
+            "colors": entries,
+            "properties": [{"label-value": 255, "class": "vessel"}, {}],
+            "source": {"image": "x"},
+        }
+        group = zarr.open_group(str(path), mode="r+")
+        own = {"image-label": told} if version == 2 else {"ome": {**group.attrs["ome"], "image-label": told}}
+        group.attrs.update(own)
+    report = ulna.check(root, fix=tmp_path / "fixed")
+    attributes = dict(zarr.open_group(str(report.root / "labels" / "a.zarr"), mode="r").attrs)
+    told = attributes["ome"]["image-label"]
+    assert told["source"] == {"image": "x"} and "image-label" not in attributes
+    assert [(one["label-value"], one["rgba"][0]) for one in told["colors"]] == [(0, 0), (1, 128), (2, 255)]
+    assert told["properties"] == [{"label-value": 2, "class": "vessel"}]
+
+
+def test_a_copy_lacks_no_chunk_that_is_there(tmp_path):
+    """Where one is a link that leads nowhere, or no file, its case is left out: it would read as the fill value."""
+    root = folders(tmp_path / "data", "abcd", (".zarr",))
+    at = {
+        "images/a": lambda chunk: chunk.symlink_to("away"),
+        "labels/b": lambda chunk: chunk.symlink_to("away"),
+        "images/c": lambda chunk: chunk.symlink_to(chunk.name),
+    }
+    words = ["No such file", "No such file", "symbolic links"]
+    for name, make_one in at.items():
+        chunk = root / f"{name}.zarr" / "0" / "c" / "0" / "0"
+        chunk.unlink()
+        make_one(chunk)
+    report = ulna.check(root, fix=tmp_path / "fixed")
+    assert [case.id for case in Dataset.from_folder(report.root).cases] == ["d"]
+    told = {problem.file: problem.what for problem in report.repair.left_out}
+    for name, what in zip(at, words, strict=True):
+        assert any(f"{name}.zarr" in file and what in text for file, text in told.items()), (name, told)
+    chunk = root / "images" / "d.zarr" / "0" / "c" / "0" / "0"
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(DataError, match="is a named pipe, not a file"):
+        copy(root / "images" / "d.zarr", tmp_path / "d.zarr")
 
 
 def test_without_the_extra_a_sentence_names_it(tmp_path, monkeypatch):

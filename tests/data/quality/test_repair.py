@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -41,7 +42,11 @@ from tests.data.quality.test_faults import (
     volume,
     written,
 )
+from tests.dicom_series import write_series
 from ulna.cli import main as cli
+from ulna.data.formats.dicom.choosing import Wishes, series_in
+from ulna.data.formats.read import read_image
+from ulna.data.formats.write import write_labels
 from ulna.data.layout.dataset import Dataset
 from ulna.data.quality.check import check
 from ulna.data.quality.fixed_splits import safe_names
@@ -352,6 +357,55 @@ def test_what_is_said_of_images_and_of_the_data_stays(tmp_path):
     assert told == {"name": "Hearts", "licence": "CC0", "channel_names": {"0": "MR"}}
     assert json.loads((report.root / "groups.json").read_text()) == {"c0": {"patient": "p", "site": "A"}}
     assert report.labels.names == ("air", "heart")
+
+
+def test_what_cannot_be_copied_and_no_case_needs_costs_no_case(tmp_path, monkeypatch):
+    """A read-me and a sidecar that belong to somebody else."""
+    root, opened = png_set(tmp_path / "data"), Path.open
+    sealed = [root / "README.md", root / "images" / "c0.json"]
+    for path in sealed:
+        path.write_text("{}")
+
+    def refused(path, *how, **more):
+        if path in sealed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    report = check(root, fix=tmp_path / "fixed")
+    assert len(Dataset.from_folder(report.root)) == 4
+    assert {Path(one.file).name for one in report.repair.left_out} == {"README.md", "c0.json"}
+    assert all("Permission denied" in one.what for one in report.repair.left_out)
+    assert not {"README.md", "images/c0.json"} & set(json.loads((report.root / "changes.json").read_text())["files"])
+
+
+def test_no_data_are_copied_for_their_name(tmp_path):
+    """What is called as texts about the data are, and is one of its files, or an archive of them."""
+    root = tmp_path / "data"
+    root.mkdir()
+    np.savez(root / "synthetic.npz", images=random(0, 3, 24, 20), masks=np.stack([shapes((24, 20))] * 3))
+    texts = ["LICENSE", "LICENSE-CC-BY-4.0", "README.md", "synthetic.txt"]
+    for name in [*texts, "synthetic.zip", "README_scans.tar"]:
+        (root / name).write_text("of the data")
+    report = check(root, fix=tmp_path / "fixed")
+    assert len(Dataset.from_folder(report.root)) == 3
+    kept = {path.name for path in report.root.iterdir() if path.is_file()}
+    assert kept & {*texts, "synthetic.zip", "synthetic.npz", "README_scans.tar"} == set(texts)
+
+
+def test_no_file_beside_a_case_of_a_series_is_copied(tmp_path):
+    """It may hold its header, beside the label map too."""
+    root = nifti_set(tmp_path / "data")
+    write_series(root / "images" / "c9", random(9, 6, 20, 24).astype(np.int16))
+    volume = read_image(series_in(root / "images" / "c9", Wishes())[0], 3)
+    labels = np.zeros(volume.size, np.uint8)
+    labels[2:5, 2:5, 2:5] = 1
+    write_labels(root / "labels" / "c9", labels, volume, format="nifti")
+    for name in ("images/c9.json", "labels/c9.json"):
+        (root / name).write_text('{"PatientName": "MARK^MARK"}')
+    report = check(root, fix=tmp_path / "fixed")
+    assert (report.root / "labels" / "c9.nii.gz").exists(), report.repair.left_out
+    assert not any(b"MARK" in path.read_bytes() for path in report.root.rglob("*") if path.is_file())
 
 
 def test_rows_of_an_npz_become_files(tmp_path):

@@ -161,12 +161,21 @@ def file_stat(path: Path) -> os.stat_result:
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"
         raise data_error(path, what, "check the path and its permissions") from None
-    for is_kind, what in _SPECIAL:
-        if is_kind(found.st_mode):
-            raise data_error(path, what, "put a file in its place")
+    check_ordinary(path, found)
     if not found.st_size:
         raise data_error(path, "is empty (0 bytes)", "copy the file again or take the case out")
     return found
+
+
+def check_ordinary(path: Path, found: os.stat_result) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        DataError: of a folder, a pipe, a socket or a device.
+    """
+    for is_kind, what in _SPECIAL:
+        if is_kind(found.st_mode):
+            raise data_error(path, what, "put a file in its place")
 
 
 def id_problem(where: object, name: str) -> Problem | None:

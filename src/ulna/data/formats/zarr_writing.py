@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ulna.data.formats.slabs import SLAB
+from ulna.data.formats.source import data_error
 from ulna.data.formats.whole_boxes import Boxed
 from ulna.data.formats.zarr_boxes import OWN, SEVERAL, ZarrStored
 from ulna.data.volume import Volume
@@ -16,6 +18,7 @@ from ulna.system.extras import need
 
 CHUNK = {2: 512, 3: 64}  # voxels along every axis of space
 _METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
+_OWN_04 = ("multiscales", "omero", "image-label")  # what metadata 0.4 say at the top, and 0.5 under "ome"
 _SMALLEST = 256  # along all axes: no smaller level is made
 _AT_ONCE = 1 << 25  # bytes that are read at once, where a row of chunks takes more
 
@@ -142,21 +145,85 @@ def add_to_labels(path: Path) -> None:
     group.attrs.update({"ome": {**told, "labels": sorted(set(names))}})
 
 
-def keep_rest(before: Path, path: Path) -> None:
-    """Move into an image that was written anew what lay in the folder of the old one beside its levels, such as label maps;
-    and give it what the attributes of the old one say beside the scales, such as the colours of channels.
+def keep_rest(before: Path, path: Path, moved: Mapping[int, int] | None = None) -> None:
+    """Move into an image that was written anew what lay in the folder of the old one beside its levels, such as label maps
+    and further images; and give it what the attributes of the old one say beside its scales, such as the colours of channels.
+
+    Args:
+        before: the old folder.
+        path: the new one.
+        moved: of a label map: value -> what it is now; what is said of a value without an entry is left out. None: as it was.
+
+    Raises:
+        DataError: if something else has a name that a level has now, or a level is one of several images.
     """
     zarr = need("zarr", "OME-Zarr needs", "zarr")
-    old = zarr.open_group(str(before), mode="r")
-    if SEVERAL in old.attrs.get("ome", old.attrs):
-        before, old = before / "0", old["0"]
+    root = zarr.open_group(str(before), mode="r")
+    several = SEVERAL in root.attrs.get("ome", root.attrs)
+    old, inner = (root["0"], before / "0") if several else (root, before)
     outside = dict(old.attrs)
     # 0.4 says all of it in one place
-    told = outside.pop("ome", None) or {key: outside.pop(key) for key in ("multiscales", "omero") if key in outside}
-    levels = {str(one["path"]).split("/")[0] for image in told["multiscales"] for one in image["datasets"]}
-    for entry in sorted(before.iterdir()):
-        if entry.name not in {*_METADATA, *levels} and not (path / entry.name).exists():
-            entry.rename(path / entry.name)
+    told = outside.pop("ome", None) or {key: outside.pop(key) for key in _OWN_04 if key in outside}
+    images = told["multiscales"]
+    others = {level for image in images[1:] for level in _levels(image)}
+    if shared := _levels(images[0]) & others:
+        what = f"holds several images, of which level {min(map(str, shared))} is part of two, and has values to be repaired"
+        raise data_error(path, what, "keep each image in a folder of its own, such as NAME.zarr")
+    _move(_rest(inner, PurePosixPath(), _levels(images[0])), inner, path)
+    if several:
+        outside = {**{key: text for key, text in root.attrs.items() if key not in ("ome", SEVERAL)}, **outside}
+        _move([PurePosixPath(one.name) for one in before.iterdir() if one.name not in {*_METADATA, "0"}], before, path)
     group = zarr.open_group(str(path), mode="r+")
     now = dict(group.attrs)
-    group.attrs.update({**outside, **now, "ome": {**told, **now["ome"]}})
+    ome = {**told, **now["ome"]}
+    ome["multiscales"] = [*ome["multiscales"], *images[1:]]
+    if "image-label" in told:
+        ome["image-label"] = _of_values(told["image-label"], now["ome"].get("image-label", {}), moved)
+    group.attrs.update({**outside, **now, "ome": ome})
+
+
+def _levels(image: Any) -> set[PurePosixPath]:
+    """The arrays of an entry of `multiscales`; of one that is malformed those that it names."""
+    found = image.get("datasets") if isinstance(image, Mapping) else None
+    named = [one.get("path") for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    return {PurePosixPath(str(one)) for one in named if one is not None}
+
+
+def _rest(folder: Path, inside: PurePosixPath, levels: set[PurePosixPath]) -> list[PurePosixPath]:
+    """What lies in a folder and is neither metadata of its own nor a level, as paths in the image."""
+    found: list[PurePosixPath] = []
+    for entry in sorted(folder.iterdir()):
+        one = inside / entry.name
+        if one in levels or (entry.name in _METADATA and not inside.parts):
+            continue
+        if not any(one in level.parents for level in levels):
+            found.append(one)
+            continue
+        rest = _rest(entry, one, levels)
+        if {each.name for each in rest} - {*_METADATA}:
+            found += rest
+    return found
+
+
+def _move(names: Sequence[PurePosixPath], before: Path, path: Path) -> None:
+    for name in names:
+        if os.path.lexists(path / name):
+            what = f"holds {name} beside its levels, and one of the levels that are written anew has that name"
+            raise data_error(path, what, "give it another name, or write the image anew")
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (before / name).rename(path / name)
+
+
+def _of_values(told: Any, now: Mapping[str, Any], moved: Mapping[int, int] | None) -> dict[str, Any]:
+    """What is said of a label map and of its values, by the values that it has now."""
+    kept = {**told, **now} if isinstance(told, Mapping) else dict(now)
+    if moved is None:
+        return kept
+    for key in {"colors", "properties"} & kept.keys():
+        entries = kept.get(key)
+        kept[key] = [
+            {**one, "label-value": moved[one["label-value"]]}
+            for one in (entries if isinstance(entries, list) else [])
+            if isinstance(one, Mapping) and isinstance(one.get("label-value"), int) and one["label-value"] in moved
+        ]
+    return kept

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ulna.data.formats.source import Source, file_stat, is_zarr, readable, suffix_of
+from ulna.data.formats.source import Source, check_ordinary, file_stat, is_zarr, readable, shown, suffix_of
 from ulna.data.formats.zarr_writing import keep_rest
+from ulna.data.layout.dataset import Dataset
 from ulna.data.layout.unread import READ
 from ulna.data.quality.fixes import Change, own_suffix
+from ulna.errors import DataError, Problem
+from ulna.system.files import FULL
 from ulna.system.trees import all_files, copy_tree
 
 # How files are named that say where data come from, and what may be done with them
 _ABOUT = ("readme", "licen", "copying", "changelog", "synthetic", "citation", "notice")
+_TEXTS = ("", ".md", ".txt", ".rst", ".html", ".cff", ".json", ".pdf")
 _SIDECARS = (".json", ".txt", ".xml", ".csv")
 
 
@@ -34,31 +38,64 @@ def true_suffix(source: Source, changes: list[tuple[Path, Change]], stem: Path) 
 
 
 def copy(source: Path, target: Path) -> None:
-    """The bytes alone: a copy of a file that nobody may write to can be written to."""
+    """The bytes alone, all of them: a copy of a file that nobody may write to can be written to.
+
+    Raises:
+        DataError: if one file of it cannot be read, leads nowhere or is none; what was copied then is removed.
+        OSError: if there is no room for the copy.
+    """
     with readable(source):
         for file in all_files(source) if is_zarr(source) else (source,):
+            check_ordinary(file, file.stat())
             file.open("rb").close()
-    (copy_tree if is_zarr(source) else shutil.copyfile)(source, target)
+    try:
+        (copy_tree if is_zarr(source) else shutil.copyfile)(source, target)
+    except OSError as error:
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+        if error.errno in FULL:
+            raise
+        with readable(source):
+            raise
 
 
-def replaced(copied: Path, write: Callable[[], Path]) -> Path:
-    """What was copied is written anew; what lies in an OME-Zarr image and is no part of it stays, such as label maps."""
+def not_copied(path: Path, copied: Path) -> tuple[Problem, ...]:
+    """Copy what no case needs: what is wrong with it, else nothing."""
+    try:
+        copy(path, copied)
+    except DataError as error:
+        return tuple(problem._replace(file=shown(path)) for problem in error.problems)
+    return ()
+
+
+def replaced(copied: Path, write: Callable[[], Path], made: Sequence[Change]) -> Path:
+    """What was copied is written anew, with those changes; what lies in an OME-Zarr image and is no part of it stays, such
+    as label maps, and what it says of its values, as far as they are what they were or have a new number.
+    """
     if not copied.is_dir():
         copied.unlink(missing_ok=True)
         return write()
     before = copied.rename(copied.with_name(f".{copied.name}"))
     written = write()
     if written.is_dir():
-        keep_rest(before, written)
+        keep_rest(before, written, next((one.moved for one in made if one.moved is not None), None))
     shutil.rmtree(before)
     return written
 
 
-def about(root: Path) -> list[Path]:
-    """Files of a data set's folder that say where the data come from, such as a read-me and a licence."""
-    if not root.is_dir():
+def about(dataset: Dataset) -> list[Path]:
+    """Texts in a data set's folder that say where the data come from, such as a read-me and a licence; no data of a case."""
+    if not dataset.root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if path.name.lower().startswith(_ABOUT) and path.is_file())
+    used = {source.path for case in dataset.cases for source in (*case.images, case.label) if source is not None}
+    return sorted(
+        path
+        for path in dataset.root.iterdir()
+        if path.name.lower().startswith(_ABOUT) and (path.suffix.lower() in _TEXTS or path.suffix[1:].isdecimal())
+        if path.is_file() and path not in used
+    )
 
 
 def sidecars(source: Source) -> Iterator[tuple[Path, str]]:

@@ -42,10 +42,18 @@ _MAGIC = (
 
 
 class Change(NamedTuple):
-    """One change of one file, in words and, where values were exchanged, as a table from the old to the new."""
+    """One change of one file.
+
+    Args:
+        what: in words.
+        values: where values were exchanged, a table from the old to the new, of those in the file.
+        moved: for what a file says of its values: value -> class, of the whole data set; one without an entry is no class
+            of its own any more. None where values mean what they meant.
+    """
 
     what: str
     values: dict[str, int] | None = None
+    moved: Mapping[int, int] | None = None
 
 
 class Values(NamedTuple):
@@ -203,7 +211,8 @@ def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels
             array, change = _joined(volume, array)
             changes.append(change)
     if values.objects and int(array.max(initial=0)) > 1:
-        changes.append(Change(f"{counted(len(value_counts(array[array > 0])), 'numbered object')} became one class"))
+        merged = counted(len(value_counts(array[array > 0])), "numbered object")
+        changes.append(Change(f"{merged} became one class", moved={0: 0}))
         array = (array > 0).astype(np.uint8)
     if values.numbers:
         found = value_counts(array)
@@ -211,7 +220,9 @@ def fixed_labels(volume: Volume, image: Volume, values: Values, declared: Labels
         if any(value != number for value, number in moved.items()) and len(moved) == len(found):
             array = np.vectorize(values.numbers.__getitem__, otypes=[label_dtype(len(values.numbers))])(array)
             table = {str(value): number for value, number in moved.items()}
-            changes.append(Change(f"label values {listed(found)} became {listed(moved.values())}", table))
+            changes.append(
+                Change(f"label values {listed(found)} became {listed(moved.values())}", table, values.numbers)
+            )
     volume = volume.with_array(array)
     volume, turned = _turned_as(image, volume)
     changes += turned
@@ -254,7 +265,7 @@ def _joined(volume: Volume, array: NDArray[Any]) -> tuple[NDArray[Any], Change]:
         what = f"holds {len(array)} label maps that overlap or hold several values"
         raise data_error(volume.path, what, "save one map, or name the classes in classes.json with mode multilabel")
     joined = (inside * np.arange(1, len(array) + 1).reshape(-1, *[1] * (array.ndim - 1))).sum(axis=0)
-    change = Change(f"{len(array)} maps, one per class, became one map of the classes 1..{len(array)}")
+    change = Change(f"{len(array)} maps, one per class, became one map of the classes 1..{len(array)}", moved={0: 0})
     return joined[None].astype(label_dtype(len(array))), change
 
 

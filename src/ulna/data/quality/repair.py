@@ -30,7 +30,7 @@ from ulna.data.layout.groups import PATIENT
 from ulna.data.layout.metadata import SPLIT_FILES, read_json
 from ulna.data.layout.pairing import Found, files_in, nearly_named
 from ulna.data.layout.splitting import Groups
-from ulna.data.quality.copying import about, copy, replaced, sidecars, stem_of, true_suffix
+from ulna.data.quality.copying import about, copy, not_copied, replaced, sidecars, stem_of, true_suffix
 from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.fixed_splits import fixed_folds, safe_names
 from ulna.data.quality.fixes import Change, Values, choose_values, fixed_image, fixed_labels
@@ -78,6 +78,7 @@ class _Made(NamedTuple):
     changes: list[tuple[Path, Change]]
     scan: CaseStats
     beside: dict[Path, Path]  # file -> the one beside an image or a label map that it is a copy of
+    not_beside: list[Problem]  # of those that could not be copied
 
 
 def check_target(out: Path, root: Path) -> None:
@@ -136,6 +137,7 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
             for file in (*one.images, one.label, *one.beside):
                 (work / file).rename(folder / file)
             made[case.id] = one
+            left += one.not_beside
         except DataError as error:
             left += error.problems
         finally:
@@ -150,8 +152,10 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
     folds, split_changes = fixed_folds(dataset, {id: names[id] for id in made})
     groups = {names[case.id]: entry for case in dataset.cases if case.id in made and (entry := _group_entry(case))}
     _declare(folder, dataset, values, folds, groups)
-    for path in about(dataset.root):
-        copy(path, folder / path.name)
+    told_of = []
+    for path in about(dataset):
+        left += (failed := not_copied(path, folder / path.name))
+        told_of += [] if failed else [path]
     changes = [(Path(CLASSES_FILE), Change(values.ask))] if values.ask else []
     changes += [entry for one in made.values() for entry in one.changes]
     for id in made:
@@ -167,7 +171,7 @@ def _fill(dataset: Dataset, scans: Sequence[CaseStats], problems: Sequence[Probl
     left += [problem for problem in problems if problem.file not in handled]
     if values.why_not:
         left.append(Problem(str(dataset.root), *values.why_not))
-    _record(folder, dataset, made, changes, left)
+    _record(folder, dataset, made, told_of, changes, left)
     return Repair(folder, tuple(f"{file.as_posix()}: {change.what}" for file, change in changes), tuple(left))
 
 
@@ -210,13 +214,18 @@ def _write_case(
     except DataError as error:
         raise DataError([_of_original(problem, case, folder) for problem in error.problems]) from None
     relative = [(file.relative_to(folder), change) for file, change in changes]
-    beside = {}
+    beside: dict[Path, Path] = {}
+    not_beside: list[Problem] = []
     for file, source in zip((*files, label), (*case.images, case.label), strict=True):
+        if any(image.series is not None for image in case.images):  # a file beside it may hold its header
+            break
         for path, ending in sidecars(source):
             copied = file.with_name(stem_of(file) + ending)
-            copy(path, copied)
-            beside[copied.relative_to(folder)] = path
-    return _Made(tuple(file.relative_to(folder) for file in files), label.relative_to(folder), relative, scan, beside)
+            if not (failed := not_copied(path, copied)):
+                beside[copied.relative_to(folder)] = path
+            not_beside += failed
+    images = tuple(file.relative_to(folder) for file in files)
+    return _Made(images, label.relative_to(folder), relative, scan, beside, not_beside)
 
 
 def _of_original(problem: Problem, case: Case, folder: Path) -> Problem:
@@ -280,7 +289,7 @@ def _write_image(source: Source, stem: Path, changes: list[tuple[Path, Change]],
     fixed, made = fixed_image(volume)
     if not made and suffix != ARRAY_SUFFIX:
         return copied
-    written = replaced(copied, partial(write_image, stem, fixed))
+    written = replaced(copied, partial(write_image, stem, fixed), made)
     changes += [(written, change) for change in made]
     return written
 
@@ -309,7 +318,7 @@ def _write_label(
     if as_it_is and not made:
         return copied
     write = partial(write_labels, stem, fixed.array[0] if len(fixed.array) == 1 else fixed.array, fixed)
-    written = replaced(copied, write) if as_it_is else write()
+    written = replaced(copied, write, made) if as_it_is else write()
     made = [*made, Change("lies on the voxels of its DICOM series")] if of_series else made
     changes += [(written, change) for change in made]
     return written
@@ -358,6 +367,7 @@ def _record(
     folder: Path,
     dataset: Dataset,
     made: Mapping[str, _Made],
+    told_of: Sequence[Path],
     changes: Sequence[tuple[Path, Change]],
     left: Sequence[Problem],
 ) -> None:
@@ -370,7 +380,7 @@ def _record(
         for file, source in zip((*one.images, one.label), (*case.images, case.label), strict=True):
             origin[file.as_posix()] = told(shown(source))
         origin |= {file.as_posix(): told(shown(path)) for file, path in one.beside.items()}
-    origin |= {path.name: told(shown(path)) for path in about(dataset.root)}
+    origin |= {path.name: told(shown(path)) for path in told_of}
     _json(
         folder / RECORD,
         {
