@@ -2,7 +2,10 @@
 
 import json
 import re
+import threading
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -16,20 +19,27 @@ from tests.training.test_cache import CPU, SETTINGS
 from tests.training.tiny import TINY
 from tests.volumes import draw_balls
 from ulna.data.formats import mapping
+from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.limits import allowing
+from ulna.data.formats.opening import open_image
+from ulna.data.formats.read import read_labels
+from ulna.data.formats.source import Source
 from ulna.data.layout.dataset import Dataset
 from ulna.data.quality import slices
 from ulna.data.quality.scan import scan_case
+from ulna.data.streaming import labels_on_disk
 from ulna.errors import DataError, UsageError
 from ulna.executors.choosing import On
 from ulna.planning.choosing import choose
 from ulna.planning.plan import plan_training, read_training_data
+from ulna.recipe import Labels
 from ulna.system.mapped import InFile, let_go_of_part
 from ulna.training import by_slabs, single, within
 from ulna.training.feed import Feed
 from ulna.training.fold_jobs import Together
 from ulna.training.samples import PreparedCases
 from ulna.training.slices import SliceCases, samples_of
+from ulna.training.spool import Spool
 
 WAYS = {
     "volumes": ("planning.spacing=[1.5, 1.5, 3]",),
@@ -91,6 +101,77 @@ def test_a_disk_that_is_full_ends_a_bounded_training_before_its_first_step(balls
     for lean in ((), made.split.train):
         with pytest.raises(UsageError, match=r"the disk .*does not hold .*--max-ram"):
             batches(found, made, keep_bytes=0, folder=tmp_path, bounded=True, lean=lean)
+
+
+def test_two_writers_share_a_spool(tmp_path, monkeypatch):
+    monkeypatch.setattr("ulna.training.spool.SEGMENT", 4000)
+    kept = Spool(tmp_path, 20_000)
+    others = []
+
+    def slowly():
+        for number in range(4):  # others come meanwhile, and begin another file
+            others.append(kept.put(torch.full((300,), 10.0 + number)))
+            yield torch.full((100,), float(number))
+
+    made = kept.put_parts((4, 100), torch.float32, slowly())
+    assert torch.equal(made, torch.arange(4.0)[:, None].expand(4, 100))
+    assert [one.unique().tolist() for one in others] == [[10], [11], [12], [13]]
+
+
+def test_slabs_and_whole_cases_are_written_side_by_side(balls, tmp_path, monkeypatch):
+    monkeypatch.setattr(by_slabs, "PART", 3_000)
+    rows, prepared, writing = by_slabs._rows, PreparedCases._prepared, threading.Event()
+
+    def slowly(*some):
+        for part in rows(*some):
+            writing.set()
+            time.sleep(0.03)
+            yield part
+
+    def meanwhile(self, case):
+        writing.wait(10)
+        return prepared(self, case)
+
+    found, made = planned(balls)
+    cases = found.dataset.cases_of(made.split.train)
+    whole = PreparedCases(cases, made.plan)
+    kept = PreparedCases(cases, made.plan, keep_bytes=0, lean=made.split.train[1::2], folder=tmp_path, bounded=True)
+    monkeypatch.setattr(by_slabs, "_rows", slowly)
+    monkeypatch.setattr(kept, "_prepared", partial(meanwhile, kept))
+    assert [*kept.fill(2)] == [*range(len(cases))]
+    for number in range(len(cases)):
+        (image, labels), (own, its) = whole[number], kept[number]
+        torch.testing.assert_close(image.image, own.image, rtol=0, atol=2e-6)
+        assert torch.equal(labels, its)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1, 255)])
+def test_all_slabs_of_a_label_map_say_what_its_values_mean(values, tmp_path):
+    array = np.zeros((8, 8, 8), np.uint8)
+    array[0, 0, : len(values)] = values
+    array[0, 1, 0], array[-1, -1, -1] = 255, values[1]
+    nibabel.Nifti1Image(array, np.eye(4)).to_filename(tmp_path / "a.nii")
+    labels = Labels()
+    with open_image([Source(tmp_path / "a.nii")], 3) as opened:
+        if values == (0, 255):
+            made = labels_on_disk(opened, labels, tmp_path, 1)
+            whole = encode_labels(read_labels(Source(tmp_path / "a.nii"), 3), labels)
+            assert made.dtype == whole.dtype and (made.read([slice(0, 8)] * 3)[0] == whole).all()
+            made.close()
+        else:
+            with pytest.raises(DataError, match="label values 255 do not fit 2 classes"):
+                labels_on_disk(opened, labels, tmp_path, 1)
+
+
+def test_a_label_map_on_another_grid_is_not_taken_by_slabs(balls, tmp_path):
+    found, made = planned(balls)
+    case = found.dataset.cases_of(made.split.train)[0]
+    read = nibabel.load(case.label.path)
+    moved = nibabel.Nifti1Image(np.asarray(read.dataobj)[:-1], read.affine)
+    moved.to_filename(tmp_path / "moved.nii")
+    case = replace(case, label=case.label._replace(path=tmp_path / "moved.nii"))
+    with pytest.raises(DataError, match="moved.nii: lies on another grid than its image"):
+        by_slabs.prepare_by_slabs(case, made.plan, Spool(tmp_path), on_grid=True)
 
 
 def test_images_that_are_mapped_are_found_to_be_what_they_are(balls, tmp_path, monkeypatch):
