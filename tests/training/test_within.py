@@ -34,7 +34,7 @@ from ulna.planning.choosing import choose
 from ulna.planning.plan import plan_training, read_training_data
 from ulna.recipe import Labels
 from ulna.system.mapped import InFile, let_go_of_part
-from ulna.training import by_slabs, single, within
+from ulna.training import by_slabs, needs, single, within
 from ulna.training.feed import Feed
 from ulna.training.fold_jobs import Together
 from ulna.training.samples import PreparedCases
@@ -170,7 +170,7 @@ def test_a_label_map_on_another_grid_is_not_taken_by_slabs(balls, tmp_path):
     moved = nibabel.Nifti1Image(np.asarray(read.dataobj)[:-1], read.affine)
     moved.to_filename(tmp_path / "moved.nii")
     case = replace(case, label=case.label._replace(path=tmp_path / "moved.nii"))
-    with pytest.raises(DataError, match="moved.nii: lies on another grid than its image"):
+    with pytest.raises(DataError, match=r"moved\.nii: lies on another grid than its image"):
         by_slabs.prepare_by_slabs(case, made.plan, Spool(tmp_path), on_grid=True)
 
 
@@ -207,7 +207,7 @@ def test_a_limit_is_refused_beforehand_with_the_least(discs, tmp_path, monkeypat
     ):
         ulna.train(discs, out=tmp_path / "run", max_ram=0.01)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
-    monkeypatch.setattr(within, "SCANNED", 10**7)
+    monkeypatch.setattr(needs, "SCANNED", 10**7)
     with pytest.raises(
         DataError, match=r"disc1.png: takes [\d.]+ GB at least to look through, more than --max-ram 8 allows"
     ):
@@ -239,11 +239,11 @@ def test_images_beyond_the_limit_are_prepared_by_slabs(balls, monkeypatch):
         return one._replace(volume=one.volume.with_array(array), map_bytes=1.25e8)
 
     monkeypatch.setattr(within, "seen", seen)
-    room = within._base(made) + 1.5e9
+    room = within.base_bytes(made) + 1.5e9
     kept = within.within(made, found.dataset, room)
     assert kept.lean == {big} and "1 case of 4 is prepared by slabs" in kept.words(4)
     with pytest.raises(UsageError, match=r"preparing .* needs [\d.]+ GB"):
-        within.within(made, found.dataset, within._base(made) + 4.5e8)
+        within.within(made, found.dataset, within.base_bytes(made) + 4.5e8)
     cropped = replace(made, plan=made.plan.replaced(crop=(24, 20, 9)))
     with pytest.raises(UsageError, match=r"preparing .* needs [\d.]+ GB"):
         within.within(cropped, found.dataset, room)
@@ -252,8 +252,8 @@ def test_images_beyond_the_limit_are_prepared_by_slabs(balls, monkeypatch):
 def test_a_step_is_planned_by_the_limit(balls, monkeypatch):
     found, _ = planned(balls)
     recipe = choose(model="unet", recipe=None, max_ram=1.0, set=SETTINGS)
-    monkeypatch.setattr(within, "_base", lambda planned: 0.5e9)
-    monkeypatch.setattr(within, "_step", lambda planned, readers: 1e9 * planned.recipe.planning.memory_gb)
+    monkeypatch.setattr(within, "base_bytes", lambda planned: 0.5e9)
+    monkeypatch.setattr(within, "step_bytes", lambda planned, readers: 1e9 * planned.recipe.planning.memory_gb)
     assert within.plan_within(found, recipe, None).recipe.planning.memory_gb == 1
     assert within.plan_within(found, recipe, 1e9).recipe.planning.memory_gb == 0.343
     asked = choose(model="unet", recipe=None, max_ram=1.0, set=(*SETTINGS, "planning.memory_gb=0.9"))
