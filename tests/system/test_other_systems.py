@@ -11,9 +11,9 @@ import torch
 
 from tests.places import ROOT
 from tests.training.tiny import TINY
+from ulna.data.formats import offsets
 from ulna.errors import UsageError
 from ulna.system import locking
-from ulna.data.formats import offsets
 from ulna.training import spool
 
 EVERYTHING = """

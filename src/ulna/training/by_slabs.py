@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ def prepare_by_slabs(case: Case, plan: Plan, spool: Spool, *, on_grid: bool) -> 
     """
     assert case.label is not None
     scratch, exclusive = spool.folder, not plan.labels.multilabel
-    with ExitStack() as held:
+    with ExitStack() as held, _on_the_disk(case, scratch):
         image = held.enter_context(open_image(case.images, case.spatial_dims, scratch))
         volume = image.volume
         made = prepare_on_disk(image, plan, scratch, PREPARING, lambda box, values: None, torch.device("cpu"))
@@ -63,12 +63,24 @@ def prepare_by_slabs(case: Case, plan: Plan, spool: Spool, *, on_grid: bool) -> 
         shape = grid if exclusive else (len(channels), *grid)
         labels = spool.put_parts(shape, kind, (part.to(kind) for channel in parts for part in channel))
     if kept is None or labels is None:
-        raise UsageError(
-            f"case {case.id}: is larger than --max-ram lets lie in memory, and the disk of {scratch} does not hold it "
-            "prepared; free some of it, or raise --max-ram"
-        )
+        raise _full(case, scratch)
     turn = turn_of(volume, plan)
     return Prepared(kept, turn.order(volume.size), turn=turn, step=steps_of(volume, plan)), labels
+
+
+@contextmanager
+def _on_the_disk(case: Case, scratch: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _full(case, scratch, f" ({error.strerror or error})") from None
+
+
+def _full(case: Case, scratch: Path, why: str = "") -> UsageError:
+    return UsageError(
+        f"case {case.id}: is larger than --max-ram lets lie in memory, and the disk of {scratch} does not hold it "
+        f"prepared{why}; free some of it, or raise --max-ram"
+    )
 
 
 def _open_labels(case: Case, volume: Volume, scratch: Path) -> OpenImage:

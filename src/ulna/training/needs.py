@@ -6,6 +6,9 @@ Legend: C channels, V voxels of an image, G of it on the plan's grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 from ulna.data.formats.opening import peek_image
@@ -27,7 +30,12 @@ COMPARED = 16  # the same while post-processing is tried
 OVERLAP = 6  # the same for overlap alone
 MAPPED = 64 * 10**6  # bytes from which on an image is looked through part by part
 PARTS = 64 * 10**6  # of images and maps that are gone through part by part
+ROW = 6  # of a row of voxels of a mask, for the runs that a structure has in a part of them
 PIECE = 2  # a sample is taken from so many times its voxels: it may be turned
+
+
+_known: ContextVar[dict[str, Seen] | None] = ContextVar("known", default=None)
+_libraries = [float(LIBRARIES)]  # that this process has yet to load
 
 
 class Seen(NamedTuple):
@@ -64,12 +72,34 @@ class Seen(NamedTuple):
         return image + self.map_bytes + SCANNED * self.voxels + PARTS
 
 
+@contextmanager
+def remembering() -> Iterator[None]:
+    """What is seen of a case inside is not read again: of some formats a header takes the whole file."""
+    before = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(before)
+
+
 def seen(case: Case) -> Seen:
     """A case by its headers.
 
     Raises:
         DataError: if they cannot be read.
     """
+    known, key = _known.get(), repr((case.images, case.label, case.spatial_dims))
+    if known is None or key not in known:
+        found = _look_at(case)
+        if known is None:
+            return found
+        known[key] = found
+        own = found.volume.spatial_dims  # as it is asked for once the dimensions of the data set are known
+        known.setdefault(repr((case.images, case.label, own)), found)
+    return known[key]._replace(case=case)
+
+
+def _look_at(case: Case) -> Seen:
     volume, mapped = peek_image(case.images, case.spatial_dims)
     voxels = float(math.prod(volume.size))
     if case.label is None:
@@ -82,10 +112,20 @@ def seen(case: Case) -> Seen:
     return Seen(case, volume, mapped, mapped and plain and len(map_.array) == 1, float(size))
 
 
+def program_at_work() -> float:
+    """Bytes of the program once it trains."""
+    return program_bytes() + _libraries[0]
+
+
+def has_trained() -> None:
+    """From now on the program holds all that a training loads."""
+    _libraries[0] = 0.0
+
+
 def base_bytes(planned: Planned) -> float:
     """What is held all the time: the program, and the weights with their gradients and moments."""
     parts = planned.memory.parts
-    return program_bytes() + LIBRARIES + (0.0 if planned.device.gpu else parts["weights, gradients and moments"])
+    return program_at_work() + (0.0 if planned.device.gpu else parts["weights, gradients and moments"])
 
 
 def step_bytes(planned: Planned, readers: int) -> float:
@@ -117,6 +157,26 @@ def whole_bytes(one: Seen, plan: Plan) -> float:
 
 def maps_of(plan: Plan) -> int:
     return len(plan.labels.foreground) if plan.labels.multilabel else 1
+
+
+def structures_bytes(one: Seen, planned: Planned) -> float:
+    """What is kept of a training case where samples are drawn from the structures of all cases together."""
+    if planned.recipe.training.sampling == "case":
+        return 0.0  # they are found again
+    grid = grid_of(one.volume, planned.plan)
+    return ROW * maps_of(planned.plan) * math.prod(grid) / grid[-1]
+
+
+def prepared_bytes(one: Seen, plan: Plan) -> float:
+    """A case as it is kept for a training."""
+    copies = 1 if plan.slices is None else plan.slices.thickness
+    return (4.0 * one.volume.channels * copies + mask_bytes(plan)) * grid_voxels(one, plan)
+
+
+def drawing_bytes(one: Seen, plan: Plan) -> float:
+    """Drawing a prepared case on a sheet: its map, and copies of it as greys."""
+    copies = 24.0 * one.volume.channels + ENCODED * maps_of(plan)
+    return prepared_bytes(one, plan) + copies * grid_voxels(one, plan) + PARTS
 
 
 def slab_bytes(one: Seen, plan: Plan) -> float:

@@ -80,7 +80,8 @@ class Spool:
         try:
             place = self._place(size)
         except OSError as error:
-            return self._full(error)
+            self._full(error)
+            return None
         if place is None:
             return None
         try:
@@ -92,7 +93,8 @@ class Spool:
                     first += write_at(place.file, values[first : first + AT_ONCE], place.first + done + first)
                 done += first
         except OSError as error:
-            return self._full(error)
+            self._full(error)
+            return None
         finally:
             os.close(place.file)
         assert done == size
