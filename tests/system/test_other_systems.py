@@ -11,6 +11,7 @@ import torch
 
 from tests.places import ROOT
 from tests.training.tiny import TINY
+from ulna.data.formats import offsets
 from ulna.errors import UsageError
 from ulna.system import locking
 from ulna.training import spool
@@ -119,7 +120,7 @@ def test_a_note_alone_never_asks_windows_with_a_signal(monkeypatch, tmp_path):
 
 
 def test_the_spool_needs_no_writing_at_a_place(tmp_path, monkeypatch):
-    monkeypatch.delattr(spool.os, "pwrite", raising=False)
+    monkeypatch.setattr(offsets, "_HAS_PREAD", False)
     monkeypatch.setattr(spool, "AT_ONCE", 5)
     kept = spool.Spool(tmp_path, 2000)
     given = [torch.arange(7.0), torch.arange(40, dtype=torch.uint8)]

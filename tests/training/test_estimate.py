@@ -50,7 +50,10 @@ def test_plan_takes_what_train_takes():
 
 def test_memory_that_is_allowed_bounds_the_plan(discs):
     assert choose(model="unet", recipe=None, max_ram=2).planning.memory_gb == 2
-    assert choose(model="unet", recipe=None, max_ram=2, set=["planning.memory_gb=3"]).planning.memory_gb == 3
+    for stated, kept in ((3, 2), (1, 1)):  # the limit lowers what is stated, and never raises it
+        chosen = choose(model="unet", recipe=None, max_ram=2, set=[f"planning.memory_gb={stated}"])
+        assert chosen.planning.memory_gb == kept
+    assert choose(model="unet", recipe=None, max_ram=8).planning.memory_gb is None
     with pytest.raises(UsageError, match="--max-ram 0: must be above 0"):
         plan(discs, max_ram=0)
 

@@ -49,6 +49,21 @@ def test_a_sheet_shows_every_case_and_its_samples(discs, tmp_path, pictures):
     assert sorted(path.name for path in (tmp_path / "look").iterdir()) == ["preview.json", "preview.png"]
 
 
+def test_a_sheet_is_drawn_within_a_limit(discs, tmp_path, monkeypatch):
+    look(discs, tmp_path / "free")
+    made = []
+    real = preview.PreparedCases
+    monkeypatch.setattr(preview, "PreparedCases", lambda *some, **how: made.append(real(*some, **how)) or made[-1])
+    look(discs, tmp_path / "bound", max_ram=8)
+    assert all(map(made[0].lies_in_a_file, range(len(made[0])))) and not made[0]._structures
+    for name in ("preview.png", "preview.json"):
+        assert (tmp_path / "bound" / name).read_bytes() == (tmp_path / "free" / name).read_bytes()
+    monkeypatch.setattr(preview, "drawing_bytes", lambda *_: 9e9)
+    with pytest.raises(UsageError, match=r"its preview needs [\d.]+ GB at least, more than --max-ram 8 allows"):
+        look(discs, tmp_path / "none", max_ram=8)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("neighbours", [0, 1])
 @pytest.mark.parametrize("stored", ["RAS", "SAR"])
 def test_slices_are_drawn_as_the_network_sees_them(tmp_path, pictures, neighbours, stored):

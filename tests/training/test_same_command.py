@@ -7,10 +7,11 @@ import pytest
 from tests.training.tiny import TINY, rows_of
 from ulna.errors import UsageError
 from ulna.planning.choosing import choose
-from ulna.recipe import Recipe, from_yaml
+from ulna.recipe import Recipe, from_yaml, to_yaml
 from ulna.system.files import read_state
 from ulna.training.checkpoint import LAST, keep_last
 from ulna.training.extending import extend
+from ulna.training.same_command import check_same_command
 from ulna.training.state import State, learning_rate
 from ulna.training.summary import with_limits
 from ulna.training.train import train
@@ -38,6 +39,16 @@ def test_the_same_command_again_goes_on(discs, run):
     assert again.summary["epochs"] == 2 and len(rows_of(run)) == 2
     longer = train(discs, out=run, resume=True, **{**COMMAND, "epochs": 3})
     assert longer.summary["epochs"] == 3 and len(rows_of(run)) == 3
+
+
+def test_what_a_limit_made_of_the_memory_is_not_compared(run):
+    lowered = from_yaml(Recipe, run / "recipe.yaml")
+    lowered = lowered.replaced(planning=lowered.planning.replaced(memory_gb=0.4))
+    (run / "recipe.yaml").write_text(to_yaml(lowered))
+    flags = {"set": ["planning.memory_gb=4"]}
+    check_same_command(run, flags, limited=True)
+    with pytest.raises(UsageError, match=r"planning\.memory_gb is 0\.4 there, 4\.0 now"):
+        check_same_command(run, flags)
 
 
 @pytest.mark.parametrize("flags", [{"model": "unetpp"}, {"seed": 3}, {"set": "optimizer.lr=1e-2"}, {}])

@@ -1,9 +1,15 @@
 """`train --max-ram`: the same samples and weights, and what cannot keep to the limit is refused beforehand."""
 
+import errno
 import json
+import os
 import re
+import threading
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -16,20 +22,31 @@ from tests.training.test_cache import CPU, SETTINGS
 from tests.training.tiny import TINY
 from tests.volumes import draw_balls
 from ulna.data.formats import mapping
+from ulna.data.formats.bricks import Bricks
+from ulna.data.formats.label_maps import encode_labels
 from ulna.data.formats.limits import allowing
-from ulna.data.layout.dataset import Dataset
+from ulna.data.formats.opening import open_image
+from ulna.data.formats.read import read_labels
+from ulna.data.formats.source import Source
+from ulna.data.layout.case import Case
+from ulna.data.layout.dataset import Dataset, Division, split
+from ulna.data.pipeline.orientation import to_canonical
 from ulna.data.quality import slices
 from ulna.data.quality.scan import scan_case
+from ulna.data.quality.similarity import thinned, thumbnail
+from ulna.data.streaming import labels_on_disk
 from ulna.errors import DataError, UsageError
 from ulna.executors.choosing import On
 from ulna.planning.choosing import choose
 from ulna.planning.plan import plan_training, read_training_data
+from ulna.recipe import Labels
 from ulna.system.mapped import InFile, let_go_of_part
-from ulna.training import by_slabs, single, within
+from ulna.training import by_slabs, needs, single, within
 from ulna.training.feed import Feed
 from ulna.training.fold_jobs import Together
 from ulna.training.samples import PreparedCases
 from ulna.training.slices import SliceCases, samples_of
+from ulna.training.spool import Spool
 
 WAYS = {
     "volumes": ("planning.spacing=[1.5, 1.5, 3]",),
@@ -93,6 +110,204 @@ def test_a_disk_that_is_full_ends_a_bounded_training_before_its_first_step(balls
             batches(found, made, keep_bytes=0, folder=tmp_path, bounded=True, lean=lean)
 
 
+def test_two_writers_share_a_spool(tmp_path, monkeypatch):
+    monkeypatch.setattr("ulna.training.spool.SEGMENT", 4000)
+    kept = Spool(tmp_path, 20_000)
+    others = []
+
+    def slowly():
+        for number in range(4):  # others come meanwhile, and begin another file
+            others.append(kept.put(torch.full((300,), 10.0 + number)))
+            yield torch.full((100,), float(number))
+
+    made = kept.put_parts((4, 100), torch.float32, slowly())
+    assert torch.equal(made, torch.arange(4.0)[:, None].expand(4, 100))
+    assert [one.unique().tolist() for one in others] == [[10], [11], [12], [13]]
+
+
+def test_slabs_and_whole_cases_are_written_side_by_side(balls, tmp_path, monkeypatch):
+    monkeypatch.setattr(by_slabs, "PART", 3_000)
+    rows, prepared, writing = by_slabs._rows, PreparedCases._prepared, threading.Event()
+
+    def slowly(*some):
+        for part in rows(*some):
+            writing.set()
+            time.sleep(0.03)
+            yield part
+
+    def meanwhile(self, case):
+        writing.wait(10)
+        return prepared(self, case)
+
+    found, made = planned(balls)
+    cases = found.dataset.cases_of(made.split.train)
+    whole = PreparedCases(cases, made.plan)
+    kept = PreparedCases(cases, made.plan, keep_bytes=0, lean=made.split.train[1::2], folder=tmp_path, bounded=True)
+    monkeypatch.setattr(by_slabs, "_rows", slowly)
+    monkeypatch.setattr(kept, "_prepared", partial(meanwhile, kept))
+    assert [*kept.fill(2)] == [*range(len(cases))]
+    for number in range(len(cases)):
+        (image, labels), (own, its) = whole[number], kept[number]
+        torch.testing.assert_close(image.image, own.image, rtol=0, atol=2e-6)
+        assert torch.equal(labels, its)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1, 255)])
+def test_all_slabs_of_a_label_map_say_what_its_values_mean(values, tmp_path):
+    array = np.zeros((8, 8, 8), np.uint8)
+    array[0, 0, : len(values)] = values
+    array[0, 1, 0], array[-1, -1, -1] = 255, values[1]
+    nibabel.Nifti1Image(array, np.eye(4)).to_filename(tmp_path / "a.nii")
+    labels = Labels()
+    with open_image([Source(tmp_path / "a.nii")], 3) as opened:
+        if values == (0, 255):
+            made = labels_on_disk(opened, labels, tmp_path, 1)
+            whole = encode_labels(read_labels(Source(tmp_path / "a.nii"), 3), labels)
+            assert made.dtype == whole.dtype and (made.read([slice(0, 8)] * 3)[0] == whole).all()
+            made.close()
+        else:
+            with pytest.raises(DataError, match="label values 255 do not fit 2 classes"):
+                labels_on_disk(opened, labels, tmp_path, 1)
+
+
+def test_a_label_map_on_another_grid_is_not_taken_by_slabs(balls, tmp_path):
+    found, made = planned(balls)
+    case = found.dataset.cases_of(made.split.train)[0]
+    read = nibabel.load(case.label.path)
+    moved = nibabel.Nifti1Image(np.asarray(read.dataobj)[:-1], read.affine)
+    moved.to_filename(tmp_path / "moved.nii")
+    case = replace(case, label=case.label._replace(path=tmp_path / "moved.nii"))
+    with pytest.raises(DataError, match=r"moved\.nii: lies on another grid than its image"):
+        by_slabs.prepare_by_slabs(case, made.plan, Spool(tmp_path), on_grid=True)
+
+
+def test_structures_beyond_their_room_are_found_again(balls, tmp_path):
+    found, made = planned(balls)
+    _, plainly = batches(found, made)
+    kept, again = batches(found, made, keep_bytes=0, structures_bytes=0, folder=tmp_path, bounded=True)
+    assert not kept._structures
+    assert all(
+        torch.equal(*pair) for one, other in zip(plainly, again, strict=True) for pair in zip(one, other, strict=True)
+    )
+    room = kept.structures(0).nbytes
+    kept, _ = batches(found, made, keep_bytes=0, structures_bytes=room, folder=tmp_path, bounded=True)
+    assert sum(one.nbytes for one in kept._structures.values()) <= room
+    with pytest.raises(UsageError, match=r"training\.sampling=class chooses from them"):
+        batches(found, made, keep_bytes=0, structures_bytes=0, folder=tmp_path, bounded=True, sampling="class")
+    found, made = planned(balls, *WAYS["slices"])
+    _, plainly = batches(found, made)
+    _, again = batches(found, made, keep_bytes=0, structures_bytes=0, folder=tmp_path, bounded=True)
+    assert all(
+        torch.equal(*pair) for one, other in zip(plainly, again, strict=True) for pair in zip(one, other, strict=True)
+    )
+
+
+def test_folds_to_come_are_refused_before_the_first_begins(tmp_path, monkeypatch):
+    data, plainly = draw_balls(tmp_path / "data", 6, split=False), within.seen
+    splits = [split(Dataset.from_folder(data), 0, wanted=Division(number, 3)) for number in range(3)]
+    big = splits[1].val[0]
+
+    def seen(case):
+        one = plainly(case)
+        array = np.broadcast_to(one.volume.array[:, :1, :1, :1], (1, 400, 400, 400))
+        return one if case.id != big else one._replace(volume=one.volume.with_array(array), by_slabs=True)
+
+    monkeypatch.setattr(within, "seen", seen)
+    monkeypatch.setattr(within, "look_through", lambda *_: None)
+    told = {"model": "unet", "folds": 3, "seed": 0, "epochs": 1, "set": [*TINY]}
+    recipe = choose(model="unet", recipe=None, folds=3, set=[*TINY])
+    found = read_training_data(Dataset.from_folder(data), recipe.training.replaced(fold=0))
+    made = plan_training(found, recipe)
+    with pytest.raises(UsageError, match="GB at least") as refused:
+        within.within(made, found.dataset, 1e8, splits[1:])
+    least = 1e9 * float(re.search(r"needs ([\d.]+) GB at least", str(refused.value))[1])
+    within.within(made, found.dataset, least, splits[1:])
+    within.within(replace(made, split=splits[1]), found.dataset, least)
+    within.within(made, found.dataset, least - 3e8)  # the first alone takes less
+    with pytest.raises(UsageError, match=f"the final evaluation of .*{big}"):
+        ulna.train(data, out=tmp_path / "run", max_ram=(least - 3e8) / 1e9, **told)
+    assert not (tmp_path / "run").exists() or not [*(tmp_path / "run").rglob("*.yaml")]
+
+
+def test_what_is_mapped_lies_beside_what_is_written(balls, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    case = Dataset.from_folder(balls).cases[0]
+    with allowing(None, 100, 0.1, mapped_from=1, scratch=tmp_path):
+        assert isinstance(mapping.read_or_map(case.images).array, InFile)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Bricks, "write", full)
+    with (
+        allowing(None, 100, 0.1, mapped_from=1, scratch=tmp_path),
+        pytest.raises(UsageError, match="the disk does not hold") as said,
+    ):
+        scan_case(case, None)
+    assert str(said.value).startswith(str(tmp_path)) and "repair" not in str(said.value)
+    found, made = planned(balls)
+    with pytest.raises(UsageError, match=r"the disk of .* does not hold it prepared"):
+        batches(found, made, lean=made.split.train, folder=tmp_path, bounded=True)
+
+
+def test_a_disk_too_small_is_refused_beforehand(balls, tmp_path, monkeypatch):
+    found, made = planned(balls, "training.cache=false")
+    kept = replace(within.within(made, found.dataset, 8e9), on_disk=(3e9, 1e9))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=11_000_000_000))
+    with pytest.raises(UsageError, match=r"needs 12\.00 GB free .* and has 11\.00 GB"):
+        kept.check_disk(tmp_path / "new" / "run")
+    replace(kept, on_disk=(2.7e9, 1e9)).check_disk(tmp_path)
+    one = needs.seen(found.dataset.cases[0])
+    plain = PreparedCases([one.case], made.plan)[0]
+    assert needs.prepared_bytes(one, made.plan) == plain[0].image.nbytes + plain[1].nbytes
+
+
+def test_headers_are_enough_to_choose_a_network_within_a_limit(discs, tmp_path, monkeypatch):
+    def looked(*_):
+        raise UsageError("looked through")
+
+    monkeypatch.setattr(single, "look_through", looked)
+    monkeypatch.setattr("ulna.training.estimate.look_through", looked)
+    monkeypatch.setattr(Case, "read_image", lambda _: pytest.fail("was read whole"))
+    for verb in (partial(ulna.train, out=tmp_path / "run"), ulna.plan):
+        with pytest.raises(UsageError, match="looked through"):
+            verb(discs, max_ram=8)
+
+
+def test_a_header_is_looked_at_once(discs, monkeypatch):
+    times = []
+    plainly = needs.peek_image
+    monkeypatch.setattr(needs, "peek_image", lambda *some: (times.append(1), plainly(*some))[1])
+    case = Dataset.from_folder(discs).cases[0]
+    with within.reading_within(8e9):
+        first = needs.seen(case)
+        assert needs.seen(case).volume.size == first.volume.size and len(times) == 2  # image and label map
+        assert needs.seen(replace(case, spatial_dims=2)).volume is first.volume and len(times) == 2
+    needs.seen(case)
+    assert len(times) == 4
+
+
+@pytest.mark.parametrize("stored", ["PIR", "SAR"])
+def test_stored_axes_do_not_matter_to_slabs(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(by_slabs, "PREPARING", 10_000)
+    monkeypatch.setattr(by_slabs, "PART", 2_000)
+    monkeypatch.setattr(slices, "SLAB", 2_000)
+    data = draw_balls(tmp_path / "data", 5, stored=stored, classes=2)
+    found, made = planned(data, "planning.spacing=[1.3, 1.1, 2.5]")
+    case = found.dataset.cases_of(made.split.train)[0]
+    for on_grid in (True, False):
+        prepared, labels = by_slabs.prepare_by_slabs(case, made.plan, Spool(tmp_path), on_grid=on_grid)
+        own, its = PreparedCases([case], made.plan, on_grid=on_grid)[0]
+        torch.testing.assert_close(prepared.image, own.image, rtol=0, atol=2e-6)
+        assert torch.equal(labels, its) and labels.dtype == its.dtype
+    volume = case.read_image()
+    with allowing(None, 100, 0.1, mapped_from=1, scratch=tmp_path):
+        mapped = mapping.read_or_map(case.images)
+    turn = to_canonical(volume.affine, 3)
+    assert isinstance(mapped.array, InFile)
+    assert np.array_equal(thumbnail(thinned(mapped.array, turn)), thumbnail(turn.forward(volume.array)))
+
+
 def test_images_that_are_mapped_are_found_to_be_what_they_are(balls, tmp_path, monkeypatch):
     monkeypatch.setattr(slices, "SLAB", 2_000)
     monkeypatch.setattr(mapping, "_PART", 2_000)
@@ -100,7 +315,7 @@ def test_images_that_are_mapped_are_found_to_be_what_they_are(balls, tmp_path, m
         data = draw_balls(tmp_path / stored, 2, stored=stored, split=False, channels=2, size=(52, 98, 9))
         for case in Dataset.from_folder(data).cases:
             plainly = scan_case(case, None)
-            with allowing(None, 100, 0.1, 1):
+            with allowing(None, 100, 0.1, mapped_from=1):
                 assert isinstance(mapping.read_or_map(case.images).array, InFile)
                 mapped = scan_case(case, None)
             assert mapped == plainly and (mapped.thumbnail == plainly.thumbnail).all()
@@ -126,7 +341,7 @@ def test_a_limit_is_refused_beforehand_with_the_least(discs, tmp_path, monkeypat
     ):
         ulna.train(discs, out=tmp_path / "run", max_ram=0.01)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
-    monkeypatch.setattr(within, "SCANNED", 10**7)
+    monkeypatch.setattr(needs, "SCANNED", 10**7)
     with pytest.raises(
         DataError, match=r"disc1.png: takes [\d.]+ GB at least to look through, more than --max-ram 8 allows"
     ):
@@ -158,11 +373,11 @@ def test_images_beyond_the_limit_are_prepared_by_slabs(balls, monkeypatch):
         return one._replace(volume=one.volume.with_array(array), map_bytes=1.25e8)
 
     monkeypatch.setattr(within, "seen", seen)
-    room = within._base(made) + 1.5e9
+    room = within.base_bytes(made) + 1.5e9
     kept = within.within(made, found.dataset, room)
     assert kept.lean == {big} and "1 case of 4 is prepared by slabs" in kept.words(4)
     with pytest.raises(UsageError, match=r"preparing .* needs [\d.]+ GB"):
-        within.within(made, found.dataset, within._base(made) + 4.5e8)
+        within.within(made, found.dataset, within.base_bytes(made) + 4.5e8)
     cropped = replace(made, plan=made.plan.replaced(crop=(24, 20, 9)))
     with pytest.raises(UsageError, match=r"preparing .* needs [\d.]+ GB"):
         within.within(cropped, found.dataset, room)
@@ -171,12 +386,13 @@ def test_images_beyond_the_limit_are_prepared_by_slabs(balls, monkeypatch):
 def test_a_step_is_planned_by_the_limit(balls, monkeypatch):
     found, _ = planned(balls)
     recipe = choose(model="unet", recipe=None, max_ram=1.0, set=SETTINGS)
-    monkeypatch.setattr(within, "_base", lambda planned: 0.5e9)
-    monkeypatch.setattr(within, "_step", lambda planned, readers: 1e9 * planned.recipe.planning.memory_gb)
+    monkeypatch.setattr(within, "base_bytes", lambda planned: 0.5e9)
+    monkeypatch.setattr(within, "step_bytes", lambda planned, readers: 1e9 * planned.recipe.planning.memory_gb)
     assert within.plan_within(found, recipe, None).recipe.planning.memory_gb == 1
     assert within.plan_within(found, recipe, 1e9).recipe.planning.memory_gb == 0.343
+    assert within.plan_within(found, recipe, 1.1e9).recipe.planning.memory_gb == 0.49  # a fold that goes on with more
     asked = choose(model="unet", recipe=None, max_ram=1.0, set=(*SETTINGS, "planning.memory_gb=0.9"))
-    assert within.plan_within(found, asked, 1e9).recipe.planning.memory_gb == 0.9
+    assert within.plan_within(found, asked, 1e9).recipe.planning.memory_gb == 0.441
 
 
 def test_folds_side_by_side_share_the_limit(tmp_path):

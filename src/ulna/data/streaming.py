@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ulna.data.formats.bricks import Bricks
-from ulna.data.formats.label_maps import encode_labels
+from ulna.data.formats.label_maps import encode_labels, value_counts
 from ulna.data.formats.opening import OpenImage
 from ulna.data.pipeline.normalising import ByParts
 from ulna.data.pipeline.orientation import Turn, turn_of
@@ -119,7 +119,7 @@ def labels_on_disk(map_: OpenImage, labels: Labels, scratch: Path, most: int) ->
     """The class indices of a raw label map as `encode_labels` gives them: (K, *S), K = 1 where classes exclude each other.
 
     Args:
-        map_: opened, of one map, or of one a class.
+        map_: opened, of one map without colours; its slabs are read twice, for all its values say what they mean.
         labels: the classes.
         scratch: the folder for the file.
         most: bytes of memory that may be taken, beside what one row takes.
@@ -128,14 +128,22 @@ def labels_on_disk(map_: OpenImage, labels: Labels, scratch: Path, most: int) ->
         DataError: if values do not fit the classes.
     """
     shape = map_.volume.array.shape
+    boxes = [*_boxes(map_.volume.size, map_.axis, rows_within(most, shape, map_.axis))]
+    values: set[int | float] = set()
+    for box in boxes:
+        values.update(value_counts(map_.read(box)))
     made: Bricks | None = None
-    for box in _boxes(map_.volume.size, map_.axis, rows_within(most, shape, map_.axis)):
-        found = encode_labels(map_.volume.with_array(map_.read(box)), labels)
-        found = found if labels.multilabel else found[None]
-        if made is None:
-            dtype = np.uint8 if len(labels.foreground) < 254 else np.int32
-            made = Bricks((len(found), *shape[1:]), dtype, scratch)
-        made.write(box, found)
+    try:
+        for box in boxes:
+            found = encode_labels(map_.volume.with_array(map_.read(box)), labels, values)
+            found = found if labels.multilabel else found[None]
+            if made is None:
+                made = Bricks((len(found), *shape[1:]), found.dtype, scratch)
+            made.write(box, found)
+    except BaseException:
+        if made is not None:
+            made.close()
+        raise
     assert made is not None
     return made
 

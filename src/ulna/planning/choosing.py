@@ -18,8 +18,10 @@ from ulna.networks.foreign import check_named, check_options, permit, permit_nam
 from ulna.networks.heads import HEADS
 from ulna.planning.grid import check_grid
 from ulna.planning.length import STATED, check_budget
+from ulna.planning.memory import MEMORY_GB
 from ulna.planning.normalising import check_normalization
 from ulna.recipe import Architecture, Recipe, merged, parse, read_shares, set_value, stated
+from ulna.system.device import find_device
 
 
 def choose(
@@ -42,10 +44,11 @@ def choose(
 ) -> Recipe:
     """The recipe of a command: what the model recommends, then the file, then the flags, then --set.
 
-    Left out, the model is that of the file, else unet (`choose_network` looks at the data before); `max_ram` is GB that a
-    training may take; `architecture` stands in place of the model's. What was `planned` stands in place of model and file
-    where neither is given. A `budget` takes the place of what all of these say of the length. The code of a network that a
-    file names runs with `allow_code` only; who names it as the model allows it.
+    Left out, the model is that of the file, else unet (`choose_network` looks at the data before); `max_ram` is GB that
+    a training may take: they lower `planning.memory_gb`, and never raise it; `architecture` stands in place of the
+    model's. What was `planned` stands in place of model and file where neither is given. A `budget` takes the place of
+    what all of these say of the length. The code of a network that a file names runs with `allow_code` only; who names
+    it as the model allows it.
 
     Raises:
         UsageError: for a name, key or value that does not exist, with the nearest.
@@ -78,19 +81,27 @@ def choose(
         changes["steps"] = None  # epochs in place of the steps of a file
     if changes:
         chosen = chosen.replaced(training=chosen.training.replaced(**changes))
-    if max_ram is not None:
-        if not 0 < max_ram < math.inf:
-            raise UsageError(f"--max-ram {max_ram:g}: must be above 0")
-        chosen = chosen.replaced(planning=chosen.planning.replaced(memory_gb=max_ram))
     for assignment in [set] if isinstance(set, str) else set:
         if assignment.partition("=")[0].strip() == "model":
             raise UsageError(f"--set {assignment}: choose the network with --model")
         chosen = set_value(chosen, assignment)
+    if max_ram is not None:
+        chosen = _bounded(chosen, max_ram)
     keys = [one.partition("=")[0].strip() for one in ([set] if isinstance(set, str) else set)]
     if any(key.startswith("architecture.head") for key in keys):  # a file says all that it wants
         said = {key.split(".")[1] for key in keys if key.startswith("loss.")}
         chosen = fitted_to_head(chosen, said | {*(own.get("loss") or {})})
     return chosen
+
+
+def _bounded(recipe: Recipe, max_ram: float) -> Recipe:
+    """A step takes no more than a limit, and no more than it would without one."""
+    if not 0 < max_ram < math.inf:
+        raise UsageError(f"--max-ram {max_ram:g}: must be above 0")
+    stated = recipe.planning.memory_gb
+    if max_ram >= ((math.inf if find_device().gpu else MEMORY_GB) if stated is None else stated):
+        return recipe
+    return recipe.replaced(planning=recipe.planning.replaced(memory_gb=max_ram))
 
 
 def check_division(*, split: str | None, fold: int | None, folds: int | None) -> None:

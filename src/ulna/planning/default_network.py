@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from ulna.data.formats.opening import peek_image
 from ulna.data.layout.dataset import Dataset
 from ulna.errors import UsageError, counted
 from ulna.planning.plan import Planned
@@ -57,6 +58,7 @@ def choose_network(
     recipe: Path | str | None,
     set: Sequence[str] | str = (),
     planned: bool = False,
+    by_headers: bool = False,
 ) -> Default:
     """The network of a command: as named, else by the images.
 
@@ -66,6 +68,7 @@ def choose_network(
         recipe: a file that may name one, or describe it.
         set: changes of single fields; of the dimensions alone matter here.
         planned: whether a plan from a file says it.
+        by_headers: no image is read whole whose header says its size.
     """
     fields = stated(recipe)
     if model is not None or planned or {"model", "architecture"} & fields.keys():
@@ -75,7 +78,7 @@ def choose_network(
     for change in [set] if isinstance(set, str) else set:
         if change.strip().startswith("planning.spatial_dims"):
             wanted = set_value(Recipe(), change).planning.spatial_dims
-    sizes = _sizes(data)
+    sizes = _sizes(data, by_headers=by_headers)
     if not sizes:  # none can be read: the check says why, after what is wrong with the words of the command
         return Default("unet")
     return by_size(sizes, wanted)
@@ -113,7 +116,7 @@ def with_reason(planned: Planned, why: str) -> Planned:
     return replace(planned, plan=planned.plan.replaced(reasons={"model": why, **planned.plan.reasons}))
 
 
-def _sizes(data: Path | str) -> list[tuple[int, ...]]:
+def _sizes(data: Path | str, *, by_headers: bool) -> list[tuple[int, ...]]:
     """The sides of a few images, of those that can be read."""
     try:
         dataset = Dataset.from_folder(data)
@@ -124,7 +127,8 @@ def _sizes(data: Path | str) -> list[tuple[int, ...]]:
     found = []
     for case in cases[::every]:
         try:
-            found.append(case.read_image().array.shape[1:])
+            volume = peek_image(case.images, case.spatial_dims).volume if by_headers else case.read_image()
+            found.append(volume.size)
         except UsageError as error:
             log.debug("not read to choose a network: %s", error)
     return found

@@ -44,6 +44,8 @@ GPU_CONTEXT = 10**9
 GPU_SHARE = 0.85
 # Code that the first step loads: 30 MB were seen
 LIBRARIES = 60 * 10**6
+# Of a step on a CPU, where nobody says how much it may take
+MEMORY_GB = 6.0
 # Python and its libraries, where the system does not tell, and of a process that has yet to begin
 PROGRAM = 500 * 10**6
 # Slices that a GPU computes together

@@ -11,11 +11,11 @@ from ulna.networks.profile.cost import count_gmacs
 from ulna.planning.drafts import Drafts
 from ulna.planning.gpu_sizes import choose_gpu_batch, choose_gpu_patch
 from ulna.planning.levels import Sizes, choose_strides, product, rounded, shortened
+from ulna.planning.memory import MEMORY_GB
 from ulna.system.device import Device
 
 # What follows is for a CPU; `gpu_sizes` has the rules for a GPU.
 # What a batch keeps for its backward pass, where the recipe does not say how much a training may take.
-MEMORY_GB = 6.0
 # Voxels of a training batch that a U-Net of 32 channels carries in that memory.
 BATCH_VOXELS = {2: 16 * 96 * 96 * 4, 3: 2 * 96 * 96 * 96}
 LARGEST_BATCH = {2: 8, 3: 4}

@@ -137,24 +137,22 @@ def plan(
         of_a_run = (folder / RUN_FILE).exists()
         own = {name: lambda path: not of_a_run and {"fingerprint", "reasons"} <= read_yaml(path).keys()}
         check_names(folder, own, "choose another name for --out")
-    named = choose_network(data, model=model, recipe=recipe, set=set)
+    with reading_within(limit):
+        named = choose_network(data, model=model, recipe=recipe, set=set, by_headers=limit is not None)
     chosen = choose(model=named.model, recipe=recipe, seed=seed, fold=fold, max_ram=max_ram, set=set)
     check_words(chosen)
     dataset = Dataset.from_folder(data).declaring(chosen.classes)
     if preview is not None:
         check_preview(Path(preview), dataset)
-    with reading_within(limit):
+    with reading_within(limit, out or preview):
         look_through(dataset, limit)
         found = read_training_data(dataset, chosen.training)
         for note in found.notes:
             log.info("note: %s", note)
         planned = with_reason(plan_within(found, chosen, limit), named.why)
         bound = None if limit is None else within(planned, found.dataset, limit)
-    if bound is not None and preview is not None and bound.lean:
-        raise UsageError(
-            "--preview and --max-ram: some images are too large to be drawn within it; leave one of them out"
-        )
-    check_batch(devices, planned.plan.batch)
+        check_batch(devices, planned.plan.batch)
+        sheet = None if preview is None else draw_preview(planned, found.dataset, Path(preview), bound)
     why = f"about {planned.memory_on(devices)}; this machine has {machine_memory() / 1e9:.1f} GB"
     if planned.device.gpu:
         why += f", its GPU {planned.device.memory_bytes / 1e9:.1f} GB"
@@ -163,7 +161,6 @@ def plan(
     planned = replace(planned, plan=told)
     if out is not None:
         write_text(Path(out), to_yaml(planned.plan))
-    sheet = None if preview is None else draw_preview(planned, found.dataset, Path(preview))
     timing, reason = (None, "left out, as --untimed says") if untimed else _timed(planned)
     return Estimate(Path(data), planned, timing, reason, None if out is None else Path(out), sheet, devices)
 

@@ -29,7 +29,7 @@ from ulna.system.trackers import Tracker
 from ulna.training.folds import SUMMARY, check_folds, finished, told
 from ulna.training.limit import told_duration
 from ulna.training.tracking import begin_folds
-from ulna.training.within import look_through, plan_within, reading_within, within
+from ulna.training.within import look_through, plan_within, reading_within, splits_of, within
 
 FOLD = "fold"
 
@@ -62,12 +62,13 @@ class Together(NamedTuple):
 
     def jobs(self, data: Path, folder: Path, runs: Sequence[Path], recipe: Recipe) -> tuple[list[Job], Any]:
         """A job for every fold, and what hands them out; the first of them that is not finished is planned for its memory."""
-        first = next((number for number, run in enumerate(runs) if not finished(run, recipe)), 0)
+        todo = [number for number, run in enumerate(runs) if not finished(run, recipe)] or [0]
+        first = todo[0]
         own = recipe.replaced(training=recipe.training.replaced(fold=first))
         dataset = named(self.names, Dataset.from_folder(data)).declaring(recipe.classes)
         device = find_device()
         places = self.on.places(device, self.threads)
-        with reading_within(self.limit):
+        with reading_within(self.limit, folder):
             look_through(dataset, self.limit)
             found = read_training_data(dataset, own.training)
             share = self._share(len(runs))
@@ -76,7 +77,7 @@ class Together(NamedTuple):
             taken.check("a fold", "set planning.batch=1 or a smaller planning.patch")
             need = need_of(taken, device)
             if share is not None:
-                peak = within(planned, found.dataset, share).peak
+                peak = within(planned, found.dataset, share, splits_of(found.dataset, recipe, todo[1:])).peak
                 if self.on.here and self.on.jobs is None:
                     places = replace(places, most=max(1, min(places.most, int(share / peak))))
                     share /= min(places.most, len(runs))

@@ -44,8 +44,9 @@ CASES, SUMMARY = "cases.csv", "summary.json"
 ALL = "all"  # what the cases of the summary are called, where those of a run are `val` or `test`
 SHARED = ("model", "data", "parameters", "monitor", "device", "precision", "threads", "seed", "versions")
 Limits = dict[str, Any]
-# train into a folder by a recipe, or go on there without one, to other limits; gives what the run says about itself
-OneFold = Callable[[Path, Recipe | None, Limits], dict[str, Any]]
+# train into a folder by a recipe, or go on there without one, to other limits, before further folds; gives what the run says
+# about itself
+OneFold = Callable[[Path, Recipe | None, Limits, Sequence[int]], dict[str, Any]]
 # the data, the folder, its runs, the recipe of all, the command that goes on, and what is called before a job begins
 AllFolds = Callable[[Path, Path, Sequence[Path], Recipe, str, Callable[[], None]], None]
 
@@ -132,8 +133,10 @@ def cross_validate(
                 begun = (run / RUN_FILE).exists()
                 log.info("%s: %s", which, "goes on" if begun else "begins")
                 own = recipe.replaced(training=recipe.training.replaced(fold=number))
+                to_come = [] if trained else [n for n, other in enumerate(runs) if n > number and other in todo]
                 try:
-                    summary = one_fold(run, None if begun else own, other_limits(run, recipe) if begun else {})
+                    further = other_limits(run, recipe) if begun else {}
+                    summary = one_fold(run, None if begun else own, further, to_come)
                 except Interrupted as stopped:
                     raise Interrupted(stopped.signal, again, f"{run.name}: {stopped.done}") from None
                 trained += 1

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ulna.data.formats.limits import check_need
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.augment import Draw
@@ -26,10 +27,13 @@ from ulna.planning.plan import Planned
 from ulna.recipe import Plan, Slices
 from ulna.system.files import write_text
 from ulna.system.locking import locked
+from ulna.system.mapped import let_go
 from ulna.system.outputs import check_folder, check_names, file_digest
 from ulna.system.reading import read_json_object
+from ulna.training.needs import drawing_bytes, seen
 from ulna.training.samples import PreparedCases, Samples
 from ulna.training.slices import SliceCases, SliceSamples, samples_of
+from ulna.training.within import Within
 
 SHEET, FACTS = "preview.png", "preview.json"
 CASES, DRAWS = 4, 5  # of a sheet
@@ -47,27 +51,40 @@ def check_preview(out: Path, dataset: Dataset) -> None:
     check_names(out, {SHEET: _is_own, FACTS: lambda path: {"sheet", "digest"} <= read_json_object(path).keys()}, REMEDY)
 
 
-def draw_preview(planned: Planned, dataset: Dataset, out: Path) -> Path:
+def draw_preview(planned: Planned, dataset: Dataset, out: Path, bound: Within | None = None) -> Path:
     """Draw the cases that a training would begin with, each as a whole and as random samples of it; returns the sheet.
 
     Args:
         planned: the training.
         dataset: with the dimensions that were found.
         out: the folder, from `check_preview`.
+        bound: the limit that it keeps to: cases lie on the disk of `out`, and one is looked at after the other.
 
     Raises:
-        UsageError: if a case cannot be read, or the folder cannot be written to.
+        UsageError: if a case cannot be read, or takes more than the limit, or the folder cannot be written to.
     """
     plan, recipe = planned.plan, planned.recipe
     train = planned.split.train
     first = epoch_order(len(train), len(train), seed=recipe.training.seed, epoch=0)[:CASES]
     cases = dataset.cases_of(train[number] for number in first)
-    samples = samples_of(PreparedCases(cases, plan) if plan.slices is None else SliceCases(cases, plan), plan, recipe)
+    how: dict[str, Any] = {}
+    if bound is not None:
+        for case in cases:
+            check_need(
+                case.images[0], drawing_bytes(seen(case), plan), "its preview", "raise it, or leave --preview out"
+            )
+        at = next(one for one in (out.absolute(), *out.absolute().parents) if one.is_dir())
+        how = {"keep_bytes": 0, "structures_bytes": 0, "folder": at, "bounded": True}
+    lean = () if bound is None else bound.lean
+    kept = PreparedCases(cases, plan, **how, lean=lean) if plan.slices is None else SliceCases(cases, plan, **how)
+    samples = samples_of(kept, plan, recipe)
     for _ in samples.cases.fill() if plan.slices is not None else ():  # which slices there are, is known then
         pass
     rows, told = [], []
     for number, case in enumerate(cases):
         pictures, drawn = _row(samples, number, plan)
+        if bound is not None:
+            let_go(kept[number][0].image)
         rows.append((_title(case, plan), pictures))
         told.append({"case": case.id, "samples": drawn})
     with locked(out):

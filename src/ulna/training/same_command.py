@@ -40,12 +40,13 @@ def permit_code(folder: Path, *, model: str | None, allow_code: bool) -> None:
     permit_stored(stored.architecture.foreign, folder, allow_code=allow_code)
 
 
-def check_same_command(folder: Path, flags: Mapping[str, Any]) -> None:
+def check_same_command(folder: Path, flags: Mapping[str, Any], *, limited: bool = False) -> None:
     """Refuse flags that differ from what a run began with; what was not stated then or now is not compared.
 
     Args:
         folder: of the run, or of a cross-validation.
         flags: of `train`, by their names; None, or an empty list, where they were not given.
+        limited: with --max-ram, which lowers planning.memory_gb by what it leaves room for.
 
     Raises:
         UsageError: with everything that differs.
@@ -67,6 +68,8 @@ def check_same_command(folder: Path, flags: Mapping[str, Any]) -> None:
     paths: Iterable[tuple[str, ...]] = _paths(given, began)
     if plan is not None:
         paths = [place for path in paths for place in PLANNED.get(path, (path,))]
+    if limited:
+        paths = [path for path in paths if path != ("planning", "memory_gb")]
     differing = list(_differing(stored, wanted, paths))
     if began is not None and (plan is None or _bare(began) != _bare(plan)):
         differing.append(f"--plan {given['plan']} is not the plan that it was begun with")

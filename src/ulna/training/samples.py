@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -57,6 +58,7 @@ class PreparedCases:
         sharing: processes that keep as much, beside each other.
         lean: ids of cases that memory does not hold whole: they are prepared by slabs, and lie in the spool.
         bounded: what lies on disk is no memory of this process but while it is looked at.
+        structures_bytes: of where structures lie, that may be kept; None for all. Those of other cases are found again.
     """
 
     form: Form = ()  # in which a case is kept
@@ -77,6 +79,7 @@ class PreparedCases:
         sharing: int = 1,
         lean: Collection[str] = (),
         bounded: bool = False,
+        structures_bytes: int | None = None,
     ) -> None:
         self.cases, self.plan, self.on_grid = list(cases), plan, on_grid
         self.sampling, self.store = sampling, store
@@ -85,10 +88,12 @@ class PreparedCases:
         self._pieces: dict[int, Pieces] = {}
         self._kept: dict[int, tuple[Prepared, Tensor]] = {}
         self._structures: dict[int, Structures] = {}
+        self._structures_room = math.inf if structures_bytes is None else structures_bytes
         self._mapped: set[int] = set()  # cases that came from the cache
         self._room = _free_memory() // 4 // sharing if keep_bytes is None else keep_bytes
         self._device, self._device_room = device, device_bytes
-        self._spool = None if folder is None else Spool(folder, sharing=sharing)
+        # within a limit, validation has one, too
+        self._spool = None if folder is None else Spool(folder, sharing=2 * sharing if bounded else sharing)
         self._said_full = False
         self._lock = threading.Lock()
         self._by_slabs = threading.Lock()  # one at a time
@@ -127,7 +132,13 @@ class PreparedCases:
 
     def structures(self, index: int) -> Structures:
         """Where the structures of a case lie, which was asked for before."""
-        return self._structures[index]
+        if index in self._structures:
+            return self._structures[index]
+        labels = self._kept[index][1]
+        found = Structures(labels, self.plan.spatial_dims, self.plan.labels.ignored)
+        if self.lies_in_a_file(index):
+            let_go(labels)
+        return found
 
     @cached_property
     def balance(self) -> Balance | None:
@@ -200,10 +211,29 @@ class PreparedCases:
 
     def _note(self, index: int, image: Tensor, labels: Tensor) -> None:
         """Note where the structures of a case lie."""
-        if index not in self._structures:
-            self._structures[index] = Structures(labels, self.plan.spatial_dims, self.plan.labels.ignored)
-            if self.sampling != "case":
-                self._pieces[index] = Pieces.of(self._structures[index], labels, self.sampling)
+        if index in self._structures:
+            return
+        found = Structures(labels, self.plan.spatial_dims, self.plan.labels.ignored)
+        if self.sampling != "case":
+            self._keep_pieces(index, Pieces.of(found, labels, self.sampling))
+        if self._may_be_noted(found.nbytes):
+            self._structures[index] = found
+
+    def _may_be_noted(self, size: int) -> bool:
+        """Whether there is room for so many bytes of where structures lie, which is taken then."""
+        with self._lock:
+            fits = size <= self._structures_room
+            self._structures_room -= size if fits else 0
+            return fits
+
+    def _keep_pieces(self, index: int, pieces: Pieces) -> None:
+        """Keep what samples of all cases are chosen from."""
+        if index not in self._pieces and not self._may_be_noted(pieces.nbytes):
+            raise UsageError(
+                f"case {self.cases[index].id}: where the structures of all cases lie takes more memory than --max-ram leaves "
+                f"for it, and training.sampling={self.sampling} chooses from them; raise it, or set training.sampling=case"
+            )
+        self._pieces[index] = pieces
 
     def _keep(self, index: int, case: tuple[Prepared, Tensor], *, on_device: bool = False) -> None:
         """Keep a case where it fits; several threads may read, and offer the same one."""

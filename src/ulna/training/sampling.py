@@ -38,6 +38,11 @@ class Pieces(NamedTuple):
     size: tuple[int, ...]
     by_class: Mapping[int, Sequence[Runs]]
 
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return sum(first.nbytes + ends.nbytes for runs in self.by_class.values() for first, ends in runs)
+
     @classmethod
     def of(cls, structures: Structures, labels: Tensor, sampling: Sampling) -> Pieces:
         """Those of a case.

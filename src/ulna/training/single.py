@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from ulna.training.extending import extend
 from ulna.training.init import Start, begin_with, check_dims, check_start, start_of, started
 from ulna.training.log_file import logged_to
 from ulna.training.loop import Loop
+from ulna.training.needs import has_trained
 from ulna.training.run_folder import LOG_FILE, START, refuse_taken
 from ulna.training.same_data import check_same, describe
 from ulna.training.samples import PreparedCases, device_room
@@ -56,7 +58,7 @@ from ulna.training.stopping import Stop
 from ulna.training.summary import Parts, final_predictions, summarise, with_limits
 from ulna.training.taken import encoder_parts, uses
 from ulna.training.tracking import Curves, Tracked, record_epoch
-from ulna.training.within import Within, look_through, plan_within, reading_within, within
+from ulna.training.within import Within, look_through, plan_within, reading_within, splits_of, within
 from ulna.verbs import to_argv
 
 log = logging.getLogger("ulna")
@@ -98,19 +100,21 @@ def train_into(
     shared: bool = False,
     devices: int = 1,
     limit: float | None = None,
+    to_come: Sequence[int] = (),
 ) -> Run:
     """One training into a folder: by the recipe that was chosen, or without one where it stopped.
 
     Args:
         shared: whether others of the same data follow, which find the cases that this one has prepared.
         limit: bytes of memory that the process keeps to.
+        to_come: folds that it trains afterwards, within the same limit.
     """
     resume = chosen is None
     before: Recipe | None = None  # of a run that goes on
     notes: tuple[str, ...] = ()
     contents = Contents()
     start = None if chosen is None else start_of(chosen)
-    with locked(folder), reading_within(limit):
+    with locked(folder), reading_within(limit, folder):
         if chosen is None:
             remove_leftovers(folder)
             check_key(folder, names)
@@ -140,7 +144,10 @@ def train_into(
             left = check_start(start, planned.recipe, planned.plan)
             notes = (*notes, started(start, left))
         check_batch(devices, planned.plan.batch)
-        bound = None if limit is None else within(planned, dataset, limit)
+        bound = None
+        if limit is not None:
+            bound = within(planned, dataset, limit, splits_of(dataset, planned.recipe, to_come))
+            bound.check_disk(folder)
         if devices > 1 and compiles(planned.recipe.training, default_device()):
             raise UsageError(
                 f"--devices {devices}: steps that devices share are not compiled; leave training.compile to auto"
@@ -174,6 +181,7 @@ def train_into(
             if model_because:
                 log.info("network: %s", model_because)
             with (tracked := Tracked.training(tracker, folder, data)).active():
+                has_trained()
                 network, state = _train(
                     folder, dataset, planned, stop, tracked, store,
                     before=before, start=start, devices=devices, bound=bound,

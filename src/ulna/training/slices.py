@@ -33,7 +33,7 @@ class SlicedVolume(NamedTuple):
     Args:
         full: the numbers of those with a structure.
         empty: of those without one, but with more than one value.
-        structures: where the structures of each lie.
+        structures: where the structures of each lie; empty where they are found again.
     """
 
     full: NDArray[np.int64]
@@ -57,6 +57,7 @@ class SliceCases(PreparedCases):
         folder: on the disk that keeps what neither memory nor cache do; None for none.
         sharing: processes that keep as much, beside each other.
         bounded: what lies on disk is no memory of this process but while it is looked at.
+        structures_bytes: of where structures lie, that may be kept; None for all. Those of other cases are found again.
     """
 
     again = "slice"
@@ -74,10 +75,11 @@ class SliceCases(PreparedCases):
         folder: Path | None = None,
         sharing: int = 1,
         bounded: bool = False,
+        structures_bytes: int | None = None,
     ) -> None:
         super().__init__(
             cases, plan, keep_bytes=keep_bytes, device=device, device_bytes=device_bytes, sampling=sampling,
-            store=store, folder=folder, sharing=sharing, bounded=bounded,
+            store=store, folder=folder, sharing=sharing, bounded=bounded, structures_bytes=structures_bytes,
         )  # fmt: skip
         self.slices = _slices_of(plan)
         self.form = (self.slices.axis, self.slices.neighbours)
@@ -102,7 +104,8 @@ class SliceCases(PreparedCases):
 
     def structures_of(self, index: int, place: int) -> Structures:
         """Where the structures of one slice of a case lie."""
-        return self._sliced[index].structures[place]
+        kept = self._sliced[index].structures
+        return kept[place] if kept else Structures(self._kept[index][1][place], 2, self.plan.labels.ignored)
 
     def _places(self, kind: str) -> NDArray[np.int64]:
         found = [(index, getattr(self._sliced[index], kind)) for index in range(len(self))]
@@ -120,11 +123,14 @@ class SliceCases(PreparedCases):
             return
         axis, behind = self.slices.axis, self.slices.neighbours
         volume = image[behind : behind + len(labels)].movedim(0, axis + 1)
-        self._sliced[index] = sliced(volume, labels, axis, self.plan.labels.ignored)
+        found = sliced(volume, labels, axis, self.plan.labels.ignored)
+        if not self._may_be_noted(sum(one.nbytes for one in found.structures)):
+            found = found._replace(structures=())
+        self._sliced[index] = found
         if self.sampling != "case":
             maps = labels if labels.ndim == 3 else labels.movedim(1, 0)  # (D, H, W) or (K, D, H, W)
             whole = Structures(maps, 3, self.plan.labels.ignored)
-            self._pieces[index] = Pieces.of(whole, maps, self.sampling)
+            self._keep_pieces(index, Pieces.of(whole, maps, self.sampling))
 
 
 class SliceSamples(Samples):
@@ -256,7 +262,7 @@ def training_samples(
         "sharing": sharing,
     }
     if within is not None:
-        how |= {"keep_bytes": within.keep_train, "bounded": True}
+        how |= {"keep_bytes": within.keep_train, "bounded": True, "structures_bytes": within.structures}
     kept: PreparedCases
     if plan.slices is None:
         kept = PreparedCases(cases, plan, **how, lean=() if within is None else within.lean)

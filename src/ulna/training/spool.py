@@ -8,12 +8,16 @@ import mmap
 import os
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ulna.data.formats.offsets import write_at
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +27,22 @@ ALIGNED = 64
 AT_ONCE = 1 << 26  # bytes of a write
 
 
-def _write_at(descriptor: int, values: memoryview, place: int) -> int:
-    if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, values, place)
-    os.lseek(descriptor, place, os.SEEK_SET)  # Windows; whoever writes holds the lock of the cases
-    return os.write(descriptor, values)
+class _Place(NamedTuple):
+    """Where a tensor is written.
+
+    Args:
+        file: a descriptor of its own.
+        map: of the file.
+        first: byte.
+    """
+
+    file: int
+    map: mmap.mmap
+    first: int
 
 
 class Spool:
-    """Tensors in files without a name, which are gone with the process, however it ends.
+    """Tensors in files without a name, which are gone with the process, however it ends; any number of threads may write.
 
     Args:
         folder: on the disk that is to hold them.
@@ -46,6 +57,7 @@ class Spool:
         self._close: Callable[[], object] = lambda: None
         self._map: mmap.mmap | None = None
         self._used = 0
+        self._lock = threading.Lock()
 
     def put(self, tensor: Tensor) -> Tensor | None:
         """The same values on disk, as a tensor that reads them from there; None where there is no room.
@@ -65,27 +77,46 @@ class Spool:
         """
         count = math.prod(shape)
         size = count * dtype.itemsize
-        if not 0 < size <= self._room:
+        try:
+            place = self._place(size)
+        except OSError as error:
+            self._full(error)
+            return None
+        if place is None:
             return None
         try:
-            if self._map is None or self._used + size > len(self._map):
-                self._begin(max(size, min(SEGMENT, self._room)))
-            assert self._map is not None
-            place, done = self._used, 0
+            done = 0
             for part in parts:
                 values = part.contiguous().reshape(-1).view(torch.uint8).numpy().data
                 first = 0
                 while first < len(values):  # not through the map: a full disk would end the process there
-                    first += _write_at(self._file, values[first : first + AT_ONCE], place + done + first)
+                    first += write_at(place.file, values[first : first + AT_ONCE], place.first + done + first)
                 done += first
         except OSError as error:
-            log.info("%s: no further case is kept on this disk (%s)", self.folder, error.strerror or error)
-            self._room = 0
+            self._full(error)
             return None
+        finally:
+            os.close(place.file)
         assert done == size
-        self._used = place + -(-size // ALIGNED) * ALIGNED
-        self._room -= size
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=place).reshape(tuple(shape))
+        return torch.frombuffer(place.map, dtype=dtype, count=count, offset=place.first).reshape(tuple(shape))
+
+    def _place(self, size: int) -> _Place | None:
+        """Room for so many bytes, which is nobody else's from now on; None where there is none."""
+        with self._lock:
+            if not 0 < size <= self._room:
+                return None
+            if self._map is None or self._used + size > len(self._map):
+                self._begin(max(size, min(SEGMENT, self._room)))
+            assert self._map is not None
+            place = _Place(os.dup(self._file), self._map, self._used)  # another may begin the next file meanwhile
+            self._used += -(-size // ALIGNED) * ALIGNED
+            self._room -= size
+            return place
+
+    def _full(self, error: OSError) -> None:
+        log.info("%s: no further case is kept on this disk (%s)", self.folder, error.strerror or error)
+        with self._lock:
+            self._room = 0
 
     def _begin(self, size: int) -> None:
         """Another file; what is mapped of the one before stays."""

@@ -29,7 +29,7 @@ from ulna.training.run_folder import existing_folder, new_folder
 from ulna.training.same_command import check_same_command, permit_code, same_threads
 from ulna.training.single import Run, train_into, words_again
 from ulna.training.tracking import tell_folds
-from ulna.training.within import bytes_of
+from ulna.training.within import bytes_of, reading_within
 from ulna.verbs import to_argv
 
 log = logging.getLogger("ulna")
@@ -137,7 +137,7 @@ def train(
         }  # fmt: skip
         folds = 2 if is_cross_validation(folder) else None  # any number: it says it itself
         permit_code(folder, model=model, allow_code=allow_code)
-        check_same_command(folder, flags)
+        check_same_command(folder, flags, limited=limit is not None)
         threads = same_threads(folder, threads)
     else:
         if plan is not None and folds is not None:
@@ -148,7 +148,10 @@ def train(
         given = None if plan is None else _read_plan(Path(plan), named=model is not None or recipe is not None)
         theirs = None if begins is None or {model, recipe, plan} != {None} else read_start(begins).recipe
         if theirs is None:
-            model, why = choose_network(data, model=model, recipe=recipe, set=set, planned=given is not None)
+            with reading_within(limit, out):
+                model, why = choose_network(
+                    data, model=model, recipe=recipe, set=set, planned=given is not None, by_headers=limit is not None
+                )
         else:
             model, why = theirs.model, f"{theirs.model}, the network of --init {printable(begins)}"
         chosen = choose(
@@ -178,10 +181,10 @@ def train(
                 tracker=tracker, devices=devices, limit=limit, **limits,
             )  # fmt: skip
 
-        def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any]) -> dict[str, Any]:
+        def one_fold(run: Path, own: Recipe | None, limits: dict[str, Any], to_come: Sequence[int]) -> dict[str, Any]:
             return train_into(
                 data, run, own, model_because=why, names=names, tracker=tracker, devices=devices, shared=True,
-                limit=limit, **limits,
+                limit=limit, to_come=to_come, **limits,
             ).summary  # fmt: skip
 
         together = Together(where, threads, why, names, tracker, limit)

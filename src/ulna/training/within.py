@@ -1,82 +1,56 @@
 """How a training keeps to a number of bytes: which cases memory holds, which are prepared by slabs, and what is refused.
 
 What every part of a training takes of a case is counted from the header of its image, before anything is read; what cannot
-be kept to is refused then, with the least that works. Legend: C channels, V voxels of an image, G of it on the plan's grid.
+be kept to is refused then, with the least that works.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ulna.data.formats.limits import allowing
-from ulna.data.formats.opening import peek_image
-from ulna.data.layout.case import Case
 from ulna.data.layout.classes import summarise_ids
-from ulna.data.layout.dataset import Dataset
-from ulna.data.pipeline.orientation import turn_of
-from ulna.data.pipeline.preprocess import check_fit, grid_of
-from ulna.data.streaming import WORKING as TIMES
+from ulna.data.layout.dataset import Dataset, split
+from ulna.data.pipeline.preprocess import check_fit
 from ulna.data.streaming import streams
-from ulna.data.volume import Volume, label_dtype
-from ulna.errors import DataError, Problem, UsageError, counted
+from ulna.errors import DataError, Problem, UsageError, counted, printable
 from ulna.kernels.allocator import give_back_memory
-from ulna.planning.bounded import LIBRARIES, MARGIN, PREPARING, WORKING
-from ulna.planning.memory import maps_per_voxel, program_bytes, window_bytes
-from ulna.planning.plan import Planned, TrainingData, plan_training
-from ulna.recipe import Plan, Recipe
+from ulna.planning.bounded import MARGIN
+from ulna.planning.memory import MEMORY_GB, maps_per_voxel
+from ulna.planning.plan import Planned, TrainingData, division, plan_training
+from ulna.recipe import Recipe, Split
 from ulna.system.progress import track
+from ulna.training.needs import (
+    COMPARED,
+    MAPPED,
+    PARTS,
+    REFERENCED,
+    SCORED,
+    answering_bytes,
+    base_bytes,
+    finishing_bytes,
+    maps_of,
+    prepared_bytes,
+    program_at_work,
+    remembering,
+    seen,
+    slab_bytes,
+    step_bytes,
+    structures_bytes,
+    whole_bytes,
+)
+from ulna.training.spool import SHARE
 
-SCANNED = 4  # bytes of a voxel of a label map that is looked through, beside those in its file
-ENCODED = 8  # the same of one that is brought to the grid of a plan, and of which the structures are found
-SCORED = 25  # bytes of a voxel while the surfaces of a mask are compared, if a quarter of all voxels is surface
-REFERENCED = 10  # the same while pieces of a reference are looked for
-COMPARED = 16  # the same while post-processing is tried
-OVERLAP = 6  # the same for overlap alone
-MAPPED = 64 * 10**6  # bytes from which on an image is looked through part by part
-PARTS = 64 * 10**6  # of images and maps that are gone through part by part
-PIECE = 2  # a sample is taken from so many times its voxels: it may be turned
 HARDER = 0.7  # of the memory that a step was planned for, where it does not fit
 LEAST_STEP_GB = 0.05
+KEPT_FOR_STRUCTURES = 0.1  # of what is left
 KEPT_FOR_VALIDATION = 0.25  # of what is left for cases
-
-
-class Seen(NamedTuple):
-    """A case by its headers.
-
-    Args:
-        case: of the data set.
-        volume: its image, without values.
-        mapped: its image is read box by box.
-        by_slabs: its label map, too.
-        map_bytes: of its label map as it is stored.
-    """
-
-    case: Case
-    volume: Volume
-    mapped: bool
-    by_slabs: bool
-    map_bytes: float
-
-    @property
-    def voxels(self) -> int:
-        """Of a channel."""
-        return math.prod(self.volume.size)
-
-    @property
-    def stored(self) -> float:
-        """Bytes of the image as it is read."""
-        return float(math.prod(self.volume.array.shape) * self.volume.array.dtype.itemsize)
-
-    @property
-    def reading(self) -> float:
-        """Bytes while it is looked through: a large image part by part, its label map whole."""
-        image = self.stored if self.stored < MAPPED or not self.mapped else 0.0
-        return image + self.map_bytes + SCANNED * self.voxels + PARTS
 
 
 @dataclass(frozen=True)
@@ -87,6 +61,8 @@ class Within:
         limit: bytes of the process.
         peak: of them that will be taken, if no case is kept.
         keep_train, keep_val: bytes of cases that are kept in memory.
+        structures: bytes of where structures lie that are kept; those of other cases are found again.
+        on_disk: bytes that certainly lie on the disk of the run, of training and of validation cases.
         lean: ids of cases that are prepared by slabs.
         readers: threads that draw samples.
         fewer: than the recipe, or the device, has them.
@@ -97,6 +73,8 @@ class Within:
     peak: float
     keep_train: int
     keep_val: int
+    structures: int
+    on_disk: tuple[float, float]
     lean: frozenset[str]
     readers: int
     fewer: int
@@ -105,6 +83,23 @@ class Within:
     def of_val(self, folder: Path) -> dict[str, Any]:
         """How the validation cases of a run in `folder` are kept: words of `PreparedCases`."""
         return {"keep_bytes": self.keep_val, "lean": self.lean, "bounded": True, "folder": folder}
+
+    def check_disk(self, folder: Path) -> None:
+        """Refuse a disk that does not hold what memory does not.
+
+        Args:
+            folder: of the run.
+
+        Raises:
+            UsageError: with what it takes.
+        """
+        at = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+        free, need = shutil.disk_usage(at).free, 2 * max(self.on_disk) / SHARE
+        if need > free:
+            raise UsageError(
+                f"{printable(folder)}: the disk needs {need / 1e9:.2f} GB free for prepared cases that --max-ram "
+                f"{self.limit / 1e9:g} keeps out of memory, and has {free / 1e9:.2f} GB; free some of it, or raise --max-ram"
+            )
 
     def words(self, cases: int) -> str:
         """What it costs, in a line."""
@@ -141,12 +136,19 @@ def bytes_of(max_ram: float | None) -> float | None:
 
 
 @contextmanager
-def reading_within(limit: float | None) -> Iterator[None]:
-    """Whatever is read whole inside leaves room for what is made of it."""
+def reading_within(limit: float | None, out: Path | str | None = None) -> Iterator[None]:
+    """Whatever is read whole inside leaves room for what is made of it.
+
+    Args:
+        limit: bytes; None for none.
+        out: what is written in the end; images that are gone through are mapped from its disk. Left out, from the folder of
+            the system for such files, which may lie in memory.
+    """
     if limit is None:
         yield
         return
-    with allowing(None, limit / 1e9, (program_bytes() + LIBRARIES) / 1e9, mapped_from=MAPPED):
+    at = None if out is None else next(one for one in Path(out).absolute().parents if one.is_dir())
+    with allowing(None, limit / 1e9, program_at_work() / 1e9, mapped_from=MAPPED, scratch=at), remembering():
         yield
 
 
@@ -159,7 +161,7 @@ def look_through(dataset: Dataset, limit: float | None) -> None:
     """
     if limit is None:
         return
-    base = program_bytes() + LIBRARIES
+    base = program_at_work()
     problems: list[Problem] = []
     if MARGIN * (base + PARTS) > limit:
         least = _up(MARGIN * (base + PARTS))
@@ -179,40 +181,21 @@ def look_through(dataset: Dataset, limit: float | None) -> None:
         raise DataError(problems)
 
 
-def seen(case: Case) -> Seen:
-    """A case by its headers.
-
-    Raises:
-        DataError: if they cannot be read.
-    """
-    volume, mapped = peek_image(case.images, case.spatial_dims)
-    voxels = float(math.prod(volume.size))
-    if case.label is None:
-        return Seen(case, volume, mapped, mapped, 0.0)
-    if case.label.series is not None or case.label.row is not None or case.label.path.is_dir():
-        return Seen(case, volume, mapped, False, voxels)
-    map_, whole = peek_image([case.label], case.spatial_dims or volume.spatial_dims)
-    plain = whole and not map_.meta.colour and not map_.meta.palette and map_.size == volume.size
-    size = math.prod(map_.array.shape) * map_.array.dtype.itemsize
-    return Seen(case, volume, mapped, mapped and plain and len(map_.array) == 1, float(size))
-
-
 def plan_within(found: TrainingData, recipe: Recipe, limit: float | None, **how: object) -> Planned:
     """`plan_training`, of a step that a limit leaves room for.
 
     Args:
         found: read and divided.
-        recipe: as it was chosen, `planning.memory_gb` by the limit.
+        recipe: as it was chosen.
         limit: bytes; None for none.
         how: as for `plan_training`.
     """
     if limit is None or how.get("given") is not None:
         return plan_training(found, recipe, **how)  # type: ignore[arg-type]
     planned = plan_training(found, recipe, **{**how, "whiten": False})  # type: ignore[arg-type]
-    asked = recipe.planning.memory_gb
-    by_limit = asked is not None and asked >= round(limit / 1e9, 3)
-    while by_limit and MARGIN * (_base(planned) + _step(planned, 0)) > limit and asked > LEAST_STEP_GB:  # type: ignore[operator]
-        asked = round(HARDER * asked, 3)  # type: ignore[operator]
+    asked = min(recipe.planning.memory_gb or MEMORY_GB, limit / 1e9)
+    while MARGIN * (base_bytes(planned) + step_bytes(planned, 0)) > limit and asked > LEAST_STEP_GB:
+        asked = round(HARDER * asked, 3)
         recipe = recipe.replaced(planning=recipe.planning.replaced(memory_gb=asked))
         planned = plan_training(found, recipe, **{**how, "whiten": False})  # type: ignore[arg-type]
     if _reads_again(recipe):
@@ -221,53 +204,86 @@ def plan_within(found: TrainingData, recipe: Recipe, limit: float | None, **how:
     return planned
 
 
-def within(planned: Planned, dataset: Dataset, limit: float) -> Within:
+def splits_of(dataset: Dataset, recipe: Recipe, folds: Sequence[int]) -> list[Split]:
+    """Of some folds of a cross-validation; copies of a case, which only reading finds, may lie in others."""
+    training = recipe.training
+    seed = training.seed if training.split_seed is None else training.split_seed
+    return [split(dataset, seed, wanted=division(training.replaced(fold=number))) for number in folds]
+
+
+def within(planned: Planned, dataset: Dataset, limit: float, to_come: Sequence[Split] = ()) -> Within:
     """How a training keeps to a limit.
 
     Args:
         planned: the training.
         dataset: with the dimensions that were found.
         limit: bytes.
+        to_come: further trainings, which must keep to it as well: other splits of the same cases.
 
     Raises:
         UsageError: with the least that works.
     """
-    split, plan = planned.split, planned.plan
+    own, plan = planned.split, planned.plan
     each = maps_per_voxel(planned.network, plan, bf16=False)
-    parts = {name: [seen(case) for case in dataset.cases_of(ids)] for name, ids in split.model_dump().items()}
-    kept, room = [*parts["train"], *parts["val"]], limit / MARGIN - _base(planned)
-    for one in [*kept, *parts["test"]]:
-        check_fit(one.volume, plan)
+    parts = {name: [seen(case) for case in dataset.cases_of(ids)] for name, ids in own.model_dump().items()}
+    kept, room = [*parts["train"], *parts["val"]], limit / MARGIN - base_bytes(planned)
+    sampled = sum(structures_bytes(one, planned) for one in parts["train"])
+    room -= sampled
     sparse = planned.network.head.sparse
     can_be_lean = streams(plan) and plan.slices is None and not sparse and not _reads_again(planned.recipe)
-    lean = {id(one) for one in kept if can_be_lean and one.by_slabs and _whole(one, plan) > room}
-    preparing = {id(one): _by_slabs(one, plan) if id(one) in lean else _whole(one, plan) for one in kept}
-    answering = {id(one): _answering(one, planned, each) for one in parts["val"]}
-    final = parts["test"] or parts["val"]
-    needs = {
-        "a step of the training": [("", _step(planned, 0))],
-        "preparing": [(str(one.case.images[0]), preparing[id(one)]) for one in kept],
-        "validating": [(str(one.case.images[0]), answering[id(one)]) for one in parts["val"]],
-        "the final evaluation of": [(str(one.case.images[0]), _finishing(one, planned, each, SCORED)) for one in final],
-    }
-    short = [(what, name, need) for what, found in needs.items() for name, need in found if need > room]
-    peak = max(need for found in needs.values() for _, need in found)
+    lean = set()
+    preparing: dict[str, float] = {}
+    answering: dict[str, float] = {}
+    needs: dict[str, list[tuple[str, float]]] = {"a step of the training": [("", step_bytes(planned, 0))]}
+    for divided in [own, *to_come]:
+        of_it = {name: [seen(case) for case in dataset.cases_of(ids)] for name, ids in divided.model_dump().items()}
+        for one in [*of_it["train"], *of_it["val"], *of_it["test"]]:
+            check_fit(one.volume, plan)
+        for one in [*of_it["train"], *of_it["val"]]:
+            by_slabs = can_be_lean and one.by_slabs and whole_bytes(one, plan) > room
+            preparing[one.case.id] = slab_bytes(one, plan) if by_slabs else whole_bytes(one, plan)
+            lean |= {one.case.id} if by_slabs else set()
+        answering |= {one.case.id: answering_bytes(one, planned, each) for one in of_it["val"]}
+        found = {
+            "preparing": [(one, preparing[one.case.id]) for one in [*of_it["train"], *of_it["val"]]],
+            "validating": [(one, answering[one.case.id]) for one in of_it["val"]],
+            "the final evaluation of": [
+                (one, finishing_bytes(one, planned, each, SCORED)) for one in of_it["test"] or of_it["val"]
+            ],
+        }
+        for what, some in found.items():
+            named = {str(one.case.images[0]): need for one, need in some}
+            needs[what] = [*({**dict(needs.get(what, [])), **named}).items()]
+    short = [(what, name, need) for what, some in needs.items() for name, need in some if need > room]
+    peak = max(need for some in needs.values() for _, need in some)
     if short:
-        raise _refused(short, planned, limit, peak, slabs=can_be_lean)
+        raise _refused(short, planned, limit, peak, sampled, slabs=can_be_lean)
     most = max(preparing.values())
     readers = _readers(planned)
-    while readers and max((readers + 1) * most, _step(planned, readers)) > room:
+    while readers and max((readers + 1) * most, step_bytes(planned, readers)) > room:
         readers -= 1
-    during = max((readers + 1) * most, _step(planned, readers), *answering.values(), 0.0)
+    during = max((readers + 1) * most, step_bytes(planned, readers), *answering.values(), 0.0)
     left = max(0.0, room - during)
-    apart = {one.case.id for one in parts["val"] if _finishing(one, planned, each, COMPARED, prepared=2) > room}
-    apart |= {one.case.id for one in parts["train"] if one.map_bytes + REFERENCED * _maps(plan) * one.voxels > room}
+    structures = sampled + KEPT_FOR_STRUCTURES * left
+    left -= KEPT_FOR_STRUCTURES * left
+    keep_train, keep_val = (1 - KEPT_FOR_VALIDATION) * left, KEPT_FOR_VALIDATION * left
+    uncached = planned.recipe.training.cache is False and not planned.device.gpu  # else others may lie elsewhere
+    on_disk = [
+        max(sum(prepared_bytes(one, plan) for one in some) - keep, 0.0)
+        if uncached
+        else sum(prepared_bytes(one, plan) for one in some if one.case.id in lean)
+        for some, keep in ((parts["train"], keep_train), (parts["val"], keep_val))
+    ]
+    apart = {one.case.id for one in parts["val"] if finishing_bytes(one, planned, each, COMPARED, prepared=2) > room}
+    apart |= {one.case.id for one in parts["train"] if one.map_bytes + REFERENCED * maps_of(plan) * one.voxels > room}
     return Within(
         limit,
-        MARGIN * (_base(planned) + peak),
-        int((1 - KEPT_FOR_VALIDATION) * left),
-        int(KEPT_FOR_VALIDATION * left),
-        frozenset(one.case.id for one in kept if id(one) in lean),
+        MARGIN * (base_bytes(planned) + sampled + peak),
+        int(keep_train),
+        int(keep_val),
+        int(structures),
+        (on_disk[0], on_disk[1]),
+        frozenset(one.case.id for one in kept if one.case.id in lean),
         readers,
         _readers(planned) - readers,
         frozenset(apart),
@@ -275,20 +291,20 @@ def within(planned: Planned, dataset: Dataset, limit: float) -> Within:
 
 
 def _refused(
-    short: Sequence[tuple[str, str, float]], planned: Planned, limit: float, peak: float, *, slabs: bool
+    short: Sequence[tuple[str, str, float]], planned: Planned, limit: float, peak: float, sampled: float, *, slabs: bool
 ) -> UsageError:
     """What takes more than a limit, by what most of it takes, and the least limit that works."""
-    lines, remedies = [], ["raise it"]
+    lines, remedies, base = [], ["raise it"], base_bytes(planned) + sampled
     for what in dict.fromkeys(what for what, _, _ in short):
         names = [name for part, name, _ in short if part == what and name]
         most = max(need for part, _, need in short if part == what)
         of = f" {summarise_ids(names)}" if names else ""
-        lines.append(f"{what}{of} needs {_up(MARGIN * (_base(planned) + most))} GB")
+        lines.append(f"{what}{of} needs {_up(MARGIN * (base + most))} GB")
     if any(what == "a step of the training" for what, _, _ in short):
         remedies.append("set planning.batch=1 or a smaller planning.patch")
     if any(what == "preparing" for what, _, _ in short) and slabs:
         remedies.append("convert images that are read whole (ulna convert), see docs/large-images.md")
-    least = _up(MARGIN * (_base(planned) + peak))
+    least = _up(MARGIN * (base + peak))
     return UsageError(
         f"this training needs {least} GB at least, more than --max-ram {limit / 1e9:g} allows: {'; '.join(lines)}; "
         + ", or ".join(remedies)
@@ -307,80 +323,3 @@ def _reads_again(recipe: Recipe) -> bool:
 def _readers(planned: Planned) -> int:
     wanted = planned.recipe.training.workers
     return (4 if planned.device.gpu else 0) if wanted is None else wanted
-
-
-def _base(planned: Planned) -> float:
-    """What is held all the time: the program, and the weights with their gradients and moments."""
-    parts = planned.memory.parts
-    return program_bytes() + LIBRARIES + (0.0 if planned.device.gpu else parts["weights, gradients and moments"])
-
-
-def _step(planned: Planned, readers: int) -> float:
-    plan = planned.plan
-    batch = plan.batch * math.prod(plan.patch) * (4 * plan.inputs + _map_bytes(plan))
-    maps = 0.0 if planned.device.gpu else planned.memory.parts["maps of a step"]
-    return maps + (3 + PIECE * (readers + 1)) * batch + PARTS
-
-
-def _map_bytes(plan: Plan) -> int:
-    """Of a voxel of a mask."""
-    labels = plan.labels
-    return len(labels.foreground) if labels.multilabel else label_dtype(max(labels.outputs, 2)).itemsize
-
-
-def _grid(one: Seen, plan: Plan) -> int:
-    return math.prod(grid_of(one.volume, plan))
-
-
-def _whole(one: Seen, plan: Plan) -> float:
-    """Preparing a case in memory: its values as float32, normalised, joined and resampled, and then its labels."""
-    values = max(one.voxels, _grid(one, plan))
-    own = 4.0 * one.volume.channels
-    image = own * (2 * one.voxels + 2 * values) + one.voxels
-    slices = 0.0 if plan.slices is None else 2 * own * plan.slices.thickness * _grid(one, plan)
-    labels = own * _grid(one, plan) + one.map_bytes + ENCODED * _maps(plan) * values + slices
-    return one.stored + max(image, labels) + PARTS
-
-
-def _maps(plan: Plan) -> int:
-    return len(plan.labels.foreground) if plan.labels.multilabel else 1
-
-
-def _by_slabs(one: Seen, plan: Plan) -> float:
-    """The same a slab at a time; of the labels on the disk it is noted where the structures lie."""
-    shape = one.volume.array.shape
-    row = TIMES * 4 * math.prod(shape) / min(shape[1:])
-    return max(PREPARING, 4 * row) + 2.0 * _maps(plan) * _grid(one, plan) + PARTS
-
-
-def _window(one: Seen, planned: Planned, each: float) -> tuple[float, float]:
-    """Bytes of a window with its maps, `each` a voxel, and of the slab into which windows are summed."""
-    plan, grid = planned.plan, grid_of(one.volume, planned.plan)
-    plane = [grid[axis] for axis in plan.patch_axes]
-    whole = plan.takes_whole(plane, sparse=planned.network.head.sparse)
-    window = plane if whole else [min(p, n) for p, n in zip(plan.patch, plane, strict=True)]
-    outputs, size = plan.labels.outputs, turn_of(one.volume, plan).order(one.volume.size)
-    if plan.slices is None:
-        axis = max(range(len(size)), key=lambda a: size[a])
-        share = min(1.0, window[axis] / grid[axis])
-    else:
-        share = 1 / grid[plan.slices.axis]
-    slab = 4.0 * share * ((outputs + 1) * math.prod(grid) + outputs * one.voxels)
-    copies = planned.recipe.inference.tta
-    return window_bytes(each, math.prod(window), plan, copies=copies), slab
-
-
-def _answering(one: Seen, planned: Planned, each: float) -> float:
-    """Predicting a validation case that is prepared, and scoring its mask."""
-    mask = 2 * _map_bytes(planned.plan) + OVERLAP
-    padded = 4.0 * one.volume.channels * _grid(one, planned.plan) if planned.network.head.sparse else 0.0
-    return sum(_window(one, planned, each)) + padded + mask * one.voxels + WORKING
-
-
-def _finishing(one: Seen, planned: Planned, each: float, scored: int, prepared: int = 1) -> float:
-    """Reading, preparing, predicting and comparing a case at the end, in memory."""
-    plan = planned.plan
-    images = one.stored + prepared * 4.0 * one.volume.channels * _grid(one, plan)
-    masks = (2.0 * _map_bytes(plan) + OVERLAP) * one.voxels + one.map_bytes
-    compared = one.stored + masks + scored * one.voxels
-    return max(_whole(one, plan), images + masks + 2 * sum(_window(one, planned, each)), compared) + WORKING

@@ -6,6 +6,7 @@ for every slab across its order, and a memory-mapped one counts as memory of the
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import tempfile
@@ -17,10 +18,25 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ulna.data.formats.offsets import read_at, write_at
+from ulna.errors import UsageError, printable
 
 EDGE = {1: 1 << 16, 2: 256, 3: 32}  # voxels along every axis of a brick, by the number of axes
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 Box = tuple[slice, ...]  # with start and stop, steps of 1
+
+
+def refuse_full(error: OSError, folder: Path | None) -> None:
+    """Tell a disk that is full of what is unpacked onto it by its folder; other errors are nobody's here.
+
+    Raises:
+        UsageError: saying so.
+    """
+    if error.errno in _FULL:
+        where = tempfile.gettempdir() if folder is None else folder
+        remedy = "free some of it" if folder is not None else "free some of it, or name another folder in TMPDIR"
+        raise UsageError(f"{printable(where)}: the disk does not hold what is unpacked there; {remedy}") from None
 
 
 class Bricks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,16 @@ def value_counts(array: NDArray[Any], most: int | None = None) -> dict[int | flo
     return {value.item(): int(number) for value, number in zip(values, numbers, strict=True)}
 
 
-def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
+def encode_labels(volume: Volume, labels: Labels, found: Collection[int | float] | None = None) -> NDArray[Any]:
     """Class indices 0..K of a raw label map, by the values that `labels` gives every class; where it gives none, two-valued
     maps in {0, 255} become {0, 1}.
 
     Where the class is not known (`Labels.ignore`) stands `Labels.ignored`: K + 1, in overlapping maps 2.
+
+    Args:
+        volume: the map, or a part of it.
+        labels: the classes.
+        found: of a part, the values of the whole map, which decide what they mean and of which type the indices are.
 
     Shape:
         (1, *S) -> (*S), of the smallest unsigned type; multilabel: (K, *S) -> (K, *S) of 0 and 1, and a single map
@@ -72,7 +77,7 @@ def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
     if labels.merges:  # then one map is what is expected
         array = without_colour(volume)
     if labels.multilabel and array.shape[0] == count and (count > 1 or not labels.merges):
-        return _checked(volume, array, 1, labels.ignore)
+        return _checked(volume, array, 1, labels.ignore, found)
     array = without_colour(volume)
     if array.shape[0] != 1:
         wanted = f"one map, or {count} maps (one per class)" if labels.multilabel else "one map"
@@ -80,8 +85,8 @@ def encode_labels(volume: Volume, labels: Labels) -> NDArray[Any]:
     if labels.instances:
         return _objects(volume, array[0], labels)
     if labels.merges:
-        return _by_value(volume, array[0], labels)
-    indices = _checked(volume, array[0], count, labels.ignore)
+        return _by_value(volume, array[0], labels, found)
+    indices = _checked(volume, array[0], count, labels.ignore, found)
     if not labels.multilabel:
         return indices
     return _spread(indices, [(value,) for value in range(1, count + 1)], (count + 1,) if labels.ignore else ())
@@ -94,9 +99,11 @@ def encoding_bytes(volume: Volume, labels: Labels) -> float:
     return float((each + (size if several else 0)) * math.prod(volume.size))
 
 
-def _checked(volume: Volume, array: NDArray[Any], highest: int, ignore: tuple[int, ...]) -> NDArray[Any]:
+def _checked(
+    volume: Volume, array: NDArray[Any], highest: int, ignore: tuple[int, ...], found: Collection[int | float] | None
+) -> NDArray[Any]:
     """Values 0..`highest` as they are, ignored ones as the next."""
-    values = value_counts(array)
+    values = sorted(value_counts(array) if found is None else found)
     if highest == 1 and 255 in values and set(values) <= {0, 255} and 255 not in ignore:
         return (array == 255).view(np.uint8)
     bad = [value for value in values if value not in range(highest + 1) and value not in ignore]
@@ -112,9 +119,11 @@ def _checked(volume: Volume, array: NDArray[Any], highest: int, ignore: tuple[in
     return np.where(unknown, highest + 1, array).astype(label_dtype(highest + 1))
 
 
-def _by_value(volume: Volume, array: NDArray[Any], labels: Labels) -> NDArray[Any]:
+def _by_value(
+    volume: Volume, array: NDArray[Any], labels: Labels, found: Collection[int | float] | None
+) -> NDArray[Any]:
     """Stored values as class indices, several to one; overlapping ones as maps."""
-    found = value_counts(array)
+    found = sorted(value_counts(array) if found is None else found)
     known = {*labels.background, *labels.ignore, *(value for values in labels.stored for value in values)}
     bad = [value for value in found if value not in known]
     if bad:

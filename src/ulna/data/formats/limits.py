@@ -27,7 +27,14 @@ _OUT = ("out of memory", "not enough memory", "allocate memory")  # what torch s
 _REMEDY = "cut it into smaller images, or use a machine with more memory"
 _BY_SLABS = "convert the image to tiled TIFF or OME-Zarr (ulna convert), which are read by slabs"
 _held: ContextVar[float] = ContextVar("held", default=0.0)  # bytes of the case under way, in a thread
-_allowed: dict[str, Any] = {"pixels": None, "ram": None, "beside": None, "remedy": None, "mapped": None}
+_allowed: dict[str, Any] = {
+    "pixels": None,
+    "ram": None,
+    "beside": None,
+    "remedy": None,
+    "mapped": None,
+    "scratch": None,
+}
 
 
 class TooLargeError(DataError):
@@ -41,6 +48,7 @@ def allowing(
     beside: float | None = None,
     remedy: str | None = None,
     mapped_from: float | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[None]:
     """Bound what is read inside, in all threads.
 
@@ -50,6 +58,7 @@ def allowing(
         beside: GB of these that are taken by other things, where that is known.
         remedy: for an image that is too large, beside more memory; left out, a format that is read by slabs.
         mapped_from: bytes from which on an image that is only looked through is mapped from a disk, not read.
+        scratch: the folder for what is mapped; left out, the system's own for such files, which may lie in memory.
 
     Raises:
         UsageError: if a bound is not above 0.
@@ -58,7 +67,7 @@ def allowing(
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name} {value}: must be above 0")
     before = dict(_allowed)
-    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, remedy=remedy, mapped=mapped_from)
+    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, remedy=remedy, mapped=mapped_from, scratch=scratch)
     try:
         yield
     finally:
@@ -69,6 +78,12 @@ def mapped_from() -> float:
     """Bytes from which on an image that is only looked through is mapped from a disk; infinite where none is."""
     found = _allowed["mapped"]
     return math.inf if found is None else found
+
+
+def scratch_folder() -> Path | None:
+    """The folder for what is mapped; None for the system's own."""
+    found: Path | None = _allowed["scratch"]
+    return found
 
 
 @contextmanager

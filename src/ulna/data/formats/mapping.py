@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ulna.data.formats.bricks import Bricks
-from ulna.data.formats.limits import mapped_from
+from ulna.data.formats.bricks import Bricks, refuse_full
+from ulna.data.formats.limits import mapped_from, scratch_folder
 from ulna.data.formats.opening import OpenImage, open_image, peek_image
 from ulna.data.formats.read import read_image
 from ulna.data.formats.source import NIFTI_SUFFIXES, NUMPY_SUFFIX, TIFF_SUFFIXES, Source, is_zarr, suffix_of
@@ -27,6 +29,7 @@ def read_or_map(sources: Sequence[Source], spatial_dims: int | None = None) -> V
 
     Raises:
         DataError: as `read_image`.
+        UsageError: where the disk is full.
     """
     least = mapped_from()
     if least == math.inf or not all(map(_may_be_mapped, sources)):
@@ -35,8 +38,13 @@ def read_or_map(sources: Sequence[Source], spatial_dims: int | None = None) -> V
     array = peeked.volume.array
     if not peeked.by_slabs or math.prod(array.shape) * array.dtype.itemsize < least:
         return read_image(sources, spatial_dims)
-    with open_image(sources, spatial_dims) as image:
-        return image.volume.with_array(_mapped(image))
+    scratch = scratch_folder()
+    with open_image(sources, spatial_dims, scratch) as image:
+        try:
+            return image.volume.with_array(_mapped(image, scratch))
+        except OSError as error:
+            refuse_full(error, scratch)
+            raise
 
 
 def _may_be_mapped(source: Source) -> bool:
@@ -46,23 +54,21 @@ def _may_be_mapped(source: Source) -> bool:
     return is_zarr(source.path) or (source.path.is_file() and suffix_of(source.path) in known)
 
 
-def _mapped(image: OpenImage) -> NDArray[Any]:
+def _mapped(image: OpenImage, scratch: Path | None) -> NDArray[Any]:
     """(C, *S) in the order of memory, in a nameless file."""
     shape, dtype, axis = image.volume.array.shape, image.volume.array.dtype, image.axis
     size = shape[1:]
-    bricks = Bricks(shape, dtype)
-    rows = _rows(shape[0] * math.prod(size) // size[axis] * dtype.itemsize)
-    for first in range(0, size[axis], rows):
-        here = slice(first, min(first + rows, size[axis]))
-        box = [here if a == axis else slice(0, n) for a, n in enumerate(size)]
-        bricks.write(box, image.read(box))
-    with tempfile.TemporaryFile() as file:
+    with closing(Bricks(shape, dtype, scratch)) as bricks, tempfile.TemporaryFile(dir=scratch) as file:
+        rows = _rows(shape[0] * math.prod(size) // size[axis] * dtype.itemsize)
+        for first in range(0, size[axis], rows):
+            here = slice(first, min(first + rows, size[axis]))
+            box = [here if a == axis else slice(0, n) for a, n in enumerate(size)]
+            bricks.write(box, image.read(box))
         rows = _rows(math.prod(size[1:]) * dtype.itemsize)
         for channel in range(shape[0]):
             for first in range(0, size[0], rows):
                 here = slice(first, min(first + rows, size[0]))
                 file.write(bricks.read([here, *(slice(0, n) for n in size[1:])], [channel]).tobytes())
-        bricks.close()
         file.flush()
         return InFile(file, dtype, "r", shape=shape)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.data.formats.bricks import Bricks
+from ulna.data.formats.bricks import Bricks, refuse_full
 from ulna.data.formats.nifti import Layout, cut_short, layout_of, read_up_to, rest_of, unpacked
 from ulna.data.formats.npy import open_npy
 from ulna.data.formats.raw_boxes import Boxes, RawFile, Reordered
@@ -120,10 +121,9 @@ def peek_image(sources: Sequence[Source], spatial_dims: int | None = None) -> Pe
     Raises:
         DataError: as `open_image`.
     """
-    found = [_open(source, spatial_dims, None, peek=True) for source in sources]
+    with ExitStack() as held:
+        found = [held.enter_context(_open(source, spatial_dims, None, peek=True)) for source in sources]
     volumes = [one.volume for one in found]
-    for one in found:
-        one.close()
     check_grids(sources, volumes)
     kinds = np.result_type(*(volume.array.dtype for volume in volumes))
     array = hollow((sum(volume.channels for volume in volumes), *volumes[0].size), kinds)
@@ -160,6 +160,7 @@ def _open(source: Source, spatial_dims: int | None, scratch: Path | None, *, pee
             if suffix in TIFF_SUFFIXES and (found := open_tiff(path)) is not None:
                 return OpenImage(found[0], (found[1],), 0)
         except OSError as error:
+            refuse_full(error, scratch)
             what = f"cannot be read ({error.strerror or error})"
             raise data_error(path, what, "check the file and its permissions") from None
     volume = read_image([source], spatial_dims)

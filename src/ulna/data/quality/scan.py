@@ -27,7 +27,7 @@ from ulna.data.quality.similarity import thinned, thumbnail
 from ulna.data.quality.slices import SliceCount, count_slices
 from ulna.data.turning import UPRIGHT, exchanged, orientation_of
 from ulna.data.volume import Volume, may_lie_turned, same_geometry, spacing_text, turned_text
-from ulna.errors import DataError, Problem
+from ulna.errors import DataError, Problem, UsageError
 from ulna.recipe import Labels
 from ulna.system.mapped import InFile
 from ulna.system.progress import track
@@ -231,6 +231,8 @@ def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) 
         return read()
     except DataError as error:
         problems += error.problems
+    except UsageError:  # of the disk that it is unpacked onto, not of the file
+        raise
     except (OSError, ValueError) as error:
         what = f"cannot be read ({str(error) or type(error).__name__})"
         problems.append(Problem(str(source), what, "repair the file, or take the case out"))
