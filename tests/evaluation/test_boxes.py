@@ -11,7 +11,7 @@ from ulna.evaluation.boxes import locate
 from ulna.evaluation.choice import FAMILIES, Choice
 from ulna.evaluation.depths import depths
 from ulna.evaluation.further import further_scores
-from ulna.evaluation.metrics import count, mask_of, score
+from ulna.evaluation.metrics import count, mask_of, score, score_labels
 from ulna.evaluation.pair import Pair
 from ulna.evaluation.scores import Scores
 from ulna.recipe import Labels
@@ -83,6 +83,22 @@ def test_boxes_and_counts(monkeypatch):
         masks = prediction == one.number, reference == one.number
         assert one.box == surfaces.joint_box(*masks)
         assert one.counts == count(*masks)
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype"), [(254, np.uint8), (255, np.uint8), (300, np.uint8), (127, np.int8), (126, np.int8)]
+)
+def test_as_many_classes_as_the_type_of_a_map_holds(classes, dtype):
+    labels = np.zeros((8, 8), dtype)
+    highest = min(classes, np.iinfo(dtype).max)
+    labels[2:4, 3:5], labels[6, 6], labels[0, 7] = highest, 5, 126
+    found = locate(labels, labels, classes, multilabel=False)
+    assert [one.number for one in found if one.counts.tp] == sorted({5, 126, highest})
+    assert found[highest - 1].counts.tp == 4 + (highest == 126)
+    made = score_labels(labels, labels, classes=classes, spacing=(1, 1), tolerance=1.0, surface=False)
+    assert len(made) == classes and made[4]["dice"] == made[highest - 1]["dice"] == 1
+    narrow = np.minimum(labels, 120)  # what lies beyond K is left out
+    assert [one.number for one in locate(labels, narrow, 7, multilabel=False) if one.counts.tp] == [5]
 
 
 def test_depths_are_those_of_scipy(monkeypatch):

@@ -76,8 +76,10 @@ def _values(labels: NDArray[Any], classes: int) -> set[int]:
     highest = min(int(labels.max(initial=0)), classes)
     if highest <= FEW:
         return {*range(1, highest + 1)}
-    found = np.bincount(np.minimum(labels, classes + 1).ravel().astype(np.intp), minlength=classes + 2)
-    return {int(value) for value in np.flatnonzero(found[1 : classes + 1]) + 1}
+    values = labels.ravel()
+    if int(values.max()) > classes:
+        values = values[values <= classes]  # and not cut to K + 1, which the type of the map may not hold
+    return {int(value) for value in np.flatnonzero(np.bincount(values.astype(np.intp))) if value}
 
 
 class _Seen:
