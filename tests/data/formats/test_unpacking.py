@@ -289,18 +289,23 @@ def test_a_shard_in_a_shard_is_looked_into(tmp_path):
     refused(path, lambda: read_image([Source(path)]))
 
 
-def test_elements_of_dicom(tmp_path):
+@pytest.mark.parametrize("meta_group", ["usual", "long", "without a length", "without a preamble"])
+def test_elements_of_dicom(tmp_path, meta_group):
     pydicom = pytest.importorskip("pydicom")
     meta = pydicom.dataset.FileMetaDataset()
     meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = "1.2.840.10008.1.2.1.99", "1.2.840.10008.5.1.4.1.1.2"
     meta.MediaStorageSOPInstanceUID = "1.2.3"
+    if meta_group == "long":
+        meta.PrivateInformationCreatorUID, meta.PrivateInformation = "1.2.3", bytes(5000)
     one = pydicom.Dataset()
     one.file_meta, one.PatientID = meta, "x"
     pydicom.dcmwrite(tmp_path / "small.dcm", one, enforce_file_format=True)
     data = (tmp_path / "small.dcm").read_bytes()
     begin = 144 + int.from_bytes(data[140:144], "little")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    head = data[:132] + data[144:begin] if meta_group == "without a length" else data[:begin]
+    head = head[132:] if meta_group == "without a preamble" else head
     path = tmp_path / "a.dcm"
-    path.write_bytes(data[:begin] + packer.compress(bytes(LARGE)) + packer.flush())
+    path.write_bytes(head + packer.compress(bytes(LARGE)) + packer.flush())
     with little(), allowing(None, 0.004), pytest.raises(DataError, match=r"a\.dcm: unpacks to .* more than half"):
         read_image([Source(path)])
