@@ -27,7 +27,7 @@ _OUT = ("out of memory", "not enough memory", "allocate memory")  # what torch s
 _REMEDY = "cut it into smaller images, or use a machine with more memory"
 _BY_SLABS = "convert the image to tiled TIFF or OME-Zarr (ulna convert), which are read by slabs"
 _held: ContextVar[float] = ContextVar("held", default=0.0)  # bytes of the case under way, in a thread
-_allowed: dict[str, Any] = {"pixels": None, "ram": None, "beside": None, "remedy": None, "mapped": None}
+_allowed: dict[str, Any] = {"pixels": None, "ram": None, "beside": None, "remedy": None, "mapped": None, "kept": 0.0}
 
 
 class TooLargeError(DataError):
@@ -58,7 +58,7 @@ def allowing(
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name} {value}: must be above 0")
     before = dict(_allowed)
-    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, remedy=remedy, mapped=mapped_from)
+    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, remedy=remedy, mapped=mapped_from, kept=0.0)
     try:
         yield
     finally:
@@ -145,7 +145,7 @@ def check_need(where: object, need: float, what: str, remedy: str = "raise it") 
         remedy: as it ends.
 
     Raises:
-        TooLargeError: with the least limit that works.
+        TooLargeError: with what is needed at least, by all that is known so far.
     """
     ram = _allowed["ram"]
     if ram is not None and bounded() and need > (ram - _beside()) * _GB:
@@ -167,9 +167,19 @@ def holding(held: float) -> Iterator[None]:
         _held.reset(before)
 
 
+def keep(held: float) -> None:
+    """Count so many bytes as taken by what is kept from case to case, in all threads, and no longer what was before."""
+    _allowed["kept"] = held
+
+
+def room() -> float:
+    """Bytes that are left of what `--max-ram` allows."""
+    return math.inf if _allowed["ram"] is None else (_allowed["ram"] - _beside()) * _GB
+
+
 def _beside() -> float:
     """GB that are taken by other things than what is to be read."""
-    return (_allowed["beside"] or 0.0) + _held.get() / _GB
+    return (_allowed["beside"] or 0.0) + (_held.get() + _allowed["kept"]) / _GB
 
 
 def _beyond(where: object, what: str, need: float, ram: float, remedy: str) -> Problem:
