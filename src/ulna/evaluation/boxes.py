@@ -5,13 +5,12 @@ What is measured of a structure is measured in its box then, so that neither mem
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ulna.evaluation.surfaces import Mask
+from ulna.evaluation.surfaces import Mask, parts
 
 AT_ONCE = 1 << 20  # voxels that are looked at together
 FEW = 4  # values
@@ -62,12 +61,11 @@ def locate(prediction: NDArray[Any], reference: NDArray[Any], classes: int, *, m
 
 
 def _found(prediction: NDArray[Any], reference: NDArray[Any], classes: int) -> list[Located]:
-    rows = max(1, AT_ONCE // max(1, math.prod(prediction.shape[1:])))
     seen = [_Seen(prediction.ndim) for _ in range(classes)]
-    for first in range(0, len(prediction), rows):
-        ours, theirs = prediction[first : first + rows], reference[first : first + rows]
+    for here in parts(prediction.shape, AT_ONCE):
+        ours, theirs = prediction[here], reference[here]
         for number in _values(ours, classes) | _values(theirs, classes):
-            seen[number - 1].add(first, ours == number, theirs == number)
+            seen[number - 1].add(here, ours == number, theirs == number)
     return [Located(number, one.counts, one.box) for number, one in enumerate(seen, start=1)]
 
 
@@ -76,8 +74,10 @@ def _values(labels: NDArray[Any], classes: int) -> set[int]:
     highest = min(int(labels.max(initial=0)), classes)
     if highest <= FEW:
         return {*range(1, highest + 1)}
-    found = np.bincount(np.minimum(labels, classes + 1).ravel().astype(np.intp), minlength=classes + 2)
-    return {int(value) for value in np.flatnonzero(found[1 : classes + 1]) + 1}
+    values = labels.ravel()
+    if int(values.max()) > classes:
+        values = values[values <= classes]  # and not cut to K + 1, which the type of the map may not hold
+    return {int(value) for value in np.flatnonzero(np.bincount(values.astype(np.intp))) if value}
 
 
 class _Seen:
@@ -87,18 +87,20 @@ class _Seen:
         self._sizes = [0, 0, 0]  # of prediction, reference, and what both have
         self._ends: list[list[int]] = [[] for _ in range(dims)]  # first and last places along every axis
 
-    def add(self, first: int, ours: Mask, theirs: Mask) -> None:
-        """Rows of both masks, from `first` on."""
-        parts = [int(np.count_nonzero(one)) for one in (ours, theirs)]
-        if not any(parts):
+    def add(self, here: Box, ours: Mask, theirs: Mask) -> None:
+        """A part of both masks, and where it begins along its first axes."""
+        sizes = [int(np.count_nonzero(one)) for one in (ours, theirs)]
+        if not any(sizes):
             return
-        parts.append(int(np.count_nonzero(ours & theirs)))
-        self._sizes = [size + more for size, more in zip(self._sizes, parts, strict=True)]
+        sizes.append(int(np.count_nonzero(ours & theirs)))
+        self._sizes = [size + more for size, more in zip(self._sizes, sizes, strict=True)]
         either = ours | theirs
         across: Mask = np.asarray(either.any(axis=0))
-        self._note(0, np.flatnonzero(either.reshape(len(either), -1).any(axis=1)) + first)
+        starts = [one.start for one in here] + [0] * (either.ndim - len(here))
+        self._note(0, np.flatnonzero(either.reshape(len(either), -1).any(axis=1)) + starts[0])
         for axis in range(across.ndim):
-            self._note(axis + 1, np.flatnonzero(across.any(axis=tuple(a for a in range(across.ndim) if a != axis))))
+            places = np.flatnonzero(across.any(axis=tuple(a for a in range(across.ndim) if a != axis)))
+            self._note(axis + 1, places + starts[axis + 1])
 
     def _note(self, axis: int, places: NDArray[Any]) -> None:
         self._ends[axis] = [min([*self._ends[axis], int(places[0])]), max([*self._ends[axis], int(places[-1])])]

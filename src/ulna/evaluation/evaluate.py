@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from ulna.evaluation.known import (
     read_as,
     values_in,
 )
-from ulna.evaluation.needs import check_encoding, known_bytes, scoring_within
+from ulna.evaluation.needs import UNCHOSEN, check_encoding, known_bytes, scoring_within
 from ulna.evaluation.numbers import numbers_of
 from ulna.evaluation.order import told_as_images
 from ulna.evaluation.pair import Pair, without_values
@@ -81,8 +80,8 @@ def evaluate(
         metrics: what is measured beside overlap: surface, volume, lesions, cldice, boundary, calibration; several with
             commas. Left out (or auto): what applies by the rule of docs/metrics.md, as summary.json tells; all: everything.
         pseudonymise: the file of pseudonyms under which the masks were predicted (`ulna predict --pseudonymise`).
-        max_ram: GB of memory that the process may take: a case that would take more is not scored, but listed with the least
-            that works, and in no mean (exit 3). Left out, all of the machine's.
+        max_ram: GB of memory that the process may take: a case that would take more is not scored, but listed with what it
+            needs at least, and in no mean (exit 3). Left out, all of the machine's.
 
     Where groups.json beside the references has fields such as site or scanner, scores are told by group, too.
 
@@ -154,23 +153,31 @@ def _scored(
 
     too_large: dict[str, DataError] = {}
     looked: list[str] = []
+    unseen: list[str] = []  # references that the measures were chosen without
 
     def looked_at() -> Iterator[NDArray[Any]]:
         for name in spread(wanted):
             looked[:] = [name]
-            with suppress(DataError):  # told where it is evaluated
+            try:
                 volume = read_labels(of_classes(references.sources[name], names), dims)
                 check_encoding(volume, of_references)
                 reference = encode_labels(volume, of_references)
-                del volume
-                with holding(reference.nbytes):
-                    yield reference
+            except TooLargeError:
+                unseen.append(name)
+                continue
+            except DataError:  # told where it is evaluated
+                continue
+            del volume
+            with holding(reference.nbytes):
+                yield reference
+            del reference
 
     def allow(need: float) -> None:
         try:
-            check_need(references.sources[looked[0]], need, "choosing measures by its shape")
+            check_need(references.sources[looked[0]], need, "choosing measures by its shape", UNCHOSEN)
         except TooLargeError as error:  # nor would what was chosen without it hold for it
             too_large[looked[0]] = error
+            unseen.append(looked[0])
             raise
 
     families = named_measures or measured(about)
@@ -198,7 +205,9 @@ def _scored(
                 check_encoding(mask, meaning)
                 prediction = encode_labels(mask, meaning)
                 if of_masks.ignored is not None:  # what a mask leaves open is not found
-                    prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(prediction.dtype)
+                    prediction = np.where(prediction == of_masks.ignored, 0, prediction).astype(
+                        prediction.dtype, copy=False
+                    )
                 check_grid(predicted.sources[name], mask, volume)
                 if orientation_of(mask) != orientation_of(volume):
                     tags_differ[name] = None
@@ -238,6 +247,8 @@ def _scored(
     if too_large:
         # without the files' names, which may be a patient's
         evaluation.summary["not_scored"] = {name: error.problems[0].what for name, error in too_large.items()}
+    if unseen:
+        evaluation.summary.setdefault("measures", choice.to_json())["not_looked_at"] = unseen
     if named.fields and unit != "group":
         evaluation.summary["subgroups"] = by_subgroups(cases_of(evaluation.rows), named.fields, named.patients)
     if of_references.ignore:

@@ -30,9 +30,10 @@ def known_alone(prediction: NDArray[Any], reference: NDArray[Any], labels: Label
     if labels.ignored is None:
         return prediction, reference
     known = reference != labels.ignored
-    return np.where(known, prediction, 0).astype(prediction.dtype), np.where(known, reference, 0).astype(
-        reference.dtype
-    )
+    ours, theirs = (
+        np.where(known, one, 0).astype(one.dtype, copy=False) for one in (prediction, reference)
+    )  # in their own type already, as numpy 2 has it
+    return ours, theirs
 
 
 def values_in(labels: Labels, mask_values: Sequence[int] | None) -> Labels:

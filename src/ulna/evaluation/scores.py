@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ulna.data.formats.limits import bounded, check_need, holding
+from ulna.data.formats.limits import bounded, holding
 from ulna.errors import UsageError, counted
-from ulna.evaluation.boxes import locate
+from ulna.evaluation.boxes import Located, locate
 from ulna.evaluation.calibration import calibration_scores
 from ulna.evaluation.choice import Choice, usual
 from ulna.evaluation.further import further_scores
 from ulna.evaluation.intervals import told_mean
 from ulna.evaluation.means import finite, summarise, tolerance_of
 from ulna.evaluation.metrics import CALIBRATION, MEASURES, Score, check_labels, mask_of, mean_known, score_in_box
-from ulna.evaluation.needs import CALIBRATED, check_structure
+from ulna.evaluation.needs import check_structures
 from ulna.evaluation.objects import BySize, Matches
 from ulna.evaluation.pair import Pair
+from ulna.evaluation.surfaces import Mask
 from ulna.evaluation.units import Across, pooled, slices_of
 from ulna.recipe import Labels
 from ulna.system.files import cell, write_text
@@ -147,11 +148,20 @@ class Scores:
         objects_of: list[tuple[str, Matches]] = []
         absent, further = dict.fromkeys(MEASURES, math.nan), dict.fromkeys(self.choice.further, math.nan)
         check_labels(pair.prediction, pair.reference, len(names), multilabel=multilabel)
-        for one in locate(pair.prediction, pair.reference, len(names), multilabel=multilabel):
+
+        def masks_of(one: Located) -> list[Mask]:
+            return [one.mask(labels, multilabel=multilabel) for labels in (pair.prediction, pair.reference)]
+
+        where = locate(pair.prediction, pair.reference, len(names), multilabel=multilabel)
+        if bounded():
+            found_as = {names[one.number - 1]: one for one in where}
+            voxels = 0 if pair.probabilities is None else math.prod(volume.size)
+            check_structures(
+                volume.path or pair.case, found_as, masks_of, self.choice.families, surface=surface, voxels=voxels
+            )
+        for one in where:
             name, families = names[one.number - 1], self.choice.families[names[one.number - 1]]
-            masks = [one.mask(labels, multilabel=multilabel) for labels in (pair.prediction, pair.reference)]
-            if bounded():
-                check_structure(volume.path or pair.case, name, one, masks, families, surface=surface)
+            masks = masks_of(one)
             on: dict[str, Any] = {"spacing": volume.spacing, "empty_score": self.empty_score}
             score = score_in_box(
                 masks[0], masks[1], one.counts, volume.size, tolerance=tolerance_of(volume), surface=surface, **on
@@ -173,7 +183,6 @@ class Scores:
         """Of all voxels, whatever the box of a structure."""
         if pair.probabilities is None:
             return dict.fromkeys(CALIBRATION, math.nan)
-        check_need(pair.volume.path or pair.case, CALIBRATED * math.prod(pair.volume.size), "scoring probabilities")
         masks = [mask_of(one, number, multilabel=self.labels.multilabel) for one in (pair.prediction, pair.reference)]
         return calibration_scores(pair.probabilities[number - 1], masks[0], masks[1])
 

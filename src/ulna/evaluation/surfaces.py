@@ -102,21 +102,38 @@ def count_surface(mask: Mask) -> int:
     return sum(int(np.count_nonzero(border)) for _, border in _borders(mask))
 
 
-def _borders(mask: Mask) -> Iterator[tuple[int, Mask]]:
-    """The surface of a mask some rows at a time, and where they begin."""
-    rows = max(1, AT_ONCE // max(1, math.prod(mask.shape[1:])))
-    for first in range(0, len(mask), rows):
-        before = min(first, 1)  # a row on either side, beyond which nothing matters
-        part = mask[first - before : first + rows + 1]
-        yield first, (part & ~binary_erosion(part))[before : before + rows]
+def parts(shape: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
+    """Boxes of at most so many voxels that cover an array, in the order of its voxels; further axes are whole.
+
+    Example:
+        >>> list(parts((3, 4), 8))
+        [(slice(0, 2, None),), (slice(2, 3, None),)]
+        >>> len(list(parts((3, 4), 2)))
+        6
+    """
+    row = math.prod(shape[1:])
+    if row > most and len(shape) > 1:
+        yield from ((slice(first, first + 1), *rest) for first in range(shape[0]) for rest in parts(shape[1:], most))
+        return
+    rows = max(1, most // max(1, row))
+    yield from ((slice(first, min(first + rows, shape[0])),) for first in range(0, shape[0], rows))
+
+
+def _borders(mask: Mask) -> Iterator[tuple[tuple[slice, ...], Mask]]:
+    """The surface of a mask a part at a time, and where it lies."""
+    for here in parts(mask.shape, AT_ONCE):
+        before = [min(one.start, 1) for one in here]  # a row on either side, beyond which nothing matters
+        part = mask[tuple(slice(one.start - n, one.stop + 1) for one, n in zip(here, before, strict=True))]
+        inside = tuple(slice(n, n + one.stop - one.start) for one, n in zip(here, before, strict=True))
+        yield here, (part & ~binary_erosion(part))[inside]
 
 
 def _surface_points(mask: Mask, step: NDArray[np.float64]) -> NDArray[np.float64]:
     """(P, dims): where the surface voxels of a mask lie, in the unit of `step`."""
     found = [np.empty((0, mask.ndim), np.int32)]
-    for first, border in _borders(mask):
+    for here, border in _borders(mask):
         places = np.argwhere(border).astype(np.int32)
-        places[:, 0] += first
+        places[:, : len(here)] += np.array([one.start for one in here], np.int32)
         found.append(places)
     return np.concatenate(found) * step
 

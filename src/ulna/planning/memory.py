@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -26,6 +25,7 @@ from ulna.networks.profile.memory import peak_bytes
 from ulna.planning.grid import median_grid
 from ulna.recipe import Plan, Recipe
 from ulna.system.device import Device, find_device
+from ulna.system.held import held_bytes
 
 # Buffers of convolution libraries, the loss, and what an allocator cannot fill, times the maps of a step. Measured 0.7 to 1.3
 # with ulna's allocator, 0.8 to 1.5 with torch's, 0.8 to 1.9 where glibc alone keeps what is freed (U-Net, UNet++, nnU-Net,
@@ -268,10 +268,4 @@ def _weight_bytes(network: Network) -> int:
 
 def program_bytes() -> float:
     """Bytes that this process holds now."""
-    if find_device().gpu:
-        return PROGRAM
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return PROGRAM
-    return pages * 4096.0
+    return PROGRAM if find_device().gpu else held_bytes(PROGRAM)

@@ -34,6 +34,7 @@ _allowed: dict[str, Any] = {
     "remedy": None,
     "mapped": None,
     "scratch": None,
+    "kept": 0.0,
 }
 
 
@@ -67,7 +68,8 @@ def allowing(
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{name} {value}: must be above 0")
     before = dict(_allowed)
-    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, remedy=remedy, mapped=mapped_from, scratch=scratch)
+    _allowed.update(pixels=max_pixels, ram=max_ram, beside=beside, remedy=remedy, mapped=mapped_from)
+    _allowed.update(scratch=scratch, kept=0.0)
     try:
         yield
     finally:
@@ -160,7 +162,7 @@ def check_need(where: object, need: float, what: str, remedy: str = "raise it") 
         remedy: as it ends.
 
     Raises:
-        TooLargeError: with the least limit that works.
+        TooLargeError: with what is needed at least, by all that is known so far.
     """
     ram = _allowed["ram"]
     if ram is not None and bounded() and need > (ram - _beside()) * _GB:
@@ -182,9 +184,19 @@ def holding(held: float) -> Iterator[None]:
         _held.reset(before)
 
 
+def keep(held: float) -> None:
+    """Count so many bytes as taken by what is kept from case to case, in all threads, and no longer what was before."""
+    _allowed["kept"] = held
+
+
+def room() -> float:
+    """Bytes that are left of what `--max-ram` allows."""
+    return math.inf if _allowed["ram"] is None else (_allowed["ram"] - _beside()) * _GB
+
+
 def _beside() -> float:
     """GB that are taken by other things than what is to be read."""
-    return (_allowed["beside"] or 0.0) + _held.get() / _GB
+    return (_allowed["beside"] or 0.0) + (_held.get() + _allowed["kept"]) / _GB
 
 
 def _beyond(where: object, what: str, need: float, ram: float, remedy: str) -> Problem:

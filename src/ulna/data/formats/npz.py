@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from ulna.data.formats.limits import bounded, check_pixels, check_promise
+from ulna.data.formats.limits import bounded, check_need, check_pixels, check_promise, keep, room
 from ulna.data.formats.npy import MOST_COLOURS, NUMBERS, array_header
 from ulna.data.formats.slabs import as_float32, native
 from ulna.data.formats.source import AGAIN, Source, case_name, composed, data_error, file_stat
@@ -26,15 +26,8 @@ from ulna.errors import counted
 
 _WANTED = "save `images` (N, *S[, C]) and `masks` (N, *S) as numbers"
 _FILES_KEPT = 4
-_last: list[Path] = []  # the file whose arrays alone are held, within `--max-ram`
+_held: dict[tuple[Path, int, int, str], NDArray[Any]] = {}  # arrays that are kept within `--max-ram`
 _MULTILABEL = "multilabel.npy"  # its presence says that the last axis of `masks` is the classes
-
-
-class Arrays(NamedTuple):
-    """What an npz file holds: `images` (N, C, *S) as views, `masks` (N, K, *S) or None."""
-
-    images: NDArray[Any] | None
-    masks: NDArray[Any] | None
 
 
 class Contents(NamedTuple):
@@ -43,6 +36,7 @@ class Contents(NamedTuple):
     images: tuple[int, ...] | None
     masks: tuple[int, ...] | None
     ids: tuple[str, ...]
+    nbytes: dict[str, int]  # of `images` and `masks`, unpacked
 
 
 def npz_contents(path: Path) -> Contents:
@@ -62,10 +56,10 @@ def read_npz(source: Source, key: str) -> Volume:
         DataError: as `npz_contents`, and if the file has no such array or row.
     """
     stat = file_stat(source.path)
-    if bounded() and source.path not in _last:
-        _arrays.cache_clear()  # of several files one at a time
-        _last[:] = [source.path]
-    array = getattr(_arrays(source.path, stat.st_mtime_ns, stat.st_size), key)
+    at = (source.path, stat.st_mtime_ns, stat.st_size, key)
+    if not bounded():
+        _held.clear()
+    array = _within_limit(*at) if bounded() else _array(*at)
     if array is None:
         raise data_error(source.path, f"holds no `{key}`", _WANTED)
     if source.row is None or not 0 <= source.row < len(array):
@@ -73,6 +67,8 @@ def read_npz(source: Source, key: str) -> Volume:
             source.path, f"has no row {source.row}, it holds {counted(len(array), 'case')}", "read the data set again"
         )
     row, large = np.ascontiguousarray(array[source.row]), None
+    if bounded() and row.base is not None:
+        row = row.copy()  # a view would keep all of the array, which no one counts
     if row.dtype.kind == "f":
         row, large = as_float32(row)
     meta = Meta(format="npz", suffix=".npz", too_large=large)
@@ -89,7 +85,8 @@ def write_npz(path: Path, **arrays: Any) -> None:
 def _contents(path: Path, _mtime: int, size: int) -> Contents:
     try:
         with zipfile.ZipFile(path) as archive:
-            shapes = {key: _header(path, archive, key) for key in ("images", "masks", "ids")}
+            headers = {key: _header(path, archive, key) for key in ("images", "masks", "ids")}
+            shapes = {key: None if one is None else one[0] for key, one in headers.items()}
             ids = _read(path, archive, "ids") if shapes["ids"] is not None else None
             marked = _MULTILABEL in archive.namelist()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
@@ -108,15 +105,15 @@ def _contents(path: Path, _mtime: int, size: int) -> Contents:
     count = next(iter(counts.values()))
     stem = case_name(path)
     names = [f"{stem}_{row:04d}" for row in range(count)] if ids is None else [_text(value) for value in ids.ravel()]
-    return Contents(images, masks, tuple(names))
+    return Contents(images, masks, tuple(names), {key: one[1] for key, one in headers.items() if one is not None})
 
 
 def _text(value: Any) -> str:
     return composed(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
 
 
-def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...] | None:
-    """Shape of one array; None where it is absent. A header that its bytes cannot fulfil is refused."""
+def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], int] | None:
+    """Shape and bytes of one array; None where it is absent. A header that its bytes cannot fulfil is refused."""
     try:
         info = archive.getinfo(f"{key}.npy")
     except KeyError:
@@ -129,7 +126,7 @@ def _header(path: Path, archive: zipfile.ZipFile, key: str) -> tuple[int, ...] |
     if promised > info.file_size:
         raise data_error(path, what, AGAIN)
     check_promise(path, what, info.file_size, info.compress_size, packed=True)
-    return shape
+    return shape, promised
 
 
 def _read(path: Path, archive: zipfile.ZipFile, key: str) -> NDArray[Any]:
@@ -166,23 +163,47 @@ def _layouts(
     return colour, classes
 
 
-@lru_cache(maxsize=_FILES_KEPT)
-def _arrays(path: Path, mtime: int, size: int) -> Arrays:
+@lru_cache(maxsize=2 * _FILES_KEPT)
+def _array(path: Path, mtime: int, size: int, key: str) -> NDArray[Any] | None:
+    """`images` (N, C, *S) or `masks` (N, K, *S); None where the file has none."""
     contents = _contents(path, mtime, size)
+    if getattr(contents, key) is None:
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
-            marked = _MULTILABEL in archive.namelist()
-            colour, classes = _layouts(path, contents.images, contents.masks, marked)
-            images = _read(path, archive, "images") if contents.images is not None else None
-            masks = _read(path, archive, "masks") if contents.masks is not None else None
+            colour, classes = _layouts(path, contents.images, contents.masks, _MULTILABEL in archive.namelist())
+            return _channels_second(_read(path, archive, key), colour if key == "images" else classes)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise data_error(path, f"is damaged ({error})", AGAIN) from None
-    return Arrays(_channels_second(images, colour), _channels_second(masks, classes))
 
 
-def _channels_second(array: NDArray[Any] | None, last_is_channel: bool) -> NDArray[Any] | None:
-    if array is None:
-        return None
+def _within_limit(path: Path, mtime: int, size: int, key: str) -> NDArray[Any] | None:
+    """`_array` within `--max-ram`: it is kept, beside others where all of them take half of the place at most.
+
+    Raises:
+        TooLargeError: if the memory does not hold it beside what is held.
+    """
+    at = (path, mtime, size, key)
+    if (found := _held.get(at)) is not None:
+        return found
+    kept = sum(one.nbytes for one in _held.values())
+    keep(0)  # of a file that is too large beside them, they are let go of
+    try:
+        need = _contents(path, mtime, size).nbytes.get(key, 0)
+        if 2 * (kept + need) > room():
+            _held.clear()
+    finally:
+        keep(sum(one.nbytes for one in _held.values()))
+    check_need(path, need, f"`{key}` of all its cases")
+    _array.cache_clear()
+    found = _array.__wrapped__(path, mtime, size, key)
+    if found is not None:
+        _held[at] = found
+        keep(sum(one.nbytes for one in _held.values()))
+    return found
+
+
+def _channels_second(array: NDArray[Any], last_is_channel: bool) -> NDArray[Any]:
     return np.moveaxis(array, -1, 1) if last_is_channel else array[:, None]
 
 

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ulna.data.formats.source import AGAIN, data_error
-from ulna.data.formats.unpacking import PACKINGS, SPARE, exceeds
+from ulna.data.formats.unpacking import SPARE, exceeds
 
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
-_SUMS = ("crc32c", "numcodecs.crc32c", "numcodecs.crc32", "numcodecs.adler32", "numcodecs.fletcher32")
+_PACKINGS = ("zlib", "gzip", "lzma", "bz2", "zstd", "blosc", "lz4")  # and not packbits, which is no PackBits here
+_SUMS = {"crc32c": "end", "crc32": "start", "adler32": "start", "fletcher32": "end", "jenkins_lookup3": "end"}
+_SUM = 4  # bytes of a checksum
+_TYPES = ("dtype", "astype", "encode_dtype", "decode_dtype")  # of values, which a filter may widen
+_SHARDS = "sharding_indexed"
 _EMPTY = 2**64 - 1  # of an index: no such chunk
+_ENTRY = 16  # bytes of an index a chunk
+
+Look = Callable[[bytes], None]
+
+
+class Codec(NamedTuple):
+    """A step of how chunks are stored, in the order of writing."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+class Looked(NamedTuple):
+    """What looks at the bytes of a chunk, None where nothing packs them, and how many they are at most, unpacked."""
+
+    look: Look | None
+    most: int
 
 
 class Guard:
@@ -26,9 +47,9 @@ class Guard:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._look: Callable[[bytes], None] | None = None
-        self._inner: Callable[[bytes], None] | None = None  # of chunks of a shard
-        self._index: tuple[int, ...] = ()  # where the index of a shard begins, unless at its end
+        self._look: Look | None = None
+        self._inner: Look | None = None  # of chunks of a shard
+        self._index = 0  # bytes at the start of a shard that are its index
         self._promised = 0
 
     def watch(self, array: Any) -> None:
@@ -37,38 +58,80 @@ class Guard:
         Raises:
             DataError: if they are packed twice, which no one can bound.
         """
-        metadata, size = array.metadata, np.dtype(array.dtype).itemsize
+        metadata = array.metadata
         if metadata.zarr_format == 2:
-            filters = [*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor is not None else [])]
-            packings, inner = [str(one.codec_id) for one in filters], None
+            stored = [*(metadata.filters or ()), *([metadata.compressor] if metadata.compressor is not None else [])]
+            codecs = [_codec(str(one.codec_id), one.get_config()) for one in stored]
         else:
-            codecs = [one.to_dict() for one in metadata.codecs]
-            inner = next((one["configuration"] for one in codecs if one["name"] == "sharding_indexed"), None)
-            packings = [str(one["name"]) for one in codecs]
-        if inner is None:
-            self._promised = math.prod(array.chunks) * size
-            self._look = self._packed(packings, self._promised)
-            return
-        shard = array.shards or array.chunks
-        chunk, names = inner["chunk_shape"], [str(one["name"]) for one in inner["codecs"]]
-        count = math.prod(a // b for a, b in zip(shard, chunk, strict=True))
-        self._promised = math.prod(shard) * size + 16 * count
-        look = self._packed(names, math.prod(chunk) * size)
-        index = [str(one["name"]) for one in inner.get("index_codecs", ())]
-        if packings != ["sharding_indexed"] or not {*index} <= {"bytes", "crc32c"}:
+            codecs = _codecs([one.to_dict() for one in metadata.codecs])
+        values = math.prod(array.shards or array.chunks)
+        self._look, self._promised = self._looked(codecs, values, np.dtype(array.dtype).itemsize)
+        if codecs and codecs[0].name == _SHARDS:  # of these alone, chunks are read one by one
+            self._inner = self._within(codecs[0], np.dtype(array.dtype).itemsize).look
+            count = values // math.prod(codecs[0].options["chunk_shape"])
+            self._index = self._index_of(codecs[0], count)[0] if _at_start(codecs[0]) else 0
+
+    def _looked(self, codecs: Sequence[Codec], values: int, size: int) -> Looked:
+        """Of chunks of so many values of so many bytes."""
+        packed = [number for number, one in enumerate(codecs) if one.name in _PACKINGS]
+        shards = next((number for number, one in enumerate(codecs) if one.name == _SHARDS), None)
+        before = codecs[: len(codecs) if shards is None else shards]
+        widest = max(
+            [size, *(np.dtype(one.options[key]).itemsize for one in before for key in _TYPES if _typed(one, key))]
+        )
+        most, inner = values * widest + _SUM * len(codecs), None
+        if shards is not None:
+            inner, most = self._sharded(codecs[shards], values, widest, most)
+        if len(packed) + (inner is not None) > 1:
             raise self._odd()
-        length = 16 * count + (4 if "crc32c" in index else 0)
-        at_end = inner.get("index_location", "end") == "end"
+        if not packed and inner is None:
+            return Looked(None, most)
+        last = packed[0] if packed else shards
+        assert last is not None
+        sums = [one.options.get("location", _SUMS[one.name]) for one in codecs[last + 1 :] if one.name in _SUMS]
+        start, end = _SUM * sums.count("start"), _SUM * sums.count("end")
+        promised = most
+
+        def look(data: bytes) -> None:
+            part = data[start : len(data) - end] if sums else data
+            if inner is not None:
+                inner(part)
+            elif exceeds(codecs[last].name, part, promised, codecs[last].options):
+                raise self._grown()
+
+        return Looked(look, most)
+
+    def _within(self, shards: Codec, size: int) -> Looked:
+        """Of the chunks of a shard."""
+        return self._looked(_codecs(shards.options["codecs"]), math.prod(shards.options["chunk_shape"]), size)
+
+    def _sharded(self, shards: Codec, values: int, size: int, most: int) -> Looked:
+        """Of a whole shard, through its index."""
+        inner, count = self._within(shards, size), values // math.prod(shards.options["chunk_shape"])
+        most = max(most, count * inner.most) + _ENTRY * count + _SUM
+        look = inner.look
+        if look is None:
+            return Looked(None, most)
+        length, order = self._index_of(shards, count)
+        start = _at_start(shards)
 
         def each(shard: bytes) -> None:
-            if look is None or len(shard) < length:
+            if len(shard) < length:
                 return
-            places = np.frombuffer(shard[-length:] if at_end else shard[:length], "<u8", 2 * count).reshape(-1, 2)
-            for begin, size in places.tolist():
+            places = np.frombuffer(shard[:length] if start else shard[-length:], order, 2 * count).reshape(-1, 2)
+            for begin, part in {(int(first), int(second)) for first, second in places}:
                 if begin != _EMPTY:
-                    look(shard[begin : begin + size])
+                    look(shard[begin : begin + part])
 
-        self._look, self._inner, self._index = each, look, () if at_end else (0,)
+        return Looked(each, most)
+
+    def _index_of(self, shards: Codec, count: int) -> tuple[int, str]:
+        """Bytes of the index of a shard, and the type of its numbers."""
+        codecs = _codecs(shards.options.get("index_codecs", ()))
+        if not {one.name for one in codecs} <= {"bytes", "crc32c"}:
+            raise self._odd()
+        big = any(one.options.get("endian") == "big" for one in codecs)
+        return _ENTRY * count + _SUM * sum(one.name in _SUMS for one in codecs), ">u8" if big else "<u8"
 
     def check_size(self, key: str, file: Path) -> None:
         """Refuse a file of a chunk that is larger than all that it may hold."""
@@ -79,24 +142,9 @@ class Guard:
     def check(self, key: str, data: bytes, first: int | None) -> None:
         """Refuse a chunk that unpacks to more than it declares; `first`: its first byte in a shard, None of a whole file."""
         look = self._look if first is None else self._inner
-        if look is not None and not key.endswith(_METADATA) and first not in self._index:
+        index = first == 0 and len(data) == self._index
+        if look is not None and not key.endswith(_METADATA) and not index:
             look(data)
-
-    def _packed(self, names: Sequence[str], promised: int) -> Callable[[bytes], None] | None:
-        """What looks at the bytes of one chunk; None where nothing packs them."""
-        plain = [name.removeprefix("numcodecs.") for name in names if name not in _SUMS]
-        packings = [name for name in plain if name in PACKINGS]
-        if len(packings) > 1:
-            raise self._odd()
-        if not packings:
-            return None
-        sums = sum(name in _SUMS for name in names)
-
-        def look(data: bytes) -> None:
-            if exceeds(packings[0], data[: len(data) - 4 * sums] if sums else data, promised):
-                raise self._grown()
-
-        return look
 
     def _grown(self) -> Exception:
         return data_error(self._path, "is damaged: a chunk unpacks to more than its metadata declare", AGAIN)
@@ -105,6 +153,23 @@ class Guard:
         return data_error(
             self._path, "has chunks that are packed twice, which are not read", "write them with one codec"
         )
+
+
+def _codec(name: str, options: Mapping[str, Any]) -> Codec:
+    return Codec(name.removeprefix("numcodecs."), options)
+
+
+def _codecs(stored: Sequence[Mapping[str, Any]]) -> list[Codec]:
+    """Of what the metadata of Zarr 3 state."""
+    return [_codec(str(one["name"]), one.get("configuration") or {}) for one in stored]
+
+
+def _typed(codec: Codec, key: str) -> bool:
+    return key in codec.options and codec.options[key] is not None
+
+
+def _at_start(shards: Codec) -> bool:
+    return str(getattr(where := shards.options.get("index_location", "end"), "value", where)) == "start"
 
 
 def guarded_store(path: Path, guard: Guard) -> Any:

@@ -134,7 +134,7 @@ def check(
         max_pixels: refuse images of more pixels or voxels than this, by what their headers declare. Left out, pictures may
             have a thousand million, and volumes what the memory holds.
         max_ram: GB of memory that the process may take, ulna itself included: a case that would take more is a problem
-            among the others, with the least that works. Left out, an image may unpack to half of what the machine has.
+            among the others, with what it needs at least. Left out, an image may unpack to half of what the machine has.
         series: of DICOM: the UID or the description of the series to take in every case, or of several that are its channels;
             for training write it into dicom.json beside the data.
         dicom: what is done about odd slices: tilt=resample|refuse, duplicates=refuse|first, gaps=refuse|interpolate,

@@ -29,7 +29,7 @@ def check_classes(reference: Volume, labels: Labels | None) -> None:
     """Refuse a label map of which the memory does not hold what is made of it: classes, and where they are known.
 
     Raises:
-        TooLargeError: with the least that works.
+        TooLargeError: with what it needs at least.
     """
     size, need = reference.array.dtype.itemsize, 2.0 * math.prod(reference.size)
     if labels is None:
