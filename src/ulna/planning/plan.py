@@ -35,7 +35,7 @@ from ulna.planning.levels import divisor_of
 from ulna.planning.mask_values import AS_CLASSES, MaskValues, choose_mask_values
 from ulna.planning.memory import MemoryEstimate, training_memory
 from ulna.planning.normalising import capped, choose_normalization
-from ulna.planning.sizes import choose_sizes
+from ulna.planning.sizes import choose_sizes, whole_image_limit
 from ulna.planning.slices import choose_slices, of_volumes, plane_axes, slices_of
 from ulna.planning.symmetry import mirror_axes, turn_axes
 from ulna.recipe import (
@@ -52,9 +52,6 @@ from ulna.recipe import (
 )
 from ulna.system.device import Device, find_device
 from ulna.system.progress import track
-
-# An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
-WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
 
 
 @dataclass(frozen=True)
@@ -280,7 +277,7 @@ def plan_training(
         patch=patch,
         batch=batch,
         strides=strides,
-        whole_image_limit=max(WHOLE_IMAGE[dims], math.prod(patch)),
+        whole_image_limit=whole_image_limit(recipe.architecture.foreign, patch, reasons),
         mirror_axes=mirror,
         turn_axes=turn,
         reasons=reasons,

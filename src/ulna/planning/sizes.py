@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ulna.data.pipeline.points import count_points
 from ulna.errors import UsageError
@@ -12,6 +13,7 @@ from ulna.planning.drafts import Drafts
 from ulna.planning.gpu_sizes import choose_gpu_batch, choose_gpu_patch
 from ulna.planning.levels import Sizes, choose_strides, product, rounded, shortened
 from ulna.planning.memory import MEMORY_GB
+from ulna.recipe import Foreign
 from ulna.system.device import Device
 
 # What follows is for a CPU; `gpu_sizes` has the rules for a GPU.
@@ -23,6 +25,8 @@ LARGEST_PATCH = {2: 512 * 512, 3: 96 * 96 * 96}
 # What a forward pass of a training step may cost: where computing is the limit, several small steps teach more in an hour
 # than one large one.
 STEP_GMACS = 17.0
+# An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
+WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
 
 
 def choose_sizes(
@@ -108,3 +112,24 @@ def _batch(patch: tuple[int, ...], network: Network, examples: tuple[int, str], 
     }
     why, batch = min(limits.items(), key=lambda limit: limit[1])
     return max(1, batch), why
+
+
+def whole_image_limit(foreign: Foreign | None, patch: Sequence[int], reasons: dict[str, str]) -> int:
+    """Pixels or voxels up to which an image is predicted in one piece; a reason is added where none is.
+
+    A network of others that pads a patch has been taught nothing of what it says behind it. An image that reached there would
+    be answered by that.
+    """
+    if foreign is not None and _is_padded(foreign, patch):
+        reasons["whole_image_limit"] = (
+            "none: images are predicted in windows of the patch, which the network pads to a larger size, and it is "
+            "trained to answer within the patch alone"
+        )
+        return 0
+    return max(WHOLE_IMAGE[len(patch)], math.prod(patch))
+
+
+def _is_padded(foreign: Foreign, patch: Sequence[int]) -> bool:
+    stated = [side or (1,) for side in (foreign.divisor, foreign.least)]
+    divisor, least = (side * len(patch) if len(side) == 1 else side for side in stated)  # one number is of every axis
+    return any(n % d or n < smallest for n, d, smallest in zip(patch, divisor, least, strict=True))
