@@ -129,7 +129,7 @@ def test_the_command_that_a_stop_prints_waits_for_the_folds(undivided, tmp_path,
 def test_a_fold_without_its_recipe_says_so_as_a_job_does(tmp_path, monkeypatch):
     """In `work`, which notes the reason where the command looks for it."""
     acts = []
-    monkeypatch.setattr(fold_worker, "work", lambda data, run, act, done: acts.extend((act, done)) or 2)
+    monkeypatch.setattr(fold_worker, "work", lambda data, run, act, done, **_: acts.extend((act, done)) or 2)
     assert fold_worker.main(tmp_path, tmp_path, 0, json.dumps({"allow_code": False})) == 2
     for act in acts:
         with pytest.raises(UsageError, match=r"folds\.yaml"):

@@ -41,7 +41,7 @@ from ulna.planning.choosing import choose
 from ulna.planning.plan import plan_training, read_training_data
 from ulna.recipe import Labels
 from ulna.system.mapped import InFile, let_go_of_part
-from ulna.training import by_slabs, needs, single, within
+from ulna.training import by_slabs, fold_jobs, needs, single, within
 from ulna.training.feed import Feed
 from ulna.training.fold_jobs import Together
 from ulna.training.samples import PreparedCases
@@ -395,10 +395,13 @@ def test_a_step_is_planned_by_the_limit(balls, monkeypatch):
     assert within.plan_within(found, asked, 1e9).recipe.planning.memory_gb == 0.441
 
 
-def test_folds_side_by_side_share_the_limit(tmp_path):
+def test_folds_side_by_side_share_the_limit(tmp_path, monkeypatch):
     data = draw_balls(tmp_path / "data", 4, split=False)
     recipe = choose(model="unet", recipe=None, folds=2, max_ram=8, set=SETTINGS)
     runs = [tmp_path / "fold_0", tmp_path / "fold_1"]
+
+    monkeypatch.setattr(fold_jobs, "program_bytes", lambda: 0.5e9)  # whatever this process did before
+    monkeypatch.setattr(needs, "program_bytes", lambda: 0.5e9)
 
     def jobs(number, limit):
         together = Together(On.read("local", number), None, "", None, None, limit)

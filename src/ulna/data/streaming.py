@@ -102,15 +102,19 @@ def prepare_on_disk(image: OpenImage, plan: Plan, scratch: Path, most: int, seen
     axis = turn.axes.index(image.axis) if turn.axes else image.axis
     made = Bricks((volume.channels, *grid), np.float32, scratch)
     at_once = _points_within(rows, step[axis])
-    for first in range(0, grid[axis], at_once):
-        wanted = rows_for((first, min(first + at_once, grid[axis])), axis, size[axis], step[axis], grid[axis])
-        turned = [slice(*wanted.voxels) if a == axis else slice(0, n) for a, n in enumerate(size)]
-        values = turn.forward(image.read(stored_box(turned, turn, size)))
-        part = torch.from_numpy(by_parts.normalise(np.ascontiguousarray(values, np.float32)))
-        if plan.whitening is not None:
-            part = whiten(part, plan.whitening)
-        part = resample_rows(part, step, size, wanted)
-        made.write([slice(*wanted.points) if a == axis else slice(0, n) for a, n in enumerate(grid)], part.numpy())
+    try:
+        for first in range(0, grid[axis], at_once):
+            wanted = rows_for((first, min(first + at_once, grid[axis])), axis, size[axis], step[axis], grid[axis])
+            turned = [slice(*wanted.voxels) if a == axis else slice(0, n) for a, n in enumerate(size)]
+            values = turn.forward(image.read(stored_box(turned, turn, size)))
+            part = torch.from_numpy(by_parts.normalise(np.ascontiguousarray(values, np.float32)))
+            if plan.whitening is not None:
+                part = whiten(part, plan.whitening)
+            part = resample_rows(part, step, size, wanted)
+            made.write([slice(*wanted.points) if a == axis else slice(0, n) for a, n in enumerate(grid)], part.numpy())
+    except BaseException:
+        made.close()
+        raise
     assert points(size, step) == grid
     return OnGrid(made, size, turn, step, device)
 

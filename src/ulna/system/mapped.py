@@ -7,11 +7,13 @@ import mmap
 import sys
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # readers of files do without torch
+    from torch import Tensor
 
 
 class InFile(np.memmap):  # type: ignore[type-arg]
@@ -36,7 +38,7 @@ def let_go(values: Tensor | NDArray[Any]) -> None:
     advise, size = _madvise(), values.nbytes
     if advise is None or not size:
         return
-    start = values.data_ptr() if isinstance(values, Tensor) else values.ctypes.data
+    start = values.ctypes.data if isinstance(values, np.ndarray) else values.data_ptr()
     first = start // mmap.PAGESIZE * mmap.PAGESIZE
     advise(first, start + size - first, mmap.MADV_DONTNEED)
 

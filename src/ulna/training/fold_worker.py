@@ -48,11 +48,11 @@ def main(data: Path, folder: Path, number: int, options: str) -> int:
                 names=opened(None if key is None else Path(key), run),
                 tracker=open_tracker(given["track"]),
                 shared=True,
-                limit=given["limit"],
+                limit=given.get("limit"),
                 **(other_limits(run, recipe) if begun else {}),
             )
 
-    bounded = given["limit"] is not None
+    bounded = given.get("limit") is not None
     return work(data, run, training, lambda: finished(run, of_all()), bounded=bounded)
 
 

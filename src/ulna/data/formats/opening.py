@@ -167,7 +167,11 @@ def _open(source: Source, spatial_dims: int | None, scratch: Path | None, *, pee
     if peek:
         return OpenImage(volume.with_array(hollow(volume.array.shape, volume.array.dtype)), (), -1)
     kept = Bricks(volume.array.shape, volume.array.dtype, scratch)
-    kept.write([slice(0, n) for n in volume.size], volume.array)
+    try:
+        kept.write([slice(0, n) for n in volume.size], volume.array)
+    except BaseException:
+        kept.close()
+        raise
     return OpenImage(volume.with_array(hollow(volume.array.shape, volume.array.dtype)), (kept,), 0)
 
 
