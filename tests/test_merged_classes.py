@@ -73,6 +73,7 @@ def dice(prediction, reference):
     return 2 * np.sum(prediction & reference) / (np.sum(prediction) + np.sum(reference))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("earlier", [False, True])
 def test_class_indices_in_masks_are_not_read_as_stored_values(tmp_path, earlier):
     """`inner` is class 1 and the value 3: a picture of the mask holds 3, that of an earlier run 1, and both are the same."""
@@ -94,6 +95,7 @@ def test_class_indices_in_masks_are_not_read_as_stored_values(tmp_path, earlier)
     assert own.summary["mean"]["dice"]["mean"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "order"), [("png", None), ("png", [1, 2]), ("nifti", [1, 2])])
 def test_overlapping_channels_of_one_label_map(tmp_path, kind, order):
     classes = {**KIDNEY, **({"regions_class_order": order} if order else {})}

@@ -43,6 +43,7 @@ def test_a_recipe_declares_what_classes_json_would(tmp_path):
     assert list((tmp_path / "why").iterdir())
 
 
+@pytest.mark.slow
 def test_overlapping_classes_of_a_recipe_are_channels_and_the_run_repeats_them(tmp_path):
     data = drawn(tmp_path / "data")
     recipe = Recipe(model="unet", classes=KIDNEY)
@@ -56,6 +57,7 @@ def test_overlapping_classes_of_a_recipe_are_channels_and_the_run_repeats_them(t
     assert again.summary["test"]["mean"] == run.summary["test"]["mean"]
 
 
+@pytest.mark.slow
 def test_a_plan_file_brings_them_along_and_a_pruned_run_keeps_them(tmp_path):
     data = drawn(tmp_path / "data", inner=3)
     ulna.plan(data, model="unetpp", set=[*TINY, MERGED], out=tmp_path / "plan.yaml", untimed=True)

@@ -24,6 +24,7 @@ import ulna.inference.cases, ulna.training.summary, ulna.study.publishing
 """
 
 
+@pytest.mark.slow
 def test_without_an_installation_the_version_is_that_of_the_project_file():
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, "-c", UNINSTALLED], env=environment, capture_output=True, text=True)

@@ -287,6 +287,7 @@ def test_omega_net_shows_position_and_channel_attention(tmp_path, picture):
     assert made.facts["maps"]["uncertainty"]["members"] == 2
 
 
+@pytest.mark.slow
 def test_several_runs_are_uncertain_where_they_differ(tmp_path, picture, monkeypatch):
     a, b = run_folder(tmp_path / "a", 0), run_folder(tmp_path / "b", 1)
     found, original = [], methods.uncertainty

@@ -60,6 +60,7 @@ def test_the_slice_that_is_shown_is_that_with_the_most_of_the_region():
     assert most_seen(region, tie, plan.slices).any(), "where the grids differ by a slice's last voxel"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["unet", "attention_unet"])
 def test_explain_writes_volumes_and_shows_a_slice(tmp_path, model):
     data = draw_balls(tmp_path / "data", 4, stored="SAR", channels=2)

@@ -59,6 +59,7 @@ def image(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_file_cleans_and_scales_as_the_run_does(run, exported, image):
     own, of_run = load(exported.file), ulna.load(run)(image)
     result = own(image, probabilities=True)

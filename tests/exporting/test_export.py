@@ -124,6 +124,7 @@ def test_the_card_as_a_page(run, tmp_path):
         ulna.info(run, out=tmp_path / "card.md")
 
 
+@pytest.mark.slow
 def test_without_data_images_are_made_up(run, tmp_path):
     made = ulna.export(run, out=tmp_path / "a.ulna", precision="fp16", most_dice_lost=0.5)
     assert made.parity.made_up
@@ -133,6 +134,7 @@ def test_without_data_images_are_made_up(run, tmp_path):
     assert made.parity.logits > whole.parity.logits
 
 
+@pytest.mark.slow
 def test_eight_bits_are_calibrated_and_refused_above_a_limit(run, images, tmp_path):
     made = ulna.export(run, out=tmp_path / "a.ulna", data=images, precision="int8", most_dice_lost=1)
     assert 0 < made.parity.logits < 0.5

@@ -50,6 +50,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != PREDICT_FILE}
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path, images, run, caplog):
     """An ensemble, probabilities, a page, and an image that is cut short."""
     caplog.set_level("INFO")

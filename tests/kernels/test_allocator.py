@@ -78,6 +78,7 @@ print(kept, *places, ours == allocator())
 """
 
 
+@pytest.mark.slow
 @glibc
 @pytest.mark.parametrize("native", ["1", "0"])
 def test_only_who_asks_for_it_in_python_gets_another_allocator(native, tmp_path):

@@ -51,6 +51,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_has_the_weights_of_its_epoch(discs, tmp_path, monkeypatch):
     changes = (*TINY, "loss.kind=boundary", "loss.options={schedule: rebalance, growth: 0.3, boundary: 0.1}")
     options = {"model": "unet", "epochs": 3, "set": changes}

@@ -49,6 +49,7 @@ def test_without_counts_or_in_another_loss_they_are_refused():
         make_loss("focal", options={"weights": "automatic"}, multilabel=False)
 
 
+@pytest.mark.slow
 def test_a_training_keeps_and_repeats_them(discs, tmp_path):
     options = {"model": "unet", "epochs": 1, "set": (*TINY, AUTO)}
     run = train(discs, out=tmp_path / "a", **options)

@@ -47,6 +47,7 @@ def test_sizes_grow_with_the_memory_and_stay_within_it(model, images):
         one.memory.check("this", "do that", one.device)
 
 
+@pytest.mark.slow
 def test_volumes_go_by_patches_as_large_as_the_deepest_map_can_use_where_there_is_memory():
     volumes = IMAGES["large volumes"]
     few, many = planned(volumes, device=LARGE), planned(volumes, model="nnunet", device=LARGE)
@@ -72,6 +73,7 @@ def test_sizes_depend_on_the_kind_of_device_and_its_memory_alone(monkeypatch):
     assert planned(IMAGES["thick slices"], device=Device("cuda", 80e9)) == told
 
 
+@pytest.mark.slow
 def test_what_is_allowed_or_fixed_bounds_a_plan_for_a_gpu():
     volumes = IMAGES["large volumes"]
     allowed = all_planned(volumes, "planning.memory_gb=5", device=LARGE)
@@ -114,6 +116,7 @@ def test_a_gpu_that_is_too_small_gets_the_least_and_is_refused_where_it_is_used(
         made.memory.check("this", "do that", made.device)
 
 
+@pytest.mark.slow
 def test_maps_in_float32_leave_less_room_than_in_bf16():
     volumes = IMAGES["large volumes"]
     old = planned(volumes, device=Device("cuda", 8e9, bf16=False))

@@ -157,6 +157,7 @@ def test_networks_that_keep_more_maps_take_smaller_patches_and_batches(monkeypat
     assert planned(images, model="efficient_unet").batch < planned(images).batch
 
 
+@pytest.mark.slow
 def test_points_leave_room_for_patches_and_batches_that_every_voxel_would_not(monkeypatch):
     monkeypatch.setattr("ulna.planning.sizes.STEP_GMACS", 1e9)  # else the work of a step decides
     volumes = data((200, 200, 200), (1.0,) * 3, "mm")

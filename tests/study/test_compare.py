@@ -196,6 +196,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(study, many):
     assert before == {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_one_seed_is_no_evidence(study, many):
     once = compare(many, models=MODELS, out=study.folder, seeds=1, epochs=2, set=TINY)
     assert "not evidence" in once.outcome.warning

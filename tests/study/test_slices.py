@@ -98,6 +98,7 @@ def test_compare_slices_with_volumes(balls, tmp_path):
     assert (tmp_path / "study" / "report.html").exists() and study is not None
 
 
+@pytest.mark.slow
 def test_prune_measures_levels_on_volumes(balls, tmp_path):
     run = ulna.train(
         balls, model="unetpp", out=tmp_path / "run", epochs=1,

@@ -27,6 +27,7 @@ def test_they_are_made_and_measured(run):
     assert found.mb > 50  # torch alone takes more
 
 
+@pytest.mark.slow
 def test_where_it_fails_there_is_nothing(run, tmp_path):
     assert hundred_steps(tmp_path) is None
 

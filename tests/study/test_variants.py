@@ -91,6 +91,7 @@ def test_what_is_stated_for_all_holds_for_all():
         assert variant.recipe.training.patience == 7
 
 
+@pytest.mark.slow
 def test_the_smallest_batch_holds_for_all():
     variants = make_variants(["unet", "nas_unet"], {}, [], [])
     settled = plan_variants(variants, facts((128, 128)), match=None)
@@ -177,6 +178,7 @@ def test_a_network_of_others_that_cannot_come_to_a_size_stands_with_a_footnote(t
     )
 
 
+@pytest.mark.slow
 def test_gmacs_of_a_head_that_reads_points_are_those_of_a_training_step():
     rows = make_variants(["implicit_unet"], {}, [], ["points.count=100"])
     (variant,) = plan_variants(rows, facts(), match=Budget.read("gmacs=0.5G")).variants
@@ -220,6 +222,7 @@ def test_names_that_look_alike_in_a_path_have_folders_of_their_own():
     assert Variant("zhou/unet", Recipe()).folder == "zhou_unet"
 
 
+@pytest.mark.slow
 def test_what_is_fixed_by_a_row_stays_and_a_study_that_goes_on_says_the_same():
     rows = make_variants(["unet"], {}, ["planning.batch=2,8"], [])
     assert [v.recipe.planning.batch for v in plan_variants(rows, facts(), match=None).variants] == [2, 8]

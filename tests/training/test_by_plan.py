@@ -202,6 +202,7 @@ def test_declared_classes_are_compared_before_data_are_read(others, planned, tmp
     assert "the classes of these data are" in str(error.value) and "model is unet" in str(error.value)
 
 
+@pytest.mark.slow
 def test_another_split_of_the_same_data_is_noted(others, tmp_path, caplog):
     data, _ = others["cases"]
     plan(data, model="unet", set=TINY, fold=0, out=tmp_path / "plan.yaml", untimed=True)
@@ -242,6 +243,7 @@ def test_a_plan_that_no_training_can_follow_is_refused(discs, planned, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_its_own_plan(discs, planned, tmp_path):
     run = train(discs, plan=planned, out=tmp_path / "run", epochs=1)
     train(discs, plan=planned, out=run.folder, resume=True)

@@ -63,6 +63,7 @@ def test_the_final_figures_are_those_of_what_predict_writes(run, data, tmp_path)
     assert scores.summary["mean"]["dice"]["mean"] == pytest.approx(run.summary["test"]["mean"]["dice"]["mean"])
 
 
+@pytest.mark.slow
 def test_a_longer_training_is_calibrated_anew(run, data, tmp_path):
     import shutil
 
@@ -73,6 +74,7 @@ def test_a_longer_training_is_calibrated_anew(run, data, tmp_path):
     assert before.weights == read_calibration(run.folder).weights
 
 
+@pytest.mark.slow
 def test_mirrored_copies_are_calibrated_with_and_without_heads(run, data, tmp_path):
     plain = ulna.train(
         data, model="unet", out=tmp_path / "run", epochs=2, set=(*SMALL, "architecture.deep_supervision=false")

@@ -240,6 +240,7 @@ def test_more_hours_validate_all_cases_and_forget_what_fewer_chose(discs, tmp_pa
     assert clock.cases == 2 * (run.summary["epochs"] - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [{"epochs": 2}, {"epochs": 1, "set": (*TINY, "training.min_steps=1")}])
 def test_a_limit_that_comes_later_keeps_time_for_the_final_evaluation(discs, tmp_path, monkeypatch, loops, before):
     Clock(monkeypatch, step_s=1.0, case_s=10.0)

@@ -76,6 +76,7 @@ def test_only_every_nth_epoch_is_validated_and_the_last(discs, tmp_path, scripte
     assert "best Dice 0.900, epoch 4" in {chart.said for chart in of_run(run.folder).charts}
 
 
+@pytest.mark.slow
 def test_a_training_too_short_for_a_validation_has_one(discs, tmp_path):
     run = train(discs, model="unet", out=tmp_path / "run", epochs=2, set=(*TINY, "training.validate_every=10"))
     assert [bool(value) for value in values(run.folder, "val_dice")] == [False, True]
@@ -88,6 +89,7 @@ def test_a_training_that_its_time_ends_has_a_validation(discs, tmp_path):
     assert values(run.folder, "val_dice")[-1] and run.summary["epochs"] < 500
 
 
+@pytest.mark.slow
 def test_patience_counts_validations(discs, tmp_path, scripted):
     settings = (*TINY, "training.validate_every=2", "training.patience=2")
     run = train(discs, model="unet", out=tmp_path / "run", epochs=50, set=settings)

@@ -61,6 +61,7 @@ def test_a_stopped_training_on_points_goes_on_exactly(discs, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["unetpp", "sdu_net"])
 def test_points_can_be_read_from_other_pyramids(discs, tmp_path, model):
     head = ("architecture.head=points", *NARROW, "points.count=200")

@@ -88,6 +88,7 @@ def test_samples_are_those_that_are_drawn(discs, tmp_path, pictures):
             assert np.array_equal(sample.values, whole.values[::-1, ::-1])
 
 
+@pytest.mark.slow
 def test_the_same_call_draws_the_same_sheet_and_another_seed_another(discs, tmp_path):
     first = look(discs, tmp_path / "a").preview.read_bytes()
     assert look(discs, tmp_path / "a").preview.read_bytes() == first
@@ -146,6 +147,7 @@ def test_a_folder_keeps_what_others_made_and_nothing_is_read_then(discs, tmp_pat
     assert (taken / "preview.png").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_the_command_names_the_sheet(discs, tmp_path, capsys):
     argv = ["plan", str(discs), "--untimed", "--preview", str(tmp_path / "look"), *(f"--set={one}" for one in TINY)]
     assert cli.run(argv) == 0

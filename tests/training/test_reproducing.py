@@ -67,6 +67,7 @@ def test_a_kernel_that_was_stored_is_compared_before_it_is_used(caplog, one_thre
     native.library.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not native.available(), reason="no native kernels here")
 def test_a_kernel_compiled_otherwise_has_another_name(tmp_path, monkeypatch):
     native.library("normalize")

@@ -270,6 +270,7 @@ def test_the_rate_warms_up_and_falls_over_epochs_or_time():
     assert learning_rate(limited, state, 1.0) < 0.5
 
 
+@pytest.mark.slow
 def test_paths_may_be_text_as_in_the_contract(run, discs, tmp_path):
     made = ulna.train(str(discs), model="unet", out=str(tmp_path / "a"), epochs=1, set=TINY)
     assert ulna.load(str(made.folder))(str(discs / "images" / "disc0.png")).mask.shape == (32, 40)
@@ -556,6 +557,7 @@ def test_without_a_whole_checkpoint_a_finished_run_never_begins_anew(copied, tmp
     }
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_whose_moments_overflowed_while_its_weights_did_not(copied, tmp_path):
     """As squares of gradients beyond 5e20 do: what was saved was then called damaged, and nothing was left."""
     for path in (tmp_path / "run" / "checkpoints").iterdir():
