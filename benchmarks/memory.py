@@ -3,6 +3,7 @@
     python benchmarks/memory.py                                        # predict: 1, 2, 4 GB; 64 to 256; 2, 20, 100 classes
     python benchmarks/memory.py --verbs check evaluate --sizes 64 128  # other verbs
     python benchmarks/memory.py --verbs predict check evaluate --width 2 --overlap 0 --sizes 512x512x600 --out memory-512
+    python benchmarks/memory.py --verbs train --patch 32 --sizes 64 512x512x600 --out memory-train
     python benchmarks/memory.py --sizes 512x512x600 --suffix .nii.gz --spacing 1.5
 
 The image is noise and the weights are random: nothing is said of a segmentation. Label maps hold balls, one a class on a
@@ -83,9 +84,9 @@ def write_run(folder: Path, plan: Plan, width: int, overlap: float) -> Path:
     return folder
 
 
-def draw(path: Path, size: tuple[int, ...]) -> Path:
+def draw(path: Path, size: tuple[int, ...], seed: int = 0) -> Path:
     """Noise in blocks of 8 voxels."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     values = rng.normal(0, 300, [-(-n // 8) for n in size]).astype(np.int16)
     for axis, n in enumerate(size):
         values = np.repeat(values, 8, axis).take(range(n), axis)
@@ -155,6 +156,25 @@ def evaluate_call(cell: Cell) -> list[str]:
     return ["evaluate", str(cell.folder / "masks"), str(root), "--out", str(cell.folder / "scores")]
 
 
+def train_call(cell: Cell) -> list[str]:
+    """Four steps and an epoch's validation: the image in the training part, noise of 64 voxels a side in the other."""
+    root, given = data_set(cell), cell.options
+    for seed, name in enumerate(("small", "aside"), 1):
+        draw(root / "images" / f"{name}{given.suffix}", (64, 64, 64), seed)
+        draw_labels(root / "labels" / f"{name}{given.suffix}", (64, 64, 64), cell.classes)
+    split = {"train": ["image", "small"], "val": ["aside"]}
+    (root / "splits.json").write_text(json.dumps(split))
+    settings = (
+        f"planning.patch=[{given.patch}, {given.patch}, {given.patch}]",
+        "planning.batch=1",
+        f"planning.spacing=[{given.spacing}, {given.spacing}, {given.spacing}]",
+        f"architecture.channels=[{given.width}, {2 * given.width}]",
+        "training.steps_per_epoch=4",
+    )
+    sets = [word for setting in settings for word in ("--set", setting)]
+    return ["train", str(root), "--model", "unet", "--out", str(cell.folder / "run"), "--epochs", "1", *sets]
+
+
 def data_set(cell: Cell) -> Path:
     """Image and labels as pairs, with the names of the classes."""
     root = cell.folder / "data"
@@ -170,6 +190,7 @@ CALLS: dict[str, Callable[[Cell], list[str]]] = {
     "predict": predict_call,
     "check": check_call,
     "evaluate": evaluate_call,
+    "train": train_call,
 }
 
 
