@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import budget
+from tests import budget, share
 from tests.discs import draw_discs
 from tests.places import SHARED
 from ulna.system import progress
@@ -60,11 +60,12 @@ def log_and_bars_left_as_they_were():
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what depends on the processor; the longest tests begin first, so that the others fill the time left."""
+    """Mark what depends on the processor and what is slow; the longest begin first, so that the others fill the time left."""
     for item in items:
         here = Path(__file__).parent
         if item.path.is_relative_to(here) and item.path.relative_to(here).as_posix().startswith(COMPUTING):
             item.add_marker(pytest.mark.processor)
+    share.mark_the_rest_slow(items)
 
     def later(item):
         slow = item.get_closest_marker("slow")

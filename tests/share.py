@@ -1,10 +1,11 @@
-"""Long series of like cases, such as the moments of a kill: every run has a share of them, others are slow or left out."""
+"""Long series of like cases, such as the moments of a kill: every run has a share, the others are slow or left out."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 
@@ -18,14 +19,14 @@ def share(cases: Sequence[Case], part: int) -> list[Case]:
     return list(cases) if ALL else [case for n, case in enumerate(cases) if n % part == 0 or n == len(cases) - 1]
 
 
-def rest_slow(cases: Sequence[Any], part: int) -> list[Any]:
-    """Parameters of which every `part`-th and the last one are quick tests, the others slow ones."""
-    last = len(cases) - 1
-    return [
-        case if n % part == 0 or n == last else pytest.param(*_values(case), marks=pytest.mark.slow)
-        for n, case in enumerate(cases)
-    ]
-
-
-def _values(case: Any) -> tuple[Any, ...]:
-    return case if isinstance(case, tuple) else (case,)
+def mark_the_rest_slow(items: Sequence[pytest.Item]) -> None:
+    """Of a test that is marked `share(4)`, every fourth of the quick cases stays one, and the others are slow ones."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("share")
+        if marker is None or item.get_closest_marker("slow"):
+            continue
+        test = str(item.path), getattr(item, "originalname", item.name)
+        if seen[test] % marker.args[0]:
+            item.add_marker(pytest.mark.slow)
+        seen[test] += 1

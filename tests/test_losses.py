@@ -256,6 +256,7 @@ KINDS_OF_TARGETS = {
 @pytest.mark.parametrize("reduction", ["image", "batch"])
 @pytest.mark.parametrize("targets", KINDS_OF_TARGETS)
 @pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.share(5)
 def test_losses_compute_in_float64_where_logits_are(kind, targets, reduction):
     """In float32 a difference quotient of 1e-6 is noise."""
     logits, labels, values, multilabel = KINDS_OF_TARGETS[targets]

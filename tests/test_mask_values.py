@@ -10,7 +10,6 @@ from PIL import Image
 import ulna
 from tests.inference.test_predict import run_folder
 from tests.miniatures import bowl
-from tests.share import rest_slow
 from tests.training.tiny import TINY
 from ulna.data.formats.read import read_labels
 from ulna.data.formats.source import Source
@@ -49,7 +48,8 @@ def values_of(folder):
     return {int(value) for mask in masks for value in np.unique(np.asarray(mask))}
 
 
-@pytest.mark.parametrize("suffix", rest_slow(["tif", "bmp", "png"], 3))
+@pytest.mark.share(3)
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
 def test_0_and_255_come_back_and_are_read_again(tmp_path, suffix):
     data = drawn(tmp_path / "data", [255], suffix)
     run = ulna.train(data, model="unet", out=tmp_path / "run", epochs=10, set=TINY)

@@ -15,7 +15,6 @@ from PIL import Image
 
 import ulna
 from tests import miniatures
-from tests.share import rest_slow
 from tests.training.tiny import rows_of
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
@@ -133,7 +132,8 @@ LONG = ("carvalho_ablation_axes", "carvalho_ablation_channels", "carvalho_ablati
 OTHERS = [name for name in names() if name not in LONG]
 
 
-@pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.slow) for n in LONG), *rest_slow(OTHERS, 2)])
+@pytest.mark.share(4)
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=pytest.mark.slow) for n in LONG), *OTHERS])
 def test_it_goes_from_the_published_folder_to_the_scores_of_the_paper(name, tmp_path):
     data = DATA[name](tmp_path / "data")
     recipe = choose(model=None, recipe=name)

@@ -203,6 +203,7 @@ def test_a_path_that_is_not_there_is_told_before_the_verb_is_imported(arguments,
         (["compare", "empty", "--models", "unet", "--out", "x"], "has a layout that is not known"),
     ],
 )
+@pytest.mark.share(4)
 def test_what_names_and_folders_tell_is_said_without_torch(words, said, discs, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "half" / "images").mkdir(parents=True)

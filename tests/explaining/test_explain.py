@@ -468,6 +468,7 @@ def listed(folder):
 
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("moves", [0, 1, 2])
+@pytest.mark.share(2)
 def test_an_explanation_that_is_stopped_leaves_nothing_that_is_not_listed(tmp_path, picture, monkeypatch, again, moves):
     run, out, left = run_folder(tmp_path / "run"), tmp_path / "why", list(range(moves))
     if again:

@@ -73,6 +73,7 @@ class Counted:
     ],
 )
 @pytest.mark.parametrize("most", [5, 999])
+@pytest.mark.share(3)
 def test_windows_together_give_what_they_give_one_by_one(monkeypatch, name, size, settings, most):
     plan = plan_of(len(size), mirror_axes=(0, 1))
     network = network_of(len(size), name)

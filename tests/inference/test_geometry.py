@@ -73,6 +73,7 @@ def write(path, array, affine):
 
 @pytest.mark.parametrize("suffix", [".nii", ".mha", ".nrrd"])
 @pytest.mark.parametrize(("shape", "spacing"), SHAPES)
+@pytest.mark.share(4)
 def test_a_structure_lies_where_it_does_in_the_world_in_all_48_orientations(shape, spacing, suffix, tmp_path):
     """100 % of the voxels that are farther than half a voxel from the border of the structure are right."""
     offset = OFFSET if shape[2] > 1 else (*OFFSET[:2], 0)

@@ -69,6 +69,7 @@ def test_two_processes_give_what_one_gives(tmp_path, images, run, caplog):
     assert again.skipped == ("a", "b", "d")
 
 
+@pytest.mark.slow
 def test_a_case_that_kills_its_process_twice_has_failed_and_no_other(tmp_path, images, run, poisoned):
     """What was killed goes on at once: it takes the cases behind b while the other process is at a."""
     poisoned.setenv("POISON", "b")

@@ -77,6 +77,7 @@ def literally(network, plan, image, settings):
 @pytest.mark.parametrize(("neighbours", "tta"), [(0, False), (2, True)])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("size", [(5, 21, 18), (1, 17, 33), (18, 1, 2)])
+@pytest.mark.share(5)
 def test_a_volume_is_answered_slice_by_slice(size, axis, neighbours, tta, whole):
     labels = Labels(names=("background", "a", "b"))
     plan = plan_of(axis, neighbours, labels=labels, whole_image_limit=10**6 if whole else 0)
@@ -154,6 +155,7 @@ def test_the_answer_lies_in_the_geometry_of_the_file(tmp_path, letters, axis):
 @pytest.mark.parametrize("letters", ["RAS", "LPS", "SAR", "ILA"])
 @pytest.mark.parametrize("tta", [False, True])
 @pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.share(5)
 def test_slices_with_a_crop_answer_in_the_geometry_of_the_volume(letters, axis, tta):
     """The middle of every slice is that of the cut volume, all beyond it background; one side of the crop is padded."""
     labels = Labels(names=("background", "a", "b"))

@@ -263,6 +263,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.share(3)
 def test_a_gradient_penalty_over_a_network_is_that_of_float64(name: str, training: bool) -> None:
     """Against torch's operations alone: in float64, by the reference of sweeps."""
     generator = torch.Generator().manual_seed(2)

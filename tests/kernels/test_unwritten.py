@@ -91,6 +91,7 @@ CHANNELS = (*range(1, 20), 31, 32, 33, 49)
 @needs_native
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize(("dtype", "bf16"), [(torch.float32, True), (torch.float32, False), (torch.float64, False)])
+@pytest.mark.share(2)
 def test_a_sweep_reads_only_what_was_written(spoilt, dtype, bf16, dims) -> None:
     for channels in CHANNELS:
         assert all(t.isfinite().all() for t in swept(channels, dims, dtype, bf16)), channels

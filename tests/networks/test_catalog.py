@@ -13,6 +13,7 @@ def agrees(printed: str, counted: float) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in NAMED.items() if entry.published or entry.published_gmacs])
+@pytest.mark.share(2)
 def test_a_row_has_the_printed_figures_or_says_why_not(name):
     (model,) = models(name)
     printed = [

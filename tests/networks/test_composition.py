@@ -139,6 +139,7 @@ def test_the_command_line_composes_as_python_does(slot):
     + [{"topology": topology, "head": head} for topology, head in READINGS],
     ids=lambda changes: "-".join(changes.values()),
 )
+@pytest.mark.share(3)
 def test_width_is_matched_to_a_budget_for_any_composition(changes):
     budget = 3_000_000 if changes.get("head") == "points" else 400_000  # the decoder of points has 1.9 M at any width
     with torch.device("meta"):

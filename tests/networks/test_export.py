@@ -86,6 +86,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("way", "name", "size", "spatial_dims"), CASES)
+@pytest.mark.share(3)
 def test_any_size(way, name, size, spatial_dims, tmp_path):
     if way is not through_export:
         pytest.importorskip("onnxruntime")

@@ -54,6 +54,7 @@ class Turned(TorchDispatchMode):
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("name", NAMED)
+@pytest.mark.share(3)
 def test_maps_and_gradients_stay_channels_last(name, spatial_dims):
     if spatial_dims == 3 and not multiplies_bf16(torch.device("cpu")):
         pytest.skip("torch convolves volumes by a loop of its own here, which writes channels first")

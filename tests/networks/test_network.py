@@ -23,6 +23,7 @@ def check_program(exported, net, image):
 @pytest.mark.parametrize("classes", [1, 5])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("name", NAMED)
+@pytest.mark.share(3)
 def test_every_network_answers_at_any_size_and_every_parameter_learns(name, spatial_dims, classes):
     net = narrow(name, in_channels=2, classes=classes, spatial_dims=spatial_dims).train()
     image = torch.randn(1, 2, *ODD[spatial_dims])

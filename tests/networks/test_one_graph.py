@@ -49,6 +49,7 @@ def compiled_equals_plain(name, spatial_dims, **changes):
 
 
 @pytest.mark.parametrize("name", QUICK)
+@pytest.mark.share(3)
 def test_a_network_and_its_loss_are_one_graph(name):
     compiled_equals_plain(name, 2)
 
@@ -73,6 +74,7 @@ def test_a_network_of_volumes_and_its_loss_are_one_graph(name):
         *((kind, "equal", ignored) for kind in LOSSES if kind != "dice_ce" for ignored in (None, 3)),
     ],
 )
+@pytest.mark.share(4)
 def test_other_losses_are_one_graph(kind, heads, ignored):
     torch._dynamo.reset()
     logits = {"x0": torch.randn(2, 3, 8, 8), "x1": torch.randn(2, 3, 4, 4)}

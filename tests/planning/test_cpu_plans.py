@@ -8,7 +8,7 @@ from tests.planning.cpu_table import CASES, STORED, name_of, plan_of, told
 from ulna.system.device import Device
 
 ROWS = {name: list(row) for name, *row in json.loads(STORED.read_text())}
-QUICK = ("unet", "nnunet", "implicit_unet")  # of the other networks, the whole table takes too long
+QUICK = ("unet",)  # the whole table takes too long
 MARKED = [pytest.param(*case, id=name_of(*case), marks=() if case[0] in QUICK else pytest.mark.slow) for case in CASES]
 
 

@@ -5,7 +5,6 @@ import math
 import pytest
 
 from tests.planning.test_plan import all_planned, data, planned
-from tests.share import rest_slow
 from ulna.planning.gpu_sizes import LARGEST_BATCH, LEAST_BATCH, LEAST_SEEN, SEEN, _first_that_fits
 from ulna.planning.memory import GPU_SHARE
 from ulna.system.device import Device
@@ -22,11 +21,10 @@ IMAGES = {
 }
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize(
     ("model", "images"),
-    rest_slow(
-        [*(("unet", images) for images in IMAGES), ("nnunet", "large volumes"), ("implicit_unet", "thick slices")], 3
-    ),
+    [("implicit_unet", "thick slices"), *(("unet", images) for images in IMAGES), ("nnunet", "large volumes")],
 )
 def test_sizes_grow_with_the_memory_and_stay_within_it(model, images):
     made = [all_planned(IMAGES[images], model=model, device=Device("cuda", gb * 1e9)) for gb in (5, 12, 80)]

@@ -121,6 +121,7 @@ def test_without_a_choice_there_are_tables_and_a_figure_and_no_run(measured):
         ("omega_net", {"level": 2}, "main0"),
     ],
 )
+@pytest.mark.share(3)
 def test_a_smaller_run_equals_the_head_of_its_parent_to_the_bit(run_of, tmp_path, model, choice, head):
     parent = run_of(model)
     made = prune(parent, out=tmp_path / "small", **choice)

@@ -66,6 +66,7 @@ def test_a_sheet_is_drawn_within_a_limit(discs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("neighbours", [0, 1])
 @pytest.mark.parametrize("stored", ["RAS", "SAR"])
+@pytest.mark.share(3)
 def test_slices_are_drawn_as_the_network_sees_them(tmp_path, pictures, neighbours, stored):
     data = draw_balls(tmp_path / "data", 5, stored=stored, channels=2)
     slices = ("planning.spatial_dims=2", f"planning.neighbours={neighbours}")

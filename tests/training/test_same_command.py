@@ -52,6 +52,7 @@ def test_what_a_limit_made_of_the_memory_is_not_compared(run):
 
 
 @pytest.mark.parametrize("flags", [{"model": "unetpp"}, {"seed": 3}, {"set": "optimizer.lr=1e-2"}, {}])
+@pytest.mark.share(2)
 def test_a_part_of_the_command_is_enough(discs, run, flags):
     assert train(discs, out=run, resume=True, **flags).summary["epochs"] == 2
 

@@ -79,6 +79,7 @@ def same(one, two):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.share(2)
 def test_repeated_steps_are_plain_steps(name):
     """New inputs, another rate, dropout, running statistics, moments: to the bit."""
     plain, repeated = Trained(name, recorder=None), Trained(name, recorder=Notes)
@@ -91,6 +92,7 @@ def test_repeated_steps_are_plain_steps(name):
 
 @pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.share(3)
 def test_repeated_updates_of_gradients_that_were_added_up(kind, clip):
     options = {"accumulate": 3, "steps": 20, "kind": kind, "clip": clip}
     plain, repeated = (Trained("batch norm and dropout", recorder=r, **options) for r in (None, Notes))

@@ -531,6 +531,7 @@ def test_other_classes_are_other_data(copied, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["bytes", "absent", "nan", "other"])
+@pytest.mark.share(2)
 def test_without_a_whole_checkpoint_a_finished_run_never_begins_anew(copied, tmp_path, damage):
     checkpoints = tmp_path / "run" / "checkpoints"
     for path in checkpoints.iterdir():
@@ -579,6 +580,7 @@ def test_a_run_goes_on_whose_moments_overflowed_while_its_weights_did_not(copied
         ("arithmetic", 3),
     ],
 )
+@pytest.mark.share(3)
 def test_a_checkpoint_with_a_state_of_other_types_is_a_clear_error(copied, tmp_path, field, value):
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         saved = read_tensors(path)

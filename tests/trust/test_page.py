@@ -139,6 +139,7 @@ def test_names_of_cases_and_classes_are_text(tmp_path):
 
 
 @pytest.mark.parametrize("values", [(0, 1), (0, 255), (3, 7)])
+@pytest.mark.share(2)
 def test_the_outline_lies_where_the_mask_is(images, tmp_path, values):
     run = calibrated(run_folder(tmp_path / "run", 0, fingerprint=TOLD, mask_values=values), dice=MIRRORED)
     ulna.predict(run, images / "odd.png", out=tmp_path / "out", report=True)

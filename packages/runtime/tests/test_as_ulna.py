@@ -155,6 +155,7 @@ def test_slices_of_volumes(axis, neighbours, flat, rng):
     ],
     ids=str,
 )
+@pytest.mark.share(3)
 def test_heads_that_read_points(points, rng, inference):
     smooth = rng.normal(size=(3, 5, 4)).repeat(8, 1).repeat(8, 2).astype(np.float32)
     same(points, plan_for(2), Volume(smooth, (1.0, 1.0)), varied="tta" not in inference, **inference)

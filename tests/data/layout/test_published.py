@@ -11,7 +11,6 @@ from PIL import Image
 
 import ulna
 from tests.places import SHARED
-from tests.share import rest_slow
 from tests.training.tiny import TINY
 from ulna.cli import main as cli
 from ulna.data.layout.dataset import Dataset, split
@@ -164,7 +163,8 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", rest_slow(list(PUBLISHED), 3))
+@pytest.mark.share(5)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_data_set_goes_in_as_it_is(tmp_path, name, capsys):
     make, note, classes, channels = PUBLISHED[name]
     root = make(tmp_path / name)

@@ -249,6 +249,7 @@ ALL = {row[0]: row[1:3] for row in [*FAULTS, *MENDED, *LEFT]}
 
 
 @pytest.mark.parametrize(("make", "plant"), ALL.values(), ids=ALL)
+@pytest.mark.share(3)
 def test_no_message_names_a_file_that_is_gone(tmp_path, make, plant):
     """While a copy is made, its files lie in a folder of their own."""
     (tmp_path / "data").mkdir()

@@ -110,6 +110,7 @@ def test_values_near_the_largest_that_there_are_stay_finite() -> None:
         ("implicit_unet", {"channels": (16, 32, 64)}),
     ],
 )
+@pytest.mark.share(3)
 def test_a_batch_of_seven_is_seven_batches_of_one(name: str, options: dict[str, object], size: int) -> None:
     """1.4e-6 to 5e-6 was measured: torch's library too chooses its products by the batch."""
     generator = torch.Generator().manual_seed(3)

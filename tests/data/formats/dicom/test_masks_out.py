@@ -81,6 +81,7 @@ def rtstruct_places(path, files):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("format", ["seg", "rtstruct", "nifti"])
 @pytest.mark.parametrize("part", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.share(2)
 def test_the_mask_of_a_marker_lies_on_the_marker_in_48_orientations(tmp_path, shape, format, part):
     """Quickly every fifth of them, which takes another one of 24 and another order each time."""
     for number, (orientation, reverse) in enumerate([*itertools.product(range(24), (False, True))][::part]):
