@@ -34,8 +34,8 @@ from overlap import measure as measure_overlap
 from PIL import Image
 
 from ulna.errors import counted
+from ulna.system.cores import usable_cores
 from ulna.system.outputs import PREDICT_FILE
-from ulna.system.threads import usable_cores
 
 SIDES = {"png": 96, "nifti": 48}
 WIDTH = 16  # channels of the network for volumes: a U-Net of two levels with random weights

@@ -6,19 +6,20 @@ import pytest
 import torch
 
 from ulna.errors import UsageError
-from ulna.system import threads as room
-from ulna.system.threads import check_threads, choose_threads, computing_with, free_cores
+from ulna.system import cores, threads
+from ulna.system.cores import free_cores, granted_cores
+from ulna.system.threads import check_threads, choose_threads, computing_with
 
 
 @pytest.fixture
 def processors(tmp_path, monkeypatch):
     """A machine whose processors are busy for a share of the time that they are watched."""
-    monkeypatch.setattr(room, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
 
     def made(busy, others=()):
         file = tmp_path / "stat"
-        monkeypatch.setattr(room, "STAT", file)
-        monkeypatch.setattr(room, "usable_cores", lambda: set(range(len(busy))))
+        monkeypatch.setattr(cores, "STAT", file)
+        monkeypatch.setattr(cores, "usable_cores", lambda: set(range(len(busy))))
         every = [*busy, *others]
 
         def write(ticks):
@@ -62,29 +63,41 @@ def test_a_container_has_no_more_than_its_share(processors, tmp_path):
 
 
 def test_where_the_system_does_not_tell_the_load_does(monkeypatch, tmp_path):
-    monkeypatch.setattr(room, "STAT", tmp_path / "absent")
-    monkeypatch.setattr(room, "QUOTA", tmp_path / "absent")
-    monkeypatch.setattr(room, "usable_cores", lambda: set(range(8)))
+    monkeypatch.setattr(cores, "STAT", tmp_path / "absent")
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "absent")
+    monkeypatch.setattr(cores, "usable_cores", lambda: set(range(8)))
     monkeypatch.setattr(os, "getloadavg", lambda: (2.9, 0.0, 0.0))
     assert free_cores(wait=lambda s: None) == 5
-    monkeypatch.setattr(room, "QUOTA", tmp_path / "cpu.max")
-    room.QUOTA.write_text("200000 100000\n")
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    cores.QUOTA.write_text("200000 100000\n")
     assert free_cores(wait=lambda s: None) == 2
     monkeypatch.delattr(os, "getloadavg")  # as on Windows
-    room.QUOTA.write_text("max 100000\n")
+    cores.QUOTA.write_text("max 100000\n")
     assert free_cores(wait=lambda s: None) == 8
+
+
+def test_no_more_is_granted_than_a_container_and_the_environment_allow(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores, "usable_cores", lambda: set(range(8)))
+    assert granted_cores() == 8
+    cores.QUOTA.write_text("350000 100000\n")
+    assert granted_cores() == 4
+    for said, granted in (("2", 2), ("64", 4), ("0", 1), ("many", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        assert granted_cores() == granted
 
 
 def test_threads_are_those_wanted_else_those_named_else_what_is_free(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(room, "free_cores", lambda: 3)
+    monkeypatch.setattr(threads, "free_cores", lambda: 3)
     assert choose_threads(7) == 7
     assert choose_threads() == 3
-    monkeypatch.setattr(room, "free_cores", lambda: 16)
+    monkeypatch.setattr(threads, "free_cores", lambda: 16)
     assert choose_threads() == 4, "torch was told to take no more"
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    monkeypatch.setattr(room, "free_cores", lambda: 1)
+    monkeypatch.setattr(threads, "free_cores", lambda: 1)
     assert choose_threads() == 4
 
 

@@ -12,7 +12,6 @@ from ulna.data.pipeline.augment import Augment
 from ulna.planning.choosing import recommended
 from ulna.planning.plan import plan_training, read_training_data
 from ulna.recipe import set_value
-from ulna.training.ahead import ahead
 from ulna.training.feed import Feed, thread_count
 from ulna.training.samples import Batches, PreparedCases, Samples, device_room
 
@@ -155,15 +154,6 @@ def test_a_fault_in_a_thread_is_that_of_its_batch(planned, monkeypatch):
     monkeypatch.setattr(Samples, "draw", lambda samples, key: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         taken(feed_of(planned, threads=2))
-
-
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_ahead_keeps_the_order_and_makes_no_more_than_it_may(threads):
-    begun, used = [], []
-    for made in ahead(lambda n: begun.append(n) or n * n, range(10), threads):
-        assert len(begun) <= len(used) + threads + 1
-        used.append(made)
-    assert used == [n * n for n in range(10)]
 
 
 def test_threads_end_with_their_reader(planned):

@@ -14,8 +14,8 @@ from ulna.executors.places import Places, read_jobs
 from ulna.executors.ray import OnRay
 from ulna.executors.slurm import Slurm
 from ulna.executors.slurm_script import Options, read_options
+from ulna.system.cores import usable_cores
 from ulna.system.device import Device, gpus_here
-from ulna.system.threads import usable_cores
 
 LOCAL, RAY, SLURM = "local", "ray", "slurm"
 # Of each job elsewhere where nobody says how many: this machine's free cores say nothing of a node's

@@ -18,10 +18,10 @@ from ulna.errors import UsageError, counted, printable
 from ulna.executors import ray_task
 from ulna.executors.handing import Late, reason
 from ulna.executors.job import Ended, Job, passed_variables, told_need
+from ulna.system.cores import usable_cores
 from ulna.system.extras import need
 from ulna.system.outputs import make_folder
 from ulna.system.progress import Standing
-from ulna.system.threads import usable_cores
 
 log = logging.getLogger(__name__)
 

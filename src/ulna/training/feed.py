@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ulna.system.ahead import ahead
 from ulna.system.ranks import ALONE, Ranks
-from ulna.training.ahead import ahead
 from ulna.training.samples import Batches, Key, Sample, Samples
 
 Batch = tuple[Tensor, Tensor]

@@ -26,9 +26,9 @@ from ulna.data.prepared.key import Form
 from ulna.data.prepared.store import CaseStore
 from ulna.errors import UsageError, printable
 from ulna.recipe import Plan, Training
+from ulna.system.ahead import ahead
 from ulna.system.device import to_device
 from ulna.system.mapped import let_go
-from ulna.training.ahead import ahead
 from ulna.training.by_slabs import prepare_by_slabs
 from ulna.training.sampling import Balance, Chosen, Pieces, Sampling
 from ulna.training.spool import Spool

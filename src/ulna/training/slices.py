@@ -21,7 +21,7 @@ from ulna.data.pipeline.slices import seen_in_stack, stacked
 from ulna.data.prepared.store import CaseStore
 from ulna.planning.length import MOST_SLICE_STEPS
 from ulna.recipe import Plan, Recipe, Slices, Training, count_drawn
-from ulna.training.ahead import ahead
+from ulna.system.ahead import ahead
 from ulna.training.samples import LABELS, Batches, Key, PreparedCases, Sample, Samples
 from ulna.training.sampling import Pieces, Sampling
 from ulna.training.within import Within

@@ -14,7 +14,7 @@ from ulna.data.layout.classes import classes_found
 from ulna.data.layout.dataset import Dataset, split
 from ulna.data.quality.check import check, check_dataset
 from ulna.data.quality.intensity import _percentiles
-from ulna.data.quality.scan import scan_case, scan_dataset
+from ulna.data.quality.scan import scan_case
 from ulna.errors import DataError
 from ulna.recipe import Labels
 
@@ -340,11 +340,6 @@ def test_multilabel_classes_are_counted_one_by_one(tmp_path):
     (root / "classes.json").write_text(json.dumps({"mode": "multilabel", "labels": ["disc", "cup"]}))
     report = check(root)
     assert report.ok and report.scans[0].label_values == {0: 168, 1: 168, 2: 56}
-
-
-def test_several_readers_at_a_time_find_the_same(tmp_path):
-    dataset = Dataset.from_folder(png_set(tmp_path, [half()] * 6))
-    assert scan_dataset(dataset, workers=2) == scan_dataset(dataset)
 
 
 def test_a_long_report_is_shortened_in_print_only(tmp_path):

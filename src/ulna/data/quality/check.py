@@ -25,8 +25,9 @@ from ulna.data.quality.consistency import compare_grids, compare_images, compare
 from ulna.data.quality.duplicates import find_duplicates
 from ulna.data.quality.merging import MERGE_OBJECTS, missing_values, numbered_objects
 from ulna.data.quality.needs import KEPT, checking_within
+from ulna.data.quality.reading import scan_dataset
 from ulna.data.quality.repair import Repair, check_target, repair
-from ulna.data.quality.scan import TURNED, CaseStats, scan_dataset
+from ulna.data.quality.scan import TURNED, CaseStats
 from ulna.data.quality.slices import SliceCount
 from ulna.errors import DataError, Problem, UsageError, counted, listed, printable
 from ulna.recipe import Labels
@@ -178,9 +179,9 @@ def _too_few(dataset: Dataset, found: Report) -> list[str]:
     return []
 
 
-def check_dataset(dataset: Dataset, workers: int = 0) -> Report:
+def check_dataset(dataset: Dataset) -> Report:
     """Read every case once, then compare the cases with each other and with what is declared."""
-    scans = scan_dataset(dataset, workers)
+    scans = scan_dataset(dataset)
     problems = [problem for one in scans for problem in one.problems]
     notes = sorted([*dataset.notes, *_reader_notes(scans)], key=lambda note: TURNED not in note)
     labels = _labels(dataset, scans, problems, notes)

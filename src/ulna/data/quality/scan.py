@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,7 +16,6 @@ from ulna.data.formats.limits import holding, within_memory
 from ulna.data.formats.mapping import read_or_map
 from ulna.data.formats.slabs import slabs
 from ulna.data.layout.case import Case
-from ulna.data.layout.dataset import Dataset
 from ulna.data.pipeline.colour import is_colour
 from ulna.data.pipeline.orientation import AS_STORED, to_canonical
 from ulna.data.quality.intensity import Intensity, measure
@@ -30,7 +28,6 @@ from ulna.data.volume import Volume, may_lie_turned, same_geometry, spacing_text
 from ulna.errors import DataError, Problem, UsageError
 from ulna.recipe import Labels
 from ulna.system.mapped import InFile
-from ulna.system.progress import track
 
 TURNED = "its label map may be rotated against the image"  # so begins a note that must be read before others
 _OTHER_GRID = "resample the label map to the grid of its image, or pair the right files"
@@ -202,28 +199,6 @@ def _turned(image: Volume, reference: Volume) -> tuple[str, ...]:
         f"{TURNED}: {what}. It is read as drawn on the picture as viewers show it; if it was drawn on the stored pixels, "
         "give it the tag of the image",
     )
-
-
-def scan_dataset(dataset: Dataset, workers: int = 0) -> list[CaseStats]:
-    """Read every case once, in the order of the data set; with `workers`, that many at a time.
-
-    Files that could be 2D or 3D are what the others are: in a data set of volumes they are read again, as volumes.
-    """
-    found = _each(dataset.cases, dataset.labels, workers, "reading")
-    again = [n for n, one in enumerate(found) if one.either and one.spatial_dims == 2]
-    if again and any(one.spatial_dims == 3 for one in found):
-        cases = [replace(dataset.cases[n], spatial_dims=3) for n in again]
-        for n, one in zip(again, _each(cases, dataset.labels, workers, "reading volumes of few slices"), strict=True):
-            found[n] = one
-    return found
-
-
-def _each(cases: Sequence[Case], labels: Labels | None, workers: int, what: str) -> list[CaseStats]:
-    if workers <= 1:
-        return [scan_case(case, labels) for case in track(cases, what)]
-    with ThreadPoolExecutor(workers) as pool:  # unpacking and decoding release the interpreter
-        pending = [pool.submit(scan_case, case, labels) for case in cases]
-        return [future.result() for future in track(pending, what)]
 
 
 def _tried(read: Callable[[], Volume], source: object, problems: list[Problem]) -> Volume | None:
