@@ -1,35 +1,90 @@
 """Up to which size an image is predicted in one piece: not where a network was taught within a part of what it is given."""
 
+import math
+
 import pytest
+import torch
 import yaml
 
 import ulna
 from tests.foreign_code import FORMS
+from ulna.blocks.spatial_dependency import Sweep
+from ulna.networks.build import build
+from ulna.networks.catalog import NAMED
 from ulna.planning.sizes import WHOLE_IMAGE, whole_image_limit
 from ulna.recipe import Foreign
 
 OTHERS = Foreign(source="monai:SwinUNETR", divisor=(32, 32, 32), least=(64, 32, 32))
 
 
+FEW = {"levels": 2, "base_channels": 4, "channels": None}
+BASES = [name for name in NAMED if "/" not in name]
+
+
+def small(name, spatial_dims=2):
+    torch.manual_seed(0)
+    return build(name, in_channels=1, classes=2, spatial_dims=spatial_dims, **FEW).eval()
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_networks_that_take_means_answer_by_what_is_far_away(name):
+    """Farther than convolutions of two levels reach; a sweep carries what it saw from end to end, and takes no means."""
+    network, image = small(name), torch.rand(1, 1, 8, 320, generator=torch.Generator().manual_seed(1))
+    other = image.clone()
+    other[..., 250:] *= 3
+    with torch.no_grad():
+        one, two = network(image)[..., :8], network(other)[..., :8]
+    if any(isinstance(module, Sweep) for module in network.modules()):
+        assert not network.takes_means
+    else:
+        assert network.takes_means == (not torch.allclose(one, two, rtol=1e-5, atol=1e-6))
+
+
+def test_images_are_whole_where_the_network_takes_no_means():
+    reasons = {}
+    assert whole_image_limit(small("unet", 3), None, (32, 32, 32), reasons) == WHOLE_IMAGE[3]
+    assert whole_image_limit(small("unet"), None, (64, 64), reasons) == WHOLE_IMAGE[2]
+    assert not reasons
+
+
+@pytest.mark.parametrize("name", ["nnunet", "mednext", "efficient_unet", "omega_net"])
+def test_images_larger_than_a_patch_go_by_windows_where_it_does(name):
+    reasons = {}
+    assert whole_image_limit(small(name), None, (64, 64), reasons) == 64 * 64
+    assert reasons["whole_image_limit"].startswith("that of the patch: larger images are predicted in windows of it")
+
+
+@pytest.mark.parametrize("patch", [(96, 96, 96), (64, 64, 64)])
+def test_a_large_patch_is_whole_in_any_case(patch):
+    reasons = {}
+    for foreign in (None, OTHERS):
+        assert whole_image_limit(small("nnunet", 3), foreign, patch, reasons) == math.prod(patch)
+    assert not reasons
+
+
 @pytest.mark.parametrize(
-    ("foreign", "patch", "whole"),
+    ("divisor", "least", "patch", "padded"),
     [
-        (None, (32, 32, 32), True),
-        (OTHERS, (64, 32, 32), True),
-        (OTHERS, (32, 32, 32), False),
-        (OTHERS, (64, 32, 40), False),
-        (OTHERS.replaced(divisor=16, least=None), (32, 48, 32), True),
-        (OTHERS.replaced(divisor=16, least=None), (32, 40, 32), False),
+        ((32, 32, 32), (64, 32, 32), (64, 32, 32), False),
+        ((32, 32, 32), (64, 32, 32), (32, 32, 32), True),
+        ((32, 32, 32), (64, 32, 32), (64, 32, 40), True),
+        (16, None, (32, 48, 32), False),
+        (16, None, (32, 40, 32), True),
     ],
 )
-def test_images_are_whole_where_no_patch_was_padded(foreign, patch, whole):
+def test_a_network_of_others_goes_by_windows(divisor, least, patch, padded):
+    """However small an image is, where patches are padded."""
     reasons = {}
-    assert whole_image_limit(foreign, patch, reasons) == (WHOLE_IMAGE[3] if whole else 0)
-    assert list(reasons) == ([] if whole else ["whole_image_limit"])
+    foreign = OTHERS.replaced(divisor=divisor, least=least)
+    assert whole_image_limit(small("unet", 3), foreign, patch, reasons) == (0 if padded else math.prod(patch))
+    assert reasons["whole_image_limit"].startswith("none: " if padded else "that of the patch: ")
 
 
-def test_a_large_patch_is_whole_in_any_case():
-    assert whole_image_limit(None, (96, 96, 96), {}) == 96**3
+def test_a_plan_says_so(tmp_path, discs):
+    words = ("planning.patch=[16,16]", "planning.batch=2", "training.min_steps=2", "architecture.channels=[4,8]")
+    run = ulna.train(discs, model="nnunet", out=tmp_path / "run", epochs=1, set=words)
+    plan = yaml.safe_load((run.folder / "plan.yaml").read_text())
+    assert plan["whole_image_limit"] == 256 and "windows" in plan["reasons"]["whole_image_limit"]
 
 
 def test_a_training_of_padded_patches_predicts_in_windows_of_them(tmp_path, discs):

@@ -18,6 +18,8 @@ class SqueezeExcitation(nn.Module):
         (N, C, *S) -> the same
     """
 
+    takes_means = True  # over all that the network sees
+
     def __init__(self, spatial_dims: int, channels: int, squeezed: int) -> None:
         super().__init__()
         self.reduce = nd.conv(spatial_dims, channels, squeezed, kernel_size=1)

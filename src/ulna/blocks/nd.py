@@ -206,6 +206,8 @@ class InstanceNorm(nn.Module):
         (N, C, *S) -> (N, C, *S), through a leaky ReLU of `slope` (1: none)
     """
 
+    takes_means = True  # over all that the network sees
+
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))

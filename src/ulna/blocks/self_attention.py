@@ -95,6 +95,8 @@ class SpatialAttention(nn.Module):
         UsageError: for fewer than one feature or an unknown pooling.
     """
 
+    takes_means = True  # over all that the network sees
+
     def __init__(
         self, spatial_dims: int, channels: int, *, features: int, pooling: str, scaled: bool, gated: bool
     ) -> None:
@@ -145,6 +147,8 @@ class ChannelAttention(nn.Module):
     Shape:
         (N, C, *S) -> (N, C, *S)
     """
+
+    takes_means = True  # over all that the network sees
 
     def __init__(self, *, scaled: bool, gated: bool) -> None:
         super().__init__()

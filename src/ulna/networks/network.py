@@ -149,6 +149,14 @@ class Network(nn.Module):
         pruned.origin = self.origin
         return pruned
 
+    @property
+    def takes_means(self) -> bool:
+        """Whether the answer at a voxel depends on means over all that the network sees, as an instance norm takes them.
+
+        Those of a patch and of a whole image differ, however far away the rest of the image is.
+        """
+        return any(getattr(module, "takes_means", False) for module in self.modules() if module is not self)
+
     def _check(self, image: Tensor) -> None:
         dims = len(self.divisor)
         if image.ndim != dims + 2 or image.shape[1] != self.in_channels:

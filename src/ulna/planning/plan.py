@@ -277,7 +277,7 @@ def plan_training(
         patch=patch,
         batch=batch,
         strides=strides,
-        whole_image_limit=whole_image_limit(recipe.architecture.foreign, patch, reasons),
+        whole_image_limit=whole_image_limit(drafts.network(strides), recipe.architecture.foreign, patch, reasons),
         mirror_axes=mirror,
         turn_axes=turn,
         reasons=reasons,

@@ -25,7 +25,7 @@ LARGEST_PATCH = {2: 512 * 512, 3: 96 * 96 * 96}
 # What a forward pass of a training step may cost: where computing is the limit, several small steps teach more in an hour
 # than one large one.
 STEP_GMACS = 17.0
-# An image of up to this many pixels is predicted in one piece: 2D networks see it whole, volumes go by patches.
+# An image of up to this many pixels is predicted in one piece, where the network answers by what surrounds a voxel alone.
 WHOLE_IMAGE = {2: 1024 * 1024, 3: 64**3}
 
 
@@ -114,11 +114,12 @@ def _batch(patch: tuple[int, ...], network: Network, examples: tuple[int, str], 
     return max(1, batch), why
 
 
-def whole_image_limit(foreign: Foreign | None, patch: Sequence[int], reasons: dict[str, str]) -> int:
-    """Pixels or voxels up to which an image is predicted in one piece; a reason is added where none is.
+def whole_image_limit(network: Network, foreign: Foreign | None, patch: Sequence[int], reasons: dict[str, str]) -> int:
+    """Pixels or voxels up to which an image is predicted in one piece; a reason is added where it is no more than a patch.
 
     A network of others that pads a patch has been taught nothing of what it says behind it. An image that reached there would
-    be answered by that.
+    be answered by that. One that takes means over all that it sees was taught those of patches, and of a network of others
+    nobody knows that it does not.
     """
     if foreign is not None and _is_padded(foreign, patch):
         reasons["whole_image_limit"] = (
@@ -126,7 +127,15 @@ def whole_image_limit(foreign: Foreign | None, patch: Sequence[int], reasons: di
             "trained to answer within the patch alone"
         )
         return 0
-    return max(WHOLE_IMAGE[len(patch)], math.prod(patch))
+    limit = max(WHOLE_IMAGE[len(patch)], math.prod(patch))
+    if math.prod(patch) < limit and (foreign is not None or network.takes_means):
+        does = "takes" if foreign is None else "of others may take"
+        reasons["whole_image_limit"] = (
+            f"that of the patch: larger images are predicted in windows of it, for the network {does} means over all that it "
+            "sees (as instance norms and attention do), and is taught by those of patches"
+        )
+        return math.prod(patch)
+    return limit
 
 
 def _is_padded(foreign: Foreign, patch: Sequence[int]) -> bool:
