@@ -1,7 +1,5 @@
 """Up to which size an image is predicted in one piece: not where a network was taught within a part of what it is given."""
 
-import math
-
 import pytest
 import torch
 import yaml
@@ -47,19 +45,25 @@ def test_images_are_whole_where_the_network_takes_no_means():
     assert not reasons
 
 
+@pytest.mark.parametrize("patch", [(64, 64), (1024, 1024)])
 @pytest.mark.parametrize("name", ["nnunet", "mednext", "efficient_unet", "omega_net"])
-def test_images_larger_than_a_patch_go_by_windows_where_it_does(name):
+def test_images_go_by_windows_where_it_does(name, patch):
     reasons = {}
-    assert whole_image_limit(small(name), None, (64, 64), reasons) == 64 * 64
-    assert reasons["whole_image_limit"].startswith("that of the patch: larger images are predicted in windows of it")
+    assert whole_image_limit(small(name), None, patch, reasons) == 0
+    assert reasons["whole_image_limit"].startswith(
+        "none: images are predicted in windows of the patch, for the network"
+    )
 
 
-@pytest.mark.parametrize("patch", [(96, 96, 96), (64, 64, 64)])
-def test_a_large_patch_is_whole_in_any_case(patch):
-    reasons = {}
-    for foreign in (None, OTHERS):
-        assert whole_image_limit(small("nnunet", 3), foreign, patch, reasons) == math.prod(patch)
-    assert not reasons
+def test_so_does_any_network_whose_norm_is_one_of_instances():
+    torch.manual_seed(0)
+    conv = [{"kind": "double_conv", "options": {"norm": "instance"}}]
+    network = build("unet", in_channels=1, classes=2, spatial_dims=2, **FEW, conv=conv)
+    assert network.takes_means and whole_image_limit(network, None, (64, 64), {}) == 0
+
+
+def test_a_large_patch_is_whole_in_any_case():
+    assert whole_image_limit(small("unet", 3), None, (96, 96, 96), {}) == 96**3
 
 
 @pytest.mark.parametrize(
@@ -73,18 +77,17 @@ def test_a_large_patch_is_whole_in_any_case(patch):
     ],
 )
 def test_a_network_of_others_goes_by_windows(divisor, least, patch, padded):
-    """However small an image is, where patches are padded."""
     reasons = {}
     foreign = OTHERS.replaced(divisor=divisor, least=least)
-    assert whole_image_limit(small("unet", 3), foreign, patch, reasons) == (0 if padded else math.prod(patch))
-    assert reasons["whole_image_limit"].startswith("none: " if padded else "that of the patch: ")
+    assert whole_image_limit(small("unet", 3), foreign, patch, reasons) == 0
+    assert ("which the network pads" in reasons["whole_image_limit"]) == padded
 
 
 def test_a_plan_says_so(tmp_path, discs):
     words = ("planning.patch=[16,16]", "planning.batch=2", "training.min_steps=2", "architecture.channels=[4,8]")
     run = ulna.train(discs, model="nnunet", out=tmp_path / "run", epochs=1, set=words)
     plan = yaml.safe_load((run.folder / "plan.yaml").read_text())
-    assert plan["whole_image_limit"] == 256 and "windows" in plan["reasons"]["whole_image_limit"]
+    assert plan["whole_image_limit"] == 0 and "takes means over all" in plan["reasons"]["whole_image_limit"]
 
 
 def test_a_training_of_padded_patches_predicts_in_windows_of_them(tmp_path, discs):

@@ -27,6 +27,7 @@ from ulna.errors import Interrupted, PartialFailure, UsageError
 from ulna.study import compare as comparing
 from ulna.study.compare import compare
 from ulna.study.publishing import _escaped
+from ulna.study.same_study import check_same, stored_study
 from ulna.study.scores import MEASURES
 from ulna.trust.calibration import read_calibration
 
@@ -270,7 +271,7 @@ def test_a_training_that_fails_is_listed_and_does_not_stop_the_others(many, tmp_
 @pytest.mark.parametrize(
     "damage",
     [{"plan": None}, {"plan": {"patch": [32, 32]}}, {"plan": {"patch": 32, "batch": 2}}, {"recipes": []},
-     {"architectures": {"unet": None}}, {"format": "new"}, {"threads": -3}, {"threads": "2"}],
+     {"architectures": {"unet": None}}, {"format": "new"}, {"whole": {"unet": "all"}}, {"threads": -3}, {"threads": "2"}],
     ids=str,
 )  # fmt: skip
 def test_a_damaged_study_is_refused_with_the_name_of_its_file(study, many, tmp_path, damage):
@@ -278,6 +279,19 @@ def test_a_damaged_study_is_refused_with_the_name_of_its_file(study, many, tmp_p
     (tmp_path / "study.json").write_text(json.dumps({**facts, **damage}))
     with pytest.raises(UsageError, match=r"study\.json: damaged .*; restore it, or choose another --out"):
         compare(many, models=MODELS, out=tmp_path, epochs=2, set=TINY)
+
+
+def test_a_study_that_predicted_in_one_piece_is_not_gone_on_with_in_windows(study):
+    """Earlier versions did not say how, and did so with every network."""
+    before = stored_study(study.folder)
+    assert before["whole"] == {"unet": 1024**2, "unetpp": 1024**2}
+    now = {**before, "whole": {**before["whole"], "unetpp": 0, "nnunet": 0}}
+    check_same(study.folder, now, dict(now))
+    for earlier in (before, {**before, "whole": {}}):
+        check_same(study.folder, earlier, dict(before))
+        with pytest.raises(UsageError, match="unetpp predicts images larger than a patch in windows now") as caught:
+            check_same(study.folder, earlier, dict(now))
+        assert "nnunet" not in str(caught.value), "it is new"
 
 
 def test_a_folder_of_something_else_is_refused(many, tmp_path):

@@ -15,7 +15,8 @@ from ulna.errors import counted, printable
 from ulna.executors.handing import reason
 from ulna.executors.job import Ended, Job, told_need
 from ulna.executors.places import Places
-from ulna.executors.working import BESIDE, PARENT
+from ulna.executors.working import BESIDE
+from ulna.system.cores import PARENT
 from ulna.system.device import gpu_names
 from ulna.system.outputs import make_folder
 from ulna.system.progress import Standing

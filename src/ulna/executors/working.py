@@ -14,13 +14,12 @@ from pathlib import Path
 
 from ulna.errors import Interrupted, UsageError
 from ulna.kernels.allocator import give_back_memory, tune_memory
+from ulna.system.cores import PARENT
 from ulna.system.locking import locked
 from ulna.system.passed_on import without_places
 from ulna.system.progress import Lines, report_to
 from ulna.system.progress_file import ProgressFile
 
-# The environment variable that names the process which began a job: the job ends when that is gone.
-PARENT = "ULNA_PARENT"
 # The one that says that a process of this job was cut off, and others run beside it again: see `Job.goes_on`.
 BESIDE = "ULNA_BESIDE"
 # How often a process looks whether its parent is still there.

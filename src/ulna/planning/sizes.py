@@ -115,27 +115,22 @@ def _batch(patch: tuple[int, ...], network: Network, examples: tuple[int, str], 
 
 
 def whole_image_limit(network: Network, foreign: Foreign | None, patch: Sequence[int], reasons: dict[str, str]) -> int:
-    """Pixels or voxels up to which an image is predicted in one piece; a reason is added where it is no more than a patch.
+    """Pixels or voxels up to which an image is predicted in one piece; 0, with the reason, where none is.
 
     A network of others that pads a patch has been taught nothing of what it says behind it. An image that reached there would
     be answered by that. One that takes means over all that it sees was taught those of patches, and of a network of others
-    nobody knows that it does not.
+    nobody knows that it does not. An image within the patch is one window.
     """
+    why = ""
     if foreign is not None and _is_padded(foreign, patch):
-        reasons["whole_image_limit"] = (
-            "none: images are predicted in windows of the patch, which the network pads to a larger size, and it is "
-            "trained to answer within the patch alone"
-        )
-        return 0
-    limit = max(WHOLE_IMAGE[len(patch)], math.prod(patch))
-    if math.prod(patch) < limit and (foreign is not None or network.takes_means):
+        why = "which the network pads to a larger size, and it is trained to answer within the patch alone"
+    elif foreign is not None or network.takes_means:
         does = "takes" if foreign is None else "of others may take"
-        reasons["whole_image_limit"] = (
-            f"that of the patch: larger images are predicted in windows of it, for the network {does} means over all that it "
-            "sees (as instance norms and attention do), and is taught by those of patches"
-        )
-        return math.prod(patch)
-    return limit
+        why = f"for the network {does} means over all that it sees, and is trained by those of patches"
+    if why:
+        reasons["whole_image_limit"] = f"none: images are predicted in windows of the patch, {why}"
+        return 0
+    return max(WHOLE_IMAGE[len(patch)], math.prod(patch))
 
 
 def _is_padded(foreign: Foreign, patch: Sequence[int]) -> bool:

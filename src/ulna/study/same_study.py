@@ -19,6 +19,7 @@ from ulna.system.threads import MOST_THREADS, choose_threads
 from ulna.training.checkpoint import TRAINING_FORMAT
 
 STUDY_FILE = "study.json"
+_EARLIER = 1  # voxels: versions that did not say it had all networks predict images in one piece
 
 
 def settings_of_study(
@@ -44,6 +45,10 @@ def settings_of_study(
             for variant, planned in zip(variants, settled.planned, strict=True)
         },
         "architectures": {v.name: v.recipe.architecture.model_dump(mode="json") for v in settled.variants},
+        "whole": {
+            variant.name: planned.plan.whole_image_limit
+            for variant, planned in zip(variants, settled.planned, strict=True)
+        },
     }
 
 
@@ -60,6 +65,7 @@ def stored_study(out: Path) -> dict[str, Any] | None:
             "plan": _checked_sizes(values["plan"]),
             "recipes": {name: str(text) for name, text in values["recipes"].items()},
             "architectures": {name: dict(fields) for name, fields in values["architectures"].items()},
+            "whole": {name: int(limit) for name, limit in values.get("whole", {}).items()},
         }
         if values.get("threads") is not None:  # earlier versions did not say it
             checked["threads"] = _checked_threads(values["threads"])
@@ -122,6 +128,12 @@ def check_same(out: Path, before: Mapping[str, Any], now: dict[str, Any]) -> Non
             if before[kind][name] != now[kind][name]
         ]
         now[kind] = {**before[kind], **now[kind]}
+    differing += [
+        f"{name} predicts images larger than a patch in windows now, in one piece there"
+        for name, limit in now["whole"].items()
+        if name in before["recipes"] and not limit and before["whole"].get(name, _EARLIER)
+    ]
+    now["whole"] = {**before["whole"], **now["whole"]}
     if differing:
         raise UsageError(f"{out}: a study with other settings: {'; '.join(sorted(differing))}; choose another --out")
 

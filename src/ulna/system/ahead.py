@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ def ahead(
     threads: int,
     need: Callable[[A], float] = lambda item: 0.0,
     room: float = math.inf,
-) -> Iterator[B]:
+) -> Generator[B, None, None]:
     """`make` of every item, in order; with threads, as many are made ahead of the one that is used, else none is.
 
     What is not yet begun when the reader ends is left out.

@@ -10,6 +10,8 @@ from pathlib import Path
 
 STAT, QUOTA = Path("/proc/stat"), Path("/sys/fs/cgroup/cpu.max")
 LOOK_S = 0.4  # how long processors are watched
+# The environment variable that names the process which began a job, beside others: the job ends when that is gone.
+PARENT = "ULNA_PARENT"
 IDLE = (3, 4)  # the columns of /proc/stat that count waiting: idle, and idle while a disk is waited for
 
 
