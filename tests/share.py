@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -28,12 +27,14 @@ def mark_the_rest_slow(items: Sequence[pytest.Item]) -> None:
     Which of the four comes first is another one with each commit, in CI (ULNA_TEST_FIRST).
     """
     phase = int(hashlib.sha256(FIRST.encode()).hexdigest(), 16) if FIRST else 0
-    seen: Counter[tuple[str, str]] = Counter()
+    series: dict[tuple[str, str, int], list[pytest.Item]] = {}
     for item in items:
         marker = item.get_closest_marker("share")
-        if marker is None or item.get_closest_marker("slow"):
-            continue
-        test = str(item.path), getattr(item, "originalname", item.name)
-        if (seen[test] + phase) % marker.args[0]:
-            item.add_marker(pytest.mark.slow)
-        seen[test] += 1
+        if marker is not None and item.get_closest_marker("slow") is None:
+            test = str(item.path), getattr(item, "originalname", item.name), marker.args[0]
+            series.setdefault(test, []).append(item)
+    for (_, _, wanted), cases in series.items():
+        part = min(wanted, len(cases))  # so that one at least is quick
+        for number, item in enumerate(cases):
+            if (number + phase) % part:
+                item.add_marker(pytest.mark.slow)

@@ -154,6 +154,9 @@ def test_windows_of_the_median_image():
     assert windows(planned_for(by_windows)) == 4 * 2  # 16 of 40 pixels at 0, 8, 16, 24 and of 24 at 0, 8
     whole = plans.make(fingerprint=size)
     assert windows(planned_for(whole)) == pytest.approx(40 * 24 / 16**2)
+    small = {"size": dict.fromkeys(("min", "median", "max"), (12.0, 40.0))}
+    flat = plans.make(fingerprint=small, whole_image_limit=0)
+    assert windows(planned_for(flat)) == pytest.approx(4 * 12 / 16)  # windows of 12 x 16
     finer = plans.make(fingerprint=size, spacing=(0.5, 1.0), whole_image_limit=100)
     assert windows(planned_for(finer)) == math.prod((4, 2))  # the fingerprint's spacings are those of the plan
 

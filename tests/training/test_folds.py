@@ -329,6 +329,18 @@ def fold_of(folder, number, of_classes):
     return run
 
 
+def test_folds_that_predict_in_other_ways_are_not_mixed(tmp_path):
+    runs = [tmp_path / f"fold_{number}" for number in range(4)]
+    for number, run in enumerate(runs[:3]):  # the fourth has not begun
+        run.mkdir()
+        (run / "plan.yaml").write_text(to_yaml(make(whole_image_limit=0 if number == 2 else 1024)))
+    room.check_alike(tmp_path, runs[:2])
+    with pytest.raises(
+        UsageError, match=r"fold_0 was planned by an earlier version .* in one piece, fold_2 in windows"
+    ):
+        room.check_alike(tmp_path, runs)
+
+
 def test_measures_that_not_all_folds_chose_are_left_out_and_said(tmp_path, monkeypatch, caplog):
     """And lengths are those of the volumes, whose slices a 2D network reads."""
     for name in ("write_report", "of_folds", "read_shown"):

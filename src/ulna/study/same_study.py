@@ -48,6 +48,7 @@ def settings_of_study(
         "whole": {
             variant.name: planned.plan.whole_image_limit
             for variant, planned in zip(variants, settled.planned, strict=True)
+            if not planned.network.head.sparse  # points have always been read in windows
         },
     }
 

@@ -21,6 +21,7 @@ from ulna.data.pipeline.slices import stacked
 from ulna.errors import UsageError
 from ulna.inference.segmenter import network_for
 from ulna.inference.sliding import count_windows
+from ulna.inference.volume import window_of
 from ulna.planning.grid import median_grid
 from ulna.planning.length import BUDGETS, Budget
 from ulna.planning.plan import Planned
@@ -245,13 +246,16 @@ def hours_in_words(planned: Planned) -> str:
 
 
 def windows(planned: Planned) -> float:
-    """Patches that the prediction of the median image takes; a share of one where it is smaller, or taken whole."""
+    """Patches that the prediction of the median image takes; a share of each where it is smaller, or taken whole."""
     plan, whole = planned.plan, median_grid(planned.plan)
     grid = tuple(whole[axis] for axis in plan.patch_axes)
     slices = 1 if plan.slices is None else whole[plan.slices.axis]
-    if plan.takes_whole(grid, sparse=planned.network.head.sparse):
+    sparse = planned.network.head.sparse
+    if plan.takes_whole(grid, sparse=sparse):
         return slices * math.prod(grid) / math.prod(plan.patch)
-    return slices * count_windows(grid, plan.patch, planned.recipe.inference.overlap)
+    window = plan.patch if sparse else window_of(plan, grid, sparse=False)  # patches of points are filled up
+    share = math.prod(window) / math.prod(plan.patch)
+    return slices * share * count_windows(grid, plan.patch, planned.recipe.inference.overlap)
 
 
 def _several(make: Callable[[int], Any], what: str) -> list[Any]:

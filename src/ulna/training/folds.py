@@ -31,6 +31,7 @@ from ulna.pages.sealing import PAGE_FILE
 from ulna.recipe import Plan, Recipe, Split, from_yaml, to_yaml
 from ulna.system.files import from_cell, write_text
 from ulna.system.locking import locked
+from ulna.system.names import PLAN_FILE
 from ulna.system.outputs import FOLDS_FILE, RUN_FILE
 from ulna.system.passed_on import stored_command
 from ulna.system.reading import read_json_object
@@ -130,6 +131,7 @@ def cross_validate(
                     if all_folds is None:
                         log.info("%s: is finished", which)
                     continue
+                check_alike(folder, runs)
                 begun = (run / RUN_FILE).exists()
                 log.info("%s: %s", which, "goes on" if begun else "begins")
                 own = recipe.replaced(training=recipe.training.replaced(fold=number))
@@ -167,6 +169,22 @@ def _changed(folder: Path, limits: Limits) -> Recipe:
     return recipe.replaced(training=with_limits(recipe.training, **limits))
 
 
+def check_alike(folder: Path, runs: Sequence[Path]) -> None:
+    """Refuse folds of which some predict images in windows of the patch, and others in one piece, as earlier versions did.
+
+    Raises:
+        UsageError: naming one of each.
+    """
+    planned = [run for run in runs if (run / PLAN_FILE).exists()]
+    windows = {from_yaml(Plan, run / PLAN_FILE).whole_image_limit == 0: run.name for run in reversed(planned)}
+    if len(windows) == 2:
+        raise UsageError(
+            f"{folder}: {windows[False]} was planned by an earlier version of ulna, which predicted images larger than a "
+            f"patch in one piece, {windows[True]} in windows of the patch; one summary does not mix them: train all folds "
+            "into another --out"
+        )
+
+
 def finished(run: Path, recipe: Recipe) -> bool:
     """Whether a fold has its figures, and was trained as long as the recipe of all folds says."""
     if not all((run / name).exists() for name in (RUN_FILE, CASES, SUMMARY)):
@@ -194,8 +212,9 @@ def told(summary: dict[str, Any], left_s: float = 0.0) -> str:
 
 def _summarise(folder: Path, runs: Sequence[Path], recipe: Recipe, data: Path) -> dict[str, Any]:
     """`cases.csv` and `summary.json` of all folds: every case scored by the network of the fold that kept it aside."""
+    check_alike(folder, runs)
     summaries = [read_json_object(run / SUMMARY) for run in runs]
-    plan = from_yaml(Plan, runs[0] / "plan.yaml")
+    plan = from_yaml(Plan, runs[0] / PLAN_FILE)
     agreed = Agreed.of(summaries)
     scores = Scores(plan.labels, recipe.evaluation.empty_score, by=recipe.evaluation.by, choice=agreed.choice)
     for run, of_fold in zip(runs, summaries, strict=True):

@@ -77,7 +77,7 @@ def test_needs_are_those_of_the_largest_and_more_where_files_are_larger(dataset)
 
 
 def test_a_blank_image_that_is_packed_to_nothing_says_nothing_of_the_others(tmp_path):
-    for name, values in (("a", np.zeros((40, 40, 40), np.uint8)), ("b", None), ("c", None)):
+    for name, values in (("a", np.zeros((41, 40, 40), np.uint8)), ("b", None), ("c", None)):
         values = np.random.default_rng(1).integers(0, 200, (40, 40, 40), np.uint8) if values is None else values
         for folder in ("images", "labels"):
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ def test_a_blank_image_that_is_packed_to_nothing_says_nothing_of_the_others(tmp_
     cases, needs = Dataset.from_folder(tmp_path).cases, Needs()
     for case in cases[:2]:
         needs.learn(case, scan_case(case, None))
-    assert needs.of(cases[2]) == pytest.approx(needed(40**3), rel=0.01)
+    assert needs.of(cases[2]) == pytest.approx(needed(41 * 40 * 40), rel=0.01)
 
 
 def test_every_map_of_labels_counts(dataset):
@@ -111,6 +111,11 @@ def test_what_must_end_the_reading_ends_it(dataset, monkeypatch):
     with pytest.raises(UsageError, match="the disk is full"):
         scan_dataset(dataset, readers=3)
     assert threading.active_count() == before
+    monkeypatch.setattr(reading, "scan_case", scan_case)
+    monkeypatch.setattr(Needs, "learn", lambda *_: 1 // 0)  # as a Ctrl-C beside the threads
+    with pytest.raises(ZeroDivisionError) as kept:  # its traceback holds what was under way
+        scan_dataset(dataset, readers=3)
+    assert kept.tb is not None and threading.active_count() == before
 
 
 def test_rows_of_one_file_are_read_one_by_one(tmp_path):
@@ -141,3 +146,6 @@ def test_a_job_of_slurm_has_a_quarter_of_what_it_was_granted(monkeypatch):
     for stated, room in (("4096", 2**30), ("0", 10**12 / 4), ("all", 10**12 / 4)):
         monkeypatch.setenv("SLURM_MEM_PER_NODE", stated)
         assert Needs().room == room
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "1024")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "8")
+    assert Needs().room == 2**31

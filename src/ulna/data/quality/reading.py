@@ -87,7 +87,7 @@ class Needs:
     def __init__(self, labels: Labels | None = None) -> None:
         self.room = SHARE * min(memory(), _granted())
         self._maps = len(labels.foreground) if labels is not None and labels.multilabel else 1
-        self._most, self._stored = 0.0, 1  # of the case that took most
+        self._most, self._stored = 0.0, 1  # the most that a case took, and that its files take
         self._sizes: dict[str, int] = {}  # of files, by case: a folder of slices is gone through once
 
     def of(self, case: Case) -> float:
@@ -101,7 +101,7 @@ class Needs:
         voxels = math.prod(found.size) if found.size else 0
         image = voxels * found.channels * np.dtype(found.dtype or "u1").itemsize
         taken = HELD * image + HELD_LABELS * voxels * self._maps
-        self._most, self._stored = max((self._most, self._stored), (float(taken), self._files(case)))
+        self._most, self._stored = max(self._most, float(taken)), max(self._stored, self._files(case))
         self._sizes.pop(case.id, None)
 
     def _files(self, case: Case) -> int:
@@ -112,8 +112,9 @@ class Needs:
 
 def _granted() -> float:
     """Bytes that SLURM grants a job, which no file of the job's own group may tell; any number where there is no SLURM."""
-    stated = os.environ.get("SLURM_MEM_PER_NODE", "")
-    return int(stated) * 2**20 if stated.isdecimal() and int(stated) else math.inf
+    stated = (os.environ.get(name, "") for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"))
+    node, core, cores = (int(text) if text.isdecimal() else 0 for text in stated)
+    return (node or core * cores or math.inf) * 2**20
 
 
 def stored_bytes(case: Case) -> int:
