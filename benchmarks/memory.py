@@ -290,6 +290,7 @@ def main() -> None:
             image.unlink()
     if arguments.out:
         given = {name: value for name, value in vars(arguments).items() if name != "out"}
+        rows = [{name: value for name, value in row.items() if name != "said"} for row in rows]  # names folders of here
         write(arguments.out, {"conditions": conditions(), "options": given, "rows": rows})
 
 
