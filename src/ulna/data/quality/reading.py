@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from ulna.data.formats.limits import memory, room
-from ulna.data.formats.source import Source
 from ulna.data.layout.case import Case
 from ulna.data.layout.dataset import Dataset
 from ulna.data.quality.scan import CaseStats, scan_case
@@ -22,6 +21,7 @@ from ulna.recipe import Labels
 from ulna.system.ahead import ahead
 from ulna.system.cores import PARENT, granted_cores
 from ulna.system.progress import bar, track
+from ulna.system.trees import stamp
 
 MOST_READERS = 8  # more wait for a disk
 HELD = 4  # bytes that a case takes for one of its image while it is looked through: 1.1 to 2.5 were measured
@@ -120,17 +120,11 @@ def _granted() -> float:
 def stored_bytes(case: Case) -> int:
     """Of all files of a case, at least 1; those that are not there, or not within reach, count nothing."""
     sources = (*case.images, *(() if case.label is None else (case.label,)))
-    return max(1, sum(_size(path) for source in sources for path in _files(source)))
-
-
-def _files(source: Source) -> Sequence[Path]:
-    if source.series is None and os.path.isdir(source.path):  # noqa: PTH112, never raises: `Path.is_dir` may
-        return [Path(folder, name) for folder, _, names in os.walk(source.path) for name in names]
-    return source.files
+    return max(1, sum(_size(path) for source in sources for path in source.files))
 
 
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        return stamp(path)[1]
     except OSError:
         return 0
